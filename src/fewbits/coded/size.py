@@ -1,0 +1,101 @@
+"""The itemised size of a file: rows that sum to its bytes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+__all__ = ["SizeReport", "SizeRow"]
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One item of a file.
+
+    Attributes:
+        name: tensor name; a shared codebook and the file's own parts have names in parentheses.
+        kind: grid, codebook, transform, raw, shared or file.
+        shape: shape of the tensor; empty for parts that are none.
+        codecs: names of the codecs of its streams, joined by "+".
+        elements: number of values it stands for (0 for side parts).
+        float_bytes: bytes of the same tensor uncompressed: 4 per floating-point value.
+        payload: bytes of coded symbols (or raw data).
+        side: bytes of everything else that belongs to it (steps, offsets, scales, codebooks).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    codecs: str
+    elements: int
+    float_bytes: int
+    payload: int
+    side: int
+
+    @property
+    def bytes(self) -> int:
+        """Payload and side information together."""
+        return self.payload + self.side
+
+    @property
+    def bits_per_element(self) -> float:
+        """All bits of this row per value; 0 for a row without values."""
+        return 8 * self.bytes / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """Rows of one file. ``file_bytes`` is their sum, and the file's length on disk."""
+
+    rows: tuple[SizeRow, ...]
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes on disk, everything counted."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the uncompressed parameters and buffers, floating point as float32."""
+        return sum(row.float_bytes for row in self.rows)
+
+    @property
+    def weights(self) -> int:
+        """Number of quantized weights (all values where nothing is quantized)."""
+        coded = sum(row.elements for row in self.rows if row.kind not in ("raw", "shared", "file"))
+        return coded or sum(row.elements for row in self.rows)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All bits of the file divided by the number of quantized weights."""
+        return 8 * self.file_bytes / max(1, self.weights)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Uncompressed bytes divided by the file's bytes."""
+        return self.float_bytes / max(1, self.file_bytes)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the totals and the rows as JSON-ready values."""
+        return {
+            "file_bytes": self.file_bytes,
+            "float_bytes": self.float_bytes,
+            "weights": self.weights,
+            "bits_per_weight": self.bits_per_weight,
+            "compression_ratio": self.compression_ratio,
+            "rows": [asdict(row) | {"bytes": row.bytes} for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        width = max([len(row.name) for row in self.rows] + [6])
+        lines = [f"{'tensor':{width}}  {'kind':9} {'values':>10} {'bytes':>9} {'side':>7} {'bits':>6}"]
+        for row in self.rows:
+            bits = f"{row.bits_per_element:6.2f}" if row.elements else "     -"
+            lines.append(
+                f"{row.name:{width}}  {row.kind:9} {row.elements:>10,} {row.bytes:>9,}"
+                f" {row.side:>7,} {bits}"
+            )
+        lines.append(
+            f"{self.file_bytes:,} bytes, {self.bits_per_weight:.3f} bits per weight, "
+            f"{self.compression_ratio:.1f}x smaller than float32"
+        )
+        return "\n".join(lines)

@@ -1,0 +1,253 @@
+"""What a compressed tensor is: integers, and the little that turns them back into values.
+
+Every kind dequantizes by elementwise IEEE operations in a fixed order, so the same file gives the
+same bits on every machine. numpy only; nothing here knows a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, require
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "RAW_DTYPES",
+    "ActivationGrid",
+    "Codebook",
+    "CodebookTensor",
+    "CodedTensor",
+    "Contents",
+    "GridTensor",
+    "JSONValue",
+    "Layout",
+    "RawTensor",
+    "TransformTensor",
+]
+
+JSONValue: TypeAlias = "None | bool | int | float | str | list[JSONValue] | dict[str, JSONValue]"
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+FLOAT_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+RAW_DTYPES = FLOAT_DTYPES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an index matrix (neurons, inputs) becomes a tensor: reshape, permute, reshape.
+
+    ``tensor = matrix.reshape(split).transpose(axes).reshape(shape)``. Most layers need none (a
+    Conv2d weight is its matrix, reshaped); a transposed convolution keeps its inputs first.
+    """
+
+    split: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.axes) != list(range(len(self.split))):
+            raise ConfigError(f"layout axes {self.axes} do not permute {len(self.split)} dimensions")
+
+
+def _check_rows(name: str, values: Float32, rows: int) -> None:
+    require(values.dtype == np.float32, name, "a float32 array", values.dtype)
+    require(values.shape in ((1,), (rows,)), f"{name}.shape", f"(1,) or ({rows},)", values.shape)
+    require(bool(np.isfinite(values).all()), name, "finite", "NaN or infinity")
+
+
+def _check_index(index: Int32, shape: tuple[int, ...], layout: Layout | None, dtype: str) -> None:
+    size = int(np.prod(shape, dtype=np.int64))
+    require(index.dtype == np.int32 and index.ndim == 2, "index", "an int32 matrix", index.dtype)
+    require(index.size == size, "index.size", f"{size}, the size of shape {shape}", index.size)
+    require(dtype in FLOAT_DTYPES, "dtype", f"one of {sorted(FLOAT_DTYPES)}", dtype)
+    if layout is not None:
+        split = int(np.prod(layout.split, dtype=np.int64))
+        require(split == size, "layout.split", f"of size {size}", layout.split)
+
+
+def _to_tensor(matrix: Float32, shape: tuple[int, ...], layout: Layout | None) -> Float32:
+    if layout is not None:
+        matrix = matrix.reshape(layout.split).transpose(layout.axes)
+    return np.ascontiguousarray(matrix).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class GridTensor:
+    """Uniform grid: ``value = step * (index - offset)``.
+
+    Attributes:
+        shape: shape of the tensor it stands for.
+        dtype: dtype of that tensor (a key of ``FLOAT_DTYPES``); values are computed in float32.
+        index: int32 (rows, columns); a row is a neuron (output channel).
+        step: float32 (1,) or (rows,), finite.
+        offset: float32 (1,) or (rows,), a multiple of 1/2 (1/2 for a grid without a zero).
+        layout: how the matrix becomes the tensor; None where a reshape is enough.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    index: Int32
+    step: Float32
+    offset: Float32 = field(default_factory=lambda: np.zeros(1, np.float32))
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        _check_index(self.index, self.shape, self.layout, self.dtype)
+        _check_rows("step", self.step, len(self.index))
+        _check_rows("offset", self.offset, len(self.index))
+        halves = self.offset * 2
+        require(bool((halves == np.rint(halves)).all()), "offset", "multiples of 1/2", self.offset)
+
+    def dequantize(self) -> Float32:
+        """Return the float32 values in ``shape``: one subtraction and one product per weight."""
+        matrix = (self.index.astype(np.float32) - self.offset[:, None]) * self.step[:, None]
+        return _to_tensor(matrix, self.shape, self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Strictly increasing float32 levels. Tensors that hold the *same object* share it in a file."""
+
+    values: Float32
+
+    def __post_init__(self) -> None:
+        values = self.values
+        require(values.dtype == np.float32 and values.ndim == 1, "values", "float32 (levels,)", values)
+        require(values.size > 0 and bool(np.isfinite(values).all()), "values", "finite", values)
+        require(bool((np.diff(values) > 0).all()), "values", "strictly increasing", values)
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookTensor:
+    """Levels from a table: ``value = scale * codebook.values[index]``.
+
+    ``index`` int32 (rows, columns) in [0, levels); ``scale`` float32 (1,) or (rows,). Shape, dtype
+    and layout as in :class:`GridTensor`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    index: Int32
+    codebook: Codebook
+    scale: Float32 = field(default_factory=lambda: np.ones(1, np.float32))
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        _check_index(self.index, self.shape, self.layout, self.dtype)
+        _check_rows("scale", self.scale, len(self.index))
+        levels = self.codebook.values.size
+        inside = self.index.size == 0 or (self.index.min() >= 0 and self.index.max() < levels)
+        require(bool(inside), "index", f"in [0, {levels})", "values outside the codebook")
+
+    def dequantize(self) -> Float32:
+        """Return the float32 values in ``shape``: one look-up and one product per weight."""
+        matrix = self.codebook.values[self.index] * self.scale[:, None]
+        return _to_tensor(matrix, self.shape, self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class TransformTensor:
+    """Coded coefficients in a coded basis (transform quantization, Young et al. 2021).
+
+    ``side="left"``: matrix = basis @ coefficients; ``side="right"``: matrix = coefficients @ basis.
+    Both parts are matrices and are counted. The product is accumulated one basis vector at a time
+    in float64, then rounded to float32 once: slower than a library product, the same everywhere.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    coefficients: GridTensor | CodebookTensor
+    basis: GridTensor
+    side: str = "left"
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        require(self.side in ("left", "right"), "side", "'left' or 'right'", self.side)
+        require(self.dtype in FLOAT_DTYPES, "dtype", f"one of {sorted(FLOAT_DTYPES)}", self.dtype)
+        left, right = self._factors()
+        fits = len(left.shape) == len(right.shape) == 2 and left.shape[1] == right.shape[0]
+        require(fits, "basis and coefficients", "matrices that multiply", (left.shape, right.shape))
+        size = int(np.prod(self.shape, dtype=np.int64))
+        require(left.shape[0] * right.shape[1] == size, "shape", "the size of the product", self.shape)
+
+    def _factors(self) -> tuple[GridTensor | CodebookTensor, GridTensor | CodebookTensor]:
+        pair = (self.basis, self.coefficients)
+        return pair if self.side == "left" else (pair[1], pair[0])
+
+    def dequantize(self) -> Float32:
+        """Return the float32 values in ``shape``. Cost: rank * size multiply-adds."""
+        left, right = (part.dequantize().astype(np.float64) for part in self._factors())
+        total = np.zeros((left.shape[0], right.shape[1]))
+        for k in range(left.shape[1]):
+            total += left[:, k, None] * right[k]
+        return _to_tensor(total.astype(np.float32), self.shape, self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+    """A tensor left alone: its little-endian bytes.
+
+    Attributes:
+        shape: shape of the tensor.
+        dtype: dtype of the tensor when restored (a key of ``RAW_DTYPES``).
+        data: uint8 (bytes,) in the *stored* dtype.
+        stored: dtype of ``data``; differs from ``dtype`` only where the recipe asked for 16 bits.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: NDArray[np.uint8]
+    stored: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.stored:
+            object.__setattr__(self, "stored", self.dtype)
+        for name in ("dtype", "stored"):
+            value = getattr(self, name)
+            require(value in RAW_DTYPES, name, f"one of {sorted(RAW_DTYPES)}", value)
+        size = int(np.prod(self.shape, dtype=np.int64)) * RAW_DTYPES[self.stored]
+        require(self.data.dtype == np.uint8, "data", "uint8", self.data.dtype)
+        require(self.data.size == size, "data.size", f"{size} bytes for {self.shape}", self.data.size)
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """Quantized input of one layer: ``bits``, largest magnitude ``clip`` (> 0), ``signed`` or not."""
+
+    bits: int
+    clip: float
+    signed: bool
+
+    def __post_init__(self) -> None:
+        require(1 <= self.bits <= 16, "bits", "an integer in [1, 16]", self.bits)
+        require(self.clip > 0 and np.isfinite(self.clip), "clip", "a positive number", self.clip)
+
+
+CodedTensor: TypeAlias = GridTensor | CodebookTensor | TransformTensor | RawTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything one file holds.
+
+    Attributes:
+        tensors: name to coded tensor, in the order of the network's state dict.
+        aliases: other names of tied tensors, each to the name under which it is coded.
+        activations: layer name to the grid of its quantized input.
+        metadata: JSON values: recipe, source of the network, reasons of skipped tensors.
+    """
+
+    tensors: Mapping[str, CodedTensor]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    activations: Mapping[str, ActivationGrid] = field(default_factory=dict)
+    metadata: Mapping[str, JSONValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for alias, name in self.aliases.items():
+            require(name in self.tensors, f"aliases[{alias!r}]", "the name of a tensor", name)
+            require(alias not in self.tensors, "aliases", "names that are not tensors", alias)
