@@ -87,7 +87,8 @@ class SizeReport:
 
     def __str__(self) -> str:
         width = max([len(row.name) for row in self.rows] + [6])
-        lines = [f"{'tensor':{width}}  {'kind':9} {'values':>10} {'bytes':>9} {'side':>7} {'bits':>6}"]
+        title = f"{'tensor':{width}}  {'kind':9} {'values':>10} {'bytes':>9}"
+        lines = [f"{title} {'side':>7} {'bits':>6}"]
         for row in self.rows:
             bits = f"{row.bits_per_element:6.2f}" if row.elements else "     -"
             lines.append(

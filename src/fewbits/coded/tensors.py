@@ -30,7 +30,7 @@ __all__ = [
     "TransformTensor",
 ]
 
-JSONValue: TypeAlias = "None | bool | int | float | str | list[JSONValue] | dict[str, JSONValue]"
+JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
@@ -51,7 +51,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         if sorted(self.axes) != list(range(len(self.split))):
-            raise ConfigError(f"layout axes {self.axes} do not permute {len(self.split)} dimensions")
+            raise ConfigError(
+                f"layout axes {self.axes} do not permute {len(self.split)} dimensions"
+            )
 
 
 def _check_rows(name: str, values: Float32, rows: int) -> None:
@@ -111,13 +113,15 @@ class GridTensor:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Strictly increasing float32 levels. Tensors that hold the *same object* share it in a file."""
+    """Strictly increasing float32 levels. Tensors with the *same object* share it in a file."""
 
     values: Float32
 
     def __post_init__(self) -> None:
         values = self.values
-        require(values.dtype == np.float32 and values.ndim == 1, "values", "float32 (levels,)", values)
+        require(
+            values.dtype == np.float32 and values.ndim == 1, "values", "float32 (levels,)", values
+        )
         require(values.size > 0 and bool(np.isfinite(values).all()), "values", "finite", values)
         require(bool((np.diff(values) > 0).all()), "values", "strictly increasing", values)
 
@@ -173,7 +177,9 @@ class TransformTensor:
         fits = len(left.shape) == len(right.shape) == 2 and left.shape[1] == right.shape[0]
         require(fits, "basis and coefficients", "matrices that multiply", (left.shape, right.shape))
         size = int(np.prod(self.shape, dtype=np.int64))
-        require(left.shape[0] * right.shape[1] == size, "shape", "the size of the product", self.shape)
+        require(
+            left.shape[0] * right.shape[1] == size, "shape", "the size of the product", self.shape
+        )
 
     def _factors(self) -> tuple[GridTensor | CodebookTensor, GridTensor | CodebookTensor]:
         pair = (self.basis, self.coefficients)
@@ -212,12 +218,14 @@ class RawTensor:
             require(value in RAW_DTYPES, name, f"one of {sorted(RAW_DTYPES)}", value)
         size = int(np.prod(self.shape, dtype=np.int64)) * RAW_DTYPES[self.stored]
         require(self.data.dtype == np.uint8, "data", "uint8", self.data.dtype)
-        require(self.data.size == size, "data.size", f"{size} bytes for {self.shape}", self.data.size)
+        require(
+            self.data.size == size, "data.size", f"{size} bytes for {self.shape}", self.data.size
+        )
 
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """Quantized input of one layer: ``bits``, largest magnitude ``clip`` (> 0), ``signed`` or not."""
+    """Quantized input of one layer: ``bits``, ``clip`` (largest magnitude, > 0), ``signed``."""
 
     bits: int
     clip: float

@@ -1,0 +1,24 @@
+"""What people read: tables of sizes, plans and comparisons."""
+
+from .table import Column, Table, human_bytes, show
+from .views import (
+    Comparison,
+    comparison_table,
+    methods_table,
+    plan_table,
+    settings_table,
+    size_table,
+)
+
+__all__ = [
+    "Column",
+    "Comparison",
+    "Table",
+    "comparison_table",
+    "human_bytes",
+    "methods_table",
+    "plan_table",
+    "settings_table",
+    "show",
+    "size_table",
+]

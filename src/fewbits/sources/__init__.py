@@ -1,0 +1,24 @@
+"""Models and data by name: ``builtin:digits-cnn``, ``mynet:build``, ``digits``, ``folder:pets``."""
+
+from __future__ import annotations
+
+from . import arrays, builtin, digits, folder, huggingface, idx, module, vision
+from .data import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
+from .load import LoadedModel, load_data, load_model
+from .registries import DATA, MODELS
+
+__all__ = [
+    "DATA",
+    "MODELS",
+    "ArraySplit",
+    "DataSource",
+    "IndexedSplit",
+    "LoadedModel",
+    "Normalization",
+    "Split",
+    "StreamSplit",
+    "load_data",
+    "load_model",
+]
+
+del arrays, builtin, digits, folder, huggingface, idx, module, vision

@@ -1,0 +1,39 @@
+# Two commands do everything: `make demo` and `make test` set up what they need first.
+# VENV=path uses another environment; PYTHON=python3.12 makes it with another interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all setup check bench docs
+
+demo: $(READY)
+	$(BIN)/fewbits demo
+
+test: $(READY)
+	$(BIN)/pytest -q -n 2
+
+test-all: $(READY)
+	$(BIN)/pytest -q -n 2 -m "slow or not slow"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/kernel_speed.py
+	$(BIN)/python benchmarks/mnist_mlp.py
+	$(BIN)/python benchmarks/resnet20_cifar10.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/summary.py
+
+docs: $(READY)
+	$(BIN)/python docs/build.py

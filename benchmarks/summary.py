@@ -1,0 +1,125 @@
+"""Print the markdown tables of the documentation from the records in results/.
+
+python benchmarks/summary.py [resnet20_cifar10 mnist_mlp speed]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _origin(record: dict[str, Any]) -> str:
+    where = record["environment"]
+    commit = (where["commit"] or "no commit")[:10] + "+" * bool(where["uncommitted_changes"])
+    return (
+        f"`{record['command']}`: {record['model']}. {record['data']}. "
+        f"fewbits {where['fewbits']} ({commit}), torch {where['torch']}, {where['cpu']}."
+    )
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if "target" not in row:
+        return ""
+    accuracy, size = row["target"]["accuracy_at_least"], row["target"]["bytes_at_most"]
+    met = "met" if row["accuracy_met"] and row["bytes_met"] else "missed"
+    return f"{met}: {accuracy} % in {size:,} bytes"
+
+
+def resnet20_cifar10(record: dict[str, Any]) -> str:
+    """Accuracy and bytes: mean over seeds, with their range."""
+    rows = [
+        (
+            row["method"],
+            str(row["bits"]),
+            f"{row['accuracy_mean']:.2f} ({row['accuracy_min']:.2f} to {row['accuracy_max']:.2f})",
+            f"{row['file_bytes_mean']:,.0f}",
+            f"{row['cpu_seconds_mean']:.0f}",
+            _verdict(row),
+        )
+        for row in record["summary"]
+    ]
+    head = ("method", "bits", "top-1 % (range over seeds)", "file bytes", "CPU seconds", "target")
+    return f"Float32: {record['float_accuracy']['test']:.2f} %.\n\n{_table(head, rows)}"
+
+
+def mnist_mlp(record: dict[str, Any]) -> str:
+    """Test accuracy at every radius, then what validation chose."""
+    sweeps: dict[str, dict[float, dict[str, Any]]] = {}
+    for run in record["runs"]:
+        if "clip" in run["settings"]:
+            sweeps.setdefault(run["method"], {})[run["settings"]["clip"]] = run
+    clips = sorted({clip for sweep in sweeps.values() for clip in sweep})
+    rows = [
+        (name, *(f"{sweep[clip]['accuracy']['test']:.2f}" for clip in clips))
+        for name, sweep in sweeps.items()
+    ]
+    chosen = [
+        (
+            name,
+            str(best["settings"].get("clip", "")),
+            f"{best['test']:.2f}",
+            f"{best['file_bytes']:,}",
+        )
+        for name, best in record["selected_on_validation"].items()
+    ]
+    checks = [(name, "yes" if met else "no") for name, met in record["checks"].items()]
+    return "\n\n".join(
+        [
+            f"Float32: {record['float_accuracy']['test']:.2f} %.",
+            _table(("C", *(f"{clip:g}" for clip in clips)), rows),
+            _table(("chosen on validation images", "C", "test top-1 %", "file bytes"), chosen),
+            _table(("published finding", "holds here"), checks),
+        ]
+    )
+
+
+def speed(record: dict[str, Any]) -> str:
+    """Cost in float passes, and memory against the number of images."""
+    rows = [
+        (
+            f"{row['calibration_images']:,}",
+            row["inputs"],
+            f"{row['inputs_mb']:.0f}",
+            f"{row['compress']['cpu_seconds']:.1f}",
+            f"{row['float_passes_cpu']:.1f}",
+            f"{row['rss_growth_mb']:.0f}",
+            f"{row['rss_peak_mb']:.0f}",
+        )
+        for row in record["measured"]
+    ]
+    head = ("images", "inputs", "inputs MB", "CPU s", "float passes", "growth MB", "peak MB")
+    peer = record["peer"]
+    low, high = peer["float_passes_cpu"]
+    return (
+        f"{_table(head, rows)}\n\n{peer['tool']}: {low} to {high} float passes ({peer['source']})."
+    )
+
+
+PRINTERS = {"resnet20_cifar10": resnet20_cifar10, "mnist_mlp": mnist_mlp, "speed": speed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="*", metavar="NAME", help=f"of {', '.join(PRINTERS)}")
+    for name in parser.parse_args().records or list(PRINTERS):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            print(f"## {name}\n\nno record yet: run benchmarks/{name}.py\n")
+            continue
+        record = json.loads(path.read_text())
+        print(f"## {name}\n\n{_origin(record)}\n\n{PRINTERS[name](record)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""fewbits: the smallest file at a wanted accuracy, from any trained PyTorch network.
+
+>>> import fewbits
+>>> coded = fewbits.compress(model, fewbits.GPFQ(bits=4), calibration=loader)  # doctest: +SKIP
+>>> coded.save("net.fewbits")                                                  # doctest: +SKIP
+>>> model = fewbits.load("net.fewbits", into=model)                            # doctest: +SKIP
+
+Names are imported on first use, so that ``import fewbits`` and ``fewbits.inspect`` need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import compress, load, plan
+    from .container import FileInfo, inspect
+    from .errors import (
+        CalibrationError,
+        ConfigError,
+        CorruptFileError,
+        FewbitsError,
+        MissingExtraError,
+        ModelError,
+        SourceError,
+        TargetError,
+    )
+    from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
+    from .model import CodedModel
+    from .planning import Plan
+    from .progress import ProgressEvent
+    from .recipe import Recipe, Rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPFQ",
+    "GPTQ",
+    "METHODS",
+    "CalibrationError",
+    "CodedModel",
+    "ConfigError",
+    "CorruptFileError",
+    "FewbitsError",
+    "FileInfo",
+    "MissingExtraError",
+    "ModelError",
+    "Nearest",
+    "Plan",
+    "ProgressEvent",
+    "Qronos",
+    "Recipe",
+    "Rule",
+    "SourceError",
+    "TargetError",
+    "compress",
+    "inspect",
+    "load",
+    "plan",
+]
+
+_HOMES = {
+    ".api": ("compress", "load", "plan"),
+    ".container": ("FileInfo", "inspect"),
+    ".errors": tuple(name for name in __all__ if name.endswith("Error")),
+    ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),
+    ".model": ("CodedModel",),
+    ".planning": ("Plan",),
+    ".progress": ("ProgressEvent",),
+    ".recipe": ("Recipe", "Rule"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fewbits' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

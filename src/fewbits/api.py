@@ -1,0 +1,101 @@
+"""Compress and load: the only orchestration. Everything else is a part that it puts together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from os import PathLike, fspath
+from typing import Any, overload
+
+from torch import Tensor, nn
+
+from .container import read
+from .engine.batches import Forward
+from .engine.targets import check_finite
+from .errors import ConfigError, ModelError
+from .methods import Method
+from .model import CodedModel, load_into, state_dict
+from .pipeline import Pipeline
+from .planning import Plan, make_plan
+from .progress import Progress, silent
+from .recipe import Recipe
+
+__all__ = ["compress", "load", "plan"]
+
+HowToCompress = Method | Recipe | Mapping[str, Any] | str | PathLike[str]
+
+
+def compress(
+    model: nn.Module,
+    method: HowToCompress,
+    calibration: Iterable[Any] | Tensor | None = None,
+    forward: Forward | None = None,
+    *,
+    seed: int | None = None,
+    source: str = "",
+    max_live_bytes: int = 1 << 30,
+    progress: Progress = silent,
+) -> CodedModel:
+    """Compress a trained network; ``model`` itself stays as it is.
+
+    Args:
+        model: any ``nn.Module``; works on copies in eval mode, without tracing.
+        method: a method for all weights (``fewbits.GPFQ(bits=4)``), a :class:`Recipe`, or the path
+            of a recipe file.
+        calibration: an iterable of batches (tensors, tuples such as (inputs, labels), dicts), or
+            one tensor of stacked samples. Needed by methods that look at activations. Never pass
+            evaluation data.
+        forward: ``forward(model, batch)`` calls the network where the default would not do.
+        seed: of every random choice; overrides the recipe's.
+        source: how to build the network again ("module:callable"), kept in the file.
+        max_live_bytes: bound on the activations held by suspended forward passes; batches beyond
+            it are run again for every layer.
+        progress: told of every layer that is done.
+
+    Returns:
+        The compressed network: save it, print its size report, or read its state dict.
+
+    Raises:
+        ConfigError: a setting or recipe (TargetError: a pattern that matches nothing).
+        ModelError: NaN or infinite weights, or a network that cannot be copied or written.
+        CalibrationError: calibration data missing, empty, not finite, or a forward that raises.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    recipe = Recipe.of(method, calibrated=calibration is not None)
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    steps = make_plan(model, recipe)
+    check_finite(model)
+    try:
+        reference = deepcopy(model).eval()
+    except Exception as error:
+        raise ModelError(
+            f"the network cannot be copied ({type(error).__name__}: {error}), and compressing "
+            "must not change the original. Remove what copy.deepcopy refuses, such as open files."
+        ) from error
+    pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress)
+    return pipeline.run(reference, source)
+
+
+def plan(model: nn.Module, method: HowToCompress) -> Plan:
+    """Return what :func:`compress` would do with every tensor, without doing it."""
+    return make_plan(model, Recipe.of(method))
+
+
+@overload
+def load(path: str | PathLike[str], into: None = None) -> dict[str, Tensor]: ...
+@overload
+def load(path: str | PathLike[str], into: nn.Module) -> nn.Module: ...
+def load(path: str | PathLike[str], into: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
+    """Read a file: into a network, which is returned, or as a plain state dict.
+
+    Raises:
+        CorruptFileError: the file is truncated, damaged, or not one of ours.
+        ModelError: ``into`` has another architecture; it is left unchanged.
+    """
+    contents = read(path)
+    if into is None:
+        return state_dict(contents)
+    return load_into(contents, into, f"file {fspath(path)!r}")

@@ -1,0 +1,5 @@
+"""``python -m fewbits.cli``."""
+
+from . import main
+
+main()

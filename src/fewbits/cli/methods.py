@@ -1,0 +1,41 @@
+"""``fewbits methods``: what exists, what each needs, and its settings."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from inspect import getdoc
+from typing import Annotated, Any
+
+import typer
+
+from ..report import methods_table, settings_table
+from .verb import Json, Outcome, verb
+
+__all__ = ["methods"]
+
+
+@verb
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Tell all about one method.")] = None,
+    as_json: Json = False,
+) -> Outcome:
+    """List the methods, or explain one: summary, paper, what it needs, settings and defaults.
+
+    Example: fewbits methods gpfq
+    """
+    from ..methods import METHODS  # noqa: PLC0415  (brings torch)
+
+    if name is None:
+        entries = [_describe(kind) for _, kind in METHODS.items()]
+        return Outcome({"methods": entries}, (methods_table(entries),))
+    kind = METHODS[name]
+    entry = _describe(kind)
+    head = f"{name}: {entry['summary']}\npaper: {entry['paper']}\nneeds: {entry['needs']}"
+    shown = (f"{head}\n\n{getdoc(kind)}\n", settings_table(entry["settings"]))
+    return Outcome({**entry, "description": getdoc(kind)}, shown)
+
+
+def _describe(kind: Any) -> dict[str, Any]:
+    defaults = {f.name: "required" if f.default is MISSING else f.default for f in fields(kind)}
+    words = {key: getattr(kind, key) for key in ("name", "summary", "paper", "needs")}
+    return {**words, "settings": defaults}

@@ -1,0 +1,113 @@
+"""What all verbs share: how an outcome is printed, and how an error becomes an exit code.
+
+A verb returns an :class:`Outcome` and prints nothing. With ``--json`` standard output gets one JSON
+object and nothing else; whatever people's own code prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeAlias
+
+import typer
+from rich.console import Console
+
+from ..errors import ConfigError, FewbitsError
+from ..report import Table, show
+
+__all__ = ["Force", "Json", "Outcome", "check_output", "note", "verb"]
+
+P = ParamSpec("P")
+
+NOT_MET = 3
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text.")
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb found: ``data`` for machines, ``shown`` (tables and lines) for people."""
+
+    data: Mapping[str, Any]
+    shown: tuple[Table | str, ...] = ()
+    exit_code: int = 0
+
+
+def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
+    """Make a command of a function that returns an outcome and takes ``as_json``."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            with redirect_stdout(sys.stderr):
+                outcome = function(*args, **kwargs)
+        except (FewbitsError, OSError) as error:
+            _fail(type(error).__name__, str(error), as_json, 1)
+        except KeyboardInterrupt:
+            _fail("KeyboardInterrupt", "interrupted", as_json, 130)
+        else:
+            _print(outcome, as_json)
+            raise typer.Exit(outcome.exit_code)
+
+    return run
+
+
+def note(text: str) -> None:
+    """Tell something on standard error."""
+    typer.echo(text, err=True)
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work is done, an output that could not or should not be written.
+
+    Raises:
+        ConfigError: the folder does not exist, or the file does and ``force`` is not given.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"output folder {str(path.parent)!r} does not exist. Create it first.")
+    if path.is_dir():
+        raise ConfigError(f"output {str(path)!r} is a folder. Name a file in it.")
+    if path.exists() and not force:
+        raise ConfigError(f"output {str(path)!r} exists. Name another file, or add --force.")
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_plain(outcome.data), indent=2, allow_nan=False))
+        return
+    console = Console(soft_wrap=True)
+    for part in outcome.shown:
+        if isinstance(part, Table):
+            show(part, console)
+        else:
+            typer.echo(part)
+
+
+def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
+    line = " ".join(message.split())
+    if as_json:
+        typer.echo(json.dumps({"error": {"type": kind, "message": line}}))
+    else:
+        note(f"error: {line}")
+    raise typer.Exit(code)
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values; NaN and infinities, which JSON lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

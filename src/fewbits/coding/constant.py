@@ -1,0 +1,34 @@
+"""``constant``: a matrix of one value, in no byte for 0 and a few for any other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .codec import CODECS, Symbols
+from .varint import Cursor, signed_varint
+
+__all__ = ["Constant"]
+
+
+class Constant:
+    """One value for the whole matrix."""
+
+    number = 0
+    summary = "one value for all"
+
+    def encode(self, symbols: Symbols) -> bytes | None:
+        """Return the value, or None where there are two."""
+        first = int(symbols[0, 0])
+        if not (symbols == first).all():
+            return None
+        return signed_varint(first) if first else b""
+
+    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+        """Return the matrix filled with the value."""
+        cursor = Cursor(data)
+        value = cursor.symbol() if data else 0
+        cursor.finish()
+        return np.full((rows, columns), value, np.int32)
+
+
+CODECS.register("constant")(Constant())

@@ -1,0 +1,111 @@
+"""Which streams a header implies, in order, and what each part of them is for.
+
+The writer, the reader and the size report all follow this one list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..coded import RAW_DTYPES
+from ..errors import CorruptFileError
+from .entries import RawEntry, leaves
+from .header import Header
+
+__all__ = ["CHECKSUM", "Part", "Span", "Stream", "plan_streams", "spans"]
+
+CHECKSUM = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of values of one stream: whose (``name``) and what for (``role``).
+
+    Roles: index, coefficients and basis (index matrices), raw, levels (of the codebook whose
+    position is ``name``), factors and offsets (``name`` is the tensor's, ``leaf`` the part of
+    a transform), clips.
+    """
+
+    name: str
+    role: str
+    values: int
+    leaf: str = ""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A matrix of symbols: its size, and the parts that its rows are made of."""
+
+    label: str
+    rows: int
+    columns: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stream's place in a file: its bytes are ``[start, end)``, its checksum follows."""
+
+    stream: Stream
+    codec: int
+    start: int
+    end: int
+
+
+def plan_streams(header: Header) -> list[Stream]:
+    """Return the streams of a file in order; those without symbols do not exist."""
+    streams = [*_own(header), _side(header), *_groups(header)]
+    return [stream for stream in streams if stream.rows * stream.columns]
+
+
+def spans(header: Header, start: int, end: int) -> list[Span]:
+    """Return every stream with its place; they must fill ``[start, end)`` exactly."""
+    streams = plan_streams(header)
+    if not len(streams) == len(header.lengths) == len(header.codecs):
+        raise CorruptFileError(
+            f"the header implies {len(streams)} streams, gives {len(header.lengths)} lengths "
+            f"and {len(header.codecs)} codecs"
+        )
+    found = []
+    for stream, codec, length in zip(streams, header.codecs, header.lengths, strict=True):
+        found.append(Span(stream, codec, start, start + length))
+        start += length + CHECKSUM
+    if start != end:
+        raise CorruptFileError(f"the streams end at byte {start}, the file at byte {end}")
+    return found
+
+
+def _own(header: Header) -> Iterator[Stream]:
+    for name, entry in header.entries.items():
+        for role, leaf in leaves(entry):
+            rows, columns = leaf.matrix
+            part = Part(name, role, rows * columns)
+            yield Stream(f"the {role} of {name!r}", rows, columns, (part,))
+        if isinstance(entry, RawEntry) and not entry.grouped:
+            part = Part(name, "raw", entry.values)
+            yield Stream(f"the values of {name!r}", entry.values, entry.width, (part,))
+
+
+def _side(header: Header) -> Stream:
+    parts = [Part(str(place), "levels", levels) for place, levels in enumerate(header.codebooks)]
+    for name, entry in header.entries.items():
+        for role, leaf in leaves(entry):
+            parts.append(Part(name, "factors", leaf.factors, role))
+            parts.append(Part(name, "offsets", leaf.offsets, role))
+    if header.clips is None:
+        parts.append(Part("", "clips", len(header.activations)))
+    parts = [part for part in parts if part.values]
+    rows = sum(part.values for part in parts)
+    return Stream("the side stream (steps, scales, codebooks)", rows, 4, tuple(parts))
+
+
+def _groups(header: Header) -> Iterator[Stream]:
+    groups: dict[tuple[str, str], list[Part]] = {}
+    for name, entry in header.entries.items():
+        if isinstance(entry, RawEntry) and entry.grouped and entry.values:
+            key = (entry.stored, name.rpartition(".")[2])
+            groups.setdefault(key, []).append(Part(name, "raw", entry.values))
+    for (stored, _), parts in groups.items():
+        label = f"the {stored} values of the small tensors {parts[0].name!r} to {parts[-1].name!r}"
+        yield Stream(label, sum(part.values for part in parts), RAW_DTYPES[stored], tuple(parts))

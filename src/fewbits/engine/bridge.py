@@ -1,0 +1,84 @@
+"""Between torch tensors and coded tensors: pack a method's answer, and read any coded tensor back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..coded import (
+    FLOAT_DTYPES,
+    RAW_DTYPES,
+    Codebook,
+    CodebookTensor,
+    CodedTensor,
+    GridTensor,
+    RawTensor,
+)
+from ..errors import ModelError
+from .layer import QuantizedMatrix
+from .targets import Target
+
+__all__ = ["pack", "pack_raw", "to_torch"]
+
+_NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pack(result: QuantizedMatrix, target: Target, dtype: torch.dtype) -> CodedTensor:
+    """Return the coded tensor of one weight; ``dtype`` is the weight's own."""
+    index = result.index.reshape(target.view.rows, -1).to(torch.int32).cpu().numpy()
+    index = np.ascontiguousarray(index)
+    name, layout = _name(dtype), target.view.layout
+    if result.levels is not None:
+        scale = np.ones(1, np.float32) if result.scale is None else _vector(result.scale)
+        book = Codebook(_vector(result.levels))
+        return CodebookTensor(target.shape, name, index, book, scale, layout)
+    if result.step is None:
+        raise ModelError(f"weight {target.name!r}: the method returned neither step nor levels.")
+    offset = np.array([result.offset], np.float32)
+    return GridTensor(target.shape, name, index, _vector(result.step), offset, layout)
+
+
+def pack_raw(tensor: Tensor, name: str, raw_dtype: str = "keep") -> RawTensor:
+    """Return ``tensor`` as its bytes, in 16 bits where asked and where every value survives it.
+
+    A value survives when it stays finite and within 2**-8 of itself (2**-10 for float16 that does
+    not underflow); otherwise the tensor keeps its own dtype.
+
+    Raises:
+        ModelError: a dtype that a file cannot hold.
+    """
+    own = _name(tensor.dtype)
+    if own not in RAW_DTYPES:
+        raise ModelError(
+            f"tensor {name!r} has dtype {own}, which a file cannot hold. Convert it to one of "
+            f"{', '.join(sorted(RAW_DTYPES))}."
+        )
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    stored = own
+    if raw_dtype in _NARROW and own in FLOAT_DTYPES and FLOAT_DTYPES[own] > 2:
+        narrow = flat.to(_NARROW[raw_dtype])
+        error = (narrow.to(flat.dtype) - flat).abs()
+        if bool((error <= flat.abs() * 2**-8).all()):
+            flat, stored = narrow, raw_dtype
+    data = flat.view(torch.uint8).numpy().copy() if flat.numel() else np.zeros(0, np.uint8)
+    return RawTensor(tuple(tensor.shape), own, data, stored)
+
+
+def to_torch(coded: CodedTensor) -> Tensor:
+    """Return the values of any coded tensor, in its shape and dtype, in fresh memory."""
+    dtype: torch.dtype = getattr(torch, coded.dtype)
+    if not isinstance(coded, RawTensor):
+        return torch.from_numpy(coded.dequantize()).to(dtype)
+    if coded.data.size == 0:
+        return torch.empty(coded.shape, dtype=dtype)
+    stored: torch.dtype = getattr(torch, coded.stored)
+    return torch.from_numpy(coded.data.copy()).view(stored).to(dtype).reshape(coded.shape)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _vector(values: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return values.detach().to(torch.float32).cpu().reshape(-1).numpy().copy()

@@ -1,0 +1,152 @@
+"""What happens at a layer of the lockstep: rows are drawn, moments add up, weights are quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from .layer import LayerMatrix, QuantizedMatrix
+from .lockstep import Call
+from .rows import Rows, draw_rows
+from .statistics import StatisticsAccumulator
+from .targets import Target
+
+__all__ = ["LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
+
+Encode = Callable[[LayerMatrix], QuantizedMatrix]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One weight to quantize: ``encode`` is the method; ``both`` asks for the float inputs too."""
+
+    target: Target
+    encode: Encode
+    both: bool = True
+
+
+def row_budget(columns: int, limit: int | None = None) -> int:
+    """Return how many rows a layer keeps: 32 per column, from 4,096 to 65,536, or ``limit``.
+
+    Moments of N columns settle with the number of rows over N; beyond 32 the choice of levels
+    hardly moves (see benchmarks), while the cost of the moments goes on growing.
+    """
+    return min(max(32 * columns, 4096), 65536) if limit is None else limit
+
+
+def layer_seed(seed: int, *parts: object) -> int:
+    """Return a seed of its own for every layer (and batch, and call), the same on every machine."""
+    return crc32(":".join(map(str, (seed, *parts))).encode())
+
+
+def quantize_blind(network: nn.Module, work: Work, seed: int) -> QuantizedMatrix:
+    """Quantize a weight from its values alone, and write the result into ``network``."""
+    return _quantize(network, work, None, seed)
+
+
+@dataclass
+class LayerQuantizer:
+    """Observer of the lockstep.
+
+    Attributes:
+        network: the network being quantized, changed in place.
+        work: module name to the weights of it.
+        batches: number of calibration batches, over which the row budget is spread evenly.
+        seed: of the run.
+        rows: row budget of every layer; None for :func:`row_budget`.
+        sinks: layer name to the parameter that takes its output shift, where the layer has no
+            bias of its own but a batch normalization it absorbed has.
+        results: weight name to its quantized matrix, filled as layers complete.
+        notes: weight name to what the person should know.
+    """
+
+    network: nn.Module
+    work: Mapping[str, Sequence[Work]]
+    batches: int
+    seed: int
+    rows: int | None = None
+    sinks: Mapping[str, str] = field(default_factory=dict)
+    results: dict[str, QuantizedMatrix] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
+
+    def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
+        """Add the rows of one call in both networks; the same rows are drawn in both."""
+        for work in self.work[module]:
+            view, name = work.target.view, work.target.name
+            if view.inputs is None:
+                continue
+            seen = view.inputs(quantized)
+            known = seen if reference is quantized or not work.both else view.inputs(reference)
+            if seen.count != known.count:
+                raise CalibrationError(
+                    f"layer {module!r}, batch {batch}: {known.count} input rows in the float "
+                    f"network and {seen.count} in the quantized one. Its control flow depends on "
+                    "values; quantize it with a method that needs no inputs, such as nearest."
+                )
+            if seen.count:
+                self._add(work, seen, known, batch, layer_seed(self.seed, name, batch, call))
+
+    def _add(self, work: Work, seen: Rows, known: Rows, batch: int, seed: int) -> None:
+        view, name = work.target.view, work.target.name
+        columns = view.columns(work.target.shape)
+        quota = -(-row_budget(columns, self.rows) // self.batches)
+        picks = draw_rows(seen.count, quota, seed)
+        quantized = _checked(seen.take(picks), work.target, columns, batch)
+        reference = quantized
+        if known is not seen:
+            reference = _checked(known.take(picks), work.target, columns, batch)
+        if name not in self._sums:
+            self._sums[name] = StatisticsAccumulator(view.groups, columns)
+        self._sums[name].add(reference, quantized)
+
+    def complete(self, module: str) -> None:
+        """Quantize every weight of ``module`` from what was observed."""
+        for work in self.work[module]:
+            name = work.target.name
+            sums = self._sums.pop(name, None)
+            if sums is None:
+                continue
+            result = _quantize(self.network, work, sums, self.seed)
+            self.results[name] = result
+            if result.bias_shift is not None:
+                self._shift_bias(work.target, result.bias_shift)
+
+    def _shift_bias(self, target: Target, shift: Tensor) -> None:
+        bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
+        parameters = dict(self.network.named_parameters())
+        sink = bias if bias in parameters else self.sinks.get(target.module, "")
+        if sink in parameters:
+            with torch.no_grad():
+                parameters[sink].add_(shift.to(parameters[sink]))
+        else:
+            self.notes[target.name] = "no bias to correct: the layer has none"
+
+
+def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
+    if rows.shape[-1] != columns:
+        raise CalibrationError(
+            f"layer {target.module!r}, batch {batch}: inputs have {rows.shape[-1]} features where its "
+            f"weight has {columns} columns. Check the shape of the calibration batches."
+        )
+    return rows
+
+
+@torch.no_grad()
+def _quantize(
+    network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int
+) -> QuantizedMatrix:
+    target = work.target
+    parameter = network.get_parameter(target.name)
+    matrix = target.view.matrix(parameter.detach()).to(torch.float32).contiguous()
+    statistics = None if sums is None else sums.finish()
+    layer = LayerMatrix(target.name, matrix, statistics, layer_seed(seed, target.name))
+    result = work.encode(layer)
+    values = target.view.tensor(result.dequantize(), target.shape)
+    parameter.copy_(values.to(parameter.dtype))
+    return result

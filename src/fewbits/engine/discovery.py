@@ -1,0 +1,112 @@
+"""What a first pass tells: the order of the layers, their calls, and the bytes that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Discovery", "LiveBytes", "discover"]
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The order in which to quantize, from passes through the unquantized network.
+
+    Attributes:
+        order: modules reached, by their last call in a pass.
+        calls: calls of each in the first pass that reached it.
+        itineraries: by batch, the calls of each module in its whole pass.
+        live_bytes: most bytes that a pass held when it entered one of the modules.
+    """
+
+    order: tuple[str, ...]
+    calls: Mapping[str, int]
+    itineraries: dict[int, Mapping[str, int]]
+    live_bytes: int
+
+
+def discover(
+    run: Callable[[int, LiveBytes], Mapping[str, int]],
+    targets: int,
+    batches: int,
+    network: nn.Module,
+) -> Discovery:
+    """Run whole passes until every target has been seen: as a rule, one.
+
+    ``run(batch, meter)`` returns the calls by module, in order of the last call. Targets that the
+    first batch does not reach cost one more pass per batch until all are found. A module that only
+    a later batch reaches is put behind the one that precedes it there.
+    """
+    order: list[str] = []
+    calls: dict[str, int] = {}
+    itineraries: dict[int, Mapping[str, int]] = {}
+    meter = LiveBytes(network)
+    for batch in range(batches):
+        itinerary = run(batch, meter)
+        itineraries[batch] = itinerary
+        _merge(order, list(itinerary))
+        calls = {**itinerary, **calls}
+        if len(order) == targets:
+            break
+    return Discovery(tuple(order), calls, itineraries, meter.most)
+
+
+def _merge(order: list[str], trail: list[str]) -> None:
+    place = 0
+    for name in trail:
+        if name in order:
+            place = order.index(name) + 1
+        else:
+            order.insert(place, name)
+            place += 1
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Counts the bytes that a forward pass holds: storages its operators made that are still alive.
+
+    Sees every tensor in the thread that enters it, on any device, by weak reference; parameters and
+    buffers of ``network`` are not counted. Working memory inside an operator is not seen.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.most = 0
+        kept = (*network.parameters(), *network.buffers())
+        self._known = {ref for tensor in kept if (ref := _storage(tensor)) is not None}
+        self._made: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the operator and note what it returned."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            ref = _storage(leaf) if isinstance(leaf, torch.Tensor) else None
+            if ref is not None and ref not in self._known:
+                self._made[ref] = leaf.untyped_storage().nbytes()
+        return result
+
+    def sample(self) -> None:
+        """Take a measurement now."""
+        gone = [ref for ref in self._made if ref.expired()]  # type: ignore[no-untyped-call, unused-ignore]
+        for ref in gone:
+            del self._made[ref]
+        self.most = max(self.most, sum(self._made.values()))
+
+
+def _storage(tensor: torch.Tensor) -> StorageWeakRef | None:
+    try:
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call, unused-ignore]
+    except (NotImplementedError, RuntimeError):  # sparse, nested and wrapper tensors have none
+        return None

@@ -1,0 +1,160 @@
+"""What keeps suspended forward passes apart: state of the thread, random draws, batch, attributes.
+
+Passes that take turns must not see each other. Each has the caller's thread state, its own random
+draws, its own copy of the batch (a network may write into its input), and its own copy of the
+module tree (a network may stash activations on ``self``) over the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CallerState", "Draws", "cloned", "described", "preserved_draws", "replica"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """State of the default generators of torch: CPU, and CUDA once something uses it."""
+
+    cpu: Tensor
+    cuda: tuple[Tensor, ...]
+
+    @classmethod
+    def read(cls) -> Draws:
+        """Return the present state."""
+        cuda = torch.cuda.get_rng_state_all() if _uses_cuda() else ()
+        return cls(torch.get_rng_state(), tuple(cuda))
+
+    @staticmethod
+    def seed(number: int) -> None:
+        """Start the draws of a forward pass."""
+        torch.default_generator.manual_seed(number)
+        if _uses_cuda():  # torch.manual_seed would queue a call for a CUDA that is not in use
+            torch.cuda.manual_seed_all(number)
+
+    def write(self) -> None:
+        """Make this the present state."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+
+
+@contextmanager
+def preserved_draws() -> Iterator[None]:
+    """Leave the random draws of the caller as they were."""
+    before = Draws.read()
+    try:
+        yield
+    finally:
+        before.write()
+
+
+@dataclass(frozen=True)
+class CallerState:
+    """The part of torch's state that belongs to a thread, so that new threads can take it over.
+
+    Attributes:
+        autocast: (device type, dtype) of every autocast that is on.
+        device: the default device where it is not the CPU.
+        stream: the current CUDA stream, and with it the current GPU, once CUDA is in use.
+    """
+
+    autocast: tuple[tuple[str, torch.dtype], ...]
+    device: torch.device | None
+    stream: torch.cuda.Stream | None
+
+    @classmethod
+    def read(cls) -> CallerState:
+        """Return the state of the present thread."""
+        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        device = torch.get_default_device()
+        return cls(
+            tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds),
+            None if device.type == "cpu" else device,
+            torch.cuda.current_stream() if _uses_cuda() else None,
+        )
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Take over this state in the present thread, without gradients."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for kind, dtype in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if self.device is not None:
+                stack.enter_context(self.device)
+            if self.stream is not None:
+                stack.enter_context(torch.cuda.stream(self.stream))
+            yield
+
+
+def cloned(batch: Any, memo: dict[int, Tensor] | None = None) -> Any:
+    """Return ``batch`` with every tensor in tuples, lists and mappings copied.
+
+    One tensor in two places stays one tensor. Objects of other kinds are handed on as they are.
+    """
+    memo = {} if memo is None else memo
+    if isinstance(batch, Tensor):
+        return memo.setdefault(id(batch), batch.detach().clone())
+    if isinstance(batch, tuple):
+        parts = [cloned(part, memo) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    if isinstance(batch, list):
+        return [cloned(part, memo) for part in batch]
+    if isinstance(batch, MutableMapping):
+        twin = copy.copy(batch)
+        for key in list(twin):
+            twin[key] = cloned(batch[key], memo)
+        return twin
+    return batch
+
+
+def described(batch: Any) -> str:
+    """Return what a batch is in a few words, for messages: kinds, dtypes and shapes."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} tensor {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        parts = [f"{key}: {described(value)}" for key, value in list(batch.items())[:6]]
+        return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
+    if isinstance(batch, (tuple, list)):
+        parts = [described(value) for value in batch[:6]]
+        return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
+    return f"object of type {type(batch).__name__}"
+
+
+def replica(network: nn.Module) -> nn.Module | None:
+    """Return a second module tree over the same parameters, buffers and hooks.
+
+    Attributes that a forward pass writes belong to one tree; a weight changed in one is changed in
+    both. None where the network does not let itself be copied that way (a scripted module).
+    Cost: about 25 us a module, and the memory of tensors that are neither parameter nor buffer.
+    """
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for name, value in vars(module).items():
+            if "hook" in name or name in ("_parameters", "_buffers"):
+                memo[id(value)] = value
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                memo[id(tensor)] = tensor
+    try:
+        twin = copy.deepcopy(network, memo)
+    except Exception:  # whatever a foreign module raises, the caller goes on without a replica
+        return None
+    return twin if _weights(twin) == _weights(network) else None
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def _weights(network: nn.Module) -> list[tuple[str, int]]:
+    named = (*network.named_parameters(), *network.named_buffers())
+    return [(name, id(tensor)) for name, tensor in named]

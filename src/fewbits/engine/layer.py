@@ -1,0 +1,71 @@
+"""What a method sees of one weight, and what it returns: matrices, never modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .statistics import Statistics
+
+__all__ = ["LayerMatrix", "QuantizedMatrix"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMatrix:
+    """One weight as a batch of matrices.
+
+    Attributes:
+        name: state-dict name of the weight, for messages.
+        weight: (groups, neurons, columns) float32; one group unless the convolution is grouped.
+        statistics: of the layer's inputs; None where the method asked for none.
+        seed: of everything random this layer does.
+    """
+
+    name: str
+    weight: Tensor
+    statistics: Statistics | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix:
+    """Integers and the little that turns them back into values.
+
+    Either ``value = step * (index - offset)`` (``step`` given) or ``value = scale * levels[index]``
+    (``levels`` given).
+
+    Attributes:
+        index: (groups, neurons, columns) int32.
+        step: (1,) or (groups * neurons,) float32; None with a codebook.
+        offset: multiple of 1/2; 1/2 for a grid without a zero.
+        levels: strictly increasing (levels,) float32 codebook; None with a step.
+        scale: (1,) or (groups * neurons,) float32, with ``levels``.
+        bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
+        info: what the method measured, for reports ("objective", "saturation", "zeros", ...).
+    """
+
+    index: Tensor
+    step: Tensor | None
+    offset: float = 0.0
+    levels: Tensor | None = None
+    scale: Tensor | None = None
+    bias_shift: Tensor | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
+
+    def dequantize(self) -> Tensor:
+        """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
+        groups, rows, _ = self.index.shape
+        if self.levels is not None:
+            scale = torch.ones(1) if self.scale is None else self.scale
+            values, factor = self.levels[self.index.long()], scale
+        else:
+            values, factor = self.index.float() - self.offset, self._step()
+        return values * factor.expand(groups * rows).reshape(groups, rows, 1)
+
+    def _step(self) -> Tensor:
+        if self.step is None:
+            raise ValueError("a QuantizedMatrix needs a step or levels; it has neither")
+        return self.step

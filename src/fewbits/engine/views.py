@@ -1,0 +1,198 @@
+"""Layer kinds as adapters: each shows its weights as batches of matrices (groups, rows, columns).
+
+A row is a neuron: all the weights that make one output. Methods see matrices and rows of inputs,
+never a module; this file and :mod:`rows` are the only ones that know what a convolution is.
+Adding a layer kind is one adapter registered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..coded import Layout
+from ..registry import Registry
+from .lockstep import Call
+from .rows import Rows, conv_rows, conv_transpose_rows, feature_rows, stacked_rows
+
+__all__ = ["KINDS", "LayerKind", "WeightView", "kind_of", "views_of"]
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """One weight of one module as matrices.
+
+    Attributes:
+        parameter: its name inside the module.
+        rows: neurons in all groups together.
+        groups: matrices that see different inputs.
+        layout: how the matrix becomes the tensor; None where a reshape does.
+        inputs: the rows of a call; None where a forward pre-hook cannot see them.
+        blind: why it cannot.
+        bias: parameter of the module to which an output shift is added; "" where there is none.
+    """
+
+    parameter: str
+    rows: int
+    groups: int = 1
+    layout: Layout | None = None
+    inputs: Callable[[Call], Rows] | None = None
+    blind: str = ""
+    bias: str = ""
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Return the weight as (groups, rows / groups, columns)."""
+        if self.layout is not None:
+            split, axes = self.layout.split, self.layout.axes
+            inverse = [int(axis) for axis in np.argsort(axes)]
+            tensor = tensor.reshape([split[axis] for axis in axes]).permute(inverse)
+        columns = self.columns(tuple(tensor.shape))
+        return tensor.reshape(self.groups, self.rows // self.groups, columns)
+
+    def columns(self, shape: tuple[int, ...]) -> int:
+        """Return the inputs of each neuron of a weight of ``shape``."""
+        return prod(shape) // self.rows if self.rows else 0
+
+    def tensor(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the weight in its own ``shape``: the inverse of :meth:`matrix`."""
+        if self.layout is not None:
+            matrix = matrix.reshape(self.layout.split).permute(self.layout.axes)
+        return matrix.reshape(shape)
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """An adapter: which modules it takes, and the views of one."""
+
+    takes: Callable[[nn.Module], bool]
+    views: Callable[[nn.Module], list[WeightView]]
+
+
+KINDS: Registry[LayerKind] = Registry("layer kind")
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return the adapter that takes ``module``, or None."""
+    return next((kind for _, kind in KINDS.items() if kind.takes(module)), None)
+
+
+def views_of(module: nn.Module) -> list[WeightView]:
+    """Return the views of every weight of ``module`` that an adapter knows (often one, or none)."""
+    kind = kind_of(module)
+    return [] if kind is None else kind.views(module)
+
+
+def _argument(call: Call, position: int, name: str) -> Tensor:
+    value = call.args[position] if len(call.args) > position else call.kwargs[name]
+    return value.data if isinstance(value, PackedSequence) else value
+
+
+def _features(position: int = 0, name: str = "input") -> Callable[[Call], Rows]:
+    return lambda call: feature_rows(_argument(call, position, name))
+
+
+def _is(*types: type[nn.Module]) -> Callable[[nn.Module], bool]:
+    return lambda module: isinstance(module, types)
+
+
+def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    value = getattr(module, name)
+    return tuple(value.shape)
+
+
+def _linear(module: nn.Module) -> list[WeightView]:
+    rows = _shape(module, "weight")[0]
+    return [WeightView("weight", rows, inputs=_features(), bias="bias")]
+
+
+def _conv(module: nn.Module) -> list[WeightView]:
+    rows, groups = _shape(module, "weight")[0], int(getattr(module, "groups"))  # noqa: B009
+
+    def inputs(call: Call) -> Rows:
+        return conv_rows(_argument(call, 0, "input"), module)
+
+    return [WeightView("weight", rows, groups, inputs=inputs, bias="bias")]
+
+
+def _conv_transpose(module: nn.Module) -> list[WeightView]:
+    shape, groups = _shape(module, "weight"), int(getattr(module, "groups"))  # noqa: B009
+    split = (groups, shape[1], shape[0] // groups, *shape[2:])
+    layout = Layout(split, (0, 2, 1, *range(3, len(split))))
+
+    def inputs(call: Call) -> Rows:
+        return conv_transpose_rows(_argument(call, 0, "input"), module)
+
+    return [WeightView("weight", groups * shape[1], groups, layout, inputs, bias="bias")]
+
+
+def _transposed_linear(module: nn.Module) -> list[WeightView]:
+    columns, rows = _shape(module, "weight")
+    layout = Layout((rows, columns), (1, 0))
+    return [WeightView("weight", rows, layout=layout, inputs=_features(0, "x"), bias="bias")]
+
+
+def _embedding(module: nn.Module) -> list[WeightView]:
+    rows = _shape(module, "weight")[0]
+    return [WeightView("weight", rows, blind="a lookup multiplies no inputs")]
+
+
+def _recurrent(module: nn.Module) -> list[WeightView]:
+    views = []
+    for name, weight in module.named_parameters(recurse=False):
+        if not name.startswith("weight"):
+            continue
+        rows = weight.shape[0]
+        if name.startswith("weight_ih") and not _is_upper(module, name):
+            bias = name.replace("weight", "bias") if getattr(module, "bias", False) else ""
+            views.append(WeightView(name, rows, inputs=_features(), bias=bias))
+        else:
+            reason = "its inputs are made inside the recurrent layer, out of sight"
+            views.append(WeightView(name, rows, blind=reason))
+    return views
+
+
+def _is_upper(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.RNNBase) and not name.startswith("weight_ih_l0")
+
+
+def _attention(module: nn.Module) -> list[WeightView]:
+    names = ("query", "key", "value")
+    views = []
+    if getattr(module, "in_proj_weight", None) is not None:
+
+        def packed(call: Call) -> Rows:
+            parts = [feature_rows(_argument(call, i, name)) for i, name in enumerate(names)]
+            return stacked_rows(parts)
+
+        rows = _shape(module, "in_proj_weight")[0]
+        views.append(WeightView("in_proj_weight", rows, 3, inputs=packed, bias="in_proj_bias"))
+    else:
+        for i, name in enumerate(names):
+            parameter = f"{name[0]}_proj_weight"
+            rows = _shape(module, parameter)[0]
+            views.append(WeightView(parameter, rows, inputs=_features(i, name)))
+    reason = "the attention function applies it without calling it, so its inputs are out of sight"
+    out = module.get_submodule("out_proj")
+    views.append(WeightView("out_proj.weight", _shape(out, "weight")[0], blind=reason))
+    return views
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    kind = type(module)  # recognised by name: transformers stays an optional dependency
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+KINDS.register("attention")(LayerKind(_is(nn.MultiheadAttention), _attention))
+KINDS.register("linear")(LayerKind(_is(nn.Linear), _linear))
+KINDS.register("conv")(LayerKind(_is(nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv))
+KINDS.register("conv_transpose")(
+    LayerKind(_is(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose)
+)
+KINDS.register("embedding")(LayerKind(_is(nn.Embedding, nn.EmbeddingBag), _embedding))
+KINDS.register("recurrent")(LayerKind(_is(nn.RNNBase, nn.RNNCellBase), _recurrent))
+KINDS.register("transposed_linear")(LayerKind(_is_transposed_linear, _transposed_linear))

@@ -1,0 +1,162 @@
+"""How good a classifier is: top-1 accuracy and mean loss over batches, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import CalibrationError, ModelError
+from .progress import Progress, ProgressEvent, silent
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one pass over labelled data.
+
+    Attributes:
+        samples: number of labelled samples.
+        accuracy: fraction whose largest logit is the label (top-1), in [0, 1].
+        loss: mean cross-entropy in nats.
+        seconds: duration of the pass, reading the data included.
+    """
+
+    samples: int
+    accuracy: float
+    loss: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {self.samples:,} samples"
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    *,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Run ``model`` over ``batches`` in evaluation mode; its mode and device stay as they were.
+
+    A batch is ``(inputs, labels)`` or a dict with ``"labels"``; labels are integers ``(n,)`` and
+    logits ``(n, classes)``. Results with an attribute ``logits`` are understood.
+
+    Args:
+        model: the network.
+        batches: labelled batches; read once.
+        forward: ``forward(model, inputs) -> logits``; by default the model is called on the inputs.
+        progress: told after every batch.
+
+    Raises:
+        CalibrationError: no batches, no labels, or labels outside the classes.
+        ModelError: the forward pass failed, or its result is not one row of logits per label.
+    """
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    total = len(batches) if isinstance(batches, Sized) else 0
+    modes = {module: module.training for module in model.modules()}
+    correct = samples = 0
+    loss = 0.0
+    started = time.perf_counter()
+    model.eval()
+    progress(ProgressEvent("evaluate", 0, total))
+    try:
+        with torch.inference_mode():
+            for number, batch in enumerate(batches):
+                inputs, labels = _take_apart(batch, number)
+                labels = labels.to(where)
+                logits = _logits(model, _to(inputs, where), labels, forward, number)
+                _check_labels(labels, logits.shape[1], number)
+                correct += int((logits.argmax(1) == labels).sum())
+                loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+                samples += len(labels)
+                progress(ProgressEvent("evaluate", number + 1, total))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not samples:
+        raise CalibrationError("there is nothing to evaluate: the data gave no batches.")
+    seconds = time.perf_counter() - started
+    return Evaluation(samples, correct / samples, loss / samples, seconds)
+
+
+def _take_apart(batch: Any, number: int) -> tuple[Any, Tensor]:
+    labels: Any = None
+    inputs: Any = None
+    if isinstance(batch, dict) and "labels" in batch:
+        labels = batch["labels"]
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+    integers = isinstance(labels, Tensor) and not labels.is_floating_point()
+    if not integers or labels.dim() != 1:
+        raise CalibrationError(
+            f"evaluation batch {number} has no class labels; expected (inputs, labels) with "
+            f"integer labels of shape (n,). Got {_describe(batch)}."
+        )
+    return inputs, labels.long()
+
+
+def _logits(
+    model: nn.Module,
+    inputs: Any,
+    labels: Tensor,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    number: int,
+) -> Tensor:
+    try:
+        if forward is not None:
+            result = forward(model, inputs)
+        else:
+            result = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the forward pass on evaluation batch {number}, {_describe(inputs)}, failed: {error}. "
+            "Is this the data the network was trained for?"
+        ) from error
+    logits = getattr(result, "logits", result)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
+        raise ModelError(
+            f"the network returned {_describe(logits)} on evaluation batch {number}; expected "
+            f"logits of shape ({len(labels)}, classes)."
+        )
+    return logits
+
+
+def _check_labels(labels: Tensor, classes: int, number: int) -> None:
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise CalibrationError(
+            f"evaluation batch {number} has labels from {int(labels.min())} to "
+            f"{int(labels.max())}, but the network has {classes} classes."
+        )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(part, device) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_to(part, device) for part in value)
+    return value
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

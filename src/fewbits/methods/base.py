@@ -1,0 +1,72 @@
+"""What a method is: a frozen value with settings and one verb, filed under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from ..engine.layer import LayerMatrix, QuantizedMatrix
+from ..errors import ConfigError, did_you_mean
+from ..registry import Registry
+
+__all__ = ["METHODS", "NEEDS", "Method", "from_settings", "to_settings"]
+
+NEEDS = ("nothing", "inputs", "both")
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to quantize one weight: a frozen, keyword-only dataclass registered in ``METHODS``.
+
+    Attributes:
+        name: under which it is registered.
+        summary: one line on what it does and when to use it.
+        paper: where it comes from.
+        needs: "nothing", "inputs" (X~ of the network quantized so far) or "both" (X and X~).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[str]
+
+    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+        """Quantize one weight. Never changes ``layer``; the same layer gives the same result."""
+        ...
+
+
+METHODS: Registry[type[Method]] = Registry("method")
+
+
+def to_settings(method: Method) -> dict[str, Any]:
+    """Return ``{"method": name, ...}`` with the settings that differ from their defaults."""
+    values = {entry.name: getattr(method, entry.name) for entry in fields(method)}  # type: ignore[arg-type]
+    defaults = {entry.name: entry.default for entry in fields(method)}  # type: ignore[arg-type]
+    changed = {
+        name: value
+        for name, value in values.items()
+        if defaults[name] is MISSING or value != defaults[name]
+    }
+    return {"method": method.name, **changed}
+
+
+def from_settings(settings: Mapping[str, Any]) -> Method:
+    """Build the method that :func:`to_settings` described.
+
+    Raises:
+        ConfigError: no method of this name, a setting it does not have, or a value out of range.
+    """
+    rest = dict(settings)
+    name = rest.pop("method", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"method settings need a name under the key 'method'. Got {settings!r}.")
+    kind = METHODS[name]
+    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    for key in rest:
+        if key not in known:
+            raise ConfigError(
+                f"the method {name!r} has no setting {key!r}. It has: {', '.join(known)}."
+                + did_you_mean(str(key), known)
+            )
+    return kind(**rest)

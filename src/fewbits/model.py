@@ -1,0 +1,119 @@
+"""A compressed network: what a file holds, with the few things one wants to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from .coded import CodedTensor, Contents, SizeReport
+from .container import encode, measure, write
+from .engine.bridge import to_torch
+from .errors import ModelError
+from .planning import Plan
+
+__all__ = ["CodedModel", "load_into", "state_dict"]
+
+_LISTED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class CodedModel:
+    """A compressed network, not yet on disk. :func:`fewbits.compress` makes it.
+
+    Attributes:
+        contents: everything the file will hold.
+        plan: what was done with every tensor, and why; printable.
+        info: weight name to what its method measured (relative output error, saturation, ...).
+        notes: what the run did besides: normalizations absorbed, batches run again.
+    """
+
+    contents: Contents
+    plan: Plan
+    info: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> Mapping[str, CodedTensor]:
+        """The coded tensors by name."""
+        return self.contents.tensors
+
+    @cached_property
+    def data(self) -> bytes:
+        """The file's bytes; encoded on first use."""
+        return encode(self.contents)
+
+    def save(self, path: str | PathLike[str]) -> int:
+        """Write the file atomically, and return its length in bytes."""
+        write(self.data, path)
+        return len(self.data)
+
+    def size_report(self) -> SizeReport:
+        """Return the itemised size; its rows sum to the file's length exactly."""
+        return measure(self.data)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All bits of the file over the number of quantized weights."""
+        return self.size_report().bits_per_weight
+
+    @property
+    def compression_ratio(self) -> float:
+        """Float32 bytes of all parameters and buffers over the file's bytes."""
+        return self.size_report().compression_ratio
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the dequantized tensors under every name of the network, tied ones included."""
+        return state_dict(self.contents)
+
+    def load_into(self, model: nn.Module) -> nn.Module:
+        """Put the dequantized tensors into ``model``, and return it."""
+        return load_into(self.contents, model, "the compressed network")
+
+
+def state_dict(contents: Contents) -> dict[str, Tensor]:
+    """Dequantize everything: name to tensor. Tied names share one tensor."""
+    tensors = {name: to_torch(coded) for name, coded in contents.tensors.items()}
+    return tensors | {alias: tensors[name] for alias, name in contents.aliases.items()}
+
+
+def load_into(contents: Contents, model: nn.Module, where: str) -> nn.Module:
+    """Copy ``contents`` into the parameters and buffers of ``model``, all or nothing.
+
+    Raises:
+        ModelError: names or shapes differ; lists the first of each kind. ``model`` is unchanged.
+    """
+    theirs, ours = state_dict(contents), model.state_dict()
+    problems = [
+        _listed("not in the network", [name for name in theirs if name not in ours]),
+        _listed("missing from the file", [name for name in ours if name not in theirs]),
+        _listed(
+            "of another shape",
+            [
+                f"{name} (file {tuple(tensor.shape)}, network {tuple(ours[name].shape)})"
+                for name, tensor in theirs.items()
+                if name in ours and ours[name].shape != tensor.shape
+            ],
+        ),
+    ]
+    if any(problems):
+        raise ModelError(
+            f"{where} belongs to another architecture than {type(model).__name__}: "
+            + "; ".join(filter(None, problems))
+            + ". Build the network with the settings it was compressed with."
+        )
+    with torch.no_grad():
+        for name, tensor in theirs.items():
+            ours[name].copy_(tensor)
+    return model
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{len(names)} tensors {what}: {', '.join(names[:_LISTED])}{more}"

@@ -1,0 +1,128 @@
+"""Alphabets: uniform grids, their steps, and the rules that choose how far they reach.
+
+Everything downstream works in *grid units*: a weight divided by its step. A grid of M levels holds
+the level values ``-(M-1)/2 ... (M-1)/2``, spaced by one: integers with a zero when M is odd
+(midtread), halves without a zero when M is even (midrise). Ties round half to even, as IEEE does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Grid",
+    "Project",
+    "best_clip",
+    "mean_max_radius",
+    "median_radius",
+    "percentile_radius",
+    "round_up_to_bfloat16",
+    "row_radius",
+    "steps",
+]
+
+Project: TypeAlias = Callable[[Tensor], None]
+"""Overwrite values in grid units by the levels chosen for them; any shape, elementwise."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """M evenly spaced levels, symmetric about zero, one unit apart."""
+
+    levels: int
+
+    @property
+    def top(self) -> float:
+        """The largest level."""
+        return (self.levels - 1) / 2
+
+    @property
+    def offset(self) -> float:
+        """``level = index - offset``: 0 with a zero among the levels, else 1/2."""
+        return 0.0 if self.levels % 2 else 0.5
+
+    def project_(self, values: Tensor) -> None:
+        """Overwrite ``values`` by the nearest levels; ties to the even index."""
+        if self.offset:
+            values.add_(self.offset)
+        values.round_().clamp_(self.offset - self.top, self.offset + self.top)
+        if self.offset:
+            values.sub_(self.offset)
+
+    def index(self, levels: Tensor) -> Tensor:
+        """Return the int32 indices of level values, contiguous."""
+        return (levels + self.offset).to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def row_radius(weight: Tensor) -> Tensor:
+    """Return ``max |w|`` of each row: (..., columns) -> (...); zero for rows without columns."""
+    if weight.shape[-1] == 0:
+        return weight.new_zeros(weight.shape[:-1])
+    return weight.abs().amax(-1)
+
+
+def percentile_radius(weight: Tensor, percentile: float) -> Tensor:
+    """Return the nearest-rank percentile (in (0, 100]) of ``|w|`` of each row."""
+    columns = weight.shape[-1]
+    if columns == 0:
+        return weight.new_zeros(weight.shape[:-1])
+    rank = min(columns, max(1, math.ceil(percentile / 100 * columns)))
+    return weight.abs().kthvalue(rank, -1).values
+
+
+def median_radius(weight: Tensor) -> Tensor:
+    """Return the median of all ``|w|``, a scalar (Lybrand and Saab 2021, experiments)."""
+    return weight.abs().median() if weight.numel() else weight.new_zeros(())
+
+
+def mean_max_radius(weight: Tensor) -> Tensor:
+    """Return the mean over rows of ``max |w|``, a scalar (Zhang, Zhou and Saab 2023)."""
+    return row_radius(weight).mean() if weight.numel() else weight.new_zeros(())
+
+
+def round_up_to_bfloat16(values: Tensor) -> Tensor:
+    """Return the smallest bfloat16 not below each positive float32, as float32.
+
+    A step with 8 significant bits costs two bytes in a file, and rounding upwards keeps the
+    largest weight inside the grid.
+    """
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0xFFFF) & -0x10000).view(torch.float32)
+
+
+def steps(radius: Tensor, fallback: Tensor, grid: Grid) -> Tensor:
+    """Return the spacing that puts the top level at ``radius`` (float32, same shape).
+
+    Where the radius is zero (more than half the weights are zero, under the median rule) the
+    ``fallback`` radius holds; where that is zero too, the row is all zeros and the step is 1.
+    """
+    radius = torch.where(radius > 0, radius, fallback).float()
+    info = torch.finfo(torch.float32)
+    step = (radius / grid.top).clamp(info.tiny, info.max / 2 / max(1.0, grid.top))
+    return torch.where(radius > 0, round_up_to_bfloat16(step), torch.ones_like(step))
+
+
+def best_clip(
+    error: Callable[[float], Tensor], candidates: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return elementwise the candidate of least error, and that error; the first of equals.
+
+    ``error(candidate)`` gives one error per row, or one for the layer; any shape, always the same.
+    """
+    best, chosen = None, None
+    for candidate in candidates:
+        now = error(candidate)
+        if best is None or chosen is None:
+            best, chosen = now, torch.full_like(now, candidate)
+            continue
+        chosen = torch.where(now < best, candidate, chosen)
+        best = torch.minimum(best, now)
+    if best is None or chosen is None:
+        raise ValueError("best_clip needs at least one candidate")
+    return chosen, best

@@ -1,0 +1,135 @@
+"""The plan: every tensor of a network, its method, or why it is left alone; printable first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from .engine.targets import Target, matches, survey, unmatched
+from .errors import TargetError
+from .methods import Method, Nearest, to_settings
+from .recipe import Recipe, Rule
+
+__all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan"]
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One weight that can be coded, the method it gets or None, and why where that is not plain."""
+
+    target: Target
+    method: Method | None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "name": self.target.name,
+            "kind": self.target.kind,
+            "shape": list(self.target.shape),
+            "method": None if self.method is None else to_settings(self.method),
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe means on one network.
+
+    Attributes:
+        recipe: the recipe.
+        entries: every weight that can be coded, in the network's order.
+        kept: name to reason of every other tensor.
+        aliases: other names of tied tensors, each to the name that is coded.
+    """
+
+    recipe: Recipe
+    entries: tuple[PlanEntry, ...]
+    kept: Mapping[str, str]
+    aliases: Mapping[str, str]
+
+    def changed(self, name: str, method: Method | None, reason: str) -> Plan:
+        """Return the plan with another outcome for one weight."""
+        entries = tuple(
+            replace(e, method=method, reason=reason) if e.target.name == name else e
+            for e in self.entries
+        )
+        return replace(self, entries=entries)
+
+    def noted(self, name: str, note: str) -> Plan:
+        """Return the plan with a note on one weight, whose outcome stays."""
+        method = next(e.method for e in self.entries if e.target.name == name)
+        return self.changed(name, method, note)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "weights": [entry.to_dict() for entry in self.entries],
+            "kept": dict(self.kept),
+            "aliases": dict(self.aliases),
+        }
+
+    def __str__(self) -> str:
+        rows = [(e.target.name, e.target.kind, _short(e.method), e.reason) for e in self.entries]
+        rows += [(name, "-", "keep", reason) for name, reason in self.kept.items()]
+        rows += [(name, "-", "tied", f"same tensor as {to}") for name, to in self.aliases.items()]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
+    """Apply the rules of ``recipe`` to ``model``.
+
+    Raises:
+        TargetError: a pattern matches nothing, or nothing at all would be coded.
+        ModelError: a network that cannot be written.
+    """
+    found = survey(model)
+    if not found.targets:
+        raise TargetError(
+            "this network has no weight that can be coded: no linear, convolution, embedding, "
+            f"recurrent or attention layer among its modules ({type(model).__name__})."
+        )
+    for rule in recipe.rules:
+        if not any(matches(rule.match, target) for target in found.targets):
+            raise unmatched(rule.match, found.targets)
+    entries = tuple(_entry(target, recipe.rules) for target in found.targets)
+    return Plan(recipe, entries, found.others, found.aliases)
+
+
+def fallback_of(method: Method) -> Method:
+    """Return the method for weights whose inputs ``method`` cannot see: rounding, least error."""
+    return Nearest(
+        bits=getattr(method, "bits", 4),
+        levels=getattr(method, "levels", None),
+        radius="mse",
+        per=getattr(method, "per", "channel"),
+    )
+
+
+def _entry(target: Target, rules: tuple[Rule, ...]) -> PlanEntry:
+    chosen = [rule for rule in rules if matches(rule.match, target)]
+    if not chosen:
+        return PlanEntry(target, None, "no rule matches it")
+    rule = chosen[-1]
+    if rule.method is None:
+        return PlanEntry(target, None, f"kept by rule {rule.match!r}")
+    if target.view.inputs is None and rule.method.needs != "nothing":
+        reason = f"instead of {rule.method.name}: {target.view.blind}"
+        return PlanEntry(target, fallback_of(rule.method), reason)
+    return PlanEntry(target, rule.method)
+
+
+def _short(method: Method | None) -> str:
+    if method is None:
+        return "keep"
+    settings = to_settings(method)
+    return " ".join([method.name, *(f"{k}={v}" for k, v in settings.items() if k != "method")])

@@ -1,0 +1,187 @@
+"""Recipes: which method codes which weights, and what is done before and after. One schema.
+
+A recipe in YAML::
+
+    seed: 0
+    raw_dtype: float16            # biases and the like, where every value survives it
+    prepare: [fold_batchnorm]
+    rules:                        # the last rule that matches a weight decides
+      - match: "*"
+        method: gpfq
+        bits: 4
+      - match: "linear"
+        method: keep
+    finish: [reestimate_batchnorm]
+
+is the same value as ``Recipe(rules=(Rule("*", GPFQ(bits=4)), Rule("linear", None)), ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError, SourceError, did_you_mean, require
+from .methods import Method, from_settings, to_settings
+
+__all__ = ["FINISH", "PREPARE", "Recipe", "Rule"]
+
+PREPARE = ("fold_batchnorm",)
+FINISH = ("reestimate_batchnorm",)
+_RAW = ("keep", "float16", "bfloat16")
+_KEYS = ("rules", "prepare", "finish", "seed", "raw_dtype", "calibration_rows")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights whose name, layer or layer class fits ``match`` get ``method``; None keeps them."""
+
+    match: str
+    method: Method | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rule as in a recipe file."""
+        settings = {"method": "keep"} if self.method is None else to_settings(self.method)
+        return {"match": self.match, **settings}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What :func:`fewbits.compress` does.
+
+    Attributes:
+        rules: the last one that matches a weight decides; weights none matches are kept.
+        prepare: stages on the float network before quantizing (``fold_batchnorm``).
+        finish: stages on the quantized network (``reestimate_batchnorm``).
+        seed: of every random choice.
+        raw_dtype: how tensors that are not quantized are stored: "keep", "float16" or "bfloat16"
+            (a tensor that would lose more than 2**-8 of a value keeps its own dtype).
+        calibration_rows: input rows kept per layer; None for 32 per column in [4096, 65536].
+    """
+
+    rules: tuple[Rule, ...]
+    prepare: tuple[str, ...] = ()
+    finish: tuple[str, ...] = ()
+    seed: int = 0
+    raw_dtype: str = "keep"
+    calibration_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        require(len(self.rules) > 0, "rules", "at least one rule", self.rules)
+        for name, known in (("prepare", PREPARE), ("finish", FINISH)):
+            for stage in getattr(self, name):
+                require(stage in known, f"{name} stage", f"one of {', '.join(known)}", stage)
+        is_seed = isinstance(self.seed, int) and not isinstance(self.seed, bool) and self.seed >= 0
+        require(is_seed, "seed", "an integer >= 0", self.seed)
+        require(self.raw_dtype in _RAW, "raw_dtype", f"one of {', '.join(_RAW)}", self.raw_dtype)
+        rows = self.calibration_rows
+        sound = rows is None or (isinstance(rows, int) and rows > 0)
+        require(sound, "calibration_rows", "an integer > 0, or nothing", rows)
+
+    @classmethod
+    def of(
+        cls,
+        method: Method | Recipe | Mapping[str, Any] | str | PathLike[str],
+        calibrated: bool = True,
+    ) -> Recipe:
+        """Return the recipe that is meant: a recipe, a file, its data, or one method for all.
+
+        One method for all weights absorbs batch normalizations first where every neuron has a
+        step of its own and there is calibration data, since that changes only the file's size.
+        """
+        if isinstance(method, Recipe):
+            return method
+        if isinstance(method, Mapping):
+            return cls.from_dict(method)
+        if isinstance(method, (str, PathLike)):
+            return cls.from_file(method)
+        if not hasattr(method, "encode"):
+            raise ConfigError(
+                "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
+                f"path of a recipe file. Got {method!r} instead."
+            )
+        prepare = PREPARE if calibrated and getattr(method, "per", "") == "channel" else ()
+        return cls(rules=(Rule("*", method),), prepare=prepare)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> Recipe:
+        """Read a YAML recipe.
+
+        Raises:
+            SourceError: the file cannot be read, or is no YAML.
+            ConfigError: it is no recipe; the message names file and key.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SourceError(f"recipe {str(path)!r} cannot be read: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except ConfigError as error:
+            raise type(error)(f"recipe {str(path)!r}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """Return the recipe of plain values, as YAML gives them. Unknown keys are errors."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"a recipe must be a mapping with 'rules'. Got {data!r} instead.")
+        _check_keys(data, _KEYS, "recipe")
+        rules = data.get("rules")
+        if not isinstance(rules, list) or not rules:
+            raise ConfigError(f"'rules' must be a list of rules. Got {rules!r} instead.")
+        fields = {
+            key: data[key] for key in ("seed", "raw_dtype", "calibration_rows") if key in data
+        }
+        stages = {key: _stages(key, data.get(key)) for key in ("prepare", "finish")}
+        return cls(tuple(_rule(i, entry) for i, entry in enumerate(rules)), **stages, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`from_dict` takes; defaults are left out."""
+        data: dict[str, Any] = {"rules": [rule.to_dict() for rule in self.rules]}
+        for key in ("prepare", "finish"):
+            if getattr(self, key):
+                data[key] = list(getattr(self, key))
+        defaults = {"seed": 0, "raw_dtype": "keep", "calibration_rows": None}
+        return data | {k: getattr(self, k) for k, v in defaults.items() if getattr(self, k) != v}
+
+    def to_yaml(self) -> str:
+        """Return the recipe as a YAML document."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _check_keys(data: Mapping[Any, Any], known: tuple[str, ...], what: str) -> None:
+    for key in data:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {key!r} in the {what}. Known: {', '.join(known)}."
+                + did_you_mean(str(key), known)
+            )
+
+
+def _stages(key: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(stage, str) for stage in value):
+        raise ConfigError(f"{key!r} must be a list of stage names. Got {value!r} instead.")
+    return tuple(value)
+
+
+def _rule(position: int, entry: Any) -> Rule:
+    where = f"rule {position + 1}"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("match"), str):
+        raise ConfigError(
+            f"{where} must be a mapping with 'match: PATTERN'. Got {entry!r} instead."
+        )
+    settings = {key: value for key, value in entry.items() if key != "match"}
+    if settings.get("method") == "keep":
+        _check_keys(settings, ("method",), f"{where} (keep takes no settings)")
+        return Rule(entry["match"], None)
+    try:
+        return Rule(entry["match"], from_settings(settings))
+    except ConfigError as error:
+        raise ConfigError(f"{where} (match: {entry['match']!r}): {error}") from None

@@ -1,0 +1,67 @@
+"""Tables: drawn with Rich in a terminal, plain aligned text in a pipe; nothing is ever cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+__all__ = ["Column", "Table", "human_bytes", "show"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Heading of a column; numbers go to the right."""
+
+    name: str
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under headings, with a title above and a line below."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    footer: str = ""
+
+    def plain(self) -> str:
+        """Return aligned text: two spaces between columns, one row a line."""
+        heading = tuple(column.name for column in self.columns)
+        widths = [max(map(len, cells)) for cells in zip(heading, *self.rows, strict=True)]
+        lines = [self._line(cells, widths) for cells in (heading, *self.rows)]
+        return "\n".join(line for line in (self.title, *lines, self.footer) if line)
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        placed = (
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, self.columns, strict=True)
+        )
+        return "  ".join(placed).rstrip()
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table the way the console can show it."""
+    if not console.is_terminal:
+        console.file.write(table.plain() + "\n")
+        return
+    drawn = RichTable(title=table.title or None, title_justify="left", header_style="bold")
+    for column in table.columns:
+        drawn.add_column(column.name, justify="right" if column.right else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    console.print(drawn)
+    if table.footer:
+        console.print(Text(table.footer))
+
+
+def human_bytes(count: int) -> str:
+    """Return bytes with thousands separators, and in larger units where that reads better."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= 10 * size:
+            return f"{count:,} bytes ({count / size:.1f} {unit})"
+    return f"{count:,} bytes"

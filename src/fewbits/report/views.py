@@ -1,0 +1,144 @@
+"""What is shown of a file, a plan, a comparison and the methods: values to tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..coded import SizeReport
+from .table import Column, Table, human_bytes
+
+__all__ = [
+    "Comparison",
+    "comparison_table",
+    "methods_table",
+    "plan_table",
+    "settings_table",
+    "size_table",
+]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way to store a network.
+
+    Attributes:
+        method: name of the method, or "float32".
+        bits: nominal index width; None where it has none.
+        accuracy: top-1 on the test split, of the network as read back from the file.
+        bytes: size of the file.
+        bits_per_weight: all bits of the file over its quantized weights.
+        ratio: float32 bytes of all tensors over the file's bytes.
+        seconds: time to compress; None for what was not compressed.
+        file: name of the file.
+    """
+
+    method: str
+    bits: int | None
+    accuracy: float
+    bytes: int
+    bits_per_weight: float
+    ratio: float
+    seconds: float | None
+    file: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def size_table(report: SizeReport, title: str = "") -> Table:
+    """Return one line per item of a file; the bytes add up to the file's size."""
+    columns = (
+        Column("tensor"),
+        Column("kind"),
+        Column("shape"),
+        Column("codec"),
+        Column("values", True),
+        Column("bits/value", True),
+        Column("side", True),
+        Column("bytes", True),
+    )
+    rows = tuple(
+        (
+            row.name,
+            row.kind,
+            "x".join(map(str, row.shape)),
+            row.codecs,
+            f"{row.elements:,}" if row.elements else "",
+            f"{row.bits_per_element:.2f}" if row.elements else "",
+            f"{row.side:,}",
+            f"{row.bytes:,}",
+        )
+        for row in report.rows
+    )
+    total = ("total", "", "", "", "", "", f"{sum(r.side for r in report.rows):,}")
+    footer = (
+        f"{human_bytes(report.file_bytes)}, {report.bits_per_weight:.3f} bits per weight, "
+        f"{report.compression_ratio:.1f}x smaller than float32"
+    )
+    return Table(columns, (*rows, (*total, f"{report.file_bytes:,}")), title, footer)
+
+
+def comparison_table(rows: Iterable[Comparison], title: str = "", footer: str = "") -> Table:
+    """Return one line per method: accuracy next to everything it costs."""
+    columns = (
+        Column("method"),
+        Column("bits", True),
+        Column("accuracy", True),
+        Column("bytes", True),
+        Column("bits/weight", True),
+        Column("ratio", True),
+        Column("seconds", True),
+    )
+    cells = tuple(
+        (
+            row.method,
+            "" if row.bits is None else str(row.bits),
+            f"{row.accuracy:.2%}",
+            f"{row.bytes:,}",
+            f"{row.bits_per_weight:.2f}",
+            f"{row.ratio:.1f}x",
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+        )
+        for row in rows
+    )
+    return Table(columns, cells, title, footer)
+
+
+def plan_table(plan: Mapping[str, Any], title: str = "") -> Table:
+    """Return one line per tensor of ``Plan.to_dict()``: what codes it, or why it is left alone."""
+    columns = (Column("tensor"), Column("shape"), Column("method"), Column("settings or reason"))
+    rows = [
+        (
+            str(entry["name"]),
+            "x".join(map(str, entry["shape"])),
+            str((entry["method"] or {}).get("method", "keep")),
+            ", ".join(filter(None, (_settings(entry["method"] or {}), entry["reason"]))),
+        )
+        for entry in plan["weights"]
+    ]
+    coded = sum(entry["method"] is not None for entry in plan["weights"])
+    rows += [(name, "", "keep", reason) for name, reason in plan["kept"].items()]
+    rows += [(name, "", "tied", f"same tensor as {to}") for name, to in plan["aliases"].items()]
+    return Table(columns, tuple(rows), title, f"{coded} of {len(rows)} tensors are quantized")
+
+
+def methods_table(entries: Iterable[Mapping[str, Any]]) -> Table:
+    """Return one line per method: what it needs of the data, what it is for, where it is from."""
+    columns = (Column("method"), Column("needs"), Column("summary"), Column("paper"))
+    rows = tuple(
+        tuple(str(e[column.name.replace("method", "name")]) for column in columns) for e in entries
+    )
+    return Table(columns, rows, footer="Settings and their defaults: fewbits methods NAME")
+
+
+def settings_table(settings: Mapping[str, Any]) -> Table:
+    """Return one line per setting of a method, with its default."""
+    rows = tuple((name, "none" if v is None else str(v)) for name, v in settings.items())
+    return Table((Column("setting"), Column("default")), rows)
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items() if name != "method")

@@ -1,0 +1,96 @@
+"""``npz:FILE``: arrays x and y (divided here), or x_train, y_train, x_test, y_test."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import SourceError
+from .data import ArraySplit, DataSource, Normalization, divide, labels_from
+from .registries import DATA
+from .spec import Spec, fraction, numbers, whole
+
+__all__ = ["image_normalization", "npz"]
+
+_NAMES = {"x", "y", "x_train", "y_train", "x_test", "y_test"}
+
+
+@DATA.register("npz")
+def npz(spec: Spec) -> DataSource:
+    """Load arrays from a ``.npz`` file.
+
+    ``x`` ``(n, ...)`` is taken as it is (channels first for images): uint8 is divided by 255, other
+    dtypes become float32. ``y`` ``(n,)`` holds class numbers. Without ``x_test`` a fixed random
+    quarter is held out (option ``test=0.25``). Options: mean, std, classes, test.
+    """
+    options = spec.parsed({"mean": numbers, "std": numbers, "classes": whole, "test": fraction})
+    path = Path(spec.need_target("file", "npz:data.npz"))
+    arrays = _read(path)
+    classes = options.get("classes")
+    parts = {
+        name: _pair(arrays, name, classes, path)
+        for name in ("x", "x_train", "x_test")
+        if name in arrays
+    }
+    if "x" in parts:
+        x, y = parts["x"]
+        train, test = divide(len(y), options.get("test", 0.25), seed=0)
+        parts = {"x_train": (x[train], y[train]), "x_test": (x[test], y[test])}
+    if not parts:
+        raise SourceError(
+            f"{path}: holds no array x or x_train; it has: {', '.join(sorted(arrays)) or 'none'}. "
+            "Save it with numpy.savez(path, x=inputs, y=labels)."
+        )
+    normalization = image_normalization(options, next(iter(parts.values()))[0].dtype)
+    splits = {name[2:]: ArraySplit(x, y, normalization) for name, (x, y) in parts.items()}
+    found = classes or 1 + max(int(y.max()) for _, y in parts.values())
+    return DataSource(
+        spec.text,
+        splits.get("train"),
+        splits.get("test"),
+        classes=found,
+        preprocessing=str(normalization),
+    )
+
+
+def image_normalization(options: dict[str, Any], dtype: torch.dtype) -> Normalization:
+    """Return the normalization that options and stored dtype ask for: uint8 is scaled to [0, 1]."""
+    scale = 1 / 255 if dtype == torch.uint8 else 1.0
+    return Normalization(scale, options.get("mean", (0.0,)), options.get("std", (1.0,)))
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise SourceError(f"data file {str(path)!r} does not exist (looked in {Path.cwd()}).")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not hasattr(stored, "files"):
+                raise SourceError(f"{path}: is a single array; expected a .npz with x and y.")
+            return {name: stored[name] for name in stored.files if name in _NAMES}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path}: cannot be read as .npz without pickles: {error}") from error
+
+
+def _pair(
+    arrays: dict[str, NDArray[Any]], name: str, classes: int | None, path: Path
+) -> tuple[torch.Tensor, torch.Tensor]:
+    label_name = name.replace("x", "y", 1)
+    if label_name not in arrays:
+        raise SourceError(f"{path}: holds {name!r} but no labels {label_name!r}.")
+    x, y = arrays[name], labels_from(arrays[label_name], classes, f"{path}: {label_name}")
+    if len(x) != len(y) or not len(y):
+        raise SourceError(
+            f"{path}: {name} has {len(x)} samples and {label_name} {len(y)}; "
+            "expected the same number, at least 1."
+        )
+    if x.dtype.kind not in "fiub":
+        raise SourceError(f"{path}: {name} has dtype {x.dtype}; expected numbers.")
+    native = x.astype(x.dtype.newbyteorder("="), copy=False)
+    if native.dtype != np.uint8:
+        native = native.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(native)), y

@@ -1,0 +1,133 @@
+"""``transformers:NAME-or-path`` models and ``datasets:NAME[:config]`` data; extra ``hf``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import SourceError, did_you_mean
+from .data import DataSource, IndexedSplit, labels_from
+from .images import IMAGE_OPTIONS, ImageReader
+from .registries import DATA, MODELS
+from .spec import Spec, choice, optional_import, text
+
+__all__ = ["DatasetSplit", "datasets_data", "transformers_model"]
+
+_TEST_NAMES = ("test", "validation", "val")
+
+
+@MODELS.register("transformers")
+def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
+    """Load a network by the name of a hub or from a folder; code of the hub is never run.
+
+    Options: ``class=AutoModelForImageClassification`` (by default the class the configuration
+    names) and ``weights=random``, which a ``config.json`` alone needs.
+    """
+    options = spec.parsed({"class": text, "weights": choice("pretrained", "random")})
+    name = spec.need_target("network", "transformers:distilbert-base-uncased")
+    library = optional_import("transformers", "hf", f"model source {spec.text!r}")
+    random = options.get("weights") == "random" or not pretrained
+    if name.endswith(".json") and not random:
+        raise SourceError(
+            f"source {spec.text!r} is a configuration without weights. Add ?weights=random to "
+            "build it with random ones, or --weights FILE to load trained ones."
+        )
+    try:
+        config = library.AutoConfig.from_pretrained(name)
+        builder = _model_class(library, config, options.get("class"), spec)
+        automatic = hasattr(builder, "from_config")
+        if not random:
+            model = builder.from_pretrained(name)
+        else:
+            model = builder.from_config(config) if automatic else builder(config)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise SourceError(f"source {spec.text!r}: transformers failed: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise SourceError(f"source {spec.text!r} gave a {type(model).__name__}, not a network.")
+    return model
+
+
+def _model_class(library: Any, config: Any, name: str | None, spec: Spec) -> Any:
+    if name is None:
+        architectures = getattr(config, "architectures", None) or ["AutoModel"]
+        return getattr(library, architectures[0], library.AutoModel)
+    if not hasattr(library, name):
+        known = [word for word in dir(library) if word.startswith("AutoModel")]
+        raise SourceError(
+            f"source {spec.text!r}: transformers has no class {name!r}." + did_you_mean(name, known)
+        )
+    return getattr(library, name)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplit(IndexedSplit):
+    """One split of a ``datasets`` data set with a column of pictures and one of labels."""
+
+    rows: Any
+    image: str
+    labels: Tensor
+    reader: ImageReader
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.labels)
+
+    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Decode the pictures of these rows."""
+        names = [f"of row {index}" for index in indices]
+        inputs = self.reader.batch(names, lambda k: self.rows[int(indices[k])][self.image])
+        return inputs, self.labels[torch.from_numpy(np.ascontiguousarray(indices))]
+
+
+@DATA.register("datasets")
+def datasets_data(spec: Spec) -> DataSource:
+    """Load pictures and labels by the name of a hub or from a folder.
+
+    Options: image and label (column names; by default the first that fits), train and test (split
+    names), and size, resize, channels, mean, std as for picture folders.
+    """
+    words = {"image": text, "label": text, "train": text, "test": text}
+    options = spec.parsed({**IMAGE_OPTIONS, **words})
+    name, _, config = spec.need_target("data set", "datasets:mnist").partition(":")
+    library = optional_import("datasets", "hf", f"data source {spec.text!r}")
+    try:
+        if (Path(name) / "dataset_dict.json").is_file():
+            tables = library.load_from_disk(name)
+        else:
+            tables = library.load_dataset(name, config or None)
+    except Exception as error:
+        raise SourceError(f"source {spec.text!r}: datasets failed: {error}") from error
+    test = options.get("test") or next((n for n in _TEST_NAMES if n in tables), None)
+    wanted = {"train": options.get("train", "train"), "test": test}
+    reader = ImageReader.from_options(options)
+    splits = {
+        split: _dataset_split(tables[found], options, reader, f"{spec.text}, split {found}")
+        for split, found in wanted.items()
+        if found is not None and found in tables
+    }
+    if not splits:
+        raise SourceError(
+            f"source {spec.text!r} has the splits {', '.join(map(str, tables))}; name them with "
+            "?train=NAME&test=NAME."
+        )
+    return DataSource(spec.text, splits.get("train"), splits.get("test"), preprocessing=str(reader))
+
+
+def _dataset_split(
+    rows: Any, options: dict[str, Any], reader: ImageReader, where: str
+) -> DatasetSplit:
+    columns = list(rows.column_names)
+    image = options.get("image") or next((c for c in ("image", "img") if c in columns), None)
+    label = options.get("label") or next((c for c in ("label", "fine_label") if c in columns), None)
+    if image is None or label is None or not {image, label} <= set(columns):
+        raise SourceError(
+            f"{where}: needs a column of pictures and one of labels; it has {', '.join(columns)}. "
+            "Name them with ?image=COLUMN&label=COLUMN; for text write your own 'module:callable'."
+        )
+    return DatasetSplit(rows, image, labels_from(rows[label], None, where), reader)

@@ -1,0 +1,106 @@
+"""``idx:FOLDER``: the files of MNIST, Fashion-MNIST, KMNIST, EMNIST; gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import SourceError
+from .arrays import image_normalization
+from .data import ArraySplit, DataSource, labels_from
+from .registries import DATA
+from .spec import Spec, numbers, whole
+
+__all__ = ["has_idx_files", "idx", "read_idx"]
+
+_UNSIGNED_BYTE = 8
+_SUFFIXES = ("-idx{rank}-ubyte.gz", "-idx{rank}-ubyte", ".idx{rank}-ubyte.gz", ".idx{rank}-ubyte")
+
+
+@DATA.register("idx")
+def idx(spec: Spec) -> DataSource:
+    """Load a folder of idx files: inputs ``(n, 1, height, width)``, pixels / 255.
+
+    Reads ``train-images``, ``train-labels``, ``t10k-images`` and ``t10k-labels``, and needs at
+    least one of the pairs. Options: mean, std (of pixels / 255) and classes.
+    """
+    options = spec.parsed({"mean": numbers, "std": numbers, "classes": whole})
+    folder = Path(spec.need_target("folder", "idx:mnist"))
+    if not folder.is_dir():
+        raise SourceError(f"data folder {str(folder)!r} does not exist (looked in {Path.cwd()}).")
+    normalization = image_normalization(options, torch.uint8)
+    splits = {}
+    classes = options.get("classes", 0)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        pair = _load_pair(folder, prefix, options.get("classes"))
+        if pair is not None:
+            splits[split] = ArraySplit(*pair, normalization)
+            classes = max(classes, int(pair[1].max()) + 1)
+    if not splits:
+        raise SourceError(
+            f"{folder}: holds no idx files; expected train-images-idx3-ubyte[.gz] and "
+            "train-labels-idx1-ubyte[.gz], t10k-... for the test split."
+        )
+    return DataSource(
+        spec.text,
+        splits.get("train"),
+        splits.get("test"),
+        classes=classes,
+        preprocessing=str(normalization),
+    )
+
+
+def has_idx_files(folder: Path) -> bool:
+    """Tell whether a folder holds MNIST-style image files."""
+    return any(_find(folder, f"{prefix}-images", 3) for prefix in ("train", "t10k"))
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Return the array of one idx file of unsigned bytes.
+
+    Raises:
+        SourceError: damaged gzip, wrong magic, or a length that the header does not state.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be read: {error}. Download it again.") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UNSIGNED_BYTE or not data[3]:
+        raise SourceError(f"{path}: is no idx file of unsigned bytes; it begins with {data[:4]!r}.")
+    start = 4 + 4 * data[3]
+    shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
+    if len(data) != start + math.prod(shape):
+        raise SourceError(
+            f"{path}: has {len(data):,} bytes where its header, shape {shape}, states "
+            f"{start + math.prod(shape):,}. It is truncated or damaged; download it again."
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _find(folder: Path, stem: str, rank: int) -> Path | None:
+    candidates = (folder / (stem + suffix.format(rank=rank)) for suffix in _SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _load_pair(
+    folder: Path, prefix: str, classes: int | None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    images, labels = _find(folder, f"{prefix}-images", 3), _find(folder, f"{prefix}-labels", 1)
+    if images is None and labels is None:
+        return None
+    if images is None or labels is None:
+        missing = "images" if images is None else "labels"
+        raise SourceError(f"{folder}: the file of {prefix}-{missing} is missing.")
+    x, y = read_idx(images), read_idx(labels)
+    if x.ndim != 3 or len(x) != len(y) or not len(y):
+        raise SourceError(
+            f"{images}: shape {x.shape} does not fit {len(y)} labels of {labels.name}; "
+            "expected (n, height, width) and (n,), n >= 1."
+        )
+    return torch.from_numpy(x.copy()).unsqueeze(1), labels_from(y, classes, str(labels))

@@ -1,0 +1,72 @@
+"""The two functions everybody calls: a string in, a network or data out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from .checkpoint import load_weights
+from .data import DataSource
+from .idx import has_idx_files
+from .registries import DATA, MODELS
+from .spec import resolve
+
+__all__ = ["LoadedModel", "load_data", "load_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network in evaluation mode, and how to build it again.
+
+    Attributes:
+        module: the network.
+        source: the string that names it; stored in files as metadata "source".
+        weights: the checkpoint that was loaded on top, or None.
+    """
+
+    module: nn.Module
+    source: str
+    weights: str | None = None
+
+
+def load_model(
+    source: str, weights: str | Path | None = None, *, pretrained: bool = True
+) -> LoadedModel:
+    """Build the network that ``source`` names, and load ``weights`` into it strictly.
+
+    Args:
+        source: ``module:callable``, ``builtin:NAME``, ``transformers:NAME``, ``timm:NAME`` or
+            ``torchvision:NAME``.
+        weights: a ``.safetensors`` or PyTorch checkpoint.
+        pretrained: False builds the architecture only, for weights that come from elsewhere.
+
+    Raises:
+        SourceError: unknown name, failing import, checkpoint that does not fit.
+        MissingExtraError: the scheme needs a package that is not installed.
+    """
+    spec = resolve(source, "model", MODELS)
+    module = MODELS[spec.scheme](spec, pretrained and weights is None)
+    if weights is not None:
+        load_weights(module, weights)
+    return LoadedModel(module.eval(), source, None if weights is None else str(weights))
+
+
+def load_data(source: str) -> DataSource:
+    """Load data by name.
+
+    ``digits``, ``npz:FILE``, ``idx:FOLDER``, ``folder:PATH``, ``datasets:NAME`` or
+    ``module:callable``; the path of a ``.npz`` file or of a folder needs no scheme.
+
+    Raises:
+        SourceError: unknown name, missing or damaged files, labels out of range.
+        MissingExtraError: the scheme needs a package that is not installed.
+    """
+    path = Path(source.partition("?")[0])
+    if path.suffix == ".npz" and ":" not in path.name:
+        source = f"npz:{source}"
+    elif path.is_dir() and str(path) not in DATA:
+        source = f"{'idx' if has_idx_files(path) else 'folder'}:{source}"
+    spec = resolve(source, "data", DATA)
+    return DATA[spec.scheme](spec)

@@ -1,0 +1,152 @@
+"""``module:callable``: a person's own model or data. The current directory can be imported from."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import FewbitsError, SourceError, did_you_mean
+from .data import DataSource, StreamSplit
+from .registries import DATA, MODELS
+from .spec import Spec
+
+__all__ = ["load_callable", "module_data", "module_model"]
+
+_SPLITS = ("train", "calibration", "test")
+
+
+@MODELS.register("module")
+def module_model(spec: Spec, pretrained: bool) -> nn.Module:
+    """Call ``module:callable`` without arguments; it returns the network (or is one)."""
+    spec.parsed({})
+    found = load_callable(spec)
+    model = found if isinstance(found, nn.Module) else _call(found, spec)
+    if not isinstance(model, nn.Module):
+        raise SourceError(
+            f"model source {spec.text!r} returned {type(model).__name__}; expected torch.nn.Module."
+        )
+    return model
+
+
+@DATA.register("module")
+def module_data(spec: Spec) -> DataSource:
+    """Call ``module:callable`` without arguments; it returns data in one of these forms.
+
+    - a :class:`DataSource`;
+    - a dict of loaders: ``{"train": ..., "calibration": ..., "test": ...}``, any of them;
+    - a pair ``(train, test)`` of loaders;
+    - one loader: it serves as every split, so it is for calibration *or* for evaluation.
+
+    A loader is any re-iterable of batches ``(inputs, labels)``, such as a ``DataLoader``. A
+    generator can be read once only: return a list, or a function that makes a new generator.
+    """
+    spec.parsed({})
+    found = load_callable(spec)
+    data = found if isinstance(found, DataSource) else _call(found, spec)
+    if isinstance(data, DataSource):
+        return data
+    if isinstance(data, Mapping) and set(data) & set(_SPLITS):
+        unknown = [str(name) for name in data if name not in _SPLITS]
+        if unknown:
+            raise SourceError(f"data source {spec.text!r}: unknown split {unknown[0]!r}.")
+        parts = {str(name): _split(value, spec) for name, value in data.items()}
+        return DataSource(
+            spec.text, parts.get("train"), parts.get("test"), parts.get("calibration")
+        )
+    if isinstance(data, tuple) and len(data) == 2:
+        train, test = (_split(part, spec) for part in data)
+        return DataSource(spec.text, train, test)
+    only = _split(data, spec)
+    return DataSource(spec.text, only, only, one_loader=True)
+
+
+def load_callable(spec: Spec) -> Any:
+    """Import the module and return the attribute.
+
+    Raises:
+        SourceError: no such module or attribute, or the module's own code failed, and where.
+    """
+    module_name, _, attribute = spec.target.partition(":")
+    if not attribute:
+        raise SourceError(
+            f"source {spec.text!r}: expected 'module:callable', for example 'net:build'."
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise SourceError(_import_message(spec, module_name, error)) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [name for name in vars(found) if not name.startswith("_")]
+            raise SourceError(
+                f"source {spec.text!r}: {found.__name__} has no {part!r}."
+                + did_you_mean(part, names)
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _import_message(spec: Spec, module_name: str, error: Exception) -> str:
+    absent = isinstance(error, ModuleNotFoundError) and error.name is not None
+    if absent and f"{module_name}.".startswith(f"{error.name}."):  # type: ignore[attr-defined]
+        scheme = spec.text.partition(":")[0]
+        return (
+            f"source {spec.text!r}: there is no module {module_name!r} in {Path.cwd()} or among "
+            "the installed packages. Run from the folder that holds it, or set PYTHONPATH."
+            + did_you_mean(scheme, [*MODELS, *DATA])
+        )
+    return f"source {spec.text!r}: importing {module_name!r} failed: {_describe(error)}"
+
+
+def _call(found: Any, spec: Spec) -> Any:
+    if not callable(found):
+        raise SourceError(
+            f"source {spec.text!r} is a {type(found).__name__}; expected a function or class that "
+            "can be called without arguments."
+        )
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise SourceError(
+            f"source {spec.text!r} cannot be called without arguments ({error}). Write a small "
+            "function that calls it with yours, and name that."
+        ) from None
+    except ValueError:
+        pass  # builtins without a signature are simply tried
+    try:
+        return found()
+    except FewbitsError:
+        raise
+    except Exception as error:
+        raise SourceError(f"calling {spec.text!r} failed: {_describe(error)}") from error
+
+
+def _describe(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def _split(value: Any, spec: Spec) -> StreamSplit:
+    if callable(value) and not isinstance(value, Iterable):
+        return StreamSplit(value)
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise SourceError(
+            f"data source {spec.text!r} gave a {type(value).__name__}; expected a DataSource, a "
+            "loader of (inputs, labels) batches, a dict of loaders, or (train, test)."
+        )
+    if iter(value) is value:
+        raise SourceError(
+            f"data source {spec.text!r} gave a {type(value).__name__}, which can be read only "
+            "once. Return a list, a DataLoader, or a function that makes a new generator."
+        )
+    return StreamSplit(lambda: value)

@@ -1,0 +1,115 @@
+"""Every registered method on every layer kind, through the whole path to the file and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fewbits
+from fewbits.coded import RawTensor
+from fewbits.engine.views import KINDS
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x)[0]
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Embedding(12, 6)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def _conv1d_of_transformers():
+    kind = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+    kind.forward = forward
+    layer = kind()
+    layer.weight = nn.Parameter(torch.randn(6, 9))
+    layer.bias = nn.Parameter(torch.zeros(9))
+    return layer
+
+
+NETS = {
+    "linear": (lambda: nn.Linear(6, 5), (7, 6)),
+    "conv": (lambda: nn.Conv2d(4, 6, 3, 2, 1, groups=2), (5, 4, 6, 6)),
+    "conv depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (5, 4, 6, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, dilation=2), (5, 4, 9)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2), (5, 2, 4, 4, 4)),
+    "conv_transpose": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, groups=2), (5, 4, 4, 4)),
+    "embedding": (Embedded, None),
+    "recurrent": (Recurrent, (5, 4, 6)),
+    "attention": (Attention, (5, 4, 8)),
+    "transposed_linear": (_conv1d_of_transformers, (7, 6)),
+    "one neuron, one column": (lambda: nn.Linear(1, 1), (4, 1)),
+}
+
+
+def _case(name):
+    torch.manual_seed(0)
+    make, shape = NETS[name]
+    batches = [torch.randint(0, 12, (5, 3)) if shape is None else torch.randn(shape)] * 2
+    return make().eval(), batches
+
+
+@pytest.mark.parametrize("layer", NETS)
+@pytest.mark.parametrize("method", fewbits.METHODS)
+def test_every_method_on_every_layer_kind(method, layer, tmp_path):
+    net, batches = _case(layer)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    settings = fewbits.METHODS[method](bits=3)
+    coded = fewbits.compress(net, settings, calibration=batches)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} of the person's own network changed"
+    assert {n for n, t in coded.tensors.items() if not isinstance(t, RawTensor)} == {
+        entry.target.name for entry in coded.plan.entries
+    }
+    assert fewbits.compress(net, settings, calibration=batches).data == coded.data
+    size = coded.save(tmp_path / "net.fewbits")
+    report = coded.size_report()
+    assert size == (tmp_path / "net.fewbits").stat().st_size == sum(r.bytes for r in report.rows)
+    state = fewbits.load(tmp_path / "net.fewbits")
+    for name, tensor in coded.state_dict().items():
+        assert torch.equal(state[name], tensor)
+        assert state[name].dtype == before[name].dtype
+        assert bool(torch.isfinite(tensor).all())
+    fewbits.load(tmp_path / "net.fewbits", into=net)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_every_kind_is_here():
+    assert set(KINDS) <= set(NETS)
+
+
+@pytest.mark.parametrize("method", fewbits.METHODS)
+def test_weights_out_of_sight_fall_back_to_a_stated_method(method):
+    for layer, blind in (("embedding", "inner.weight"), ("attention", "inner.out_proj.weight")):
+        net, batches = _case(layer)
+        plan = fewbits.compress(net, fewbits.METHODS[method](bits=4), calibration=batches).plan
+        entry = next(e for e in plan.entries if e.target.name == blind)
+        assert entry.method.needs == "nothing"
+        if fewbits.METHODS[method].needs != "nothing":
+            assert entry.reason.startswith(f"instead of {method}: ")
+            assert entry.reason.split(": ")[1] in str(plan)

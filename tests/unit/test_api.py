@@ -1,0 +1,203 @@
+"""Bad input, each a clear error that names the culprit; and what compress promises besides."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fewbits
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+DATA = [torch.randn(16, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+GPFQ = fewbits.GPFQ(bits=4)
+
+
+def test_the_persons_network_stays_as_it_is():
+    net = _net().train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    fewbits.compress(net, GPFQ, calibration=DATA)
+    assert net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert not net[0]._forward_pre_hooks
+
+
+def test_same_seed_same_bytes_and_another_seed_other_rows():
+    stochastic = fewbits.GPFQ(bits=2, rounding="stochastic")
+    first = fewbits.compress(_net(), stochastic, calibration=DATA, seed=1).data
+    assert fewbits.compress(_net(), stochastic, calibration=DATA, seed=1).data == first
+    assert fewbits.compress(_net(), stochastic, calibration=DATA, seed=2).data != first
+
+
+def test_the_memory_bound_changes_nothing_but_the_work():
+    free = fewbits.compress(_net(), GPFQ, calibration=DATA)
+    bound = fewbits.compress(_net(), GPFQ, calibration=DATA, max_live_bytes=0)
+    assert bound.data == free.data
+    assert "3 of 3" in " ".join(free.notes)
+    assert "1 of 3" in " ".join(bound.notes)
+
+
+def test_non_finite_weights():
+    net = _net()
+    with torch.no_grad():
+        net[2].weight[0, 0] = float("inf")
+    with pytest.raises(fewbits.ModelError, match=r"'2\.weight' holds 1 NaN or infinite"):
+        fewbits.compress(net, GPFQ, calibration=DATA)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (None, "'gpfq' needs calibration data"),
+        ([], "calibration data is empty"),
+        ([torch.zeros(4, 7)], r"(?s)batch 0.*shape.*forward="),
+        ([DATA[0], torch.zeros(4, 7)], r"(?s)batch 1"),
+        ([torch.full((2, 6), float("nan"))], "batch 0 holds NaN"),
+        ("words", "(?s)batch 0"),
+    ],
+)
+def test_calibration_data_that_cannot_be_used(calibration, message):
+    with pytest.raises(fewbits.CalibrationError, match=message):
+        fewbits.compress(_net(), GPFQ, calibration=calibration)
+    assert threading.active_count() == 1
+
+
+def test_patterns_that_match_nothing():
+    recipe = fewbits.Recipe(rules=(fewbits.Rule("*", GPFQ), fewbits.Rule("Conv2d", None)))
+    with pytest.raises(fewbits.TargetError, match="'Conv2d' matches no weight"):
+        fewbits.compress(_net(), recipe, calibration=DATA)
+    with pytest.raises(fewbits.TargetError, match="no weight that can be coded"):
+        fewbits.compress(nn.ReLU(), GPFQ, calibration=DATA)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 9, 4.5, "4", None, True])
+def test_bits_out_of_range(bits):
+    with pytest.raises(fewbits.ConfigError, match="bits must be"):
+        fewbits.GPFQ(bits=bits)
+
+
+def test_a_forward_that_raises_names_batch_and_layer_and_leaves_no_thread():
+    class Raising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _net()
+
+        def forward(self, x):
+            if x[0, 0] > 90:
+                raise KeyError("unlucky")
+            return self.inner(x)
+
+    bad = DATA[1].clone()
+    bad[0, 0] = 99
+    with pytest.raises(fewbits.CalibrationError, match=r"(?s)batch 1.*KeyError.*unlucky"):
+        fewbits.compress(Raising(), GPFQ, calibration=[DATA[0], bad])
+    assert threading.active_count() == 1
+
+
+def test_not_a_module_and_not_copyable():
+    with pytest.raises(fewbits.ConfigError, match="model must be a torch"):
+        fewbits.compress({"weight": torch.zeros(2, 2)}, GPFQ)
+    net = _net()
+    net.lock = threading.Lock()
+    with pytest.raises(fewbits.ModelError, match="cannot be copied"):
+        fewbits.compress(net, GPFQ, calibration=DATA)
+
+
+def test_a_file_for_another_architecture(tmp_path):
+    path = tmp_path / "net.fewbits"
+    fewbits.compress(_net(), GPFQ, calibration=DATA).save(path)
+    other = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), nn.Linear(4, 4))
+    before = other[0].weight.clone()
+    with pytest.raises(fewbits.ModelError, match=r"(?s)missing from the file.*0\.weight \(file"):
+        fewbits.load(path, into=other)
+    assert torch.equal(other[0].weight, before)
+
+
+def test_saving_is_atomic(tmp_path):
+    coded = fewbits.compress(_net(), GPFQ, calibration=DATA)
+    with pytest.raises(OSError, match="nowhere"):
+        coded.save(tmp_path / "nowhere" / "net.fewbits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreached_layers_fall_back_and_say_so():
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    coded = fewbits.compress(Part(), GPFQ, calibration=DATA)
+    entry = next(e for e in coded.plan.entries if e.target.name == "unused.weight")
+    assert entry.method.name == "nearest"
+    assert "no calibration batch reaches" in entry.reason
+
+
+def test_bias_correction_reaches_a_bias_or_the_absorbed_normalization():
+    method = fewbits.GPFQ(bits=2, bias_correction=True)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    plain = fewbits.compress(net, fewbits.GPFQ(bits=2), calibration=DATA).state_dict()
+    corrected = fewbits.compress(net, method, calibration=DATA)
+    assert not torch.equal(corrected.state_dict()["1.bias"], plain["1.bias"])
+    assert not torch.equal(corrected.state_dict()["2.bias"], plain["2.bias"])
+    bare = fewbits.compress(nn.Linear(6, 3, bias=False), method, calibration=DATA)
+    assert "no bias to correct" in str(bare.plan)
+
+
+def test_half_precision_only_where_values_survive():
+    net = _net()
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([1e6, 1, 2, 3, 4, 5, 6, 7]))
+    recipe = fewbits.Recipe(rules=(fewbits.Rule("*", GPFQ),), raw_dtype="float16")
+    coded = fewbits.compress(net, recipe, calibration=DATA)
+    assert coded.tensors["0.bias"].stored == "float32"
+    assert coded.tensors["2.bias"].stored == "float16"
+    assert coded.state_dict()["2.bias"].dtype == torch.float32
+
+
+def test_tied_weights_are_restored_tied(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(12, 6), nn.Linear(6, 12, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.embed(x))
+
+    torch.manual_seed(0)
+    coded = fewbits.compress(Tied(), GPFQ, calibration=[torch.arange(12)])
+    assert list(coded.tensors) == ["embed.weight"]
+    coded.save(tmp_path / "net.fewbits")
+    state = fewbits.load(tmp_path / "net.fewbits")
+    assert state["head.weight"] is state["embed.weight"]
+    net = fewbits.load(tmp_path / "net.fewbits", into=Tied())
+    assert net.head.weight is net.embed.weight
+    assert torch.equal(net.head.weight, state["embed.weight"])
+
+
+def test_dict_batches_and_a_forward_of_ones_own():
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _net()
+
+        def forward(self, *, pixels):
+            return self.inner(pixels)
+
+    direct = fewbits.compress(_net(), GPFQ, calibration=DATA)
+    keyed = fewbits.compress(Keyed(), GPFQ, calibration=[{"pixels": x, "labels": 1} for x in DATA])
+    own = fewbits.compress(Keyed(), GPFQ, calibration=DATA, forward=lambda net, x: net(pixels=x))
+    for name, tensor in direct.state_dict().items():
+        assert torch.equal(keyed.state_dict()[f"inner.{name}"], tensor)
+        assert torch.equal(own.state_dict()[f"inner.{name}"], tensor)
