@@ -29,15 +29,20 @@ SIZES = ((1024, 1024), (2048, 2048), (4096, 4096), (512, 4608))
 GRID = Grid(15)
 
 
-def best_of(run: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Return the least wall-clock seconds, and the least processor seconds, of several runs."""
-    walls, processor = [], []
+def best_of(runs: tuple[Callable[[], object], ...], repeats: int) -> list[tuple[float, float]]:
+    """Return, per run, the least wall-clock and the least processor seconds of several turns.
+
+    The runs take turns, so that a machine busy with other work disturbs them alike.
+    """
+    walls: list[list[float]] = [[] for _ in runs]
+    busies: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        wall, busy = time.perf_counter(), time.process_time()
-        run()
-        walls.append(time.perf_counter() - wall)
-        processor.append(time.process_time() - busy)
-    return min(walls), min(processor)
+        for run, wall, busy in zip(runs, walls, busies, strict=True):
+            started, worked = time.perf_counter(), time.process_time()
+            run()
+            wall.append(time.perf_counter() - started)
+            busy.append(time.process_time() - worked)
+    return [(min(wall), min(busy)) for wall, busy in zip(walls, busies, strict=True)]
 
 
 def kernels(n: int, columns: int) -> list[tuple[str, float, Callable[[], object]]]:
@@ -73,8 +78,8 @@ def measure(n: int, columns: int, repeats: int) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for name, flops, run in kernels(n, columns):
         run()
-        wall, busy = best_of(run, repeats)
-        gemm_wall, gemm_busy = best_of(lambda: left @ right, 2 * repeats)
+        timed = best_of((run, lambda: left @ right), repeats)
+        (wall, busy), (gemm_wall, gemm_busy) = timed
         scale = flops / (2.0 * n * columns**2)
         records.append(
             {

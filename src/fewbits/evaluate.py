@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .engine.batches import Forward, call_model, describe
 from .errors import CalibrationError, ModelError
 from .progress import Progress, ProgressEvent, silent
 
@@ -44,26 +45,25 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward = call_model,
     *,
     progress: Progress = silent,
 ) -> Evaluation:
     """Run ``model`` over ``batches`` in evaluation mode; its mode and device stay as they were.
 
-    A batch is ``(inputs, labels)`` or a dict with ``"labels"``; labels are integers ``(n,)`` and
-    logits ``(n, classes)``. Results with an attribute ``logits`` are understood.
+    A batch is ``(inputs, ..., labels)`` or a dict with ``"labels"``; labels are integers ``(n,)``
+    and logits ``(n, classes)``. Results with an attribute ``logits`` are understood.
 
     Args:
         model: the network.
         batches: labelled batches; read once.
-        forward: ``forward(model, inputs) -> logits``; by default the model is called on the inputs.
+        forward: ``forward(model, batch) -> logits``; the default calls the model on the inputs.
         progress: told after every batch.
 
     Raises:
         CalibrationError: no batches, no labels, or labels outside the classes.
         ModelError: the forward pass failed, or its result is not one row of logits per label.
     """
-    where = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = len(batches) if isinstance(batches, Sized) else 0
     modes = {module: module.training for module in model.modules()}
     correct = samples = 0
@@ -74,9 +74,9 @@ def evaluate(
     try:
         with torch.inference_mode():
             for number, batch in enumerate(batches):
-                inputs, labels = _take_apart(batch, number)
-                labels = labels.to(where)
-                logits = _logits(model, _to(inputs, where), labels, forward, number)
+                labels = _labels(batch, number)
+                logits = _logits(forward, model, batch, labels, number)
+                labels = labels.to(logits.device)
                 _check_labels(labels, logits.shape[1], number)
                 correct += int((logits.argmax(1) == labels).sum())
                 loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
@@ -91,44 +91,34 @@ def evaluate(
     return Evaluation(samples, correct / samples, loss / samples, seconds)
 
 
-def _take_apart(batch: Any, number: int) -> tuple[Any, Tensor]:
+def _labels(batch: Any, number: int) -> Tensor:
     labels: Any = None
-    inputs: Any = None
-    if isinstance(batch, dict) and "labels" in batch:
-        labels = batch["labels"]
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, labels = batch
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in ("labels", "label") if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        labels = batch[-1]
     integers = isinstance(labels, Tensor) and not labels.is_floating_point()
     if not integers or labels.dim() != 1:
         raise CalibrationError(
             f"evaluation batch {number} has no class labels; expected (inputs, labels) with "
-            f"integer labels of shape (n,). Got {_describe(batch)}."
+            f"integer labels of shape (n,). Got {describe(batch)}."
         )
-    return inputs, labels.long()
+    found: Tensor = labels.long()
+    return found
 
 
-def _logits(
-    model: nn.Module,
-    inputs: Any,
-    labels: Tensor,
-    forward: Callable[[nn.Module, Any], Any] | None,
-    number: int,
-) -> Tensor:
+def _logits(forward: Forward, model: nn.Module, batch: Any, labels: Tensor, number: int) -> Tensor:
     try:
-        if forward is not None:
-            result = forward(model, inputs)
-        else:
-            result = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        result = forward(model, batch)
     except Exception as error:
         raise ModelError(
-            f"the forward pass on evaluation batch {number}, {_describe(inputs)}, failed: {error}. "
-            "Is this the data the network was trained for?"
+            f"the forward pass on evaluation batch {number}, {describe(batch)}, raised "
+            f"{type(error).__name__}: {error}. Is this the data the network was trained for?"
         ) from error
     logits = getattr(result, "logits", result)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
         raise ModelError(
-            f"the network returned {_describe(logits)} on evaluation batch {number}; expected "
+            f"the network returned {describe(logits)} on evaluation batch {number}; expected "
             f"logits of shape ({len(labels)}, classes)."
         )
     return logits
@@ -140,23 +130,3 @@ def _check_labels(labels: Tensor, classes: int, number: int) -> None:
             f"evaluation batch {number} has labels from {int(labels.min())} to "
             f"{int(labels.max())}, but the network has {classes} classes."
         )
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(part, device) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_to(part, device) for part in value)
-    return value
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

@@ -14,9 +14,10 @@ from .coded import CodedTensor, Contents
 from .engine.batches import Forward, as_batches, call_model, explained
 from .engine.bridge import pack, pack_raw
 from .engine.collect import LayerQuantizer, Work, quantize_blind
-from .engine.fold import Folded, fold_batchnorm, reestimate_batchnorm
+from .engine.fold import Folded, fold_batchnorm
 from .engine.layer import QuantizedMatrix
 from .engine.lockstep import run_lockstep
+from .engine.reestimate import reestimate_batchnorm
 from .errors import CalibrationError
 from .model import CodedModel
 from .planning import Plan, PlanEntry, fallback_of
@@ -53,7 +54,7 @@ class Pipeline:
             self._quantize_seeing(reference, network, seeing, batches, folded)
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
-            norms = reestimate_batchnorm(network, batches, forward, folded)
+            norms = reestimate_batchnorm(reference, network, batches, forward, folded)
             self.notes.append(f"reestimate_batchnorm: {len(norms)} normalizations measured")
         return self._pack(network, source)
 

@@ -20,9 +20,9 @@ import typer
 from rich.console import Console
 
 from ..errors import ConfigError, FewbitsError
-from ..report import Table, show
+from ..report import Table, printable, show
 
-__all__ = ["Force", "Json", "Outcome", "check_output", "note", "verb"]
+__all__ = ["NOT_MET", "Force", "Json", "Outcome", "check_output", "note", "verb"]
 
 P = ParamSpec("P")
 
@@ -51,8 +51,11 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
         try:
             with redirect_stdout(sys.stderr):
                 outcome = function(*args, **kwargs)
-        except (FewbitsError, OSError) as error:
+        except FewbitsError as error:
             _fail(type(error).__name__, str(error), as_json, 1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(type(error).__name__, f"{where}{error.strerror or error}", as_json, 1)
         except KeyboardInterrupt:
             _fail("KeyboardInterrupt", "interrupted", as_json, 130)
         else:
@@ -90,11 +93,11 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         if isinstance(part, Table):
             show(part, console)
         else:
-            typer.echo(part)
+            typer.echo("\n".join(map(printable, part.split("\n"))))
 
 
 def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if as_json:
         typer.echo(json.dumps({"error": {"type": kind, "message": line}}))
     else:

@@ -64,7 +64,8 @@ def _check_rows(name: str, values: Float32, rows: int) -> None:
 
 def _check_index(index: Int32, shape: tuple[int, ...], layout: Layout | None, dtype: str) -> None:
     size = int(np.prod(shape, dtype=np.int64))
-    require(index.dtype == np.int32 and index.ndim == 2, "index", "an int32 matrix", index.dtype)
+    got = f"{index.dtype} of shape {index.shape}"
+    require(index.dtype == np.int32 and index.ndim == 2, "index", "an int32 matrix", got)
     require(index.size == size, "index.size", f"{size}, the size of shape {shape}", index.size)
     require(dtype in FLOAT_DTYPES, "dtype", f"one of {sorted(FLOAT_DTYPES)}", dtype)
     if layout is not None:
@@ -102,7 +103,7 @@ class GridTensor:
         _check_index(self.index, self.shape, self.layout, self.dtype)
         _check_rows("step", self.step, len(self.index))
         _check_rows("offset", self.offset, len(self.index))
-        halves = self.offset * 2
+        halves = self.offset.astype(np.float64) * 2
         require(bool((halves == np.rint(halves)).all()), "offset", "multiples of 1/2", self.offset)
 
     def dequantize(self) -> Float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import CorruptFileError
 from .codec import CODECS, Symbols
 from .varint import Cursor, signed_varint
 
@@ -28,6 +29,8 @@ class Constant:
         cursor = Cursor(data)
         value = cursor.symbol() if data else 0
         cursor.finish()
+        if data and value == 0:
+            raise CorruptFileError("a zero takes no bytes")
         return np.full((rows, columns), value, np.int32)
 
 

@@ -21,27 +21,9 @@ OCTAVES = 20  # between the rarest and the most frequent symbol
 FINEST = 4  # log2 of the most levels to the octave
 ORDERS = 8
 # 2**15 * 2**(j / 16): integers, so that no machine rounds them otherwise
-MANTISSAS = np.array(
-    [
-        "32768",
-        "34219",
-        "35734",
-        "37316",
-        "38968",
-        "40693",
-        "42495",
-        "44376",
-        "46341",
-        "48393",
-        "50535",
-        "52773",
-        "55109",
-        "57549",
-        "60097",
-        "62757",
-    ],
-    np.int64,
-)
+FIRST_HALF = (32768, 34219, 35734, 37316, 38968, 40693, 42495, 44376)
+SECOND_HALF = (46341, 48393, 50535, 52773, 55109, 57549, 60097, 62757)
+MANTISSAS = np.array(FIRST_HALF + SECOND_HALF, np.int64)
 
 
 def weights(levels: NDArray[np.int64], resolution: int) -> NDArray[np.float64]:

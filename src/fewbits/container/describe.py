@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..coded import Codebook, CodebookTensor, CodedTensor, GridTensor, RawTensor
 from ..errors import ConfigError
 from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, default_matrix
-from .parse import MAX_DIMENSIONS, MAX_OFFSET
+from .parse import MAX_DIMENSIONS, MAX_LEVELS, MAX_OFFSET
 
 __all__ = ["describe", "entry_json"]
 
@@ -24,6 +24,8 @@ def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> 
             f"{name!r} has {len(shape)} dimensions; a file holds at most {MAX_DIMENSIONS}."
         )
     if isinstance(tensor, RawTensor):
+        if tensor.stored == "bool" and tensor.data.size and int(tensor.data.max()) > 1:
+            raise ConfigError(f"{name!r} is bool, but holds bytes other than 0 and 1.")
         return RawEntry(shape, tensor.dtype, tensor.stored)
     if isinstance(tensor, GridTensor):
         return _grid(shape, tensor)
@@ -56,6 +58,9 @@ def _codebook(
     shape: tuple[int, ...], tensor: CodebookTensor, codebooks: dict[int, Codebook]
 ) -> MatrixEntry:
     rows, columns = tensor.index.shape
+    levels = tensor.codebook.values.size
+    if levels > MAX_LEVELS:
+        raise ConfigError(f"a codebook has {levels} levels; a file holds at most {MAX_LEVELS}.")
     codebooks.setdefault(id(tensor.codebook), tensor.codebook)
     one = tensor.scale.size == 1 and float(tensor.scale[0]) == 1.0
     return MatrixEntry(

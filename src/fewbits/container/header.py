@@ -14,13 +14,12 @@ from .describe import describe, entry_json
 from .entries import Entry
 from .json_text import check_json, dump_json, parse_json
 from .names import MAX_NAME, pack_names, unpack_names
-from .parse import integer, parse_entry
+from .parse import MAX_LEVELS, integer, parse_entry
 from .prefix import VERSION
 
 __all__ = ["Header", "describe_contents", "dump_header", "parse_header"]
 
 KEYS = ("n", "t", "b", "a", "q", "g", "v", "m", "c", "l")
-MAX_LEVELS = 1 << 24
 
 
 @dataclass(frozen=True)

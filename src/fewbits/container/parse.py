@@ -9,10 +9,11 @@ from ..coded import FLOAT_DTYPES, RAW_DTYPES, Layout
 from ..errors import CorruptFileError
 from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, default_matrix
 
-__all__ = ["MAX_DIMENSIONS", "MAX_OFFSET", "integer", "parse_entry"]
+__all__ = ["MAX_DIMENSIONS", "MAX_LEVELS", "MAX_OFFSET", "integer", "parse_entry"]
 
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48
+MAX_LEVELS = 1 << 24  # of one codebook
 MAX_OFFSET = 1 << 33  # twice an offset; larger ones are kept as floats
 
 # Option p of each kind of matrix: values in the side stream, where rows do not tell.

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from .tasks import Call
 
 __all__ = ["Discovery", "LiveBytes", "discover"]
 
@@ -68,41 +70,46 @@ def _merge(order: list[str], trail: list[str]) -> None:
             place += 1
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """Counts the bytes that a forward pass holds: storages its operators made that are still alive.
+class LiveBytes(TorchFunctionMode):
+    """Counts the bytes that a forward pass holds: what torch functions returned and is still alive.
 
-    Sees every tensor in the thread that enters it, on any device, by weak reference; parameters and
-    buffers of ``network`` are not counted. Working memory inside an operator is not seen.
+    Sees the tensors that Python code of the thread gets, on any device, by weak reference to their
+    storage; parameters and buffers of ``network`` are not counted. What a suspended pass holds is
+    just that: working memory inside an operator is free again by then.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        super().__init__()
         self.most = 0
         kept = (*network.parameters(), *network.buffers())
         self._known = {ref for tensor in kept if (ref := _storage(tensor)) is not None}
         self._made: dict[StorageWeakRef, int] = {}
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
         func: Callable[..., Any],
         types: Any,
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operator and note what it returned."""
+        """Call the function and note what it returned."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            ref = _storage(leaf) if isinstance(leaf, torch.Tensor) else None
-            if ref is not None and ref not in self._known:
-                self._made[ref] = leaf.untyped_storage().nbytes()
+        self._note(result)
         return result
 
-    def sample(self) -> None:
-        """Take a measurement now."""
+    def sample(self, call: Call) -> None:
+        """Take a measurement at a call, whose inputs are alive wherever they were made."""
+        self._note((call.args, dict(call.kwargs)))
         gone = [ref for ref in self._made if ref.expired()]  # type: ignore[no-untyped-call, unused-ignore]
         for ref in gone:
             del self._made[ref]
         self.most = max(self.most, sum(self._made.values()))
+
+    def _note(self, value: Any) -> None:
+        for leaf in tree_leaves(value):
+            ref = _storage(leaf) if isinstance(leaf, torch.Tensor) else None
+            if ref is not None and ref not in self._known:
+                self._made[ref] = leaf.untyped_storage().nbytes()
 
 
 def _storage(tensor: torch.Tensor) -> StorageWeakRef | None:

@@ -1,4 +1,4 @@
-"""Batch normalization: absorbed by the layer before it, and re-estimated after quantization.
+"""Batch normalization absorbed by the layer before it.
 
 Absorbing scales each neuron by gamma / sigma and leaves the normalization with weight 1, mean 0,
 variance 1 - eps and a shifted bias. The function and the names of the state dict stay the same,
@@ -9,18 +9,17 @@ layer does, and loses by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from .targets import survey
 from .views import WeightView
 
-__all__ = ["Folded", "fold_batchnorm", "reestimate_batchnorm"]
+__all__ = ["Folded", "fold_batchnorm", "is_batchnorm"]
 
 Forward = Callable[[nn.Module, Any], Any]
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -29,12 +28,10 @@ _TOLERANCE = 1e-3  # of the largest output; reordered float32 arithmetic stays f
 
 @dataclass(frozen=True)
 class Folded:
-    """One absorbed pair: names of layer and normalization, and |gamma|, beta before absorbing."""
+    """One absorbed pair: names of the layer and of its normalization."""
 
     layer: str
     norm: str
-    gain: Tensor
-    shift: Tensor
 
 
 @torch.no_grad()
@@ -72,51 +69,8 @@ def fold_batchnorm(model: nn.Module, batch: Any, forward: Forward) -> tuple[Fold
     return tuple(kept)
 
 
-@torch.no_grad()
-def reestimate_batchnorm(
-    model: nn.Module, batches: Iterable[Any], forward: Forward, folded: Sequence[Folded] = ()
-) -> tuple[str, ...]:
-    """Measure again what every batch normalization sees, now that its inputs are quantized.
-
-    Running means and variances become averages over ``batches``, each normalization fed by those
-    before it with batch statistics. Where a layer absorbed its normalization, the measured
-    statistics go into weight and bias instead, so that mean and variance stay constants.
-
-    Returns:
-        Names of the normalizations measured. Changes ``model`` in place; it stays in eval mode.
-
-    Raises:
-        ConfigError: the network has no batch normalization with running statistics.
-    """
-    norms = {n: m for n, m in model.named_modules() if _is_norm(m)}
-    if not norms:
-        raise ConfigError(
-            "stage 'reestimate_batchnorm': the network has no batch normalization with running "
-            "statistics. Remove the stage from the recipe."
-        )
-    absorbed = {entry.norm: entry for entry in folded}
-    for name, entry in absorbed.items():
-        _restore_gain(norms[name], entry)
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    counters = {name: norm.num_batches_tracked.clone() for name, norm in norms.items()}
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-        norm.train()
-    try:
-        for batch in batches:
-            forward(model, batch)
-    finally:
-        model.eval()
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
-        norm.num_batches_tracked.copy_(counters[name])
-        if name in absorbed:
-            _absorb_statistics(norm)
-    return tuple(norms)
-
-
-def _is_norm(module: nn.Module) -> bool:
+def is_batchnorm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Tell whether ``module`` normalizes with running statistics and an affine map."""
     return isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None
 
 
@@ -129,7 +83,7 @@ def _pairs(model: nn.Module, batch: Any, forward: Forward) -> list[tuple[str, st
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if _is_norm(module):
+            if is_batchnorm(module):
                 source = made.get(id(args[0])) if args else None
                 if source is not None:
                     found.append((source[0], name))
@@ -162,36 +116,23 @@ def _save(model: nn.Module, pair: tuple[str, str]) -> Callable[[], None]:
 
 
 def _absorb(model: nn.Module, pair: tuple[str, str], view: WeightView) -> Folded:
-    layer, norm = (model.get_submodule(name) for name in pair)
-    sigma = (norm.running_var + norm.eps).sqrt()
-    gamma, beta = norm.weight.detach().clone(), norm.bias.detach().clone()
-    scale = gamma / sigma
+    layer, norm = model.get_submodule(pair[0]), _norm(model, pair[1])
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     weight = layer.get_parameter(view.parameter)
     matrix = view.matrix(weight) * scale.reshape(view.groups, -1, 1)
     weight.copy_(view.tensor(matrix, tuple(weight.shape)))
-    if getattr(layer, "bias", None) is not None:
-        layer.bias.mul_(scale)
-    norm.bias.copy_(beta - norm.running_mean * scale)
-    _neutralize(norm)
-    return Folded(pair[0], pair[1], gamma.abs(), beta)
-
-
-def _neutralize(norm: Any) -> None:
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        bias.mul_(scale)
+    norm.bias.sub_(norm.running_mean * scale)
     norm.weight.fill_(1)
     norm.running_mean.zero_()
     norm.running_var.fill_(1 - norm.eps)
+    return Folded(*pair)
 
 
-def _restore_gain(norm: Any, entry: Folded) -> None:
-    norm.weight.copy_(entry.gain)
-    norm.bias.copy_(entry.shift)
-
-
-def _absorb_statistics(norm: Any) -> None:
-    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-    norm.bias.sub_(norm.running_mean * gain)
-    _neutralize(norm)
-    norm.weight.copy_(gain)
+def _norm(model: nn.Module, name: str) -> Any:
+    return model.get_submodule(name)
 
 
 def _flat(output: Any) -> list[Tensor]:

@@ -96,13 +96,13 @@ class CallerState:
 
 
 def cloned(batch: Any, memo: dict[int, Tensor] | None = None) -> Any:
-    """Return ``batch`` with every tensor in tuples, lists and mappings copied.
+    """Return ``batch`` with every tensor in tuples, lists and mappings copied, for no_grad.
 
     One tensor in two places stays one tensor. Objects of other kinds are handed on as they are.
     """
     memo = {} if memo is None else memo
     if isinstance(batch, Tensor):
-        return memo.setdefault(id(batch), batch.detach().clone())
+        return memo.setdefault(id(batch), batch.clone())
     if isinstance(batch, tuple):
         parts = [cloned(part, memo) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)

@@ -46,6 +46,7 @@ class LockstepReport:
         unreached: targets of which no call was observed; they were not completed.
         live_batches: most batches that were in flight at once.
         reruns: forward passes beyond one per batch and network (and beyond the discovery).
+        pair_bytes: what the suspended passes of one batch hold at most, as far as Python sees.
         unmatched: calls of the reference network that the quantized one did not make, dropped.
     """
 
@@ -54,6 +55,7 @@ class LockstepReport:
     unreached: tuple[str, ...]
     live_batches: int
     reruns: int
+    pair_bytes: int = 0
     unmatched: int = 0
 
 
@@ -119,7 +121,8 @@ class Schedule:
         self._expected = found.calls
         if lead is not self._streams[-1]:  # the paths of a network that changes are not known
             self._itineraries.update(found.itineraries)
-        live = self._room(found.live_bytes, max_live_bytes)
+        pair_bytes = found.live_bytes * len(self._streams)
+        live = self._room(pair_bytes, max_live_bytes)
         kept = live if live == len(self._batches) else live - 1
         self._kept = [self._pair(batch, batch) for batch in range(kept)]
         for module in found.order:
@@ -131,7 +134,9 @@ class Schedule:
                 progress(ProgressEvent("quantize", len(self._completed), len(targets), module))
         order = tuple(module for module in found.order if module in self._completed)
         missed = tuple(module for module in targets if module not in self._completed)
-        return LockstepReport(order, self._observed, missed, live, self._reruns, self._unmatched)
+        return LockstepReport(
+            order, self._observed, missed, live, self._reruns, pair_bytes, self._unmatched
+        )
 
     def close(self) -> list[str]:
         """Unwind every pass that is still suspended; return the titles of those that would not."""
@@ -152,10 +157,10 @@ class Schedule:
         self._alive.discard(task)
         return task.counts
 
-    def _room(self, live_bytes: int, max_live_bytes: int) -> int:
+    def _room(self, pair_bytes: int, max_live_bytes: int) -> int:
         """Return how many pairs may be alive at once, and make the module trees for them."""
         streams = len(self._streams)
-        by_memory = max_live_bytes // max(1, live_bytes * streams)
+        by_memory = max_live_bytes // max(1, pair_bytes)
         by_threads = _MOST_THREADS // (streams * (1 + torch.get_num_threads()))
         live = max(1, min(len(self._batches), by_memory, by_threads))
         return live if all(stream.provide(live) for stream in self._streams) else 1
@@ -219,7 +224,7 @@ class Schedule:
         batch: int,
         stream: Stream,
         body: Callable[[], None],
-        probe: Callable[[], None] | None = None,
+        probe: Callable[[Call], None] | None = None,
     ) -> PassTask:
         title = (
             f"calibration batch {batch} ({described(self._batches[batch])}) "

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -85,7 +84,7 @@ class PassTask:
         seed: int,
         completed: set[str],
         state: CallerState,
-        probe: Callable[[], None] | None = None,
+        probe: Callable[[Call], None] | None = None,
     ) -> None:
         self.counts: dict[str, int] = {}
         self.passed: set[str] = set()
@@ -154,7 +153,7 @@ class PassTask:
         self.counts[name] = self.counts.pop(name, 0) + 1  # re-inserted: order of last calls
         self.last = name
         if self._probe is not None:
-            self._probe()
+            self._probe(call)
         if name == self._goal:
             self._outbox.put(call)
             self._goal = self._inbox.get()

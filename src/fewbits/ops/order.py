@@ -16,20 +16,19 @@ def descending(energy: Tensor) -> Tensor:
     return energy.argsort(dim=1, descending=True, stable=True)
 
 
-def permute_columns(weight: Tensor, order: Tensor) -> Tensor:
-    """Return a copy of (groups, neurons, columns) with its columns in ``order``."""
-    return weight.mT[_groups(order), order].mT
+def permute_columns(matrix: Tensor, order: Tensor) -> Tensor:
+    """Return a copy of (groups, rows, columns) with its columns in ``order``."""
+    return matrix.gather(2, order[:, None].expand(-1, matrix.shape[1], -1))
 
 
-def restore_columns(weight: Tensor, order: Tensor) -> Tensor:
+def restore_columns(matrix: Tensor, order: Tensor) -> Tensor:
     """Undo :func:`permute_columns`."""
-    return permute_columns(weight, order.argsort(1))
+    return permute_columns(matrix, order.argsort(1))
 
 
 def permute_moments(moments: Tensor, order: Tensor) -> Tensor:
     """Return a copy of (groups, columns, columns) with its rows and columns in ``order``."""
-    return moments[_groups(order)[..., None], order[:, :, None], order[:, None, :]]
-
-
-def _groups(order: Tensor) -> Tensor:
-    return torch.arange(order.shape[0], device=order.device)[:, None]
+    groups, columns = order.shape
+    first = torch.arange(groups, device=order.device)[:, None] * columns
+    rows = moments.reshape(groups * columns, columns).index_select(0, (order + first).flatten())
+    return permute_columns(rows.reshape(moments.shape), order)

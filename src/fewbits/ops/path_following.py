@@ -126,9 +126,8 @@ def _live(energy: Tensor) -> Tensor:
 
 def _turned(weight: Tensor, order: Tensor | None) -> Tensor:
     """Return a fresh contiguous (groups, columns, neurons): a column of all neurons per row."""
-    if order is None:
-        return weight.mT.clone(memory_format=torch.contiguous_format)
-    return permute_columns(weight, order).mT
+    turned = (weight if order is None else permute_columns(weight, order)).mT
+    return turned.clone(memory_format=torch.contiguous_format)
 
 
 def _restored(values: Tensor, order: Tensor | None) -> Tensor:
@@ -140,10 +139,7 @@ def _columns(samples: Tensor, order: Tensor | None, start: int, stop: int) -> Te
     """Return columns start..stop of the visiting order: (groups, rows, stop - start)."""
     if order is None:
         return samples[:, :, start:stop]
-    chosen = order[:, start:stop]
-    if len(order) == 1:
-        return samples.index_select(2, chosen[0])
-    return samples.gather(2, chosen[:, None].expand(-1, samples.shape[1], -1))
+    return permute_columns(samples, order[:, start:stop])
 
 
 def _sweep_gram_(
@@ -168,10 +164,10 @@ def _sweep_gram_(
             pending.baddbmm_(cross[:, a:b, :a], before[:, :a])
             if not same:
                 pending.baddbmm_(second[:, a:b, :a], values[:, :a], alpha=-1)
-        _settle_(pending, second[:, a:b, a:b], values[:, a:b], live[:, a:b], project_)
-        values[:, a:b] = pending
+        levels = _settle(pending, second[:, a:b, a:b], values[:, a:b], live[:, a:b], project_)
+        values[:, a:b] = levels
         if same:
-            before[:, a:b] -= pending
+            before[:, a:b] -= levels
 
 
 def _sweep_samples_(
@@ -197,18 +193,18 @@ def _sweep_samples_(
             targets = _columns(reference, order, a, b)
             pending = (inputs.mT @ targets).tril() @ analog
         pending.baddbmm_(inputs.mT, residual)
-        _settle_(pending, second, analog, live[:, a:b], project_)
+        levels = _settle(pending, second, analog, live[:, a:b], project_)
         if reference is quantized:
-            residual.baddbmm_(inputs, analog - pending)
+            residual.baddbmm_(inputs, analog - levels)
         else:
-            residual.baddbmm_(targets, analog).baddbmm_(inputs, pending, alpha=-1)
-        values[:, a:b] = pending
+            residual.baddbmm_(targets, analog).baddbmm_(inputs, levels, alpha=-1)
+        values[:, a:b] = levels
 
 
-def _settle_(
+def _settle(
     pending: Tensor, second: Tensor, analog: Tensor, live: Tensor, project_: Project
-) -> None:
-    """Solve one block: overwrite ``pending`` (groups, width, neurons) by its levels.
+) -> Tensor:
+    """Solve one block: return its levels (groups, width, neurons); ``pending`` is used up.
 
     ``pending`` holds ``<X~_t, u + sum of w_j X_j over the block up to t>``; the feedback of the
     block's own levels, the strictly lower triangle of ``second``, is what is still missing.
@@ -217,15 +213,26 @@ def _settle_(
     scale = torch.where(live, energy, 1).reciprocal_().mul_(live)[..., None]
     pending.mul_(scale)
     if not bool(live.all()):
-        torch.where(live[..., None], pending, analog, out=pending)
-    lower = second * scale
-    width = pending.shape[1]
-    for a in range(0, width, _INNER):
-        b = min(a + _INNER, width)
+        pending = torch.where(live[..., None], pending, analog)
+    feedback = (second * -scale).tril_(-1)
+    levels = torch.zeros_like(pending)
+    for a in range(0, pending.shape[1], _INNER):
+        stop = a + _INNER
+        todo = pending[:, a:stop]
         if a:
-            pending[:, a:b].baddbmm_(lower[:, a:b, :a], pending[:, :a], alpha=-1)
-        for i in range(a, b):
-            row = pending[:, i : i + 1]
-            if i > a:
-                row.baddbmm_(lower[:, i : i + 1, a:i], pending[:, a:i], alpha=-1)
-            project_(row)
+            todo.baddbmm_(feedback[:, a:stop, :a], levels[:, :a])
+        _settle_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_)
+    return levels
+
+
+def _settle_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Project) -> None:
+    """Fill ``levels``, all zeros at first, one column after the other.
+
+    Each product runs over the whole width, where columns not yet settled count zero: a few wasted
+    flops cost less than cutting views to size, and this is the loop that runs once per column.
+    """
+    rows, weights, results = todo.split(1, 1), feedback.split(1, 1), levels.split(1, 1)
+    for row, weight, level in zip(rows, weights, results, strict=True):
+        row.baddbmm_(weight, levels)
+        project_(row)
+        level.copy_(row)

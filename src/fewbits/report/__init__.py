@@ -1,6 +1,6 @@
 """What people read: tables of sizes, plans and comparisons."""
 
-from .table import Column, Table, human_bytes, show
+from .table import Column, Table, human_bytes, printable, show
 from .views import (
     Comparison,
     comparison_table,
@@ -18,6 +18,7 @@ __all__ = [
     "human_bytes",
     "methods_table",
     "plan_table",
+    "printable",
     "settings_table",
     "show",
     "size_table",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-__all__ = ["Column", "Table", "human_bytes", "show"]
+__all__ = ["Column", "Table", "human_bytes", "printable", "show"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Table:
     def plain(self) -> str:
         """Return aligned text: two spaces between columns, one row a line."""
         heading = tuple(column.name for column in self.columns)
-        widths = [max(map(len, cells)) for cells in zip(heading, *self.rows, strict=True)]
-        lines = [self._line(cells, widths) for cells in (heading, *self.rows)]
-        return "\n".join(line for line in (self.title, *lines, self.footer) if line)
+        rows = [tuple(map(printable, row)) for row in self.rows]
+        widths = [max(map(len, cells)) for cells in zip(heading, *rows, strict=True)]
+        lines = [self._line(cells, widths) for cells in (heading, *rows)]
+        return "\n".join(
+            line for line in (printable(self.title), *lines, printable(self.footer)) if line
+        )
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         placed = (
@@ -49,14 +53,26 @@ def show(table: Table, console: Console) -> None:
     if not console.is_terminal:
         console.file.write(table.plain() + "\n")
         return
-    drawn = RichTable(title=table.title or None, title_justify="left", header_style="bold")
+    # A light frame leaves the width of a terminal to the names.
+    drawn = RichTable(
+        title=printable(table.title) or None,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column in table.columns:
         drawn.add_column(column.name, justify="right" if column.right else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
     if table.footer:
-        console.print(Text(table.footer))
+        console.print(Text(printable(table.footer)))
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters escaped: names in a file may hold any."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def human_bytes(count: int) -> str:

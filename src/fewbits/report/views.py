@@ -56,7 +56,7 @@ def size_table(report: SizeReport, title: str = "") -> Table:
         Column("shape"),
         Column("codec"),
         Column("values", True),
-        Column("bits/value", True),
+        Column("bits", True),
         Column("side", True),
         Column("bytes", True),
     )
@@ -122,7 +122,11 @@ def plan_table(plan: Mapping[str, Any], title: str = "") -> Table:
     coded = sum(entry["method"] is not None for entry in plan["weights"])
     rows += [(name, "", "keep", reason) for name, reason in plan["kept"].items()]
     rows += [(name, "", "tied", f"same tensor as {to}") for name, to in plan["aliases"].items()]
-    return Table(columns, tuple(rows), title, f"{coded} of {len(rows)} tensors are quantized")
+    stages = [*plan["recipe"].get("prepare", ()), *plan["recipe"].get("finish", ())]
+    footer = f"{coded} of {len(rows)} tensors are quantized"
+    if stages:
+        footer += f"; stages: {', '.join(stages)}"
+    return Table(columns, tuple(rows), title, footer)
 
 
 def methods_table(entries: Iterable[Mapping[str, Any]]) -> Table:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 from fewbits.engine.batches import call_model
-from fewbits.engine.fold import fold_batchnorm, reestimate_batchnorm
-from fewbits.errors import ConfigError
+from fewbits.engine.fold import fold_batchnorm
 
 
 def _shaken(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -61,38 +59,3 @@ def test_a_shared_layer_is_not_folded():
     before = net(torch.ones(3, 5))
     assert fold_batchnorm(net, torch.ones(3, 5), call_model) == ()
     assert torch.equal(net(torch.ones(3, 5)), before)
-
-
-@torch.no_grad()
-def test_reestimation_measures_what_the_network_now_sees():
-    torch.manual_seed(0)
-    net = _shaken(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
-    batches = [torch.randn(16, 3, 8, 8) for _ in range(4)]
-    reestimate_batchnorm(net, batches, call_model)
-    seen = torch.cat([net[0](batch) for batch in batches])
-    torch.testing.assert_close(net[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(net[1].running_var, seen.var((0, 2, 3)), rtol=1e-2, atol=1e-3)
-    assert not net.training
-    assert net[1].momentum == 0.1
-    assert int(net[1].num_batches_tracked) == 0
-
-
-@torch.no_grad()
-def test_reestimation_after_folding_is_reestimation_without_it():
-    torch.manual_seed(0)
-    plain, batches = _shaken(Residual()), [torch.randn(32, 3, 6, 6) for _ in range(3)]
-    folded_net = Residual()
-    folded_net.load_state_dict(plain.state_dict())
-    folded = fold_batchnorm(folded_net.eval(), batches[0], call_model)
-    for net in (plain, folded_net):  # the same relative damage to both
-        net.conv1.weight.mul_(1.3)
-        net.conv3.weight.mul_(0.7)
-    reestimate_batchnorm(plain, batches, call_model)
-    reestimate_batchnorm(folded_net, batches, call_model, folded)
-    torch.testing.assert_close(folded_net(batches[0]), plain(batches[0]), rtol=2e-3, atol=2e-3)
-    assert torch.equal(folded_net.bn1.running_mean, torch.zeros(8))
-
-
-def test_reestimation_without_batchnorm_is_an_error():
-    with pytest.raises(ConfigError, match="no batch normalization"):
-        reestimate_batchnorm(nn.Linear(2, 2), [torch.zeros(1, 2)], call_model)

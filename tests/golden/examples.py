@@ -1,0 +1,119 @@
+"""What the golden files hold, from integer arithmetic alone: the same on every machine for ever."""
+
+import numpy as np
+
+from fewbits.coded import (
+    ActivationGrid,
+    Codebook,
+    CodebookTensor,
+    Contents,
+    GridTensor,
+    Layout,
+    RawTensor,
+    TransformTensor,
+)
+
+WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+def noise(count, seed):
+    """Bytes of a linear congruential generator: high bits of the state."""
+    out, state = np.empty(count, np.int64), seed
+    for place in range(count):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        out[place] = state >> 56
+    return out
+
+
+def bell(shape, seed, spread=64):
+    """Integers of a bell-shaped law: sums of noise."""
+    count = int(np.prod(shape))
+    total = sum(noise(count, seed + k) for k in range(4)) - 510
+    return (total // spread).astype(np.int32).reshape(shape)
+
+
+def f32(*values):
+    return np.array(values, np.float32)
+
+
+def raw(shape, dtype, seed=1, stored=None):
+    stored = stored or dtype
+    data = noise(int(np.prod(shape)) * WIDTHS[stored], seed).astype(np.uint8)
+    return RawTensor(shape, dtype, data % 2 if stored == "bool" else data, stored)
+
+
+def network():
+    """A small convolutional network as the methods leave it: what most files look like."""
+    tensors = {}
+    for stage, (width, inputs) in enumerate([(8, 3), (16, 8), (16, 16)]):
+        name = f"stage.{stage}."
+        index = bell((width, inputs * 9), stage)
+        step = f32(0.125 * (stage + 1))
+        tensors[name + "conv.weight"] = GridTensor((width, inputs, 3, 3), "float32", index, step)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            values = (bell((width,), 40 + stage) + 30).astype("<f4") / np.float32(37)
+            tensors[name + "bn." + leaf] = RawTensor((width,), "float32", values.view(np.uint8))
+        counter = np.array([1560], "<i8").view(np.uint8)
+        tensors[name + "bn.num_batches_tracked"] = RawTensor((), "int64", counter)
+    head = GridTensor((10, 16), "float32", bell((10, 16), 9), np.arange(1, 11, dtype=np.float32))
+    tensors["head.weight"] = head
+    return Contents(
+        tensors,
+        aliases={"tied.weight": "head.weight"},
+        activations={
+            "stage.1.conv": ActivationGrid(4, 1.5, signed=False),
+            "head": ActivationGrid(8, 2.25, signed=True),
+        },
+        metadata={"fewbits": "0.1.0", "recipe": {"method": "gpfq", "bits": 4}, "note": "é"},
+    )
+
+
+def kinds():
+    """Every kind, option and dtype once."""
+    book, other = Codebook(f32(-1, -0.25, 0, 0.5)), Codebook(f32(-3, 7))
+    index = bell((6, 20), 3) % 4
+    two = GridTensor((4, 3), "float32", bell((4, 3), 5), f32(0.5))
+    three = GridTensor((3, 5), "float32", bell((3, 5), 6), f32(1, 2, 4), f32(0.5))
+    coded = CodebookTensor((3, 5), "float32", bell((3, 5), 6) % 2, other)
+    halves = f32(0, 0.5, -1, 1.5, 7, -0.0)
+    rows = f32(1, 2, 3, 4, 5, 6)
+    layout = Layout((6, 2, 10), (1, 0, 2))
+    tensors = {
+        "grid.half": GridTensor((6, 20), "float16", bell((6, 20), 1), f32(0.1), f32(-3.5)),
+        "grid.rows": GridTensor((6, 2, 10), "bfloat16", bell((6, 20), 2), rows, halves),
+        "grid.huge": GridTensor((), "float32", np.array([[2**31 - 1]], np.int32), f32(1), f32(2e9)),
+        "grid.far": GridTensor((2,), "float32", bell((2, 1), 4), f32(1), f32(1e20)),
+        "grid.minus": GridTensor((2, 1), "float32", bell((2, 1), 4), f32(-1), f32(-0.0)),
+        "grid.layout": GridTensor((2, 60), "float64", bell((6, 20), 7), f32(1), layout=layout),
+        "grid.empty": GridTensor((0, 7), "float32", np.zeros((0, 7), np.int32), f32(1)),
+        "book.plain": CodebookTensor((6, 20), "float32", index, book),
+        "book.scale": CodebookTensor((120,), "float32", index, book, f32(0.3)),
+        "book.rows": CodebookTensor((6, 20), "float32", index // 2, other, rows, layout),
+        "transform.left": TransformTensor((20,), "float32", three, two),
+        "transform.right": TransformTensor((4, 5), "float16", two, three, "right"),
+        "transform.book": TransformTensor((4, 5), "float32", coded, two),
+        "raw.zero_dim": raw((), "float32"),
+        "raw.empty": raw((3, 0), "int64"),
+        "raw.stored": raw((5,), "float32", 2, "bfloat16"),
+        "raw.large": RawTensor((70_000,), "uint8", np.full(70_000, 3, np.uint8)),
+    }
+    tensors |= {f"raw.{dtype}.x": raw((3, 4), dtype, 3) for dtype in WIDTHS}
+    grids = {"a": ActivationGrid(2, 0.1, signed=True), "b": ActivationGrid(16, 3.0, signed=False)}
+    return Contents(tensors, activations=grids, metadata={"list": [1, -0.5, None, True, {}]})
+
+
+def chunks():
+    """More symbols than one call of the coder takes."""
+    index = np.zeros((3, 349_600), np.int32)
+    index.reshape(-1)[::4001] = 1
+    index.reshape(-1)[17::9001] = -2
+    return Contents({"w": GridTensor((3, 349_600), "float32", index, f32(1))})
+
+
+def empty():
+    """Nothing at all."""
+    return Contents({})
+
+
+EXAMPLES = {"network": network, "kinds": kinds, "chunks": chunks, "empty": empty}

@@ -1,0 +1,152 @@
+"""Files of every format version, kept for ever: still read, still written, still what SPEC.md says.
+
+``v1.0/*.fewbits`` were written once by format 1.0 and are never written again. A change that
+needs them changed is a new major version.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewbits.coding import CODECS
+from fewbits.container import decode, encode, inspect, measure
+from fewbits.container.dictionary import DICTIONARY
+from fewbits.container.prefix import split_prefix
+
+HERE = Path(__file__).parent
+SHA256 = {
+    "network": "2201852ae6e1c7df47066ca4ad8f1200839063242cb37326d150b8d4c10e88f6",
+    "kinds": "04f03b5733551f1520901548bbb94be0563acef0f477c293d110a44297ce8642",
+    "chunks": "5ee8faf4a6795713946275c5853ece8778a4061fc85670654cd8418e0d20d152",
+    "empty": "f88a071b4fe61fd32d82cc2c57727292100c3dcbe49f3745d032c65978719ee4",
+}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference, EXAMPLES = load("reference_reader"), load("examples").EXAMPLES
+
+
+def golden(name):
+    return (HERE / "v1.0" / f"{name}.fewbits").read_bytes()
+
+
+def same(a, b):
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if is_dataclass(a):
+        pairs = [(getattr(a, item.name), getattr(b, item.name)) for item in fields(a)]
+        return type(a) is type(b) and all(same(x, y) for x, y in pairs)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_golden_file_is_the_one_that_was_written(name):
+    assert hashlib.sha256(golden(name)).hexdigest() == SHA256[name]
+
+
+def test_golden_files_stay_small():
+    assert {path.stem for path in (HERE / "v1.0").iterdir()} == set(EXAMPLES)
+    assert sum(len(golden(name)) for name in EXAMPLES) < 20_000
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_golden_file_decodes_to_what_was_put_in(name):
+    assert same(decode(golden(name)), EXAMPLES[name]())
+    assert list(decode(golden(name)).tensors) == list(EXAMPLES[name]().tensors)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_writer_still_writes_the_same(name):
+    """All but the deflated form of the header, which depends on the machine's zlib."""
+    was, now = golden(name), encode(EXAMPLES[name]())
+    before, after = split_prefix(was, 2**30), split_prefix(now, 2**30)
+    assert after.header == before.header
+    assert now[after.payload_start :] == was[before.payload_start :]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_inspect_and_measure_agree_and_sum_to_the_file(name):
+    info = inspect(HERE / "v1.0" / f"{name}.fewbits")
+    assert info.version == (1, 0)
+    assert info.report == measure(golden(name))
+    assert info.report.file_bytes == len(golden(name))
+    assert same(info.activations, EXAMPLES[name]().activations)
+
+
+def leaf_is(leaf, tensor):
+    assert leaf.dtype == tensor.dtype
+    assert tuple(leaf.shape) == tensor.shape
+    assert tuple(leaf.matrix) == tensor.index.shape
+    assert leaf.index == tensor.index.reshape(-1).tolist()
+    if leaf.kind == "g":
+        assert leaf.factor_bytes == tensor.step.astype("<f4").tobytes()
+        if isinstance(leaf.offset, int):
+            assert [leaf.offset / 2] == tensor.offset.tolist()
+        else:
+            assert leaf.offset_bytes == tensor.offset.astype("<f4").tobytes()
+    elif leaf.factors:
+        assert leaf.factor_bytes == tensor.scale.astype("<f4").tobytes()
+    else:
+        assert tensor.scale.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_plain_reader_reads_the_same_from_the_specification_alone(name):
+    want = EXAMPLES[name]()
+    header, entries, levels, clips = reference.read(golden(name), DICTIONARY)
+    assert list(entries) == list(want.tensors)
+    assert header.get("m", {}) == want.metadata
+    names = list(entries)
+    assert {key: names[at] for key, at in header.get("a", {}).items()} == want.aliases
+    grids = zip(header.get("g", []), clips, strict=True)
+    assert [(code // 2, clip, bool(code % 2)) for code, clip in grids] == [
+        (grid.bits, grid.clip, grid.signed) for grid in want.activations.values()
+    ]
+    for key, entry in entries.items():
+        tensor = want.tensors[key]
+        if entry.kind == "r":
+            assert (entry.dtype, entry.stored) == (tensor.dtype, tensor.stored)
+            assert entry.data == tensor.data.tobytes()
+            continue
+        layout = tensor.layout and [list(tensor.layout.split), list(tensor.layout.axes)]
+        assert entry.layout == layout
+        if entry.kind == "t":
+            assert entry.side == (tensor.side == "right")
+            leaf_is(entry.parts[0], tensor.coefficients)
+            leaf_is(entry.parts[1], tensor.basis)
+        else:
+            leaf_is(entry, tensor)
+            if entry.kind == "c":
+                assert levels[entry.book] == tensor.codebook.values.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("codec", ["static", "raw"])
+def test_the_plain_decoder_and_the_library_agree_on_random_streams(codec, seed):
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(2, 3000))
+    symbols = np.rint(rng.laplace(3, 2.0 ** rng.integers(-2, 8), (size, 1))).astype(np.int32)
+    symbols[0], symbols[1] = 5, 6
+    data = CODECS[codec].encode(symbols)
+    number = CODECS[codec].number
+    assert reference.symbols(number, data, size, 1) == symbols.reshape(-1).tolist()
+
+
+def test_the_specification_prints_the_dictionary_and_the_mantissas():
+    text = (HERE.parents[1] / "src/fewbits/container/SPEC.md").read_text(encoding="utf-8")
+    block = text.partition("## 7. Preset dictionary")[2].split("```")[1]
+    assert "".join(block.split("\n")).encode() == DICTIONARY
+    assert " ".join(map(str, reference.MANTISSAS)) in text

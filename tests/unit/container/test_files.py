@@ -1,0 +1,112 @@
+"""Files on disk: written wholly or not at all, read by name, looked into without decoding."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from fewbits.coded import ActivationGrid, Contents, GridTensor
+from fewbits.coding import CODECS
+from fewbits.container import encode, inspect, measure, read, write
+from fewbits.errors import CorruptFileError
+
+INDEX = np.rint(np.random.default_rng(0).normal(0, 2, (20, 30))).astype(np.int32)
+CONTENTS = Contents(
+    {"w": GridTensor((20, 30), "float32", INDEX, np.ones(1, np.float32))},
+    {"v": "w"},
+    {"layer": ActivationGrid(8, 0.5, signed=True)},
+    {"recipe": {"bits": 4}},
+)
+
+
+def test_write_then_read(tmp_path):
+    path = tmp_path / "net.fewbits"
+    write(encode(CONTENTS), path)
+    write(encode(CONTENTS), str(path))
+    np.testing.assert_array_equal(read(path).tensors["w"].index, INDEX)
+    assert [item.name for item in tmp_path.iterdir()] == ["net.fewbits"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
+def test_a_file_has_the_mode_that_the_system_gives(tmp_path):
+    write(b"x", tmp_path / "ours")
+    (tmp_path / "plain").write_bytes(b"x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")}
+    assert len(modes) == 1
+
+
+def test_a_link_is_followed(tmp_path):
+    write(b"old", tmp_path / "target")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write(b"new", tmp_path / "link")
+    assert (tmp_path / "target").read_bytes() == b"new"
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "net.fewbits"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(
+        *((os, "fsync", fail) if step == "fsync" else (type(path), "replace", fail))
+    )
+    with pytest.raises(OSError, match="disk full"):
+        write(b"new", path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write(b"x", tmp_path / "no" / "net.fewbits")
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "no.fewbits")
+
+
+def test_errors_name_the_file(tmp_path):
+    path = tmp_path / "broken.fewbits"
+    path.write_bytes(encode(CONTENTS)[:-3])
+    for use in (read, inspect):
+        with pytest.raises(CorruptFileError, match=r"broken\.fewbits: the file is truncated"):
+            use(path)
+
+
+def test_the_limit_is_passed_on(tmp_path):
+    write(encode(CONTENTS), tmp_path / "net")
+    with pytest.raises(CorruptFileError, match="limit"):
+        read(tmp_path / "net", max_decoded_bytes=100)
+
+
+def test_inspect_tells_everything_and_decodes_no_weight(tmp_path, monkeypatch):
+    path = tmp_path / "net.fewbits"
+    data = encode(CONTENTS)
+    write(data, path)
+
+    def fail(*_):
+        raise AssertionError("a weight was decoded")
+
+    monkeypatch.setattr(type(CODECS["static"]), "decode", fail)
+    info = inspect(path)
+    assert info.path == str(path)
+    assert info.version == (1, 0)
+    assert info.report == measure(data)
+    assert info.aliases == {"v": "w"}
+    assert info.activations == CONTENTS.activations
+    assert info.metadata == CONTENTS.metadata
+    values = json.loads(json.dumps(info.to_dict()))
+    assert values["size"]["file_bytes"] == len(data)
+    assert values["activations"] == {"layer": {"bits": 8, "clip": 0.5, "signed": True}}
+
+
+def test_inspect_checks_every_checksum(tmp_path):
+    data = bytearray(encode(CONTENTS))
+    data[-1] ^= 1
+    (tmp_path / "net").write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"side stream.*checksum"):
+        inspect(tmp_path / "net")

@@ -1,0 +1,53 @@
+"""Reading a file needs numpy, the coder and the standard library: no pickle, no torch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[3] / "src" / "fewbits"
+ALLOWED = {
+    "coded": {"errors", "coded"},
+    "coding": {"errors", "registry", "coding"},
+    "container": {"errors", "coded", "coding", "container"},
+}
+OUTSIDE = {
+    "__future__", "collections", "contextlib", "dataclasses", "json", "math", "numpy", "os",
+    "pathlib", "re", "secrets", "struct", "typing", "zlib",
+}  # fmt: skip
+FILES = [path for name in ALLOWED for path in sorted((SOURCE / name).glob("*.py"))]
+
+
+def imported(path):
+    """Yield (top-level package, part of fewbits or None) of every import in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], None
+        elif isinstance(node, ast.ImportFrom):
+            words = (node.module or "").split(".")
+            if node.level == 0:
+                yield words[0], None
+            else:
+                yield "fewbits", path.parent.name if node.level == 1 else words[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_only_what_is_allowed_is_imported(path):
+    layer = path.parent.name
+    outside = OUTSIDE | ({"constriction"} if layer == "coding" else set())
+    for package, part in imported(path):
+        if package == "fewbits":
+            assert part in ALLOWED[layer]
+        else:
+            assert package in outside
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_nothing_is_evaluated(path):
+    names = {
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not names & {"eval", "exec", "compile", "__import__"}
