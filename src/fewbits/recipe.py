@@ -134,11 +134,15 @@ class Recipe:
         rules = data.get("rules")
         if not isinstance(rules, list) or not rules:
             raise ConfigError(f"'rules' must be a list of rules. Got {rules!r} instead.")
-        fields = {
+        fields: dict[str, Any] = {
             key: data[key] for key in ("seed", "raw_dtype", "calibration_rows") if key in data
         }
-        stages = {key: _stages(key, data.get(key)) for key in ("prepare", "finish")}
-        return cls(tuple(_rule(i, entry) for i, entry in enumerate(rules)), **stages, **fields)
+        return cls(
+            tuple(_rule(i, entry) for i, entry in enumerate(rules)),
+            prepare=_stages("prepare", data.get("prepare")),
+            finish=_stages("finish", data.get("finish")),
+            **fields,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that :meth:`from_dict` takes; defaults are left out."""

@@ -25,7 +25,9 @@ def _accuracy(net, digits):
     ],
     ids=lambda value: str(value).split("(")[0],
 )
-def test_small_file_at_nearly_the_same_accuracy(digits_net, digits, tmp_path, method, drop, ratio):
+def test_small_file_at_nearly_the_same_accuracy(  # noqa: PLR0917
+    digits_net, digits, tmp_path, method, drop, ratio
+):
     before = _accuracy(digits_net, digits)
     assert before > 0.95
     coded = fewbits.compress(digits_net, method, calibration=digits[0][:512])

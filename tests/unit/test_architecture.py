@@ -26,6 +26,8 @@ MAY = {
     "recipe": {"errors", "methods"},
     "planning": {"errors", "engine", "methods", "recipe"},
     "model": {"errors", "coded", "container", "engine", "planning"},
+    "sources": {"errors", "registry", "progress"},
+    "report": {"coded"},
     "evaluate": {"errors", "progress", "engine"},
 }
 NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress")

@@ -50,7 +50,9 @@ def test_dicts_and_results_with_logits_are_understood():
         def forward(self, pixels):
             return SimpleNamespace(logits=pixels)
 
-    assert evaluate(Wrapped(), [{"pixels": LOGITS, "labels": LABELS}]).accuracy == pytest.approx(2 / 3)
+    assert evaluate(Wrapped(), [{"pixels": LOGITS, "labels": LABELS}]).accuracy == pytest.approx(
+        2 / 3
+    )
 
 
 def test_forward_replaces_the_call():

@@ -29,10 +29,10 @@ def demo(
 
     Example: fewbits demo
     """
-    from .showcase import compare, train  # noqa: PLC0415  (brings torch)
+    from .showcase import compare, one_thread, train  # noqa: PLC0415  (brings torch)
 
     out.mkdir(parents=True, exist_ok=True)
-    with listening() as progress:
+    with listening() as progress, one_thread():
         seconds = train(out, seed, progress)
         note(f"trained builtin:digits-cnn in {seconds:.1f} s")
         rows = compare(out, seed, progress)

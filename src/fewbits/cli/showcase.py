@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,11 +22,22 @@ from ..report import Comparison
 from ..sources import load_data, load_model
 from ..sources.training import train_classifier
 
-__all__ = ["candidates", "compare", "train"]
+__all__ = ["candidates", "compare", "one_thread", "train"]
 
 SOURCE, DATA, CHECKPOINT = "builtin:digits-cnn", "digits", "digits-cnn.safetensors"
 CALIBRATION = 1024
 WIDTHS = (4, 2)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread inside: for a network this small, waiting for others costs more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(folder: Path, seed: int, progress: Progress) -> float:

@@ -29,7 +29,7 @@ def as_batches(calibration: Iterable[Any] | Tensor) -> Sequence[Any]:
         CalibrationError: no batches, an empty batch, or NaN and infinite inputs (names the batch).
     """
     if isinstance(calibration, Tensor):
-        batches: Sequence[Any] = calibration.split(_STACK) if len(calibration) else ()
+        batches: Sequence[Any] = torch.split(calibration, _STACK) if len(calibration) else ()
     elif isinstance(calibration, (list, tuple)):
         batches = calibration
     else:

@@ -1,4 +1,4 @@
-"""Between torch tensors and coded tensors: pack a method's answer, and read any coded tensor back."""
+"""Between torch tensors and coded tensors: pack a method's answer, read any coded tensor back."""
 
 from __future__ import annotations
 

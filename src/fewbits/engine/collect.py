@@ -1,4 +1,4 @@
-"""What happens at a layer of the lockstep: rows are drawn, moments add up, weights are quantized."""
+"""What happens at a layer of the lockstep: rows are drawn, moments add up, weights get levels."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ class LayerQuantizer:
 def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
     if rows.shape[-1] != columns:
         raise CalibrationError(
-            f"layer {target.module!r}, batch {batch}: inputs have {rows.shape[-1]} features where its "
-            f"weight has {columns} columns. Check the shape of the calibration batches."
+            f"layer {target.module!r}, batch {batch}: inputs have {rows.shape[-1]} features where "
+            f"its weight has {columns} columns. Check the shape of the calibration batches."
         )
     return rows
 

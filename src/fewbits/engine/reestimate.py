@@ -1,10 +1,10 @@
 """Batch normalization re-estimated after quantization, relative to the float network.
 
-Textbook re-estimation replaces running statistics by those of the calibration data. It throws away
-what training measured: on ResNet-20 (CIFAR-10), 1,024 training images without augmentation give
-statistics that cost the *float* network two points. Here both networks see the same batches, and
-only the change between them is applied: where the input of a normalization went from mean m, deviation
-s to mean m', deviation s', its running statistics move by the same affine map.
+Textbook re-estimation replaces running statistics by those of the calibration data, and throws away
+what training measured over far more data, with its augmentation: that alone can cost the float
+network points. Here both networks see the same batches and only the change between them is applied:
+where the input of a normalization went from mean m and deviation s to mean m' and deviation s', its
+running statistics move by the same affine map.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Moments:
         self.count += 1
 
     def change(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return float mean, quantized mean, and quantized over float deviation: each (channels,)."""
+        """Return float mean, quantized mean, and the ratio of deviations: each (channels,)."""
         means, squares = (self.sums / self.count).unbind(1)
         variances = (squares - means.square()).clamp_min(0)
         gain = ((variances[1] + _TINY) / (variances[0] + _TINY)).sqrt()
@@ -75,7 +75,7 @@ def reestimate_batchnorm(
     moments: dict[str, _Moments] = defaultdict(_Moments)
     for batch in batches:
         seen: dict[str, list[Tensor]] = defaultdict(list)
-        _run(reference, norms, batch, forward, lambda name, x: seen[name].append(_measure(x)))
+        _run(reference, norms, batch, forward, _recorded(seen))
         _run(network, norms, batch, forward, _matched(seen, moments))
     absorbed = {pair.norm for pair in folded}
     for name, entry in moments.items():
@@ -103,6 +103,13 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _recorded(seen: dict[str, list[Tensor]]) -> Callable[[str, Tensor], None]:
+    def look(name: str, x: Tensor) -> None:
+        seen[name].append(_measure(x))
+
+    return look
 
 
 def _matched(

@@ -94,7 +94,8 @@ def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
     x = x.unsqueeze(0) if x.dim() == len(kernel) + 1 else x
     extents = [(size - 1) * s + 1 for size, s in zip(x.shape[2:], strides, strict=True)]
     spread = x.new_zeros(*x.shape[:2], *extents)
-    spread[(..., *(slice(None, None, s) for s in strides))] = x
+    every = tuple(slice(None, None, s) for s in strides)
+    spread[(slice(None), slice(None), *every)] = x
     padding: list[int] = []
     outer = zip(_sizes(module, "padding"), _sizes(module, "output_padding"), strict=True)
     for k, d, (p, extra) in zip(kernel, dilation, outer, strict=True):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..ops.grid import all_finite
 
 __all__ = ["Statistics", "StatisticsAccumulator"]
 
@@ -29,7 +30,7 @@ class Statistics:
             twice if X is X~. None in Gram form.
         gram: (H, G), each (groups, columns, columns) float32, in Gram form; the same object twice
             if X is X~. None in sample form: ask :meth:`moments`.
-        reference_energy: (groups, neurons) float32, ``||X w||^2`` of the analog weight; None where
+        reference_energy: (groups, neurons) float64, ``||X w||^2`` of the analog weight; None where
             the accumulator was not given the weight.
     """
 
@@ -73,6 +74,7 @@ class StatisticsAccumulator:
         self._groups, self._columns, self._weight = groups, columns, weight
         self._where = f"layer {name!r}: " if name else ""
         self._rows = 0
+        self._dtype = torch.float32
         self._buffer: list[tuple[Tensor, Tensor]] = []
         self._sums: tuple[Tensor, Tensor] | None = None
         self._totals: tuple[Tensor, Tensor] | None = None
@@ -95,6 +97,8 @@ class StatisticsAccumulator:
                 f"the quantized network {tuple(quantized.shape)}. Both must see the same batches."
             )
         self._rows += reference.shape[1]
+        if quantized.dtype == torch.float64:
+            self._dtype = torch.float64
         self._add_sums(reference, quantized)
         self._buffer.append((reference, quantized))
         if self._totals is not None or self._rows > self._columns:
@@ -103,11 +107,11 @@ class StatisticsAccumulator:
     def finish(self) -> Statistics:
         """Return the statistics of everything added so far."""
         means = self._means()
-        energy = None if self._energy is None else self._energy.float()
+        energy = self._energy
         if self._totals is not None:
             second, cross = self._totals
-            gram = second.float()
-            pair = (gram, gram if cross is second else cross.float())
+            gram = second.to(self._dtype)
+            pair = (gram, gram if cross is second else cross.to(self._dtype))
             return Statistics(self._rows, *means, None, pair, energy)
         return Statistics(self._rows, *means, self._joined(), None, energy)
 
@@ -118,7 +122,7 @@ class StatisticsAccumulator:
                 f"{self._where}inputs must have shape ({self._groups}, rows, {self._columns}). "
                 f"Got {tuple(rows.shape)} from the {network}."
             )
-        if not bool(torch.isfinite(rows).all()):
+        if not all_finite(rows):
             raise CalibrationError(
                 f"{self._where}its inputs in the {network} hold NaN or infinity. "
                 "Check the calibration data and the weights of the layers before it."
@@ -137,7 +141,7 @@ class StatisticsAccumulator:
             self._sums = (total, total if same else self._sums[1] + second)
         if self._weight is not None:
             outputs = reference @ self._weight.to(reference).mT
-            energy = outputs.square().sum(1, dtype=torch.float64)
+            energy = outputs.double().square().sum(1)
             self._energy = energy if self._energy is None else self._energy + energy
 
     def _fold(self) -> None:

@@ -144,7 +144,7 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
                 f"state-dict entry {name!r} is a {type(tensor).__name__}, not a tensor; a network "
                 "with extra state cannot be written. Remove it, or compress the inner network."
             )
-        if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
             raise ModelError(
                 f"tensor {name!r} has no values yet (lazy or meta). Run one forward pass, or load "
                 "the weights, before compressing."

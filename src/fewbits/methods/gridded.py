@@ -14,6 +14,7 @@ from ..engine.statistics import Statistics
 from ..errors import CalibrationError, ConfigError, ModelError, require
 from ..ops.grid import (
     Grid,
+    all_finite,
     best_clip,
     mean_max_radius,
     median_radius,
@@ -94,7 +95,7 @@ def grid_of(bits: int, levels: int | None) -> Grid:
 
 def checked_weight(layer: LayerMatrix) -> Tensor:
     """Return the weight, unless it holds NaN or infinity (ModelError)."""
-    if not bool(torch.isfinite(layer.weight).all()):
+    if not all_finite(layer.weight):
         raise ModelError(
             f"layer {layer.name!r}: the weight holds NaN or infinity, which no level stands for. "
             "Repair the network, or keep this tensor as it is."
@@ -176,7 +177,7 @@ def result(
     Adds to ``info``: "levels", "zeros" (fraction of zero weights) and "saturation" (fraction on the
     outermost levels).
     """
-    if not bool(torch.isfinite(levels).all()):
+    if not all_finite(levels):
         raise CalibrationError(
             f"layer {layer.name!r}: its inputs are too large or too small for float32 arithmetic. "
             "Scale the calibration data, or keep this layer as it is."
@@ -186,10 +187,11 @@ def result(
     count = alphabet.levels if isinstance(alphabet, Grid) else len(alphabet.levels)
     top = alphabet.top if isinstance(alphabet, Grid) else alphabet.grid.top
     total = max(1, levels.numel())
+    outermost = torch.count_nonzero(levels >= top) + torch.count_nonzero(levels <= -top)
     facts = {
         "levels": float(count),
-        "zeros": int((levels == 0).sum()) / total,
-        "saturation": int((levels.abs() >= top).sum()) / total,
+        "zeros": (levels.numel() - int(torch.count_nonzero(levels))) / total,
+        "saturation": int(outermost) / total,
         **info,
     }
     if codebook is not None:

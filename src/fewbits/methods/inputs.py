@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..engine.statistics import Statistics
-from ..ops.grid import Project
+from ..ops.grid import Project, row_radius
 from ..ops.order import descending
 from ..ops.path_following import follow_gram, follow_samples, gram_error
 
 __all__ = ["PreparedInputs", "per_row"]
 
-_CHUNK = 1 << 25  # weights in flight: bounds the scratch memory of very wide layers
+_CHUNK = 1 << 24  # weights in flight: bounds the scratch memory of very wide layers
 
 
 def per_row(step: Tensor, weight: Tensor) -> Tensor:
     """Return a (1,) or (groups * neurons,) step as (groups, neurons, 1), to go with ``weight``."""
     groups, neurons, _ = weight.shape
     return step.expand(groups * neurons).reshape(groups, neurons, 1)
+
+
+def _parts(weight: Tensor) -> Iterator[slice]:
+    """Cut the neurons into parts that bound scratch memory: they never interact."""
+    groups, neurons, columns = weight.shape
+    width = max(256, _CHUNK // max(1, groups * columns))
+    return (slice(a, a + width) for a in range(0, neurons, width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +65,11 @@ class PreparedInputs:
         Returns the levels in grid units, and per neuron (groups, neurons) float64 the squared error
         ``||X w - X~ q||^2``; in Gram form with X other than X~, that minus ``||X w||^2``.
         """
-        groups, neurons, columns = weight.shape
-        width = max(256, _CHUNK // max(1, groups * columns))
         steps = per_row(step, weight)
         levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        error = torch.zeros(groups, neurons, dtype=torch.float64, device=weight.device)
-        for a in range(0, neurons, width):
-            part, size = slice(a, a + width), steps[:, a : a + width]
+        error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
+        for part in _parts(weight):
+            size = steps[:, part]
             found, squared = self._sweep_part(weight[:, part] / size, project_, passes)
             levels[:, part] = found
             error[:, part] = squared * size[..., 0].double().square()
@@ -83,12 +89,22 @@ class PreparedInputs:
 
     def error(self, weight: Tensor, quantized: Tensor) -> Tensor:
         """Return the error of any quantized weight, in the terms of :meth:`sweep`."""
+        error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
+        for part in _parts(weight):
+            error[:, part] = self._error_part(weight[:, part], quantized[:, part])
+        return error
+
+    def _error_part(self, weight: Tensor, quantized: Tensor) -> Tensor:
+        size = row_radius(weight).clamp_min(torch.finfo(weight.dtype).tiny)[..., None]
+        ours, theirs = weight / size, quantized / size  # so that no square leaves float32
         if self.statistics.samples is None:
             second, cross = self.gram or self.statistics.moments()
-            return gram_error(weight.to(second), quantized.to(second), second, cross)
-        x, y = self.statistics.samples
-        gap = x @ weight.to(x).mT - y @ quantized.to(y).mT
-        return gap.square().sum(1, dtype=torch.float64)
+            squared = gram_error(ours.to(second), theirs.to(second), second, cross)
+        else:
+            x, y = self.statistics.samples
+            gap = x @ ours.to(x).mT - y @ theirs.to(y).mT
+            squared = gap.square().sum(1, dtype=torch.float64)
+        return squared * size[..., 0].double().square()
 
     def relative_error(self, weight: Tensor, error: Tensor) -> float | None:
         """Return ``||XW - X~Q|| / ||XW||`` from what :meth:`sweep` returned; None where unknown.
@@ -99,7 +115,9 @@ class PreparedInputs:
         mismatched = self.gram is not None and self.gram[0] is not self.gram[1]
         if mismatched and known is None:
             return None
-        energy = self.error(weight, torch.zeros_like(weight)) if known is None else known
+        energy = (
+            self.error(weight, weight.new_zeros(()).expand_as(weight)) if known is None else known
+        )
         total = float(energy.sum(dtype=torch.float64))
         squared = float(error.sum()) + (total if mismatched else 0.0)
         return float(max(0.0, squared) / total) ** 0.5 if total > 0 else 0.0

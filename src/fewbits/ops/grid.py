@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "Grid",
     "Project",
+    "all_finite",
     "best_clip",
     "mean_max_radius",
     "median_radius",
@@ -57,14 +58,20 @@ class Grid:
 
     def index(self, levels: Tensor) -> Tensor:
         """Return the int32 indices of level values, contiguous."""
-        return (levels + self.offset).to(torch.int32, memory_format=torch.contiguous_format)
+        shifted = levels + self.offset if self.offset else levels
+        return shifted.to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Tell whether no value is NaN or infinite, without a temporary of their size."""
+    return values.numel() == 0 or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def row_radius(weight: Tensor) -> Tensor:
     """Return ``max |w|`` of each row: (..., columns) -> (...); zero for rows without columns."""
     if weight.shape[-1] == 0:
         return weight.new_zeros(weight.shape[:-1])
-    return weight.abs().amax(-1)
+    return torch.maximum(weight.amax(-1), -weight.amin(-1))  # no copy, unlike abs()
 
 
 def percentile_radius(weight: Tensor, percentile: float) -> Tensor:

@@ -231,7 +231,7 @@ def _settle_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Pr
     Each product runs over the whole width, where columns not yet settled count zero: a few wasted
     flops cost less than cutting views to size, and this is the loop that runs once per column.
     """
-    rows, weights, results = todo.split(1, 1), feedback.split(1, 1), levels.split(1, 1)
+    rows, weights, results = (torch.split(part, 1, 1) for part in (todo, feedback, levels))
     for row, weight, level in zip(rows, weights, results, strict=True):
         row.baddbmm_(weight, levels)
         project_(row)

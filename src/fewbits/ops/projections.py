@@ -65,8 +65,8 @@ class HardThreshold:
     def levels(self) -> Tensor:
         """All levels, increasing: (2 top + 3,) float32."""
         top = int(self.grid.top)
-        positive = self.size + torch.arange(top + 1) * self._gap
-        return torch.cat([-positive.flip(0), torch.zeros(1), positive]).float()
+        positive = self.size + torch.arange(top + 1, dtype=torch.float64) * self._gap
+        return torch.cat([-positive.flip(0), positive.new_zeros(1), positive]).float()
 
     @property
     def _gap(self) -> float:

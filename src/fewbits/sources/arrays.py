@@ -68,8 +68,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise SourceError(f"data file {str(path)!r} does not exist (looked in {Path.cwd()}).")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not hasattr(stored, "files"):
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
                 raise SourceError(f"{path}: is a single array; expected a .npz with x and y.")
             return {name: stored[name] for name in stored.files if name in _NAMES}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

@@ -11,7 +11,7 @@ from .checkpoint import load_weights
 from .data import DataSource
 from .idx import has_idx_files
 from .registries import DATA, MODELS
-from .spec import resolve
+from .spec import parse, resolve
 
 __all__ = ["LoadedModel", "load_data", "load_model"]
 
@@ -64,9 +64,10 @@ def load_data(source: str) -> DataSource:
         MissingExtraError: the scheme needs a package that is not installed.
     """
     path = Path(source.partition("?")[0])
-    if path.suffix == ".npz" and ":" not in path.name:
-        source = f"npz:{source}"
-    elif path.is_dir() and str(path) not in DATA:
-        source = f"{'idx' if has_idx_files(path) else 'folder'}:{source}"
+    if parse(source).scheme not in DATA and source not in DATA:
+        if path.suffix == ".npz":
+            source = f"npz:{source}"
+        elif path.is_dir():
+            source = f"{'idx' if has_idx_files(path) else 'folder'}:{source}"
     spec = resolve(source, "data", DATA)
     return DATA[spec.scheme](spec)

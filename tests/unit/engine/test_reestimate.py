@@ -85,6 +85,6 @@ def test_the_change_is_that_of_the_moments():
 
 
 def test_a_network_without_batchnorm_is_an_error():
+    net = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="no batch normalization"):
-        net = nn.Linear(2, 2)
         reestimate_batchnorm(net, net, [torch.zeros(1, 2)], call_model)

@@ -10,7 +10,7 @@ from fewbits.errors import ModelError, TargetError
 
 
 class Zoo(nn.Module):
-    """A bit of everything: tied weights, a shared module, attention, recurrence, a bare parameter."""
+    """Tied weights, a shared module, attention, recurrence, a bare parameter."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every layer kind: its matrix times its rows is its output (acceptance test A13 of the dossier)."""
+"""Every layer kind: its matrix times its rows is its output (acceptance test A13)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def oracle(weight, x, y, levels):
     return result
 
 
-def problem(m, columns, neurons, seed=0, groups=1, noise=0.2, scale=2.0):
+def problem(m, columns, neurons, *, seed=0, groups=1, noise=0.2, scale=2.0):
     g = torch.Generator().manual_seed(seed)
     w = torch.rand(groups, neurons, columns, generator=g, dtype=F64) * 2 * scale - scale
     x = torch.randn(groups, m, columns, generator=g, dtype=F64)
@@ -229,9 +229,7 @@ def test_any_codebook_may_be_the_alphabet(form):
     w, x, y = problem(50, 60, 4)
     levels = torch.tensor([-1.9, -0.4, 0.1, 0.5, 2.2], dtype=F64)
     expected = oracle(w[0], x[0], y[0], levels)
-    assert torch.equal(
-        quantize(form, w, x, y, CodebookProjection(levels).project_)[0], expected
-    )
+    assert torch.equal(quantize(form, w, x, y, CodebookProjection(levels).project_)[0], expected)
 
 
 @BOTH

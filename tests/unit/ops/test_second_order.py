@@ -132,7 +132,7 @@ def test_dead_columns_are_plainly_rounded():
 
 
 def test_damping_is_raised_until_the_factor_exists():
-    w, _, y = problem(m=5, groups=2)
+    _, _, y = problem(m=5, groups=2)
     y[1] = problem(m=5, columns=40)[2][0] * 10
     second = (y.mT @ y).float()
     damping = torch.full((2,), 1e-12)

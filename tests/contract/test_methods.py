@@ -1,0 +1,172 @@
+"""What every registered method must do, whatever it is."""
+
+import math
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+
+from fewbits.engine.layer import LayerMatrix
+from fewbits.engine.statistics import StatisticsAccumulator
+from fewbits.errors import ConfigError
+from fewbits.methods import METHODS, Method, from_settings, to_settings
+from fewbits.methods.base import NEEDS
+
+NAMES = pytest.mark.parametrize("name", sorted(METHODS))
+SHAPES = {
+    "linear": (1, 12, 20),
+    "depthwise": (16, 1, 9),
+    "grouped": (3, 4, 18),
+    "one column": (1, 5, 1),
+    "one neuron": (1, 1, 30),
+    "no neurons": (1, 0, 4),
+    "wider than a block": (1, 6, 150),
+}
+VARIANTS = [{}, {"bits": 2, "per": "tensor"}, {"levels": 4}, {"levels": 256, "radius": "mse"}]
+
+
+def statistics(groups, columns, rows):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(groups, rows, columns, generator=g).relu()
+    accumulator = StatisticsAccumulator(groups, columns)
+    accumulator.add(x, x + 0.1 * torch.randn(x.shape, generator=g))
+    return accumulator.finish()
+
+
+def layer(weight, rows, seed=0):
+    groups, _, columns = weight.shape
+    return LayerMatrix("layer.weight", weight, statistics(groups, columns, rows), seed)
+
+
+def check(method, matrix):
+    before = matrix.weight.clone()
+    result = method.encode(matrix)
+    again = method.encode(matrix)
+    assert torch.equal(matrix.weight, before)
+    assert torch.equal(result.index, again.index)
+    assert dict(result.info) == dict(again.info)
+    assert all(isinstance(v, float) and math.isfinite(v) for v in result.info.values())
+    assert result.index.dtype == torch.int32
+    assert result.index.is_contiguous()
+    assert result.index.shape == matrix.weight.shape
+    values = result.dequantize()
+    assert values.dtype == torch.float32
+    assert values.isfinite().all()
+    spacing = result.step if result.levels is None else result.scale
+    assert spacing.dtype == torch.float32
+    assert spacing.shape in ((1,), (matrix.weight.shape[0] * matrix.weight.shape[1],))
+    assert spacing.isfinite().all()
+    assert (spacing > 0).all()
+    assert torch.equal(spacing, spacing.bfloat16().float())
+    inside(result)
+    return result
+
+
+def inside(result):
+    count = int(result.info["levels"])
+    if result.index.numel() == 0:
+        return
+    low, high = int(result.index.min()), int(result.index.max())
+    if result.levels is not None:
+        assert len(result.levels) == count
+        assert (result.levels.diff() > 0).all()
+        assert low >= 0
+        assert high < count
+    else:
+        top = (count - 1) / 2
+        assert low - result.offset >= -top
+        assert high - result.offset <= top
+
+
+@NAMES
+@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_any_shape(name, shape, rows):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for settings in VARIANTS:
+        check(from_settings({"method": name, **settings}), layer(weight, rows))
+
+
+@NAMES
+@pytest.mark.parametrize("rows", [3, 200])
+def test_rows_of_zeros_constants_and_extremes(name, rows):
+    weight = torch.randn(1, 6, 20, generator=torch.Generator().manual_seed(1))
+    weight[0, 0] = 0
+    weight[0, 1] = 0.3
+    weight[0, 2] = -1e-30
+    weight[0, 3] *= 1e30
+    weight[0, 4, 1:] = 0
+    result = check(METHODS[name](), layer(weight, rows))
+    assert (result.dequantize()[0, 0] == 0).all()
+    check(METHODS[name](), layer(torch.zeros(1, 3, 20), rows))
+
+
+@NAMES
+def test_dead_inputs(name):
+    accumulator = StatisticsAccumulator(1, 20)
+    accumulator.add(torch.zeros(1, 50, 20), torch.zeros(1, 50, 20))
+    weight = torch.randn(1, 6, 20, generator=torch.Generator().manual_seed(1))
+    result = check(METHODS[name](), LayerMatrix("w", weight, accumulator.finish()))
+    step = result.step[:, None]
+    assert ((result.dequantize()[0] - weight[0]).abs() <= step / 2 * (1 + 1e-6)).all()
+
+
+@NAMES
+def test_settings_round_trip(name):
+    kind = METHODS[name]
+    for settings in [{}, *VARIANTS]:
+        method = kind(**settings)
+        assert from_settings(to_settings(method)) == method
+    assert to_settings(kind()) == {"method": name}
+
+
+@NAMES
+def test_the_descriptor(name):
+    kind = METHODS[name]
+    assert kind.name == name
+    assert kind.needs in NEEDS
+    assert kind.summary
+    assert kind.paper
+    assert kind.__doc__
+    assert isinstance(kind(), Method)
+    with pytest.raises(FrozenInstanceError):
+        kind().bits = 3
+    with pytest.raises(TypeError):
+        kind(4)
+    assert len(fields(kind)) <= 11
+
+
+@NAMES
+def test_statistics_are_asked_for_only_if_needed(name):
+    method = METHODS[name]()
+    matrix = LayerMatrix("layer.weight", torch.ones(1, 2, 3))
+    if method.needs == "nothing":
+        method.encode(matrix)
+    else:
+        with pytest.raises(ConfigError, match=r"layer\.weight.*calibration"):
+            method.encode(matrix)
+
+
+BAD = {
+    "bits": [1, 9, 2.5, "4", True, None],
+    "levels": [1, 0, -3, 2.5, "3", True, 2**24 + 1],
+    "clip": [0, -1, math.nan, math.inf, "1", None, True],
+    "radius": ["largest", 3, None],
+    "per": ["row", None],
+    "percentile": [0, 101, math.nan, "99"],
+    "order": ["ascending", None],
+    "damping": [0, -1, math.nan, math.inf, "x"],
+    "threshold": ["firm", None, 3],
+    "threshold_size": [0, -1, math.nan, "x"],
+    "rounding": ["up", None],
+    "passes": [-1, 1.5, 101, "1", True],
+    "bias_correction": [1, "yes", None],
+}
+
+
+@NAMES
+def test_every_setting_refuses_bad_values_by_name(name):
+    for entry in fields(METHODS[name]):
+        for value in BAD[entry.name]:
+            with pytest.raises(ConfigError, match=rf"^{entry.name} must be"):
+                from_settings({"method": name, entry.name: value})

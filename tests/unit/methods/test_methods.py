@@ -1,0 +1,241 @@
+"""The methods: their radius rules, settings, and what they report."""
+
+import numpy as np
+import pytest
+import torch
+
+from fewbits.coded import Codebook, CodebookTensor, GridTensor
+from fewbits.engine.layer import LayerMatrix, QuantizedMatrix
+from fewbits.engine.statistics import StatisticsAccumulator
+from fewbits.errors import CalibrationError, ConfigError, ModelError
+from fewbits.methods import GPFQ, GPTQ, Nearest, Qronos, from_settings, to_settings
+
+
+def layer(*, rows=300, columns=64, neurons=24, groups=1, noise=0.1, energy=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    w = torch.randn(groups, neurons, columns, generator=g)
+    mix = torch.randn(groups, columns, columns, generator=g) / columns**0.5
+    x = (torch.randn(groups, rows, columns, generator=g) @ mix).relu()
+    y = x + noise * torch.randn(x.shape, generator=g) if noise else x
+    accumulator = StatisticsAccumulator(groups, columns, w if energy else None)
+    accumulator.add(x, y)
+    return LayerMatrix("fc.weight", w, accumulator.finish(), seed), x, y
+
+
+def true_error(matrix, x, y, quantized):
+    target = x @ matrix.weight.mT
+    return float((target - y @ quantized.dequantize().mT).norm() / target.norm())
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "method",
+    [
+        GPFQ(bits=3),
+        GPFQ(bits=3, passes=2, per="tensor", order="natural"),
+        GPFQ(levels=4, threshold="soft"),
+        GPFQ(bits=3, threshold="hard", threshold_size=0.4),
+        GPFQ(bits=3, rounding="stochastic"),
+        Qronos(bits=3),
+    ],
+    ids=lambda method: str(to_settings(method)),
+)
+def test_the_reported_objective_is_the_output_error(method, rows, noise):
+    matrix, x, y = layer(rows=rows, noise=noise)
+    quantized = method.encode(matrix)
+    error = true_error(matrix, x, y, quantized)
+    assert quantized.info["objective"] == pytest.approx(error, rel=1e-3)
+
+
+def test_the_objective_of_gptq_is_that_of_its_own_inputs():
+    matrix, _, y = layer()
+    quantized = GPTQ(bits=3).encode(matrix)
+    target = y @ matrix.weight.mT
+    error = (target - y @ quantized.dequantize().mT).norm() / target.norm()
+    assert quantized.info["objective"] == pytest.approx(float(error), rel=1e-3)
+
+
+def test_an_unknown_objective_is_left_out():
+    matrix, *_ = layer(energy=False)
+    assert "objective" not in GPFQ().encode(matrix).info
+    matrix, *_ = layer(energy=False, noise=0)
+    assert "objective" in GPFQ().encode(matrix).info
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_feedback_beats_rounding(bits):
+    matrix, x, y = layer(rows=2000)
+    plain = true_error(matrix, x, y, Nearest(bits=bits, radius="mse").encode(matrix))
+    for method in (GPFQ(bits=bits, radius="mse"), GPTQ(bits=bits, radius="mse")):
+        assert true_error(matrix, x, y, method.encode(matrix)) < 0.95 * plain
+    qronos = Qronos(bits=bits, radius="mse").encode(matrix)
+    assert true_error(matrix, x, y, qronos) < 0.95 * plain
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+def test_the_searched_radius_is_the_best_of_its_candidates(rows):
+    matrix, *_ = layer(rows=rows)
+    clips = [1.25 * 5 ** (-k / 11) for k in range(12)]
+    each = [GPFQ(bits=2, clip=clip, per="tensor").encode(matrix) for clip in clips]
+    best = min(q.info["objective"] for q in each)
+    searched = GPFQ(bits=2, radius="objective", per="tensor").encode(matrix)
+    assert searched.info["objective"] == pytest.approx(best, rel=1e-6)
+    assert searched.step.shape == (1,)
+    rowwise = GPFQ(bits=2, radius="objective").encode(matrix)
+    assert rowwise.step.shape == (24,)
+    assert rowwise.info["objective"] < best
+    assert best < 0.9 * GPFQ(bits=2).encode(matrix).info["objective"]
+
+
+def test_a10_neurons_alone_or_together_choose_the_same():
+    matrix, x, y = layer(rows=40)
+    together = GPFQ(bits=2, radius="objective").encode(matrix)
+    for i in (0, 13):
+        accumulator = StatisticsAccumulator(1, 64)
+        accumulator.add(x, y)
+        row = LayerMatrix("one", matrix.weight[:, i : i + 1], accumulator.finish())
+        alone = GPFQ(bits=2, radius="objective").encode(row)
+        assert alone.step[0] == together.step[i]
+        assert torch.equal(alone.index[0, 0], together.index[0, i])
+
+
+def test_radius_rules_set_the_top_level():
+    w = torch.tensor([[[1.0, -4.0, 2.0, 0.5], [0.0, 3.0, -1.0, 8.0]]])
+    matrix = LayerMatrix("w", w)
+
+    def tops(**settings):
+        quantized = Nearest(levels=5, **settings).encode(matrix)
+        return (quantized.step * 2).tolist()
+
+    assert tops() == [4, 8]
+    assert tops(per="tensor") == [8]
+    assert tops(clip=0.5) == [2, 4]
+    assert tops(radius="percentile", percentile=75) == [2, 3]
+    assert tops(radius="median", clip=3.0) == [3]
+    assert tops(radius="mean_max") == [6]
+    rows = Nearest(levels=5, radius="mse").encode(matrix)
+    fine = [
+        min(
+            float((w[0, i] - (w[0, i] / s).round().clamp(-2, 2) * s).square().sum())
+            for s in torch.linspace(0.05, 5, 4000).tolist()
+        )
+        for i in range(2)
+    ]
+    found = (rows.dequantize() - w).square().sum(2)[0]
+    assert (found <= 1.1 * torch.tensor(fine) + 1e-2).all()
+
+
+def test_bits_and_levels_give_the_alphabet():
+    matrix, *_ = layer()
+    ternary = Nearest(bits=2, clip=0.3).encode(matrix)
+    assert ternary.index.unique().tolist() == [-1, 0, 1]
+    even = Nearest(levels=4, clip=0.3).encode(matrix)
+    assert even.index.unique().tolist() == [-1, 0, 1, 2]
+    assert even.offset == 0.5
+    assert even.dequantize().abs().min() > 0
+    wide = Nearest(levels=17, clip=0.3).encode(matrix)
+    assert wide.index.unique().tolist() == list(range(-8, 9))
+
+
+def test_the_bias_shift_is_the_mean_output_error():
+    for rows in (40, 300):
+        matrix, x, y = layer(rows=rows, groups=2, neurons=5)
+        quantized = GPFQ(bits=2, bias_correction=True).encode(matrix)
+        gap = (x @ matrix.weight.mT - y @ quantized.dequantize().mT).mean(1)
+        torch.testing.assert_close(quantized.bias_shift, gap.flatten(), rtol=1e-3, atol=1e-4)
+        assert GPFQ(bits=2).encode(matrix).bias_shift is None
+
+
+def test_hard_thresholds_give_a_codebook():
+    matrix, *_ = layer()
+    quantized = GPFQ(bits=3, threshold="hard", threshold_size=0.6).encode(matrix)
+    expected = [-3, -2.2, -1.4, -0.6, 0, 0.6, 1.4, 2.2, 3]
+    torch.testing.assert_close(quantized.levels, torch.tensor(expected))
+    assert quantized.step is None
+    plain = GPFQ(bits=3).encode(matrix)
+    assert quantized.info["zeros"] > plain.info["zeros"]
+    soft = GPFQ(bits=3, threshold="soft", threshold_size=0.6).encode(matrix)
+    assert soft.info["zeros"] > plain.info["zeros"]
+
+
+def test_info_counts_zeros_and_saturation():
+    w = torch.tensor([[[0.0, 0.1, 1.0, -1.0, 0.5, 3.0, -2.0, 0.0]]])
+    info = Nearest(levels=3, clip=1 / 3).encode(LayerMatrix("w", w)).info
+    assert info == {"levels": 3.0, "zeros": 4 / 8, "saturation": 4 / 8}
+
+
+@pytest.mark.parametrize(
+    "method", [Nearest(levels=4, clip=0.7), GPFQ(bits=3, threshold="hard", per="tensor"), GPFQ()]
+)
+def test_dequantizing_is_bit_identical_to_the_file(method):
+    matrix, *_ = layer(groups=3, neurons=5)
+    quantized = method.encode(matrix)
+    index = quantized.index.flatten(0, 1).numpy()
+    if quantized.levels is None:
+        coded = GridTensor(
+            index.shape,
+            "float32",
+            index,
+            quantized.step.numpy(),
+            np.full(1, quantized.offset, np.float32),
+        )
+    else:
+        codebook = Codebook(quantized.levels.numpy())
+        coded = CodebookTensor(index.shape, "float32", index, codebook, quantized.scale.numpy())
+    ours = quantized.dequantize().flatten(0, 1).numpy()
+    assert np.array_equal(ours.view(np.int32), coded.dequantize().view(np.int32))
+
+
+def test_a_matrix_without_step_or_levels_says_so():
+    with pytest.raises(ValueError, match="neither"):
+        QuantizedMatrix(torch.zeros(1, 1, 1, dtype=torch.int32), None).dequantize()
+
+
+def test_very_wide_layers_are_cut_into_parts_of_neurons(monkeypatch):
+    matrix, *_ = layer(neurons=600, rows=40)
+    whole = GPFQ(bits=3).encode(matrix)
+    monkeypatch.setattr("fewbits.methods.inputs._CHUNK", 1)
+    parts = GPFQ(bits=3).encode(matrix)
+    assert (whole.index != parts.index).double().mean() < 1e-3
+    assert parts.info["objective"] == pytest.approx(whole.info["objective"], rel=1e-4)
+
+
+def test_weights_that_are_not_finite_are_named():
+    for value in (float("nan"), float("inf")):
+        matrix = LayerMatrix("body.3.weight", torch.full((1, 2, 2), value))
+        with pytest.raises(ModelError, match=r"body\.3\.weight"):
+            Nearest().encode(matrix)
+
+
+def test_inputs_beyond_single_precision_are_named():
+    accumulator = StatisticsAccumulator(1, 4)
+    x = torch.full((1, 9, 4), 1e25)
+    accumulator.add(x, x)
+    matrix = LayerMatrix("fc.weight", torch.ones(1, 2, 4), accumulator.finish())
+    with pytest.raises(CalibrationError, match=r"fc\.weight.*float32"):
+        GPFQ().encode(matrix)
+
+
+def test_settings_name_what_differs():
+    assert to_settings(GPFQ()) == {"method": "gpfq"}
+    assert to_settings(GPFQ(bits=3, levels=4)) == {"method": "gpfq", "bits": 3, "levels": 4}
+    with pytest.raises(ConfigError, match="Did you mean 'bits'"):
+        from_settings({"method": "gpfq", "bit": 3})
+    with pytest.raises(ConfigError, match="Did you mean 'gpfq'"):
+        from_settings({"method": "gpfk"})
+    with pytest.raises(ConfigError, match="'method'"):
+        from_settings({"bits": 3})
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(ConfigError, match="passes"):
+        GPFQ(rounding="stochastic", passes=1)
+    with pytest.raises(ConfigError, match="rounding"):
+        GPFQ(rounding="stochastic", threshold="hard")
+    with pytest.raises(ConfigError, match="levels"):
+        GPFQ(levels=4, threshold="hard")
+    with pytest.raises(ConfigError, match="threshold_size"):
+        GPFQ(levels=3, threshold="hard", threshold_size=1.0)
+    with pytest.raises(ConfigError, match="levels=3"):
+        GPFQ(bits=1)
