@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -121,6 +122,7 @@ def main() -> None:
         "dtype": "float32",
         "levels": GRID.levels,
         "repeats": options.repeats,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "results": records,
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)

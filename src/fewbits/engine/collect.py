@@ -31,12 +31,12 @@ class Work:
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
-    """Return how many rows a layer keeps: 32 per column, from 4,096 to 65,536, or ``limit``.
+    """Return how many rows a layer keeps: 16 per column, from 4,096 to 65,536, or ``limit``.
 
-    Moments of N columns settle with the number of rows over N; beyond 32 the choice of levels
+    Moments of N columns settle with the number of rows over N; beyond 16 the choice of levels
     hardly moves (see benchmarks), while the cost of the moments goes on growing.
     """
-    return min(max(32 * columns, 4096), 65536) if limit is None else limit
+    return min(max(16 * columns, 4096), 65536) if limit is None else limit
 
 
 def layer_seed(seed: int, *parts: object) -> int:

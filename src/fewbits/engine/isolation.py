@@ -84,6 +84,7 @@ class CallerState:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Take over this state in the present thread, without gradients."""
+        torch.get_num_threads()  # makes set_num_threads hold here: OpenMP's count is per thread
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for kind, dtype in self.autocast:

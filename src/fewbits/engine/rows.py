@@ -78,8 +78,8 @@ def conv_rows(x: Tensor, module: nn.Module) -> Rows:
     padding: list[int] = list(getattr(module, "_reversed_padding_repeated_twice"))  # noqa: B009
     mode = str(module.padding_mode)
     x = F.pad(x, padding, mode="constant" if mode == "zeros" else mode)
-    strides, dilation = _sizes(module, "stride"), _sizes(module, "dilation")
-    return _window_rows(_windows(x, kernel, strides, dilation), _groups(module))
+    window = _Window(kernel, _sizes(module, "stride"), _sizes(module, "dilation"))
+    return _window_rows(x, window, _groups(module))
 
 
 def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
@@ -101,36 +101,63 @@ def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
     for k, d, (p, extra) in zip(kernel, dilation, outer, strict=True):
         margin = d * (k - 1) - p
         padding = [margin, margin + extra, *padding]
-    windows = _windows(F.pad(spread, padding), kernel, (1,) * len(kernel), dilation)
-    mirrored = windows.flip(tuple(range(-len(kernel), 0)))
-    return _window_rows(mirrored, _groups(module))
+    window = _Window(kernel, (1,) * len(kernel), dilation, mirrored=True)
+    return _window_rows(F.pad(spread, padding), window, _groups(module))
 
 
-def _windows(
-    x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """Return a view (batch, channels, *positions, *kernel) of padded ``x``."""
-    for axis, (k, s, d) in enumerate(zip(kernel, strides, dilation, strict=True), start=2):
-        extent = d * (k - 1) + 1
-        if x.shape[axis] < extent:  # the layer itself will say so; no rows until then
-            return x.new_zeros(0, x.shape[1], *([1] * len(kernel)), *kernel)
-        x = x.unfold(axis, extent, s)[..., ::d]
-    return x
+@dataclass(frozen=True)
+class _Window:
+    """What slides over a padded input, in every spatial axis."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    mirrored: bool = False
+
+    def positions(self, space: Sequence[int]) -> tuple[int, ...]:
+        """Return how many places it has in each axis; none where it does not fit."""
+        axes = zip(space, self.kernel, self.strides, self.dilation, strict=True)
+        return tuple(max(0, (size - d * (k - 1) - 1) // s + 1) for size, k, s, d in axes)
+
+    def offsets(self, space: Sequence[int]) -> Tensor:
+        """Return where each kernel element lies from the first, in ``space`` flattened."""
+        offsets = _flat_index([torch.arange(k) for k in self.kernel], self.dilation, space)
+        return offsets.flip(0) if self.mirrored else offsets
+
+    def places(self, picks: Tensor | None, batch: int, space: Sequence[int]) -> Tensor:
+        """Return where the window begins, in (batch, *space) flattened, of the picked rows."""
+        counts = (batch, *self.positions(space))
+        chosen = torch.arange(prod(counts)) if picks is None else picks
+        sample, *where = torch.unravel_index(chosen, counts)
+        begins = sample * prod(space)
+        for i, (index, stride) in enumerate(zip(where, self.strides, strict=True)):
+            begins = begins + index * stride * prod(space[i + 1 :])
+        return begins
 
 
-def _window_rows(windows: Tensor, groups: int) -> Rows:
-    dims = (windows.dim() - 2) // 2
-    channels, kernel = windows.shape[1], windows.shape[2 + dims :]
-    positions = (windows.shape[0], *windows.shape[2 : 2 + dims])
-    columns = channels // groups * prod(kernel)
-    by_position = windows.movedim(1, 1 + dims)
+def _flat_index(axes: Sequence[Tensor], steps: Sequence[int], space: Sequence[int]) -> Tensor:
+    total = torch.zeros((), dtype=torch.int64)
+    for i, (index, step) in enumerate(zip(axes, steps, strict=True)):
+        total = total.unsqueeze(-1) + index * step * prod(space[i + 1 :])
+    return total.reshape(-1)
+
+
+def _window_rows(x: Tensor, window: _Window, groups: int) -> Rows:
+    """Return the rows of padded ``x``; gathered channels last, so that each copy is contiguous."""
+    batch, channels, space = x.shape[0], x.shape[1], x.shape[2:]
+    count = batch * prod(window.positions(space))
+    columns = channels // groups * prod(window.kernel)
 
     def take(picks: Tensor | None) -> Tensor:
-        chosen = torch.arange(prod(positions)) if picks is None else picks
-        where = torch.unravel_index(chosen.to(windows.device), positions)
-        return by_position[where].reshape(len(chosen), groups, columns).transpose(0, 1)
+        if count == 0:  # the layer itself will say that its input is too small
+            return x.new_zeros(groups, 0, columns)
+        begins = window.places(picks, batch, space)
+        where = (begins[:, None] + window.offsets(space)).reshape(-1).to(x.device)
+        pixels = x.movedim(1, -1).reshape(-1, channels)
+        patches = pixels.index_select(0, where).reshape(len(begins), -1, groups, channels // groups)
+        return patches.permute(2, 0, 3, 1).reshape(groups, len(begins), columns)
 
-    return Rows(prod(positions), take)
+    return Rows(count, take)
 
 
 def _sizes(module: nn.Module, name: str) -> tuple[int, ...]:

@@ -237,9 +237,9 @@ class Schedule:
         return task
 
     def _drop(self, task: PassTask) -> None:
+        self._alive.discard(task)
         if not task.cancel():
             raise CalibrationError(stuck_message([task.title]))
-        self._alive.discard(task)
 
 
 def stuck_message(titles: Sequence[str]) -> str:

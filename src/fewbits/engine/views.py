@@ -67,10 +67,11 @@ class WeightView:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """An adapter: which modules it takes, and the views of one."""
+    """An adapter: which modules it takes, the views of one, and what of it can be followed."""
 
     takes: Callable[[nn.Module], bool]
     views: Callable[[nn.Module], list[WeightView]]
+    summary: str
 
 
 KINDS: Registry[LayerKind] = Registry("layer kind")
@@ -187,12 +188,48 @@ def _is_transposed_linear(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-KINDS.register("attention")(LayerKind(_is(nn.MultiheadAttention), _attention))
-KINDS.register("linear")(LayerKind(_is(nn.Linear), _linear))
-KINDS.register("conv")(LayerKind(_is(nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv))
-KINDS.register("conv_transpose")(
-    LayerKind(_is(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose)
+KINDS.register("attention")(
+    LayerKind(
+        _is(nn.MultiheadAttention),
+        _attention,
+        "MultiheadAttention: query, key and value projections (packed or not) follow their inputs; "
+        "the output projection falls back",
+    )
 )
-KINDS.register("embedding")(LayerKind(_is(nn.Embedding, nn.EmbeddingBag), _embedding))
-KINDS.register("recurrent")(LayerKind(_is(nn.RNNBase, nn.RNNCellBase), _recurrent))
-KINDS.register("transposed_linear")(LayerKind(_is_transposed_linear, _transposed_linear))
+KINDS.register("linear")(LayerKind(_is(nn.Linear), _linear, "Linear: any leading axes"))
+KINDS.register("conv")(
+    LayerKind(
+        _is(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        _conv,
+        "Conv1d to Conv3d: every stride, dilation, padding, padding mode and grouping",
+    )
+)
+KINDS.register("conv_transpose")(
+    LayerKind(
+        _is(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _conv_transpose,
+        "ConvTranspose1d to ConvTranspose3d: as convolutions over the spread input",
+    )
+)
+KINDS.register("embedding")(
+    LayerKind(
+        _is(nn.Embedding, nn.EmbeddingBag),
+        _embedding,
+        "Embedding, EmbeddingBag: a lookup has no inputs to follow; falls back",
+    )
+)
+KINDS.register("recurrent")(
+    LayerKind(
+        _is(nn.RNNBase, nn.RNNCellBase),
+        _recurrent,
+        "RNN, LSTM, GRU, cells: input weights of the first layer follow the sequence, both "
+        "directions; all others fall back",
+    )
+)
+KINDS.register("transposed_linear")(
+    LayerKind(
+        _is_transposed_linear,
+        _transposed_linear,
+        "Conv1D of transformers (GPT-2): a linear layer stored transposed",
+    )
+)
