@@ -61,7 +61,7 @@ class Recipe:
         seed: of every random choice.
         raw_dtype: how tensors that are not quantized are stored: "keep", "float16" or "bfloat16"
             (a tensor that would lose more than 2**-8 of a value keeps its own dtype).
-        calibration_rows: input rows kept per layer; None for 16 per column in [4096, 65536].
+        calibration_rows: input rows kept per layer; None for 16 per column in [16384, 65536].
     """
 
     rules: tuple[Rule, ...]

@@ -31,12 +31,12 @@ class Work:
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
-    """Return how many rows a layer keeps: 16 per column, from 4,096 to 65,536, or ``limit``.
+    """Return how many rows a layer keeps: 16 per column, from 16,384 to 65,536, or ``limit``.
 
     Moments of N columns settle with the number of rows over N; beyond 16 the choice of levels
     hardly moves (see benchmarks), while the cost of the moments goes on growing.
     """
-    return min(max(16 * columns, 4096), 65536) if limit is None else limit
+    return min(max(16 * columns, 16384), 65536) if limit is None else limit
 
 
 def layer_seed(seed: int, *parts: object) -> int:
@@ -102,7 +102,8 @@ class LayerQuantizer:
         if known is not seen:
             reference = _checked(known.take(picks), work.target, columns, batch)
         if name not in self._sums:
-            self._sums[name] = StatisticsAccumulator(view.groups, columns)
+            analog = _matrix(self.network, work.target)
+            self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
         self._sums[name].add(reference, quantized)
 
     def complete(self, module: str) -> None:
@@ -137,16 +138,21 @@ def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
     return rows
 
 
+def _matrix(network: nn.Module, target: Target) -> Tensor:
+    weight = network.get_parameter(target.name).detach()
+    return target.view.matrix(weight).to(torch.float32).contiguous()
+
+
 @torch.no_grad()
 def _quantize(
     network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int
 ) -> QuantizedMatrix:
     target = work.target
-    parameter = network.get_parameter(target.name)
-    matrix = target.view.matrix(parameter.detach()).to(torch.float32).contiguous()
     statistics = None if sums is None else sums.finish()
+    matrix = _matrix(network, target)
     layer = LayerMatrix(target.name, matrix, statistics, layer_seed(seed, target.name))
     result = work.encode(layer)
+    parameter = network.get_parameter(target.name)
     values = target.view.tensor(result.dequantize(), target.shape)
     parameter.copy_(values.to(parameter.dtype))
     return result

@@ -282,6 +282,23 @@ def test_activations_are_freed_as_the_passes_go_on(room):
     assert max(alive) <= most
 
 
+def test_the_inputs_of_a_call_are_dropped_before_the_next_is_made():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.layer(x.exp())
+            alive.append(any(ref() is not None for ref in observer.kept))
+            return self.layer(first)
+
+    alive: list[bool] = []
+    observer = Quiet(nn.Identity())
+    run(Twice().eval(), batches=numbered(1), observer=observer, targets=["layer"])
+    assert alive == [False] * 3  # the discovery, then either network
+
+
 @pytest.mark.parametrize("batches", [[], (), iter([])])
 def test_no_batches(batches):
     with pytest.raises(CalibrationError, match="holds no batch"):
