@@ -117,7 +117,8 @@ def test_settings_round_trip(name):
     for settings in [{}, *VARIANTS]:
         method = kind(**settings)
         assert from_settings(to_settings(method)) == method
-    assert to_settings(kind()) == {"method": name}
+    assert to_settings(kind()) == {"method": name, "bits": 4}
+    assert to_settings(kind(levels=3)) == {"method": name, "levels": 3}
 
 
 @NAMES

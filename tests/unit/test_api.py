@@ -146,12 +146,13 @@ def test_bias_correction_reaches_a_bias_or_the_absorbed_normalization():
     method = fewbits.GPFQ(bits=2, bias_correction=True)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
-    plain = fewbits.compress(net, fewbits.GPFQ(bits=2), calibration=DATA).state_dict()
+    bare = fewbits.GPFQ(bits=2, bias_correction=False)
+    plain = fewbits.compress(net, bare, calibration=DATA).state_dict()
     corrected = fewbits.compress(net, method, calibration=DATA)
     assert not torch.equal(corrected.state_dict()["1.bias"], plain["1.bias"])
     assert not torch.equal(corrected.state_dict()["2.bias"], plain["2.bias"])
-    bare = fewbits.compress(nn.Linear(6, 3, bias=False), method, calibration=DATA)
-    assert "no bias to correct" in str(bare.plan)
+    without = fewbits.compress(nn.Linear(6, 3, bias=False), method, calibration=DATA)
+    assert "no bias to correct" in str(without.plan)
 
 
 def test_half_precision_only_where_values_survive():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ..engine.layer import LayerMatrix, QuantizedMatrix
@@ -40,14 +40,11 @@ METHODS: Registry[type[Method]] = Registry("method")
 
 
 def to_settings(method: Method) -> dict[str, Any]:
-    """Return ``{"method": name, ...}`` with the settings that differ from their defaults."""
+    """Return ``{"method": name, ...}``, its bits, and settings that are not at their default."""
     values = {entry.name: getattr(method, entry.name) for entry in fields(method)}  # type: ignore[arg-type]
     defaults = {entry.name: entry.default for entry in fields(method)}  # type: ignore[arg-type]
-    changed = {
-        name: value
-        for name, value in values.items()
-        if defaults[name] is MISSING or value != defaults[name]
-    }
+    told = set() if values.get("levels") is not None else {"bits"}
+    changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
     return {"method": method.name, **changed}
 
 

@@ -27,17 +27,19 @@ from .gridded import (
     check_grid,
     check_number,
     check_one_of,
+    check_switch,
     checked_statistics,
     checked_weight,
     grid_of,
     is_whole,
     result,
 )
-from .inputs import PreparedInputs, per_row
+from .inputs import PreparedInputs, mean_error, per_row
 
 __all__ = ["GPFQ"]
 
 _CLIPS = tuple(1.25 * 5 ** (-k / 11) for k in range(12))  # 1.25 down to 0.25, evenly in the ratio
+_PASSES = 2  # later ones change next to nothing
 _SEARCHED_NEURONS = 128  # enough to choose one clip for a whole layer
 
 
@@ -55,7 +57,8 @@ class GPFQ:
         threshold: "none", "soft" (L1 penalty) or "hard" (L0 penalty; two levels more): sparser.
         threshold_size: in steps; for "hard" below the top level.
         rounding: "nearest", or "stochastic", which is unbiased and twice as noisy.
-        passes: refinement sweeps of coordinate descent after the greedy one (not in the papers).
+        passes: refinement sweeps of coordinate descent after the greedy one (not in the papers);
+            None for 2, or for 0 with stochastic rounding, which a refinement would undo.
         bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
@@ -73,8 +76,8 @@ class GPFQ:
     threshold: str = "none"
     threshold_size: float = 0.5
     rounding: str = "nearest"
-    passes: int = 0
-    bias_correction: bool = False
+    passes: int | None = None
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         radii = (*DATA_FREE_RADII, "objective")
@@ -83,16 +86,9 @@ class GPFQ:
         check_one_of("threshold", self.threshold, ("none", "soft", "hard"))
         check_number("threshold_size", self.threshold_size, 0)
         check_one_of("rounding", self.rounding, ("nearest", "stochastic"))
-        whole = is_whole(self.passes)
-        require(
-            whole and 0 <= self.passes <= 100, "passes", "an integer from 0 to 100", self.passes
-        )
-        require(
-            isinstance(self.bias_correction, bool),
-            "bias_correction",
-            "True or False",
-            self.bias_correction,
-        )
+        sound = self.passes is None or (is_whole(self.passes) and 0 <= self.passes <= 100)
+        require(sound, "passes", "an integer from 0 to 100, or None", self.passes)
+        check_switch("bias_correction", self.bias_correction)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -118,14 +114,20 @@ class GPFQ:
         step = self._step(weight, inputs, layer.seed)
         alphabet = self._alphabet()
         levels, error = inputs.sweep(
-            weight, step, self._project(layer.seed, weight.device), self.passes
+            weight, step, self._project(layer.seed, weight.device), self._passes
         )
         relative = inputs.relative_error(weight, error)
         info = {} if relative is None else {"objective": relative}
         shift = None
         if self.bias_correction:
-            shift = inputs.bias_shift(weight, levels * per_row(step, weight))
+            shift = mean_error(inputs.statistics, weight, levels * per_row(step, weight))
         return result(layer, levels, step, alphabet, info=info, bias_shift=shift)
+
+    @property
+    def _passes(self) -> int:
+        if self.passes is None:
+            return 0 if self.rounding == "stochastic" else _PASSES
+        return self.passes
 
     def _alphabet(self) -> Grid | HardThreshold:
         grid = grid_of(self.bits, self.levels)
@@ -155,7 +157,7 @@ class GPFQ:
         def error(factor: float) -> Tensor:
             step = spacing.step(weight, factor)
             project_ = self._project(seed, weight.device)
-            squared = inputs.sweep(sample, step, project_, self.passes)[1]
+            squared = inputs.sweep(sample, step, project_, self._passes)[1]
             return squared.flatten() if self.per == "channel" else squared.sum()[None]
 
         return spacing.step(weight, best_clip(error, _CLIPS)[0])

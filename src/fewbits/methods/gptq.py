@@ -24,12 +24,13 @@ from .gridded import (
     check_grid,
     check_number,
     check_one_of,
+    check_switch,
     checked_statistics,
     checked_weight,
     grid_of,
     result,
 )
-from .inputs import per_row
+from .inputs import mean_error, per_row
 
 __all__ = ["GPTQ", "factor_info"]
 
@@ -44,6 +45,7 @@ class GPTQ:
         order: of the columns: "descending" input energy, or "natural".
         damping: added to the diagonal of X~^T X~, as a fraction of its mean; raised tenfold, up to
             five times, where the factorisation fails.
+        bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
     name: ClassVar[str] = "gptq"
@@ -58,16 +60,19 @@ class GPTQ:
     per: str = "channel"
     order: str = "descending"
     damping: float = 0.01
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         check_grid(self, DATA_FREE_RADII)
         check_one_of("order", self.order, ("descending", "natural"))
         check_number("damping", self.damping, 0)
+        check_switch("bias_correction", self.bias_correction)
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight. Cost: ``N^3 / 3 + n N^2`` flops for n neurons of N columns."""
         weight = checked_weight(layer)
-        second, _ = checked_statistics(layer, self.name).moments()
+        statistics = checked_statistics(layer, self.name)
+        second, _ = statistics.moments()
         grid = grid_of(self.bits, self.levels)
         step = Spacing(grid, self.radius, self.clip, self.per).step(weight)
         units = (weight / per_row(step, weight)).to(second)
@@ -81,7 +86,9 @@ class GPTQ:
         total = gram_error(units, torch.zeros_like(units), second, second) * _squares(step, weight)
         if float(total.sum()) > 0:
             info["objective"] = float(squared.sum().clamp_min(0) / total.sum()) ** 0.5
-        return result(layer, levels, step, grid, info=info)
+        shift = mean_error(statistics, weight, levels.to(weight) * per_row(step, weight))
+        bias_shift = shift if self.bias_correction else None
+        return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)
 
 
 def _squares(step: Tensor, weight: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ __all__ = [
     "check_grid",
     "check_number",
     "check_one_of",
+    "check_switch",
     "checked_statistics",
     "checked_weight",
     "grid_of",
@@ -51,6 +52,11 @@ def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise a ConfigError unless ``value`` is one of ``allowed``."""
     words = " or ".join(map(repr, allowed))
     require(isinstance(value, str) and value in allowed, name, words, value)
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise a ConfigError unless ``value`` is True or False."""
+    require(isinstance(value, bool), name, "True or False", value)
 
 
 def check_number(name: str, value: object, low: float, *, inclusive: bool = False) -> None:

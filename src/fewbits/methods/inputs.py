@@ -13,7 +13,7 @@ from ..ops.grid import Project, row_radius
 from ..ops.order import descending
 from ..ops.path_following import follow_gram, follow_samples, gram_error
 
-__all__ = ["PreparedInputs", "per_row"]
+__all__ = ["PreparedInputs", "mean_error", "per_row"]
 
 _CHUNK = 1 << 24  # weights in flight: bounds the scratch memory of very wide layers
 
@@ -22,6 +22,13 @@ def per_row(step: Tensor, weight: Tensor) -> Tensor:
     """Return a (1,) or (groups * neurons,) step as (groups, neurons, 1), to go with ``weight``."""
     groups, neurons, _ = weight.shape
     return step.expand(groups * neurons).reshape(groups, neurons, 1)
+
+
+def mean_error(statistics: Statistics, weight: Tensor, quantized: Tensor) -> Tensor:
+    """Return the mean of ``XW - X~Q`` over the rows, what a bias owes: (groups * neurons,)."""
+    ours = weight @ statistics.reference_mean[..., None].to(weight)
+    theirs = quantized @ statistics.quantized_mean[..., None].to(weight)
+    return (ours - theirs).flatten().float()
 
 
 def _parts(weight: Tensor) -> Iterator[slice]:
@@ -121,9 +128,3 @@ class PreparedInputs:
         total = float(energy.sum(dtype=torch.float64))
         squared = float(error.sum()) + (total if mismatched else 0.0)
         return float(max(0.0, squared) / total) ** 0.5 if total > 0 else 0.0
-
-    def bias_shift(self, weight: Tensor, quantized: Tensor) -> Tensor:
-        """Return the mean of ``XW - X~Q`` over the rows, (groups * neurons,) float32."""
-        ours = weight @ self.statistics.reference_mean[..., None].to(weight)
-        theirs = quantized @ self.statistics.quantized_mean[..., None].to(weight)
-        return (ours - theirs).flatten().float()

@@ -22,12 +22,13 @@ from .gridded import (
     check_grid,
     check_number,
     check_one_of,
+    check_switch,
     checked_statistics,
     checked_weight,
     grid_of,
     result,
 )
-from .inputs import PreparedInputs, per_row
+from .inputs import PreparedInputs, mean_error, per_row
 
 __all__ = ["Qronos"]
 
@@ -42,6 +43,7 @@ class Qronos:
         order: of the columns: "descending" input energy, or "natural".
         damping: added to the diagonal of X~^T X~, as a fraction of its largest eigenvalue; raised
             tenfold, up to five times, where the factorisation fails.
+        bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
     name: ClassVar[str] = "qronos"
@@ -56,11 +58,13 @@ class Qronos:
     per: str = "channel"
     order: str = "descending"
     damping: float = 1e-6
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         check_grid(self, DATA_FREE_RADII)
         check_one_of("order", self.order, ("descending", "natural"))
         check_number("damping", self.damping, 0)
+        check_switch("bias_correction", self.bias_correction)
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight, in float64. Cost: ``N^3 / 3 + 5 n N^2`` flops."""
@@ -79,7 +83,10 @@ class Qronos:
             units, second, cross, grid.project_, damping=damping, order=inputs.order
         )
         info = factor_info(factor)
-        objective = inputs.relative_error(weight, inputs.error(weight, levels * scale))
+        quantized = levels * scale
+        objective = inputs.relative_error(weight, inputs.error(weight, quantized))
         if objective is not None:
             info["objective"] = objective
-        return result(layer, levels, step, grid, info=info)
+        shift = mean_error(inputs.statistics, weight.double(), quantized)
+        bias_shift = shift if self.bias_correction else None
+        return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)

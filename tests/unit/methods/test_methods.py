@@ -141,10 +141,12 @@ def test_bits_and_levels_give_the_alphabet():
 def test_the_bias_shift_is_the_mean_output_error():
     for rows in (40, 300):
         matrix, x, y = layer(rows=rows, groups=2, neurons=5)
-        quantized = GPFQ(bits=2, bias_correction=True).encode(matrix)
+        quantized = GPFQ(bits=2).encode(matrix)
         gap = (x @ matrix.weight.mT - y @ quantized.dequantize().mT).mean(1)
         torch.testing.assert_close(quantized.bias_shift, gap.flatten(), rtol=1e-3, atol=1e-4)
-        assert GPFQ(bits=2).encode(matrix).bias_shift is None
+        for method in (GPFQ, GPTQ, Qronos):
+            assert method(bits=2, bias_correction=False).encode(matrix).bias_shift is None
+            assert method(bits=2).encode(matrix).bias_shift is not None
 
 
 def test_hard_thresholds_give_a_codebook():
@@ -218,7 +220,7 @@ def test_inputs_beyond_single_precision_are_named():
 
 
 def test_settings_name_what_differs():
-    assert to_settings(GPFQ()) == {"method": "gpfq"}
+    assert to_settings(GPFQ()) == {"method": "gpfq", "bits": 4}
     assert to_settings(GPFQ(bits=3, levels=4)) == {"method": "gpfq", "bits": 3, "levels": 4}
     with pytest.raises(ConfigError, match="Did you mean 'bits'"):
         from_settings({"method": "gpfq", "bit": 3})
