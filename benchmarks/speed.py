@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
+from fewbits.engine.memory import map_large_tensors
 from images import cifar10, normalise
 from networks import resnet20
 from record import write
@@ -81,6 +82,7 @@ def _pass_seconds(model: nn.Module, batches: list[Tensor], repeats: int = 3) -> 
 def _child(count: int, streamed: bool) -> dict[str, Any]:
     """Compress once in this process, and measure it."""
     torch.set_num_threads(1)
+    map_large_tensors()  # as the command line does
     model = resnet20()
     stream = Stream(count)
     batches = stream if streamed else list(stream)
