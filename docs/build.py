@@ -1,7 +1,9 @@
-"""Write the generated pages under docs/reference from the registries. Run: make docs."""
+"""Write what the documentation takes from the code and from benchmark records. Run: make docs."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,8 +12,10 @@ from fewbits import METHODS
 from fewbits.coding import CODECS
 from fewbits.engine.views import KINDS
 
-HERE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "results"
 NOTE = "<!-- Written by docs/build.py; `make docs` writes it again. -->\n\n"
+BEGIN, END = "<!-- results: written by docs/build.py -->\n", "<!-- end of results -->\n"
 
 
 def methods() -> str:
@@ -36,18 +40,56 @@ def support() -> str:
     )
 
 
+def results() -> str:
+    """Every table of benchmarks/summary.py."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "summary.py")]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    origin = "How each was made: [benchmarks](../../benchmarks/README.md)."
+    return f"{NOTE}# Results\n\n{origin}\n\n{tables}"
+
+
+def readme() -> str:
+    """README.md with its table of results, from the record of ResNet-20."""
+    record = json.loads((RECORDS / "resnet20_cifar10.json").read_text(encoding="utf-8"))
+    rows = {(row["method"], row["bits"]): row for row in record["summary"]}
+    widths = sorted({bits for _, bits in rows}, reverse=True)
+    lines = [
+        "| | " + " | ".join(f"{b} bits" for b in widths) + " |",
+        "|---" * (1 + len(widths)) + "|",
+    ]
+    for name in dict.fromkeys(name for name, _ in rows):
+        cells = [rows[name, b] for b in widths]
+        told = [f"{c['accuracy_mean']:.2f} %, {c['file_bytes_mean']:,.0f} B" for c in cells]
+        lines.append(f"| {name} | " + " | ".join(told) + " |")
+    accuracy = record["float_accuracy"]["test"]
+    table = (
+        f"ResNet-20 on CIFAR-10, all 20 layers, {accuracy:.2f} % in float32: top-1 on the 10,000\n"
+        "test images and bytes of the whole file, mean of three calibration seeds (1,024 training\n"
+        "images each; 2 bits are ternary).\n\n" + "\n".join(lines) + "\n\n"
+        "More, with time and memory: [results](docs/reference/results.md).\n"
+    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    return head + BEGIN + table + END + rest.split(END)[1]
+
+
 def main() -> None:
     """Write the pages; with --check only compare, and exit with 1 where one is out of date."""
-    stale = []
-    for name, text in (("methods.md", methods()), ("support.md", support())):
-        path = HERE / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(name)
-            if "--check" not in sys.argv:
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-    if stale and "--check" in sys.argv:
-        sys.exit(f"out of date: {', '.join(stale)}. Run: make docs")
+    reference = ROOT / "docs" / "reference"
+    pages = {
+        reference / "methods.md": methods(),
+        reference / "support.md": support(),
+        reference / "results.md": results(),
+        ROOT / "README.md": readme(),
+    }
+    stale = [p for p, t in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != t]
+    if "--check" in sys.argv:
+        if stale:
+            sys.exit(f"out of date: {', '.join(p.name for p in stale)}. Run: make docs")
+        return
+    reference.mkdir(exist_ok=True)
+    for path in stale:
+        path.write_text(pages[path], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from .container import read
-from .engine.batches import Forward
+from .engine.batches import Forward, as_forward
 from .engine.targets import check_finite
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError, require
 from .methods import Method
-from .model import CodedModel, load_into, state_dict
+from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
 from .planning import Plan, make_plan
 from .progress import Progress, silent
@@ -61,8 +61,8 @@ def compress(
         ModelError: NaN or infinite weights, or a network that cannot be copied or written.
         CalibrationError: calibration data missing, empty, not finite, or a forward that raises.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    _check_arguments(model, forward, source, max_live_bytes, progress)
+    model = unwrapped(model)
     recipe = Recipe.of(method, calibrated=calibration is not None)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
@@ -73,29 +73,67 @@ def compress(
     except Exception as error:
         raise ModelError(
             f"the network cannot be copied ({type(error).__name__}: {error}), and compressing "
-            "must not change the original. Remove what copy.deepcopy refuses, such as open files."
+            "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
+            "old weight_norm or pruning (remove_weight_norm, prune.remove)."
         ) from error
     pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress)
     return pipeline.run(reference, source)
 
 
-def plan(model: nn.Module, method: HowToCompress) -> Plan:
-    """Return what :func:`compress` would do with every tensor, without doing it."""
-    return make_plan(model, Recipe.of(method))
+def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
+    """Return what :func:`compress` would do with every tensor, without doing it.
+
+    ``calibrated`` tells whether there will be calibration data, as in :meth:`Recipe.of`. Layers
+    that calibration does not reach are known only after it.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    return make_plan(unwrapped(model), Recipe.of(method, calibrated))
 
 
 @overload
-def load(path: str | PathLike[str], into: None = None) -> dict[str, Tensor]: ...
+def load(
+    path: str | PathLike[str], into: None = None, *, max_decoded_bytes: int | None = None
+) -> dict[str, Tensor]: ...
 @overload
-def load(path: str | PathLike[str], into: nn.Module) -> nn.Module: ...
-def load(path: str | PathLike[str], into: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
+def load(
+    path: str | PathLike[str], into: nn.Module, *, max_decoded_bytes: int | None = None
+) -> nn.Module: ...
+def load(
+    path: str | PathLike[str],
+    into: nn.Module | None = None,
+    *,
+    max_decoded_bytes: int | None = None,
+) -> dict[str, Tensor] | nn.Module:
     """Read a file: into a network, which is returned, or as a plain state dict.
+
+    Args:
+        path: a file that :meth:`CodedModel.save` wrote.
+        into: a network of the same architecture; its values are replaced, all or none.
+        max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
+            package writes (64 MiB and 1,024 times the file).
 
     Raises:
         CorruptFileError: the file is truncated, damaged, or not one of ours.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
-    contents = read(path)
+    contents = read(path, max_decoded_bytes=max_decoded_bytes)
     if into is None:
         return state_dict(contents)
     return load_into(contents, into, f"file {fspath(path)!r}")
+
+
+def _check_arguments(
+    model: object,
+    forward: Forward | None,
+    source: object,
+    max_live_bytes: object,
+    progress: object,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    as_forward(forward)
+    require(callable(progress), "progress", "a function of a ProgressEvent", progress)
+    require(isinstance(source, str), "source", "a string such as 'module:callable'", source)
+    bounded = isinstance(max_live_bytes, int) and max_live_bytes >= 0
+    require(bounded, "max_live_bytes", "a number of bytes >= 0", max_live_bytes)

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 
-import torch
 from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents, SizeReport
 from .container import encode, measure, write
 from .engine.bridge import to_torch
-from .errors import ModelError
+from .errors import ConfigError, ModelError
 from .planning import Plan
 
-__all__ = ["CodedModel", "load_into", "state_dict"]
+__all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
 
 _LISTED = 5
 
@@ -84,10 +83,16 @@ def state_dict(contents: Contents) -> dict[str, Tensor]:
 def load_into(contents: Contents, model: nn.Module, where: str) -> nn.Module:
     """Copy ``contents`` into the parameters and buffers of ``model``, all or nothing.
 
+    Values are cast to the network's own dtypes where these differ from the file's.
+
     Raises:
-        ModelError: names or shapes differ; lists the first of each kind. ``model`` is unchanged.
+        ModelError: names or shapes differ, or the network cannot take values (lists the first of
+            each kind). ``model`` is unchanged.
     """
-    theirs, ours = state_dict(contents), model.state_dict()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"into must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    inner = unwrapped(model)
+    theirs, ours = state_dict(contents), inner.state_dict()
     problems = [
         _listed("not in the network", [name for name in theirs if name not in ours]),
         _listed("missing from the file", [name for name in ours if name not in theirs]),
@@ -100,16 +105,34 @@ def load_into(contents: Contents, model: nn.Module, where: str) -> nn.Module:
             ],
         ),
     ]
+    vain = [name for name, tensor in ours.items() if not _takes_values(tensor)]
+    if vain:
+        raise ModelError(
+            f"{_listed('that hold no values of their own', vain)} (meta, lazy or expanded). Build "
+            "the network on a real device first."
+        )
     if any(problems):
         raise ModelError(
-            f"{where} belongs to another architecture than {type(model).__name__}: "
+            f"{where} belongs to another architecture than {type(inner).__name__}: "
             + "; ".join(filter(None, problems))
             + ". Build the network with the settings it was compressed with."
         )
-    with torch.no_grad():
-        for name, tensor in theirs.items():
-            ours[name].copy_(tensor)
+    inner.load_state_dict(theirs, strict=True)
     return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside what torch.compile returns, whose names are the real ones."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _takes_values(tensor: object) -> bool:
+    if not isinstance(tensor, Tensor):
+        return True
+    if tensor.is_meta or nn.parameter.is_lazy(tensor):
+        return False
+    return all(step or size < 2 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -8,16 +8,18 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents
-from .engine.batches import Forward, as_batches, call_model, explained
+from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack, pack_raw
 from .engine.collect import LayerQuantizer, Work, quantize_blind
 from .engine.fold import Folded, fold_batchnorm
 from .engine.layer import QuantizedMatrix
 from .engine.lockstep import run_lockstep
 from .engine.reestimate import reestimate_batchnorm
+from .engine.targets import retie
 from .errors import CalibrationError
 from .model import CodedModel
 from .planning import Plan, PlanEntry, fallback_of
@@ -37,35 +39,38 @@ class Pipeline:
     progress: Progress
     results: dict[str, QuantizedMatrix] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    folded: tuple[Folded, ...] = ()
+    measured: tuple[str, ...] = ()
 
     def run(self, reference: nn.Module, source: str) -> CodedModel:
         """Compress ``reference``, a copy in eval mode that this may change."""
         recipe = self.plan.recipe
-        seeing = [e for e in self.plan.entries if e.method and e.method.needs != "nothing"]
-        batches = self._batches(bool(seeing))
-        folded: tuple[Folded, ...] = ()
+        batches = self._batches(reference)
+        retie(reference, self.plan.aliases)
+        original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
         if "fold_batchnorm" in recipe.prepare:
-            forward = explained(self._call, "stage fold_batchnorm, batch 0")
-            folded = fold_batchnorm(reference, batches[0], forward)
-            self.notes.append(f"fold_batchnorm: {len(folded)} normalizations absorbed")
+            self._fold(reference, batches)
         network = deepcopy(reference)
+        retie(network, self.plan.aliases)
         self._quantize_blind(network)
+        seeing = [e for e in self.plan.entries if e.method and e.method.needs != "nothing"]
         if seeing:
-            self._quantize_seeing(reference, network, seeing, batches, folded)
+            self._quantize_seeing(reference, network, seeing, batches)
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
-            norms = reestimate_batchnorm(reference, network, batches, forward, folded)
-            self.notes.append(f"reestimate_batchnorm: {len(norms)} normalizations measured")
-        return self._pack(network, source)
+            self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
+            self.notes.append(f"reestimate_batchnorm: {len(self.measured)} normalizations measured")
+        return self._pack(self._settled(network, original), source)
 
     @property
     def _call(self) -> Forward:
-        return call_model if self.forward is None else self.forward
+        return as_forward(self.forward)
 
-    def _batches(self, needed: bool) -> Sequence[Any]:
+    def _batches(self, reference: nn.Module) -> Sequence[Any]:
         if self.calibration is not None:
-            return as_batches(self.calibration)
-        needing = [e.method.name for e in self.plan.entries if e.method and needed]
+            return as_batches(self.calibration, reference if self.forward is None else None)
+        methods = (entry.method for entry in self.plan.entries if entry.method)
+        needing = [method.name for method in methods if method.needs != "nothing"]
         needing += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
         if needing:
             raise CalibrationError(
@@ -73,6 +78,12 @@ class Pipeline:
                 "hundred training inputs in batches (never evaluation data)."
             )
         return ()
+
+    def _fold(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+        forward = explained(self._call, "stage fold_batchnorm, batch 0")
+        kept = {e.target.module for e in self.plan.entries if e.method is None}
+        self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+        self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
 
     def _quantize_blind(self, network: nn.Module) -> None:
         """Round what needs no inputs first: later layers then calibrate on its effect."""
@@ -88,7 +99,6 @@ class Pipeline:
         network: nn.Module,
         entries: Sequence[PlanEntry],
         batches: Sequence[Any],
-        folded: tuple[Folded, ...],
     ) -> None:
         recipe = self.plan.recipe
         work: dict[str, list[Work]] = defaultdict(list)
@@ -96,7 +106,7 @@ class Pipeline:
             if entry.method:
                 both = entry.method.needs == "both"
                 work[entry.target.module].append(Work(entry.target, entry.method.encode, both))
-        sinks = {pair.layer: f"{pair.norm}.bias" for pair in folded}
+        sinks = {pair.layer: f"{pair.norm}.bias" for pair in self.folded}
         observer = LayerQuantizer(
             network, work, len(batches), recipe.seed, recipe.calibration_rows, sinks
         )
@@ -121,27 +131,48 @@ class Pipeline:
         self._quantize_unreached(network, entries)
 
     def _quantize_unreached(self, network: nn.Module, entries: Sequence[PlanEntry]) -> None:
-        for entry in entries:
-            name = entry.target.name
-            if name in self.results or entry.method is None:
+        unreached = [entry for entry in entries if entry.target.name not in self.results]
+        if len(unreached) == len(entries):
+            raise CalibrationError(
+                f"calibration reached none of the {len(entries)} layers to quantize. forward= must "
+                "call the network that it is given (a copy), not one that it captured."
+            )
+        for entry in unreached:
+            if entry.method is None:
                 continue
-            method = fallback_of(entry.method)
+            name, method = entry.target.name, fallback_of(entry.method)
             work = Work(entry.target, method.encode)
             self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
             reason = f"instead of {entry.method.name}: no calibration batch reaches the layer"
             self.plan = self.plan.changed(name, method, reason)
 
-    def _pack(self, network: nn.Module, source: str) -> CodedModel:
+    def _settled(self, network: nn.Module, original: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the final state: buffers as they were but for the stages', reasons as they are."""
+        stages = {pair.norm: "absorbed by the layer before it" for pair in self.folded}
+        stages |= dict.fromkeys(self.measured, "re-estimated")
+        layers = {pair.layer: "scaled with its absorbed normalization" for pair in self.folded}
+        buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
+        state = dict(network.state_dict())
+        for name in self.plan.kept:
+            owner = name.rpartition(".")[0]
+            if name in buffers and owner not in stages:
+                state[name] = original[name]  # a forward may count its calls
+            elif not torch.equal(state[name], original[name]):
+                what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
+                self.plan = self.plan.kept_after(name, what)
+        return state
+
+    def _pack(self, state: dict[str, Tensor], source: str) -> CodedModel:
         recipe = self.plan.recipe
         targets = {entry.target.name: entry.target for entry in self.plan.entries}
         tensors: dict[str, CodedTensor] = {}
-        for name, tensor in network.state_dict().items():
+        for name, tensor in state.items():
             if name in self.plan.aliases:
                 continue
             if name in self.results:
                 tensors[name] = pack(self.results[name], targets[name], tensor.dtype)
             else:
-                tensors[name] = pack_raw(tensor, name, recipe.raw_dtype)
+                tensors[name] = pack_raw(tensor, recipe.raw_dtype)
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if source:
             metadata["source"] = source

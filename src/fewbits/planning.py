@@ -64,6 +64,10 @@ class Plan:
         method = next(e.method for e in self.entries if e.target.name == name)
         return self.changed(name, method, note)
 
+    def kept_after(self, name: str, what: str) -> Plan:
+        """Return the plan with what happened to a tensor that is not quantized but has changed."""
+        return replace(self, kept={**self.kept, name: f"{self.kept[name]}; {what}"})
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return {

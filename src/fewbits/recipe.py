@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, SourceError, did_you_mean, require
-from .methods import Method, from_settings, to_settings
+from .methods import METHODS, Method, from_settings, to_settings
 
 __all__ = ["FINISH", "PREPARE", "Recipe", "Rule"]
 
@@ -43,6 +43,11 @@ class Rule:
 
     match: str
     method: Method | None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.match, str), "match", "a pattern (a string)", self.match)
+        if self.method is not None:
+            _check_method(self.method)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as in a recipe file."""
@@ -72,16 +77,20 @@ class Recipe:
     calibration_rows: int | None = None
 
     def __post_init__(self) -> None:
-        require(len(self.rules) > 0, "rules", "at least one rule", self.rules)
+        sound = isinstance(self.rules, tuple) and all(isinstance(r, Rule) for r in self.rules)
+        require(sound and bool(self.rules), "rules", "a tuple of fewbits.Rule", self.rules)
         for name, known in (("prepare", PREPARE), ("finish", FINISH)):
-            for stage in getattr(self, name):
+            stages = getattr(self, name)
+            require(isinstance(stages, tuple), name, "a tuple of stage names", stages)
+            require(len(set(stages)) == len(stages), name, "stages named once", stages)
+            for stage in stages:
                 require(stage in known, f"{name} stage", f"one of {', '.join(known)}", stage)
-        is_seed = isinstance(self.seed, int) and not isinstance(self.seed, bool) and self.seed >= 0
-        require(is_seed, "seed", "an integer >= 0", self.seed)
+        require(_is_whole(self.seed, 0), "seed", "an integer in [0, 2**63)", self.seed)
         require(self.raw_dtype in _RAW, "raw_dtype", f"one of {', '.join(_RAW)}", self.raw_dtype)
         rows = self.calibration_rows
-        sound = rows is None or (isinstance(rows, int) and rows > 0)
-        require(sound, "calibration_rows", "an integer > 0, or nothing", rows)
+        require(
+            rows is None or _is_whole(rows, 1), "calibration_rows", "an integer > 0, or None", rows
+        )
 
     @classmethod
     def of(
@@ -99,12 +108,14 @@ class Recipe:
         if isinstance(method, Mapping):
             return cls.from_dict(method)
         if isinstance(method, (str, PathLike)):
+            if method in METHODS:
+                kind = METHODS[str(method)].__name__
+                raise ConfigError(
+                    f"method must be a value, such as fewbits.{kind}(bits=4). Got its name "
+                    f"{method!r}; a string is the path of a recipe file."
+                )
             return cls.from_file(method)
-        if not hasattr(method, "encode"):
-            raise ConfigError(
-                "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
-                f"path of a recipe file. Got {method!r} instead."
-            )
+        _check_method(method)
         prepare = PREPARE if calibrated and getattr(method, "per", "") == "channel" else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
 
@@ -156,6 +167,18 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as a YAML document."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _check_method(method: object) -> None:
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise ConfigError(
+            "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
+            f"path of a recipe file. Got {method!r} instead."
+        )
 
 
 def _check_keys(data: Mapping[Any, Any], known: tuple[str, ...], what: str) -> None:

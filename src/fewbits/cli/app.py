@@ -11,12 +11,14 @@ from .compress import compress
 from .decode import decode
 from .demo import demo
 from .evaluate import evaluate
+from .group import Group
 from .inspect import inspect
 from .methods import methods
 
 __all__ = ["app"]
 
 app = typer.Typer(
+    cls=Group,
     help="The smallest file at a wanted accuracy, from any trained PyTorch network.\n\n"
     "Begin with [bold]fewbits demo[/bold]: it trains a small network and compresses it every way.",
     rich_markup_mode="rich",

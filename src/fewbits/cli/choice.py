@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
+from ..errors import ConfigError
+
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
@@ -25,8 +27,9 @@ def choose(
     """Return the recipe that the options mean.
 
     Raises:
-        typer.BadParameter: options that contradict each other, or ``--data`` missing.
-        ConfigError: a method, setting or recipe that is not acceptable.
+        typer.BadParameter: options that contradict each other, that no method takes, or
+            ``--data`` missing.
+        ConfigError: a recipe file that is not acceptable.
     """
     from ..methods import from_settings  # noqa: PLC0415
     from ..recipe import Recipe  # noqa: PLC0415
@@ -41,7 +44,10 @@ def choose(
             if "bits" in values:
                 raise typer.BadParameter("bits are given twice: by --bits and by --set.")
             values["bits"] = bits
-        named = from_settings({**values, "method": method or "gpfq"})
+        try:
+            named = from_settings({**values, "method": method or "gpfq"})
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
         chosen = Recipe.of(named, calibrated=has_data)
     needing = [r.method.name for r in chosen.rules if r.method and r.method.needs != "nothing"]
     needing += [*chosen.prepare, *chosen.finish]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .verb import Force, Json, Outcome, check_output, verb
+from .verb import Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
 
 __all__ = ["decode"]
 
@@ -20,6 +20,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth")
 def decode(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors, .pt or .pth file.")],
+    max_decoded_mib: MaxDecoded = None,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -37,7 +38,8 @@ def decode(
     from ..container import write  # noqa: PLC0415
 
     # Tied tensors share memory, which safetensors refuses: every name gets values of its own.
-    state = {name: tensor.clone().contiguous() for name, tensor in load(file).items()}
+    found = load(file, max_decoded_bytes=in_bytes(max_decoded_mib))
+    state = {name: tensor.clone().contiguous() for name, tensor in found.items()}
     if out.suffix == ".safetensors":
         data = save(state)
     else:
@@ -46,6 +48,6 @@ def decode(
         data = buffer.getvalue()
     write(data, out)
     values = sum(tensor.numel() for tensor in state.values())
-    found = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
+    told = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
     line = f"{out}: {len(state)} tensors, {values:,} values, {len(data):,} bytes"
-    return Outcome(found, (line,))
+    return Outcome(told, (line,))

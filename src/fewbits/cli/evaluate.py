@@ -10,7 +10,7 @@ import typer
 from ..container import inspect as look
 from ..errors import SourceError
 from .progress import listening
-from .verb import NOT_MET, Json, Outcome, verb
+from .verb import NOT_MET, Json, MaxDecoded, Outcome, in_bytes, verb
 
 __all__ = ["evaluate"]
 
@@ -27,6 +27,7 @@ def evaluate(
         str | None, typer.Option(help="As 0.97 or 97%: exit code 3 below it.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
+    max_decoded_mib: MaxDecoded = None,
     as_json: Json = False,
 ) -> Outcome:
     """Load a file into its network and report top-1 accuracy and mean loss.
@@ -40,7 +41,8 @@ def evaluate(
     from ..sources import load_data, load_model  # noqa: PLC0415
 
     batches = load_data(data).batches("test", batch_size)
-    network = load(file, into=load_model(source, pretrained=False).module)
+    empty = load_model(source, pretrained=False).module
+    network = load(file, into=empty, max_decoded_bytes=in_bytes(max_decoded_mib))
     with listening() as progress:
         found = judge(network, batches, progress=progress)
     met = wanted is None or found.accuracy >= wanted

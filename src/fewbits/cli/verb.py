@@ -22,13 +22,30 @@ from rich.console import Console
 from ..errors import ConfigError, FewbitsError
 from ..report import Table, printable, show
 
-__all__ = ["NOT_MET", "Force", "Json", "Outcome", "check_output", "note", "verb"]
+__all__ = [
+    "NOT_MET",
+    "Force",
+    "Json",
+    "MaxDecoded",
+    "Outcome",
+    "check_output",
+    "in_bytes",
+    "note",
+    "print_error",
+    "verb",
+]
 
 P = ParamSpec("P")
 
 NOT_MET = 3
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of text.")
+]
+MaxDecoded: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. [default: by size]"
+    ),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 
@@ -56,6 +73,10 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(type(error).__name__, f"{where}{error.strerror or error}", as_json, 1)
+        except SystemExit as error:
+            code = "" if error.code is None else f" with {error.code!r}"
+            message = f"code of the model or of the data asked Python to exit{code}"
+            _fail("SystemExit", message, as_json, 1)
         except KeyboardInterrupt:
             _fail("KeyboardInterrupt", "interrupted", as_json, 130)
         else:
@@ -68,6 +89,11 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
 def note(text: str) -> None:
     """Tell something on standard error."""
     typer.echo(text, err=True)
+
+
+def in_bytes(mib: int | None) -> int | None:
+    """Return the bytes of so many MiB; None stays None."""
+    return None if mib is None else mib << 20
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -96,12 +122,17 @@ def _print(outcome: Outcome, as_json: bool) -> None:
             typer.echo("\n".join(map(printable, part.split("\n"))))
 
 
-def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
+def print_error(kind: str, message: str) -> None:
+    """Print an error as the one JSON object of standard output."""
     line = printable(" ".join(message.split()))
+    typer.echo(json.dumps({"error": {"type": kind, "message": line}}))
+
+
+def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
     if as_json:
-        typer.echo(json.dumps({"error": {"type": kind, "message": line}}))
+        print_error(kind, message)
     else:
-        note(f"error: {line}")
+        note(f"error: {printable(' '.join(message.split()))}")
     raise typer.Exit(code)
 
 

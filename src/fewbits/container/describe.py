@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..coded import Codebook, CodebookTensor, CodedTensor, GridTensor, RawTensor
 from ..errors import ConfigError
-from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, default_matrix
+from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, convertible, default_matrix
 from .parse import MAX_DIMENSIONS, MAX_LEVELS, MAX_OFFSET
 
 __all__ = ["describe", "entry_json"]
@@ -24,9 +24,7 @@ def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> 
             f"{name!r} has {len(shape)} dimensions; a file holds at most {MAX_DIMENSIONS}."
         )
     if isinstance(tensor, RawTensor):
-        if tensor.stored == "bool" and tensor.data.size and int(tensor.data.max()) > 1:
-            raise ConfigError(f"{name!r} is bool, but holds bytes other than 0 and 1.")
-        return RawEntry(shape, tensor.dtype, tensor.stored)
+        return _raw(name, shape, tensor)
     if isinstance(tensor, GridTensor):
         return _grid(shape, tensor)
     if isinstance(tensor, CodebookTensor):
@@ -36,6 +34,17 @@ def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> 
     if not isinstance(coefficients, MatrixEntry) or not isinstance(basis, MatrixEntry):
         raise ConfigError(f"{name!r}: the parts of a transform must be matrices")
     return TransformEntry(shape, tensor.dtype, layout, coefficients, basis, tensor.side)
+
+
+def _raw(name: str, shape: tuple[int, ...], tensor: RawTensor) -> RawEntry:
+    if not convertible(tensor.stored, tensor.dtype):
+        raise ConfigError(
+            f"{name!r} has dtype {tensor.dtype} but is stored as {tensor.stored}. Only floating "
+            "dtypes are converted: store it in its own."
+        )
+    if tensor.stored == "bool" and tensor.data.size and int(tensor.data.max()) > 1:
+        raise ConfigError(f"{name!r} is bool, but holds bytes other than 0 and 1.")
+    return RawEntry(shape, tensor.dtype, tensor.stored)
 
 
 def _grid(shape: tuple[int, ...], tensor: GridTensor) -> MatrixEntry:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..coded import RAW_DTYPES, Layout
+from ..coded import FLOAT_DTYPES, RAW_DTYPES, Layout
 
 __all__ = [
     "GROUPED_BYTES",
@@ -15,6 +15,7 @@ __all__ = [
     "MatrixEntry",
     "RawEntry",
     "TransformEntry",
+    "convertible",
     "default_matrix",
     "leaves",
 ]
@@ -94,6 +95,11 @@ class RawEntry:
 
 
 Entry: TypeAlias = MatrixEntry | TransformEntry | RawEntry
+
+
+def convertible(stored: str, dtype: str) -> bool:
+    """Tell whether a file may hold a tensor of ``dtype`` as bytes of ``stored``."""
+    return stored == dtype or (stored in FLOAT_DTYPES and dtype in FLOAT_DTYPES)
 
 
 def default_matrix(shape: Shape) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ..errors import ConfigError, CorruptFileError
 from .describe import describe, entry_json
 from .entries import Entry
 from .json_text import check_json, dump_json, parse_json
-from .names import MAX_NAME, pack_names, unpack_names
+from .names import MAX_NAME, pack_names, unpack_names, utf8_size
 from .parse import MAX_LEVELS, integer, parse_entry
 from .prefix import VERSION
 
@@ -141,6 +141,8 @@ def _aliases(value: object, names: tuple[str, ...]) -> dict[str, str]:
     for alias in value:
         if alias in known:
             raise CorruptFileError(f"the alias {alias!r} is the name of a tensor")
+        if utf8_size(alias) > MAX_NAME:
+            raise CorruptFileError(f"the alias {alias[:60]!r} is too long, or not Unicode")
     last = len(names) - 1
     return {
         alias: names[integer(place, f"the target of the alias {alias!r}", 0, last)]

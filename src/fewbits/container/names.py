@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..errors import CorruptFileError
 
-__all__ = ["MAX_NAME", "pack_names", "unpack_names"]
+__all__ = ["MAX_NAME", "pack_names", "unpack_names", "utf8_size"]
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MAX_NAME = 1024
@@ -41,7 +41,7 @@ def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
             raise CorruptFileError(f"name {position} of {what} is malformed: {str(text)[:80]!r}")
         parts = parts[:shared] + text[1:].split(".")
         name = ".".join(parts)
-        size = _utf8_size(name)
+        size = utf8_size(name)
         total += size
         if size > MAX_NAME or total > max_bytes:
             raise CorruptFileError(f"name {position} of {what} is too long, or not Unicode")
@@ -51,7 +51,8 @@ def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _utf8_size(name: str) -> int:
+def utf8_size(name: str) -> int:
+    """Return the bytes of ``name``; beyond ``MAX_NAME`` where it holds surrogates."""
     try:
         return len(name.encode("utf-8"))
     except UnicodeEncodeError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..coded import FLOAT_DTYPES, RAW_DTYPES, Layout
 from ..errors import CorruptFileError
-from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, default_matrix
+from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, convertible, default_matrix
 
 __all__ = ["MAX_DIMENSIONS", "MAX_LEVELS", "MAX_OFFSET", "integer", "parse_entry"]
 
@@ -36,6 +36,8 @@ def parse_entry(value: object, what: str, codebooks: int) -> Entry:
     if kind == "r":
         dtype = _choice(options.pop("d", "float32"), f"the dtype of {what}", RAW_DTYPES)
         stored = _choice(options.pop("s", dtype), f"the stored dtype of {what}", RAW_DTYPES)
+        if not convertible(stored, dtype):
+            raise CorruptFileError(f"{what} is {dtype}, which {stored} cannot stand for")
         return RawEntry(shape, dtype, stored)
     dtype = _choice(options.pop("d", "float32"), f"the dtype of {what}", FLOAT_DTYPES)
     layout = _layout(options.pop("l", None), what, math.prod(shape))

@@ -49,8 +49,9 @@ class Opened:
 def decode(data: bytes, *, max_decoded_bytes: int | None = None) -> Contents:
     """Return what the file ``data`` holds; :class:`CorruptFileError` for anything else.
 
-    ``max_decoded_bytes`` bounds the memory for decoded symbols (4 bytes each) before any of it is
-    taken; by default 64 MiB + 1024 times the file's size, far above what networks compress to.
+    ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index, 1 for each byte
+    of the rest) before any of it is taken, and with it the working memory, which is a few times
+    as much; by default 64 MiB + 1024 times the file's size, far above what networks compress to.
     """
     limit = default_limit(data) if max_decoded_bytes is None else max_decoded_bytes
     with guard("the file"):
@@ -93,12 +94,13 @@ def decode_activations(opened: Opened) -> dict[str, ActivationGrid]:
 
 
 def _check_size(opened: Opened, wanted: tuple[Span, ...], limit: int) -> None:
-    total = sum(4 * span.stream.rows * span.stream.columns for span in wanted)
+    total = sum(span.stream.width * span.stream.rows * span.stream.columns for span in wanted)
     total += 32 * opened.header_bytes
     if total > limit:
         raise CorruptFileError(
             f"the file decodes to about {total} bytes, more than the limit of {limit}. "
-            "If you trust it, pass a larger max_decoded_bytes."
+            f"If you trust it, pass max_decoded_bytes={total} to fewbits.load, or "
+            f"--max-decoded-mib {-(-total >> 20)} on the command line."
         )
 
 
@@ -134,8 +136,8 @@ def _decode_span(data: bytes, span: Span) -> Symbols:
 
 
 def _distribute(stream: Stream, symbols: Symbols, found: Found) -> None:
-    if stream.parts[0].role in ("index", "coefficients", "basis"):
-        part = stream.parts[0]
+    part = stream.parts[0]
+    if stream.is_index:
         found[part.name, part.role, "index"] = symbols.astype(np.int32, copy=False)
         return
     if symbols.min() < 0 or symbols.max() > 255:

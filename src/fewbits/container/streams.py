@@ -42,6 +42,16 @@ class Stream:
     columns: int
     parts: tuple[Part, ...]
 
+    @property
+    def is_index(self) -> bool:
+        """Whether the symbols are indices; else they are bytes."""
+        return self.parts[0].role in ("index", "coefficients", "basis")
+
+    @property
+    def width(self) -> int:
+        """Bytes that a decoded symbol takes once the stream has been read."""
+        return 4 if self.is_index else 1
+
 
 @dataclass(frozen=True)
 class Span:

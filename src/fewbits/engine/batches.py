@@ -5,49 +5,91 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, ConfigError
 
-__all__ = ["Forward", "as_batches", "call_model", "explained"]
+__all__ = [
+    "Forward",
+    "as_batches",
+    "as_forward",
+    "as_sequence",
+    "call_model",
+    "describe",
+    "explained",
+]
 
 Forward = Callable[[nn.Module, Any], Any]
 _LABELS = ("labels", "label")
 _STACK = 128  # images of one tensor that go through the network together
+_TOLD = 6  # entries of a batch that a message describes
 
 
-def as_batches(calibration: Iterable[Any] | Tensor) -> Sequence[Any]:
-    """Return the batches as a sequence, checked to be there and finite.
+def as_batches(
+    calibration: Iterable[Any] | Tensor, model: nn.Module | None = None
+) -> Sequence[Any]:
+    """Return the batches as a sequence, checked to be there and sound.
 
     A tensor is taken as stacked samples and split into batches of 128; a list or tuple is used as
     it is; any other iterable is read once and its batches are held (inputs only, no activations).
 
+    What the network gets first must be finite. With ``model``, which :func:`call_model` will call,
+    the rest of what it gets may be infinite (attention masks) but not NaN, and labels that it does
+    not get may be anything. Without it, where ``forward=`` is the caller's, nobody knows what of
+    the rest is used: NaN there is found at the first layer that sees it.
+
     Raises:
-        CalibrationError: no batches, an empty batch, or NaN and infinite inputs (names the batch).
+        CalibrationError: no batches, an empty batch, or bad values (names the batch).
     """
     if isinstance(calibration, Tensor):
-        batches: Sequence[Any] = torch.split(calibration, _STACK) if len(calibration) else ()
-    elif isinstance(calibration, (list, tuple)):
-        batches = calibration
-    else:
-        try:
-            batches = list(calibration)
-        except TypeError:
+        if calibration.dim() == 0:
             raise CalibrationError(
-                "calibration must be an iterable of batches, or one tensor of stacked samples. "
-                f"Got {type(calibration).__name__} instead."
-            ) from None
-    if not batches:
-        raise CalibrationError(
-            "calibration data is empty: it has no batch. Pass a loader with at least one batch "
-            "(a generator that was read before is empty)."
-        )
+                f"calibration has no samples: it is a {describe(calibration)}. Pass samples "
+                "stacked along a first axis, or an iterable of batches."
+            )
+        calibration = torch.split(calibration, _STACK) if len(calibration) else ()
+    batches = as_sequence(calibration)
     for position, batch in enumerate(batches):
-        _check(batch, position)
+        _check(batch if model is None else _passed(model, batch), position, model is not None)
     return batches
+
+
+def as_sequence(batches: Iterable[Any]) -> Sequence[Any]:
+    """Return batches one can count and take by number: a list, tuple or tensor as it is.
+
+    Raises:
+        CalibrationError: not a series of batches, or an empty one.
+    """
+    if isinstance(batches, (list, tuple, Tensor)):
+        held: Any = batches
+    else:
+        _refuse_what_is_no_series(batches)
+        held = list(batches)
+    if len(held) == 0:
+        raise CalibrationError(
+            "calibration data is empty, it holds no batch. Pass at least one; an iterator that "
+            "was used before is empty."
+        )
+    return cast("Sequence[Any]", held)
+
+
+def as_forward(forward: Forward | None) -> Forward:
+    """Return how the network is called: ``forward``, or :func:`call_model` for None.
+
+    Raises:
+        ConfigError: something that cannot be called.
+    """
+    if forward is None:
+        return call_model
+    if not callable(forward):
+        raise ConfigError(
+            "forward must be a function of the network and a batch, such as "
+            f"forward=lambda model, batch: model(batch[0]). Got {type(forward).__name__} instead."
+        )
+    return forward
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
@@ -62,11 +104,12 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
-    if isinstance(batch, Mapping):
-        return model(**{k: moved(v) for k, v in batch.items() if k not in _LABELS})
-    if isinstance(batch, (list, tuple)):
-        return model(*(moved(value) for value in batch[: _required(model)]))
-    return model(moved(batch))
+    passed = _passed(model, batch)
+    if isinstance(passed, Mapping):
+        return model(**{key: moved(value) for key, value in passed.items()})
+    if isinstance(passed, (list, tuple)):
+        return model(*map(moved, passed))
+    return model(moved(passed))
 
 
 def explained(forward: Forward, stage: str) -> Forward:
@@ -78,7 +121,7 @@ def explained(forward: Forward, stage: str) -> Forward:
         except Exception as error:
             raise CalibrationError(
                 f"{stage}: the network's forward raised {type(error).__name__}: {error} on a "
-                f"batch of {describe(batch)}. Check the shape of the calibration batches, or pass "
+                f"{describe(batch)}. Check the shape of the calibration batches, or pass "
                 "forward=lambda model, batch: ... to call the network your way."
             ) from error
 
@@ -86,14 +129,43 @@ def explained(forward: Forward, stage: str) -> Forward:
 
 
 def describe(batch: Any) -> str:
-    """Return a few words on what a batch is: types, shapes, dtypes."""
+    """Return what a batch is in a few words, for messages: kinds, dtypes and shapes."""
     if isinstance(batch, Tensor):
-        return f"shape {tuple(batch.shape)}, {str(batch.dtype).removeprefix('torch.')}"
+        return f"{str(batch.dtype).removeprefix('torch.')} tensor {tuple(batch.shape)}"
     if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in batch.items()) + "}"
+        parts = [f"{key}: {describe(value)}" for key, value in list(batch.items())[:_TOLD]]
+    elif isinstance(batch, (tuple, list)):
+        parts = [describe(value) for value in batch[:_TOLD]]
+    else:
+        return type(batch).__name__
+    return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
+
+
+def _refuse_what_is_no_series(batches: Any) -> None:
+    kind = type(batches).__name__
+    if isinstance(batches, (Mapping, str, bytes)) or not (
+        isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
+    ):
+        raise CalibrationError(
+            "calibration must be an iterable of batches, or one tensor of stacked samples. "
+            f"Got {kind}; put a single batch into a list."
+        )
+    indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+    if indexed and not isinstance(batches, Sequence):
+        raise CalibrationError(
+            "calibration must be an iterable of batches, or one tensor of stacked samples. "
+            f"Got {kind}, which gives single samples. Wrap it in "
+            "torch.utils.data.DataLoader(..., batch_size=32), or list() it if they are batches."
+        )
+
+
+def _passed(model: nn.Module, batch: Any) -> Any:
+    """Return the part of a batch that :func:`call_model` hands to the network."""
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in _LABELS}
     if isinstance(batch, (list, tuple)):
-        return "(" + "; ".join(describe(value) for value in batch) + ")"
-    return type(batch).__name__
+        return batch[: _required(model)]
+    return batch
 
 
 def _required(model: nn.Module) -> int:
@@ -102,11 +174,15 @@ def _required(model: nn.Module) -> int:
     return max(1, sum(p.kind in kinds and p.default is p.empty for p in parameters))
 
 
-def _check(batch: Any, position: int) -> None:
-    for tensor in _tensors(batch):
-        if tensor.numel() == 0:
+def _check(batch: Any, position: int, used: bool) -> None:
+    """Check the first tensor, and of the others what is known to be used."""
+    for place, tensor in enumerate(_tensors(batch)):
+        if tensor.numel() == 0 and (used or place == 0):
             raise CalibrationError(f"calibration batch {position} is empty: {describe(batch)}.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        bad = not torch.isfinite(tensor).all() if place == 0 else used and tensor.isnan().any()
+        if bad:
             raise CalibrationError(
                 f"calibration batch {position} holds NaN or infinite values ({describe(batch)}). "
                 "Look at the data and its normalisation."

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..coded import (
     FLOAT_DTYPES,
-    RAW_DTYPES,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -39,21 +38,13 @@ def pack(result: QuantizedMatrix, target: Target, dtype: torch.dtype) -> CodedTe
     return GridTensor(target.shape, name, index, _vector(result.step), offset, layout)
 
 
-def pack_raw(tensor: Tensor, name: str, raw_dtype: str = "keep") -> RawTensor:
+def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:
     """Return ``tensor`` as its bytes, in 16 bits where asked and where every value survives it.
 
-    A value survives when it stays finite and within 2**-8 of itself (2**-10 for float16 that does
-    not underflow); otherwise the tensor keeps its own dtype.
-
-    Raises:
-        ModelError: a dtype that a file cannot hold.
+    A value survives when it stays finite and within 2**-8 of itself; where one does not, the whole
+    tensor keeps its own dtype.
     """
     own = _name(tensor.dtype)
-    if own not in RAW_DTYPES:
-        raise ModelError(
-            f"tensor {name!r} has dtype {own}, which a file cannot hold. Convert it to one of "
-            f"{', '.join(sorted(RAW_DTYPES))}."
-        )
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     stored = own
     if raw_dtype in _NARROW and own in FLOAT_DTYPES and FLOAT_DTYPES[own] > 2:

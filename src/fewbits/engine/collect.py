@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..ops.grid import FLOAT32_MAX
+from .isolation import autocast_off
 from .layer import LayerMatrix, QuantizedMatrix
 from .lockstep import Call
 from .rows import Rows, draw_rows
@@ -46,7 +48,8 @@ def layer_seed(seed: int, *parts: object) -> int:
 
 def quantize_blind(network: nn.Module, work: Work, seed: int) -> QuantizedMatrix:
     """Quantize a weight from its values alone, and write the result into ``network``."""
-    return _quantize(network, work, None, seed)
+    with autocast_off():
+        return _quantize(network, work, None, seed)
 
 
 @dataclass
@@ -56,7 +59,8 @@ class LayerQuantizer:
     Attributes:
         network: the network being quantized, changed in place.
         work: module name to the weights of it.
-        batches: number of calibration batches, over which the row budget is spread evenly.
+        batches: number of calibration batches, over which (and over the calls that a batch makes
+            of a layer) the row budget is spread evenly.
         seed: of the run.
         rows: row budget of every layer; None for :func:`row_budget`.
         sinks: layer name to the parameter that takes its output shift, where the layer has no
@@ -73,12 +77,18 @@ class LayerQuantizer:
     sinks: Mapping[str, str] = field(default_factory=dict)
     results: dict[str, QuantizedMatrix] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    _calls: Mapping[str, int] = field(default_factory=dict)
     _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
 
+    def expect(self, calls: Mapping[str, int]) -> None:
+        """Take the number of calls of each module in a batch, to spread the row budget over."""
+        self._calls = calls
+
+    @autocast_off()
     def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
         """Add the rows of one call in both networks; the same rows are drawn in both."""
         for work in self.work[module]:
-            view, name = work.target.view, work.target.name
+            view = work.target.view
             if view.inputs is None:
                 continue
             seen = view.inputs(quantized)
@@ -90,13 +100,16 @@ class LayerQuantizer:
                     "values; quantize it with a method that needs no inputs, such as nearest."
                 )
             if seen.count:
-                self._add(work, seen, known, batch, layer_seed(self.seed, name, batch, call))
+                self._add(work, seen, known, batch, call)
 
-    def _add(self, work: Work, seen: Rows, known: Rows, batch: int, seed: int) -> None:
+    def _add(self, work: Work, seen: Rows, known: Rows, batch: int, call: int) -> None:
         view, name = work.target.view, work.target.name
         columns = view.columns(work.target.shape)
-        quota = -(-row_budget(columns, self.rows) // self.batches)
-        picks = draw_rows(seen.count, quota, seed)
+        calls = max(call + 1, self._calls.get(work.target.module, 1))
+        quota = _share(row_budget(columns, self.rows), batch * calls + call, self.batches * calls)
+        if quota == 0:
+            return
+        picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, batch, call))
         quantized = _checked(seen.take(picks), work.target, columns, batch)
         reference = quantized
         if known is not seen:
@@ -106,6 +119,7 @@ class LayerQuantizer:
             self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
         self._sums[name].add(reference, quantized)
 
+    @autocast_off()
     def complete(self, module: str) -> None:
         """Quantize every weight of ``module`` from what was observed."""
         for work in self.work[module]:
@@ -129,6 +143,11 @@ class LayerQuantizer:
             self.notes[target.name] = "no bias to correct: the layer has none"
 
 
+def _share(budget: int, place: int, places: int) -> int:
+    """Return the part of a budget that falls to one of its places; all parts sum to the budget."""
+    return budget * (place + 1) // places - budget * place // places
+
+
 def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
     if rows.shape[-1] != columns:
         raise CalibrationError(
@@ -150,9 +169,10 @@ def _quantize(
     target = work.target
     statistics = None if sums is None else sums.finish()
     matrix = _matrix(network, target)
-    layer = LayerMatrix(target.name, matrix, statistics, layer_seed(seed, target.name))
-    result = work.encode(layer)
     parameter = network.get_parameter(target.name)
+    limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
+    layer = LayerMatrix(target.name, matrix, statistics, layer_seed(seed, target.name), limit)
+    result = work.encode(layer)
     values = target.view.tensor(result.dequantize(), target.shape)
     parameter.copy_(values.to(parameter.dtype))
-    return result
+    return replace(result, index=result.index.cpu())  # as large as the weights: not on the device

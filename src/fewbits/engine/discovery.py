@@ -12,9 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .isolation import plain_tensors
 from .tasks import Call
 
-__all__ = ["Discovery", "LiveBytes", "discover"]
+__all__ = ["Discovery", "LiveBytes", "discover", "plain_bytes"]
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class LiveBytes(TorchFunctionMode):
     """Counts the bytes that a forward pass holds: what torch functions returned and is still alive.
 
     Sees the tensors that Python code of the thread gets, on any device, by weak reference to their
-    storage; parameters and buffers of ``network`` are not counted. What a suspended pass holds is
-    just that: working memory inside an operator is free again by then.
+    storage; what ``network`` held before (parameters, buffers, tables) is not counted. What a
+    suspended pass holds is just that: working memory inside an operator is free again by then.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.most = 0
-        kept = (*network.parameters(), *network.buffers())
+        kept = (*network.parameters(), *network.buffers(), *plain_tensors(network))
         self._known = {ref for tensor in kept if (ref := _storage(tensor)) is not None}
         self._made: dict[StorageWeakRef, int] = {}
 
@@ -110,6 +111,16 @@ class LiveBytes(TorchFunctionMode):
             ref = _storage(leaf) if isinstance(leaf, torch.Tensor) else None
             if ref is not None and ref not in self._known:
                 self._made[ref] = leaf.untyped_storage().nbytes()
+
+
+def plain_bytes(network: nn.Module) -> int:
+    """Return the bytes that a further module tree of ``network`` takes: its plain tensors."""
+    sizes = {
+        ref: tensor.untyped_storage().nbytes()
+        for tensor in plain_tensors(network)
+        if (ref := _storage(tensor)) is not None
+    }
+    return sum(sizes.values())
 
 
 def _storage(tensor: torch.Tensor) -> StorageWeakRef | None:

@@ -8,15 +8,31 @@ module tree (a network may stash activations on ``self``) over the same weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+import threading
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["CallerState", "Draws", "cloned", "described", "preserved_draws", "replica"]
+from .batches import Forward
+
+__all__ = [
+    "CallerState",
+    "Draws",
+    "autocast_off",
+    "cloned",
+    "fast_path_off",
+    "isolated_pass",
+    "plain_tensors",
+    "preserved_draws",
+    "replica",
+]
+
+_DEVICES = ("cpu", "cuda")  # whose autocast is looked at
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class CallerState:
     @classmethod
     def read(cls) -> CallerState:
         """Return the state of the present thread."""
-        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        kinds = [kind for kind in _DEVICES if torch.is_autocast_enabled(kind)]
         device = torch.get_default_device()
         return cls(
             tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds),
@@ -117,30 +133,63 @@ def cloned(batch: Any, memo: dict[int, Tensor] | None = None) -> Any:
     return batch
 
 
-def described(batch: Any) -> str:
-    """Return what a batch is in a few words, for messages: kinds, dtypes and shapes."""
-    if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} tensor {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        parts = [f"{key}: {described(value)}" for key, value in list(batch.items())[:6]]
-        return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
-    if isinstance(batch, (tuple, list)):
-        parts = [described(value) for value in batch[:6]]
-        return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
-    return f"object of type {type(batch).__name__}"
+def isolated_pass(forward: Forward, network: nn.Module, batch: Any, seed: int) -> Any:
+    """Run one forward pass on a copy of ``batch``, with its own draws; the caller's stay as is."""
+    with preserved_draws():
+        Draws.seed(seed)
+        return forward(network, cloned(batch))
+
+
+@contextmanager
+def autocast_off() -> Iterator[None]:
+    """Compute in the dtypes that are there: methods and moments are for float32, not for 16 bit."""
+    with ExitStack() as stack:
+        for kind in _DEVICES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+class _FastPath:
+    """The process-wide switch of fused attention, as left by whoever came first."""
+
+    lock = threading.Lock()
+    users = 0
+    before = True
+
+
+@contextmanager
+def fast_path_off() -> Iterator[None]:
+    """Make attention and encoder layers call their submodules, fused kernels do not.
+
+    The switch is one for the process: it is put back when the last of concurrent users has gone.
+    """
+    with _FastPath.lock:
+        if _FastPath.users == 0:
+            _FastPath.before = torch.backends.mha.get_fastpath_enabled()
+        _FastPath.users += 1
+        torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        with _FastPath.lock:
+            _FastPath.users -= 1
+            if _FastPath.users == 0:
+                torch.backends.mha.set_fastpath_enabled(_FastPath.before)
 
 
 def replica(network: nn.Module) -> nn.Module | None:
     """Return a second module tree over the same parameters, buffers and hooks.
 
     Attributes that a forward pass writes belong to one tree; a weight changed in one is changed in
-    both. None where the network does not let itself be copied that way (a scripted module).
-    Cost: about 25 us a module, and the memory of tensors that are neither parameter nor buffer.
+    both. Tensors that are neither parameter nor buffer (tables, caches) are copied, as a pass may
+    write into them; :func:`plain_tensors` says which. None where the network does not let itself
+    be copied that way (a scripted module). Cost: about 25 us a module, and those copies.
     """
     memo: dict[int, Any] = {}
     for module in network.modules():
         for name, value in vars(module).items():
-            if "hook" in name or name in ("_parameters", "_buffers"):
+            if _is_shared(name):
                 memo[id(value)] = value
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
@@ -150,6 +199,23 @@ def replica(network: nn.Module) -> nn.Module | None:
     except Exception:  # whatever a foreign module raises, the caller goes on without a replica
         return None
     return twin if _weights(twin) == _weights(network) else None
+
+
+def plain_tensors(network: nn.Module) -> list[Tensor]:
+    """Return the tensors in attributes of modules that are neither parameter nor buffer."""
+    attributes = [
+        value
+        for module in network.modules()
+        for name, value in vars(module).items()
+        if name != "_modules" and not _is_shared(name)
+    ]
+    kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    leaves = tree_leaves(attributes)
+    return [x for x in leaves if isinstance(x, Tensor) and id(x) not in kept]
+
+
+def _is_shared(attribute: str) -> bool:
+    return "hook" in attribute or attribute in ("_parameters", "_buffers")
 
 
 def _uses_cuda() -> bool:

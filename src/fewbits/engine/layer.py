@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from ..ops.grid import FLOAT32_MAX
 from .statistics import Statistics
 
 __all__ = ["LayerMatrix", "QuantizedMatrix"]
@@ -22,12 +22,15 @@ class LayerMatrix:
         weight: (groups, neurons, columns) float32; one group unless the convolution is grouped.
         statistics: of the layer's inputs; None where the method asked for none.
         seed: of everything random this layer does.
+        limit: largest finite value of the weight's own dtype; no level may exceed it, or the cast
+            back would give infinity.
     """
 
     name: str
     weight: Tensor
     statistics: Statistics | None = None
     seed: int = 0
+    limit: float = FLOAT32_MAX
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ class QuantizedMatrix:
         """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
         groups, rows, _ = self.index.shape
         if self.levels is not None:
-            scale = torch.ones(1) if self.scale is None else self.scale
+            scale = self.levels.new_ones(1) if self.scale is None else self.scale
             values, factor = self.levels[self.index.long()], scale
         else:
             values, factor = self.index.float() - self.offset, self._step()

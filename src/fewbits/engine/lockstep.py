@@ -16,17 +16,18 @@ for the batches beyond the limit only.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CalibrationError, ConfigError, did_you_mean, require
 from ..progress import Progress, silent
-from .isolation import preserved_draws
-from .schedule import Forward, LockstepReport, Observer, Schedule, Stream, stuck_message
+from .batches import Forward, as_sequence
+from .isolation import fast_path_off, preserved_draws
+from .schedule import LockstepReport, Observer, Schedule, Stream, stuck_message
 from .tasks import Call, watch
 
 __all__ = ["Call", "LockstepReport", "Observer", "run_lockstep"]
@@ -73,11 +74,11 @@ def run_lockstep(  # noqa: PLR0917 - the six things a run is made of
     """
     require(max_live_bytes >= 0, "max_live_bytes", "a number of bytes >= 0", max_live_bytes)
     names = list(dict.fromkeys(targets))
-    held = _as_sequence(batches)
+    held = as_sequence(batches)
     streams = [Stream("quantized", quantized)]
     if needs_reference:
         streams.insert(0, Stream("reference", reference))
-    with torch.no_grad(), _fast_path_off(), preserved_draws(), _watched(streams, names):
+    with torch.no_grad(), fast_path_off(), preserved_draws(), _watched(streams, names):
         schedule = Schedule(streams, held, forward, observer)
         try:
             report = schedule.run(names, max_live_bytes, progress)
@@ -90,17 +91,6 @@ def run_lockstep(  # noqa: PLR0917 - the six things a run is made of
         if stuck:
             raise CalibrationError(stuck_message(stuck))
         return report
-
-
-@contextmanager
-def _fast_path_off() -> Iterator[None]:
-    """Make attention and encoder layers call their submodules, fused kernels do not."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
@@ -131,18 +121,3 @@ def _find(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
             )
         found[name] = known[name]
     return found
-
-
-def _as_sequence(batches: Iterable[Any]) -> Sequence[Any]:
-    if isinstance(batches, (Mapping, str)) or not isinstance(batches, Iterable):
-        raise CalibrationError(
-            f"calibration batches must be an iterable of batches. Got a {type(batches).__name__}; "
-            "put a single batch into a list."
-        )
-    held: Any = batches if isinstance(batches, (list, tuple, Tensor)) else list(batches)
-    if len(held) == 0:
-        raise CalibrationError(
-            "the calibration data holds no batch. Pass at least one; an iterator that was "
-            "used before is empty."
-        )
-    return cast("Sequence[Any]", held)

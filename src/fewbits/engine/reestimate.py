@@ -10,7 +10,8 @@ running statistics move by the same affine map.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,28 +21,35 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .batches import Forward
 from .fold import Folded, is_batchnorm
+from .isolation import isolated_pass
 
 __all__ = ["reestimate_batchnorm"]
 
-_TINY = 1e-12
+_DEAD = 1e-4  # of the other network's variance: below a hundredth of its deviation
+_NOISE = 1e-10  # of the mean square: float32 arithmetic makes about 1e-13
 
 
 @dataclass
 class _Moments:
-    """Mean and mean square of a normalization's input, summed over calls, in both networks."""
+    """Values, sum and sum of squares of a normalization's input, over calls, in both networks."""
 
-    count: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(()))
+    sums: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, reference: Tensor, quantized: Tensor) -> None:
         self.sums = self.sums + torch.stack([reference, quantized])
-        self.count += 1
 
     def change(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return float mean, quantized mean, and the ratio of deviations: each (channels,)."""
-        means, squares = (self.sums / self.count).unbind(1)
-        variances = (squares - means.square()).clamp_min(0)
-        gain = ((variances[1] + _TINY) / (variances[0] + _TINY)).sqrt()
+        """Return float mean, quantized mean, and the ratio of deviations: each (channels,).
+
+        The ratio is 1 for a channel that is all but constant in either network: its deviation is
+        rounding noise, and matching it would blow the noise up.
+        """
+        counts, sums, squares = self.sums.unbind(1)
+        means, squares = sums / counts, squares / counts
+        variances = squares - means.square()
+        least, most = variances.amin(0), variances.amax(0)
+        alive = (least > _DEAD * most) & (least > _NOISE * squares.amax(0))
+        gain = torch.where(alive, variances[1] / variances[0], 1.0).sqrt()
         return means[0], means[1], gain
 
 
@@ -73,33 +81,39 @@ def reestimate_batchnorm(
             "statistics. Remove the stage from the recipe."
         )
     moments: dict[str, _Moments] = defaultdict(_Moments)
-    for batch in batches:
+    for seed, batch in enumerate(batches):  # both networks draw alike, as in the lockstep
         seen: dict[str, list[Tensor]] = defaultdict(list)
-        _run(reference, norms, batch, forward, _recorded(seen))
-        _run(network, norms, batch, forward, _matched(seen, moments))
+        with _looking(reference, norms, _recorded(seen)):
+            isolated_pass(forward, reference, batch, seed)
+        with _looking(network, norms, _matched(seen, moments)):
+            isolated_pass(forward, network, batch, seed)
     absorbed = {pair.norm for pair in folded}
     for name, entry in moments.items():
         _apply(norms[name], *entry.change(), name in absorbed)
     return tuple(moments)
 
 
-def _run(
-    network: nn.Module,
-    names: Iterable[str],
-    batch: Any,
-    forward: Forward,
-    look: Callable[[str, Tensor], Tensor | None],
-) -> None:
+@contextmanager
+def _looking(
+    network: nn.Module, names: Iterable[str], look: Callable[[str, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Show ``look`` the input of every call of the named modules; what it returns replaces it."""
+
     def hook(name: str) -> Callable[..., Any]:
-        def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            replaced = look(name, args[0])
-            return None if replaced is None else (replaced, *args[1:])
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            replaced = look(name, args[0] if args else kwargs["input"])
+            if replaced is None:
+                return None
+            return ((replaced, *args[1:]), kwargs) if args else ((), {**kwargs, "input": replaced})
 
         return before
 
-    handles = [network.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
+    handles = [
+        network.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name in names
+    ]
     try:
-        forward(network, batch)
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -133,10 +147,12 @@ def _matched(
 
 
 def _measure(x: Tensor) -> Tensor:
-    """Return (2, channels) float64: mean and mean square over all but the channel axis."""
+    """Return (3, channels) float64: values, sum and sum of squares over all but the channels."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     x = x.double()
-    return torch.stack([x.mean(axes), x.square().mean(axes)])
+    sums = x.sum(axes)
+    count = torch.full_like(sums, x.numel() // max(1, x.shape[1]))
+    return torch.stack([count, sums, x.square().sum(axes)])
 
 
 def _apply(norm: Any, before: Tensor, after: Tensor, gain: Tensor, absorbed: bool) -> None:

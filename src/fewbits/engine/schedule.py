@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent
-from .discovery import LiveBytes, discover
-from .isolation import CallerState, cloned, described, replica
+from .batches import Forward, describe
+from .discovery import LiveBytes, discover, plain_bytes
+from .isolation import CallerState, cloned, replica
 from .tasks import Call, PassTask
 
-__all__ = ["Forward", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
+__all__ = ["Expecting", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
 
 _MOST_THREADS = 2048  # of the operating system: each task keeps a team of torch's own threads
 
-Forward = Callable[[nn.Module, Any], Any]
-
 
 class Observer(Protocol):
-    """Who looks at the inputs of a layer and then quantizes it."""
+    """Who looks at the inputs of a layer and then quantizes it; may also be :class:`Expecting`."""
 
     def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
         """Take one call of ``module``: by batch, then by call. Keep no tensor of it unless copied.
@@ -36,6 +35,14 @@ class Observer(Protocol):
         """Quantize ``module``: change its weights in the quantized network in place."""
 
 
+@runtime_checkable
+class Expecting(Protocol):
+    """An observer that wants to know beforehand how often it will be called."""
+
+    def expect(self, calls: Mapping[str, int]) -> None:
+        """Take the most calls of each module that one batch will show; before the first of them."""
+
+
 @dataclass(frozen=True)
 class LockstepReport:
     """What a run did.
@@ -46,7 +53,8 @@ class LockstepReport:
         unreached: targets of which no call was observed; they were not completed.
         live_batches: most batches that were in flight at once.
         reruns: forward passes beyond one per batch and network (and beyond the discovery).
-        pair_bytes: what the suspended passes of one batch hold at most, as far as Python sees.
+        pair_bytes: what the suspended passes of one batch hold at most, as far as Python sees, with
+            the copies of plain tensors (tables, caches) that its module trees hold.
         unmatched: calls of the reference network that the quantized one did not make, dropped.
     """
 
@@ -117,11 +125,14 @@ class Schedule:
         """Observe and complete every target that some batch reaches."""
         progress(ProgressEvent("quantize", 0, len(targets)))
         lead = self._streams[0]
+        copies = sum(plain_bytes(stream.network) for stream in self._streams)
         found = discover(self._survey, len(targets), len(self._batches), lead.network)
         self._expected = found.calls
+        if isinstance(self._observer, Expecting):
+            self._observer.expect(found.calls)
         if lead is not self._streams[-1]:  # the paths of a network that changes are not known
             self._itineraries.update(found.itineraries)
-        pair_bytes = found.live_bytes * len(self._streams)
+        pair_bytes = found.live_bytes * len(self._streams) + copies
         live = self._room(pair_bytes, max_live_bytes)
         kept = live if live == len(self._batches) else live - 1
         self._kept = [self._pair(batch, batch) for batch in range(kept)]
@@ -227,7 +238,7 @@ class Schedule:
         probe: Callable[[Call], None] | None = None,
     ) -> PassTask:
         title = (
-            f"calibration batch {batch} ({described(self._batches[batch])}) "
+            f"calibration batch {batch} ({describe(self._batches[batch])}) "
             f"in the {stream.name} network"
         )
         task = PassTask(

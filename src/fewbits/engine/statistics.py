@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..ops.device import check_float64
 from ..ops.grid import all_finite
 
 __all__ = ["Statistics", "StatisticsAccumulator"]
@@ -100,8 +101,12 @@ class StatisticsAccumulator:
         if quantized.dtype == torch.float64:
             self._dtype = torch.float64
         self._add_sums(reference, quantized)
+        folds = self._totals is not None or self._rows > self._columns
+        if not folds:  # what is kept must not change with the activations it may be a view of
+            reference = reference.clone()
+            quantized = reference if same else quantized.clone()
         self._buffer.append((reference, quantized))
-        if self._totals is not None or self._rows > self._columns:
+        if folds:
             self._fold()
 
     def finish(self) -> Statistics:
@@ -127,6 +132,7 @@ class StatisticsAccumulator:
                 f"{self._where}its inputs in the {network} hold NaN or infinity. "
                 "Check the calibration data and the weights of the layers before it."
             )
+        check_float64(rows.device, self._where.rstrip(": ") or "statistics of a layer")
         rows = rows.detach()
         return rows if rows.dtype == torch.float64 else rows.float()
 

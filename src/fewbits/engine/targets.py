@@ -14,11 +14,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from ..coded import FLOAT_DTYPES
+from ..coded import FLOAT_DTYPES, RAW_DTYPES
 from ..errors import ModelError, TargetError, did_you_mean
 from .views import WeightView, kind_of
 
-__all__ = ["Survey", "Target", "check_finite", "matches", "survey", "unmatched"]
+__all__ = ["Survey", "Target", "check_finite", "matches", "retie", "survey", "unmatched"]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,11 @@ def matches(pattern: str, target: Target) -> bool:
     """Tell whether a pattern means ``target``.
 
     A pattern is a layer class (``Conv2d``), a glob on the name of the weight or of its layer
-    (``layer1.*``), or a regular expression on either after ``re:``.
+    (``layer1.*``), or a regular expression on either after ``re:``. A tied weight goes by all of
+    its names.
     """
-    names = (target.name, target.module)
+    owners = (name.rpartition(".")[0] for name in target.also)
+    names = (target.name, target.module, *target.also, *owners)
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])
@@ -109,7 +111,8 @@ def unmatched(pattern: str, targets: Iterable[Target]) -> TargetError:
     known = {name for target in targets for name in (target.module, target.name, target.kind)}
     known.discard("")
     hint = did_you_mean(pattern.removeprefix("re:").strip("*."), sorted(known))
-    first = ", ".join(target.module or target.name for target in targets[:5])
+    modules = dict.fromkeys(target.module or target.name for target in targets)
+    first = ", ".join(list(modules)[:5])
     listing = hint or (f" Layers of this network: {first}, ..." if targets else "")
     return TargetError(
         f"pattern {pattern!r} matches no weight of this network ({len(targets)} can be coded)."
@@ -119,15 +122,17 @@ def unmatched(pattern: str, targets: Iterable[Target]) -> TargetError:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse a network with NaN or infinite values.
+    """Refuse a network with NaN or infinite weights, or NaN buffers (a mask may hold -inf).
 
     Raises:
         ModelError: names the first such tensor, how many values, and where the first one is.
     """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
-        bad = ~torch.isfinite(tensor)
+        exact = name in parameters or "running_" in name
+        bad = ~torch.isfinite(tensor) if exact else torch.isnan(tensor)
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
             raise ModelError(
@@ -136,7 +141,32 @@ def check_finite(model: nn.Module) -> None:
             )
 
 
+def retie(model: nn.Module, aliases: Mapping[str, str]) -> None:
+    """Make tied names one tensor again: a copy unties what shared only memory."""
+    for alias, owner in aliases.items():
+        homes = [_home(model, name) for name in (alias, owner)]
+        if homes[0] is None or homes[1] is None:
+            continue
+        for table in ("_parameters", "_buffers"):
+            ours, theirs = (getattr(home, table) for home in homes)
+            leaves = [name.rpartition(".")[2] for name in (alias, owner)]
+            if leaves[0] in ours and leaves[1] in theirs:
+                ours[leaves[0]] = theirs[leaves[1]]
+
+
+def _home(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:  # a state-dict hook gave it a name of its own
+        return None
+
+
 def _checked_state(model: nn.Module) -> dict[str, Tensor]:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a scripted network cannot be compressed: its layers cannot be watched. Compress the "
+            "network before torch.jit.script, and script it after loading."
+        )
     state = model.state_dict()
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -148,6 +178,11 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
             raise ModelError(
                 f"tensor {name!r} has no values yet (lazy or meta). Run one forward pass, or load "
                 "the weights, before compressing."
+            )
+        if _dtype(tensor) not in RAW_DTYPES:
+            raise ModelError(
+                f"tensor {name!r} has dtype {_dtype(tensor)}, which a file cannot hold. Convert it "
+                f"to one of {', '.join(sorted(RAW_DTYPES))}."
             )
     return state
 
@@ -171,16 +206,16 @@ def _is_codable(tensor: Tensor) -> bool:
 
 
 def _reason(model: nn.Module, name: str, tensor: Tensor) -> str:
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path) if path else model
+    leaf = name.rpartition(".")[2]
+    module = _home(model, name)
+    if module is None:
+        return "its name is of no module"
     kind = type(module).__name__
+    derived = "parametrizations" in name or leaf.endswith(("_orig", "_g", "_v"))
     causes = [
         (not tensor.is_floating_point(), f"{_dtype(tensor)} values are kept exactly"),
         (tensor.numel() == 0, "it is empty"),
-        (
-            "parametrizations" in name,
-            "it feeds a parametrization; remove that to code the weight it makes",
-        ),
+        (derived, "it feeds a parametrization; remove that to code the weight it makes"),
         (leaf in module._buffers, f"it is a buffer of {kind}"),
         ("bias" in leaf, "biases are kept"),
         (tensor.dim() < 2, f"a vector of {kind} is kept"),

@@ -41,11 +41,20 @@ METHODS: Registry[type[Method]] = Registry("method")
 
 def to_settings(method: Method) -> dict[str, Any]:
     """Return ``{"method": name, ...}``, its bits, and settings that are not at their default."""
-    values = {entry.name: getattr(method, entry.name) for entry in fields(method)}  # type: ignore[arg-type]
+    values = {entry.name: _plain(getattr(method, entry.name)) for entry in fields(method)}  # type: ignore[arg-type]
     defaults = {entry.name: entry.default for entry in fields(method)}  # type: ignore[arg-type]
     told = set() if values.get("levels") is not None else {"bits"}
     changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
     return {"method": method.name, **changed}
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's and other subclasses of Python's scalars as what JSON and YAML can write."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        return float(value)
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def from_settings(settings: Mapping[str, Any]) -> Method:

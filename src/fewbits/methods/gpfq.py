@@ -111,7 +111,7 @@ class GPFQ:
         """
         weight = checked_weight(layer)
         inputs = PreparedInputs.of(checked_statistics(layer, self.name), self.order)
-        step = self._step(weight, inputs, layer.seed)
+        step = self._step(layer, inputs)
         alphabet = self._alphabet()
         levels, error = inputs.sweep(
             weight, step, self._project(layer.seed, weight.device), self._passes
@@ -144,10 +144,11 @@ class GPFQ:
             SoftThreshold(self.threshold_size, base).project_ if self.threshold == "soft" else base
         )
 
-    def _step(self, weight: Tensor, inputs: PreparedInputs, seed: int) -> Tensor:
+    def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
         """Return the step of the radius rule, after the search where the rule is a search."""
         grid = grid_of(self.bits, self.levels)
-        spacing = Spacing(grid, self.radius, self.clip, self.per)
+        weight = layer.weight
+        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
         if self.radius != "objective":
             return spacing.step(weight)
         groups, neurons, _ = weight.shape
@@ -156,7 +157,7 @@ class GPFQ:
 
         def error(factor: float) -> Tensor:
             step = spacing.step(weight, factor)
-            project_ = self._project(seed, weight.device)
+            project_ = self._project(layer.seed, weight.device)
             squared = inputs.sweep(sample, step, project_, self._passes)[1]
             return squared.flatten() if self.per == "channel" else squared.sum()[None]
 

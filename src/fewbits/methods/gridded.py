@@ -12,7 +12,9 @@ from torch import Tensor
 from ..engine.layer import LayerMatrix, QuantizedMatrix
 from ..engine.statistics import Statistics
 from ..errors import CalibrationError, ConfigError, ModelError, require
+from ..ops.device import check_float64
 from ..ops.grid import (
+    FLOAT32_MAX,
     Grid,
     all_finite,
     best_clip,
@@ -110,7 +112,8 @@ def checked_weight(layer: LayerMatrix) -> Tensor:
 
 
 def checked_statistics(layer: LayerMatrix, method: str) -> Statistics:
-    """Return the statistics, unless there are none (ConfigError)."""
+    """Return the statistics, unless there are none (ConfigError), or no float64 (ModelError)."""
+    check_float64(layer.weight.device, f"layer {layer.name!r}")
     if layer.statistics is None:
         raise ConfigError(
             f"layer {layer.name!r}: the method {method!r} needs calibration inputs and got none. "
@@ -130,6 +133,7 @@ class Spacing:
         clip: factor on the radius.
         per: "channel" or "tensor".
         percentile: of ``|w|``, for the rule of that name.
+        limit: that no level exceeds.
     """
 
     grid: Grid
@@ -137,6 +141,7 @@ class Spacing:
     clip: float
     per: str
     percentile: float = 100.0
+    limit: float = FLOAT32_MAX
 
     def step(self, weight: Tensor, factor: Tensor | float = 1.0) -> Tensor:
         """Return the (1,) or (groups * neurons,) float32 step; ``factor`` multiplies the radius."""
@@ -152,19 +157,22 @@ class Spacing:
             radius = limit * self._rounding_clip(rows, limit)
         else:
             radius = limit
-        return steps(radius * (self.clip * factor), limit * self.clip, self.grid)
+        return steps(radius * (self.clip * factor), limit * self.clip, self.grid, self.limit)
 
     def _rows(self, weight: Tensor) -> Tensor:
         layerwise = self.per == "tensor" or self.radius in ("median", "mean_max")
         return weight.reshape(1, -1) if layerwise else weight.flatten(0, 1)
 
     def _rounding_clip(self, rows: Tensor, limit: Tensor) -> Tensor:
+        # In powers of two near each row's own size, so that no square leaves float32.
+        size = torch.frexp(limit.clamp_min(torch.finfo(limit.dtype).tiny)).exponent[:, None]
+
         def error(clip: float) -> Tensor:
-            step = steps(limit * clip, limit, self.grid)[:, None]
+            step = steps(limit * clip, limit, self.grid, self.limit)[:, None]
             units = rows / step
             levels = units.clone()
             self.grid.project_(levels)
-            return (levels.sub_(units) * step).square_().sum(1)
+            return (levels.sub_(units) * torch.ldexp(step, -size)).square_().sum(1)
 
         return best_clip(error, _MSE_CLIPS)[0]
 

@@ -21,6 +21,7 @@ from .gridded import (
     grid_of,
     result,
 )
+from .inputs import per_row
 
 __all__ = ["Nearest"]
 
@@ -64,8 +65,8 @@ class Nearest:
         """Quantize one weight. Cost: a few passes over it."""
         weight = checked_weight(layer)
         grid = grid_of(self.bits, self.levels)
-        spacing = Spacing(grid, self.radius, self.clip, self.per, self.percentile)
+        spacing = Spacing(grid, self.radius, self.clip, self.per, self.percentile, layer.limit)
         step = spacing.step(weight)
-        levels = weight / step.expand(weight[..., 0].numel()).reshape(*weight.shape[:2], 1)
+        levels = weight / per_row(step, weight)
         grid.project_(levels)
         return result(layer, levels, step, grid, info={})

@@ -74,7 +74,8 @@ class Qronos:
         second = small.double()
         cross = second if small_cross is small else small_cross.double()
         grid = grid_of(self.bits, self.levels)
-        step = Spacing(grid, self.radius, self.clip, self.per).step(weight)
+        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
+        step = spacing.step(weight)
         scale = per_row(step, weight).double()
         units = weight / scale
         largest = largest_eigenvalue(second)

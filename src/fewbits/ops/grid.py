@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "FLOAT32_MAX",
     "Grid",
     "Project",
     "all_finite",
@@ -27,6 +28,8 @@ __all__ = [
     "row_radius",
     "steps",
 ]
+
+FLOAT32_MAX: float = torch.finfo(torch.float32).max
 
 Project: TypeAlias = Callable[[Tensor], None]
 """Overwrite values in grid units by the levels chosen for them; any shape, elementwise."""
@@ -103,16 +106,24 @@ def round_up_to_bfloat16(values: Tensor) -> Tensor:
     return ((bits + 0xFFFF) & -0x10000).view(torch.float32)
 
 
-def steps(radius: Tensor, fallback: Tensor, grid: Grid) -> Tensor:
+def steps(radius: Tensor, fallback: Tensor, grid: Grid, limit: float = FLOAT32_MAX) -> Tensor:
     """Return the spacing that puts the top level at ``radius`` (float32, same shape).
 
     Where the radius is zero (more than half the weights are zero, under the median rule) the
     ``fallback`` radius holds; where that is zero too, the row is all zeros and the step is 1.
+    No level exceeds ``limit``, the largest finite value of the weight's dtype: there the step is
+    rounded down. Two levels, half a step from zero, reach half the largest float32 at most.
     """
     radius = torch.where(radius > 0, radius, fallback).float()
-    info = torch.finfo(torch.float32)
-    step = (radius / grid.top).clamp(info.tiny, info.max / 2 / max(1.0, grid.top))
+    highest = _round_down_to_bfloat16(limit / grid.top)
+    step = (radius / grid.top).clamp(torch.finfo(torch.float32).tiny, highest)
     return torch.where(radius > 0, round_up_to_bfloat16(step), torch.ones_like(step))
+
+
+def _round_down_to_bfloat16(value: float) -> float:
+    mantissa, exponent = math.frexp(value)
+    below = math.ldexp(math.floor(mantissa * 256), exponent - 8)
+    return min(below, torch.finfo(torch.bfloat16).max)
 
 
 def best_clip(

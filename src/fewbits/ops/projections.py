@@ -6,7 +6,7 @@ following, since neurons and columns meet it one value at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ class HardThreshold:
 
     size: float
     grid: Grid
+    _tables: dict[tuple[torch.dtype, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def levels(self) -> Tensor:
@@ -68,13 +71,20 @@ class HardThreshold:
         positive = self.size + torch.arange(top + 1, dtype=torch.float64) * self._gap
         return torch.cat([-positive.flip(0), positive.new_zeros(1), positive]).float()
 
+    def table(self, values: Tensor) -> Tensor:
+        """Return ``levels`` in the dtype and on the device of ``values``; built once for each."""
+        key = (values.dtype, values.device)
+        if key not in self._tables:
+            self._tables[key] = self.levels.to(values)
+        return self._tables[key]
+
     @property
     def _gap(self) -> float:
         return 1 - self.size / self.grid.top
 
     def index(self, values: Tensor) -> Tensor:
         """Return the int32 position, among ``levels``, of values that are levels; contiguous."""
-        return CodebookProjection(self.levels.to(values.device)).index(values)
+        return CodebookProjection(self.table(values)).index(values)
 
     def project_(self, values: Tensor) -> None:
         """Overwrite ``values`` by levels."""
@@ -82,7 +92,7 @@ class HardThreshold:
         rank = (size / self._gap).add_(0.5).floor_().clamp_(0, self.grid.top).add_(1)
         rank.mul_(size > 0).mul_(values.sign())
         middle = int(self.grid.top) + 1
-        values.copy_(self.levels.to(values)[rank.long() + middle])
+        values.copy_(self.table(values)[rank.long() + middle])
 
 
 @dataclass(frozen=True, eq=False)

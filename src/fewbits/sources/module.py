@@ -103,7 +103,7 @@ def _import_message(spec: Spec, module_name: str, error: Exception) -> str:
         return (
             f"source {spec.text!r}: there is no module {module_name!r} in {Path.cwd()} or among "
             "the installed packages. Run from the folder that holds it, or set PYTHONPATH."
-            + did_you_mean(scheme, [*MODELS, *DATA])
+            + did_you_mean(scheme, dict.fromkeys([*MODELS, *DATA]))
         )
     return f"source {spec.text!r}: importing {module_name!r} failed: {_describe(error)}"
 

@@ -123,6 +123,10 @@ def changed(path, value):
         (["t", 3, 1], [6, 7]),
         (["t", 4, 2, "s"], "float32"),
         (["t", 4, 2, "s"], "complex64"),
+        (["t", 4, 2, "s"], "int16"),
+        (["t", 4, 2], {"d": "int8", "s": "float16"}),
+        (["t", 5, 2], {"d": "int64", "s": "float64"}),
+        (["t", 5, 2], {"d": "float64", "s": "int64"}),
         (["t", 5, 2, "d"], "object"),
         (["t"], HEADER["t"][:-1]),
         (["b"], [0]),
@@ -166,6 +170,20 @@ def test_one_wrong_value(path, value):
 def test_headers_that_are_no_table(text):
     with pytest.raises(CorruptFileError):
         decode(rebuild(text))
+
+
+def test_an_alias_is_as_long_as_a_name_at_most():
+    assert len(decode(rebuild(changed(["a"], {"é" * 512: 0}))).aliases) == 1
+    for alias in ("z" * 1025, "é" * 513):
+        with pytest.raises(CorruptFileError, match=r"alias.*too long"):
+            decode(rebuild(changed(["a"], {alias: 0})))
+
+
+def test_an_alias_that_is_not_unicode():
+    text = dump_json(HEADER)
+    assert "é" in decode(rebuild(text.replace(b'"z":', '"é":'.encode()))).aliases
+    with pytest.raises(CorruptFileError, match=r"alias.*Unicode"):
+        decode(rebuild(text.replace(b'"z":', rb'"\ud800":')))
 
 
 def test_all_kinds_of_values_everywhere():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fewbits.coded import (
+    FLOAT_DTYPES,
     RAW_DTYPES,
     ActivationGrid,
     Codebook,
@@ -109,6 +110,7 @@ CASES = {
         )
         for dtype in ("float32", "int8")
         for stored, width in RAW_DTYPES.items()
+        if stored == dtype or {stored, dtype} <= FLOAT_DTYPES.keys()
     },
     "raw at the bound of groups": {
         "a": RawTensor((16384,), "float32", np.arange(65536).astype(np.uint8)),
@@ -235,9 +237,30 @@ def test_the_limit_of_decoded_bytes_is_enforced_before_decoding():
     zeros = np.zeros((1, size), np.int32)
     data = encode(Contents({"w": GridTensor((size,), "float32", zeros, f32(1))}))
     assert len(data) < 100
-    with pytest.raises(CorruptFileError, match="pass a larger max_decoded_bytes"):
+    advice = r"max_decoded_bytes=676\d{5} to fewbits\.load, or --max-decoded-mib 65 "
+    with pytest.raises(CorruptFileError, match=advice):
         decode(data)
     got = decode(data, max_decoded_bytes=2**27).tensors["w"].index
     assert got.shape == (1, size)
     with pytest.raises(CorruptFileError):
         decode(encode(Contents({"w": grid()})), max_decoded_bytes=10)
+
+
+def test_bytes_count_once_in_the_limit():
+    raw = RawTensor((10, 2**20), "float32", np.zeros(40 * 2**20, np.uint8))
+    data = encode(Contents({"buffer": raw}))
+    assert len(data) < 100
+    assert decode(data).tensors["buffer"].data.size == 40 * 2**20
+    with pytest.raises(CorruptFileError, match="max-decoded-mib 41"):
+        decode(data, max_decoded_bytes=40 * 2**20)
+
+
+def test_only_floating_dtypes_are_converted():
+    for dtype in FLOAT_DTYPES:
+        for stored, width in FLOAT_DTYPES.items():
+            raw = RawTensor((3,), dtype, np.zeros(3 * width, np.uint8), stored)
+            assert decode(encode(Contents({"w": raw}))).tensors["w"].stored == stored
+    for dtype, stored in (("int8", "float64"), ("float32", "int32"), ("bool", "uint8")):
+        raw = RawTensor((3,), dtype, np.zeros(3 * RAW_DTYPES[stored], np.uint8), stored)
+        with pytest.raises(ConfigError, match=f"'w'.*{dtype}.*{stored}"):
+            encode(Contents({"w": raw}))

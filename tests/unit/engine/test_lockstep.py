@@ -331,7 +331,7 @@ def test_observations_equal_those_of_the_slow_twin(case, room, needs_reference):
         first = Recorder(copy.deepcopy(network))
         settings = {"needs_reference": needs_reference}
         report = run_lockstep(
-            network, first.network, names, batches[:1], forward, first, **settings
+            copy.deepcopy(network), first.network, names, batches[:1], forward, first, **settings
         )
         room = 2 * report.pair_bytes
     quantized = copy.deepcopy(network)

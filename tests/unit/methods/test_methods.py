@@ -9,6 +9,7 @@ from fewbits.engine.layer import LayerMatrix, QuantizedMatrix
 from fewbits.engine.statistics import StatisticsAccumulator
 from fewbits.errors import CalibrationError, ConfigError, ModelError
 from fewbits.methods import GPFQ, GPTQ, Nearest, Qronos, from_settings, to_settings
+from fewbits.ops.device import check_float64
 
 
 def layer(*, rows=300, columns=64, neurons=24, groups=1, noise=0.1, energy=True, seed=0):
@@ -126,6 +127,16 @@ def test_radius_rules_set_the_top_level():
     assert (found <= 1.1 * torch.tensor(fine) + 1e-2).all()
 
 
+@pytest.mark.parametrize("radius", ["absmax", "mse", "median", "mean_max"])
+def test_radius_rules_scale_with_the_weight(radius):
+    w = torch.randn(1, 6, 40, generator=torch.Generator().manual_seed(2))
+    expected = Nearest(bits=2, radius=radius).encode(LayerMatrix("w", w))
+    for factor in (2.0**120, 2.0**-110):
+        found = Nearest(bits=2, radius=radius).encode(LayerMatrix("w", w * factor))
+        assert torch.equal(found.step, expected.step * factor)
+        assert torch.equal(found.index, expected.index)
+
+
 def test_bits_and_levels_give_the_alphabet():
     matrix, *_ = layer()
     ternary = Nearest(bits=2, clip=0.3).encode(matrix)
@@ -208,6 +219,57 @@ def test_weights_that_are_not_finite_are_named():
         matrix = LayerMatrix("body.3.weight", torch.full((1, 2, 2), value))
         with pytest.raises(ModelError, match=r"body\.3\.weight"):
             Nearest().encode(matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        Nearest(),
+        Nearest(radius="mean_max", clip=2.0),
+        GPFQ(),
+        GPFQ(threshold="hard"),
+        GPFQ(radius="objective"),
+        GPTQ(),
+        Qronos(),
+    ],
+    ids=lambda method: str(to_settings(method)),
+)
+def test_the_largest_weight_of_a_dtype_stays_finite(method, dtype):
+    limit = torch.finfo(dtype).max
+    w = torch.linspace(-limit / 2, limit / 2, 32).reshape(1, 4, 8)
+    w[0, 1, 3], w[0, 2, 5] = limit, -limit
+    statistics = StatisticsAccumulator(1, 8)
+    x = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(0)) * 1e-3
+    statistics.add(x, x)
+    matrix = LayerMatrix("w", w, statistics.finish(), limit=limit)
+    quantized = method.encode(matrix)
+    assert quantized.dequantize().abs().max() <= limit
+    assert quantized.dequantize().to(dtype).isfinite().all()
+    assert quantized.dequantize().abs().max() >= 0.9 * limit
+
+
+def test_devices_without_float64_are_named(monkeypatch):
+    with pytest.raises(ModelError, match=r"layer 'fc'.*float64.*'mps:0'.*CPU"):
+        check_float64(torch.device("mps", 0), "layer 'fc'")
+    matrix, *_ = layer()
+    monkeypatch.setattr("fewbits.ops.device.WITHOUT_FLOAT64", ("cpu",))
+    for method in (GPFQ(), GPTQ(), Qronos()):
+        with pytest.raises(ModelError, match=r"'fc\.weight'.*'cpu'"):
+            method.encode(matrix)
+    Nearest().encode(matrix)
+
+
+def test_levels_without_a_scale():
+    levels = torch.tensor([-1.0, 2.0], device="meta")
+    index = torch.zeros(1, 2, 3, dtype=torch.int32, device="meta")
+    assert QuantizedMatrix(index, None, levels=levels).dequantize().shape == (1, 2, 3)
+
+
+def test_settings_are_plain_python_values():
+    settings = to_settings(GPFQ(clip=np.float64(0.9), order=np.str_("natural")))
+    assert settings == {"method": "gpfq", "bits": 4, "clip": 0.9, "order": "natural"}
+    assert [type(value) for value in settings.values()] == [str, int, float, str]
 
 
 def test_inputs_beyond_single_precision_are_named():

@@ -67,8 +67,31 @@ def test_steps_of_rows_without_weight():
     tiny = steps(torch.tensor([1e-44]), torch.tensor([1e-44]), Grid(255))
     assert tiny.isfinite().all()
     assert (tiny > 0).all()
-    huge = steps(torch.tensor([3e38]), torch.tensor([3e38]), Grid(3))
-    assert (huge * Grid(3).top).isfinite().all()
+
+
+LIMITS = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32)}
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("levels", [3, 4, 8, 15, 255, 65536, 2**24])
+def test_no_level_leaves_the_dtype_and_next_to_nothing_is_cut(dtype, levels):
+    grid, limit = Grid(levels), LIMITS[dtype]
+    for radius in (limit, limit * 0.9999, limit / 2):
+        step = steps(torch.tensor([radius]), torch.ones(1), grid, limit)
+        assert torch.equal(step, step.bfloat16().float())
+        top = step * grid.top
+        assert float(top) <= limit
+        assert top.to(dtype).isfinite()
+        assert float(top) >= radius * (1 - 2**-7)
+    beyond = steps(torch.tensor([float("inf")]), torch.ones(1), grid, limit)
+    assert (beyond * grid.top).to(dtype).isfinite()
+
+
+def test_two_levels_reach_as_far_as_a_float32_step_does():
+    far = steps(torch.tensor([3e38]), torch.ones(1), Grid(2))
+    assert far.isfinite()
+    assert float(far) == torch.finfo(torch.bfloat16).max
+    assert float(steps(torch.tensor([6e4]), torch.ones(1), Grid(2), 65504.0) / 2) >= 6e4
 
 
 def test_radius_rules_by_hand():

@@ -73,6 +73,15 @@ def test_a12_stochastic_rounding_is_reproducible_and_stays_inside():
     assert run(0).abs().max() == 2
 
 
+def test_levels_of_a_hard_threshold_are_built_once():
+    projection = HardThreshold(0.4, Grid(7))
+    assert projection.table(draws()) is projection.table(draws())
+    assert projection.table(draws()).dtype == F64
+    assert projection.table(torch.zeros(1)).dtype == torch.float32
+    assert projection == HardThreshold(0.4, Grid(7))
+    assert projection.levels is not projection.levels  # what is handed out may be changed
+
+
 def test_codebook_takes_the_nearest_and_the_lower_of_two():
     levels = torch.tensor([-3.0, -1.0, 0.5, 4.0], dtype=F64)
     z = draws()

@@ -85,6 +85,7 @@ def test_own_network_from_the_current_directory(own):
         ("", "persons_other:build", "no module 'persons_other'"),
         ("", "timn:resnet18", "Did you mean 'timm'"),
         ("", "module:persons_net", "expected 'module:callable'"),
+        ("", "modul:persons_net", r"Did you mean 'module'\?"),
         ("", "builtin:digit-cnn", "Did you mean 'digits-cnn'"),
         ("", "builtin:", "Write it as 'builtin:digits-cnn'"),
         ("", "builtin:digits-cnn?x=1", "takes none"),
