@@ -1,13 +1,15 @@
 """Symbols to bytes and back: integers in, the fewest bytes out. numpy and integers only."""
 
-from . import constant, planes, raw, static
-from .choose import decode_stream, encode_stream, name_of
+from . import adaptive, constant, planes, raw, static, tuples
+from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
 
 __all__ = [
     "CODECS",
+    "EFFORTS",
     "Codec",
     "Symbols",
+    "adaptive",
     "constant",
     "decode_stream",
     "encode_stream",
@@ -15,4 +17,5 @@ __all__ = [
     "planes",
     "raw",
     "static",
+    "tuples",
 ]
