@@ -3,16 +3,20 @@
 from . import adaptive, constant, planes, raw, static, tuples
 from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
+from .rate import Rate, entropy, estimate
 
 __all__ = [
     "CODECS",
     "EFFORTS",
     "Codec",
+    "Rate",
     "Symbols",
     "adaptive",
     "constant",
     "decode_stream",
     "encode_stream",
+    "entropy",
+    "estimate",
     "name_of",
     "planes",
     "raw",

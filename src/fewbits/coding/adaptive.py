@@ -20,7 +20,7 @@ from .filters import MAX_ORDER, STRENGTHS, UNIT, Settings, centre_and_spread, ru
 from .queue import Decoder, Encoder, Meter
 from .varint import Cursor, signed_varint, varint
 
-__all__ = ["MAX_ALPHABET", "MAX_SYMBOLS", "Adaptive", "best_settings"]
+__all__ = ["MAX_ALPHABET", "MAX_SYMBOLS", "Adaptive", "best_settings", "measure_bits"]
 
 MAX_ALPHABET = 64
 MAX_SYMBOLS = 1 << 26  # of a stream: sums of squares stay exact
@@ -47,20 +47,13 @@ class Adaptive:
 
         That is: a single column, fewer than 64 symbols, over 2**26, or an alphabet over 64.
         """
-        rows, columns = symbols.shape
-        if columns < 2 or not LEAST <= rows * columns <= MAX_SYMBOLS:
+        start = _start(symbols)
+        if start is None:
             return None
-        lowest = int(symbols.min())
-        size = int(symbols.max()) - lowest + 1
-        if not 2 <= size <= MAX_ALPHABET:
-            return None
-        places = (symbols.astype(np.int64) - lowest).astype(np.int32)
-        settings = best_settings(places, size)
-        if settings is None:
-            return None
+        head, places, size, settings = start
         coder = Encoder()
-        run(places, (rows, columns), size, settings, coder)
-        return signed_varint(lowest) + _dump(settings, size) + coder.to_bytes()
+        run(places, (places.shape[0], places.shape[1]), size, settings, coder)
+        return head + coder.to_bytes()
 
     def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
         """Return the matrix; every word must have been reached."""
@@ -76,6 +69,30 @@ class Adaptive:
         return places
 
 
+def measure_bits(symbols: Symbols) -> float | None:
+    """Return about how many bits ``encode`` would give; None where it gives nothing."""
+    start = _start(symbols)
+    if start is None:
+        return None
+    head, places, size, settings = start
+    return 8 * len(head) + _bits(places, size, settings) + 16  # the last word is half full
+
+
+def _start(symbols: Symbols) -> tuple[bytes, NDArray[np.int32], int, Settings] | None:
+    """Return the stream's head, symbols from 0, alphabet and settings; None if unsuited."""
+    if symbols.shape[1] < 2 or not LEAST <= symbols.size <= MAX_SYMBOLS:
+        return None
+    lowest = int(symbols.min())
+    size = int(symbols.max()) - lowest + 1
+    if not 2 <= size <= MAX_ALPHABET:
+        return None
+    places = (symbols.astype(np.int64) - lowest).astype(np.int32)
+    settings = best_settings(places, size)
+    if settings is None:
+        return None
+    return signed_varint(lowest) + _dump(settings, size), places, size, settings
+
+
 def best_settings(places: NDArray[np.int32], size: int) -> Settings | None:
     """Return the settings with the fewest bits on the first rows of ``places`` in [0, ``size``).
 
@@ -83,23 +100,28 @@ def best_settings(places: NDArray[np.int32], size: int) -> Settings | None:
     """
     centre, spread = centre_and_spread(places)
     rows = max(1, min(len(places), SAMPLE // places.shape[1]))
-    tried = []
+    tried: list[tuple[float, Settings, Settings]] = []
     for base in _walks(places.shape[0], places.shape[1], centre, spread):
+        if tried and not base.order and min(tried, key=lambda item: item[0])[1].order:
+            break  # kernels are smooth here: pieces of rows would not do better
         inputs = places.shape[1] // base.taps
         sample = replace(base, height=_height(rows, inputs, base.order))
         tried.append((_bits(places[:rows], size, sample), base, sample))
     if not tried:
         return None
-    _, base, sample = min(tried, key=lambda item: item[0])
-    strengths = range(len(STRENGTHS))
-    costs = [_bits(places[:rows], size, replace(sample, strength=k)) for k in strengths]
+    bits, base, sample = min(tried, key=lambda item: item[0])
+    costs = [
+        bits if k == base.strength else _bits(places[:rows], size, replace(sample, strength=k))
+        for k in range(len(STRENGTHS))
+    ]
     return replace(base, strength=costs.index(min(costs)))
 
 
 def _walks(rows: int, columns: int, centre: int, spread: int) -> Iterator[Settings]:
     """Yield every way to walk a matrix that is worth a try and allowed."""
-    walks = [(1, 0, 0)] + [(pieces, 0, 0) for pieces in _pieces(columns)]
+    walks = [(1, 0, 0)]
     walks += [(taps, min(taps - 1, MAX_ORDER), math.isqrt(taps)) for taps in KERNELS]
+    walks += [(pieces, 0, 0) for pieces in _pieces(columns)]
     for taps, order, width in walks:
         height = _height(rows, columns // taps, order)
         if columns % taps == 0 and height * (columns // taps) <= MAX_BLOCK:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import ConfigError, CorruptFileError, did_you_mean
+from ..errors import CorruptFileError
+from ..registry import Registry
 from .codec import CODECS, MAX_SYMBOL, MIN_SYMBOL, Symbols
 
-__all__ = ["EFFORTS", "Effort", "decode_stream", "encode_stream", "name_of"]
+__all__ = ["EFFORTS", "Effort", "adaptive_is_tried", "decode_stream", "encode_stream", "name_of"]
 
 FIRST = ("constant", "raw", "static", "planes")  # those of format 1.0
 
@@ -28,11 +29,15 @@ class Effort:
     largest_adaptive: int = 0
 
 
-EFFORTS = {
-    "fast": Effort(FIRST),
-    "balanced": Effort((*FIRST, "adaptive", "tuple"), 1 << 18),
-    "smallest": Effort((*FIRST, "adaptive", "tuple"), 1 << 62),
-}
+EFFORTS: Registry[Effort] = Registry("effort")
+EFFORTS.register("fast")(Effort(FIRST))
+EFFORTS.register("balanced")(Effort((*FIRST, "adaptive", "tuple"), 1 << 18))
+EFFORTS.register("smallest")(Effort((*FIRST, "adaptive", "tuple"), 1 << 62))
+
+
+def adaptive_is_tried(effort: Effort, symbols: int) -> bool:
+    """Return whether a stream of so many symbols is worth the time of ``adaptive``."""
+    return "adaptive" in effort.codecs and symbols <= effort.largest_adaptive
 
 
 def encode_stream(symbols: Symbols, effort: str = "balanced") -> tuple[str, bytes]:
@@ -42,18 +47,14 @@ def encode_stream(symbols: Symbols, effort: str = "balanced") -> tuple[str, byte
     one of the candidates. Symbols are integers of 32 bits; among equals the codec registered first
     wins, so the choice is the same every time.
     """
-    if effort not in EFFORTS:
-        raise ConfigError(
-            f"unknown effort {effort!r}. Known: {', '.join(EFFORTS)}."
-            + did_you_mean(effort, EFFORTS)
-        )
+    profile = EFFORTS[effort]
     if symbols.size == 0:
         return "constant", b""
     if symbols.min() < MIN_SYMBOL or symbols.max() > MAX_SYMBOL:
         raise ValueError("symbols must fit 32 bits")
     found = []
-    for name in EFFORTS[effort].codecs:
-        if name == "adaptive" and symbols.size > EFFORTS[effort].largest_adaptive:
+    for name in profile.codecs:
+        if name == "adaptive" and not adaptive_is_tried(profile, symbols.size):
             continue
         data = CODECS[name].encode(symbols)
         if data is not None:
