@@ -131,13 +131,14 @@ def smooth(outputs, inputs, side, seed):
 
 def filters():
     """What ``adaptive`` is for: kernels of 3 by 3 and 5 by 5, unlike rows, three levels."""
-    rows = bell((40, 70), 11, 150) * (np.arange(40) % 7 // 2)[:, None].astype(np.int32)
+    fresh = bell((40, 112), 11, 16) * (np.arange(40) % 7 // 2)[:, None].astype(np.int32)
+    rows = fresh * (np.arange(112) % 5 // 2 + 1).astype(np.int32) // 24
     three = np.sign(smooth(16, 8, 3, 5))
     return Contents(
         {
             "three.weight": GridTensor((24, 6, 3, 3), "float32", smooth(24, 6, 3, 1), f32(0.5)),
             "five.weight": GridTensor((9, 3, 5, 5), "float32", smooth(9, 3, 5, 2) + 1000, f32(1)),
-            "rows.weight": GridTensor((40, 70), "float32", rows, f32(0.25)),
+            "rows.weight": GridTensor((40, 112), "float32", rows, f32(0.25)),
             "levels.weight": GridTensor((16, 8, 3, 3), "float32", three, f32(2)),
         }
     )
@@ -157,6 +158,20 @@ def tuples():
     )
 
 
+def sequences():
+    """Symbols that follow from the one, or the two, before them, and noise."""
+    one, two = [0, 0], [0, 0]
+    for fresh in noise(2500, 3).tolist():
+        one.append((2 * one[-1] + (fresh % 16 == 0)) % 5)
+        two.append((two[-1] + two[-2] + 1 + (fresh % 32 == 0)) % 3)
+    return Contents(
+        {
+            "one": GridTensor((2, 1251), "float32", np.array(one, np.int32).reshape(2, -1), f32(1)),
+            "two": GridTensor((1, 2501), "float32", np.array([two[1:]], np.int32) - 1, f32(1)),
+        }
+    )
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -164,4 +179,5 @@ EXAMPLES = {
     "v1.0/empty": empty,
     "v1.1/filters": filters,
     "v1.1/tuples": tuples,
+    "v1.1/sequences": sequences,
 }

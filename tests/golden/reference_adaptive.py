@@ -1,4 +1,4 @@
-"""The codec ``adaptive``, written from SPEC.md 4.3 alone: plain Python, one symbol at a time."""
+"""The codecs of SPEC.md 4.3 and 4.4, written from it alone: plain Python, one symbol at a time."""
 
 import re
 import struct
@@ -164,3 +164,31 @@ def symbols(source, rows, columns):
         lowest + (value[o, i, t] + centre) // 64
         for o in range(rows) for i in range(inputs) for t in range(taps)
     ]  # fmt: skip
+
+
+def contexts(source, rows, columns):
+    count = rows * columns
+    lowest, size, order = source.signed(), source.take(1)[0] + 2, source.take(1)[0]
+    lanes = source.varint()
+    steps = -(-count // lanes)
+    coder, seen = RangeDecoder(source.data[source.at :]), {}
+    source.at = len(source.data)
+    found = [[] for _ in range(lanes)]
+    for step in range(steps):
+        learnt = []
+        for number, lane in enumerate(found):
+            if number * steps + step >= count:
+                continue
+            *_, a, b = [0, 0, *lane]
+            a = a if order == 2 else 0
+            own = [seen.get((a, b, s), 0) for s in range(size)]
+            pairs = [(x, b) if order == 2 else (0, x) for x in range(size)]
+            parent = [1 + sum(seen.get((*pair, s), 0) for pair in pairs) for s in range(size)]
+            whole = sum(parent)
+            s = coder.symbol([m * whole + 4 * p for m, p in zip(own, parent, strict=True)])
+            lane.append(s)
+            learnt.append((a, b, s))
+        for cell in learnt:
+            seen[cell] = seen.get(cell, 0) + 1
+    coder.finish()
+    return [lowest + s for lane in found for s in lane]

@@ -143,8 +143,9 @@ def symbols(codec, data, rows, columns):
             length = len(data) - source.at if last else source.varint()
             out += ans(source.take(length), table, min(1 << 20, count - len(out)))
         return [lowest + value for value in out]
-    if codec == 4:
-        return adaptive.symbols(source, rows, columns)
+    if codec in (4, 6):
+        learning = adaptive.symbols if codec == 4 else adaptive.contexts
+        return learning(source, rows, columns)
     if codec == 5:
         lowest, size, length = source.signed(), source.varint() + 2, source.take(1)[0]
         cells = symbols(2, data[source.at :], 1, -(-count // length))

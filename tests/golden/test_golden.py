@@ -24,8 +24,9 @@ SHA256 = {
     "v1.0/kinds": "04f03b5733551f1520901548bbb94be0563acef0f477c293d110a44297ce8642",
     "v1.0/chunks": "5ee8faf4a6795713946275c5853ece8778a4061fc85670654cd8418e0d20d152",
     "v1.0/empty": "f88a071b4fe61fd32d82cc2c57727292100c3dcbe49f3745d032c65978719ee4",
-    "v1.1/filters": "9ec112900287b6f217e1eb0120d60def13c02ef9aca14ca41dda7fa8134ffdeb",
+    "v1.1/filters": "0b7cc6102239a30581b63e1a6dec5fb8f39c9866244df6ef32f32a4e102911cb",
     "v1.1/tuples": "39fb0b811e22072bdee9d5eed62dcf5237b0967e92269a94ece794d7ed89603c",
+    "v1.1/sequences": "5e9712636d4348ad86f007073d8ed722740775cc2a8aed2a075c399698594c16",
 }
 
 
@@ -170,6 +171,18 @@ def test_the_plain_decoder_and_the_library_agree_on_filters(seed):
     symbols = random_filters(np.random.default_rng(seed))
     data = CODECS["adaptive"].encode(symbols)
     assert reference.symbols(4, data, *symbols.shape) == symbols.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_plain_decoder_and_the_library_agree_on_sequences(order):
+    rng = np.random.default_rng(order)
+    flat = [0, 0]
+    for _ in range(1999):
+        flat.append(int(flat[-order] + rng.integers(0, 5) // 4 + 1) % (2 + order))
+    symbols = np.array(flat, np.int32).reshape(3, -1) - 9
+    data = CODECS["context"].encode(symbols)
+    assert data[2] == order
+    assert reference.symbols(6, data, *symbols.shape) == symbols.reshape(-1).tolist()
 
 
 def test_the_specification_prints_the_dictionary_and_the_mantissas():

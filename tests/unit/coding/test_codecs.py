@@ -130,6 +130,7 @@ def test_numbers_in_files_are_fixed_for_ever():
         "planes": 3,
         "adaptive": 4,
         "tuple": 5,
+        "context": 6,
     }
     assert all(name_of(codec.number) == name for name, codec in CODECS.items())
     with pytest.raises(CorruptFileError, match="newer fewbits"):
