@@ -24,7 +24,7 @@ __all__ = ["MAX_ALPHABET", "MAX_SYMBOLS", "Adaptive", "best_settings", "measure_
 
 MAX_ALPHABET = 64
 MAX_SYMBOLS = 1 << 26  # of a stream: sums of squares stay exact
-MAX_BLOCK = 1 << 20  # symbols per call
+MAX_BLOCK = 1 << 16  # symbols per call: bounds scratch to 64 MiB
 MAX_BLOCKS = 1 << 6  # of a tap
 MAX_TAPS = 1 << 6
 KERNELS = (9, 25, 49)  # taps of square kernels, tried where they divide the columns

@@ -19,7 +19,7 @@ __all__ = ["MAX_ALPHABET", "Contexts"]
 
 MAX_ALPHABET = 32
 MAX_SYMBOLS = 1 << 25  # of a stream: products of counts stay exact
-MAX_LANES = 1 << 20  # symbols per call
+MAX_LANES = 1 << 16  # symbols per call: bounds scratch to 32 MiB
 MAX_STEPS = 1 << 12
 STEPS = 1 << 10
 PARENT = 4  # symbols that the law of the shorter context is worth

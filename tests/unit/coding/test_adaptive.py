@@ -177,7 +177,7 @@ def test_settings_beyond_their_bounds_are_refused(wrong):
 
 
 def test_hostile_sizes_are_refused_before_anything_is_allocated():
-    for rows, columns in ((2**27, 1), (1, 2**27), (65 * 2, 2**20), (2**40, 2**40)):
+    for rows, columns in ((2**27, 1), (1, 2**27), (2, 2**16), (2**40, 2**40)):
         with pytest.raises(CorruptFileError, match="beyond their bounds"):
             ADAPTIVE.decode(head(taps=1, height=2) + b"\1", rows, columns)
     with pytest.raises(CorruptFileError, match="alphabet"):
