@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from os import PathLike
 
 from torch import Tensor, nn
@@ -35,25 +34,35 @@ class CodedModel:
     plan: Plan
     info: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    _files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def tensors(self) -> Mapping[str, CodedTensor]:
         """The coded tensors by name."""
         return self.contents.tensors
 
-    @cached_property
+    @property
     def data(self) -> bytes:
-        """The file's bytes; encoded on first use."""
-        return encode(self.contents)
+        """The file's bytes at balanced effort; encoded on first use."""
+        return self.encode()
 
-    def save(self, path: str | PathLike[str]) -> int:
-        """Write the file atomically, and return its length in bytes."""
-        write(self.data, path)
-        return len(self.data)
+    def encode(self, effort: str = "balanced") -> bytes:
+        """Return the file's bytes; ``effort`` is "fast", "balanced" or "smallest".
 
-    def size_report(self) -> SizeReport:
+        All hold the same tensors. More effort takes fewer bytes, and longer to write and to read.
+        """
+        if effort not in self._files:
+            self._files[effort] = encode(self.contents, effort)
+        return self._files[effort]
+
+    def save(self, path: str | PathLike[str], effort: str = "balanced") -> int:
+        """Write the file atomically, and return its length in bytes; see :meth:`encode`."""
+        write(self.encode(effort), path)
+        return len(self.encode(effort))
+
+    def size_report(self, effort: str = "balanced") -> SizeReport:
         """Return the itemised size; its rows sum to the file's length exactly."""
-        return measure(self.data)
+        return measure(self.encode(effort))
 
     @property
     def bits_per_weight(self) -> float:

@@ -116,4 +116,68 @@ def empty():
     return Contents({})
 
 
-EXAMPLES = {"network": network, "kinds": kinds, "chunks": chunks, "empty": empty}
+def smooth(outputs, inputs, side, seed):
+    """Kernels whose taps resemble the one before and the one above, rows of unlike size."""
+    fresh = bell((outputs, inputs, side, side), seed, 24).astype(np.int64)
+    fresh = fresh * (2 + np.arange(outputs) % 5)[:, None, None, None] // 4
+    taps = np.zeros_like(fresh)
+    for y in range(side):
+        for x in range(side):
+            beside = taps[:, :, y, x - 1] if x else 0
+            above = taps[:, :, y - 1, x] if y else 0
+            taps[:, :, y, x] = fresh[:, :, y, x] + (beside + above) // 2
+    return (taps // 4).clip(-31, 31).astype(np.int32).reshape(outputs, inputs * side * side)
+
+
+def filters():
+    """What ``adaptive`` is for: kernels of 3 by 3 and 5 by 5, unlike rows, three levels."""
+    fresh = bell((40, 112), 11, 16) * (np.arange(40) % 7 // 2)[:, None].astype(np.int32)
+    rows = fresh * (np.arange(112) % 5 // 2 + 1).astype(np.int32) // 24
+    three = np.sign(smooth(16, 8, 3, 5))
+    return Contents(
+        {
+            "three.weight": GridTensor((24, 6, 3, 3), "float32", smooth(24, 6, 3, 1), f32(0.5)),
+            "five.weight": GridTensor((9, 3, 5, 5), "float32", smooth(9, 3, 5, 2) + 1000, f32(1)),
+            "rows.weight": GridTensor((40, 112), "float32", rows, f32(0.25)),
+            "levels.weight": GridTensor((16, 8, 3, 3), "float32", three, f32(2)),
+        }
+    )
+
+
+def tuples():
+    """Neighbours that tell each other, in pairs and in triples, the last of them not full."""
+    pair = np.array([[-1, 2], [0, 0], [2, -1], [1, 1]], np.int32)
+    triple = np.array([[0, 1, 1], [1, 0, 0], [1, 1, 0]], np.int32)
+    twos = pair[noise(450, 1) % 4].reshape(-1)[:-1].reshape(1, 899)
+    threes = triple[noise(300, 2) % 3].reshape(-1)[:-2].reshape(2, 449)
+    return Contents(
+        {
+            "pairs": GridTensor((1, 899), "float32", twos, f32(1)),
+            "triples": GridTensor((2, 449), "float32", threes, f32(1)),
+        }
+    )
+
+
+def sequences():
+    """Symbols that follow from the one, or the two, before them, and noise."""
+    one, two = [0, 0], [0, 0]
+    for fresh in noise(2500, 3).tolist():
+        one.append((2 * one[-1] + (fresh % 16 == 0)) % 5)
+        two.append((two[-1] + two[-2] + 1 + (fresh % 32 == 0)) % 3)
+    return Contents(
+        {
+            "one": GridTensor((2, 1251), "float32", np.array(one, np.int32).reshape(2, -1), f32(1)),
+            "two": GridTensor((1, 2501), "float32", np.array([two[1:]], np.int32) - 1, f32(1)),
+        }
+    )
+
+
+EXAMPLES = {
+    "v1.0/network": network,
+    "v1.0/kinds": kinds,
+    "v1.0/chunks": chunks,
+    "v1.0/empty": empty,
+    "v1.1/filters": filters,
+    "v1.1/tuples": tuples,
+    "v1.1/sequences": sequences,
+}

@@ -3,11 +3,22 @@
 It tells what a file means when the fast reader is in doubt. Floats are given as their bytes.
 """
 
+import importlib.util
 import json
 import math
 import struct
 import zlib
+from pathlib import Path
 
+
+def sibling(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+adaptive = sibling("reference_adaptive")
 P = 24
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -132,6 +143,15 @@ def symbols(codec, data, rows, columns):
             length = len(data) - source.at if last else source.varint()
             out += ans(source.take(length), table, min(1 << 20, count - len(out)))
         return [lowest + value for value in out]
+    if codec in (4, 6):
+        learning = adaptive.symbols if codec == 4 else adaptive.contexts
+        return learning(source, rows, columns)
+    if codec == 5:
+        lowest, size, length = source.signed(), source.varint() + 2, source.take(1)[0]
+        cells = symbols(2, data[source.at :], 1, -(-count // length))
+        digits = [cell // size ** (length - 1 - k) % size for cell in cells for k in range(length)]
+        assert not any(digits[count:])
+        return [lowest + digit for digit in digits[:count]]
     assert codec == 3
     planes = []
     for _ in range(columns):

@@ -1,7 +1,7 @@
 """Files of every format version, kept for ever: still read, still written, still what SPEC.md says.
 
-``v1.0/*.fewbits`` were written once by format 1.0 and are never written again. A change that
-needs them changed is a new major version.
+``v1.0/*.fewbits`` were written once by format 1.0, ``v1.1/*.fewbits`` by 1.1; they are never
+written again. A change that needs them changed is a new major version.
 """
 
 import hashlib
@@ -20,10 +20,13 @@ from fewbits.container.prefix import split_prefix
 
 HERE = Path(__file__).parent
 SHA256 = {
-    "network": "2201852ae6e1c7df47066ca4ad8f1200839063242cb37326d150b8d4c10e88f6",
-    "kinds": "04f03b5733551f1520901548bbb94be0563acef0f477c293d110a44297ce8642",
-    "chunks": "5ee8faf4a6795713946275c5853ece8778a4061fc85670654cd8418e0d20d152",
-    "empty": "f88a071b4fe61fd32d82cc2c57727292100c3dcbe49f3745d032c65978719ee4",
+    "v1.0/network": "2201852ae6e1c7df47066ca4ad8f1200839063242cb37326d150b8d4c10e88f6",
+    "v1.0/kinds": "04f03b5733551f1520901548bbb94be0563acef0f477c293d110a44297ce8642",
+    "v1.0/chunks": "5ee8faf4a6795713946275c5853ece8778a4061fc85670654cd8418e0d20d152",
+    "v1.0/empty": "f88a071b4fe61fd32d82cc2c57727292100c3dcbe49f3745d032c65978719ee4",
+    "v1.1/filters": "0b7cc6102239a30581b63e1a6dec5fb8f39c9866244df6ef32f32a4e102911cb",
+    "v1.1/tuples": "39fb0b811e22072bdee9d5eed62dcf5237b0967e92269a94ece794d7ed89603c",
+    "v1.1/sequences": "5e9712636d4348ad86f007073d8ed722740775cc2a8aed2a075c399698594c16",
 }
 
 
@@ -34,11 +37,13 @@ def load(name):
     return module
 
 
+# Format 1.0 knew four codecs, which are those of the effort "fast".
+EFFORT = {"v1.0": "fast", "v1.1": "smallest"}
 reference, EXAMPLES = load("reference_reader"), load("examples").EXAMPLES
 
 
 def golden(name):
-    return (HERE / "v1.0" / f"{name}.fewbits").read_bytes()
+    return (HERE / f"{name}.fewbits").read_bytes()
 
 
 def same(a, b):
@@ -58,7 +63,8 @@ def test_a_golden_file_is_the_one_that_was_written(name):
 
 
 def test_golden_files_stay_small():
-    assert {path.stem for path in (HERE / "v1.0").iterdir()} == set(EXAMPLES)
+    files = {f"{path.parent.name}/{path.stem}" for path in HERE.glob("v*/*.fewbits")}
+    assert files == set(EXAMPLES) == set(SHA256)
     assert sum(len(golden(name)) for name in EXAMPLES) < 20_000
 
 
@@ -71,7 +77,7 @@ def test_a_golden_file_decodes_to_what_was_put_in(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_writer_still_writes_the_same(name):
     """All but the deflated form of the header, which depends on the machine's zlib."""
-    was, now = golden(name), encode(EXAMPLES[name]())
+    was, now = golden(name), encode(EXAMPLES[name](), EFFORT[name[:4]])
     before, after = split_prefix(was, 2**30), split_prefix(now, 2**30)
     assert after.header == before.header
     assert now[after.payload_start :] == was[before.payload_start :]
@@ -79,8 +85,8 @@ def test_the_writer_still_writes_the_same(name):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_inspect_and_measure_agree_and_sum_to_the_file(name):
-    info = inspect(HERE / "v1.0" / f"{name}.fewbits")
-    assert info.version == (1, 0)
+    info = inspect(HERE / f"{name}.fewbits")
+    assert f"v{info.version[0]}.{info.version[1]}" == name[:4]
     assert info.report == measure(golden(name))
     assert info.report.file_bytes == len(golden(name))
     assert same(info.activations, EXAMPLES[name]().activations)
@@ -134,15 +140,49 @@ def test_the_plain_reader_reads_the_same_from_the_specification_alone(name):
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("codec", ["static", "raw"])
+@pytest.mark.parametrize("codec", ["static", "raw", "tuple"])
 def test_the_plain_decoder_and_the_library_agree_on_random_streams(codec, seed):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(2, 3000))
-    symbols = np.rint(rng.laplace(3, 2.0 ** rng.integers(-2, 8), (size, 1))).astype(np.int32)
+    spread = 2.0 ** rng.integers(-2, 8 if codec != "tuple" else 4)
+    symbols = np.rint(rng.laplace(3, spread, (size, 1))).astype(np.int32)
+    symbols = symbols.clip(-99, 99) if codec == "tuple" else symbols
     symbols[0], symbols[1] = 5, 6
     data = CODECS[codec].encode(symbols)
     number = CODECS[codec].number
     assert reference.symbols(number, data, size, 1) == symbols.reshape(-1).tolist()
+
+
+def random_filters(rng):
+    """A matrix of some kind that ``adaptive`` codes: (outputs, inputs * taps)."""
+    taps = int(rng.choice([1, 9, 25]))
+    inputs = int(rng.integers(1, 6)) if taps > 1 else int(rng.integers(10, 80))
+    shape = (int(rng.integers(8, 40)), inputs, taps)
+    values = rng.laplace(0, 2.0 ** rng.integers(-2, 3), shape) * np.exp(
+        rng.normal(size=(inputs, 1))
+    )
+    values[..., 1:] += 0.6 * values[..., :-1]
+    index = np.rint(values).clip(-20, 20).astype(np.int32).reshape(shape[0], -1)
+    return index + int(rng.integers(-100, 100))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_plain_decoder_and_the_library_agree_on_filters(seed):
+    symbols = random_filters(np.random.default_rng(seed))
+    data = CODECS["adaptive"].encode(symbols)
+    assert reference.symbols(4, data, *symbols.shape) == symbols.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_plain_decoder_and_the_library_agree_on_sequences(order):
+    rng = np.random.default_rng(order)
+    flat = [0, 0]
+    for _ in range(1999):
+        flat.append(int(flat[-order] + rng.integers(0, 5) // 4 + 1) % (2 + order))
+    symbols = np.array(flat, np.int32).reshape(3, -1) - 9
+    data = CODECS["context"].encode(symbols)
+    assert data[2] == order
+    assert reference.symbols(6, data, *symbols.shape) == symbols.reshape(-1).tolist()
 
 
 def test_the_specification_prints_the_dictionary_and_the_mantissas():

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fewbits.coding import CODECS, decode_stream, encode_stream
+from fewbits.coding import CODECS, EFFORTS, decode_stream, encode_stream
 from fewbits.coding.bits import BitReader, BitWriter
 from fewbits.coding.table import decode_table, encode_table
 from fewbits.coding.varint import Cursor, signed_varint, varint
@@ -45,6 +45,53 @@ def test_any_bytes_are_refused_or_give_a_matrix_of_32_bit_integers(name, data, r
         return
     assert got.shape == (rows, columns)
     assert got.dtype in (np.int32, np.uint8)
+
+
+@st.composite
+def layers(draw):
+    """Matrices that the codecs which learn take: narrow alphabets, rows and taps alike or not."""
+    taps = draw(st.sampled_from([1, 4, 9, 25]))
+    shape = (draw(st.integers(1, 70)), draw(st.integers(2, 12)), taps)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = rng.laplace(0, draw(st.sampled_from([0.2, 1.0, 5.0, 40.0])), shape)
+    values[..., 1:] += draw(st.sampled_from([0.0, 0.9])) * values[..., :-1]
+    values *= np.exp(draw(st.sampled_from([0.0, 1.0])) * rng.normal(size=(shape[0], 1, 1)))
+    clip = draw(st.sampled_from([1, 7, 31]))
+    low = draw(st.sampled_from([-(2**31), -5, 0, 2**31 - 1 - 2 * clip]))
+    places = np.rint(values).clip(-clip, clip) + clip
+    return (places + low).astype(np.int32).reshape(shape[0], -1)
+
+
+LEARNING = settings(BOUNDED, max_examples=60)
+
+
+@LEARNING
+@given(layers(), st.sampled_from(["adaptive", "tuple", "context"]))
+def test_layers_come_back(symbols, name):
+    data = CODECS[name].encode(symbols)
+    if data is not None:
+        np.testing.assert_array_equal(decode_stream(name, data, *symbols.shape), symbols)
+    for effort in EFFORTS:
+        assert len(encode_stream(symbols, effort)[1]) <= len(CODECS["raw"].encode(symbols))
+
+
+@LEARNING
+@given(
+    layers(),
+    st.sampled_from(["adaptive", "tuple", "context"]),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 255)), min_size=1, max_size=4),
+    st.integers(0, 9),
+)
+def test_damaged_layers_are_refused_or_give_a_matrix(symbols, name, damage, cut):
+    data = bytearray(CODECS[name].encode(symbols) or b"\0\5\0")
+    for place, bits in damage:
+        data[place % len(data)] ^= bits
+    try:
+        got = decode_stream(name, bytes(data[: len(data) - cut]), *symbols.shape)
+    except CorruptFileError:
+        return
+    assert got.shape == symbols.shape
+    assert got.dtype == np.int32
 
 
 @BOUNDED

@@ -202,3 +202,21 @@ def test_dict_batches_and_a_forward_of_ones_own():
     for name, tensor in direct.state_dict().items():
         assert torch.equal(keyed.state_dict()[f"inner.{name}"], tensor)
         assert torch.equal(own.state_dict()[f"inner.{name}"], tensor)
+
+
+def test_effort_changes_the_bytes_and_nothing_else(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 4)).eval()
+    with torch.no_grad():
+        net[0].weight *= torch.exp(torch.randn(64))
+    coded = fewbits.compress(net, fewbits.Nearest(bits=4, per="tensor"))
+    sizes = [coded.save(tmp_path / effort, effort) for effort in ("fast", "balanced", "smallest")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[1]
+    assert coded.save(tmp_path / "default") == sizes[1] == len(coded.data)
+    for effort, size in zip(("fast", "balanced", "smallest"), sizes, strict=True):
+        assert coded.size_report(effort).file_bytes == size
+        found = fewbits.load(tmp_path / effort)
+        assert all(torch.equal(found[k], v) for k, v in coded.state_dict().items())
+    with pytest.raises(fewbits.ConfigError, match="unknown effort 'most'"):
+        coded.save(tmp_path / "x", "most")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..coding import EFFORTS
 from ..report import plan_table
 from .choice import choose
 from .progress import listening
@@ -52,6 +53,9 @@ def compress(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of every random choice. [default: the recipe's]")
     ] = None,
+    effort: Annotated[
+        str, typer.Option(help="fast, balanced or smallest: time for bytes, same network.")
+    ] = "balanced",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan: what happens to every tensor.")
     ] = False,
@@ -70,6 +74,8 @@ def compress(
         raise typer.BadParameter("name the file to write with -o FILE.")
     if evaluate and data is None:
         raise typer.BadParameter("--evaluate needs labelled data: add --data.")
+    if effort not in EFFORTS:
+        raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
     chosen = choose(method, bits, settings or (), recipe, data is not None or dry_run)
     if out is not None and not dry_run:
         check_output(out, force)
@@ -86,14 +92,14 @@ def compress(
         started = time.perf_counter()
         coded = job.compress(calibration_samples, seed, progress)
         seconds = time.perf_counter() - started
-        size = coded.save(out)
+        size = coded.save(out, effort)
         after = job.accuracy(progress, out) if evaluate else None
     for text in remarks(coded):
         note(f"note: {text}")
     found: dict[str, Any] = {"file": str(out), "bytes": size, "seconds": seconds}
-    lines = [f"{out}: {summary(coded)} ({seconds:.1f} s)"]
+    lines = [f"{out}: {summary(coded, effort)} ({seconds:.1f} s)"]
     if before and after:
         found["accuracy"] = {"float32": before.to_dict(), "compressed": after.to_dict()}
         lines += [f"float32:    {before}", f"compressed: {after}"]
-    report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
+    report = {"size": coded.size_report(effort).to_dict(), "plan": coded.plan.to_dict()}
     return Outcome({**found, **report, "notes": list(coded.notes)}, tuple(lines))

@@ -9,7 +9,8 @@ import typer
 import yaml
 
 from ..container import inspect as look
-from ..report import size_table
+from ..report import Table, entropy_table, histogram_table, size_table
+from .indices import entropy_row, histogram, index_matrices
 from .verb import Json, Outcome, verb
 
 __all__ = ["inspect"]
@@ -18,6 +19,12 @@ __all__ = ["inspect"]
 @verb
 def inspect(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Decode, and show entropies of order 0, 1 and 2.")
+    ] = False,
+    tensor: Annotated[
+        str | None, typer.Option(help="Decode, and show the histogram of this tensor's indices.")
+    ] = None,
     as_json: Json = False,
 ) -> Outcome:
     """Show every tensor of a file with its bytes; they add up to the file's size.
@@ -34,9 +41,19 @@ def inspect(
         f"clip {grid.clip:g}"
         for layer, grid in info.activations.items()
     ]
-    metadata = _as_yaml(dict(info.metadata))
-    table = size_table(info.report, f"{file}, format {version}")
-    return Outcome(info.to_dict(), (table, *lines, *metadata))
+    shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
+    data = info.to_dict()
+    if entropy or tensor is not None:
+        found = index_matrices(file)
+        if entropy:
+            rows = [entropy_row(name, index) for name, index in found.items()]
+            data["entropy"] = [row.to_dict() for row in rows]
+            shown.append(entropy_table(rows, info.report))
+        if tensor is not None:
+            counts = histogram(found, tensor)
+            data["histogram"] = {str(index): count for index, count in counts.items()}
+            shown.append(histogram_table(counts, tensor))
+    return Outcome(data, (*shown, *lines, *_as_yaml(dict(info.metadata))))
 
 
 def _as_yaml(metadata: dict[str, Any]) -> list[str]:

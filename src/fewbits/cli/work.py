@@ -70,9 +70,9 @@ class Job:
         return judge(module, self.data.batches("test", self.batch_size), progress=progress)
 
 
-def summary(coded: CodedModel) -> str:
+def summary(coded: CodedModel, effort: str = "balanced") -> str:
     """Return the size in one line."""
-    report = coded.size_report()
+    report = coded.size_report(effort)
     return (
         f"{report.file_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight, "
         f"{report.compression_ratio:.1f}x smaller than float32"

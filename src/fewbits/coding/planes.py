@@ -26,7 +26,7 @@ class Planes:
             return None
         out = bytearray()
         for column in range(symbols.shape[1]):
-            name, body = encode_stream(symbols[:, column : column + 1])
+            name, body = encode_stream(symbols[:, column : column + 1], "fast")
             out += varint(16 * len(body) + CODECS[name].number) + body
         return bytes(out)
 

@@ -12,7 +12,7 @@ from .dictionary import DICTIONARY
 __all__ = ["MAGIC", "MAX_HEADER", "PREFIX", "VERSION", "Prefix", "join_prefix", "split_prefix"]
 
 MAGIC = b"\x89FWB\r\n\x1a\n"
-VERSION = (1, 0)
+VERSION = (1, 1)  # the newest; a file names the oldest that has all it uses
 PREFIX = 32
 MAX_HEADER = 1 << 26
 FIELDS = struct.Struct("<8sHHIIQ")
@@ -40,12 +40,15 @@ class Prefix:
     payload_start: int
 
 
-def join_prefix(header: bytes, payload_length: int) -> bytes:
-    """Return prefix and deflated header of a file whose streams take ``payload_length`` bytes."""
+def join_prefix(header: bytes, payload_length: int, minor: int = 0) -> bytes:
+    """Return prefix and deflated header of a file whose streams take ``payload_length`` bytes.
+
+    ``minor``: the oldest minor version that has every codec of the file.
+    """
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
     stored = deflate.compress(header) + deflate.flush()
     total = PREFIX + len(stored) + payload_length
-    fields = FIELDS.pack(MAGIC, *VERSION, len(stored), len(header), total)
+    fields = FIELDS.pack(MAGIC, VERSION[0], minor, len(stored), len(header), total)
     return fields + struct.pack("<I", zlib.crc32(stored, zlib.crc32(fields))) + stored
 
 

@@ -1,5 +1,6 @@
 """What people read: tables of sizes, plans and comparisons."""
 
+from .rates import EntropyRow, entropy_table, histogram_table
 from .table import Column, Table, human_bytes, printable, show
 from .views import (
     Comparison,
@@ -13,8 +14,11 @@ from .views import (
 __all__ = [
     "Column",
     "Comparison",
+    "EntropyRow",
     "Table",
     "comparison_table",
+    "entropy_table",
+    "histogram_table",
     "human_bytes",
     "methods_table",
     "plan_table",

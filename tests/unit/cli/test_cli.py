@@ -347,6 +347,34 @@ def test_inspect_shows_ties_and_activations_without_control_characters(here):
     assert "\x1b" not in text
 
 
+def test_an_effort_that_does_not_exist(here):
+    assert "fast, balanced, smallest" in run(
+        "compress", MODEL, "--dry-run", "--effort", "most", code=2
+    ).stderr.replace("\n", " ")
+
+
+def test_inspect_shows_entropies_next_to_what_is_coded(here):
+    found = run_json("inspect", "net.fewbits", "--entropy")
+    wanted = fewbits.inspect("net.fewbits").report
+    rows = {row["name"]: row for row in found["entropy"]}
+    assert rows.keys() == {row.name for row in wanted.rows if row.kind == "grid"}
+    for row in rows.values():
+        zero, one, two = row["entropies"]
+        assert row["levels"] >= 2**zero - 1e-9
+        assert zero >= one >= two >= 0
+    text = run("inspect", "net.fewbits", "--entropy").stdout
+    assert all(word in text for word in ("order 0", "order 2", "adaptive"))
+
+
+def test_inspect_shows_a_histogram(here):
+    name = run_json("inspect", "net.fewbits", "--entropy")["entropy"][0]["name"]
+    found = run_json("inspect", "net.fewbits", "--tensor", name)
+    sizes = {row["name"]: row["elements"] for row in found["size"]["rows"]}
+    assert sum(found["histogram"].values()) == sizes[name]
+    assert "####" in run("inspect", "net.fewbits", "--tensor", name).stdout
+    assert "no quantized tensor" in one_line_error("inspect", "net.fewbits", "--tensor", "nothing")
+
+
 def test_inspect_of_what_is_no_file(here):
     assert "nowhere.fewbits" in one_line_error("inspect", "nowhere.fewbits")
     (here / "bad.fewbits").write_bytes(b"")
