@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import bz2
-import json
 import lzma
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from fewbits.coding import CODECS, EFFORTS, decode_stream, encode_stream, entrop
 from fewbits.container import decode, encode, measure
 from images import CACHE
 from networks import resnet20
-from record import RESULTS, environment
+from record import write
 from resnet20_cifar10 import calibration_batches
 
 METHODS = {"gpfq": fewbits.GPFQ, "gptq": fewbits.GPTQ}
@@ -194,10 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     share = 10 if options.quick else 1
-    record = {
-        "schema": 1,
-        "environment": environment(),
-        "data": "ResNet-20 on CIFAR-10, all layers quantized, 1,024 calibration images, seed 0",
+    record: dict[str, Any] = {
         "peers_absent": [name for name, peer in PEERS.items() if peer is None] + ["nncodec"],
         "networks": [_network(m, bits) for m in options.methods for bits in options.bits],
         "sources": [
@@ -207,10 +203,13 @@ def main() -> None:
         "speed": [_speed(*item) for item in speed_matrices(2000 // share).items()],
     }
     plain = not options.quick and options.out is None and options.bits == [2, 3, 4, 5]
-    path = (RESULTS if plain else CACHE) / f"{options.out or 'coding'}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(path)
+    write(
+        options.out or "coding",
+        folder=None if plain else CACHE,
+        model="ResNet-20 (He et al. 2015), 269,722 parameters, all layers quantized",
+        data="CIFAR-10: 1,024 training images calibrate, seed 0; indices of all layers",
+        **record,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time the rounding kernels against one matrix product of the same flops, in the same run.
 
-Writes ``benchmarks/results/kernel_speed.json`` (or ``--json PATH``): for each kernel and size the
+Writes ``benchmarks/results/kernel_speed.json``: for each kernel and size the
 seconds (best of several, wall clock and processor time), the flops counted as the docstrings of
 :mod:`fewbits.ops` do, and the ratio to a float32 product of that many flops. The product is
 ``(n, N) @ (N, N)``, scaled by the flops where it has more or fewer.
@@ -11,12 +11,9 @@ Run: ``python benchmarks/kernel_speed.py --threads 2``
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from torch import Tensor
 from fewbits.ops.grid import Grid
 from fewbits.ops.path_following import follow_gram, follow_samples
 from fewbits.ops.second_order import gptq
+from record import write
 
 SIZES = ((1024, 1024), (2048, 2048), (4096, 4096), (512, 4608))
 GRID = Grid(15)
@@ -104,29 +102,20 @@ def measure(n: int, columns: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure all sizes and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    results = Path(__file__).parent / "results" / "kernel_speed.json"
-    parser.add_argument("--json", type=Path, default=results)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     with torch.no_grad():
-        records = [r for n, columns in SIZES for r in measure(n, columns, options.repeats)]
-    report = {
-        "benchmark": "kernel_speed",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": options.threads,
-        "dtype": "float32",
-        "levels": GRID.levels,
-        "repeats": options.repeats,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "results": records,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        measured = [r for n, columns in SIZES for r in measure(n, columns, options.repeats)]
+    write(
+        "kernel_speed",
+        model="random weights and inputs, float32",
+        data=f"{GRID.levels} levels; best of {options.repeats}, against a GEMM of the same flops",
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        measured=measured,
+    )
 
 
 if __name__ == "__main__":

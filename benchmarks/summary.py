@@ -22,8 +22,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _origin(record: dict[str, Any]) -> str:
     where = record["environment"]
     commit = (where["commit"] or "no commit")[:10] + "+" * bool(where["uncommitted_changes"])
+    command = record.get("command", f"python benchmarks/{record['benchmark']}.py")
     return (
-        f"`{record['command']}`: {record['model']}. {record['data']}. "
+        f"`{command}`: {record.get('model', '')} {record['data']}. "
         f"fewbits {where['fewbits']} ({commit}), torch {where['torch']}, {where['cpu']}."
     )
 
@@ -106,7 +107,63 @@ def speed(record: dict[str, Any]) -> str:
     )
 
 
-PRINTERS = {"resnet20_cifar10": resnet20_cifar10, "mnist_mlp": mnist_mlp, "speed": speed}
+def kernel_speed(record: dict[str, Any]) -> str:
+    """Seconds of a kernel over seconds of a matrix product with as many operations."""
+    sizes = list(dict.fromkeys((row["neurons"], row["columns"]) for row in record["measured"]))
+    ratios = {(r["kernel"], (r["neurons"], r["columns"])): r["ratio"] for r in record["measured"]}
+    kernels = dict.fromkeys(row["kernel"] for row in record["measured"])
+    rows = [(name, *(f"{ratios[name, size]:.1f}" for size in sizes)) for name in kernels]
+    return _table(("times a GEMM", *(f"{n} x {columns}" for n, columns in sizes)), rows)
+
+
+def calibration_rows(record: dict[str, Any]) -> str:
+    """Divergence on held-out training images, by rows and by setting."""
+    rows = [
+        (
+            str(row["bits"]),
+            row["case"],
+            f"{row['divergence_mean']:.4f}",
+            f"{min(row['divergence']):.4f} to {max(row['divergence']):.4f}",
+            f"{row['file_bytes_mean']:,.0f}",
+            f"{row['cpu_seconds_mean']:.1f}",
+        )
+        for row in record["measured"]
+    ]
+    head = ("bits", "case", "divergence, nats", "range over seeds", "file bytes", "CPU s")
+    return _table(head, rows)
+
+
+def coding(record: dict[str, Any]) -> str:
+    """Bytes of real indices by codec and peer, and speeds."""
+    rows = [
+        (
+            f"{net['method']}, {net['bits']} bits",
+            f"{net['order_0_bytes']:,}",
+            *(f"{net['index_bytes'][effort]:,}" for effort in ("fast", "balanced")),
+            *(f"{net['peer_index_bytes'][peer]:,}" for peer in ("zstd -19", "xz -9e")),
+        )
+        for net in record["networks"]
+    ]
+    head = ("indices of", "order-0 entropy", "fast", "balanced", "zstd -19", "xz -9e")
+    speeds = [
+        (
+            case["matrix"],
+            effort,
+            case[effort]["codec"],
+            f"{case[effort]['encode_msymbols_per_second']:.1f}",
+            f"{case[effort]['decode_msymbols_per_second']:.1f}",
+        )
+        for case in record["speed"]
+        for effort in ("fast", "balanced", "smallest")
+    ]
+    titles = ("1e7 symbols", "effort", "codec", "encode, Msym/s", "decode, Msym/s")
+    return f"{_table(head, rows)}\n\n{_table(titles, speeds)}"
+
+
+PRINTERS = {
+    printer.__name__: printer
+    for printer in (resnet20_cifar10, mnist_mlp, speed, kernel_speed, calibration_rows, coding)
+}
 
 
 def main() -> None:
