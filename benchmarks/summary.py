@@ -90,7 +90,7 @@ def speed(record: dict[str, Any]) -> str:
     rows = [
         (
             f"{row['calibration_images']:,}",
-            row["inputs"],
+            f"{row['max_live_mib']:,}",
             f"{row['inputs_mb']:.0f}",
             f"{row['compress']['cpu_seconds']:.1f}",
             f"{row['float_passes_cpu']:.1f}",
@@ -99,7 +99,7 @@ def speed(record: dict[str, Any]) -> str:
         )
         for row in record["measured"]
     ]
-    head = ("images", "inputs", "inputs MB", "CPU s", "float passes", "growth MB", "peak MB")
+    head = ("images", "bound MiB", "inputs MB", "CPU s", "float passes", "growth MB", "peak MB")
     peer = record["peer"]
     low, high = peer["float_passes_cpu"]
     return (

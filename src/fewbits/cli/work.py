@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import api
-from ..engine.memory import map_large_tensors
 from ..errors import SourceError
 from ..evaluate import Evaluation
 from ..evaluate import evaluate as judge
@@ -24,7 +23,6 @@ class Job:
     def __init__(
         self, model: str, weights: Path | None, data: str | None, recipe: Recipe, batch_size: int
     ) -> None:
-        map_large_tensors()
         self.recipe, self.batch_size = recipe, batch_size
         self.model = load_model(model, weights)
         self.data: DataSource | None = None if data is None else load_data(data)
