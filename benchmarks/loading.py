@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import fewbits
 from fewbits.coded import Contents, GridTensor
+from fewbits.coding import name_of
 from fewbits.container import encode
 from fewbits.container import write as write_file
 from fewbits.container.lazy import LazyTensors
@@ -102,11 +103,13 @@ def growth(kind: str, folder: Path) -> int:
     fewbits.load(folder / "warm.fewbits")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _rss()
-    found = load_file(folder / "net.safetensors") if kind == "safetensors" else None
-    if found is None:
+    if kind == "safetensors":
+        found = {k: v.clone() for k, v in load_file(folder / "net.safetensors").items()}
+    else:
         found = fewbits.load(folder / "net.fewbits", into=net)
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    del found
     return peak - before
 
 
@@ -130,6 +133,21 @@ def _threads(path: Path) -> dict[str, float]:
     return {str(workers): _best(lambda w=workers: all_of_them(w)) for workers in (1, 2)}
 
 
+def _codecs(data: bytes) -> dict[str, dict[str, float]]:
+    """Where the seconds go: streams, symbols and seconds of each codec."""
+    opened = open_source(lambda a, b: data[a:b], len(data))
+    found: dict[str, dict[str, float]] = {}
+    for span in opened.spans:
+        start = time.perf_counter()
+        size = opened.symbols(span).size
+        seconds = time.perf_counter() - start
+        row = found.setdefault(name_of(span.codec), {"streams": 0, "symbols": 0, "seconds": 0.0})
+        row["streams"] += 1
+        row["symbols"] += size
+        row["seconds"] += seconds
+    return found
+
+
 def _measure(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
@@ -145,8 +163,10 @@ def _measure(folder: Path) -> dict[str, Any]:
         raise RuntimeError("the file does not hold the tensors")
     save_file(state, peer)
     net, name = Net(), "layer4.0.conv2.weight"
+    write_file(encode(held, "fast"), folder / "fast.fewbits")
     seconds = {
         "state_dict": _best(lambda: fewbits.load(path)),
+        "state_dict_effort_fast": _best(lambda: fewbits.load(folder / "fast.fewbits")),
         "into_network": _best(lambda: fewbits.load(path, into=net)),
         "one_tensor": _best(lambda: fewbits.load_tensor(path, name)),
         # Mapped files are read on first touch: copying them is the reading.
@@ -162,6 +182,9 @@ def _measure(folder: Path) -> dict[str, Any]:
         "ratio_to_safetensors": seconds["state_dict"] / seconds["safetensors"],
         "ratio_to_safetensors_untouched": seconds["state_dict"] / seconds["safetensors_untouched"],
         "one_tensor_name": name,
+        "effort": "balanced",
+        "file_bytes_effort_fast": (folder / "fast.fewbits").stat().st_size,
+        "codecs": _codecs(path.read_bytes()),
         "decode_seconds_by_threads": _threads(path),
         "float_mib": floats / MIB,
         "peak_growth_mib": {
