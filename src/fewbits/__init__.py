@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import compress, load, plan
+    from .api import compress, load, load_tensor, plan
     from .container import FileInfo, inspect
     from .errors import (
         CalibrationError,
@@ -55,11 +55,12 @@ __all__ = [
     "compress",
     "inspect",
     "load",
+    "load_tensor",
     "plan",
 ]
 
 _HOMES = {
-    ".api": ("compress", "load", "plan"),
+    ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
     ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),

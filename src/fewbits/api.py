@@ -10,8 +10,9 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from .container import read
+from .container import read_lazily, read_tensor
 from .engine.batches import Forward, as_forward
+from .engine.bridge import to_torch
 from .engine.targets import check_finite
 from .errors import ConfigError, ModelError, require
 from .methods import Method
@@ -21,7 +22,7 @@ from .planning import Plan, make_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 
-__all__ = ["compress", "load", "plan"]
+__all__ = ["compress", "load", "load_tensor", "plan"]
 
 HowToCompress = Method | Recipe | Mapping[str, Any] | str | PathLike[str]
 
@@ -107,6 +108,9 @@ def load(
 ) -> dict[str, Tensor] | nn.Module:
     """Read a file: into a network, which is returned, or as a plain state dict.
 
+    Tensors are decoded one at a time: beyond the values themselves it takes some 64 MiB and 16
+    bytes for each weight of the largest tensor.
+
     Args:
         path: a file that :meth:`CodedModel.save` wrote.
         into: a network of the same architecture; its values are replaced, all or none.
@@ -117,10 +121,24 @@ def load(
         CorruptFileError: the file is truncated, damaged, or not one of ours.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
-    contents = read(path, max_decoded_bytes=max_decoded_bytes)
-    if into is None:
-        return state_dict(contents)
-    return load_into(contents, into, f"file {fspath(path)!r}")
+    with read_lazily(path, max_decoded_bytes=max_decoded_bytes) as (tensors, aliases):
+        if into is None:
+            return state_dict(tensors, aliases)
+        return load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+
+
+def load_tensor(
+    path: str | PathLike[str], name: str, *, max_decoded_bytes: int | None = None
+) -> Tensor:
+    """Read one tensor of a file by its name, or another name that is tied to it.
+
+    Reads the header and the streams of that tensor: of the steps and of small tensors, all.
+
+    Raises:
+        CorruptFileError: what was read is damaged; the rest of the file is not looked at.
+        ConfigError: the file has no tensor ``name``.
+    """
+    return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
 
 
 def _check_arguments(

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 
+import torch
 from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents, SizeReport
-from .container import encode, measure, write
+from .container import LazyTensors, encode, measure, write
 from .engine.bridge import to_torch
 from .errors import ConfigError, ModelError
 from .planning import Plan
@@ -76,41 +77,75 @@ class CodedModel:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the dequantized tensors under every name of the network, tied ones included."""
-        return state_dict(self.contents)
+        return state_dict(self.contents.tensors, self.contents.aliases)
 
     def load_into(self, model: nn.Module) -> nn.Module:
         """Put the dequantized tensors into ``model``, and return it."""
-        return load_into(self.contents, model, "the compressed network")
+        contents = self.contents
+        return load_into(contents.tensors, contents.aliases, model, "the compressed network")
 
 
-def state_dict(contents: Contents) -> dict[str, Tensor]:
+def state_dict(tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
     """Dequantize everything: name to tensor. Tied names share one tensor."""
-    tensors = {name: to_torch(coded) for name, coded in contents.tensors.items()}
-    return tensors | {alias: tensors[name] for alias, name in contents.aliases.items()}
+    found = {name: to_torch(tensors[name]) for name in tensors}
+    return found | {alias: found[name] for alias, name in aliases.items()}
 
 
-def load_into(contents: Contents, model: nn.Module, where: str) -> nn.Module:
-    """Copy ``contents`` into the parameters and buffers of ``model``, all or nothing.
+def load_into(
+    tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str], model: nn.Module, where: str
+) -> nn.Module:
+    """Copy ``tensors`` into the parameters and buffers of ``model``, all or nothing.
 
-    Values are cast to the network's own dtypes where these differ from the file's.
+    Values are cast to the network's own dtypes where these differ from the file's. One tensor is
+    decoded at a time, unless the network has hooks or methods of its own for loading.
 
     Raises:
         ModelError: names or shapes differ, or the network cannot take values (lists the first of
             each kind). ``model`` is unchanged.
+        CorruptFileError: a tensor cannot be decoded. ``model`` is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"into must be a torch.nn.Module. Got {type(model).__name__} instead.")
     inner = unwrapped(model)
-    theirs, ours = state_dict(contents), inner.state_dict()
+    _check_fit(_shapes(tensors, aliases), inner, where)
+    targets = _plain_targets(inner)
+    if targets is None:
+        inner.load_state_dict(state_dict(tensors, aliases), strict=True)
+        return model
+    if isinstance(tensors, LazyTensors):
+        tensors.check()
+    names: dict[str, list[str]] = {name: [name] for name in tensors}
+    for alias, name in aliases.items():
+        names[name].append(alias)
+    with torch.no_grad():
+        for name, places in names.items():
+            values = to_torch(tensors[name])
+            for place in places:
+                targets[place].copy_(values)
+    return model
+
+
+def _shapes(
+    tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    if isinstance(tensors, LazyTensors):
+        shapes = dict(tensors.shapes)
+    else:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return shapes | {alias: shapes[name] for alias, name in aliases.items()}
+
+
+def _check_fit(theirs: Mapping[str, tuple[int, ...]], inner: nn.Module, where: str) -> None:
+    ours = inner.state_dict()
     problems = [
         _listed("not in the network", [name for name in theirs if name not in ours]),
         _listed("missing from the file", [name for name in ours if name not in theirs]),
         _listed(
             "of another shape",
             [
-                f"{name} (file {tuple(tensor.shape)}, network {tuple(ours[name].shape)})"
-                for name, tensor in theirs.items()
-                if name in ours and ours[name].shape != tensor.shape
+                f"{name} (file {tuple(shape)}, network {tuple(ours[name].shape)})"
+                for name, shape in theirs.items()
+                if name in ours and tuple(ours[name].shape) != tuple(shape)
             ],
         ),
     ]
@@ -126,8 +161,23 @@ def load_into(contents: Contents, model: nn.Module, where: str) -> nn.Module:
             + "; ".join(filter(None, problems))
             + ". Build the network with the settings it was compressed with."
         )
-    inner.load_state_dict(theirs, strict=True)
-    return model
+
+
+def _plain_targets(inner: nn.Module) -> dict[str, Tensor] | None:
+    """Return the tensors that loading fills, or None where the network loads in its own way."""
+    for module in inner.modules():
+        hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
+        own = type(module)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
+        if hooks or not own or type(module).load_state_dict is not nn.Module.load_state_dict:
+            return None
+    targets: dict[str, Tensor] = dict(inner.named_parameters(remove_duplicate=False))
+    targets |= dict(inner.named_buffers(remove_duplicate=False))
+    values = inner.state_dict()
+    plain = all(
+        name in targets and targets[name].data_ptr() == value.data_ptr()
+        for name, value in values.items()
+    )
+    return {name: targets[name] for name in values} if plain else None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fewbits
+from fewbits.container import lazy
 
 
 def _net() -> nn.Sequential:
@@ -220,3 +221,50 @@ def test_effort_changes_the_bytes_and_nothing_else(tmp_path):
         assert all(torch.equal(found[k], v) for k, v in coded.state_dict().items())
     with pytest.raises(fewbits.ConfigError, match="unknown effort 'most'"):
         coded.save(tmp_path / "x", "most")
+
+
+def test_one_tensor_of_a_file(tmp_path):
+    path = tmp_path / "net.fewbits"
+    fewbits.compress(_net(), GPFQ, calibration=DATA).save(path)
+    state = fewbits.load(path)
+    for name, values in state.items():
+        got = fewbits.load_tensor(path, name)
+        assert got.dtype == values.dtype
+        assert torch.equal(got, values)
+    with pytest.raises(fewbits.ConfigError, match="no tensor 'nowhere'"):
+        fewbits.load_tensor(path, "nowhere")
+
+
+def test_a_tensor_that_cannot_be_decoded_leaves_the_network_unchanged(tmp_path, monkeypatch):
+    path = tmp_path / "net.fewbits"
+    fewbits.compress(_net(), GPFQ, calibration=DATA).save(path)
+    net = _net()
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.fill_(7)
+    last = list(net.state_dict())[-1]
+    build = lazy.build_tensor
+
+    def fail(name, *rest):
+        if name == last:
+            raise fewbits.CorruptFileError("crafted")
+        return build(name, *rest)
+
+    monkeypatch.setattr(lazy, "build_tensor", fail)
+    with pytest.raises(fewbits.CorruptFileError, match="crafted"):
+        fewbits.load(path, into=net)
+    assert all(bool((tensor == 7).all()) for tensor in net.state_dict().values())
+
+
+def test_a_network_that_loads_in_its_own_way_is_asked_to(tmp_path):
+    class Shifted(nn.Linear):
+        def _load_from_state_dict(self, state, prefix, *rest):
+            super()._load_from_state_dict(state, prefix, *rest)
+            self.loaded = True
+
+    path = tmp_path / "net.fewbits"
+    fewbits.compress(nn.Linear(6, 4), fewbits.Nearest(bits=4)).save(path)
+    net = Shifted(6, 4)
+    fewbits.load(path, into=net)
+    assert net.loaded
+    assert torch.equal(net.weight, fewbits.load(path)["weight"])

@@ -1,7 +1,19 @@
 """The file: SPEC.md is normative, the writer and the reader obey it. Knows no network."""
 
-from .files import FileInfo, inspect, measure, read, write
+from .files import FileInfo, inspect, measure, read, read_lazily, read_tensor, write
+from .lazy import LazyTensors
 from .reader import decode
 from .writer import encode
 
-__all__ = ["FileInfo", "decode", "encode", "inspect", "measure", "read", "write"]
+__all__ = [
+    "FileInfo",
+    "LazyTensors",
+    "decode",
+    "encode",
+    "inspect",
+    "measure",
+    "read",
+    "read_lazily",
+    "read_tensor",
+    "write",
+]

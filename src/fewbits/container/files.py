@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
-from ..coded import ActivationGrid, Contents, JSONValue, SizeReport
-from ..errors import CorruptFileError
-from .reader import decode, decode_activations, default_limit, guard, open_file
+from ..coded import ActivationGrid, CodedTensor, Contents, JSONValue, SizeReport
+from ..errors import ConfigError, CorruptFileError, did_you_mean
+from .assemble import guard
+from .lazy import LazyTensors
+from .opened import Fetch, Opened, open_source
+from .reader import decode, decode_activations, open_file
 from .sizes import size_report
 
-__all__ = ["FileInfo", "inspect", "measure", "read", "write"]
+__all__ = ["FileInfo", "inspect", "measure", "read", "read_lazily", "read_tensor", "write"]
 
 T = TypeVar("T")
 
@@ -74,12 +79,47 @@ def read(path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None) 
     return _named(path, lambda data: decode(data, max_decoded_bytes=max_decoded_bytes))
 
 
+@contextmanager
+def read_lazily(
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None
+) -> Iterator[tuple[LazyTensors, Mapping[str, str]]]:
+    """Open the file at ``path``: its tensors, decoded one at a time while it is open, and aliases.
+
+    Every checksum has been checked. See :func:`decode` for ``max_decoded_bytes``.
+    """
+    with _opened(path, max_decoded_bytes) as opened:
+        opened.check_size(opened.spans)
+        opened.verify()
+        yield LazyTensors(opened), opened.header.aliases
+
+
+def read_tensor(
+    path: str | os.PathLike[str], name: str, *, max_decoded_bytes: int | None = None
+) -> CodedTensor:
+    """Return one tensor of the file at ``path``, by its name or an alias.
+
+    Reads the header, the tensor's streams and those it shares with others; only their checksums
+    are checked. ConfigError for a name that the file does not hold.
+    """
+    with _opened(path, max_decoded_bytes) as opened:
+        aliases, tensors = opened.header.aliases, LazyTensors(opened)
+        own = aliases.get(name, name)
+        if own not in tensors:
+            names = [*tensors, *aliases]
+            raise ConfigError(
+                f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
+                + did_you_mean(name, names)
+            )
+        opened.check_size(tensors.spans(own))
+        return tensors[own]
+
+
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
     """Return what the file at ``path`` says of itself: header and checksums, no weight decoded."""
 
     def look(data: bytes) -> FileInfo:
         with guard("the file"):
-            opened = open_file(data, default_limit(data))
+            opened = open_file(data)
             return FileInfo(
                 path=os.fspath(path),
                 version=opened.version,
@@ -95,12 +135,43 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
 def measure(data: bytes) -> SizeReport:
     """Return where the bytes of the file ``data`` went; the rows sum to ``len(data)``."""
     with guard("the file"):
-        return size_report(open_file(data, default_limit(data)))
+        return size_report(open_file(data))
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], limit: int | None) -> Iterator[Opened]:
+    # Unbuffered: no byte is read that is not asked for.
+    with Path(path).open("rb", buffering=0) as raw, _naming(path):
+        file: BinaryIO = raw if raw.seekable() else io.BytesIO(raw.read())
+        with guard("the file"):
+            opened = open_source(_fetch_from(file), file.seek(0, os.SEEK_END), limit)
+        yield opened
+
+
+def _fetch_from(file: BinaryIO) -> Fetch:
+    def fetch(start: int, end: int) -> bytes:
+        file.seek(start)
+        pieces = []
+        while start < end:
+            piece = file.read(end - start)
+            if not piece:
+                raise CorruptFileError(f"the file ended at byte {start} while it was read")
+            pieces.append(piece)
+            start += len(piece)
+        return b"".join(pieces)
+
+    return fetch
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{os.fspath(path)}: {error}") from error
 
 
 def _named(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
     data = Path(path).read_bytes()
-    try:
+    with _naming(path):
         return use(data)
-    except CorruptFileError as error:
-        raise CorruptFileError(f"{os.fspath(path)}: {error}") from error

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from ..errors import CorruptFileError
 from .dictionary import DICTIONARY
 
-__all__ = ["MAGIC", "MAX_HEADER", "PREFIX", "VERSION", "Prefix", "join_prefix", "split_prefix"]
+__all__ = [
+    "MAGIC",
+    "MAX_HEADER",
+    "PREFIX",
+    "VERSION",
+    "Prefix",
+    "header_end",
+    "join_prefix",
+    "split_prefix",
+]
 
 MAGIC = b"\x89FWB\r\n\x1a\n"
 VERSION = (1, 1)  # the newest; a file names the oldest that has all it uses
@@ -52,8 +61,17 @@ def join_prefix(header: bytes, payload_length: int, minor: int = 0) -> bytes:
     return fields + struct.pack("<I", zlib.crc32(stored, zlib.crc32(fields))) + stored
 
 
-def split_prefix(data: bytes, max_decoded_bytes: int) -> Prefix:
-    """Return the checked prefix and header of the file ``data``; nothing of it is trusted."""
+def header_end(head: bytes) -> int:
+    """Return where the prefix ``head`` says that the header ends; nothing is checked."""
+    return PREFIX + int(FIELDS.unpack_from(head)[3]) if len(head) >= PREFIX else len(head)
+
+
+def split_prefix(data: bytes, max_decoded_bytes: int, size: int | None = None) -> Prefix:
+    """Return the checked prefix and header of a file; nothing of it is trusted.
+
+    ``data``: the file, or its first bytes up to the header's end where ``size`` is its length.
+    """
+    size = len(data) if size is None else size
     if not data.startswith(MAGIC):
         raise CorruptFileError(f"this is not a fewbits file: {_diagnose(data)}")
     if len(data) < PREFIX:
@@ -64,13 +82,12 @@ def split_prefix(data: bytes, max_decoded_bytes: int) -> Prefix:
             f"the file has format version {major}.{minor}; this version of fewbits reads "
             f"{VERSION[0]}.x. Install the fewbits that wrote it, or a newer one."
         )
-    if total != len(data):
-        what = "truncated" if total > len(data) else "followed by other bytes, or damaged"
+    if total != size:
+        what = "truncated" if total > size else "followed by other bytes, or damaged"
         raise CorruptFileError(
-            f"the file is {what}: its prefix says {total} bytes, there are {len(data)}. "
-            "Fetch it again."
+            f"the file is {what}: its prefix says {total} bytes, there are {size}. Fetch it again."
         )
-    if raw > MAX_HEADER or raw * 32 > max_decoded_bytes or stored > len(data) - PREFIX:
+    if raw > MAX_HEADER or raw * 32 > max_decoded_bytes or stored > size - PREFIX:
         raise CorruptFileError(
             f"the header's lengths ({stored} stored, {raw} inflated) are beyond the file "
             f"or the limit of {max_decoded_bytes} decoded bytes"

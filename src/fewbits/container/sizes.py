@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..coded import FLOAT_DTYPES, RAW_DTYPES, SizeReport, SizeRow
 from ..coding import name_of
 from .entries import Entry
-from .reader import Opened
+from .opened import Opened
 from .streams import CHECKSUM, Part
 
 __all__ = ["size_report"]

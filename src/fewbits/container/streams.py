@@ -48,6 +48,11 @@ class Stream:
         return self.parts[0].role in ("index", "coefficients", "basis")
 
     @property
+    def is_own(self) -> bool:
+        """Whether one tensor has the stream for itself; steps and scales never do."""
+        return self.is_index or (len(self.parts) == 1 and self.parts[0].role == "raw")
+
+    @property
     def width(self) -> int:
         """Bytes that a decoded symbol takes once the stream has been read."""
         return 4 if self.is_index else 1

@@ -18,7 +18,7 @@ from fewbits.coded import (
 )
 from fewbits.coding import CODECS
 from fewbits.container import decode, encode
-from fewbits.container.reader import default_limit, open_file
+from fewbits.container.reader import open_file
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(5)
@@ -106,7 +106,7 @@ def test_500_random_corruptions(seed):
 
 def resealed(data, rng):
     """Corrupt the streams and make the checksums right again: what an attacker would send."""
-    opened = open_file(FILE, default_limit(FILE))
+    opened = open_file(FILE)
     out = bytearray(data)
     for span in opened.spans:
         if span.end > span.start and rng.random() < 0.5:
@@ -134,7 +134,7 @@ def test_streams_forged_with_right_checksums_never_escape(seed):
 
 
 def test_damage_is_located_by_stream_and_byte():
-    opened = open_file(FILE, default_limit(FILE))
+    opened = open_file(FILE)
     for span in opened.spans:
         data = bytearray(FILE)
         data[span.end - 1] ^= 1
@@ -148,7 +148,7 @@ def test_damage_is_located_by_stream_and_byte():
 
 
 def test_swapped_streams_are_refused():
-    first, second = open_file(FILE, default_limit(FILE)).spans[:2]
+    first, second = open_file(FILE).spans[:2]
     data = FILE[: first.start] + FILE[second.start : second.end + 4]
     data += FILE[first.start : first.end + 4] + FILE[second.end + 4 :]
     with pytest.raises(CorruptFileError, match="checksum"):

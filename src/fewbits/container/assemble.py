@@ -1,0 +1,126 @@
+"""Decoded symbols to coded tensors: the last checks, of values that must fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..coded import (
+    ActivationGrid,
+    Codebook,
+    CodebookTensor,
+    CodedTensor,
+    GridTensor,
+    RawTensor,
+    TransformTensor,
+)
+from ..coding import Symbols
+from ..errors import CorruptFileError
+from .entries import Entry, MatrixEntry, RawEntry
+from .header import Header
+from .streams import Stream
+
+__all__ = ["Found", "build_activations", "build_codebooks", "build_tensor", "distribute", "guard"]
+
+# (name of the tensor, leaf, role) to its values
+Found: TypeAlias = MutableMapping[tuple[str, str, str], Symbols]
+
+
+@contextmanager
+def guard(what: str) -> Iterator[None]:
+    """Turn every failure of reading into a CorruptFileError, panics of libraries included."""
+    try:
+        yield
+    except (CorruptFileError, OSError):
+        raise
+    except BaseException as error:
+        # A panic of the coder's library is a BaseException; hostile bytes must not end a process.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CorruptFileError(
+            f"{what} cannot be decoded: {type(error).__name__}: {error}. "
+            "It is damaged, or not written by fewbits: fetch it again."
+        ) from error
+
+
+def distribute(stream: Stream, symbols: Symbols, found: Found) -> None:
+    """File the symbols of a stream under the tensors that they belong to."""
+    part = stream.parts[0]
+    if stream.is_index:
+        found[part.name, part.role, "index"] = symbols.astype(np.int32, copy=False)
+        return
+    if symbols.min() < 0 or symbols.max() > 255:
+        raise CorruptFileError(f"{stream.label}: there are symbols that are no bytes")
+    values = symbols.astype(np.uint8, copy=False)
+    start = 0
+    for part in stream.parts:
+        found[part.name, part.leaf, part.role] = values[start : start + part.values].reshape(-1)
+        start += part.values
+
+
+def _floats(found: Found, key: tuple[str, str, str]) -> NDArray[np.float32]:
+    return found.get(key, np.zeros(0, np.uint8)).view("<f4").astype(np.float32)
+
+
+def build_tensor(name: str, entry: Entry, found: Found, codebooks: list[Codebook]) -> CodedTensor:
+    """Return one tensor from what its streams hold."""
+    if isinstance(entry, RawEntry):
+        data = found.get((name, "", "raw"), np.zeros(0, np.uint8))
+        if entry.stored == "bool" and data.size and data.max() > 1:
+            raise CorruptFileError(f"the bool tensor {name!r} holds what is neither 0 nor 1")
+        return RawTensor(entry.shape, entry.dtype, data.astype(np.uint8, copy=False), entry.stored)
+    if isinstance(entry, MatrixEntry):
+        return _matrix(name, "index", entry, found, codebooks)
+    coefficients = _matrix(name, "coefficients", entry.coefficients, found, codebooks)
+    basis = _matrix(name, "basis", entry.basis, found, codebooks)
+    if isinstance(basis, CodebookTensor):
+        raise CorruptFileError(f"the basis of {name!r} is not a grid")
+    return TransformTensor(entry.shape, entry.dtype, coefficients, basis, entry.side, entry.layout)
+
+
+def build_codebooks(header: Header, found: Found) -> list[Codebook]:
+    """Return the codebooks of a file from its decoded side stream."""
+    with guard("a codebook"):
+        return [
+            Codebook(_floats(found, (str(place), "", "levels")))
+            for place in range(len(header.codebooks))
+        ]
+
+
+def _matrix(
+    name: str, leaf: str, entry: MatrixEntry, found: Found, codebooks: list[Codebook]
+) -> GridTensor | CodebookTensor:
+    index = found.get((name, leaf, "index"), np.zeros(entry.matrix, np.int32))
+    factors = _floats(found, (name, leaf, "factors"))
+    if entry.codebook is not None:
+        if not entry.factors and not entry.per_row:
+            factors = np.ones(1, np.float32)
+        book = codebooks[entry.codebook]
+        return CodebookTensor(entry.shape, entry.dtype, _int32(index), book, factors, entry.layout)
+    if entry.offset is None:
+        offset = _floats(found, (name, leaf, "offsets"))
+    else:
+        offset = np.array([entry.offset / 2], np.float32)
+        if 2 * float(offset[0]) != entry.offset:
+            raise CorruptFileError(f"the offset of {name!r} is not a float32")
+    return GridTensor(entry.shape, entry.dtype, _int32(index), factors, offset, entry.layout)
+
+
+def _int32(index: Symbols) -> NDArray[np.int32]:
+    return np.ascontiguousarray(index, np.int32)
+
+
+def build_activations(header: Header, found: Found) -> dict[str, ActivationGrid]:
+    """Return the activation grids from the header and the decoded side stream."""
+    clips = header.clips
+    if clips is None:
+        clips = tuple(_floats(found, ("", "", "clips")).tolist())
+    grids = {}
+    for (name, code), clip in zip(header.activations.items(), clips, strict=True):
+        with guard(f"the activation grid of {name!r}"):
+            grids[name] = ActivationGrid(code // 2, clip, bool(code % 2))
+    return grids

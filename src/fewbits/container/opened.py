@@ -1,0 +1,94 @@
+"""A file opened: what its header says, and its streams, fetched and decoded one at a time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..coding import Symbols, decode_stream, name_of
+from ..errors import CorruptFileError
+from .assemble import guard
+from .header import Header, parse_header
+from .prefix import PREFIX, header_end, split_prefix
+from .streams import CHECKSUM, Span, spans
+
+__all__ = ["Fetch", "Opened", "default_limit", "open_source"]
+
+Fetch: TypeAlias = Callable[[int, int], bytes]  # start and end to those bytes of the file
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose header is right; a stream is checked when it is fetched.
+
+    Attributes:
+        fetch: gives bytes of the file.
+        size: bytes of the file.
+        limit: bytes that may be decoded.
+    """
+
+    fetch: Fetch
+    size: int
+    limit: int
+    version: tuple[int, int]
+    header: Header
+    header_bytes: int
+    payload_start: int
+    spans: tuple[Span, ...]
+
+    def body(self, span: Span) -> bytes:
+        """Return the bytes of a stream, which its checksum vouches for."""
+        body = self.fetch(span.start, span.end)
+        if zlib.crc32(body) != int.from_bytes(self.fetch(span.end, span.end + CHECKSUM), "little"):
+            raise CorruptFileError(
+                f"{_where(span)} fails its checksum: the file is damaged. Fetch it again."
+            )
+        return body
+
+    def verify(self) -> None:
+        """Check every checksum."""
+        for span in self.spans:
+            self.body(span)
+
+    def symbols(self, span: Span) -> Symbols:
+        """Return what a stream codes. The caller has checked the size of it."""
+        stream, body = span.stream, self.body(span)
+        with guard(_where(span)):
+            try:
+                return decode_stream(name_of(span.codec), body, stream.rows, stream.columns)
+            except CorruptFileError as error:
+                raise CorruptFileError(f"{_where(span)} is damaged: {error}") from error
+
+    def check_size(self, wanted: Iterable[Span]) -> None:
+        """Raise CorruptFileError if the streams decode to more than the limit."""
+        total = sum(span.stream.width * span.stream.rows * span.stream.columns for span in wanted)
+        total += 32 * self.header_bytes
+        if total > self.limit:
+            raise CorruptFileError(
+                f"the file decodes to about {total} bytes, more than the limit of {self.limit}. "
+                f"If you trust it, pass max_decoded_bytes={total} to fewbits.load, or "
+                f"--max-decoded-mib {-(-total >> 20)} on the command line."
+            )
+
+
+def default_limit(size: int) -> int:
+    """Return how many bytes a file of ``size`` may decode to unless the caller knows better."""
+    return 2**26 + 1024 * size
+
+
+def open_source(fetch: Fetch, size: int, limit: int | None = None) -> Opened:
+    """Check prefix, header (within ``limit`` bytes) and coverage; fetch no stream."""
+    limit = default_limit(size) if limit is None else limit
+    head = fetch(0, min(size, PREFIX))
+    head += fetch(len(head), min(size, header_end(head)))
+    prefix = split_prefix(head, limit, size)
+    header = parse_header(prefix.header, prefix.version, limit)
+    start = prefix.payload_start
+    found = tuple(spans(header, start, size))
+    return Opened(fetch, size, limit, prefix.version, header, len(prefix.header), start, found)
+
+
+def _where(span: Span) -> str:
+    return f"{span.stream.label} (bytes {span.start} to {span.end})"
