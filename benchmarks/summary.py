@@ -22,9 +22,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _origin(record: dict[str, Any]) -> str:
     where = record["environment"]
     commit = (where["commit"] or "no commit")[:10] + "+" * bool(where["uncommitted_changes"])
-    command = record.get("command", f"python benchmarks/{record['benchmark']}.py")
     return (
-        f"`{command}`: {record.get('model', '')} {record['data']}. "
+        f"`{record['command']}`: {record['model']}. {record['data']}. "
         f"fewbits {where['fewbits']} ({commit}), torch {where['torch']}, {where['cpu']}."
     )
 
