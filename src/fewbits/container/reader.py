@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from ..coded import (
 )
 from ..coding import Symbols, decode_stream, name_of
 from ..errors import CorruptFileError
-from .entries import Entry, MatrixEntry, RawEntry
+from .entries import Entry, MatrixEntry, RawEntry, TransformEntry
 from .header import Header, parse_header
 from .prefix import split_prefix
 from .streams import CHECKSUM, Span, Stream, spans
@@ -49,14 +50,15 @@ class Opened:
 def decode(data: bytes, *, max_decoded_bytes: int | None = None) -> Contents:
     """Return what the file ``data`` holds; :class:`CorruptFileError` for anything else.
 
-    ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index, 1 for each byte
-    of the rest) before any of it is taken, and with it the working memory, which is a few times
-    as much; by default 64 MiB + 1024 times the file's size, far above what networks compress to.
+    ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index and each value of
+    a transform, 1 for each byte of the rest) before any of it is taken, and with it the working
+    memory, which is a few times as much; by default 64 MiB + 1024 times the file's size, far above
+    what networks compress to.
     """
     limit = default_limit(data) if max_decoded_bytes is None else max_decoded_bytes
     with guard("the file"):
         opened = open_file(data, limit)
-        _check_size(opened, opened.spans, limit)
+        _check_size(opened, opened.spans, limit, _products(opened.header))
         found: Found = {}
         for span in opened.spans:
             _distribute(span.stream, _decode_span(data, span), found)
@@ -93,9 +95,15 @@ def decode_activations(opened: Opened) -> dict[str, ActivationGrid]:
     return _activations(opened.header, found)
 
 
-def _check_size(opened: Opened, wanted: tuple[Span, ...], limit: int) -> None:
+def _products(header: Header) -> int:
+    """Return the bytes of the products of transforms: only they outgrow their symbols."""
+    entries = header.entries.values()
+    return sum(4 * math.prod(e.shape) for e in entries if isinstance(e, TransformEntry))
+
+
+def _check_size(opened: Opened, wanted: tuple[Span, ...], limit: int, products: int = 0) -> None:
     total = sum(span.stream.width * span.stream.rows * span.stream.columns for span in wanted)
-    total += 32 * opened.header_bytes
+    total += 32 * opened.header_bytes + products
     if total > limit:
         raise CorruptFileError(
             f"the file decodes to about {total} bytes, more than the limit of {limit}. "

@@ -4,9 +4,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fewbits.coded import Contents, GridTensor, TransformTensor
 from fewbits.coding import CODECS
+from fewbits.container import decode, encode
+from fewbits.errors import CorruptFileError
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CASES = 300  # of each mode
@@ -72,3 +76,17 @@ def test_memory_that_the_reader_hides_is_found(cases, pool, monkeypatch):
     seed = next(seed for seed in pool if seed.name == "grid/static")
     with pytest.raises(MemoryError, match="hid"):
         cases.judge(cases.Case(0, "streams", seed, seed.data, 1 << 26))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_product_far_larger_than_its_factors_is_refused_before_it_is_made(rank):
+    """100 bytes that would ask for terabytes once they are dequantized."""
+    size, step = 1 << 20, np.ones(1, np.float32)
+    tall = GridTensor((size, rank), "float32", np.ones((size, rank), np.int32), step)
+    wide = GridTensor((rank, size), "float32", np.ones((rank, size), np.int32), step)
+    data = encode(Contents({"w": TransformTensor((size, size), "float32", wide, tall)}))
+    assert len(data) < 200
+    with pytest.raises(CorruptFileError, match="more than the limit"):
+        decode(data)
+    with pytest.raises(CorruptFileError, match="more than the limit"):
+        decode(data, max_decoded_bytes=1 << 42)
