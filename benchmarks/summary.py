@@ -1,6 +1,6 @@
 """Print the markdown tables of the documentation from the records in results/.
 
-python benchmarks/summary.py [resnet20_cifar10 mnist_mlp speed]
+python benchmarks/summary.py [resnet20_cifar10 mnist_mlp speed fuzz]
 """
 
 from __future__ import annotations
@@ -159,9 +159,36 @@ def coding(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{_table(titles, speeds)}"
 
 
+def fuzz(record: dict[str, Any]) -> str:
+    """What became of the mutated files, by the way they were made."""
+    head = ("mutated", "files", "refused", "same contents", "other contents")
+    counted = ("cases", "refused", "same", "different")
+    rows = [(r["mode"], *(f"{r[key]:,}" for key in counted)) for r in record["modes"]]
+    rows.append(("all", *(f"{sum(r[key] for r in record['modes']):,}" for key in counted)))
+    slowest, peak, limits = record["slowest"], record["peak"], record["limits"]
+    return (
+        f"{_table(head, rows)}\n\n"
+        f"{record['cases']:,} files in {record['wall_seconds'] / 60:.1f} minutes, from "
+        f"{len(record['seeds'])} sound ones, seed {record['seed']}. "
+        f"Failures (another error, a crash, a hang, or memory refused): "
+        f"**{len(record['failures'])}**. Slowest file: {slowest['seconds']:.2f} s of the "
+        f"{limits['seconds_per_case']} s allowed. Highest resident memory of the process: "
+        f"{peak['rss_mb']:.0f} MB, with {limits['address_space_bytes'] / 2**30:g} GiB of address "
+        f"space allowed."
+    )
+
+
 PRINTERS = {
     printer.__name__: printer
-    for printer in (resnet20_cifar10, mnist_mlp, speed, kernel_speed, calibration_rows, coding)
+    for printer in (
+        resnet20_cifar10,
+        mnist_mlp,
+        speed,
+        kernel_speed,
+        calibration_rows,
+        coding,
+        fuzz,
+    )
 }
 
 

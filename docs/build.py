@@ -73,6 +73,15 @@ def readme() -> str:
     return head + BEGIN + table + END + rest.split(END)[1]
 
 
+def robustness() -> str:
+    """docs/robustness.md with the figures of the fuzzer."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), "fuzz"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = told.partition("\n\n")[2].rstrip("\n")
+    head, rest = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8").split(BEGIN)
+    return f"{head}{BEGIN}{figures}\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     """Write the pages; with --check only compare, and exit with 1 where one is out of date."""
     reference = ROOT / "docs" / "reference"
@@ -80,6 +89,7 @@ def main() -> None:
         reference / "methods.md": methods(),
         reference / "support.md": support(),
         reference / "results.md": results(),
+        ROOT / "docs" / "robustness.md": robustness(),
         ROOT / "README.md": readme(),
     }
     stale = [p for p, t in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != t]

@@ -88,7 +88,7 @@ def read_lazily(
     Every checksum has been checked. See :func:`decode` for ``max_decoded_bytes``.
     """
     with _opened(path, max_decoded_bytes) as opened:
-        opened.check_size(opened.spans)
+        opened.check_size(opened.spans, opened.header.entries.values())
         opened.verify()
         yield LazyTensors(opened), opened.header.aliases
 
@@ -110,7 +110,7 @@ def read_tensor(
                 f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
                 + did_you_mean(name, names)
             )
-        opened.check_size(tensors.spans(own))
+        opened.check_size(tensors.spans(own), [opened.header.entries[own]])
         return tensors[own]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TypeAlias
 from ..coding import Symbols, decode_stream, name_of
 from ..errors import CorruptFileError
 from .assemble import guard
+from .entries import Entry, TransformEntry
 from .header import Header, parse_header
 from .prefix import PREFIX, header_end, split_prefix
 from .streams import CHECKSUM, Span, spans
@@ -61,10 +63,14 @@ class Opened:
             except CorruptFileError as error:
                 raise CorruptFileError(f"{_where(span)} is damaged: {error}") from error
 
-    def check_size(self, wanted: Iterable[Span]) -> None:
-        """Raise CorruptFileError if the streams decode to more than the limit."""
+    def check_size(self, wanted: Iterable[Span], entries: Iterable[Entry] = ()) -> None:
+        """Raise CorruptFileError if the streams decode to more than the limit.
+
+        With them the values of the transforms among ``entries``: a product outgrows its factors.
+        """
         total = sum(span.stream.width * span.stream.rows * span.stream.columns for span in wanted)
         total += 32 * self.header_bytes
+        total += sum(4 * math.prod(e.shape) for e in entries if isinstance(e, TransformEntry))
         if total > self.limit:
             raise CorruptFileError(
                 f"the file decodes to about {total} bytes, more than the limit of {self.limit}. "

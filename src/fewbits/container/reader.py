@@ -13,13 +13,14 @@ __all__ = ["decode", "decode_activations", "guard", "open_file"]
 def decode(data: bytes, *, max_decoded_bytes: int | None = None) -> Contents:
     """Return what the file ``data`` holds; :class:`CorruptFileError` for anything else.
 
-    ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index, 1 for each byte
-    of the rest) before any of it is taken, and with it the working memory, which is a few times
-    as much; by default 64 MiB + 1024 times the file's size, far above what networks compress to.
+    ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index and each value of
+    a transform, 1 for each byte of the rest) before any of it is taken, and with it the working
+    memory, which is a few times as much; by default 64 MiB + 1024 times the file's size, far above
+    what networks compress to.
     """
     with guard("the file"):
         opened = open_file(data, max_decoded_bytes)
-        opened.check_size(opened.spans)
+        opened.check_size(opened.spans, opened.header.entries.values())
         lazy = LazyTensors(opened)
         tensors = dict(lazy)
         lazy.codebooks()
