@@ -27,6 +27,7 @@ SHA256 = {
     "v1.1/filters": "0b7cc6102239a30581b63e1a6dec5fb8f39c9866244df6ef32f32a4e102911cb",
     "v1.1/tuples": "39fb0b811e22072bdee9d5eed62dcf5237b0967e92269a94ece794d7ed89603c",
     "v1.1/sequences": "5e9712636d4348ad86f007073d8ed722740775cc2a8aed2a075c399698594c16",
+    "v1.2/wide": "0727f17202ea5398845d9ea5bc2b7e20c6031384bf5587b5783a6ca82251a4bf",
 }
 
 
@@ -38,7 +39,7 @@ def load(name):
 
 
 # Format 1.0 knew four codecs, which are those of the effort "fast".
-EFFORT = {"v1.0": "fast", "v1.1": "smallest"}
+EFFORT = {"v1.0": "fast", "v1.1": "smallest", "v1.2": "smallest"}
 reference, EXAMPLES = load("reference_reader"), load("examples").EXAMPLES
 
 

@@ -13,7 +13,7 @@ from .codec import CODECS, MAX_SYMBOL, MIN_SYMBOL, Symbols
 __all__ = ["EFFORTS", "Effort", "adaptive_is_tried", "decode_stream", "encode_stream", "name_of"]
 
 FIRST = ("constant", "raw", "static", "planes")  # those of format 1.0
-SLOW = ("adaptive", "context")  # they learn while decoding
+SLOW = ("adaptive", "context", "split")  # they learn while decoding
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from .adaptive import measure_bits
 from .choose import EFFORTS, adaptive_is_tried
 from .codec import CODECS, Symbols
-from .static import MAX_ALPHABET
-from .table import encode_table
-from .varint import signed_varint, varint
+from .raw import raw_bits
+from .split import split_bits
+from .static import static_bits
 
 __all__ = ["Rate", "entropy", "estimate"]
 
@@ -62,17 +62,13 @@ def estimate(symbols: Symbols, effort: str = "balanced") -> Rate:
     constant = CODECS["constant"].encode(symbols) if symbols.size else b""
     if constant is not None:
         return Rate(8.0 * len(constant), "constant", 8.0 * len(constant) / max(1, symbols.size))
-    lowest, highest = int(symbols.min()), int(symbols.max())
-    head = 8.0 * len(signed_varint(lowest))
-    raw = head + 8 + symbols.size * (highest - lowest).bit_length()
-    found = [(raw, "raw")]
-    if highest - lowest < MAX_ALPHABET:
-        counts = np.bincount(symbols.reshape(-1).astype(np.int64) - lowest)
-        found.append((head + _static(counts), "static"))
+    found: list[tuple[float | None, str]] = [
+        (raw_bits(symbols), "raw"),
+        (static_bits(symbols), "static"),
+    ]
     if adaptive_is_tried(EFFORTS[effort], symbols.size):
-        bits = measure_bits(symbols)
-        found += [(bits, "adaptive")] if bits is not None else []
-    bits, codec = min(found)
+        found += [(measure_bits(symbols), "adaptive"), (split_bits(symbols), "split")]
+    bits, codec = min((bits, codec) for bits, codec in found if bits is not None)
     return Rate(bits, codec, bits / symbols.size)
 
 
@@ -81,10 +77,3 @@ def _information(labels: NDArray[np.int64]) -> float:
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     return float((counts * (np.log2(labels.size) - np.log2(counts))).sum())
-
-
-def _static(counts: NDArray[np.int64]) -> float:
-    table, weights = encode_table(counts)
-    used = counts > 0
-    shares = np.log2(weights.sum()) - np.log2(weights[used])
-    return 8.0 * (len(table) + len(varint(counts.size - 2))) + float((counts[used] * shares).sum())

@@ -50,7 +50,7 @@ def encode(contents: Contents, effort: str = "balanced") -> bytes:
 
 def _since(number: int) -> int:
     """Return the minor version that brought the codec."""
-    return 0 if number < 4 else 1
+    return 0 if number < 4 else 1 if number < 7 else 2
 
 
 def _checked(text: bytes, header: Header) -> bytes:
