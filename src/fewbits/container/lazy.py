@@ -23,8 +23,8 @@ class LazyTensors(Mapping[str, CodedTensor]):
     """Name to coded tensor; each look-up reads and decodes the streams of that tensor.
 
     Streams that many tensors share are decoded once and kept: the steps, scales and codebooks,
-    tensors of at most 64 KiB, and joined index matrices. :class:`CorruptFileError` for a tensor whose
-    streams are wrong.
+    tensors of at most 64 KiB, and joined index matrices. :class:`CorruptFileError` for a
+    tensor whose streams are wrong.
 
     Attributes:
         shapes: name to shape, from the header alone.
