@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .adaptive import KERNELS, LEAST, MAX_ALPHABET
 from .codec import Symbols
-from .joined import Group, kernel_of, walk_group
+from .joined import MAX_ROWS, Group, kernel_of, walk_group
 from .laws import CLASSES
 from .learners import STRENGTHS, Ints, Knowledge, Law
 from .queue import Meter
@@ -61,7 +61,7 @@ def _joined(
 ) -> Iterable[tuple[int, Coded]]:
     """Yield what changes if groups of ``places`` are joined, as far as each saves bytes."""
     found = [(place, matrix) for place in places if (matrix := matrices[place]) is not None]
-    for run in _runs(found):
+    for run in _runs(found, taps):
         if len(run) < 2:
             continue
         group = Group([matrix for _, matrix in run], taps)
@@ -73,21 +73,25 @@ def _joined(
         kept = [item for item, pays in zip(run, bits[:, strength] < 8 * own, strict=True) if pays]
         if len(kept) < 2:
             continue
-        data = Group([matrix for _, matrix in kept], taps).encode(strength)
+        group = Group([matrix for _, matrix in kept], taps)
+        if group.size < 2:
+            continue
+        data = group.encode(strength)
         if len(data) + OWN < sum(len(coded[place][1]) + OWN for place, _ in kept):
             yield from ((place, ("joined", b"")) for place, _ in kept[:-1])
             yield kept[-1][0], ("joined", data)
 
 
-def _runs(items: list[tuple[int, Symbols]]) -> list[list[tuple[int, Symbols]]]:
-    """Cut ``items`` into runs of at most ``SUFFICIENT`` symbols."""
+def _runs(items: list[tuple[int, Symbols]], taps: int) -> list[list[tuple[int, Symbols]]]:
+    """Cut ``items`` into runs of at most ``SUFFICIENT`` symbols and ``MAX_ROWS`` rows of taps."""
     runs: list[list[tuple[int, Symbols]]] = [[]]
-    total = 0
+    total = rows = 0
     for place, matrix in items:
         total += matrix.size
-        if total > SUFFICIENT:
+        rows += taps * len(matrix)
+        if total > SUFFICIENT or rows > MAX_ROWS:
             runs.append([])
-            total = matrix.size
+            total, rows = matrix.size, taps * len(matrix)
         runs[-1].append((place, matrix))
     return runs
 

@@ -29,9 +29,10 @@ from .learners import Knowledge
 from .queue import Decoder, Encoder, Taker
 from .varint import Cursor, signed_varint
 
-__all__ = ["MAX_GROUP", "Group", "Joined", "decode_group", "kernel_of", "walk_group"]
+__all__ = ["MAX_GROUP", "MAX_ROWS", "Group", "Joined", "decode_group", "kernel_of", "walk_group"]
 
 MAX_GROUP = 1 << 20  # symbols of a stream
+MAX_ROWS = 1 << 16  # of a stream, times taps: bounds the blocks, which take longer than symbols
 
 
 class Group:
@@ -97,6 +98,8 @@ def decode_group(data: bytes, shapes: Sequence[tuple[int, int]]) -> list[NDArray
     cursor = Cursor(data)
     lowest = cursor.symbol()
     size, settings = parse_settings(cursor, lowest)
+    if settings.taps * sum(rows for rows, _ in shapes) > MAX_ROWS:
+        raise CorruptFileError(f"more than {MAX_ROWS} rows of taps are joined: beyond their bounds")
     for rows, columns in shapes:
         fitted = replace(settings, height=min(settings.height, rows))
         check_settings(fitted, size, rows, columns)
@@ -116,12 +119,15 @@ class Joined:
     def encode(self, symbols: Symbols) -> bytes | None:
         """Return a group of one; None for what it does not suit: an alphabet of 1 or over 64.
 
-        Or more than 2**20 symbols, or rows too long for a block.
+        Or more than 2**20 symbols, or too many rows, or rows too long for a block.
         """
         size = int(symbols.max()) - int(symbols.min()) + 1
+        taps = kernel_of(symbols.shape[1])
         if not 2 <= size <= MAX_ALPHABET or symbols.size > MAX_GROUP:
             return None
-        group = Group([symbols], kernel_of(symbols.shape[1]))
+        if taps * symbols.shape[0] > MAX_ROWS:
+            return None
+        group = Group([symbols], taps)
         try:
             check_settings(group.settings, size, symbols.shape[0], symbols.shape[1])
         except CorruptFileError:

@@ -184,6 +184,7 @@ class Knowledge:
     def add_errors(self, tap: int, features: Floats, errors: Floats, scale: Ints) -> None:
         """Learn how large ``errors`` (n,) were; refined: in shares of the expected ``scale``."""
         if self.refined:
+            # A quotient of integers below 2**32 is rounded to no other floor.
             below = np.maximum(scale, LEAST_SCALE)
             features = np.minimum(np.floor(features * SHARE / below), LIMIT)
             errors = np.minimum(np.floor(errors * SHARE / below), LIMIT)

@@ -100,6 +100,18 @@ def test_groups_are_cut_where_they_grow_too_large(monkeypatch):
     unpacked(joined, LAYERS)
 
 
+def test_groups_are_cut_where_they_take_too_long(monkeypatch):
+    monkeypatch.setattr(grouping, "MAX_ROWS", 9 * 3 * len(LAYERS[0]))
+    joined = join_small(LAYERS, coded_alone(LAYERS))
+    assert [len(data) > 0 for _, data in joined] == [False, False, True] * 2
+
+
+def test_two_that_are_constant_are_no_group():
+    fives = [np.full((9, 9), 5, np.int32) for _ in range(4)]
+    own = [("raw", bytes(90)) for _ in fives]
+    assert join_small(fives, own) == own
+
+
 def test_large_ones_are_left_alone():
     assert 2 * LARGEST <= SUFFICIENT <= MAX_GROUP
     large = [smooth(86, 86, 1), *LAYERS[:2]]
@@ -163,7 +175,8 @@ def test_a_group_of_one(shape, levels):
 
 def test_what_one_alone_does_not_suit():
     wide = np.arange(70_001).reshape(1, -1) % 2
-    for symbols in (np.zeros((9, 9), int), np.arange(65).reshape(5, 13), wide):
+    tall = np.arange(2 * 70_000).reshape(-1, 2) % 3
+    for symbols in (np.zeros((9, 9), int), np.arange(65).reshape(5, 13), wide, tall):
         assert CODECS["joined"].encode(symbols.astype(np.int32)) is None
 
 
@@ -201,10 +214,12 @@ def test_the_height_is_cut_to_the_rows():
         ({}, [(4, 9)] * 40_000),
         ({}, [(2**40, 9)]),
         ({}, [(1, 9), (1, 2**40)]),
+        ({"height": 2000}, [(1000, 9)] * 8),
+        ({}, [(1, 9)] * 7_500),
     ],
 )
 def test_what_is_beyond_the_bounds_is_refused_before_anything_is_allocated(wrong, shapes):
-    with pytest.raises(CorruptFileError, match=r"beyond their bounds|joined, at most|alphabet"):
+    with pytest.raises(CorruptFileError, match=r"beyond their bounds|are joined|alphabet"):
         decode_group(head(**wrong) + b"\1", shapes)
 
 
