@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.random import Generator
@@ -69,6 +69,10 @@ TEXTS = (
 )
 
 
+# Of each stream that the header names; None where it is in one that follows.
+Bodies: TypeAlias = tuple[bytes | None, ...]
+
+
 @dataclass(frozen=True)
 class Seed:
     """A sound file, taken apart: header, stored streams, and what it holds."""
@@ -76,7 +80,7 @@ class Seed:
     name: str
     data: bytes
     header: dict[str, Any]
-    bodies: tuple[bytes, ...]
+    bodies: Bodies
     minor: int
     contents: Contents
 
@@ -107,10 +111,15 @@ def same(a: Any, b: Any) -> bool:
 
 def _dissect(name: str, data: bytes) -> Seed:
     opened = open_file(data, default_limit(len(data)))
-    bodies = tuple(data[span.start : span.end] for span in opened.spans)
+    found = iter(opened.spans)
+    joined = CODECS["joined"].number
+    bodies = []
+    for codec, length in zip(opened.header.codecs, opened.header.lengths, strict=True):
+        span = None if codec == joined and not length else next(found)
+        bodies.append(None if span is None else data[span.start : span.end])
     inflate = zlib.decompressobj(-15, _dictionary())
     text = inflate.decompress(data[32 : 32 + int.from_bytes(data[12:16], "little")])
-    return Seed(name, data, json.loads(text), bodies, opened.version[1], decode(data))
+    return Seed(name, data, json.loads(text), tuple(bodies), opened.version[1], decode(data))
 
 
 def _dictionary() -> bytes:
@@ -119,9 +128,9 @@ def _dictionary() -> bytes:
     return DICTIONARY
 
 
-def _join(text: bytes, bodies: tuple[bytes, ...], minor: int = 1) -> bytes:
+def _join(text: bytes, bodies: Bodies, minor: int = 1) -> bytes:
     """Return a file of this header and these streams with every checksum right."""
-    pieces = [body + struct.pack("<I", zlib.crc32(body)) for body in bodies]
+    pieces = [body + struct.pack("<I", zlib.crc32(body)) for body in bodies if body is not None]
     payload = b"".join(pieces)
     return join_prefix(text, len(payload), minor) + payload
 
@@ -166,7 +175,8 @@ def _forced(name: str, codec: str) -> bytes | None:
     seed = _dissect(name, encode(_contents()[name], "fast"))
     opened = open_file(seed.data, default_limit(len(seed.data)))
     bodies, codecs = [], []
-    for span, body in zip(opened.spans, seed.bodies, strict=True):
+    for span in opened.spans:  # the effort joins nothing
+        body = seed.data[span.start : span.end]
         shape = (span.stream.rows, span.stream.columns)
         coded = CODECS[codec].encode(decode_stream(name_of(span.codec), body, *shape))
         bodies.append(body if coded is None else coded)
@@ -305,16 +315,17 @@ def _streams(seed: Seed, rng: Generator) -> bytes:
     for _ in range(_few(rng) if bodies else 0):
         place = int(rng.integers(len(bodies)))
         kind = int(rng.integers(8))
+        body = bodies[place] or b""
         if kind == 0:
-            codecs[place] = int(rng.integers(len(list(CODECS.items())) + 1))
+            codecs[place] = int(rng.integers(max(c.number for _, c in CODECS.items()) + 2))
         elif kind == 1:
             bodies[place] = bodies[int(rng.integers(len(bodies)))]
         elif kind < 4:
             head = int(rng.integers(1, 17))  # fields come first, symbols after them
-            bodies[place] = _bytes(bodies[place][:head], rng) + bodies[place][head:]
+            bodies[place] = _bytes(body[:head], rng) + body[head:]
         else:
-            bodies[place] = _bytes(bodies[place], rng)
-    header = seed.header | {"c": codecs, "l": [len(body) for body in bodies]}
+            bodies[place] = _bytes(body, rng)
+    header = seed.header | {"c": codecs, "l": [len(body or b"") for body in bodies]}
     return _join(_dump(header), tuple(bodies), seed.minor)
 
 

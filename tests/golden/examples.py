@@ -185,6 +185,22 @@ def wide():
     )
 
 
+def joined():
+    """Small layers that share a stream: kernels alike, and others between that do not."""
+    tensors = {}
+    for place, (outputs, inputs) in enumerate([(9, 4), (8, 9), (1, 8), (12, 8)]):
+        index = smooth(outputs, inputs, 3, 20 + 4 * place)
+        shape = (outputs, inputs, 3, 3)
+        tensors[f"layer.{place}.conv.weight"] = GridTensor(shape, "float32", index, f32(0.5))
+        between = bell((6, 10), 30 + place)
+        tensors[f"layer.{place}.gate.weight"] = GridTensor((6, 10), "float32", between, f32(1))
+    index = smooth(8, 6, 3, 40)
+    two = GridTensor((6, 8), "float32", bell((6, 8), 44), f32(1))
+    three = GridTensor((8, 54), "float32", index, f32(0.25))
+    tensors["last"] = TransformTensor((6, 54), "float32", three, two)
+    return Contents(tensors)
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -194,4 +210,5 @@ EXAMPLES = {
     "v1.1/tuples": tuples,
     "v1.1/sequences": sequences,
     "v1.2/wide": wide,
+    "v1.2/joined": joined,
 }

@@ -108,18 +108,50 @@ def predictor(t, order, width):
 
 
 def symbols(source, rows, columns):
+    return matrices(source, [(rows, columns)], joined=False)[0]
+
+
+def joined(source, rows, columns):
+    return matrices(source, [(rows, columns)], joined=True)[0]
+
+
+def matrices(source, shapes, *, joined):
+    """SPEC 4.3, and 4.5 where matrices are ``joined``."""
     lowest = source.signed()
     (k, size), (width, order) = (divmod(source.take(1)[0], base) for base in (64, 16))
     size += 2
     taps, height, centre, spread = (source.varint() for _ in range(4))
-    assert columns % taps == 0
-    coder, inputs = RangeDecoder(source.data[source.at :]), columns // taps
+    coder = RangeDecoder(source.data[source.at :])
     source.at = len(source.data)
+    ridge, more = (2**25, [0]) if joined else (81920, [])
+    first, later = (
+        Regression([*start, *more], ridge) for start in ([0, 128, 128, 0], [90, 102, 26, 26])
+    )
+    head = (size, taps, height, order, width, k, centre, spread)
+    counts, out = {}, []
+    for rows, columns in shapes:
+        found = matrix(coder, rows, columns, head, (first, later, counts), joined=joined)
+        out.append([lowest + symbol for symbol in found])
+        for cell in counts:
+            counts[cell] //= 2
+        for errors in (first, later):
+            errors.squares = [[value // 4 for value in row] for row in errors.squares]
+            errors.right = [value // 4 for value in errors.right]
+            errors.learnt, errors.solved = min(errors.learnt, 1), 0
+    coder.finish()
+    return out
+
+
+def matrix(coder, rows, columns, head, known, *, joined):
+    size, taps, height, order, width, k, centre, spread = head
+    first, later, counts = known
+    assert columns % taps == 0
+    inputs = columns // taps
     value, filters = {}, {}
     by_input, by_output, seen = [0] * inputs, [0] * rows, 0
-    first, later = Regression([0, 128, 128, 0], 81920), Regression([90, 102, 26, 26], 81920)
-    counts = {}
+    followed, guessed = [0] * rows, [0] * rows
     for t in range(taps):
+        at_tap, at_tap_seen = [0] * inputs, 0
         if width == 0:
             by_input, seen = [0] * inputs, 0
         values, errors = predictor(t, order, width), later if t else first
@@ -131,11 +163,17 @@ def symbols(source, rows, columns):
                 for i in range(inputs):
                     x = [value[o, i, tap] for tap in range(max(0, t - order), t)]
                     total = sum(w * v for w, v in zip(values.weights, x, strict=True))
-                    p = min(max((total + 128) // 256, -8191), 8191)
+                    p0 = p = min(max((total + 128) // 256, -8191), 8191)
+                    if joined:
+                        p = p0 * max(0, followed[o] + 2**18) // (guessed[o] + 2**18)
+                        p = min(max(p, -8191), 8191)
                     q = (by_output[o] + spread * inputs) // ((t + 1) * inputs)
                     r = (by_input[i] + 2 * spread) // (seen + 2)
                     own = filters.get((o, i), 0) // t if t else 0
-                    f = [min(v, 8191) for v in (own, q * r // spread, spread, abs(p))]
+                    f = [own, q * r // spread, spread, abs(p)]
+                    if joined:
+                        f.append((at_tap[i] + 2 * r) // (at_tap_seen + 2))
+                    f = [min(v, 8191) for v in f]
                     z = max(1, sum(w * v for w, v in zip(errors.weights, f, strict=True)))
                     j = sum(threshold <= z for threshold in THRESHOLDS)
                     v = max(z, 4096)
@@ -148,20 +186,24 @@ def symbols(source, rows, columns):
                     ]
                     s = coder.symbol(weights)
                     y = value[o, i, t] = 64 * s - centre
-                    learnt.append((o, i, x, f, y, min(abs(y - p), 8191), (u, j, s)))
-            for o, i, x, f, y, e, cell in learnt:
+                    learnt.append((o, i, x, f, y, min(abs(y - p), 8191), (u, j, s), z, p0))
+            for o, i, x, f, y, e, cell, z, p0 in learnt:
                 values.add(x, y)
-                errors.add(f, e)
+                shares = [min(8191, v * 2**18 // max(z, 4096)) for v in (*f, e)]
+                errors.add(*((shares[:-1], shares[-1]) if joined else (f, e)))
+                followed[o] += p0 * y
+                guessed[o] += p0 * p0
+                at_tap[i] += e
                 filters[o, i] = filters.get((o, i), 0) + e
                 by_input[i] += e
                 by_output[o] += e
                 counts[cell] = counts.get(cell, 0) + 1
             seen += len(block)
+            at_tap_seen += len(block)
             values.learnt += 1
             errors.learnt += 1
-    coder.finish()
     return [
-        lowest + (value[o, i, t] + centre) // 64
+        (value[o, i, t] + centre) // 64
         for o in range(rows) for i in range(inputs) for t in range(taps)
     ]  # fmt: skip
 

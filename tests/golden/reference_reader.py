@@ -19,6 +19,7 @@ def sibling(name):
 
 
 adaptive = sibling("reference_adaptive")
+LEARNING = {4: adaptive.symbols, 6: adaptive.contexts, 8: adaptive.joined}
 P = 24
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -143,9 +144,8 @@ def symbols(codec, data, rows, columns):
             length = len(data) - source.at if last else source.varint()
             out += ans(source.take(length), table, min(1 << 20, count - len(out)))
         return [lowest + value for value in out]
-    if codec in (4, 6, 10):
-        walk = {4: adaptive.symbols, 6: adaptive.contexts, 10: split}[codec]
-        return walk(source, rows, columns)
+    if codec in LEARNING:
+        return LEARNING[codec](source, rows, columns)
     if codec == 5:
         lowest, size, length = source.signed(), source.varint() + 2, source.take(1)[0]
         cells = symbols(2, data[source.at :], 1, -(-count // length))
@@ -179,6 +179,9 @@ def split(source, rows, columns):
         high = first + place + (away * next(beyond) if away else 0)
         out.append((high << bits) + rest)
     return out
+
+
+LEARNING[10] = split
 
 
 def names(packed):
@@ -227,19 +230,33 @@ def read(data, dictionary):
         iter(zip(header.get("c", []), header.get("l", []), strict=True)),
     )
 
-    def stream(rows, columns):
+    waiting = []
+
+    def stream(rows, columns, leaf=None):
         if rows * columns == 0:
             return []
         codec, length = next(order)
+        if codec == 8:
+            waiting.append((rows, columns, leaf))
+            if not length:
+                return None
         coded = source.take(length)
         assert source.take(4) == struct.pack("<I", zlib.crc32(coded))
-        return symbols(codec, coded, rows, columns)
+        if codec != 8:
+            return symbols(codec, coded, rows, columns)
+        joined = list(waiting)
+        waiting.clear()
+        found = adaptive.matrices(Bytes(coded), [place[:2] for place in joined], joined=True)
+        for (_, _, one), index in zip(joined, found, strict=True):
+            if one is not None:
+                one.index = index
+        return found[-1]
 
     entries = dict(zip(names(header.get("n", [])), map(Entry, header.get("t", [])), strict=True))
     groups = {}
     for name, entry in entries.items():
         for leaf in entry.leaves():
-            leaf.index = stream(*leaf.matrix)
+            leaf.index = stream(*leaf.matrix, leaf)
         if entry.kind == "r" and entry.size * entry.width > 65536:
             entry.data = bytes(stream(entry.size, entry.width))
         elif entry.kind == "r":
@@ -260,4 +277,5 @@ def read(data, dictionary):
             entry.data = pool.take(entry.size * entry.width)
     assert source.at == len(source.data)
     assert next(order, None) is None
+    assert not waiting
     return header, entries, levels, clip_values

@@ -1,19 +1,20 @@
 """Files of every format version, kept for ever: still read, still written, still what SPEC.md says.
 
-``v1.0/*.fewbits`` were written once by format 1.0, ``v1.1/*.fewbits`` by 1.1; they are never
-written again. A change that needs them changed is a new major version.
+``v1.0/*.fewbits`` were written once by format 1.0, ``v1.1/*.fewbits`` by 1.1, ``v1.2/*.fewbits``
+by 1.2; they are never written again. A change that needs them changed is a new major version.
 """
 
 import hashlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fewbits.coding import CODECS
+from fewbits.coding import CODECS, decode_group
+from fewbits.coding.joined import Group
 from fewbits.container import decode, encode, inspect, measure
 from fewbits.container.dictionary import DICTIONARY
 from fewbits.container.prefix import split_prefix
@@ -28,6 +29,7 @@ SHA256 = {
     "v1.1/tuples": "39fb0b811e22072bdee9d5eed62dcf5237b0967e92269a94ece794d7ed89603c",
     "v1.1/sequences": "5e9712636d4348ad86f007073d8ed722740775cc2a8aed2a075c399698594c16",
     "v1.2/wide": "0727f17202ea5398845d9ea5bc2b7e20c6031384bf5587b5783a6ca82251a4bf",
+    "v1.2/joined": "4efcd1ca8dc27d023e55fa0034b32203297db85e0f578e97f352f98f654adf25",
 }
 
 
@@ -172,6 +174,26 @@ def test_the_plain_decoder_and_the_library_agree_on_filters(seed):
     symbols = random_filters(np.random.default_rng(seed))
     data = CODECS["adaptive"].encode(symbols)
     assert reference.symbols(4, data, *symbols.shape) == symbols.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_plain_decoder_and_the_library_agree_on_joined_matrices(seed):
+    """Of unlike sizes, so that blocks are cut to the rows; of unlike strengths."""
+    rng = np.random.default_rng(seed)
+    taps = int(rng.choice([1, 9, 25]))
+    shapes = [(int(rng.integers(1, 30)), taps * int(rng.integers(1, 5))) for _ in range(4)]
+    matrices = [
+        np.rint(rng.laplace(0, 2, shape)).clip(-9, 9).astype(np.int32) - 50 for shape in shapes
+    ]
+    matrices[0][0, 0] = -41
+    group = Group(matrices, taps)
+    height = int(rng.integers(1, 9))
+    group.settings = replace(group.settings, height=height)
+    data = group.encode(seed % 4)
+    found = reference.adaptive.matrices(reference.Bytes(data), shapes, joined=True)
+    assert found == [matrix.reshape(-1).tolist() for matrix in matrices]
+    for matrix, got in zip(matrices, decode_group(data, shapes), strict=True):
+        np.testing.assert_array_equal(got, matrix)
 
 
 @pytest.mark.parametrize("order", [1, 2])

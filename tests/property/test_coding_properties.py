@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fewbits.coding import CODECS, EFFORTS, decode_stream, encode_stream
+from fewbits.coding import CODECS, EFFORTS, decode_group, decode_stream, encode_stream, join_small
 from fewbits.coding.bits import BitReader, BitWriter
 from fewbits.coding.table import decode_table, encode_table
 from fewbits.coding.varint import Cursor, signed_varint, varint
@@ -66,7 +66,7 @@ LEARNING = settings(BOUNDED, max_examples=60)
 
 
 @LEARNING
-@given(layers(), st.sampled_from(["adaptive", "tuple", "context"]))
+@given(layers(), st.sampled_from(["adaptive", "tuple", "context", "joined"]))
 def test_layers_come_back(symbols, name):
     data = CODECS[name].encode(symbols)
     if data is not None:
@@ -75,10 +75,31 @@ def test_layers_come_back(symbols, name):
         assert len(encode_stream(symbols, effort)[1]) <= len(CODECS["raw"].encode(symbols))
 
 
+@settings(LEARNING, max_examples=25)
+@given(st.lists(st.one_of(layers(), layers(), matrices(), st.none()), min_size=3, max_size=6))
+def test_joined_matrices_come_back_and_take_no_more_bytes(found):
+    own = [("raw", b"") if m is None else encode_stream(m, "fast") for m in found]
+    coded = join_small(found, own)
+    stored = sum(len(data) + 4 for name, data in coded if data or name != "joined")
+    assert stored <= sum(len(data) + 4 for _, data in own)
+    waiting = []
+    for symbols, (name, data), alone in zip(found, coded, own, strict=True):
+        if name != "joined":
+            assert (name, data) == alone
+            continue
+        waiting.append(symbols)
+        if data:
+            shapes = [joined.shape for joined in waiting]
+            for want, got in zip(waiting, decode_group(data, shapes), strict=True):
+                np.testing.assert_array_equal(got, want)
+            waiting = []
+    assert not waiting
+
+
 @LEARNING
 @given(
     layers(),
-    st.sampled_from(["adaptive", "tuple", "context"]),
+    st.sampled_from(["adaptive", "tuple", "context", "joined"]),
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 255)), min_size=1, max_size=4),
     st.integers(0, 9),
 )

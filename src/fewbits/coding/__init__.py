@@ -1,8 +1,10 @@
 """Symbols to bytes and back: integers in, the fewest bytes out. numpy and integers only."""
 
-from . import adaptive, constant, contexts, planes, raw, split, static, tuples
+from . import adaptive, constant, contexts, joined, planes, raw, split, static, tuples
 from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
+from .grouping import join_small
+from .joined import decode_group
 from .rate import Rate, entropy, estimate
 
 __all__ = [
@@ -14,10 +16,13 @@ __all__ = [
     "adaptive",
     "constant",
     "contexts",
+    "decode_group",
     "decode_stream",
     "encode_stream",
     "entropy",
     "estimate",
+    "join_small",
+    "joined",
     "name_of",
     "planes",
     "raw",

@@ -7,7 +7,6 @@ than their entropy of order 0. The model is in ``filters.py``; settings are trie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,11 +15,25 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
-from .filters import MAX_ORDER, STRENGTHS, UNIT, Settings, centre_and_spread, run
+from .filters import UNIT, Settings, centre_and_spread, run, walk_of
+from .learners import STRENGTHS
 from .queue import Decoder, Encoder, Meter
 from .varint import Cursor, signed_varint, varint
 
-__all__ = ["MAX_ALPHABET", "MAX_SYMBOLS", "Adaptive", "best_settings", "measure_bits"]
+__all__ = [
+    "KERNELS",
+    "LEAST",
+    "MAX_ALPHABET",
+    "MAX_BLOCKS",
+    "MAX_SYMBOLS",
+    "Adaptive",
+    "best_settings",
+    "block_height",
+    "check_settings",
+    "dump_settings",
+    "measure_bits",
+    "parse_settings",
+]
 
 MAX_ALPHABET = 64
 MAX_SYMBOLS = 1 << 26  # of a stream: sums of squares stay exact
@@ -59,9 +72,8 @@ class Adaptive:
         """Return the matrix; every word must have been reached."""
         cursor = Cursor(data)
         lowest = cursor.symbol()
-        size, settings = _parse(cursor, rows, columns)
-        if lowest + size - 1 > MAX_SYMBOL:
-            raise CorruptFileError(f"an alphabet of {size} symbols from {lowest}")
+        size, settings = parse_settings(cursor, lowest)
+        check_settings(settings, size, rows, columns)
         coder = Decoder(cursor.rest())
         places = run(None, (rows, columns), size, settings, coder)
         coder.finish()
@@ -90,7 +102,7 @@ def _start(symbols: Symbols) -> tuple[bytes, NDArray[np.int32], int, Settings] |
     settings = best_settings(places, size)
     if settings is None:
         return None
-    return signed_varint(lowest) + _dump(settings, size), places, size, settings
+    return signed_varint(lowest) + dump_settings(settings, size), places, size, settings
 
 
 def best_settings(places: NDArray[np.int32], size: int) -> Settings | None:
@@ -105,7 +117,7 @@ def best_settings(places: NDArray[np.int32], size: int) -> Settings | None:
         if tried and not base.order and min(tried, key=lambda item: item[0])[1].order:
             break  # kernels are smooth here: pieces of rows would not do better
         inputs = places.shape[1] // base.taps
-        sample = replace(base, height=_height(rows, inputs, base.order))
+        sample = replace(base, height=block_height(rows, inputs, base.order))
         tried.append((_bits(places[:rows], size, sample), base, sample))
     if not tried:
         return None
@@ -119,16 +131,15 @@ def best_settings(places: NDArray[np.int32], size: int) -> Settings | None:
 
 def _walks(rows: int, columns: int, centre: int, spread: int) -> Iterator[Settings]:
     """Yield every way to walk a matrix that is worth a try and allowed."""
-    walks = [(1, 0, 0)]
-    walks += [(taps, min(taps - 1, MAX_ORDER), math.isqrt(taps)) for taps in KERNELS]
+    walks = [(taps, *walk_of(taps)) for taps in (1, *KERNELS)]
     walks += [(pieces, 0, 0) for pieces in _pieces(columns)]
     for taps, order, width in walks:
-        height = _height(rows, columns // taps, order)
+        height = block_height(rows, columns // taps, order)
         if columns % taps == 0 and height * (columns // taps) <= MAX_BLOCK:
             yield Settings(taps, order, width, 1, height, centre, spread)
 
 
-def _height(rows: int, inputs: int, order: int) -> int:
+def block_height(rows: int, inputs: int, order: int) -> int:
     """Return outputs in a block: finer blocks learn sooner, which is worth most to kernels."""
     least = 1 if order else -(-LEAST_BLOCK // inputs)
     return min(rows, max(least, -(-rows // HEIGHT)))
@@ -147,7 +158,8 @@ def _bits(places: NDArray[np.int32], size: int, settings: Settings) -> float:
     return meter.bits
 
 
-def _dump(settings: Settings, size: int) -> bytes:
+def dump_settings(settings: Settings, size: int) -> bytes:
+    """Return the settings as a stream begins with them, after the lowest symbol."""
     return (
         bytes([size - 2 + 64 * settings.strength, settings.order + 16 * settings.width])
         + varint(settings.taps)
@@ -157,12 +169,20 @@ def _dump(settings: Settings, size: int) -> bytes:
     )
 
 
-def _parse(cursor: Cursor, rows: int, columns: int) -> tuple[int, Settings]:
-    """Return the size of the alphabet and the settings, checked before anything is allocated."""
+def parse_settings(cursor: Cursor, lowest: int) -> tuple[int, Settings]:
+    """Return the size of the alphabet and the settings; ``check_settings`` finds what is wrong."""
     strength, size = divmod(cursor.byte(), 64)
     width, order = divmod(cursor.byte(), 16)
     taps, height, centre, spread = (cursor.varint() for _ in range(4))
     size += 2
+    if lowest + size - 1 > MAX_SYMBOL:
+        raise CorruptFileError(f"an alphabet of {size} symbols from {lowest}")
+    return size, Settings(taps, order, width, strength, height, centre, spread)
+
+
+def check_settings(settings: Settings, size: int, rows: int, columns: int) -> None:
+    """Raise CorruptFileError unless the settings suit the matrix: before anything is allocated."""
+    taps, height = settings.taps, settings.height
     allowed = (
         size <= MAX_ALPHABET
         and rows * columns <= MAX_SYMBOLS
@@ -170,15 +190,15 @@ def _parse(cursor: Cursor, rows: int, columns: int) -> tuple[int, Settings]:
         and columns % taps == 0
         and 1 <= height <= rows <= height * MAX_BLOCKS
         and height * (columns // taps) <= MAX_BLOCK
-        and centre <= UNIT * (size - 1)
-        and 1 <= spread <= UNIT * size
+        and settings.centre <= UNIT * (size - 1)
+        and 1 <= settings.spread <= UNIT * size
     )
     if not allowed:
         raise CorruptFileError(
             f"settings beyond their bounds: {size} symbols, {taps} taps, blocks of {height} rows, "
-            f"centre {centre}, spread {spread} for a matrix of {rows} by {columns}"
+            f"centre {settings.centre}, spread {settings.spread} for a matrix of {rows} by "
+            f"{columns}"
         )
-    return size, Settings(taps, order, width, strength, height, centre, spread)
 
 
 CODECS.register("adaptive")(Adaptive())

@@ -24,16 +24,18 @@ class Effort:
         codecs: names of those that are tried.
         largest_adaptive: symbols of a stream up to which the codecs are tried that learn while
             decoding: 1 to 15 million symbols a second, the others 20 to 70.
+        joins: whether small index matrices of a file may share a stream.
     """
 
     codecs: tuple[str, ...]
     largest_adaptive: int = 0
+    joins: bool = False
 
 
 EFFORTS: Registry[Effort] = Registry("effort")
 EFFORTS.register("fast")(Effort(FIRST))
-EFFORTS.register("balanced")(Effort((*FIRST, *SLOW, "tuple"), 1 << 18))
-EFFORTS.register("smallest")(Effort((*FIRST, *SLOW, "tuple"), 1 << 62))
+EFFORTS.register("balanced")(Effort((*FIRST, *SLOW, "tuple"), 1 << 18, joins=True))
+EFFORTS.register("smallest")(Effort((*FIRST, *SLOW, "tuple"), 1 << 62, joins=True))
 
 
 def adaptive_is_tried(effort: Effort, symbols: int) -> bool:

@@ -49,14 +49,17 @@ def guard(what: str) -> Iterator[None]:
 
 def distribute(stream: Stream, symbols: Symbols, found: Found) -> None:
     """File the symbols of a stream under the tensors that they belong to."""
-    part = stream.parts[0]
+    start = 0
     if stream.is_index:
-        found[part.name, part.role, "index"] = symbols.astype(np.int32, copy=False)
+        flat = symbols.reshape(-1)
+        for part, shape in zip(stream.parts, stream.shapes, strict=True):
+            index = flat[start : start + part.values].reshape(shape)
+            found[part.name, part.role, "index"] = index
+            start += part.values
         return
     if symbols.min() < 0 or symbols.max() > 255:
         raise CorruptFileError(f"{stream.label}: there are symbols that are no bytes")
     values = symbols.astype(np.uint8, copy=False)
-    start = 0
     for part in stream.parts:
         found[part.name, part.leaf, part.role] = values[start : start + part.values].reshape(-1)
         start += part.values

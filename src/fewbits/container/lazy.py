@@ -23,7 +23,8 @@ class LazyTensors(Mapping[str, CodedTensor]):
     """Name to coded tensor; each look-up reads and decodes the streams of that tensor.
 
     Streams that many tensors share are decoded once and kept: the steps, scales and codebooks,
-    and tensors of at most 64 KiB. :class:`CorruptFileError` for a tensor whose streams are wrong.
+    tensors of at most 64 KiB, and joined index matrices. :class:`CorruptFileError` for a
+    tensor whose streams are wrong.
 
     Attributes:
         shapes: name to shape, from the header alone.
@@ -110,7 +111,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def _share(self, span: Span) -> None:
         if span.start not in self._shared_seen:
-            distribute(span.stream, self._opened.symbols(span), self._shared)
+            distribute(span.stream, _narrow(self._opened.symbols(span)), self._shared)
             self._shared_seen.add(span.start)
 
     def _symbols(self, span: Span) -> Symbols:

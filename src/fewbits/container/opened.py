@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..coding import Symbols, decode_stream, name_of
+import numpy as np
+
+from ..coding import Symbols, decode_group, decode_stream, name_of
 from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry, TransformEntry
@@ -55,10 +57,16 @@ class Opened:
             self.body(span)
 
     def symbols(self, span: Span) -> Symbols:
-        """Return what a stream codes. The caller has checked the size of it."""
+        """Return what a stream codes, joined matrices one after the other in one column.
+
+        The caller has checked the size of it.
+        """
         stream, body = span.stream, self.body(span)
         with guard(_where(span)):
             try:
+                if stream.joined:
+                    joined = decode_group(body, stream.joined)
+                    return np.concatenate([matrix.reshape(-1, 1) for matrix in joined])
                 return decode_stream(name_of(span.codec), body, stream.rows, stream.columns)
             except CorruptFileError as error:
                 raise CorruptFileError(f"{_where(span)} is damaged: {error}") from error

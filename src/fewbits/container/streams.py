@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..coded import RAW_DTYPES
+from ..coding import CODECS
 from ..errors import CorruptFileError
 from .entries import RawEntry, leaves
 from .header import Header
@@ -16,6 +17,7 @@ from .header import Header
 __all__ = ["CHECKSUM", "Part", "Span", "Stream", "plan_streams", "spans"]
 
 CHECKSUM = 4
+JOINED = CODECS["joined"].number
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Stream:
-    """A matrix of symbols: its size, and the parts that its rows are made of."""
+    """A matrix of symbols: its size, and the parts that its rows are made of.
+
+    ``joined``: the shapes of the matrices where they are several, one for each part; the rows
+    are then all their symbols.
+    """
 
     label: str
     rows: int
     columns: int
     parts: tuple[Part, ...]
+    joined: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the matrices that the stream codes."""
+        return self.joined or ((self.rows, self.columns),)
 
     @property
     def is_index(self) -> bool:
@@ -50,7 +62,7 @@ class Stream:
     @property
     def is_own(self) -> bool:
         """Whether one tensor has the stream for itself; steps and scales never do."""
-        return self.is_index or (len(self.parts) == 1 and self.parts[0].role == "raw")
+        return len(self.parts) == 1 and (self.is_index or self.parts[0].role == "raw")
 
     @property
     def width(self) -> int:
@@ -82,13 +94,33 @@ def spans(header: Header, start: int, end: int) -> list[Span]:
             f"the header implies {len(streams)} streams, gives {len(header.lengths)} lengths "
             f"and {len(header.codecs)} codecs"
         )
-    found = []
+    found: list[Span] = []
+    waiting: list[Stream] = []
     for stream, codec, length in zip(streams, header.codecs, header.lengths, strict=True):
+        if codec == JOINED and not length:
+            waiting.append(stream)
+            continue
+        if codec == JOINED and waiting:
+            stream = _join([*waiting, stream])  # noqa: PLW2901
+            waiting.clear()
         found.append(Span(stream, codec, start, start + length))
         start += length + CHECKSUM
+    if waiting:
+        raise CorruptFileError(f"{waiting[0].label} is joined to none that follows it")
     if start != end:
         raise CorruptFileError(f"the streams end at byte {start}, the file at byte {end}")
     return found
+
+
+def _join(streams: list[Stream]) -> Stream:
+    """Return the one stream that codes the matrices of ``streams``."""
+    for stream in streams:
+        if not stream.is_index:
+            raise CorruptFileError(f"{stream.label} is joined, but only index matrices may be")
+    label = f"{streams[0].label}, joined with those up to {streams[-1].label}"
+    shapes = tuple((stream.rows, stream.columns) for stream in streams)
+    parts = tuple(stream.parts[0] for stream in streams)
+    return Stream(label, sum(part.values for part in parts), 1, parts, shapes)
 
 
 def _own(header: Header) -> Iterator[Stream]:

@@ -17,7 +17,7 @@ from ..coded import (
     RawTensor,
     TransformTensor,
 )
-from ..coding import CODECS, Symbols, encode_stream
+from ..coding import CODECS, EFFORTS, Symbols, encode_stream, join_small
 from ..errors import ConfigError
 from .header import Header, describe_contents, dump_header
 from .prefix import MAX_HEADER, join_prefix
@@ -36,13 +36,14 @@ def encode(contents: Contents, effort: str = "balanced") -> bytes:
     """
     header, codebooks = describe_contents(contents)
     pieces: list[bytes] = []
-    codecs, lengths = [], []
-    for stream in plan_streams(header):
-        name, body = encode_stream(_symbols(stream, contents, codebooks), effort)
+    codecs = []
+    coded = _coded(plan_streams(header), contents, codebooks, effort)
+    for name, body in coded:
         codecs.append(CODECS[name].number)
-        lengths.append(len(body))
-        pieces += [body, zlib.crc32(body).to_bytes(CHECKSUM, "little")]
-    header = replace(header, codecs=tuple(codecs), lengths=tuple(lengths))
+        if body or name != "joined":  # else it is in a stream that follows
+            pieces += [body, zlib.crc32(body).to_bytes(CHECKSUM, "little")]
+    lengths = tuple(len(body) for _, body in coded)
+    header = replace(header, codecs=tuple(codecs), lengths=lengths)
     text = _checked(dump_header(header), header)
     minor = max((_since(number) for number in codecs), default=0)
     return b"".join([join_prefix(text, sum(map(len, pieces)), minor), *pieces])
@@ -51,6 +52,19 @@ def encode(contents: Contents, effort: str = "balanced") -> bytes:
 def _since(number: int) -> int:
     """Return the minor version that brought the codec."""
     return 0 if number < 4 else 1 if number < 7 else 2
+
+
+def _coded(
+    streams: list[Stream], contents: Contents, codebooks: tuple[Codebook, ...], effort: str
+) -> list[tuple[str, bytes]]:
+    """Return codec and bytes of every stream, small index matrices joined where it pays."""
+    coded = []
+    matrices: list[Symbols | None] = []
+    for stream in streams:
+        symbols = _symbols(stream, contents, codebooks)
+        coded.append(encode_stream(symbols, effort))
+        matrices.append(symbols if stream.is_index else None)
+    return join_small(matrices, coded) if EFFORTS[effort].joins else coded
 
 
 def _checked(text: bytes, header: Header) -> bytes:
