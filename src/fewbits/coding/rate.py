@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adaptive import measure_bits
-from .choose import EFFORTS, adaptive_is_tried
+from .blocks import cut
+from .choose import EFFORTS, adaptive_is_tried, is_cut, preferred
 from .codec import CODECS, Symbols
 from .static import MAX_ALPHABET
 from .table import encode_table
@@ -65,15 +66,18 @@ def estimate(symbols: Symbols, effort: str = "balanced") -> Rate:
     lowest, highest = int(symbols.min()), int(symbols.max())
     head = 8.0 * len(signed_varint(lowest))
     raw = head + 8 + symbols.size * (highest - lowest).bit_length()
-    found = [(raw, "raw")]
+    found = {"raw": raw}
     if highest - lowest < MAX_ALPHABET:
         counts = np.bincount(symbols.reshape(-1).astype(np.int64) - lowest)
-        found.append((head + _static(counts), "static"))
-    if adaptive_is_tried(EFFORTS[effort], symbols.size):
+        found["static"] = head + _static(counts)
+    profile = EFFORTS[effort]
+    if adaptive_is_tried(profile, *symbols.shape):
         bits = measure_bits(symbols)
-        found += [(bits, "adaptive")] if bits is not None else []
-    bits, codec = min(found)
-    return Rate(bits, codec, bits / symbols.size)
+        found |= {"adaptive": bits} if bits is not None else {}
+    if is_cut(profile, *symbols.shape):
+        found["blocks"] = sum(estimate(piece, effort).bits for piece in cut(symbols))
+    codec = preferred(profile, symbols.size, found)
+    return Rate(found[codec], codec, found[codec] / symbols.size)
 
 
 def _information(labels: NDArray[np.int64]) -> float:

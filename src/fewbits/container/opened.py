@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..coding import Symbols, decode_stream, name_of
+from ..coding.tasks import cost
 from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry, TransformEntry
@@ -57,11 +59,23 @@ class Opened:
     def symbols(self, span: Span) -> Symbols:
         """Return what a stream codes. The caller has checked the size of it."""
         stream, body = span.stream, self.body(span)
+        with self.decoding(span):
+            return decode_stream(name_of(span.codec), body, stream.rows, stream.columns)
+
+    @contextmanager
+    def decoding(self, span: Span) -> Iterator[None]:
+        """Turn every failure to decode a stream into a CorruptFileError that names it."""
         with guard(_where(span)):
             try:
-                return decode_stream(name_of(span.codec), body, stream.rows, stream.columns)
+                yield
             except CorruptFileError as error:
                 raise CorruptFileError(f"{_where(span)} is damaged: {error}") from error
+
+    def cost(self) -> int:
+        """Return about how long decoding all takes, as ``coding.tasks.cost`` counts it."""
+        return sum(
+            cost(name_of(span.codec), span.stream.rows * span.stream.columns) for span in self.spans
+        )
 
     def check_size(self, wanted: Iterable[Span], entries: Iterable[Entry] = ()) -> None:
         """Raise CorruptFileError if the streams decode to more than the limit.
