@@ -172,6 +172,19 @@ def sequences():
     )
 
 
+def blocks():
+    """Runs of 20 rows, each best coded in its own way: filters, one value, pairs, noise, few."""
+    pair = np.array([[-1, 2], [0, 0], [2, -1], [1, 1]], np.int32)
+    parts = [
+        smooth(20, 6, 3, 3),
+        np.full((20, 54), 7, np.int32),
+        pair[noise(540, 4) % 4].reshape(20, 54),
+        bell((20, 54), 8),
+        bell((16, 54), 9, 256),
+    ]
+    return Contents({"w": GridTensor((96, 54), "float32", np.concatenate(parts), f32(1))})
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -180,4 +193,5 @@ EXAMPLES = {
     "v1.1/filters": filters,
     "v1.1/tuples": tuples,
     "v1.1/sequences": sequences,
+    "v1.2/blocks": blocks,
 }

@@ -78,23 +78,23 @@ def preferred(effort: Effort, symbols: int, sizes: Mapping[str, float]) -> str:
 
 
 def encode_stream(
-    symbols: Symbols, effort: str = "balanced", *, whole: bool = False
+    symbols: Symbols, effort: str = "balanced", *, quick: bool = False
 ) -> tuple[str, bytes]:
     """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
 
     ``effort`` names one of ``EFFORTS``; else ConfigError. Never more than raw packing, which is
     one of the candidates. Symbols are integers of 32 bits; among equals the codec registered first
-    wins, so the choice is the same every time. ``whole`` leaves out coding as blocks.
+    wins, so the choice is the same every time. ``quick`` leaves out slow codecs and blocks.
     """
     profile = EFFORTS[effort]
     if symbols.size == 0:
         return "constant", b""
     if symbols.min() < MIN_SYMBOL or symbols.max() > MAX_SYMBOL:
         raise ValueError("symbols must fit 32 bits")
-    slow = adaptive_is_tried(profile, *symbols.shape)
+    slow = adaptive_is_tried(profile, *symbols.shape) and not quick
     found = {}
     for name in profile.codecs:
-        if (name in SLOW and not slow) or (name == "blocks" and whole):
+        if (name in SLOW and not slow) or (name == "blocks" and quick):
             continue
         data = CODECS[name].encode(symbols)
         if data is not None:

@@ -15,8 +15,8 @@ MOST = 1 << 26  # symbols of a block: what `adaptive` takes
 def block_rows(rows: int, columns: int) -> int:
     """Return the rows of a block of such a matrix; ``rows`` where it is not to be cut.
 
-    Blocks are of equal height, but for the last. The cut depends on nothing but the sizes.
+    Blocks are of equal height, but for the last. The cut depends on nothing but the sizes, and no
+    block would be cut again.
     """
-    symbols = rows * columns
-    count = max(1, min(symbols // SYMBOLS, rows // ROWS), -(-symbols // MOST))
-    return -(-rows // count)
+    count = max(1, min(rows * columns // SYMBOLS, rows // ROWS))
+    return min(-(-rows // count), max(1, MOST // max(1, columns)))

@@ -32,14 +32,14 @@ SLOWER = 8  # times as long as the others, at least, take the codecs that learn
 
 @dataclass(frozen=True, eq=False)
 class EncodeTask:
-    """Encode ``symbols``; ``whole``: not as blocks."""
+    """Encode ``symbols``; ``quick``: without what is slow, and not as blocks."""
 
     kind: ClassVar[bytes] = b"encode"
 
     label: str
     symbols: Symbols
     effort: str
-    whole: bool
+    quick: bool = False
 
     @property
     def size(self) -> int:
@@ -48,17 +48,17 @@ class EncodeTask:
 
     def run(self) -> tuple[str, bytes]:
         """Return the codec and the bytes."""
-        return encode_stream(self.symbols, self.effort, whole=self.whole)
+        return encode_stream(self.symbols, self.effort, quick=self.quick)
 
     def request(self) -> list[bytes]:
         """Return the task as fields."""
-        return [self.effort.encode(), b"1" if self.whole else b"", *_matrix_fields(self.symbols)]
+        return [self.effort.encode(), b"1" if self.quick else b"", *_matrix_fields(self.symbols)]
 
     @classmethod
     def perform(cls, fields: Sequence[bytes]) -> list[bytes]:
         """Do what a request asks, and return the result as fields."""
-        effort, whole, *matrix = fields
-        task = cls("", _matrix(matrix), effort.decode(), bool(whole))
+        effort, quick, *matrix = fields
+        task = cls("", _matrix(matrix), effort.decode(), bool(quick))
         name, data = task.run()
         return [name.encode(), data]
 
@@ -106,11 +106,10 @@ class DecodeTask:
 
 def encode_tasks(label: str, symbols: Symbols, effort: str) -> list[EncodeTask]:
     """Return the tasks whose results :func:`join_encoded` joins to those of ``encode_stream``."""
-    tasks = [EncodeTask(label, symbols, effort, whole=True)]
-    if is_cut(EFFORTS[effort], *symbols.shape):
-        pieces = cut(symbols)
-        tasks += [EncodeTask(label, piece, effort, whole=True) for piece in pieces]
-    return tasks
+    if not is_cut(EFFORTS[effort], *symbols.shape):
+        return [EncodeTask(label, symbols, effort)]
+    blocks = [EncodeTask(label, piece, effort) for piece in cut(symbols)]
+    return [EncodeTask(label, symbols, effort, quick=True), *blocks]
 
 
 def join_encoded(

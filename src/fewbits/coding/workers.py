@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import ConfigError, CorruptFileError, WorkerError, require
 from .worker import receive, send
 
-__all__ = ["Result", "Task", "Workers", "usable_workers"]
+__all__ = ["Result", "Task", "Workers", "check_workers", "usable_workers"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -77,14 +76,19 @@ class _Here(Generic[T]):
         return self.task.run()
 
 
+def check_workers(wanted: int) -> None:
+    """Raise ConfigError for what is no number of workers."""
+    allowed = isinstance(wanted, int) and 0 <= wanted <= MAX_WORKERS
+    require(allowed, "workers", f"an integer in [0, {MAX_WORKERS}]", wanted)
+
+
 def usable_workers(wanted: int, cost: int) -> int:
     """Return how many workers to have: ``wanted``, or for 0 as many as there are usable cores.
 
     0 gives 1, none but this process, where the cost is so small that starting them takes longer.
     Raises ConfigError for what is no number of workers.
     """
-    allowed = isinstance(wanted, int) and 0 <= wanted <= MAX_WORKERS
-    require(allowed, "workers", f"an integer in [0, {MAX_WORKERS}]", wanted)
+    check_workers(wanted)
     if wanted:
         return int(wanted)
     if cost < WORTH:
@@ -110,12 +114,7 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         with self._lock:
             self._closed = True
         for process in self._all:

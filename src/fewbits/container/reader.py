@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..coded import ActivationGrid, Contents
-from ..coding.workers import Workers, usable_workers
+from ..coding.workers import Workers, check_workers, usable_workers
 from .assemble import guard
 from .lazy import LazyTensors
 from .opened import Opened, open_source
@@ -19,6 +19,7 @@ def decode(data: bytes, *, max_decoded_bytes: int | None = None, workers: int = 
     memory, which is a few times as much; by default 64 MiB + 1024 times the file's size, far above
     what networks compress to. ``workers``: processes that decode, as in :func:`encode`.
     """
+    check_workers(workers)
     with guard("the file"):
         opened = open_file(data, max_decoded_bytes)
         opened.check_size(opened.spans, opened.header.entries.values())

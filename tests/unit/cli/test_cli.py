@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     model = train_classifier(load_model(MODEL).module, load_data("digits"), epochs=12)
     save_file(model.state_dict(), made / "net.safetensors")
     coded = fewbits.compress(model, fewbits.Nearest(bits=6), source=MODEL)
-    coded.save(made / "net.fewbits")
+    coded.save(made / "net.fewbits", "smallest")
     return made
 
 

@@ -131,7 +131,7 @@ def test_numbers_in_files_are_fixed_for_ever():
         "adaptive": 4,
         "tuple": 5,
         "context": 6,
-            "blocks": 9,
+        "blocks": 9,
     }
     assert all(name_of(codec.number) == name for name, codec in CODECS.items())
     with pytest.raises(CorruptFileError, match="newer fewbits"):
