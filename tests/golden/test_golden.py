@@ -198,7 +198,7 @@ def test_the_plain_decoder_and_the_library_agree_on_sequences(order):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_plain_decoder_and_the_library_agree_on_blocks(seed, small_blocks):
     rng = np.random.default_rng(seed)
-    scale = np.exp(rng.normal(size=(1, int(rng.integers(8, 30)))))
+    scale = np.exp(rng.normal(size=(1, int(rng.integers(30, 45)))))
     values = rng.laplace(0, 2, (70, 1)) * scale * rng.integers(0, 2, (70, 1))
     symbols = np.rint(values).clip(-30, 30).astype(np.int32)
     data = CODECS["blocks"].encode(symbols)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .blocks import cut, pack_blocks, unpack_blocks
 from .choose import EFFORTS, SLOW, decode_stream, encode_stream, is_cut
-from .codec import Symbols
+from .codec import CODECS, Symbols
 from .narrow import narrow
 
 __all__ = [
@@ -138,9 +138,13 @@ def join_decoded(results: Sequence[Symbols]) -> Symbols:
     return np.concatenate([narrow(block) for block in results])
 
 
-def cost(codec: str, symbols: int) -> int:
-    """Return about how long decoding takes, in symbols of a fast codec (some 15 nanoseconds)."""
-    return symbols * (SLOWER if codec in (*SLOW, "blocks") else 1)
+def cost(number: int, symbols: int) -> int:
+    """Return about how long decoding takes by the codec of this number, which may be unknown.
+
+    In symbols of a fast codec, some 15 nanoseconds each.
+    """
+    slow = {CODECS[name].number for name in (*SLOW, "blocks")}
+    return symbols * (SLOWER if number in slow else 1)
 
 
 def encoding_cost(effort: str, symbols: int) -> int:

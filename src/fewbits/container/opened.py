@@ -73,9 +73,7 @@ class Opened:
 
     def cost(self) -> int:
         """Return about how long decoding all takes, as ``coding.tasks.cost`` counts it."""
-        return sum(
-            cost(name_of(span.codec), span.stream.rows * span.stream.columns) for span in self.spans
-        )
+        return sum(cost(span.codec, span.stream.rows * span.stream.columns) for span in self.spans)
 
     def check_size(self, wanted: Iterable[Span], entries: Iterable[Entry] = ()) -> None:
         """Raise CorruptFileError if the streams decode to more than the limit.

@@ -259,5 +259,5 @@ def test_how_many_workers():
 
 
 def test_what_is_slow_costs_more():
-    assert cost("adaptive", 1000) == cost("blocks", 1000) > cost("static", 1000) == 1000
+    assert cost(4, 1000) == cost(9, 1000) > cost(2, 1000) == cost(255, 1000) == 1000
     assert encoding_cost("smallest", 10) == encoding_cost("balanced", 10) > encoding_cost("fast", 9)
