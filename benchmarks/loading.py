@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import fewbits
 from fewbits.coded import Contents, GridTensor
 from fewbits.coding import name_of
+from fewbits.coding.workers import Workers
 from fewbits.container import encode
 from fewbits.container import write as write_file
 from fewbits.container.lazy import LazyTensors
@@ -97,6 +98,11 @@ def _rss() -> int:
     return pages * resource.getpagesize()
 
 
+def _peak(process: int | str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
 def growth(kind: str, folder: Path) -> tuple[int, int]:
     """Return by how many bytes loading makes this process larger at its peak, and a worker's peak.
 
@@ -104,6 +110,14 @@ def growth(kind: str, folder: Path) -> tuple[int, int]:
     """
     from safetensors.torch import load_file  # noqa: PLC0415
 
+    workers_peaks: list[int] = []
+    stop = Workers.__exit__
+
+    def watch(pool: Workers, *raised: object) -> None:
+        workers_peaks.extend(_peak(process.pid) for process in pool._all)
+        stop(pool, *raised)
+
+    Workers.__exit__ = watch  # type: ignore[method-assign]
     kind, _, several = kind.partition("_by_")
     workers = 2 if several else 1
     net = Net() if kind == "into" else None
@@ -114,10 +128,9 @@ def growth(kind: str, folder: Path) -> tuple[int, int]:
         found = {k: v.clone() for k, v in load_file(folder / "net.safetensors").items()}
     else:
         found = fewbits.load(folder / "net.fewbits", into=net, workers=workers)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    peak = _peak("self")
     del found
-    return peak - before, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak - before, max(workers_peaks, default=0)
 
 
 def _growth_alone(kind: str, folder: Path) -> tuple[float, float]:

@@ -126,7 +126,8 @@ def load(
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
             package writes (64 MiB and 1,024 times the file).
         workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
-            are cores where that pays. Each takes some 50 MiB of its own. The values are the same.
+            are cores where that pays. Each takes 50 to 80 MiB of its own, more for tensors of many
+            millions of weights. The values are the same.
 
     Raises:
         CorruptFileError: the file is truncated, damaged, or not one of ours.
