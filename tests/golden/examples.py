@@ -185,6 +185,19 @@ def blocks():
     return Contents({"w": GridTensor((96, 54), "float32", np.concatenate(parts), f32(1))})
 
 
+def wide():
+    """Rows of unlike size with a few extremes; and a grid too fine for one narrow alphabet."""
+    rows = bell((12, 90), 5, 16) * (1 + np.arange(12, dtype=np.int32) % 3)[:, None] // 3
+    rows[3, 7], rows[9, 80], rows[0, 0] = 700, -5000, 64
+    fine = bell((10, 60), 9, 1) * (4 + np.arange(10, dtype=np.int32))[:, None] // 8
+    return Contents(
+        {
+            "extremes": GridTensor((12, 90), "float32", rows, f32(0.5)),
+            "fine": GridTensor((10, 60), "float32", fine, f32(0.25)),
+        }
+    )
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -194,4 +207,5 @@ EXAMPLES = {
     "v1.1/tuples": tuples,
     "v1.1/sequences": sequences,
     "v1.2/blocks": blocks,
+    "v1.2/wide": wide,
 }

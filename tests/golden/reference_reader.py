@@ -143,9 +143,9 @@ def symbols(codec, data, rows, columns):
             length = len(data) - source.at if last else source.varint()
             out += ans(source.take(length), table, min(1 << 20, count - len(out)))
         return [lowest + value for value in out]
-    if codec in (4, 6):
-        learning = adaptive.symbols if codec == 4 else adaptive.contexts
-        return learning(source, rows, columns)
+    if codec in (4, 6, 10):
+        walk = {4: adaptive.symbols, 6: adaptive.contexts, 10: split}[codec]
+        return walk(source, rows, columns)
     if codec == 5:
         lowest, size, length = source.signed(), source.varint() + 2, source.take(1)[0]
         cells = symbols(2, data[source.at :], 1, -(-count // length))
@@ -171,6 +171,27 @@ def blocks(source, rows, columns):
         assert inner != 9
         out += symbols(inner, source.take(length), min(height, rows - start), columns)
     assert source.at == len(source.data)
+    return out
+
+
+def split(source, rows, columns):
+    """High parts, then what lies beyond both ends, then low bits."""
+    first, bits = source.signed(), source.take(1)[0]
+
+    def part(rows, columns):
+        length, inner = divmod(source.varint(), 16)
+        assert inner in (0, 1, 2, 4)
+        return symbols(inner, source.take(length), rows, columns)
+
+    parts = part(rows, columns)
+    ends = sum(place in (0, 63) for place in parts)
+    beyond = iter(part(ends, 1) if ends else [])
+    low = part(rows, columns) if bits else [0] * len(parts)
+    out = []
+    for place, rest in zip(parts, low, strict=True):
+        away = {0: -1, 63: 1}.get(place)
+        high = first + place + (away * next(beyond) if away else 0)
+        out.append((high << bits) + rest)
     return out
 
 

@@ -1,6 +1,6 @@
 """Symbols to bytes and back: integers in, the fewest bytes out. numpy and integers only."""
 
-from . import adaptive, blocks, constant, contexts, planes, raw, static, tuples
+from . import adaptive, blocks, constant, contexts, planes, raw, split, static, tuples
 from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
 from .rate import Rate, entropy, estimate
@@ -22,6 +22,7 @@ __all__ = [
     "name_of",
     "planes",
     "raw",
+    "split",
     "static",
     "tuples",
 ]

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FIRST = ("constant", "raw", "static", "planes")  # those of format 1.0
-SLOW = ("adaptive", "context")  # they learn while decoding
+SLOW = ("adaptive", "context", "split")  # they learn while decoding
 LONG = 1 << 16  # symbols of a stream that takes noticeable time
 
 

@@ -14,9 +14,9 @@ from .adaptive import measure_bits
 from .blocks import cut
 from .choose import EFFORTS, adaptive_is_tried, is_cut, preferred
 from .codec import CODECS, Symbols
-from .static import MAX_ALPHABET
-from .table import encode_table
-from .varint import signed_varint, varint
+from .raw import raw_bits
+from .split import split_bits
+from .static import static_bits
 
 __all__ = ["Rate", "entropy", "estimate"]
 
@@ -63,21 +63,15 @@ def estimate(symbols: Symbols, effort: str = "balanced") -> Rate:
     constant = CODECS["constant"].encode(symbols) if symbols.size else b""
     if constant is not None:
         return Rate(8.0 * len(constant), "constant", 8.0 * len(constant) / max(1, symbols.size))
-    lowest, highest = int(symbols.min()), int(symbols.max())
-    head = 8.0 * len(signed_varint(lowest))
-    raw = head + 8 + symbols.size * (highest - lowest).bit_length()
-    found = {"raw": raw}
-    if highest - lowest < MAX_ALPHABET:
-        counts = np.bincount(symbols.reshape(-1).astype(np.int64) - lowest)
-        found["static"] = head + _static(counts)
-    profile = EFFORTS[effort]
-    if adaptive_is_tried(profile, *symbols.shape):
-        bits = measure_bits(symbols)
-        found |= {"adaptive": bits} if bits is not None else {}
-    if is_cut(profile, *symbols.shape):
+    profile, shape = EFFORTS[effort], symbols.shape
+    found: dict[str, float | None] = {"raw": raw_bits(symbols), "static": static_bits(symbols)}
+    if adaptive_is_tried(profile, *shape):
+        found |= {"adaptive": measure_bits(symbols), "split": split_bits(symbols)}
+    if is_cut(profile, *shape):
         found["blocks"] = sum(estimate(piece, effort).bits for piece in cut(symbols))
-    codec = preferred(profile, symbols.size, found)
-    return Rate(found[codec], codec, found[codec] / symbols.size)
+    sizes = {codec: bits for codec, bits in found.items() if bits is not None}
+    codec = preferred(profile, symbols.size, sizes)
+    return Rate(sizes[codec], codec, sizes[codec] / symbols.size)
 
 
 def _information(labels: NDArray[np.int64]) -> float:
@@ -85,10 +79,3 @@ def _information(labels: NDArray[np.int64]) -> float:
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     return float((counts * (np.log2(labels.size) - np.log2(counts))).sum())
-
-
-def _static(counts: NDArray[np.int64]) -> float:
-    table, weights = encode_table(counts)
-    used = counts > 0
-    shares = np.log2(weights.sum()) - np.log2(weights[used])
-    return 8.0 * (len(table) + len(varint(counts.size - 2))) + float((counts[used] * shares).sum())

@@ -8,7 +8,7 @@ from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .varint import Cursor, signed_varint
 
-__all__ = ["Raw"]
+__all__ = ["Raw", "raw_bits"]
 
 BLOCK = 1 << 18  # symbols packed at a time (a multiple of 8: blocks end on bytes); bounds scratch
 
@@ -69,6 +69,13 @@ def _unpack(data: bytes, count: int, width: int) -> np.ndarray[tuple[int, ...], 
     for place in range(width):
         values = (values << 1) | bits[place : count * width : width]
     return values
+
+
+def raw_bits(symbols: Symbols) -> float:
+    """Return about how many bits ``encode`` gives."""
+    lowest, highest = int(symbols.min()), int(symbols.max())
+    head = 8.0 * (len(signed_varint(lowest)) + 1)
+    return head + symbols.size * (highest - lowest).bit_length()
 
 
 CODECS.register("raw")(Raw())

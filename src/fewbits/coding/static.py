@@ -18,7 +18,7 @@ from .codec import CODECS, MAX_SYMBOL, Symbols
 from .table import decode_table, encode_table
 from .varint import Cursor, signed_varint, varint
 
-__all__ = ["CHUNK", "MAX_ALPHABET", "Static"]
+__all__ = ["CHUNK", "MAX_ALPHABET", "Static", "static_bits"]
 
 AnsCoder = constriction.stream.stack.AnsCoder
 Categorical = constriction.stream.model.Categorical
@@ -68,6 +68,19 @@ class Static:
             out[start : start + count] = _decode_chunk(chunk, model, count)
         out += np.int32(lowest)
         return out.reshape(rows, columns)
+
+
+def static_bits(symbols: Symbols) -> float | None:
+    """Return about how many bits ``encode`` would give; None where it gives nothing."""
+    lowest, highest = int(symbols.min()), int(symbols.max())
+    if not 1 <= highest - lowest < MAX_ALPHABET:
+        return None
+    counts = np.bincount(symbols.reshape(-1).astype(np.int64) - lowest)
+    table, weights = encode_table(counts)
+    used = counts > 0
+    shares = np.log2(weights.sum()) - np.log2(weights[used])
+    head = len(signed_varint(lowest)) + len(varint(counts.size - 2)) + len(table)
+    return 8.0 * head + float((counts[used] * shares).sum())
 
 
 def _encode_chunk(values: NDArray[np.int64], model: Any) -> bytes:

@@ -80,7 +80,8 @@ def decode_table(data: bytes, size: int) -> tuple[NDArray[np.float64], int]:
 def _quantize(counts: NDArray[np.int64], resolution: int) -> NDArray[np.int64]:
     """Round log2(counts) to levels, level 1 for the rarest symbol that occurs."""
     used = counts > 0
-    floor = max(int(counts[used].min()), int(counts.max()) >> OCTAVES)
+    # Rounded up, else the most frequent symbol would be more than OCTAVES above it and cut off.
+    floor = max(int(counts[used].min()), -(-int(counts.max()) >> OCTAVES))
     ratio = np.maximum(counts, floor) / floor
     # A midpoint between levels is an irrational ratio of counts: no machine meets a tie here.
     levels = np.rint(np.log2(ratio) * (1 << resolution)).astype(np.int64) + 1

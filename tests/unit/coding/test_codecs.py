@@ -132,6 +132,7 @@ def test_numbers_in_files_are_fixed_for_ever():
         "tuple": 5,
         "context": 6,
         "blocks": 9,
+        "split": 10,
     }
     assert all(name_of(codec.number) == name for name, codec in CODECS.items())
     with pytest.raises(CorruptFileError, match="newer fewbits"):

@@ -87,6 +87,16 @@ def test_the_resolution_follows_what_is_at_stake():
     assert encode_table(few)[0][0] & 7 < encode_table(few * 100_000)[0][0] & 7
 
 
+@pytest.mark.parametrize("most", [1 << 21, 3_899_242, (1 << 24) + 1])
+def test_the_most_frequent_symbol_of_a_large_stream_keeps_its_share(most):
+    counts = np.array([1, 3, 50, 4_000, 60_000, most, 70_000, 900, 7, 1], np.int64)
+    shares = counts / counts.sum()
+    table = encode_table(counts)[1]
+    bits = float((shares * np.log2(table.sum() / table)).sum())
+    least = float(-(shares * np.log2(shares)).sum())
+    assert bits < least + 1e-4
+
+
 def test_a_table_of_zeros_alone_is_refused():
     writer = BitWriter()
     writer.golomb(0, 0)
