@@ -3,8 +3,9 @@
     python benchmarks/loading.py
 
 Synthetic: the layers of a ResNet-50, index matrices at 4 bits whose rows have scales as trained
-layers do (log-normal, 0.35), balanced effort. Two threads; the best of five, files in the page
-cache. Memory is the growth of the process, each kind of loading in a process of its own.
+layers do (log-normal, 0.35), balanced effort unless said. Two threads; the best of five, files in
+the page cache. With two workers, two processes decode and this one dequantizes. Memory is the
+growth of the process, each kind of loading in a process of its own, and the largest of its workers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 import fewbits
 from fewbits.coded import Contents, GridTensor
 from fewbits.coding import name_of
+from fewbits.coding.workers import Workers
 from fewbits.container import encode
 from fewbits.container import write as write_file
 from fewbits.container.lazy import LazyTensors
@@ -95,10 +98,28 @@ def _rss() -> int:
     return pages * resource.getpagesize()
 
 
-def growth(kind: str, folder: Path) -> int:
-    """Return by how many bytes loading makes this process larger at its peak."""
+def _peak(process: int | str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def growth(kind: str, folder: Path) -> tuple[int, int]:
+    """Return by how many bytes loading makes this process larger at its peak, and a worker's peak.
+
+    ``kind``: safetensors, state_dict or into; the last two also with "_by_two" workers.
+    """
     from safetensors.torch import load_file  # noqa: PLC0415
 
+    workers_peaks: list[int] = []
+    stop = Workers.__exit__
+
+    def watch(pool: Workers, *raised: object) -> None:
+        workers_peaks.extend(_peak(process.pid) for process in pool._all)
+        stop(pool, *raised)
+
+    Workers.__exit__ = watch  # type: ignore[method-assign]
+    kind, _, several = kind.partition("_by_")
+    workers = 2 if several else 1
     net = Net() if kind == "into" else None
     fewbits.load(folder / "warm.fewbits")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -106,17 +127,36 @@ def growth(kind: str, folder: Path) -> int:
     if kind == "safetensors":
         found = {k: v.clone() for k, v in load_file(folder / "net.safetensors").items()}
     else:
-        found = fewbits.load(folder / "net.fewbits", into=net)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+        found = fewbits.load(folder / "net.fewbits", into=net, workers=workers)
+    peak = _peak("self")
     del found
-    return peak - before
+    return peak - before, max(workers_peaks, default=0)
 
 
-def _growth_alone(kind: str, folder: Path) -> float:
+def _growth_alone(kind: str, folder: Path) -> tuple[float, float]:
     command = [sys.executable, __file__, "--growth", kind, str(folder)]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
-    return int(json.loads(done.stdout)) / MIB
+    process, worker = json.loads(done.stdout)
+    return process / MIB, worker / MIB
+
+
+def _by_effort(held: Contents, folder: Path) -> dict[str, Any]:
+    """Bytes of the file, and seconds to write and to load it, by effort and number of workers."""
+    found: dict[str, Any] = {}
+    for effort in ("fast", "balanced", "smallest"):
+        row: dict[str, Any] = {"encode_seconds": {}, "load_seconds": {}}
+        for workers in (1, 2):
+            start = time.perf_counter()
+            data = encode(held, effort, workers)
+            row["encode_seconds"][str(workers)] = time.perf_counter() - start
+            if row.setdefault("file_bytes", len(data)) != len(data):
+                raise RuntimeError("the bytes depend on the number of workers")
+            path = folder / f"{effort}.fewbits"
+            write_file(data, path)
+            load = partial(fewbits.load, path, workers=workers)
+            row["load_seconds"][str(workers)] = _best(load)
+        found[effort] = row
+    return found
 
 
 def _threads(path: Path) -> dict[str, float]:
@@ -163,15 +203,19 @@ def _measure(folder: Path) -> dict[str, Any]:
         raise RuntimeError("the file does not hold the tensors")
     save_file(state, peer)
     net, name = Net(), "layer4.0.conv2.weight"
-    write_file(encode(held, "fast"), folder / "fast.fewbits")
     seconds = {
         "state_dict": _best(lambda: fewbits.load(path)),
-        "state_dict_effort_fast": _best(lambda: fewbits.load(folder / "fast.fewbits")),
+        "state_dict_by_two": _best(lambda: fewbits.load(path, workers=2)),
         "into_network": _best(lambda: fewbits.load(path, into=net)),
+        "into_network_by_two": _best(lambda: fewbits.load(path, into=net, workers=2)),
         "one_tensor": _best(lambda: fewbits.load_tensor(path, name)),
         # Mapped files are read on first touch: copying them is the reading.
         "safetensors": _best(lambda: {k: v.clone() for k, v in load_file(peer).items()}),
         "safetensors_untouched": _best(lambda: load_file(peer)),
+    }
+    peaks = {
+        kind: _growth_alone(kind, folder)
+        for kind in ("state_dict", "state_dict_by_two", "into", "into_by_two", "safetensors")
     }
     floats = sum(tensor.numel() * 4 for tensor in state.values())
     return {
@@ -183,20 +227,19 @@ def _measure(folder: Path) -> dict[str, Any]:
         "ratio_to_safetensors_untouched": seconds["state_dict"] / seconds["safetensors_untouched"],
         "one_tensor_name": name,
         "effort": "balanced",
-        "file_bytes_effort_fast": (folder / "fast.fewbits").stat().st_size,
+        "efforts": _by_effort(held, folder),
         "codecs": _codecs(path.read_bytes()),
         "decode_seconds_by_threads": _threads(path),
         "float_mib": floats / MIB,
-        "peak_growth_mib": {
-            kind: _growth_alone(kind, folder) for kind in ("state_dict", "into", "safetensors")
-        },
+        "peak_growth_mib": {kind: process for kind, (process, _) in peaks.items()},
+        "peak_of_a_worker_mib": peaks["state_dict_by_two"][1],
     }
 
 
 def main() -> None:
     torch.set_num_threads(2)
     if sys.argv[1:2] == ["--growth"]:
-        print(growth(sys.argv[2], Path(sys.argv[3])))
+        print(json.dumps(growth(sys.argv[2], Path(sys.argv[3]))))
         return
     with tempfile.TemporaryDirectory() as folder:
         found = _measure(Path(folder))

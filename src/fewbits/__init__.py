@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelError,
         SourceError,
         TargetError,
+        WorkerError,
     )
     from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
     from .model import CodedModel
@@ -52,6 +53,7 @@ __all__ = [
     "Rule",
     "SourceError",
     "TargetError",
+    "WorkerError",
     "compress",
     "inspect",
     "load",

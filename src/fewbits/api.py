@@ -94,17 +94,26 @@ def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) ->
 
 @overload
 def load(
-    path: str | PathLike[str], into: None = None, *, max_decoded_bytes: int | None = None
+    path: str | PathLike[str],
+    into: None = None,
+    *,
+    max_decoded_bytes: int | None = None,
+    workers: int = 1,
 ) -> dict[str, Tensor]: ...
 @overload
 def load(
-    path: str | PathLike[str], into: nn.Module, *, max_decoded_bytes: int | None = None
+    path: str | PathLike[str],
+    into: nn.Module,
+    *,
+    max_decoded_bytes: int | None = None,
+    workers: int = 1,
 ) -> nn.Module: ...
 def load(
     path: str | PathLike[str],
     into: nn.Module | None = None,
     *,
     max_decoded_bytes: int | None = None,
+    workers: int = 1,
 ) -> dict[str, Tensor] | nn.Module:
     """Read a file: into a network, which is returned, or as a plain state dict.
 
@@ -116,12 +125,17 @@ def load(
         into: a network of the same architecture; its values are replaced, all or none.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
             package writes (64 MiB and 1,024 times the file).
+        workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
+            are cores where that pays. Each takes 50 to 80 MiB of its own, more for tensors of many
+            millions of weights. The values are the same.
 
     Raises:
         CorruptFileError: the file is truncated, damaged, or not one of ours.
+        WorkerError: a worker process ended early.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
-    with read_lazily(path, max_decoded_bytes=max_decoded_bytes) as (tensors, aliases):
+    opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, workers=workers)
+    with opening as (tensors, aliases):
         if into is None:
             return state_dict(tensors, aliases)
         return load_into(tensors, aliases, into, f"file {fspath(path)!r}")

@@ -9,6 +9,7 @@
     ├── CalibrationError                the data: empty, wrong shape, a forward that raises
     ├── SourceError                     a model or data source that cannot be found or read
     ├── CorruptFileError                a file that is damaged, hostile, or not ours
+    ├── WorkerError (ChildProcessError) a process that was to share the work ended early
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
 Every message says what failed, where, what was received, and what to do.
@@ -28,6 +29,7 @@ __all__ = [
     "ModelError",
     "SourceError",
     "TargetError",
+    "WorkerError",
     "did_you_mean",
     "require",
 ]
@@ -59,6 +61,10 @@ class SourceError(FewbitsError):
 
 class CorruptFileError(FewbitsError):
     """A file is truncated, damaged, hostile, or not a fewbits file."""
+
+
+class WorkerError(FewbitsError, ChildProcessError):
+    """A worker process could not be started, or ended before its task was done."""
 
 
 class MissingExtraError(FewbitsError, ImportError):

@@ -47,18 +47,20 @@ class CodedModel:
         """The file's bytes at balanced effort; encoded on first use."""
         return self.encode()
 
-    def encode(self, effort: str = "balanced") -> bytes:
+    def encode(self, effort: str = "balanced", *, workers: int = 1) -> bytes:
         """Return the file's bytes; ``effort`` is "fast", "balanced" or "smallest".
 
         All hold the same tensors. More effort takes fewer bytes, and longer to write and to read.
+        ``workers`` processes share the work, and give the same bytes: 1 for none but this one, 0
+        for as many as there are cores where that pays.
         """
         if effort not in self._files:
-            self._files[effort] = encode(self.contents, effort)
+            self._files[effort] = encode(self.contents, effort, workers)
         return self._files[effort]
 
-    def save(self, path: str | PathLike[str], effort: str = "balanced") -> int:
+    def save(self, path: str | PathLike[str], effort: str = "balanced", *, workers: int = 1) -> int:
         """Write the file atomically, and return its length in bytes; see :meth:`encode`."""
-        write(self.encode(effort), path)
+        write(self.encode(effort, workers=workers), path)
         return len(self.encode(effort))
 
     def size_report(self, effort: str = "balanced") -> SizeReport:

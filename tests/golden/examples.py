@@ -172,6 +172,19 @@ def sequences():
     )
 
 
+def blocks():
+    """Runs of 20 rows, each best coded in its own way: filters, one value, pairs, noise, few."""
+    pair = np.array([[-1, 2], [0, 0], [2, -1], [1, 1]], np.int32)
+    parts = [
+        smooth(20, 6, 3, 3),
+        np.full((20, 54), 7, np.int32),
+        pair[noise(540, 4) % 4].reshape(20, 54),
+        bell((20, 54), 8),
+        bell((16, 54), 9, 256),
+    ]
+    return Contents({"w": GridTensor((96, 54), "float32", np.concatenate(parts), f32(1))})
+
+
 def wide():
     """Rows of unlike size with a few extremes; and a grid too fine for one narrow alphabet."""
     rows = bell((12, 90), 5, 16) * (1 + np.arange(12, dtype=np.int32) % 3)[:, None] // 3
@@ -209,6 +222,7 @@ EXAMPLES = {
     "v1.1/filters": filters,
     "v1.1/tuples": tuples,
     "v1.1/sequences": sequences,
+    "v1.2/blocks": blocks,
     "v1.2/wide": wide,
     "v1.2/joined": joined,
 }

@@ -152,12 +152,26 @@ def symbols(codec, data, rows, columns):
         digits = [cell // size ** (length - 1 - k) % size for cell in cells for k in range(length)]
         assert not any(digits[count:])
         return [lowest + digit for digit in digits[:count]]
-    assert codec == 3
-    planes = []
+    return {3: planes, 9: blocks}[codec](source, rows, columns)
+
+
+def planes(source, rows, columns):
+    found = []
     for _ in range(columns):
         length, inner = divmod(source.varint(), 16)
-        planes.append(symbols(inner, source.take(length), rows, 1))
-    return [planes[column][row] for row in range(rows) for column in range(columns)]
+        found.append(symbols(inner, source.take(length), rows, 1))
+    return [found[column][row] for row in range(rows) for column in range(columns)]
+
+
+def blocks(source, rows, columns):
+    height, out = source.varint(), []
+    assert 1 <= height < rows
+    for start in range(0, rows, height):
+        inner, length = source.varint(), source.varint()
+        assert inner != 9
+        out += symbols(inner, source.take(length), min(height, rows - start), columns)
+    assert source.at == len(source.data)
+    return out
 
 
 def split(source, rows, columns):

@@ -12,7 +12,7 @@ from ..coding import EFFORTS
 from ..report import plan_table
 from .choice import choose
 from .progress import listening
-from .verb import Force, Json, Outcome, check_output, note, verb
+from .verb import Force, Json, Outcome, Workers, check_output, note, verb
 
 __all__ = ["compress"]
 
@@ -62,6 +62,7 @@ def compress(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
     ] = False,
+    workers: Workers = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -92,8 +93,8 @@ def compress(
         started = time.perf_counter()
         coded = job.compress(calibration_samples, seed, progress)
         seconds = time.perf_counter() - started
-        size = coded.save(out, effort)
-        after = job.accuracy(progress, out) if evaluate else None
+        size = coded.save(out, effort, workers=workers)
+        after = job.accuracy(progress, out, workers) if evaluate else None
     for text in remarks(coded):
         note(f"note: {text}")
     found: dict[str, Any] = {"file": str(out), "bytes": size, "seconds": seconds}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .verb import Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
+from .verb import Force, Json, MaxDecoded, Outcome, Workers, check_output, in_bytes, verb
 
 __all__ = ["decode"]
 
@@ -20,7 +20,9 @@ _SUFFIXES = (".safetensors", ".pt", ".pth")
 def decode(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors, .pt or .pth file.")],
+    *,
     max_decoded_mib: MaxDecoded = None,
+    workers: Workers = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -38,7 +40,7 @@ def decode(
     from ..container import write  # noqa: PLC0415
 
     # Tied tensors share memory, which safetensors refuses: every name gets values of its own.
-    found = load(file, max_decoded_bytes=in_bytes(max_decoded_mib))
+    found = load(file, max_decoded_bytes=in_bytes(max_decoded_mib), workers=workers)
     state = {name: tensor.clone().contiguous() for name, tensor in found.items()}
     if out.suffix == ".safetensors":
         data = save(state)

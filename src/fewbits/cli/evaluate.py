@@ -10,7 +10,7 @@ import typer
 from ..container import inspect as look
 from ..errors import SourceError
 from .progress import listening
-from .verb import NOT_MET, Json, MaxDecoded, Outcome, in_bytes, verb
+from .verb import NOT_MET, Json, MaxDecoded, Outcome, Workers, in_bytes, verb
 
 __all__ = ["evaluate"]
 
@@ -28,6 +28,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
     max_decoded_mib: MaxDecoded = None,
+    workers: Workers = 0,
     as_json: Json = False,
 ) -> Outcome:
     """Load a file into its network and report top-1 accuracy and mean loss.
@@ -42,7 +43,8 @@ def evaluate(
 
     batches = load_data(data).batches("test", batch_size)
     empty = load_model(source, pretrained=False).module
-    network = load(file, into=empty, max_decoded_bytes=in_bytes(max_decoded_mib))
+    limit = in_bytes(max_decoded_mib)
+    network = load(file, into=empty, max_decoded_bytes=limit, workers=workers)
     with listening() as progress:
         found = judge(network, batches, progress=progress)
     met = wanted is None or found.accuracy >= wanted

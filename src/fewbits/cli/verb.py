@@ -28,6 +28,7 @@ __all__ = [
     "Json",
     "MaxDecoded",
     "Outcome",
+    "Workers",
     "check_output",
     "in_bytes",
     "note",
@@ -45,6 +46,12 @@ MaxDecoded: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. [default: by size]"
+    ),
+]
+Workers: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        min=0, max=256, help="Processes that code tensors. [default: 0, the cores where it pays]"
     ),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]

@@ -60,11 +60,15 @@ class Job:
                 "calibration samples. Return (train, test), or evaluate on other data afterwards."
             )
 
-    def accuracy(self, progress: Progress, file: Path | None = None) -> Evaluation | None:
+    def accuracy(
+        self, progress: Progress, file: Path | None = None, workers: int = 1
+    ) -> Evaluation | None:
         """Evaluate the network, or what ``file`` holds, on the test split; None without data."""
         if self.data is None:
             return None
-        module = self.model.module if file is None else api.load(file, into=self.model.module)
+        module = self.model.module
+        if file is not None:
+            module = api.load(file, into=module, workers=workers)
         return judge(module, self.data.batches("test", self.batch_size), progress=progress)
 
 

@@ -1,6 +1,17 @@
 """Symbols to bytes and back: integers in, the fewest bytes out. numpy and integers only."""
 
-from . import adaptive, constant, contexts, joined, planes, raw, split, static, tuples
+from . import (
+    adaptive,
+    blocks,
+    constant,
+    contexts,
+    joined,
+    planes,
+    raw,
+    split,
+    static,
+    tuples,
+)
 from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
 from .grouping import join_small
@@ -14,6 +25,7 @@ __all__ = [
     "Rate",
     "Symbols",
     "adaptive",
+    "blocks",
     "constant",
     "contexts",
     "decode_group",

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adaptive import measure_bits
-from .choose import EFFORTS, adaptive_is_tried
+from .blocks import cut
+from .choose import EFFORTS, adaptive_is_tried, is_cut, preferred
 from .codec import CODECS, Symbols
 from .raw import raw_bits
 from .split import split_bits
@@ -62,14 +63,15 @@ def estimate(symbols: Symbols, effort: str = "balanced") -> Rate:
     constant = CODECS["constant"].encode(symbols) if symbols.size else b""
     if constant is not None:
         return Rate(8.0 * len(constant), "constant", 8.0 * len(constant) / max(1, symbols.size))
-    found: list[tuple[float | None, str]] = [
-        (raw_bits(symbols), "raw"),
-        (static_bits(symbols), "static"),
-    ]
-    if adaptive_is_tried(EFFORTS[effort], symbols.size):
-        found += [(measure_bits(symbols), "adaptive"), (split_bits(symbols), "split")]
-    bits, codec = min((bits, codec) for bits, codec in found if bits is not None)
-    return Rate(bits, codec, bits / symbols.size)
+    profile, shape = EFFORTS[effort], symbols.shape
+    found: dict[str, float | None] = {"raw": raw_bits(symbols), "static": static_bits(symbols)}
+    if adaptive_is_tried(profile, *shape):
+        found |= {"adaptive": measure_bits(symbols), "split": split_bits(symbols)}
+    if is_cut(profile, *shape):
+        found["blocks"] = sum(estimate(piece, effort).bits for piece in cut(symbols))
+    sizes = {codec: bits for codec, bits in found.items() if bits is not None}
+    codec = preferred(profile, symbols.size, sizes)
+    return Rate(sizes[codec], codec, sizes[codec] / symbols.size)
 
 
 def _information(labels: NDArray[np.int64]) -> float:

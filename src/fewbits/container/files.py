@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ..coded import ActivationGrid, CodedTensor, Contents, JSONValue, SizeReport
+from ..coding.workers import Workers, usable_workers
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
 from .lazy import LazyTensors
@@ -74,23 +75,27 @@ def write(data: bytes, path: str | os.PathLike[str]) -> None:
         raise
 
 
-def read(path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None) -> Contents:
+def read(
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, workers: int = 1
+) -> Contents:
     """Return what the file at ``path`` holds; see :func:`decode`."""
-    return _named(path, lambda data: decode(data, max_decoded_bytes=max_decoded_bytes))
+    limit = max_decoded_bytes
+    return _named(path, lambda data: decode(data, max_decoded_bytes=limit, workers=workers))
 
 
 @contextmanager
 def read_lazily(
-    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, workers: int = 1
 ) -> Iterator[tuple[LazyTensors, Mapping[str, str]]]:
     """Open the file at ``path``: its tensors, decoded one at a time while it is open, and aliases.
 
-    Every checksum has been checked. See :func:`decode` for ``max_decoded_bytes``.
+    Every checksum has been checked. See :func:`decode` for ``max_decoded_bytes`` and ``workers``.
     """
     with _opened(path, max_decoded_bytes) as opened:
         opened.check_size(opened.spans, opened.header.entries.values())
         opened.verify()
-        yield LazyTensors(opened), opened.header.aliases
+        with Workers(usable_workers(workers, opened.cost())) as pool:
+            yield LazyTensors(opened, pool), opened.header.aliases
 
 
 def read_tensor(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from ..coded import ActivationGrid, Codebook, CodedTensor
 from ..coding import Symbols
+from ..coding.narrow import narrow
+from ..coding.workers import Workers
+from .ahead import Ahead
 from .assemble import Found, build_activations, build_codebooks, build_tensor, distribute, guard
 from .entries import leaves
 from .opened import Opened
@@ -24,13 +25,14 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     Streams that many tensors share are decoded once and kept: the steps, scales and codebooks,
     tensors of at most 64 KiB, and joined index matrices. :class:`CorruptFileError` for a
-    tensor whose streams are wrong.
+    tensor whose streams are wrong. With ``workers`` the tensors to come are decoded while one is
+    used; look them up in order.
 
     Attributes:
         shapes: name to shape, from the header alone.
     """
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, workers: Workers | None = None) -> None:
         self._opened = opened
         self._entries = opened.header.entries
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
@@ -41,6 +43,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._books: list[Codebook] | None = None
         self._held: dict[int, Symbols] = {}
         self._room = 0
+        self._ahead = Ahead(opened, workers or Workers(1), self._held)
         self._file_spans()
 
     def _file_spans(self) -> None:
@@ -111,25 +114,16 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def _share(self, span: Span) -> None:
         if span.start not in self._shared_seen:
-            distribute(span.stream, _narrow(self._opened.symbols(span)), self._shared)
+            distribute(span.stream, narrow(self._opened.symbols(span)), self._shared)
             self._shared_seen.add(span.start)
 
     def _symbols(self, span: Span) -> Symbols:
         if span.start in self._held:
             return self._held.pop(span.start)
-        symbols = self._opened.symbols(span)
+        symbols = self._ahead.symbols(span)
         if self._room:
-            narrow = _narrow(symbols)
-            if narrow.nbytes <= self._room:
-                self._room -= narrow.nbytes
-                self._held[span.start] = narrow
+            kept = narrow(symbols)
+            if kept.nbytes <= self._room:
+                self._room -= kept.nbytes
+                self._held[span.start] = kept
         return symbols
-
-
-def _narrow(symbols: Symbols) -> Symbols:
-    low, high = int(symbols.min()), int(symbols.max())
-    for dtype in (np.int8, np.int16):
-        limits = np.iinfo(dtype)
-        if symbols.itemsize > 1 and limits.min <= low and high <= limits.max:
-            return symbols.astype(dtype)
-    return symbols

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from ..coding import Symbols, decode_group, decode_stream, name_of
+from ..coding.tasks import cost
 from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry, TransformEntry
@@ -62,14 +64,24 @@ class Opened:
         The caller has checked the size of it.
         """
         stream, body = span.stream, self.body(span)
+        with self.decoding(span):
+            if stream.joined:
+                joined = decode_group(body, stream.joined)
+                return np.concatenate([matrix.reshape(-1, 1) for matrix in joined])
+            return decode_stream(name_of(span.codec), body, stream.rows, stream.columns)
+
+    @contextmanager
+    def decoding(self, span: Span) -> Iterator[None]:
+        """Turn every failure to decode a stream into a CorruptFileError that names it."""
         with guard(_where(span)):
             try:
-                if stream.joined:
-                    joined = decode_group(body, stream.joined)
-                    return np.concatenate([matrix.reshape(-1, 1) for matrix in joined])
-                return decode_stream(name_of(span.codec), body, stream.rows, stream.columns)
+                yield
             except CorruptFileError as error:
                 raise CorruptFileError(f"{_where(span)} is damaged: {error}") from error
+
+    def cost(self) -> int:
+        """Return about how long decoding all takes, as ``coding.tasks.cost`` counts it."""
+        return sum(cost(span.codec, span.stream.rows * span.stream.columns) for span in self.spans)
 
     def check_size(self, wanted: Iterable[Span], entries: Iterable[Entry] = ()) -> None:
         """Raise CorruptFileError if the streams decode to more than the limit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..coded import ActivationGrid, Contents
+from ..coding.workers import Workers, check_workers, usable_workers
 from .assemble import guard
 from .lazy import LazyTensors
 from .opened import Opened, open_source
@@ -10,19 +11,21 @@ from .opened import Opened, open_source
 __all__ = ["decode", "decode_activations", "guard", "open_file"]
 
 
-def decode(data: bytes, *, max_decoded_bytes: int | None = None) -> Contents:
+def decode(data: bytes, *, max_decoded_bytes: int | None = None, workers: int = 1) -> Contents:
     """Return what the file ``data`` holds; :class:`CorruptFileError` for anything else.
 
     ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index and each value of
     a transform, 1 for each byte of the rest) before any of it is taken, and with it the working
     memory, which is a few times as much; by default 64 MiB + 1024 times the file's size, far above
-    what networks compress to.
+    what networks compress to. ``workers``: processes that decode, as in :func:`encode`.
     """
+    check_workers(workers)
     with guard("the file"):
         opened = open_file(data, max_decoded_bytes)
         opened.check_size(opened.spans, opened.header.entries.values())
-        lazy = LazyTensors(opened)
-        tensors = dict(lazy)
+        with Workers(usable_workers(workers, opened.cost())) as pool:
+            lazy = LazyTensors(opened, pool)
+            tensors = dict(lazy)
         lazy.codebooks()
         header = opened.header
         return Contents(tensors, header.aliases, lazy.activations(), header.metadata)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,9 @@ from ..coded import (
     RawTensor,
     TransformTensor,
 )
-from ..coding import CODECS, EFFORTS, Symbols, encode_stream, join_small
+from ..coding import CODECS, EFFORTS, Symbols, join_small
+from ..coding.tasks import EncodeTask, encode_tasks, encoding_cost, join_encoded
+from ..coding.workers import Workers, usable_workers
 from ..errors import ConfigError
 from .header import Header, describe_contents, dump_header
 from .prefix import MAX_HEADER, join_prefix
@@ -26,18 +30,21 @@ from .streams import CHECKSUM, Part, Stream, plan_streams
 __all__ = ["encode"]
 
 
-def encode(contents: Contents, effort: str = "balanced") -> bytes:
+def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> bytes:
     """Return the file that holds ``contents``, in the fewest bytes that the codecs find.
 
     ``effort``: "fast" (the codecs of format 1.0), "balanced", or "smallest"; what a file holds is
-    the same. Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond
-    the format's bounds (SPEC.md). Cost: every codec of the effort is tried on every stream; per
-    weight about 0.1 microseconds for "fast", a few for the others.
+    the same. ``workers``: processes that share the work; 1 for none but this one, 0 for as many as
+    there are cores where that pays. The bytes are the same for any number.
+
+    Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond the format's
+    bounds (SPEC.md). Cost: every codec of the effort is tried on every stream; per weight about 0.1
+    microseconds for "fast", a few for the others.
     """
     header, codebooks = describe_contents(contents)
     pieces: list[bytes] = []
     codecs = []
-    coded = _coded(plan_streams(header), contents, codebooks, effort)
+    coded = _coded(plan_streams(header), contents, codebooks, effort, workers)
     for name, body in coded:
         codecs.append(CODECS[name].number)
         if body or name != "joined":  # else it is in a stream that follows
@@ -49,22 +56,36 @@ def encode(contents: Contents, effort: str = "balanced") -> bytes:
     return b"".join([join_prefix(text, sum(map(len, pieces)), minor), *pieces])
 
 
+def _coded(
+    streams: list[Stream],
+    contents: Contents,
+    codebooks: tuple[Codebook, ...],
+    effort: str,
+    workers: int,
+) -> list[tuple[str, bytes]]:
+    """Return codec and bytes of every stream, small index matrices joined where it pays."""
+    work = sum(encoding_cost(effort, stream.rows * stream.columns) for stream in streams)
+    begun: deque[list[EncodeTask]] = deque()
+    matrices: list[Symbols | None] = []
+
+    def jobs() -> Iterator[list[EncodeTask]]:
+        for stream in streams:
+            symbols = _symbols(stream, contents, codebooks)
+            matrices.append(symbols if stream.is_index else None)
+            begun.append(encode_tasks(stream.label, symbols, effort))
+            yield begun[-1]
+
+    with Workers(usable_workers(workers, work)) as pool:
+        coded = [
+            join_encoded(begun.popleft(), [result.result() for result in results])
+            for results in pool.run(jobs())
+        ]
+    return join_small(matrices, coded) if EFFORTS[effort].joins else coded
+
+
 def _since(number: int) -> int:
     """Return the minor version that brought the codec."""
     return 0 if number < 4 else 1 if number < 7 else 2
-
-
-def _coded(
-    streams: list[Stream], contents: Contents, codebooks: tuple[Codebook, ...], effort: str
-) -> list[tuple[str, bytes]]:
-    """Return codec and bytes of every stream, small index matrices joined where it pays."""
-    coded = []
-    matrices: list[Symbols | None] = []
-    for stream in streams:
-        symbols = _symbols(stream, contents, codebooks)
-        coded.append(encode_stream(symbols, effort))
-        matrices.append(symbols if stream.is_index else None)
-    return join_small(matrices, coded) if EFFORTS[effort].joins else coded
 
 
 def _checked(text: bytes, header: Header) -> bytes:

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     model = train_classifier(load_model(MODEL).module, load_data("digits"), epochs=12)
     save_file(model.state_dict(), made / "net.safetensors")
     coded = fewbits.compress(model, fewbits.Nearest(bits=6), source=MODEL)
-    coded.save(made / "net.fewbits")
+    coded.save(made / "net.fewbits", "smallest")
     return made
 
 
@@ -364,6 +364,23 @@ def test_inspect_shows_entropies_next_to_what_is_coded(here):
         assert zero >= one >= two >= 0
     text = run("inspect", "net.fewbits", "--entropy").stdout
     assert all(word in text for word in ("order 0", "order 2", "joined"))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_change_nothing(here, workers):
+    run("decode", "net.fewbits", "-o", "out.pt", "--workers", workers, "--force")
+    found = torch.load(here / "out.pt")
+    wanted = fewbits.load(here / "net.fewbits")
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    judged = [
+        run_json("evaluate", "net.fewbits", "--data", "digits", "--workers", number)
+        for number in (1, workers)
+    ]
+    assert judged[0]["accuracy"] == judged[1]["accuracy"]
+    options = (MODEL, "--weights", "net.safetensors", "--method", "nearest", "--force")
+    for name, number in (("one", 1), ("several", workers)):
+        run("compress", *options, "-o", f"{name}.fewbits", "--workers", number)
+    assert (here / "one.fewbits").read_bytes() == (here / "several.fewbits").read_bytes()
 
 
 def test_inspect_shows_a_histogram(here):

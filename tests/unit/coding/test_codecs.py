@@ -131,6 +131,7 @@ def test_numbers_in_files_are_fixed_for_ever():
         "adaptive": 4,
         "tuple": 5,
         "context": 6,
+        "blocks": 9,
         "split": 10,
         "joined": 8,
     }

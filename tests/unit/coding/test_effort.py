@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fewbits.coding import EFFORTS, decode_stream, encode_stream
+from fewbits.coding.choose import preferred
 from fewbits.errors import ConfigError
 
 
@@ -27,6 +28,20 @@ def test_more_effort_takes_fewer_bytes(symbols, names):
     assert sizes == sorted(sizes, reverse=True)
     for name, data in coded:
         np.testing.assert_array_equal(decode_stream(name, data, *symbols.shape), symbols)
+
+
+def test_a_slow_codec_must_be_worth_its_time():
+    """At balanced effort 1 % of a short stream, in proportion more of a long one."""
+    balanced, smallest = EFFORTS["balanced"], EFFORTS["smallest"]
+    sizes = {"raw": 2000, "static": 1000, "adaptive": 990}
+    assert preferred(balanced, 1 << 10, sizes) == "adaptive"
+    assert preferred(balanced, 1 << 16, sizes) == "adaptive"
+    assert preferred(balanced, 1 << 17, sizes) == "static"
+    assert preferred(balanced, 1 << 17, {**sizes, "adaptive": 980}) == "adaptive"
+    assert preferred(balanced, 1 << 10, {**sizes, "adaptive": 991}) == "static"
+    assert preferred(smallest, 1 << 20, {**sizes, "adaptive": 999}) == "adaptive"
+    assert preferred(smallest, 1 << 20, {**sizes, "adaptive": 1000}) == "static"
+    assert preferred(balanced, 1 << 20, {"adaptive": 5}) == "adaptive"
 
 
 def test_balanced_is_the_default():

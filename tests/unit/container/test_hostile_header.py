@@ -148,6 +148,7 @@ def changed(path, value):
         (["m"], []),
         (["c"], HEADER["c"][:-1]),
         (["c", 0], 9),
+        (["c", 0], 15),
         (["c", 0], 0),
         (["c", 0], 3),
         (["c", 0], "2"),
@@ -272,5 +273,5 @@ def test_a_bomb_of_names_is_refused():
 
 
 def test_a_newer_codec_asks_for_a_newer_version():
-    with pytest.raises(CorruptFileError, match=r"'a\.w'.*codec number 14.*Install a newer fewbits"):
-        decode(rebuild(changed(["c", 0], 14)))
+    with pytest.raises(CorruptFileError, match=r"'a\.w'.*codec number 15.*Install a newer fewbits"):
+        decode(rebuild(changed(["c", 0], 15)))
