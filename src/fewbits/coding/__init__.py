@@ -1,6 +1,6 @@
 """Symbols to bytes and back: integers in, the fewest bytes out. numpy and integers only."""
 
-from . import adaptive, constant, contexts, planes, raw, static, tuples
+from . import adaptive, binary, constant, contexts, planes, raw, static, tuples
 from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
 from .rate import Rate, entropy, estimate
@@ -12,6 +12,7 @@ __all__ = [
     "Rate",
     "Symbols",
     "adaptive",
+    "binary",
     "constant",
     "contexts",
     "decode_stream",

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adaptive import measure_bits
-from .choose import EFFORTS, adaptive_is_tried
+from .binary import measure_below
+from .choose import EFFORTS
 from .codec import CODECS, Symbols
 from .static import MAX_ALPHABET
 from .table import encode_table
@@ -56,8 +57,9 @@ def entropy(symbols: Symbols, order: int = 0) -> float:
 def estimate(symbols: Symbols, effort: str = "balanced") -> Rate:
     """Return about what :func:`encode_stream` would write for ``symbols`` (rows, columns).
 
-    Codes nothing, but walks the adaptive model once (a sample of it for the settings) where
-    ``effort`` allows that codec. Near 0.1 % of the truth on matrices of 1,000 symbols and more.
+    Codes nothing, but walks the models of ``adaptive`` and ``binary`` once (a sample for the
+    settings) where ``effort`` allows these codecs. Near 0.1 % of the truth on matrices of 1,000
+    symbols and more.
     """
     constant = CODECS["constant"].encode(symbols) if symbols.size else b""
     if constant is not None:
@@ -69,11 +71,18 @@ def estimate(symbols: Symbols, effort: str = "balanced") -> Rate:
     if highest - lowest < MAX_ALPHABET:
         counts = np.bincount(symbols.reshape(-1).astype(np.int64) - lowest)
         found.append((head + _static(counts), "static"))
-    if adaptive_is_tried(EFFORTS[effort], symbols.size):
-        bits = measure_bits(symbols)
-        found += [(bits, "adaptive")] if bits is not None else []
     bits, codec = min(found)
+    profile = EFFORTS[effort]
+    for name, measure in (("adaptive", _adaptive), ("binary", measure_below)):
+        limit = profile.limit(name, bits, symbols.size)
+        slow = measure(symbols, limit / 8) if profile.tries(name, symbols.size) else None
+        if slow is not None and slow < limit:
+            bits, codec = slow, name
     return Rate(bits, codec, bits / symbols.size)
+
+
+def _adaptive(symbols: Symbols, limit: float) -> float | None:
+    return measure_bits(symbols)
 
 
 def _information(labels: NDArray[np.int64]) -> float:
