@@ -18,7 +18,7 @@ def sibling(name):
     return module
 
 
-adaptive = sibling("reference_adaptive")
+adaptive, binary = sibling("reference_adaptive"), sibling("reference_binary")
 P = 24
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -146,6 +146,8 @@ def symbols(codec, data, rows, columns):
     if codec in (4, 6):
         learning = adaptive.symbols if codec == 4 else adaptive.contexts
         return learning(source, rows, columns)
+    if codec == 7:
+        return binary.symbols(source, rows, columns, adaptive.RangeDecoder)
     if codec == 5:
         lowest, size, length = source.signed(), source.varint() + 2, source.take(1)[0]
         cells = symbols(2, data[source.at :], 1, -(-count // length))

@@ -76,7 +76,7 @@ class Binary:
 def encode_below(symbols: Symbols, limit: float) -> bytes | None:
     """Return what ``encode`` does, or None as soon as a part shows that ``limit`` bytes are fewer.
 
-    A part is judged against its share of the limit, the share of its information. Cost: 4 to 6
+    A part is judged against its share of the limit: that of its symbols or of their information. Cost: 4 to 6
     walks over 8,192 symbols; where they are promising, two over 32,768, and one over all.
     """
     start = _start(symbols, limit)
@@ -122,8 +122,9 @@ def _best(
     """Return whether to turn ``places``, and the shape with the fewest bits on its first rows."""
     part = _part(places, SAMPLE)
     information = np.log2(places.size / np.maximum(counts, 1))
-    share = 8 * limit * float(information[part].sum() / (information @ counts))
-    hope = 1 + HOPE + MORE_HOPE * (1 - part.size / places.size)
+    size = part.size / places.size
+    share = 8 * limit * max(size, float(information[part].sum() / (information @ counts)))
+    hope = 1 + HOPE + MORE_HOPE * (1 - size)
     tried: list[tuple[float, bool, Shape]] = []
     for turned, shape in _walks(places.shape, counts.size, int(counts.argmax())):
         tried.append((_bits(_known(part, turned), _cut(shape, part, turned)), turned, shape))
@@ -189,7 +190,7 @@ def _parse(cursor: Cursor, rows: int, columns: int, length: int) -> tuple[bool, 
         and centre < size
         and rows * columns <= min(MAX_SYMBOLS, MAX_PER_BYTE * length)
         and columns <= MAX_COLUMNS
-        and (width == 0 or 2 <= width < max(3, columns))
+        and (width == 0 or 2 <= width <= columns)
         and 1 <= pace <= MOST_PACE
     )
     if not allowed:
