@@ -2,6 +2,8 @@
 
 import math
 
+RangeDecoder = None  # that of SPEC.md 4.3; the reader gives it
+
 
 def clip(x, bound):
     return max(-bound, min(bound, x))
@@ -47,8 +49,9 @@ class Mixing:
         return f
 
 
-def value(mixing, lowest, highest, c, g, history, around):
-    """One symbol less lowest and centre, in [``lowest``, ``highest``]."""
+def value(mixing, limits, c, known, around):
+    """One symbol less lowest and centre, within ``limits``."""
+    (lowest, highest), (g, history) = limits, known
     l, m, o, k, u, n = around  # noqa: E741 - the letters of SPEC.md
     near = min(abs(l), 1) + min(abs(u), 1) + min(abs(o), 1)
     beside = history + 16 * min(abs(u), 2) + 48 * min(abs(l), 2) + 144 * min(abs(n), 1)
@@ -73,14 +76,14 @@ def value(mixing, lowest, highest, c, g, history, around):
     return j if positive else -j
 
 
-def symbols(source, rows, columns, decoder):
+def symbols(source, rows, columns):
     lowest = source.signed()
     (turned, size), centre = divmod(source.take(1)[0], 64), source.take(1)[0]
     size += 2
     width, pace = divmod(source.varint(), 16)
     if turned:
         rows, columns = columns, rows
-    mixing = Mixing(decoder(source.data[source.at :]), pace)
+    mixing = Mixing(RangeDecoder(source.data[source.at :]), pace)
     source.at = len(source.data)
     v, energy, history = {}, [0] * columns, [0] * columns
     for r in range(rows):
@@ -92,7 +95,7 @@ def symbols(source, rows, columns, decoder):
                 places += [(r, c - width - 1), (r, c - width), (r, c - width + 1)]
             around = [v.get(place, 0) for place in places] + [0] * (6 - len(places))
             g = 16 * energy_class(energy[c] // 16) + energy_class(own // 16)
-            v[r, c] = value(mixing, -centre, size - 1 - centre, c, g, history[c], around)
+            v[r, c] = value(mixing, (-centre, size - 1 - centre), c, (g, history[c]), around)
             a = 256 * min(abs(v[r, c]), 15)
             energy[c] += (a - energy[c]) // min(r + 2, 24)
             own += (a - own) // 32

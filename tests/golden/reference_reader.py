@@ -19,6 +19,7 @@ def sibling(name):
 
 
 adaptive, binary = sibling("reference_adaptive"), sibling("reference_binary")
+binary.RangeDecoder = adaptive.RangeDecoder
 P = 24
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -143,11 +144,9 @@ def symbols(codec, data, rows, columns):
             length = len(data) - source.at if last else source.varint()
             out += ans(source.take(length), table, min(1 << 20, count - len(out)))
         return [lowest + value for value in out]
-    if codec in (4, 6):
-        learning = adaptive.symbols if codec == 4 else adaptive.contexts
+    if codec in (4, 6, 7):
+        learning = {4: adaptive.symbols, 6: adaptive.contexts, 7: binary.symbols}[codec]
         return learning(source, rows, columns)
-    if codec == 7:
-        return binary.symbols(source, rows, columns, adaptive.RangeDecoder)
     if codec == 5:
         lowest, size, length = source.signed(), source.varint() + 2, source.take(1)[0]
         cells = symbols(2, data[source.at :], 1, -(-count // length))

@@ -66,7 +66,7 @@ LEARNING = settings(BOUNDED, max_examples=60)
 
 
 @LEARNING
-@given(layers(), st.sampled_from(["adaptive", "tuple", "context"]))
+@given(layers(), st.sampled_from(["adaptive", "tuple", "context", "binary"]))
 def test_layers_come_back(symbols, name):
     data = CODECS[name].encode(symbols)
     if data is not None:
@@ -78,7 +78,7 @@ def test_layers_come_back(symbols, name):
 @LEARNING
 @given(
     layers(),
-    st.sampled_from(["adaptive", "tuple", "context"]),
+    st.sampled_from(["adaptive", "tuple", "context", "binary"]),
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 255)), min_size=1, max_size=4),
     st.integers(0, 9),
 )

@@ -76,8 +76,9 @@ class Binary:
 def encode_below(symbols: Symbols, limit: float) -> bytes | None:
     """Return what ``encode`` does, or None as soon as a part shows that ``limit`` bytes are fewer.
 
-    A part is judged against its share of the limit: that of its symbols or of their information. Cost: 4 to 6
-    walks over 8,192 symbols; where they are promising, two over 32,768, and one over all.
+    A part is judged against its share of the limit: that of its symbols, or of their information
+    if it is larger. Cost: up to 6 walks over 8,192 symbols; where they are promising, two or three
+    over 32,768, and one over all.
     """
     start = _start(symbols, limit)
     if start is None:

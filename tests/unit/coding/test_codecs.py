@@ -104,8 +104,8 @@ def test_the_expected_codec_wins():
     winners = {name: encode_stream(symbols)[0] for name, symbols in MATRICES.items()}
     assert winners["constant"] == winners["zeros"] == winners["lowest"] == "constant"
     assert winners["noise of 13 bits"] == "raw"
-    assert winners["column"] == winners["zero rows"] == "static"
-    assert winners["row"] == "adaptive"
+    assert winners["two symbols"] == winners["rare and far"] == "static"
+    assert winners["row"] == winners["zero rows"] == "binary"
     assert winners["bytes of floats"] == "planes"
     assert encode_stream(MATRICES["zeros"])[1] == b""
 
@@ -131,6 +131,7 @@ def test_numbers_in_files_are_fixed_for_ever():
         "adaptive": 4,
         "tuple": 5,
         "context": 6,
+        "binary": 7,
     }
     assert all(name_of(codec.number) == name for name, codec in CODECS.items())
     with pytest.raises(CorruptFileError, match="newer fewbits"):

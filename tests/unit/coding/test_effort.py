@@ -16,7 +16,7 @@ def rows(outputs, columns):
 @pytest.mark.parametrize(
     ("symbols", "names"),
     [
-        (rows(128, 128), ("static", "adaptive", "adaptive")),
+        (rows(128, 128), ("static", "binary", "binary")),
         (rows(512, 1024), ("static", "tuple", "adaptive")),
     ],
 )
@@ -27,6 +27,27 @@ def test_more_effort_takes_fewer_bytes(symbols, names):
     assert sizes == sorted(sizes, reverse=True)
     for name, data in coded:
         np.testing.assert_array_equal(decode_stream(name, data, *symbols.shape), symbols)
+
+
+def test_balanced_asks_a_gain_of_what_is_slow():
+    """0.5 % of the bytes, of ``binary`` for every 16,384 symbols; "smallest" takes any byte."""
+    balanced, smallest = EFFORTS["balanced"], EFFORTS["smallest"]
+    assert [balanced.limit(name, 1000.0, 100) for name in ("tuple", "context", "binary")] == [
+        1000.0,
+        995.0,
+        995.0,
+    ]
+    assert balanced.limit("adaptive", 1000.0, 1 << 18) == 995.0
+    assert balanced.limit("binary", 1000.0, 1 << 18) == 920.0
+    assert smallest.limit("binary", 1000.0, 1 << 18) == 1000.0
+
+
+def test_how_large_a_stream_each_codec_is_tried_on():
+    balanced = EFFORTS["balanced"]
+    assert balanced.tries("binary", 1 << 18)
+    assert not balanced.tries("binary", (1 << 18) + 1)
+    assert balanced.tries("static", 1 << 40)
+    assert not EFFORTS["fast"].tries("binary", 10)
 
 
 def test_balanced_is_the_default():
