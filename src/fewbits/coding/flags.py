@@ -50,10 +50,7 @@ def walk(known: list[int], shape: Shape, take: Take) -> list[int]:
     states = [0] * (KINDS * span)
     flag = mixer(states, shape.pace, take)
     tail = _tail(shape, flag, span)
-    values = [place - centre for place in range(shape.size)]
-    signs, some = [(v > 0) - (v < 0) + 1 for v in values], [int(v != 0) for v in values]
-    few, power = [min(abs(v), 2) for v in values], [256 * min(abs(v), 15) for v in values]
-    steps = [min(2, max(-2, v)) + 2 for v in values]
+    signs, steps, some, few, _, power = _views(shape)
     weights, classes = [weight_set() for _ in range(4)], _energy_classes()
     energies, history = [0] * columns, [0] * columns
     margin = max(2, width + 1)
@@ -68,7 +65,7 @@ def walk(known: list[int], shape: Shape, take: Take) -> list[int]:
                 corner, upper, other = upper, other, line[1 - width]
             level = 16 * classes[energies[column] >> 4] + classes[energy >> 4]
             place = known[row * columns + column]
-            if flag(
+            filled = flag(
                 weights[some[left] + some[upper] + some[over]],
                 column,
                 columns,
@@ -77,12 +74,10 @@ def walk(known: list[int], shape: Shape, take: Take) -> list[int]:
                 + 16 * few[upper] + 48 * few[left] + 144 * some[other],
                 columns + BESIDE + steps[left] + 5 * steps[upper] + 25 * signs[corner],
                 place != centre,
-            ):  # fmt: skip
-                place = tail(place, column, level, [left, line[-2], over, corner, upper, other])
-                history[column] = history[column] << 1 & 15 | 1
-            else:
-                place = centre
-                history[column] = history[column] << 1 & 15
+            )  # fmt: skip
+            around = [left, line[-2], over, corner, upper, other]
+            place = tail(place, column, level, around) if filled else centre
+            history[column] = history[column] << 1 & 15 | filled
             line.append(place)
             energies[column] += (power[place] - energies[column]) // share
             energy += (power[place] - energy) >> 5
@@ -94,9 +89,7 @@ def walk(known: list[int], shape: Shape, take: Take) -> list[int]:
 def _tail(shape: Shape, flag: Flag, span: int) -> Tail:
     """Return a function (known place, column, level, places around) that codes what is not 0."""
     columns, size, centre = shape.columns, shape.size, shape.centre
-    values = [place - centre for place in range(size)]
-    signs, seven = [(v > 0) - (v < 0) + 1 for v in values], [min(abs(v), 7) for v in values]
-    steps = [min(2, max(-2, v)) + 2 for v in values]
+    signs, steps, _, _, seven, _ = _views(shape)
     weights = [weight_set() for _ in range(KINDS)]
     both = 0 < centre < size - 1
 
@@ -125,19 +118,28 @@ def _tail(shape: Shape, flag: Flag, span: int) -> Tail:
             kind = min(found, 13) + 1
             base = kind * span + columns
             if not flag(
-                weights[kind],
-                base - columns + column,
-                base,
-                base + 1 + level,
-                base + around_cell,
-                base + beside_cell,
-                magnitude > found,
-            ):
+                weights[kind], base - columns + column, base, base + 1 + level,
+                base + around_cell, base + beside_cell, magnitude > found,
+            ):  # fmt: skip
                 break
             found += 1
         return centre + found if positive else centre - found
 
     return tail
+
+
+def _views(shape: Shape) -> tuple[list[int], ...]:
+    """Return what contexts see of each place: sign, value up to 2, magnitude up to 1, 2, 7; power.
+
+    Sign and value are shifted to begin at 0; the power is that of the energies, in 1/256.
+    """
+    values = [place - shape.centre for place in range(shape.size)]
+    return (
+        [(v > 0) - (v < 0) + 1 for v in values],
+        [min(2, max(-2, v)) + 2 for v in values],
+        *([min(abs(v), most) for v in values] for most in (1, 2, 7)),
+        [256 * min(abs(v), 15) for v in values],
+    )
 
 
 def _energy_classes() -> list[int]:
