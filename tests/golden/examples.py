@@ -214,6 +214,29 @@ def joined():
     return Contents(tensors)
 
 
+def pictures():
+    """What ``binary`` is for: rows that are pictures, dead inputs, rare and one-sided symbols."""
+    y, x = np.divmod(np.arange(196), 14)
+    inside = (y - 7) ** 2 + (x - 6) ** 2 < 30
+    strokes = smooth(20, 1, 14, 7) * inside
+    rare = bell((30, 60), 12, 24) * (noise(1800, 13).reshape(30, 60) < 30)
+    tall = np.repeat(bell((6, 90), 14, 40), 3, axis=0) * (np.arange(18) % 4 > 1)[:, None]
+    flat = (noise(700, 15) < 20).astype(np.int32).reshape(7, 100)
+    grids = {
+        "strokes": strokes,
+        "rare": rare + 7,
+        "tall": np.ascontiguousarray(tall.T),
+        "above": flat * (1 + noise(700, 16).reshape(7, 100) % 5),
+        "below": -3 * flat,
+    }
+    return Contents(
+        {
+            name: GridTensor(index.shape, "float32", index.astype(np.int32), f32(0.5))
+            for name, index in grids.items()
+        }
+    )
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -225,4 +248,5 @@ EXAMPLES = {
     "v1.2/blocks": blocks,
     "v1.2/wide": wide,
     "v1.2/joined": joined,
+    "v1.2/pictures": pictures,
 }

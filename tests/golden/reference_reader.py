@@ -18,8 +18,9 @@ def sibling(name):
     return module
 
 
-adaptive = sibling("reference_adaptive")
-LEARNING = {4: adaptive.symbols, 6: adaptive.contexts, 8: adaptive.joined}
+adaptive, binary = sibling("reference_adaptive"), sibling("reference_binary")
+binary.RangeDecoder = adaptive.RangeDecoder
+LEARNING = {4: adaptive.symbols, 6: adaptive.contexts, 7: binary.symbols, 8: adaptive.joined}
 P = 24
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}

@@ -66,7 +66,7 @@ LEARNING = settings(BOUNDED, max_examples=60)
 
 
 @LEARNING
-@given(layers(), st.sampled_from(["adaptive", "tuple", "context", "joined"]))
+@given(layers(), st.sampled_from(["adaptive", "tuple", "context", "joined", "binary"]))
 def test_layers_come_back(symbols, name):
     data = CODECS[name].encode(symbols)
     if data is not None:
@@ -99,7 +99,7 @@ def test_joined_matrices_come_back_and_take_no_more_bytes(found):
 @LEARNING
 @given(
     layers(),
-    st.sampled_from(["adaptive", "tuple", "context", "joined"]),
+    st.sampled_from(["adaptive", "tuple", "context", "joined", "binary"]),
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 255)), min_size=1, max_size=4),
     st.integers(0, 9),
 )

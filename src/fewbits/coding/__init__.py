@@ -2,6 +2,7 @@
 
 from . import (
     adaptive,
+    binary,
     blocks,
     constant,
     contexts,
@@ -25,6 +26,7 @@ __all__ = [
     "Rate",
     "Symbols",
     "adaptive",
+    "binary",
     "blocks",
     "constant",
     "contexts",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import CorruptFileError
 from ..registry import Registry
+from .binary import encode_below
 from .codec import CODECS, MAX_SYMBOL, MIN_SYMBOL, Symbols
 from .cut import block_rows
 
@@ -16,17 +19,22 @@ __all__ = [
     "EFFORTS",
     "SLOW",
     "Effort",
-    "adaptive_is_tried",
     "decode_stream",
     "encode_stream",
     "is_cut",
     "name_of",
-    "preferred",
+    "select",
 ]
 
+Found = TypeVar("Found")
+
 FIRST = ("constant", "raw", "static", "planes")  # those of format 1.0
-SLOW = ("adaptive", "context", "split")  # they learn while decoding
-LONG = 1 << 16  # symbols of a stream that takes noticeable time
+QUICK = (*FIRST, "tuple", "blocks")
+LEARNING = ("adaptive", "context", "split")  # they learn while decoding
+SLOWEST = ("binary",)  # a flag at a time
+SLOW = (*LEARNING, *SLOWEST)
+TIERS = (QUICK, LEARNING, SLOWEST)
+LONG = (math.inf, 1 << 16, 1 << 15)  # symbols of a stream that takes noticeable time, by tier
 
 
 @dataclass(frozen=True)
@@ -35,23 +43,28 @@ class Effort:
 
     Attributes:
         codecs: names of those that are tried.
-        largest_adaptive: symbols of a stream up to which the codecs are tried that learn while
-            decoding: 1 to 15 million symbols a second, the others 20 to 70.
-        worth: part of the bytes that such a codec must save to be taken, for streams of up to
-            2**16 symbols; for longer ones, whose decoding is waited for, in proportion more.
+        largest_learning: symbols of a stream up to which codecs are tried that learn while
+            decoding: 1 to 15 million symbols a second, ``binary`` 0.1 to 0.5, the others 20 to 70.
+        worth: part of the bytes that such a codec must save over all faster ones; for streams of
+            over 2**16 symbols (``binary``: 2**15), which are waited for, in proportion more.
         joins: whether small index matrices of a file may share a stream.
     """
 
     codecs: tuple[str, ...]
-    largest_adaptive: int = 0
+    largest_learning: int = 0
     worth: float = 0.0
     joins: bool = False
+
+    def limit(self, tier: int, least: float, symbols: int) -> float:
+        """Return what a codec of ``tier`` must stay below if all faster ones take ``least``."""
+        share = self.worth * max(1.0, symbols / LONG[tier]) if tier else 0.0
+        return least * (1 - min(share, 1.0))
 
 
 EFFORTS: Registry[Effort] = Registry("effort")
 EFFORTS.register("fast")(Effort(FIRST))
-EFFORTS.register("balanced")(Effort((*FIRST, *SLOW, "tuple"), 1 << 18, worth=0.01, joins=True))
-EFFORTS.register("smallest")(Effort((*FIRST, *SLOW, "tuple", "blocks"), 1 << 62, joins=True))
+EFFORTS.register("balanced")(Effort((*FIRST, "tuple", *SLOW), 1 << 18, worth=0.01, joins=True))
+EFFORTS.register("smallest")(Effort((*QUICK, *SLOW), 1 << 62, joins=True))
 
 
 def is_cut(effort: Effort, rows: int, columns: int) -> bool:
@@ -59,24 +72,39 @@ def is_cut(effort: Effort, rows: int, columns: int) -> bool:
     return "blocks" in effort.codecs and block_rows(rows, columns) < rows
 
 
-def adaptive_is_tried(effort: Effort, rows: int, columns: int) -> bool:
-    """Return whether a stream of such a matrix is worth the time of ``adaptive``, uncut."""
-    small = rows * columns <= effort.largest_adaptive
-    return "adaptive" in effort.codecs and small and not is_cut(effort, rows, columns)
+def select(
+    effort: Effort,
+    shape: tuple[int, ...],
+    attempt: Callable[[str, float], tuple[float, Found] | None],
+    *,
+    quick: bool = False,
+) -> tuple[str, Found] | None:
+    """Return the codec to take for a matrix of ``shape``, and what ``attempt`` found with it.
 
+    Args:
+        effort: what may be tried, and what a slow codec must save.
+        shape: (rows, columns).
+        attempt: takes a codec's name and the size that it must stay below, and returns the size and
+            anything else; None where the codec is out of the question.
+        quick: leave out slow codecs and blocks.
 
-def preferred(effort: Effort, symbols: int, sizes: Mapping[str, float]) -> str:
-    """Return the codec to take for a stream of so many symbols, by what each would take.
-
-    The smallest size, the first among equals; but of a slow codec only where it saves enough.
+    Faster codecs are tried first; among equals the one tried first is taken.
     """
-    best = min(sizes, key=lambda name: sizes[name])
-    quick = {name: size for name, size in sizes.items() if name not in SLOW}
-    if best in quick or not quick:
-        return best
-    instead = min(quick, key=lambda name: quick[name])
-    saved = 1 - effort.worth * max(1.0, symbols / LONG)
-    return best if sizes[best] <= saved * quick[instead] else instead
+    rows, columns = shape
+    learns = rows * columns <= effort.largest_learning and not is_cut(effort, rows, columns)
+    name, least, best = "", math.inf, None
+    for tier, names in enumerate(TIERS):
+        if tier and (quick or not learns):
+            break
+        limit = effort.limit(tier, least, rows * columns)
+        for tried in names:
+            if tried not in effort.codecs or (quick and tried == "blocks"):
+                continue
+            found = attempt(tried, limit)
+            if found is not None and found[0] < limit:
+                name, (least, best) = tried, found
+                limit = least
+    return None if best is None else (name, best)
 
 
 def encode_stream(
@@ -85,25 +113,24 @@ def encode_stream(
     """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
 
     ``effort`` names one of ``EFFORTS``; else ConfigError. Never more than raw packing, which is
-    one of the candidates. Symbols are integers of 32 bits; among equals the codec registered first
-    wins, so the choice is the same every time. ``quick`` leaves out slow codecs and blocks.
+    one of the candidates; a slow codec is taken where it saves what the effort asks for. Symbols
+    are integers of 32 bits. The choice is the same every time. ``quick``: as in :func:`select`.
     """
     profile = EFFORTS[effort]
     if symbols.size == 0:
         return "constant", b""
     if symbols.min() < MIN_SYMBOL or symbols.max() > MAX_SYMBOL:
         raise ValueError("symbols must fit 32 bits")
-    slow = adaptive_is_tried(profile, *symbols.shape) and not quick
-    found = {}
-    for name in profile.codecs:
-        if (name in SLOW and not slow) or (name == "blocks" and quick):
-            continue
-        data = CODECS[name].encode(symbols)
-        if data is not None:
-            found[name] = data
-    sizes = {name: len(data) for name, data in found.items()}
-    name = preferred(profile, symbols.size, sizes)
-    return name, found[name]
+
+    def attempt(name: str, limit: float) -> tuple[float, bytes] | None:
+        slowest = name in SLOWEST
+        data = encode_below(symbols, limit) if slowest else CODECS[name].encode(symbols)
+        return None if data is None else (len(data), data)
+
+    found = select(profile, symbols.shape, attempt, quick=quick)
+    if found is None:
+        raise ValueError(f"the effort {effort!r} has no codec that codes everything")
+    return found
 
 
 def decode_stream(name: str, data: bytes, rows: int, columns: int) -> Symbols:

@@ -1,12 +1,14 @@
 """Who takes the symbols of a block: a range encoder, a range decoder, or a meter of bits.
 
-All three have one method, so that a model is run by one loop whatever it is run for. The
-arithmetic is that of ``constriction`` with ``perfect=False``; SPEC.md defines it.
+All three have one method, so that a model is run by one loop whatever it is run for. There are
+three for flags, too, which come one at a time. The arithmetic is that of ``constriction`` with
+``perfect=False``; SPEC.md defines it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import constriction
 import numpy as np
@@ -14,8 +16,19 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 
-__all__ = ["Decoder", "Encoder", "Meter", "Taker"]
+__all__ = [
+    "CHANCES",
+    "Decoder",
+    "Encoder",
+    "FlagDecoder",
+    "FlagEncoder",
+    "FlagMeter",
+    "Meter",
+    "Taker",
+]
 
+CHANCES = 1 << 12  # the chance of a flag is a multiple of 1/4096
+FLAGS_PER_CALL = 1 << 16
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
 
@@ -89,3 +102,63 @@ class Meter:
         chosen = weights[np.arange(symbols.size), symbols]
         self.bits += float(np.log2(weights.sum(axis=1) / chosen).sum())
         return symbols
+
+
+class FlagEncoder:
+    """A range encoder of flags: collects them, and codes them together at the end."""
+
+    def __init__(self) -> None:
+        self._chances: list[int] = []
+        self._flags: list[int] = []
+
+    def take_flag(self, chance: int, flag: int) -> int:
+        """Append a flag that is 1 with ``chance``, in 1/4096."""
+        self._chances.append(chance)
+        self._flags.append(flag)
+        return flag
+
+    def to_bytes(self) -> bytes:
+        """Return all words, without the zero bytes at the very end."""
+        coder = Encoder()
+        for start in range(0, len(self._flags), FLAGS_PER_CALL):
+            part = slice(start, start + FLAGS_PER_CALL)
+            ones = np.array(self._chances[part], np.float64)
+            flags = np.array(self._flags[part], np.int32)
+            coder.take(np.stack([CHANCES - ones, ones], axis=1), flags)
+        return coder.to_bytes()
+
+
+class FlagMeter(FlagEncoder):
+    """Counts the bits that an encoder of flags would write, in floating point."""
+
+    @property
+    def bits(self) -> float:
+        """The information of all flags so far."""
+        ones = np.array(self._chances, np.float64)
+        known = np.array(self._flags, np.bool_)
+        return float(-np.log2(np.where(known, ones, CHANCES - ones) / CHANCES).sum())
+
+
+class FlagDecoder(Decoder):
+    """A range decoder over ``data`` that gives flags one at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._decode, self._models = self._coder.decode, _flag_models()
+
+    def take_flag(self, chance: int, flag: int) -> int:
+        """Return the next flag, which is 1 with ``chance``; ``flag`` is not looked at."""
+        try:
+            found: int = self._decode(self._models[chance])
+        except AssertionError as error:
+            raise CorruptFileError("the coded symbols are no such code") from error
+        return found
+
+
+@cache
+def _flag_models() -> list[Any]:
+    """Return a model of each chance from 1 on; 0 has none."""
+    family = constriction.stream.model.Categorical
+    pairs = np.arange(CHANCES + 1, dtype=np.float64)
+    weights = np.stack([CHANCES - pairs, pairs], axis=1)
+    return [None, *(family(pair, perfect=False) for pair in weights[1:CHANCES])]

@@ -149,7 +149,7 @@ def cost(number: int, symbols: int) -> int:
 
 def encoding_cost(effort: str, symbols: int) -> int:
     """Return about how long encoding takes, in the same unit: all codecs are tried."""
-    return symbols * SLOWER * (SLOWER if EFFORTS[effort].largest_adaptive else 1)
+    return symbols * SLOWER * (SLOWER if EFFORTS[effort].largest_learning else 1)
 
 
 def _matrix_fields(symbols: Symbols) -> list[bytes]:

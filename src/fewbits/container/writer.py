@@ -29,6 +29,8 @@ from .streams import CHECKSUM, Part, Stream, plan_streams
 
 __all__ = ["encode"]
 
+NEW = (4, 7)  # the first codec that minor version 1 brought, and 2
+
 
 def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> bytes:
     """Return the file that holds ``contents``, in the fewest bytes that the codecs find.
@@ -85,7 +87,7 @@ def _coded(
 
 def _since(number: int) -> int:
     """Return the minor version that brought the codec."""
-    return 0 if number < 4 else 1 if number < 7 else 2
+    return sum(number >= first for first in NEW)
 
 
 def _checked(text: bytes, header: Header) -> bytes:

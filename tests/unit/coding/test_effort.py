@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewbits.coding import EFFORTS, decode_stream, encode_stream
-from fewbits.coding.choose import preferred
+from fewbits.coding.choose import select
 from fewbits.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def rows(outputs, columns):
 @pytest.mark.parametrize(
     ("symbols", "names"),
     [
-        (rows(128, 128), ("static", "adaptive", "adaptive")),
+        (rows(128, 128), ("static", "binary", "binary")),
         (rows(512, 1024), ("static", "tuple", "adaptive")),
     ],
 )
@@ -30,18 +30,43 @@ def test_more_effort_takes_fewer_bytes(symbols, names):
         np.testing.assert_array_equal(decode_stream(name, data, *symbols.shape), symbols)
 
 
-def test_a_slow_codec_must_be_worth_its_time():
+def taken(effort, symbols, sizes):
+    found = select(
+        EFFORTS[effort], (symbols, 1), lambda name, _: sizes.get(name) and (sizes[name], name)
+    )
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("effort", "symbols", "slow", "size", "name"),
+    [
+        ("balanced", 1 << 10, "adaptive", 989, "adaptive"),
+        ("balanced", 1 << 10, "adaptive", 991, "static"),
+        ("balanced", 1 << 17, "adaptive", 981, "static"),
+        ("balanced", 1 << 17, "adaptive", 979, "adaptive"),
+        ("balanced", 1 << 17, "binary", 961, "static"),
+        ("balanced", 1 << 17, "binary", 959, "binary"),
+        ("balanced", (1 << 18) + 1, "adaptive", 5, "static"),
+        ("smallest", 1 << 19, "binary", 999, "binary"),
+        ("smallest", 1 << 19, "adaptive", 1000, "static"),
+        ("fast", 1 << 10, "adaptive", 5, "static"),
+    ],
+)
+def test_a_slow_codec_must_be_worth_its_time(effort, symbols, slow, size, name):
     """At balanced effort 1 % of a short stream, in proportion more of a long one."""
-    balanced, smallest = EFFORTS["balanced"], EFFORTS["smallest"]
-    sizes = {"raw": 2000, "static": 1000, "adaptive": 990}
-    assert preferred(balanced, 1 << 10, sizes) == "adaptive"
-    assert preferred(balanced, 1 << 16, sizes) == "adaptive"
-    assert preferred(balanced, 1 << 17, sizes) == "static"
-    assert preferred(balanced, 1 << 17, {**sizes, "adaptive": 980}) == "adaptive"
-    assert preferred(balanced, 1 << 10, {**sizes, "adaptive": 991}) == "static"
-    assert preferred(smallest, 1 << 20, {**sizes, "adaptive": 999}) == "adaptive"
-    assert preferred(smallest, 1 << 20, {**sizes, "adaptive": 1000}) == "static"
-    assert preferred(balanced, 1 << 20, {"adaptive": 5}) == "adaptive"
+    assert taken(effort, symbols, {"raw": 2000, "static": 1000, slow: size}) == name
+
+
+def test_the_slowest_must_save_over_the_slow_ones():
+    sizes = {"static": 1000, "adaptive": 900, "binary": 895}
+    assert taken("balanced", 100, sizes) == "adaptive"
+    assert taken("balanced", 100, {**sizes, "binary": 890}) == "binary"
+    assert taken("smallest", 100, sizes) == "binary"
+
+
+def test_quick_leaves_out_what_is_slow():
+    symbols = rows(128, 128)
+    assert encode_stream(symbols, "smallest", quick=True)[0] in ("static", "tuple")
 
 
 def test_balanced_is_the_default():

@@ -36,7 +36,7 @@ def test_a_million_symbols_of_which_most_are_zero():
 )
 def test_the_table_of_a_small_layer_costs_few_bytes(size, spread, extra):
     symbols = laplace(size, spread)
-    name, data = encode_stream(symbols)
+    name, data = encode_stream(symbols, "fast")
     assert name == "static"
     assert len(data) - entropy_bytes(symbols) <= extra
 
