@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from images import data_folder
 
-__all__ = ["mnist_mlp", "resnet20", "top1"]
+__all__ = ["load_weights", "mnist_mlp", "resnet20", "resnet32", "top1"]
 
 
 class _Block(nn.Module):
@@ -31,14 +31,22 @@ class _Block(nn.Module):
         return functional.relu(x + y)
 
 
-class _ResNet20(nn.Module):
-    def __init__(self) -> None:
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(
+        _Block(inputs, outputs), *(_Block(outputs, outputs) for _ in range(1, blocks))
+    )
+
+
+class _ResNet(nn.Module):
+    """The CIFAR-10 networks of He et al. 2015 with 6 * ``blocks`` + 2 layers."""
+
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(_Block(16, 16) for _ in range(3)))
-        self.layer2 = nn.Sequential(_Block(16, 32), _Block(32, 32), _Block(32, 32))
-        self.layer3 = nn.Sequential(_Block(32, 64), _Block(64, 64), _Block(64, 64))
+        self.layer1 = _stage(16, 16, blocks)
+        self.layer2 = _stage(16, 32, blocks)
+        self.layer3 = _stage(32, 64, blocks)
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,14 +55,23 @@ class _ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def resnet20() -> nn.Module:
-    """Return ResNet-20 trained on CIFAR-10 (91.73 % top-1), in evaluation mode."""
-    model = _ResNet20()
-    state = load_file(data_folder("resnet_cifar10") / "resnet20.safetensors")
+def load_weights(model: nn.Module, folder: str, file: str) -> nn.Module:
+    """Return ``model`` with the weights of ``file``, in evaluation mode; everything must fit."""
+    state = load_file(data_folder(folder) / file)
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
         raise RuntimeError(f"checkpoint does not fit: missing {missing}, unexpected {unexpected}")
     return model.eval()
+
+
+def resnet20() -> nn.Module:
+    """Return ResNet-20 trained on CIFAR-10 (91.73 % top-1), in evaluation mode."""
+    return load_weights(_ResNet(3), "resnet_cifar10", "resnet20.safetensors")
+
+
+def resnet32() -> nn.Module:
+    """Return ResNet-32 trained on CIFAR-10 (92.63 % top-1), in evaluation mode."""
+    return load_weights(_ResNet(5), "resnet_cifar10", "resnet32.safetensors")
 
 
 def mnist_mlp() -> nn.Sequential:
