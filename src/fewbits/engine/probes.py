@@ -71,7 +71,7 @@ class _Sums:
         self._shares: Tensor | None = None  # of the rows in `columns`: set by the first gradients
 
     def add(self, gradients: Tensor, inputs: Tensor) -> None:
-        """Take gradients (groups, samples, neurons, columns + 1) and (.., .., ., columns) inputs."""
+        """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
         plain = gradients[..., :-1]
         squares = plain.square().sum((1, 3), dtype=torch.float64)
         if self._shares is None:
