@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .container import FileInfo, inspect
     from .errors import (
+        BudgetError,
         CalibrationError,
         ConfigError,
         CorruptFileError,
@@ -37,6 +38,7 @@ __all__ = [
     "GPFQ",
     "GPTQ",
     "METHODS",
+    "BudgetError",
     "CalibrationError",
     "CodedModel",
     "ConfigError",

@@ -30,13 +30,20 @@ __all__ = ["Pipeline"]
 
 @dataclass
 class Pipeline:
-    """One run of :func:`fewbits.compress`; see there for the settings."""
+    """One run of :func:`fewbits.compress`; see there for the settings.
+
+    ``memory`` is shared by runs that differ in the slopes of their recipe and in nothing else: the
+    same network, rules, batches and forward. A stage whose result does not depend on slopes puts it
+    there under its own name, and takes it from there in later runs; it must not change it then.
+    None where no other run will follow.
+    """
 
     plan: Plan
     calibration: Iterable[Any] | Tensor | None
     forward: Forward | None
     max_live_bytes: int
     progress: Progress
+    memory: dict[str, Any] | None = None
     results: dict[str, QuantizedMatrix] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
@@ -82,7 +89,15 @@ class Pipeline:
     def _fold(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         forward = explained(self._call, "stage fold_batchnorm, batch 0")
         kept = {e.target.module for e in self.plan.entries if e.method is None}
-        self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+        known = (self.memory or {}).get("fold_batchnorm")
+        if known is not None:
+            self.folded, states = known
+            for name, state in states.items():
+                reference.get_submodule(name).load_state_dict(state)
+        else:
+            self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+            if self.memory is not None:
+                self.memory["fold_batchnorm"] = self.folded, _states(reference, self.folded)
         self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
 
     def _quantize_blind(self, network: nn.Module) -> None:
@@ -179,3 +194,10 @@ class Pipeline:
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
         info = {name: dict(result.info) for name, result in self.results.items()}
         return CodedModel(contents, self.plan, info, tuple(self.notes))
+
+
+def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the states of all modules of the pairs."""
+    names = [name for pair in folded for name in (pair.layer, pair.norm)]
+    states = {name: network.get_submodule(name).state_dict() for name in names}
+    return {name: {k: v.clone() for k, v in state.items()} for name, state in states.items()}

@@ -25,12 +25,13 @@ MAY = {
     "methods": {"errors", "registry", "coded", "ops", "engine"},
     "recipe": {"errors", "methods"},
     "planning": {"errors", "engine", "methods", "recipe"},
-    "model": {"errors", "coded", "container", "engine", "planning"},
+    "search": {"errors"},
+    "model": {"errors", "coded", "container", "engine", "planning", "search"},
     "sources": {"errors", "registry", "progress"},
     "report": {"coded"},
     "evaluate": {"errors", "progress", "engine"},
 }
-NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress")
+NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress", "search")
 
 
 def _part(path: Path) -> str:
