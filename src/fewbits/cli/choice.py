@@ -23,8 +23,10 @@ def choose(
     settings: Sequence[str],
     recipe: Path | None,
     has_data: bool,
+    *,
+    searching: bool = False,
 ) -> Recipe:
-    """Return the recipe that the options mean.
+    """Return the recipe that the options mean; a search takes a method with a slope by default.
 
     Raises:
         typer.BadParameter: options that contradict each other, that no method takes, or
@@ -45,7 +47,7 @@ def choose(
                 raise typer.BadParameter("bits are given twice: by --bits and by --set.")
             values["bits"] = bits
         try:
-            named = from_settings({**values, "method": method or "gpfq"})
+            named = from_settings({**values, "method": method or _default(searching)})
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from None
         chosen = Recipe.of(named, calibrated=has_data)
@@ -57,6 +59,12 @@ def choose(
             "The method 'nearest' needs none."
         )
     return chosen
+
+
+def _default(searching: bool) -> str:
+    from ..budgets import sloped  # noqa: PLC0415
+
+    return next(iter(sloped()), "gpfq") if searching else "gpfq"
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What people read: tables of sizes, plans and comparisons."""
 
 from .rates import EntropyRow, entropy_table, histogram_table
+from .search import trace_table
 from .table import Column, Table, human_bytes, printable, show
 from .views import (
     Comparison,
@@ -26,4 +27,5 @@ __all__ = [
     "settings_table",
     "show",
     "size_table",
+    "trace_table",
 ]
