@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
     from .model import CodedModel
+    from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
     from .progress import ProgressEvent
     from .recipe import Recipe, Rule
@@ -45,6 +46,7 @@ __all__ = [
     "CorruptFileError",
     "FewbitsError",
     "FileInfo",
+    "LayerHarm",
     "MissingExtraError",
     "ModelError",
     "Nearest",
@@ -61,6 +63,7 @@ __all__ = [
     "load",
     "load_tensor",
     "plan",
+    "sensitivity",
 ]
 
 _HOMES = {
@@ -69,6 +72,7 @@ _HOMES = {
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
     ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),
     ".model": ("CodedModel",),
+    ".per_layer": ("LayerHarm", "sensitivity"),
     ".planning": ("Plan",),
     ".progress": ("ProgressEvent",),
     ".recipe": ("Recipe", "Rule"),

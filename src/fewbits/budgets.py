@@ -24,7 +24,7 @@ from .progress import Progress, ProgressEvent
 from .recipe import Recipe
 from .search import Goal, SlopeSearch, Trace, Trial
 
-__all__ = ["Budget", "Evaluate", "has_slope", "sloped", "with_slope"]
+__all__ = ["Budget", "Evaluate", "fingerprint", "has_slope", "sloped", "with_slope"]
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -93,7 +93,7 @@ class Budget:
             BudgetError: nothing that was evaluated is within the budget.
         """
         start = _start(recipe)
-        trace = self._trace(fingerprint(model, recipe, calibration, self.effort))
+        trace = self._trace(_key(model, recipe, calibration, self.effort))
         run = _Run(self, model, recipe, compress)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
 
@@ -192,24 +192,27 @@ class _Run:
         return coded.with_trace(trace)
 
 
-def fingerprint(
-    model: nn.Module, recipe: Recipe, calibration: Sequence[Any] | None, effort: str
-) -> str:
-    """Return 16 hexadecimal digits of what a trial depends on besides the slope.
+def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
+    """Return 16 hexadecimal digits of named tensors (others are left out) and JSON-ready facts."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in tensors:
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _key(model: nn.Module, recipe: Recipe, calibration: Sequence[Any] | None, effort: str) -> str:
+    """Return a fingerprint of what a trial depends on besides the slope.
 
     Covers all weights, the recipe without its slopes, the effort, and of the calibration data the
     number of batches and the first batch.
     """
-    plain = with_slope(recipe, 1.0).to_dict()
     count = None if calibration is None else len(calibration)
-    digest = hashlib.sha256(json.dumps([plain, effort, count], sort_keys=True).encode())
-    first = [] if not calibration else [calibration[0]]
-    for name, tensor in [*model.state_dict().items(), *(("", t) for t in _tensors(first))]:
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            plain_tensor = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain_tensor.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    first = [] if calibration is None else list(_tensors(calibration[0]))
+    tensors = [*model.state_dict().items(), *(("", tensor) for tensor in first)]
+    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count)
 
 
 def _tensors(batch: Any) -> Iterable[Tensor]:

@@ -28,7 +28,7 @@ MAY = {
     "search": {"errors"},
     "model": {"errors", "coded", "container", "engine", "planning", "search"},
     "sources": {"errors", "registry", "progress"},
-    "report": {"coded"},
+    "report": {"errors", "coded"},
     "evaluate": {"errors", "progress", "engine"},
 }
 NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress", "search")

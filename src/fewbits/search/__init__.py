@@ -3,6 +3,7 @@
 from .goal import Goal
 from .moves import Move, next_move
 from .slope import SlopeSearch
+from .sweep import Sweep, same_point
 from .trace import Trace, Trial
 
-__all__ = ["Goal", "Move", "SlopeSearch", "Trace", "Trial", "next_move"]
+__all__ = ["Goal", "Move", "SlopeSearch", "Sweep", "Trace", "Trial", "next_move", "same_point"]

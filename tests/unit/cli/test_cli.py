@@ -20,7 +20,7 @@ from fewbits.methods import METHODS
 from fewbits.sources import load_data, load_model
 from fewbits.sources.training import train_classifier
 
-VERBS = ("demo", "compress", "evaluate", "inspect", "decode", "methods")
+VERBS = ("demo", "compress", "evaluate", "inspect", "decode", "methods", "sweep", "sensitivity")
 MODEL = "builtin:digits-mlp"
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

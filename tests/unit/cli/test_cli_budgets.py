@@ -240,3 +240,109 @@ def test_how_sizes_drops_and_durations_are_read():
     assert {text: as_seconds(text) for text in times} == times
     with pytest.raises(typer.BadParameter, match=r"Write 0\.5% for 0\.5 points"):
         as_drop("0.5")
+
+
+# sensitivity
+
+NETWORK = (MODEL, "--weights", "net.safetensors", "--data", "digits")
+
+
+def test_sensitivity(here):
+    options = ("--bits", "2,4", "--calibration-samples", 200, "--effort", "fast")
+    found = run_json("sensitivity", *NETWORK, *options, "--selection", "digits")
+    rows = found["rows"]
+    assert {(row["name"], row["bits"]) for row in rows} == {
+        (f"{layer}.weight", bits) for layer in (1, 3, 5) for bits in (2, 4)
+    }
+    assert [row["harm"] for row in rows] == sorted((r["harm"] for r in rows), reverse=True)
+    assert all(0.5 < row["score"] <= 1 for row in rows)
+    text = run("sensitivity", *NETWORK, *options).stdout
+    assert "KL per saved kB" in text
+    assert "score" not in text
+    assert len(text.splitlines()) == 8
+
+
+def test_sensitivity_refuses(here):
+    run("sensitivity", *NETWORK, "--bits", "two", code=2)
+    assert "no setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
+
+
+# sweep
+
+SWEEP = ("sweep", *NETWORK, "--calibration-samples", 200, "--effort", "fast", "-o", "sweep.json")
+
+
+def test_a_sweep_measures_what_is_asked_and_nothing_twice(here, monkeypatch):
+    methods = ("--methods", "nearest,sloped", "--bits", "3,4")
+    first = run_json(*SWEEP, *methods, "--slopes", "1e-3,1e-2")
+    asked = [(p["settings"], p["goal"]) for p in first["points"]]
+    assert asked[:2] == [({"method": "nearest", "bits": bits}, None) for bits in (3, 4)]
+    assert {"method": "sloped", "slope": 0.01} in [settings for settings, _ in asked]
+    assert first == {"file": "sweep.json", **json.loads((here / "sweep.json").read_text())}
+    coded = fewbits.compress(
+        load_model(MODEL, "net.safetensors").module, fewbits.Nearest(bits=3), source=MODEL
+    )
+    judged = evaluate(
+        coded.load_into(load_model(MODEL).module), load_data("digits").batches("test")
+    )
+    assert first["points"][0]["score"] == judged.accuracy
+    calls = []
+    real = Sloped.encode
+    monkeypatch.setattr(Sloped, "encode", lambda s, layer: calls.append(s) or real(s, layer))
+    again = run_json(*SWEEP, *methods, "--slopes", "1e-3,1e-2")
+    assert again == first
+    assert not calls
+    sized = run_json(*SWEEP, "--methods", "sloped", "--sizes", "7KB,300")
+    assert sized["points"][:4] == first["points"]
+    met, missed = sized["points"][4:]
+    assert met["goal"] == {"kind": "target_bytes", "limit": 7000.0}
+    assert 6930 <= met["bytes"] <= 7000
+    assert missed["bytes"] is None
+    assert "smallest file reached" in missed["missed"]
+    text = run(*SWEEP, "--methods", "sloped", "--sizes", "7KB,300").stdout
+    assert "missed" in text
+    assert "float32: " in text
+
+
+def test_a_sweep_killed_between_points_goes_on(here, monkeypatch):
+    options = ("--methods", "sloped", "--slopes", "1e-4,1e-3,1e-2")
+    calls = []
+    real = Sloped.encode
+
+    def dying(self, layer):
+        calls.append(layer.name)
+        if len(calls) == 5:  # the second network's second layer
+            raise KeyboardInterrupt
+        return real(self, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sloped, "encode", dying)
+        run(*SWEEP, *options, code=130)
+    assert len(json.loads((here / "sweep.json").read_text())["points"]) == 1
+    assert len(run_json(*SWEEP, *options)["points"]) == 3
+
+
+def test_a_sweep_refuses(here):
+    run(*SWEEP, "--bits", "3", "--methods", "nearest")
+    other = [*SWEEP, "--bits", "3", "--methods", "nearest", "--seed", 4]
+    assert "made with seed 0" in run(*other, code=1).stderr
+    assert "add --slopes or --sizes" in run_json(*SWEEP, "--methods", "sloped", code=2)["error"][
+        "message"
+    ].replace("\n", " ")
+    run(*SWEEP, "--methods", "nearest", code=2)
+    run(*SWEEP, "--methods", "nearest", "--bits", "3", "--split", "train", code=2)
+    assert "Did you mean" in run(*SWEEP, "--methods", "nearst", "--bits", "3", code=1).stderr
+    plot = (*SWEEP, "--methods", "nearest", "--bits", "3", "--plot")
+    assert "must end in" in run(*plot, "a.pdf", code=1).stderr
+
+
+def test_a_sweep_draws_its_plot(here, monkeypatch):
+    def written(vl_spec):
+        return json.dumps(vl_spec)
+
+    drawn = type(sys)("vl_convert")
+    drawn.vegalite_to_svg = written
+    monkeypatch.setitem(sys.modules, "vl_convert", drawn)
+    run(*SWEEP, "--methods", "nearest", "--bits", "3,5", "--plot", "a.svg", "--split", "selection")
+    chart = json.loads((here / "a.svg").read_text())
+    assert len(chart["layer"][1]["data"]["values"]) == 2
