@@ -127,9 +127,11 @@ class _Tap:
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return output
         call = Call(args, kwargs)
-        hung = output + self.anchor.to(output)
-        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
         self.used = True
+        hung = output + self.anchor.to(output)
+        if not hung.requires_grad:
+            return output
+        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
         return hung
 
     @torch.no_grad()
@@ -204,19 +206,24 @@ def probe(
     try:
         with torch.enable_grad(), fast_path_off():
             for place, batch in enumerate(batches):
-                output = _logits(isolated_pass(forward, network, batch, place))
+                answer = isolated_pass(forward, network, batch, place)
                 anchors = [tap.anchor for tap in taps.values() if tap.used]
-                for draw in range(probes):
-                    generator = torch.Generator().manual_seed((seed * 7919 + place) * 64 + draw)
-                    aim = (_direction(output.detach(), metric, generator) * output).sum()
-                    torch.autograd.grad(
-                        aim, anchors, retain_graph=draw + 1 < probes, allow_unused=True
-                    )
+                if anchors:
+                    number = (seed * 7919 + place) * 64
+                    _propagate(_logits(answer), anchors, metric, range(number, number + probes))
                 progress(ProgressEvent("probe", place + 1, len(batches)))
     finally:
         for handle in handles:
             handle.remove()
     return {name: found.finish(probes) for name, found in sums.items() if found.drawn}
+
+
+def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
+    """Send one random probe for each seed back through the network, to the hooks on the way."""
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        aim = (_direction(output.detach(), metric, generator) * output).sum()
+        torch.autograd.grad(aim, anchors, retain_graph=seed != seeds[-1], allow_unused=True)
 
 
 def _logits(output: Any) -> Tensor:
