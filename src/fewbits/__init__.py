@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
+    from .methods import GPFQ, GPTQ, METHODS, RDOQ, Nearest, Qronos
     from .model import CodedModel
     from .planning import Plan
     from .progress import ProgressEvent
@@ -37,6 +37,7 @@ __all__ = [
     "GPFQ",
     "GPTQ",
     "METHODS",
+    "RDOQ",
     "CalibrationError",
     "CodedModel",
     "ConfigError",
@@ -65,7 +66,7 @@ _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
-    ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),
+    ".methods": ("GPFQ", "GPTQ", "METHODS", "RDOQ", "Nearest", "Qronos"),
     ".model": ("CodedModel",),
     ".planning": ("Plan",),
     ".progress": ("ProgressEvent",),

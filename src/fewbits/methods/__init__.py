@@ -5,11 +5,13 @@ from .gpfq import GPFQ
 from .gptq import GPTQ
 from .nearest import Nearest
 from .qronos import Qronos
+from .rdoq import RDOQ
 
 __all__ = [
     "GPFQ",
     "GPTQ",
     "METHODS",
+    "RDOQ",
     "Method",
     "Nearest",
     "Qronos",

@@ -57,10 +57,10 @@ def gradients_of(method: Method | None) -> str:
 
 
 def to_settings(method: Method) -> dict[str, Any]:
-    """Return ``{"method": name, ...}``, its bits, and settings that are not at their default."""
+    """Return ``{"method": name, ...}``, bits or slope, and what is not at its default."""
     values = {entry.name: _plain(getattr(method, entry.name)) for entry in fields(method)}  # type: ignore[arg-type]
     defaults = {entry.name: entry.default for entry in fields(method)}  # type: ignore[arg-type]
-    told = set() if values.get("levels") is not None else {"bits"}
+    told = {"slope"} if values.get("levels") is not None else {"bits", "slope"}
     changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
     return {"method": method.name, **changed}
 

@@ -60,6 +60,7 @@ class RDOQ:
     paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with gradients' metric; see docs"
     needs: ClassVar[str] = "both"
     gradients: ClassVar[str] = "rows"
+    folds: ClassVar[bool] = True  # batch norms first: one step for a layer then suits its rows
 
     slope: float = 2e-4
     ratio: float = 0.25
@@ -84,6 +85,7 @@ class RDOQ:
             return _all_zero(weight)
         problem = _Problem.of(layer, weight, statistics)
         step = problem.search(self.slope, self.ratio, self.rate != "none")
+        step = step.bfloat16().to(step)  # two bytes of it are zero in the file
         levels = problem.quantize(step, self.slope, self.rate)
         if not all_finite(levels):
             raise CalibrationError(
@@ -94,7 +96,7 @@ class RDOQ:
         quantized = levels.float() * size
         shift = mean_error(statistics, weight, quantized) if self.bias_correction else None
         info = {
-            "levels": float(levels.max() - levels.min() + 1),
+            "levels": float(2 * levels.abs().max() + 1),
             "zeros": float((levels == 0).double().mean()),
             "distortion": float(problem.distortion(levels[None], step.reshape(1))),
         }
@@ -103,7 +105,9 @@ class RDOQ:
 
 def _all_zero(weight: Tensor) -> QuantizedMatrix:
     return QuantizedMatrix(
-        torch.zeros_like(weight, dtype=torch.int32), weight.new_ones(1), info={"zeros": 1.0}
+        torch.zeros_like(weight, dtype=torch.int32),
+        weight.new_ones(1),
+        info={"levels": 1.0, "zeros": 1.0},
     )
 
 
@@ -164,7 +168,8 @@ class _Problem:
             coming = [k for k in edges if k not in known and abs(k) <= 4 * _THIRDS]
             if best - 1 in known and best + 1 in known:
                 break
-        return base * 2.0 ** (best / _THIRDS)
+        found: Tensor = base * 2.0 ** (best / _THIRDS)
+        return found
 
     def _trial(self, steps: Tensor, slope: float, priced: bool) -> list[float]:
         """Return the cost at each of ``steps`` (trials,), all walked at once."""
