@@ -71,7 +71,7 @@ def test_every_weight_that_a_gradient_reaches_comes_with_its_sensitivity(kind):
     assert conv.sensitivity.rows.shape == (2, 2)
     assert conv.sensitivity.columns.shape == (2, 9, 9)
     assert conv.sensitivity.samples == 12
-    assert (conv.sensitivity.outputs is not None) == (kind is Watching)
+    assert (conv.sensitivity.inputs is not None) == (kind is Watching)
     if kind is Watching:
         assert linear.sensitivity.inputs.shape == (1, 5, 5)
         assert linear.sensitivity.outputs.shape == (1, 3, 3)

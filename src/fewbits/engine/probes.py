@@ -44,16 +44,16 @@ class Sensitivity:
         columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
             second moments of the inputs as the output sees them. What a bias can repay is taken
             out, so these are moments about a mean.
+        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
         samples: how many were seen.
         inputs: (groups, columns, columns): sum over rows of ``E[g_o g_o']``; where asked for.
-        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``; where asked for.
     """
 
     rows: Tensor
     columns: Tensor
+    outputs: Tensor
     samples: int
     inputs: Tensor | None = None
-    outputs: Tensor | None = None
 
 
 class _Sums:
@@ -80,10 +80,11 @@ class _Sums:
         weighed = (gradients * self._shares[:, None, :, None]).flatten(1, 2)
         self.rows = self.rows + squares
         self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
+        across = plain.transpose(1, 2).flatten(2)
+        self.outputs = self.outputs + (across @ across.mT).double()
         if self.marginals:
-            flat, across = plain.flatten(1, 2), plain.transpose(1, 2).flatten(2)
+            flat = plain.flatten(1, 2)
             self.inputs = self.inputs + (flat.mT @ flat).double()
-            self.outputs = self.outputs + (across @ across.mT).double()
         self.energy = self.energy + inputs.square().sum((1, 2, 3), dtype=torch.float64)
         self.drawn += gradients.shape[1]
         self.positions += inputs.shape[1] * inputs.shape[2]
@@ -101,9 +102,9 @@ class _Sums:
         return Sensitivity(
             rows=rows / energy[:, None],
             columns=joint[:, :-1, :-1] - cross @ cross.mT / bias,
+            outputs=outputs,
             samples=self.drawn // probes,
             inputs=inputs if self.marginals else None,
-            outputs=outputs if self.marginals else None,
         )
 
 
@@ -183,7 +184,7 @@ def probe(
         metric: "logits" (squared error of the logits, but for a shift common to all) or "fisher"
             (Kullback-Leibler divergence of the class probabilities, for small errors).
         probes: backward passes for each batch.
-        marginals: also collect ``inputs`` and ``outputs``, which transforms need.
+        marginals: also collect ``inputs``, which transforms need.
         seed: of the probes.
         progress: told after each batch.
 
