@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
+    from .methods import GPFQ, GPTQ, METHODS, RDOQ, Nearest, Qronos
     from .model import CodedModel
     from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
@@ -39,6 +39,7 @@ __all__ = [
     "GPFQ",
     "GPTQ",
     "METHODS",
+    "RDOQ",
     "BudgetError",
     "CalibrationError",
     "CodedModel",
@@ -70,7 +71,7 @@ _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
-    ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),
+    ".methods": ("GPFQ", "GPTQ", "METHODS", "RDOQ", "Nearest", "Qronos"),
     ".model": ("CodedModel",),
     ".per_layer": ("LayerHarm", "sensitivity"),
     ".planning": ("Plan",),

@@ -26,7 +26,7 @@ def choose(
     *,
     searching: bool = False,
 ) -> Recipe:
-    """Return the recipe that the options mean; a search takes a method with a slope by default.
+    """Return the recipe that the options mean; a search takes the recipe "smallest" by default.
 
     Raises:
         typer.BadParameter: options that contradict each other, that no method takes, or
@@ -34,12 +34,14 @@ def choose(
         ConfigError: a recipe file that is not acceptable.
     """
     from ..methods import from_settings  # noqa: PLC0415
-    from ..recipe import Recipe  # noqa: PLC0415
+    from ..recipe import RECIPES, Recipe  # noqa: PLC0415
 
     if recipe is not None:
         if method is not None or bits is not None or settings:
             raise typer.BadParameter("--recipe says it all: leave out --method, --bits and --set.")
         chosen = Recipe.from_file(recipe)
+    elif searching and method is None and bits is None and not settings:
+        chosen = RECIPES["smallest"]
     else:
         values = _settings(settings)
         if bits is not None:
@@ -47,7 +49,7 @@ def choose(
                 raise typer.BadParameter("bits are given twice: by --bits and by --set.")
             values["bits"] = bits
         try:
-            named = from_settings({**values, "method": method or _default(searching)})
+            named = from_settings({**values, "method": method or ("rdoq" if searching else "gpfq")})
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from None
         chosen = Recipe.of(named, calibrated=has_data)
@@ -59,12 +61,6 @@ def choose(
             "The method 'nearest' needs none."
         )
     return chosen
-
-
-def _default(searching: bool) -> str:
-    from ..budgets import sloped  # noqa: PLC0415
-
-    return next(iter(sloped()), "gpfq") if searching else "gpfq"
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from zlib import crc32
 
 import torch
@@ -14,6 +15,7 @@ from ..ops.grid import FLOAT32_MAX
 from .isolation import autocast_off
 from .layer import LayerMatrix, QuantizedMatrix
 from .lockstep import Call
+from .probes import Sensitivity
 from .rows import Rows, draw_rows
 from .statistics import StatisticsAccumulator
 from .targets import Target
@@ -25,11 +27,19 @@ Encode = Callable[[LayerMatrix], QuantizedMatrix]
 
 @dataclass(frozen=True)
 class Work:
-    """One weight to quantize: ``encode`` is the method; ``both`` asks for the float inputs too."""
+    """One weight to quantize.
+
+    Attributes:
+        target: the weight.
+        encode: of the method.
+        both: whether the method asks for the float network's inputs too.
+        sensitivity: what errors of the weight do to the output, where the method asks for it.
+    """
 
     target: Target
     encode: Encode
     both: bool = True
+    sensitivity: Sensitivity | None = None
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
@@ -171,7 +181,15 @@ def _quantize(
     matrix = _matrix(network, target)
     parameter = network.get_parameter(target.name)
     limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
-    layer = LayerMatrix(target.name, matrix, statistics, layer_seed(seed, target.name), limit)
+    layer = LayerMatrix(
+        target.name,
+        matrix,
+        statistics,
+        layer_seed(seed, target.name),
+        limit,
+        work.sensitivity,
+        prod(target.view.kernel),
+    )
     result = work.encode(layer)
     values = target.view.tensor(result.dequantize(), target.shape)
     parameter.copy_(values.to(parameter.dtype))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..ops.grid import FLOAT32_MAX
+from .probes import Sensitivity
 from .statistics import Statistics
 
 __all__ = ["LayerMatrix", "QuantizedMatrix"]
@@ -24,6 +25,9 @@ class LayerMatrix:
         seed: of everything random this layer does.
         limit: largest finite value of the weight's own dtype; no level may exceed it, or the cast
             back would give infinity.
+        sensitivity: what errors of the weight do to the network's output; None where the method
+            asked for no gradients.
+        kernel: columns for each input channel, which lie together: taps of a convolution, else 1.
     """
 
     name: str
@@ -31,6 +35,8 @@ class LayerMatrix:
     statistics: Statistics | None = None
     seed: int = 0
     limit: float = FLOAT32_MAX
+    sensitivity: Sensitivity | None = None
+    kernel: int = 1
 
 
 @dataclass(frozen=True, eq=False)

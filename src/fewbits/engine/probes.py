@@ -44,16 +44,16 @@ class Sensitivity:
         columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
             second moments of the inputs as the output sees them. What a bias can repay is taken
             out, so these are moments about a mean.
+        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
         samples: how many were seen.
         inputs: (groups, columns, columns): sum over rows of ``E[g_o g_o']``; where asked for.
-        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``; where asked for.
     """
 
     rows: Tensor
     columns: Tensor
+    outputs: Tensor
     samples: int
     inputs: Tensor | None = None
-    outputs: Tensor | None = None
 
 
 class _Sums:
@@ -80,10 +80,11 @@ class _Sums:
         weighed = (gradients * self._shares[:, None, :, None]).flatten(1, 2)
         self.rows = self.rows + squares
         self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
+        across = plain.transpose(1, 2).flatten(2)
+        self.outputs = self.outputs + (across @ across.mT).double()
         if self.marginals:
-            flat, across = plain.flatten(1, 2), plain.transpose(1, 2).flatten(2)
+            flat = plain.flatten(1, 2)
             self.inputs = self.inputs + (flat.mT @ flat).double()
-            self.outputs = self.outputs + (across @ across.mT).double()
         self.energy = self.energy + inputs.square().sum((1, 2, 3), dtype=torch.float64)
         self.drawn += gradients.shape[1]
         self.positions += inputs.shape[1] * inputs.shape[2]
@@ -101,9 +102,9 @@ class _Sums:
         return Sensitivity(
             rows=rows / energy[:, None],
             columns=joint[:, :-1, :-1] - cross @ cross.mT / bias,
+            outputs=outputs,
             samples=self.drawn // probes,
             inputs=inputs if self.marginals else None,
-            outputs=outputs if self.marginals else None,
         )
 
 
@@ -127,9 +128,11 @@ class _Tap:
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return output
         call = Call(args, kwargs)
-        hung = output + self.anchor.to(output)
-        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
         self.used = True
+        hung = output + self.anchor.to(output)
+        if not hung.requires_grad:
+            return output
+        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
         return hung
 
     @torch.no_grad()
@@ -181,7 +184,7 @@ def probe(
         metric: "logits" (squared error of the logits, but for a shift common to all) or "fisher"
             (Kullback-Leibler divergence of the class probabilities, for small errors).
         probes: backward passes for each batch.
-        marginals: also collect ``inputs`` and ``outputs``, which transforms need.
+        marginals: also collect ``inputs``, which transforms need.
         seed: of the probes.
         progress: told after each batch.
 
@@ -204,19 +207,24 @@ def probe(
     try:
         with torch.enable_grad(), fast_path_off():
             for place, batch in enumerate(batches):
-                output = _logits(isolated_pass(forward, network, batch, place))
+                answer = isolated_pass(forward, network, batch, place)
                 anchors = [tap.anchor for tap in taps.values() if tap.used]
-                for draw in range(probes):
-                    generator = torch.Generator().manual_seed((seed * 7919 + place) * 64 + draw)
-                    aim = (_direction(output.detach(), metric, generator) * output).sum()
-                    torch.autograd.grad(
-                        aim, anchors, retain_graph=draw + 1 < probes, allow_unused=True
-                    )
+                if anchors:
+                    number = (seed * 7919 + place) * 64
+                    _propagate(_logits(answer), anchors, metric, range(number, number + probes))
                 progress(ProgressEvent("probe", place + 1, len(batches)))
     finally:
         for handle in handles:
             handle.remove()
     return {name: found.finish(probes) for name, found in sums.items() if found.drawn}
+
+
+def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
+    """Send one random probe for each seed back through the network, to the hooks on the way."""
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        aim = (_direction(output.detach(), metric, generator) * output).sum()
+        torch.autograd.grad(aim, anchors, retain_graph=seed != seeds[-1], allow_unused=True)
 
 
 def _logits(output: Any) -> Tensor:

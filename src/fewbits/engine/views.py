@@ -37,6 +37,8 @@ class WeightView:
         bias: parameter of the module to which an output shift is added; "" where there is none.
         outputs: the module's output as (rows of inputs, neurons), in their order; None where that
             is not what it returns.
+        kernel: sizes of a convolution's kernel, the last axes of a neuron's columns: there are as
+            many columns for each input channel as taps.
     """
 
     parameter: str
@@ -47,6 +49,7 @@ class WeightView:
     blind: str = ""
     bias: str = ""
     outputs: Callable[[Tensor], Tensor] | None = None
+    kernel: tuple[int, ...] = ()
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """Return the weight as (groups, rows / groups, columns)."""
@@ -124,13 +127,17 @@ def _linear(module: nn.Module) -> list[WeightView]:
 
 
 def _conv(module: nn.Module) -> list[WeightView]:
-    rows, groups = _shape(module, "weight")[0], int(getattr(module, "groups"))  # noqa: B009
+    shape, groups = _shape(module, "weight"), int(getattr(module, "groups"))  # noqa: B009
+    kernel, outputs = shape[2:], _channels(len(shape) - 2)
 
     def inputs(call: Call) -> Rows:
         return conv_rows(_argument(call, 0, "input"), module)
 
-    outputs = _channels(len(_shape(module, "weight")) - 2)
-    return [WeightView("weight", rows, groups, inputs=inputs, bias="bias", outputs=outputs)]
+    return [
+        WeightView(
+            "weight", shape[0], groups, None, inputs, bias="bias", outputs=outputs, kernel=kernel
+        )
+    ]
 
 
 def _conv_transpose(module: nn.Module) -> list[WeightView]:
@@ -141,10 +148,10 @@ def _conv_transpose(module: nn.Module) -> list[WeightView]:
     def inputs(call: Call) -> Rows:
         return conv_transpose_rows(_argument(call, 0, "input"), module)
 
-    outputs = _channels(len(shape) - 2)
+    rows, kernel, outputs = groups * shape[1], shape[2:], _channels(len(shape) - 2)
     return [
         WeightView(
-            "weight", groups * shape[1], groups, layout, inputs, bias="bias", outputs=outputs
+            "weight", rows, groups, layout, inputs, bias="bias", outputs=outputs, kernel=kernel
         )
     ]
 
