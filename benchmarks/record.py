@@ -68,7 +68,7 @@ def _cpu_name() -> str:
 
 def environment() -> dict[str, Any]:
     """Return versions, commit and machine: enough to repeat the run."""
-    dirty = _git("status", "--porcelain", "--", "src", "benchmarks")
+    dirty = _git("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results")
     return {
         "fewbits": fewbits.__version__,
         "torch": torch.__version__,

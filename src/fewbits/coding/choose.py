@@ -45,26 +45,29 @@ class Effort:
         codecs: names of those that are tried.
         largest_learning: symbols of a stream up to which codecs are tried that learn while
             decoding: 1 to 15 million symbols a second, ``binary`` 0.1 to 0.5, the others 20 to 70.
-        worth: part of the bytes that such a codec must save over all faster ones; for streams of
-            over 2**16 symbols (``binary``: 2**15), which are waited for, in proportion more.
+        worth: parts of the bytes that codecs that learn, and ``binary``, must save over all faster
+            ones; for streams of over 2**16 symbols (``binary``: 2**15), which are waited for, in
+            proportion more.
         joins: whether small index matrices of a file may share a stream.
     """
 
     codecs: tuple[str, ...]
     largest_learning: int = 0
-    worth: float = 0.0
+    worth: tuple[float, float] = (0.0, 0.0)
     joins: bool = False
 
     def limit(self, tier: int, least: float, symbols: int) -> float:
         """Return what a codec of ``tier`` must stay below if all faster ones take ``least``."""
-        share = self.worth * max(1.0, symbols / LONG[tier]) if tier else 0.0
+        share = (0.0, *self.worth)[tier] * max(1.0, symbols / LONG[tier])
         return least * (1 - min(share, 1.0))
 
 
 EFFORTS: Registry[Effort] = Registry("effort")
 EFFORTS.register("fast")(Effort(FIRST))
-EFFORTS.register("balanced")(Effort((*FIRST, "tuple", *SLOW), 1 << 18, worth=0.01, joins=True))
-EFFORTS.register("smallest")(Effort((*QUICK, *SLOW), 1 << 62, joins=True))
+EFFORTS.register("balanced")(
+    Effort((*FIRST, "tuple", *SLOW), 1 << 18, worth=(0.01, 0.01), joins=True)
+)
+EFFORTS.register("smallest")(Effort((*QUICK, *SLOW), 1 << 62, worth=(0.0, 0.002), joins=True))
 
 
 def is_cut(effort: Effort, rows: int, columns: int) -> bool:
