@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
+    from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos, Transform
     from .model import CodedModel
     from .planning import Plan
     from .progress import ProgressEvent
@@ -53,6 +53,7 @@ __all__ = [
     "Rule",
     "SourceError",
     "TargetError",
+    "Transform",
     "WorkerError",
     "compress",
     "inspect",
@@ -65,7 +66,7 @@ _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
-    ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),
+    ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos", "Transform"),
     ".model": ("CodedModel",),
     ".planning": ("Plan",),
     ".progress": ("ProgressEvent",),

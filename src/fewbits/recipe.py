@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, SourceError, did_you_mean, require
-from .methods import METHODS, Method, from_settings, to_settings
+from .methods import METHODS, Method, from_settings, gradients_of, to_settings
 
 __all__ = ["FINISH", "PREPARE", "Recipe", "Rule"]
 
@@ -100,8 +100,9 @@ class Recipe:
     ) -> Recipe:
         """Return the recipe that is meant: a recipe, a file, its data, or one method for all.
 
-        One method for all weights absorbs batch normalizations first where every neuron has a
-        step of its own and there is calibration data, since that changes only the file's size.
+        One method for all weights absorbs batch normalizations first where there is calibration
+        data and every neuron has a step of its own, or the method knows how much each is felt:
+        that changes only the file's size.
         """
         if isinstance(method, Recipe):
             return method
@@ -116,7 +117,8 @@ class Recipe:
                 )
             return cls.from_file(method)
         _check_method(method)
-        prepare = PREPARE if calibrated and getattr(method, "per", "") == "channel" else ()
+        scaled = getattr(method, "per", "") == "channel" or bool(gradients_of(method))
+        prepare = PREPARE if calibrated and scaled else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
 
     @classmethod

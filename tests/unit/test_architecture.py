@@ -22,7 +22,7 @@ MAY = {
     "coding": {"errors", "registry"},
     "container": {"errors", "registry", "coded", "coding"},
     "engine": {"errors", "registry", "progress", "coded", "ops"},
-    "methods": {"errors", "registry", "coded", "ops", "engine"},
+    "methods": {"errors", "registry", "coded", "coding", "ops", "engine"},
     "recipe": {"errors", "methods"},
     "planning": {"errors", "engine", "methods", "recipe"},
     "model": {"errors", "coded", "container", "engine", "planning"},

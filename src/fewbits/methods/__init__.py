@@ -5,6 +5,7 @@ from .gpfq import GPFQ
 from .gptq import GPTQ
 from .nearest import Nearest
 from .qronos import Qronos
+from .transform import Transform
 
 __all__ = [
     "GPFQ",
@@ -13,6 +14,7 @@ __all__ = [
     "Method",
     "Nearest",
     "Qronos",
+    "Transform",
     "from_settings",
     "gradients_of",
     "to_settings",
