@@ -134,7 +134,7 @@ def transformed(
     index, step = quantize_basis(basis.synthesis, bits)
     if keep is not None:
         index = index[:, keep]
-    synthesis = index.double() * step
+    synthesis = (index.double() * step).contiguous()
     shape = (groups, neurons, columns)
     values = fold(refit(matrix, synthesis, metric), shape, felt.kernel, side)
     if side == "row":

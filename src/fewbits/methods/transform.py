@@ -75,6 +75,8 @@ class Transform:
         sound = is_whole(self.basis_bits) and 2 <= self.basis_bits <= 8
         require(sound, "basis_bits", "an integer from 2 to 8", self.basis_bits)
         check_switch("feedback", self.feedback)
+        clash = self.feedback and self.form == "blocks"
+        require(not clash, "feedback", "False with form='blocks'", self.feedback)
         check_switch("bias_correction", self.bias_correction)
 
     def encode(self, layer: LayerMatrix) -> Quantized:
