@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..engine.layer import LayerMatrix, Quantized
+from ..engine.statistics import Statistics
 from ..errors import ConfigError, require
 from ..ops.transforms import SIDES
 from .base import METHODS
@@ -31,6 +32,7 @@ from .rated import How, Rated, rate
 __all__ = ["Transform"]
 
 TINY = 1e-300
+_PLAIN = 0.2  # of the metric is the inputs' own: gradients know nothing of a unit that is off
 _DEAD = 0.72  # 1 / (2 ln 2) bits a weight: less than that is lost by leaving a channel out
 
 
@@ -98,7 +100,11 @@ class Transform:
         return replace(best.result, bias_shift=shift)
 
     def _felt(self, layer: LayerMatrix) -> Felt:
-        """Return the metric of the layer; errors of the mean cost nothing where a bias repays."""
+        """Return the metric of the layer; errors of the mean cost nothing where a bias repays.
+
+        Gradients tell of small errors. A unit that is off most of the time sends none back, but
+        errors as large as its inputs turn it on: so a part of the metric is the inputs' own.
+        """
         found = layer.sensitivity
         if found is None or found.inputs is None or found.outputs is None:
             raise ConfigError(
@@ -110,6 +116,8 @@ class Transform:
         inputs = found.columns
         if not self.bias_correction:
             inputs = found.inputs / found.rows.sum(1).clamp_min(TINY)[:, None, None]
+        plain = _spread(checked_statistics(layer, self.name), self.bias_correction)
+        inputs = (1 - _PLAIN) * inputs.to(plain) + _PLAIN * plain
         device = layer.weight.device
         return Felt(outputs.to(device), inputs.to(device), layer.kernel)
 
@@ -133,6 +141,13 @@ class Transform:
         self, weight: Tensor, felt: Felt, side: str, keep: Tensor | None = None
     ) -> Domain:
         return transformed(weight, felt, side, self.basis, bits=self.basis_bits, keep=keep)
+
+
+def _spread(statistics: Statistics, centred: bool) -> Tensor:
+    """Return the second moments of the inputs, about their mean where a bias repays that."""
+    second = statistics.moments()[0].double() / max(1, statistics.rows)
+    mean = statistics.quantized_mean.double()
+    return second - mean[:, :, None] * mean[:, None] if centred else second
 
 
 def _without_the_dead(weight: Tensor, felt: Felt, slope: float) -> Tensor:
