@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..engine.layer import LayerMatrix, Quantized
@@ -33,6 +34,7 @@ __all__ = ["Transform"]
 
 TINY = 1e-300
 _PLAIN = 0.2  # of the metric is the inputs' own: gradients know nothing of a unit that is off
+_APART = 0.5  # of what outputs share is not counted on: it differs from input to input
 _DEAD = 0.72  # 1 / (2 ln 2) bits a weight: less than that is lost by leaving a channel out
 
 
@@ -113,6 +115,7 @@ class Transform:
             )
         trace = found.outputs.diagonal(dim1=1, dim2=2).sum(1).clamp_min(TINY)
         outputs = found.outputs * (found.rows.sum(1) / trace)[:, None, None]
+        outputs = outputs.lerp(torch.diag_embed(outputs.diagonal(dim1=1, dim2=2)), _APART)
         inputs = found.columns
         if not self.bias_correction:
             inputs = found.inputs / found.rows.sum(1).clamp_min(TINY)[:, None, None]
