@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, METHODS, RDOQ, Nearest, Qronos
+    from .methods import GPFQ, GPTQ, METHODS, RDOQ, Nearest, Qronos, Transform
     from .model import CodedModel
     from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
@@ -58,6 +58,7 @@ __all__ = [
     "Rule",
     "SourceError",
     "TargetError",
+    "Transform",
     "WorkerError",
     "compress",
     "inspect",
@@ -71,7 +72,7 @@ _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
-    ".methods": ("GPFQ", "GPTQ", "METHODS", "RDOQ", "Nearest", "Qronos"),
+    ".methods": ("GPFQ", "GPTQ", "METHODS", "RDOQ", "Nearest", "Qronos", "Transform"),
     ".model": ("CodedModel",),
     ".per_layer": ("LayerHarm", "sensitivity"),
     ".planning": ("Plan",),

@@ -16,6 +16,7 @@ from .container import read_lazily, read_tensor
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.targets import check_finite
+from .engine.transform_domain import into_transform_domain
 from .errors import ConfigError, ModelError, require
 from .methods import Method
 from .model import CodedModel, load_into, state_dict, unwrapped
@@ -141,6 +142,7 @@ def load(
     *,
     max_decoded_bytes: int | None = None,
     workers: int = 1,
+    transform_domain: bool = False,
 ) -> nn.Module: ...
 def load(
     path: str | PathLike[str],
@@ -148,6 +150,7 @@ def load(
     *,
     max_decoded_bytes: int | None = None,
     workers: int = 1,
+    transform_domain: bool = False,
 ) -> dict[str, Tensor] | nn.Module:
     """Read a file: into a network, which is returned, or as a plain state dict.
 
@@ -162,17 +165,27 @@ def load(
         workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
             are cores where that pays. Each takes 50 to 80 MiB of its own, more for tensors of many
             millions of weights. The values are the same.
+        transform_domain: with ``into``, whose layers are changed: a linear or convolution layer
+            that the file holds in a basis becomes a pair of layers, nn.Sequential, which multiply
+            by the basis and by what remains of the coefficients. Its outputs are the same but for
+            rounding. Other layers stay as they are.
 
     Raises:
         CorruptFileError: the file is truncated, damaged, or not one of ours.
         WorkerError: a worker process ended early.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
+    require(
+        into is not None or not transform_domain, "transform_domain", "False without into=", True
+    )
     opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, workers=workers)
     with opening as (tensors, aliases):
         if into is None:
             return state_dict(tensors, aliases)
-        return load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+        load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+        if transform_domain:
+            into_transform_domain(unwrapped(into), tensors)
+        return into
 
 
 def load_tensor(

@@ -18,7 +18,7 @@ from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import pack
 from .engine.collect import LayerQuantizer, Work, quantize_blind
 from .engine.isolation import isolated_pass
-from .engine.layer import LayerMatrix, QuantizedMatrix
+from .engine.layer import LayerMatrix, Quantized
 from .engine.lockstep import run_lockstep
 from .engine.targets import Target, check_finite, retie
 from .errors import CalibrationError, ConfigError, require
@@ -129,7 +129,7 @@ class _Alone:
     target: Target
     method: Method
     bits: int
-    result: QuantizedMatrix
+    result: Quantized
     values: Tensor
     error: float | None
 
@@ -139,9 +139,9 @@ class _Peek:
     """A method that quantizes at every width and remembers, in place of one that does it once."""
 
     methods: Mapping[int, Method]
-    found: dict[int, tuple[QuantizedMatrix, float | None]] = field(default_factory=dict)
+    found: dict[int, tuple[Quantized, float | None]] = field(default_factory=dict)
 
-    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+    def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize at all widths; return the last."""
         for width, method in self.methods.items():
             result = method.encode(layer)
@@ -214,7 +214,7 @@ def _blindly(network: nn.Module, target: Target, peek: _Peek, seed: int) -> None
         parameter.copy_(before)
 
 
-def _layer_error(layer: LayerMatrix, result: QuantizedMatrix) -> float | None:
+def _layer_error(layer: LayerMatrix, result: Quantized) -> float | None:
     if layer.statistics is None:
         return None
     second = layer.statistics.moments()[0].double()

@@ -16,7 +16,7 @@ from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack, pack_raw
 from .engine.collect import LayerQuantizer, Work, quantize_blind
 from .engine.fold import Folded, fold_batchnorm
-from .engine.layer import QuantizedMatrix
+from .engine.layer import Quantized
 from .engine.lockstep import run_lockstep
 from .engine.probes import Sensitivity, probe
 from .engine.reestimate import reestimate_batchnorm
@@ -46,7 +46,7 @@ class Pipeline:
     max_live_bytes: int
     progress: Progress
     memory: dict[str, Any] | None = None
-    results: dict[str, QuantizedMatrix] = field(default_factory=dict)
+    results: dict[str, Quantized] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()

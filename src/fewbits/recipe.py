@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, SourceError, did_you_mean, require
-from .methods import METHODS, RDOQ, Method, from_settings, to_settings
+from .methods import METHODS, RDOQ, Method, from_settings, gradients_of, to_settings
 from .registry import Registry
 
 __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
@@ -101,9 +101,9 @@ class Recipe:
     ) -> Recipe:
         """Return the recipe that is meant: a recipe, its name, file or data, or one method for all.
 
-        One method for all weights absorbs batch normalizations first if there is calibration data
-        and every neuron has a step of its own, which changes only the file's size, or the method
-        asks for it.
+        One method for all weights absorbs batch normalizations first where there is calibration
+        data and every neuron has a step of its own, or the method knows how much each is felt:
+        that changes only the file's size.
         """
         if isinstance(method, Recipe):
             return method
@@ -120,8 +120,8 @@ class Recipe:
                 )
             return cls.from_file(method)
         _check_method(method)
-        folds = getattr(method, "per", "") == "channel" or getattr(method, "folds", False)
-        prepare = PREPARE if calibrated and folds else ()
+        scaled = getattr(method, "per", "") == "channel" or bool(gradients_of(method))
+        prepare = PREPARE if calibrated and scaled else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
 
     @classmethod

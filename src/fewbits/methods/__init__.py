@@ -6,6 +6,7 @@ from .gptq import GPTQ
 from .nearest import Nearest
 from .qronos import Qronos
 from .rdoq import RDOQ
+from .transform import Transform
 
 __all__ = [
     "GPFQ",
@@ -15,6 +16,7 @@ __all__ = [
     "Method",
     "Nearest",
     "Qronos",
+    "Transform",
     "from_settings",
     "gradients_of",
     "to_settings",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ..engine.layer import LayerMatrix, QuantizedMatrix
+from ..engine.layer import LayerMatrix, Quantized
 from ..errors import ConfigError, did_you_mean
 from ..registry import Registry
 
@@ -43,7 +43,7 @@ class Method(Protocol):
     paper: ClassVar[str]
     needs: ClassVar[str]
 
-    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+    def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize one weight. Never changes ``layer``; the same layer gives the same result."""
         ...
 

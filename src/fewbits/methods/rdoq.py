@@ -45,7 +45,6 @@ class RDOQ:
     paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with gradients' metric; see docs"
     needs: ClassVar[str] = "both"
     gradients: ClassVar[str] = "rows"
-    folds: ClassVar[bool] = True  # batch norms first: one step for a layer then suits its rows
 
     slope: float = 2e-4
     ratio: float = 0.25

@@ -271,6 +271,17 @@ def test_the_example_with_a_recipe(here):
 # evaluate
 
 
+def test_evaluate_in_the_transform_domain(here):
+    settings = ("--method", "transform", "--set", "slope=1e-3", "--set", "side=row")
+    run(*COMPRESS, *settings, "-o", "t.fewbits")
+    plain = run_json("evaluate", "t.fewbits", "--data", "digits")
+    found = run_json("evaluate", "t.fewbits", "--data", "digits", "--transform-domain")
+    assert found["accuracy"] == plain["accuracy"]
+    assert found["multiplications"]["pairs"] != found["multiplications"]["layers"]
+    told = run("evaluate", "t.fewbits", "--data", "digits", "--transform-domain").stdout
+    assert "of the multiplications" in told
+
+
 def test_evaluate_uses_the_source_in_the_file(here):
     found = run_json("evaluate", "net.fewbits", "--data", "digits")
     model = fewbits.load("net.fewbits", into=load_model(MODEL).module)
