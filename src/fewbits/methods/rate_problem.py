@@ -70,6 +70,7 @@ class RateProblem:
         if layer.sensitivity is not None:
             metric = _blend(layer.sensitivity.columns.to(damped), damped)
             rows, coupling = _felt(layer.sensitivity, damped)
+            coupling = coupling * wide.any(2)[..., None]  # dead neurons stay as they are
         order = descending(metric.diagonal(dim1=1, dim2=2))
         permuted = permute_columns(permute_columns(metric, order).mT, order)
         factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
