@@ -23,7 +23,7 @@ import fewbits
 from images import ROOT
 from networks import top1
 
-__all__ = ["RESULTS", "Run", "environment", "peak_rss_mb", "run_once", "write"]
+__all__ = ["RESULTS", "Run", "blank_copy", "environment", "peak_rss_mb", "run_once", "write"]
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
@@ -88,7 +88,7 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _blank_copy(model: nn.Module) -> nn.Module:
+def blank_copy(model: nn.Module) -> nn.Module:
     """Copy a network and fill it with NaN, so that only what the file holds can answer."""
     blank = copy.deepcopy(model)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def run_once(
         path = Path(folder) / "net.fewbits"
         coded.save(path)
         size = path.stat().st_size
-        loaded = fewbits.load(path, into=_blank_copy(model))
+        loaded = fewbits.load(path, into=blank_copy(model))
         report = fewbits.inspect(path).report
     if report.file_bytes != size:
         raise RuntimeError(f"the size report says {report.file_bytes} bytes, the file has {size}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .container import FileInfo, inspect
     from .errors import (
+        BudgetError,
         CalibrationError,
         ConfigError,
         CorruptFileError,
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, METHODS, Nearest, Qronos
+    from .methods import GPFQ, GPTQ, METHODS, RDOQ, Nearest, Qronos, Transform
     from .model import CodedModel
+    from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
     from .progress import ProgressEvent
     from .recipe import Recipe, Rule
@@ -37,12 +39,15 @@ __all__ = [
     "GPFQ",
     "GPTQ",
     "METHODS",
+    "RDOQ",
+    "BudgetError",
     "CalibrationError",
     "CodedModel",
     "ConfigError",
     "CorruptFileError",
     "FewbitsError",
     "FileInfo",
+    "LayerHarm",
     "MissingExtraError",
     "ModelError",
     "Nearest",
@@ -53,20 +58,23 @@ __all__ = [
     "Rule",
     "SourceError",
     "TargetError",
+    "Transform",
     "WorkerError",
     "compress",
     "inspect",
     "load",
     "load_tensor",
     "plan",
+    "sensitivity",
 ]
 
 _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
-    ".methods": ("GPFQ", "GPTQ", "METHODS", "Nearest", "Qronos"),
+    ".methods": ("GPFQ", "GPTQ", "METHODS", "RDOQ", "Nearest", "Qronos", "Transform"),
     ".model": ("CodedModel",),
+    ".per_layer": ("LayerHarm", "sensitivity"),
     ".planning": ("Plan",),
     ".progress": ("ProgressEvent",),
     ".recipe": ("Recipe", "Rule"),

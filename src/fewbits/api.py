@@ -10,10 +10,13 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from .budgets import Budget, Evaluate
+from .coding import EFFORTS
 from .container import read_lazily, read_tensor
-from .engine.batches import Forward, as_forward
+from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.targets import check_finite
+from .engine.transform_domain import into_transform_domain
 from .errors import ConfigError, ModelError, require
 from .methods import Method
 from .model import CodedModel, load_into, state_dict, unwrapped
@@ -21,6 +24,7 @@ from .pipeline import Pipeline
 from .planning import Plan, make_plan
 from .progress import Progress, silent
 from .recipe import Recipe
+from .search import Goal
 
 __all__ = ["compress", "load", "load_tensor", "plan"]
 
@@ -33,12 +37,25 @@ def compress(
     calibration: Iterable[Any] | Tensor | None = None,
     forward: Forward | None = None,
     *,
+    target_bytes: float | None = None,
+    target_bits: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Evaluate | None = None,
+    evaluations: int = 12,
+    seconds: float | None = None,
+    trace: str | PathLike[str] | None = None,
+    effort: str = "balanced",
+    workers: int = 1,
     seed: int | None = None,
     source: str = "",
     max_live_bytes: int = 1 << 30,
     progress: Progress = silent,
 ) -> CodedModel:
     """Compress a trained network; ``model`` itself stays as it is.
+
+    With one of ``target_bytes``, ``target_bits`` and ``max_drop`` the slope (squared output error
+    that a bit is worth) is searched: every rule whose method has one gets the same, and the best
+    file within the budget is returned. An evaluation costs one compression and one encoding.
 
     Args:
         model: any ``nn.Module``; works on copies in eval mode, without tracing.
@@ -48,6 +65,16 @@ def compress(
             one tensor of stacked samples. Needed by methods that look at activations. Never pass
             evaluation data.
         forward: ``forward(model, batch)`` calls the network where the default would not do.
+        target_bytes: the file's length is at most this, and met within 1 % where sizes allow.
+        target_bits: the same, of all bits of the file over the quantized weights.
+        max_drop: the smallest file whose score is at most this far below the float network's.
+        evaluate: ``evaluate(model) -> score``, higher is better, on *selection* data: neither that
+            of calibration nor that which is reported. ``max_drop`` needs it; others note it.
+        evaluations: bound on the evaluations, those of a resumed trace included.
+        seconds: bound on the time: no evaluation starts that would likely end later.
+        trace: file that keeps every evaluation, as JSON; an existing one is resumed.
+        effort: of encoding, by which sizes are measured and which ``save`` then uses.
+        workers: processes that encode during a search, as in :meth:`CodedModel.encode`.
         seed: of every random choice; overrides the recipe's.
         source: how to build the network again ("module:callable"), kept in the file.
         max_live_bytes: bound on the activations held by suspended forward passes; batches beyond
@@ -55,30 +82,38 @@ def compress(
         progress: told of every layer that is done.
 
     Returns:
-        The compressed network: save it, print its size report, or read its state dict.
+        The compressed network: save it, print its size report, or read its state dict. After a
+        search, its ``trace`` tells what was tried.
 
     Raises:
         ConfigError: a setting or recipe (TargetError: a pattern that matches nothing).
         ModelError: NaN or infinite weights, or a network that cannot be copied or written.
         CalibrationError: calibration data missing, empty, not finite, or a forward that raises.
+        BudgetError: no file that was evaluated is within the budget.
     """
     _check_arguments(model, forward, source, max_live_bytes, progress)
+    require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+    goal = Goal.of(target_bytes, target_bits, max_drop)
     model = unwrapped(model)
     recipe = Recipe.of(method, calibrated=calibration is not None)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    steps = make_plan(model, recipe)
+    make_plan(model, recipe)
     check_finite(model)
-    try:
-        reference = deepcopy(model).eval()
-    except Exception as error:
-        raise ModelError(
-            f"the network cannot be copied ({type(error).__name__}: {error}), and compressing "
-            "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
-            "old weight_norm or pruning (remove_weight_norm, prune.remove)."
-        ) from error
-    pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress)
-    return pipeline.run(reference, source)
+    memory: dict[str, Any] | None = None if goal is None else {}
+
+    def run(recipe: Recipe) -> CodedModel:
+        steps = make_plan(model, recipe)
+        pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
+        return replace(pipeline.run(_copied(model), source), effort=effort)
+
+    if goal is None:
+        _check_no_goal(evaluate, seconds, trace)
+        return run(recipe)
+    budget = Budget(goal, evaluate, evaluations, seconds, trace, effort, workers)
+    if calibration is not None:
+        calibration = as_batches(calibration, model if forward is None else None)
+    return budget.meet(model, recipe, run, calibration, progress)
 
 
 def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
@@ -107,6 +142,7 @@ def load(
     *,
     max_decoded_bytes: int | None = None,
     workers: int = 1,
+    transform_domain: bool = False,
 ) -> nn.Module: ...
 def load(
     path: str | PathLike[str],
@@ -114,6 +150,7 @@ def load(
     *,
     max_decoded_bytes: int | None = None,
     workers: int = 1,
+    transform_domain: bool = False,
 ) -> dict[str, Tensor] | nn.Module:
     """Read a file: into a network, which is returned, or as a plain state dict.
 
@@ -128,17 +165,27 @@ def load(
         workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
             are cores where that pays. Each takes 50 to 80 MiB of its own, more for tensors of many
             millions of weights. The values are the same.
+        transform_domain: with ``into``, whose layers are changed: a linear or convolution layer
+            that the file holds in a basis becomes a pair of layers, nn.Sequential, which multiply
+            by the basis and by what remains of the coefficients. Its outputs are the same but for
+            rounding. Other layers stay as they are.
 
     Raises:
         CorruptFileError: the file is truncated, damaged, or not one of ours.
         WorkerError: a worker process ended early.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
+    require(
+        into is not None or not transform_domain, "transform_domain", "False without into=", True
+    )
     opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, workers=workers)
     with opening as (tensors, aliases):
         if into is None:
             return state_dict(tensors, aliases)
-        return load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+        load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+        if transform_domain:
+            into_transform_domain(unwrapped(into), tensors)
+        return into
 
 
 def load_tensor(
@@ -153,6 +200,27 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``.
     """
     return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model).eval()
+    except Exception as error:
+        raise ModelError(
+            f"the network cannot be copied ({type(error).__name__}: {error}), and compressing "
+            "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
+            "old weight_norm or pruning (remove_weight_norm, prune.remove)."
+        ) from error
+
+
+def _check_no_goal(evaluate: object, seconds: object, trace: object) -> None:
+    asked = {"evaluate": evaluate, "seconds": seconds, "trace": trace}
+    for name, value in asked.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}= belongs to a search, and none is asked for. Add target_bytes=, "
+                "target_bits= or max_drop=."
+            )
 
 
 def _check_arguments(

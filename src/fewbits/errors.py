@@ -8,6 +8,7 @@
     ├── ModelError                      the network: non-finite weights, wrong architecture
     ├── CalibrationError                the data: empty, wrong shape, a forward that raises
     ├── SourceError                     a model or data source that cannot be found or read
+    ├── BudgetError                     no file within the budget was found
     ├── CorruptFileError                a file that is damaged, hostile, or not ours
     ├── WorkerError (ChildProcessError) a process that was to share the work ended early
     └── MissingExtraError (ImportError) an optional dependency is not installed
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "BudgetError",
     "CalibrationError",
     "ConfigError",
     "CorruptFileError",
@@ -57,6 +59,10 @@ class CalibrationError(FewbitsError):
 
 class SourceError(FewbitsError):
     """A model or data source cannot be found or read."""
+
+
+class BudgetError(FewbitsError):
+    """No evaluated file is within the budget; nothing is kept."""
 
 
 class CorruptFileError(FewbitsError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 import torch
@@ -14,6 +14,7 @@ from .container import LazyTensors, encode, measure, write
 from .engine.bridge import to_torch
 from .errors import ConfigError, ModelError
 from .planning import Plan
+from .search import Trace
 
 __all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
 
@@ -29,12 +30,16 @@ class CodedModel:
         plan: what was done with every tensor, and why; printable.
         info: weight name to what its method measured (relative output error, saturation, ...).
         notes: what the run did besides: normalizations absorbed, batches run again.
+        effort: of encoding, where none is named: that of the search, or "balanced".
+        trace: what the search for a budget tried; None where there was none.
     """
 
     contents: Contents
     plan: Plan
     info: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    effort: str = "balanced"
+    trace: Trace | None = None
     _files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -44,26 +49,29 @@ class CodedModel:
 
     @property
     def data(self) -> bytes:
-        """The file's bytes at balanced effort; encoded on first use."""
+        """The file's bytes at its own effort; encoded on first use."""
         return self.encode()
 
-    def encode(self, effort: str = "balanced", *, workers: int = 1) -> bytes:
-        """Return the file's bytes; ``effort`` is "fast", "balanced" or "smallest".
+    def encode(self, effort: str | None = None, *, workers: int = 1) -> bytes:
+        """Return the file's bytes; ``effort`` is "fast", "balanced" or "smallest"; None: its own.
 
         All hold the same tensors. More effort takes fewer bytes, and longer to write and to read.
         ``workers`` processes share the work, and give the same bytes: 1 for none but this one, 0
         for as many as there are cores where that pays.
         """
-        if effort not in self._files:
-            self._files[effort] = encode(self.contents, effort, workers)
-        return self._files[effort]
+        chosen = self.effort if effort is None else effort
+        if chosen not in self._files:
+            self._files[chosen] = encode(self.contents, chosen, workers)
+        return self._files[chosen]
 
-    def save(self, path: str | PathLike[str], effort: str = "balanced", *, workers: int = 1) -> int:
+    def save(
+        self, path: str | PathLike[str], effort: str | None = None, *, workers: int = 1
+    ) -> int:
         """Write the file atomically, and return its length in bytes; see :meth:`encode`."""
         write(self.encode(effort, workers=workers), path)
         return len(self.encode(effort))
 
-    def size_report(self, effort: str = "balanced") -> SizeReport:
+    def size_report(self, effort: str | None = None) -> SizeReport:
         """Return the itemised size; its rows sum to the file's length exactly."""
         return measure(self.encode(effort))
 
@@ -76,6 +84,12 @@ class CodedModel:
     def compression_ratio(self) -> float:
         """Float32 bytes of all parameters and buffers over the file's bytes."""
         return self.size_report().compression_ratio
+
+    def with_trace(self, trace: Trace) -> CodedModel:
+        """Return the same network, encoded as far as it is, with the trace of its search."""
+        made = replace(self, trace=trace)
+        made._files.update(self._files)
+        return made
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the dequantized tensors under every name of the network, tied ones included."""

@@ -16,11 +16,13 @@ from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack, pack_raw
 from .engine.collect import LayerQuantizer, Work, quantize_blind
 from .engine.fold import Folded, fold_batchnorm
-from .engine.layer import QuantizedMatrix
+from .engine.layer import Quantized
 from .engine.lockstep import run_lockstep
+from .engine.probes import Sensitivity, probe
 from .engine.reestimate import reestimate_batchnorm
 from .engine.targets import retie
 from .errors import CalibrationError
+from .methods import Method, gradients_of
 from .model import CodedModel
 from .planning import Plan, PlanEntry, fallback_of
 from .progress import Progress
@@ -30,17 +32,25 @@ __all__ = ["Pipeline"]
 
 @dataclass
 class Pipeline:
-    """One run of :func:`fewbits.compress`; see there for the settings."""
+    """One run of :func:`fewbits.compress`; see there for the settings.
+
+    ``memory`` is shared by runs that differ in the slopes of their recipe and in nothing else: the
+    same network, rules, batches and forward. A stage whose result does not depend on slopes puts it
+    there under its own name, and takes it from there in later runs; it must not change it then.
+    None where no other run will follow.
+    """
 
     plan: Plan
     calibration: Iterable[Any] | Tensor | None
     forward: Forward | None
     max_live_bytes: int
     progress: Progress
-    results: dict[str, QuantizedMatrix] = field(default_factory=dict)
+    memory: dict[str, Any] | None = None
+    results: dict[str, Quantized] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
+    sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
 
     def run(self, reference: nn.Module, source: str) -> CodedModel:
         """Compress ``reference``, a copy in eval mode that this may change."""
@@ -50,6 +60,7 @@ class Pipeline:
         original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
         if "fold_batchnorm" in recipe.prepare:
             self._fold(reference, batches)
+        self._probe(reference, batches)
         network = deepcopy(reference)
         retie(network, self.plan.aliases)
         self._quantize_blind(network)
@@ -69,8 +80,8 @@ class Pipeline:
     def _batches(self, reference: nn.Module) -> Sequence[Any]:
         if self.calibration is not None:
             return as_batches(self.calibration, reference if self.forward is None else None)
-        methods = (entry.method for entry in self.plan.entries if entry.method)
-        needing = [method.name for method in methods if method.needs != "nothing"]
+        methods = [entry.method for entry in self.plan.entries if entry.method]
+        needing = [m.name for m in methods if m.needs != "nothing" or gradients_of(m)]
         needing += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
         if needing:
             raise CalibrationError(
@@ -82,14 +93,60 @@ class Pipeline:
     def _fold(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         forward = explained(self._call, "stage fold_batchnorm, batch 0")
         kept = {e.target.module for e in self.plan.entries if e.method is None}
-        self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+        known = (self.memory or {}).get("fold_batchnorm")
+        if known is not None:
+            self.folded, states = known
+            for name, state in states.items():
+                reference.get_submodule(name).load_state_dict(state)
+        else:
+            self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+            if self.memory is not None:
+                self.memory["fold_batchnorm"] = self.folded, _states(reference, self.folded)
         self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
+
+    def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+        """Measure what errors of the weights do to the output, where a method asks for it."""
+        asking = [entry for entry in self.plan.entries if gradients_of(entry.method)]
+        if not asking:
+            return
+        known = (self.memory or {}).get("probe")
+        self.sensitivities = self._probed(reference, asking, batches) if known is None else known
+        if self.memory is not None:
+            self.memory["probe"] = self.sensitivities
+        for entry in asking:
+            if entry.target.name not in self.sensitivities:
+                self._fall_back(entry, "no gradient that can be seen reaches the weight")
+
+    def _probed(
+        self, reference: nn.Module, asking: Sequence[PlanEntry], batches: Sequence[Any]
+    ) -> dict[str, Sensitivity]:
+        return probe(
+            reference,
+            [entry.target for entry in asking],
+            batches,
+            explained(self._call, "gradient probes"),
+            marginals=any(gradients_of(entry.method) == "marginals" for entry in asking),
+            seed=self.plan.recipe.seed,
+            progress=self.progress,
+        )
+
+    def _fall_back(self, entry: PlanEntry, why: str) -> Method:
+        """Give one weight the method for what cannot be seen, and say why in the plan."""
+        if entry.method is None:
+            raise ValueError(f"{entry.target.name!r} is kept: it has no method to fall back from")
+        method, reason = fallback_of(entry.method), f"instead of {entry.method.name}: {why}"
+        self.plan = self.plan.changed(entry.target.name, method, reason)
+        return method
+
+    def _work(self, entry: PlanEntry, method: Method) -> Work:
+        known = self.sensitivities.get(entry.target.name)
+        return Work(entry.target, method.encode, method.needs == "both", known)
 
     def _quantize_blind(self, network: nn.Module) -> None:
         """Round what needs no inputs first: later layers then calibrate on its effect."""
         for entry in self.plan.entries:
             if entry.method and entry.method.needs == "nothing":
-                work = Work(entry.target, entry.method.encode)
+                work = self._work(entry, entry.method)
                 name = entry.target.name
                 self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
 
@@ -104,8 +161,7 @@ class Pipeline:
         work: dict[str, list[Work]] = defaultdict(list)
         for entry in entries:
             if entry.method:
-                both = entry.method.needs == "both"
-                work[entry.target.module].append(Work(entry.target, entry.method.encode, both))
+                work[entry.target.module].append(self._work(entry, entry.method))
         sinks = {pair.layer: f"{pair.norm}.bias" for pair in self.folded}
         observer = LayerQuantizer(
             network, work, len(batches), recipe.seed, recipe.calibration_rows, sinks
@@ -138,13 +194,9 @@ class Pipeline:
                 "call the network that it is given (a copy), not one that it captured."
             )
         for entry in unreached:
-            if entry.method is None:
-                continue
-            name, method = entry.target.name, fallback_of(entry.method)
-            work = Work(entry.target, method.encode)
-            self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
-            reason = f"instead of {entry.method.name}: no calibration batch reaches the layer"
-            self.plan = self.plan.changed(name, method, reason)
+            method = self._fall_back(entry, "no calibration batch reaches the layer")
+            work = self._work(entry, method)
+            self.results[entry.target.name] = quantize_blind(network, work, self.plan.recipe.seed)
 
     def _settled(self, network: nn.Module, original: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the final state: buffers as they were but for the stages', reasons as they are."""
@@ -179,3 +231,10 @@ class Pipeline:
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
         info = {name: dict(result.info) for name, result in self.results.items()}
         return CodedModel(contents, self.plan, info, tuple(self.notes))
+
+
+def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the states of all modules of the pairs."""
+    names = [name for pair in folded for name in (pair.layer, pair.norm)]
+    states = {name: network.get_submodule(name).state_dict() for name in names}
+    return {name: {k: v.clone() for k, v in state.items()} for name, state in states.items()}

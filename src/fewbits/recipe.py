@@ -27,9 +27,10 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, SourceError, did_you_mean, require
-from .methods import METHODS, Method, from_settings, to_settings
+from .methods import METHODS, RDOQ, Method, from_settings, gradients_of, to_settings
+from .registry import Registry
 
-__all__ = ["FINISH", "PREPARE", "Recipe", "Rule"]
+__all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
 
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
@@ -98,25 +99,29 @@ class Recipe:
         method: Method | Recipe | Mapping[str, Any] | str | PathLike[str],
         calibrated: bool = True,
     ) -> Recipe:
-        """Return the recipe that is meant: a recipe, a file, its data, or one method for all.
+        """Return the recipe that is meant: a recipe, its name, file or data, or one method for all.
 
-        One method for all weights absorbs batch normalizations first where every neuron has a
-        step of its own and there is calibration data, since that changes only the file's size.
+        One method for all weights absorbs batch normalizations first where there is calibration
+        data and every neuron has a step of its own, or the method knows how much each is felt:
+        that changes only the file's size.
         """
         if isinstance(method, Recipe):
             return method
         if isinstance(method, Mapping):
             return cls.from_dict(method)
         if isinstance(method, (str, PathLike)):
+            if method in RECIPES:
+                return RECIPES[str(method)]
             if method in METHODS:
                 kind = METHODS[str(method)].__name__
                 raise ConfigError(
                     f"method must be a value, such as fewbits.{kind}(bits=4). Got its name "
-                    f"{method!r}; a string is the path of a recipe file."
+                    f"{method!r}; a string is a recipe's name ({', '.join(RECIPES)}) or path."
                 )
             return cls.from_file(method)
         _check_method(method)
-        prepare = PREPARE if calibrated and getattr(method, "per", "") == "channel" else ()
+        scaled = getattr(method, "per", "") == "channel" or bool(gradients_of(method))
+        prepare = PREPARE if calibrated and scaled else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
 
     @classmethod
@@ -212,3 +217,9 @@ def _rule(position: int, entry: Any) -> Rule:
         return Rule(entry["match"], from_settings(settings))
     except ConfigError as error:
         raise ConfigError(f"{where} (match: {entry['match']!r}): {error}") from None
+
+
+RECIPES: Registry[Recipe] = Registry("recipe")
+RECIPES.register("smallest")(
+    Recipe((Rule("*", RDOQ()),), prepare=("fold_batchnorm",), raw_dtype="float16")
+)

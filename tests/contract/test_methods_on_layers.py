@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
@@ -73,12 +75,18 @@ def _case(name):
     return make().eval(), batches
 
 
+def _settings(method, bits):
+    """Of a method that has no bits, its own default."""
+    kind = fewbits.METHODS[method]
+    return kind(bits=bits) if "bits" in {entry.name for entry in fields(kind)} else kind()
+
+
 @pytest.mark.parametrize("layer", NETS)
 @pytest.mark.parametrize("method", fewbits.METHODS)
 def test_every_method_on_every_layer_kind(method, layer, tmp_path):
     net, batches = _case(layer)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    settings = fewbits.METHODS[method](bits=3)
+    settings = _settings(method, bits=3)
     coded = fewbits.compress(net, settings, calibration=batches)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} of the person's own network changed"
@@ -107,7 +115,7 @@ def test_every_kind_is_here():
 def test_weights_out_of_sight_fall_back_to_a_stated_method(method):
     for layer, blind in (("embedding", "inner.weight"), ("attention", "inner.out_proj.weight")):
         net, batches = _case(layer)
-        plan = fewbits.compress(net, fewbits.METHODS[method](bits=4), calibration=batches).plan
+        plan = fewbits.compress(net, _settings(method, bits=4), calibration=batches).plan
         entry = next(e for e in plan.entries if e.target.name == blind)
         assert entry.method.needs == "nothing"
         if fewbits.METHODS[method].needs != "nothing":

@@ -22,15 +22,16 @@ MAY = {
     "coding": {"errors", "registry"},
     "container": {"errors", "registry", "coded", "coding"},
     "engine": {"errors", "registry", "progress", "coded", "ops"},
-    "methods": {"errors", "registry", "coded", "ops", "engine"},
-    "recipe": {"errors", "methods"},
+    "methods": {"errors", "registry", "coded", "coding", "ops", "engine"},
+    "recipe": {"errors", "methods", "registry"},
     "planning": {"errors", "engine", "methods", "recipe"},
-    "model": {"errors", "coded", "container", "engine", "planning"},
+    "search": {"errors"},
+    "model": {"errors", "coded", "container", "engine", "planning", "search"},
     "sources": {"errors", "registry", "progress"},
-    "report": {"coded"},
+    "report": {"errors", "coded"},
     "evaluate": {"errors", "progress", "engine"},
 }
-NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress")
+NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress", "search")
 
 
 def _part(path: Path) -> str:

@@ -14,6 +14,8 @@ from .evaluate import evaluate
 from .group import Group
 from .inspect import inspect
 from .methods import methods
+from .sensitivity import sensitivity
+from .sweep import sweep
 
 __all__ = ["app"]
 
@@ -45,5 +47,5 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _verb in (demo, compress, evaluate, inspect, decode, methods):
+for _verb in (demo, compress, sweep, sensitivity, evaluate, inspect, decode, methods):
     app.command(_verb.__name__)(_verb)

@@ -23,8 +23,10 @@ def choose(
     settings: Sequence[str],
     recipe: Path | None,
     has_data: bool,
+    *,
+    searching: bool = False,
 ) -> Recipe:
-    """Return the recipe that the options mean.
+    """Return the recipe that the options mean; a search takes the recipe "smallest" by default.
 
     Raises:
         typer.BadParameter: options that contradict each other, that no method takes, or
@@ -32,12 +34,14 @@ def choose(
         ConfigError: a recipe file that is not acceptable.
     """
     from ..methods import from_settings  # noqa: PLC0415
-    from ..recipe import Recipe  # noqa: PLC0415
+    from ..recipe import RECIPES, Recipe  # noqa: PLC0415
 
     if recipe is not None:
         if method is not None or bits is not None or settings:
             raise typer.BadParameter("--recipe says it all: leave out --method, --bits and --set.")
         chosen = Recipe.from_file(recipe)
+    elif searching and method is None and bits is None and not settings:
+        chosen = RECIPES["smallest"]
     else:
         values = _settings(settings)
         if bits is not None:
@@ -45,7 +49,7 @@ def choose(
                 raise typer.BadParameter("bits are given twice: by --bits and by --set.")
             values["bits"] = bits
         try:
-            named = from_settings({**values, "method": method or "gpfq"})
+            named = from_settings({**values, "method": method or ("rdoq" if searching else "gpfq")})
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from None
         chosen = Recipe.of(named, calibrated=has_data)
@@ -59,6 +63,14 @@ def choose(
     return chosen
 
 
+def _number(value: Any) -> Any:
+    """Return ``1e-4`` as the number that YAML, which wants 1.0e-4, does not see in it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -68,7 +80,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         if key == "method" or key in values:
             raise typer.BadParameter(f"--set: {key!r} is given twice or has its own option.")
         try:
-            values[key] = yaml.safe_load(value)
+            values[key] = _number(yaml.safe_load(value))
         except yaml.YAMLError:
             raise typer.BadParameter(f"--set {key}: {value!r} is no value.") from None
     return values

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..coding import EFFORTS
 from ..report import plan_table
+from .budget import (
+    Evaluations,
+    MaxDrop,
+    Selection,
+    TargetBits,
+    TargetSize,
+    TimeBudget,
+    TraceFile,
+    Wanted,
+)
 from .choice import choose
 from .progress import listening
 from .verb import Force, Json, Outcome, Workers, check_output, note, verb
@@ -46,6 +55,13 @@ def compress(
         Path | None,
         typer.Option(help="YAML file with rules per layer.", rich_help_panel=_METHOD),
     ] = None,
+    target_size: TargetSize = None,
+    target_bits: TargetBits = None,
+    max_drop: MaxDrop = None,
+    selection: Selection = None,
+    evaluations: Evaluations = 12,
+    time_budget: TimeBudget = None,
+    trace: TraceFile = None,
     calibration_samples: Annotated[
         int, typer.Option(min=1, help="Training samples for calibration.")
     ] = 1024,
@@ -66,41 +82,45 @@ def compress(
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
-    """Compress a trained network to one file.
+    """Compress a trained network to one file, at given settings or to a budget.
+
+    A budget is met by a search on the slope of a method that has one; exit code 3 if it is not.
 
     Example: fewbits compress builtin:digits-cnn --weights digits-cnn.safetensors
     --data digits --method gpfq --bits 4 -o digits.fewbits
+
+    Example: the same, with --max-drop 0.5% in place of method and bits
     """
+    wanted = Wanted(target_size, target_bits, max_drop, selection, evaluations, time_budget, trace)
     if out is None and not dry_run:
         raise typer.BadParameter("name the file to write with -o FILE.")
-    if evaluate and data is None:
-        raise typer.BadParameter("--evaluate needs labelled data: add --data.")
+    if data is None and (evaluate or (max_drop is not None and selection is None)):
+        asking = "--evaluate" if evaluate else "--max-drop"
+        raise typer.BadParameter(f"{asking} needs labelled data: add --data.")
     if effort not in EFFORTS:
         raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
-    chosen = choose(method, bits, settings or (), recipe, data is not None or dry_run)
+    has_data = data is not None or dry_run
+    chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
     if out is not None and not dry_run:
         check_output(out, force)
-    from .work import Job, remarks, summary  # noqa: PLC0415  (brings torch)
+    from .work import Job, remarks  # noqa: PLC0415  (brings torch)
 
-    job = Job(model, weights, data, chosen, batch_size)
+    job = Job(model, weights, data, chosen, batch_size=batch_size, wanted=wanted)
     if dry_run or out is None:
         plan = job.plan()
         return Outcome({"plan": plan}, (plan_table(plan),))
     if evaluate:
         job.check_can_judge()
     with listening() as progress:
-        before = job.accuracy(progress) if evaluate else None
-        started = time.perf_counter()
-        coded = job.compress(calibration_samples, seed, progress)
-        seconds = time.perf_counter() - started
-        size = coded.save(out, effort, workers=workers)
-        after = job.accuracy(progress, out, workers) if evaluate else None
-    for text in remarks(coded):
+        done = job.run(
+            out,
+            samples=calibration_samples,
+            seed=seed,
+            effort=effort,
+            workers=workers,
+            evaluate=evaluate,
+            progress=progress,
+        )
+    for text in remarks(done.coded):
         note(f"note: {text}")
-    found: dict[str, Any] = {"file": str(out), "bytes": size, "seconds": seconds}
-    lines = [f"{out}: {summary(coded, effort)} ({seconds:.1f} s)"]
-    if before and after:
-        found["accuracy"] = {"float32": before.to_dict(), "compressed": after.to_dict()}
-        lines += [f"float32:    {before}", f"compressed: {after}"]
-    report = {"size": coded.size_report(effort).to_dict(), "plan": coded.plan.to_dict()}
-    return Outcome({**found, **report, "notes": list(coded.notes)}, tuple(lines))
+    return Outcome(done.to_dict(), done.shown())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from ..container import inspect as look
 from ..errors import SourceError
 from .progress import listening
 from .verb import NOT_MET, Json, MaxDecoded, Outcome, Workers, in_bytes, verb
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["evaluate"]
 
@@ -27,6 +31,10 @@ def evaluate(
         str | None, typer.Option(help="As 0.97 or 97%: exit code 3 below it.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
+    transform_domain: Annotated[
+        bool,
+        typer.Option(help="Run layers that the file holds in a basis as pairs of layers."),
+    ] = False,
     max_decoded_mib: MaxDecoded = None,
     workers: Workers = 0,
     as_json: Json = False,
@@ -44,16 +52,36 @@ def evaluate(
     batches = load_data(data).batches("test", batch_size)
     empty = load_model(source, pretrained=False).module
     limit = in_bytes(max_decoded_mib)
-    network = load(file, into=empty, max_decoded_bytes=limit, workers=workers)
+    before = _multiplications(empty, batches) if transform_domain else 0
+    network = load(
+        file,
+        into=empty,
+        max_decoded_bytes=limit,
+        workers=workers,
+        transform_domain=transform_domain,
+    )
     with listening() as progress:
         found = judge(network, batches, progress=progress)
     met = wanted is None or found.accuracy >= wanted
     shown = {"file": str(file), "model": source, "data": data, **found.to_dict()}
+    told = f"{file}: {found}"
+    if transform_domain:
+        after = _multiplications(network, batches)
+        shown["multiplications"] = {"layers": before, "pairs": after}
+        told += f"; {after / max(1, before):.3f} of the multiplications"
     if wanted is None:
-        return Outcome(shown, (f"{file}: {found}",))
+        return Outcome(shown, (told,))
     verdict = f"{'at least' if met else 'below'} the wanted {wanted:.2%}"
     outcome = {**shown, "min_accuracy": wanted, "met": met}
-    return Outcome(outcome, (f"{file}: {found}; {verdict}",), 0 if met else NOT_MET)
+    return Outcome(outcome, (f"{told}; {verdict}",), 0 if met else NOT_MET)
+
+
+def _multiplications(network: nn.Module, batches: Iterable[Any]) -> int:
+    """Return what the linear and convolution layers multiply in the first batch."""
+    from ..engine.batches import as_forward  # noqa: PLC0415
+    from ..engine.transform_domain import count_multiplications  # noqa: PLC0415
+
+    return count_multiplications(network, next(iter(batches)), as_forward(None)).total
 
 
 def _stored_source(file: Path, data: str) -> str:

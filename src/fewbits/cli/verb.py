@@ -19,7 +19,7 @@ from typing import Annotated, Any, ParamSpec, TypeAlias
 import typer
 from rich.console import Console
 
-from ..errors import ConfigError, FewbitsError
+from ..errors import BudgetError, ConfigError, FewbitsError
 from ..report import Table, printable, show
 
 __all__ = [
@@ -75,6 +75,8 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
         try:
             with redirect_stdout(sys.stderr):
                 outcome = function(*args, **kwargs)
+        except BudgetError as error:
+            _fail(type(error).__name__, str(error), as_json, NOT_MET)
         except FewbitsError as error:
             _fail(type(error).__name__, str(error), as_json, 1)
         except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +14,144 @@ from ..evaluate import evaluate as judge
 from ..model import CodedModel
 from ..progress import Progress
 from ..recipe import Recipe
-from ..sources import DataSource, load_data, load_model
+from ..report import Table, trace_table
+from ..sources import (
+    DataSource,
+    Split,
+    load_data,
+    load_model,
+    selection_of,
+    with_selection,
+)
+from .budget import Wanted
 
-__all__ = ["Job", "remarks", "summary"]
+__all__ = ["Done", "Job", "remarks", "selecting", "summary"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A compressed network on disk, and what was measured on the way."""
+
+    out: Path
+    coded: CodedModel
+    bytes: int
+    seconds: float
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        coded = self.coded
+        found = {"file": str(self.out), "bytes": self.bytes, "seconds": self.seconds}
+        if self.before and self.after:
+            both = {"float32": self.before.to_dict(), "compressed": self.after.to_dict()}
+            found["accuracy"] = both
+        if coded.trace is not None:
+            found["trace"] = coded.trace.to_dict()
+        report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
+        return {**found, **report, "notes": list(coded.notes)}
+
+    def shown(self) -> tuple[Table | str, ...]:
+        """Return what people read: the trace of a search, the size, the accuracies."""
+        parts: list[Table | str] = []
+        if self.coded.trace is not None:
+            parts.append(trace_table(self.coded.trace.to_dict()))
+        parts.append(f"{self.out}: {summary(self.coded)} ({self.seconds:.1f} s)")
+        best = None if self.coded.trace is None else self.coded.trace.best
+        reference = None if self.coded.trace is None else self.coded.trace.reference
+        if best is not None and best.score is not None and reference is not None:
+            drop = 100 * (reference - best.score)
+            parts.append(
+                f"selection:  accuracy {best.score:.2%}, float32 {reference:.2%}: a drop of "
+                f"{drop:.2f} points"
+            )
+        if self.before and self.after:
+            parts += [f"float32:    {self.before}", f"compressed: {self.after}"]
+            drop = 100 * (self.before.accuracy - self.after.accuracy)
+            parts += [f"test:       a drop of {drop:.2f} points"] * (best is not None)
+        return tuple(parts)
 
 
 class Job:
-    """One network, its data and a recipe."""
+    """One network, its data, a recipe, and a budget perhaps."""
 
     def __init__(
-        self, model: str, weights: Path | None, data: str | None, recipe: Recipe, batch_size: int
+        self,
+        model: str,
+        weights: Path | None,
+        data: str | None,
+        recipe: Recipe,
+        *,
+        batch_size: int = 128,
+        wanted: Wanted | None = None,
     ) -> None:
         self.recipe, self.batch_size = recipe, batch_size
+        self.wanted = wanted or Wanted()
         self.model = load_model(model, weights)
         self.data: DataSource | None = None if data is None else load_data(data)
+        self.selection: Split | None = None
+        if self.wanted.judges:
+            self.data, self.selection = selecting(self.data, self.wanted.selection)
 
     def plan(self) -> dict[str, Any]:
         """Return what would happen to every tensor."""
         return api.plan(self.model.module, self.recipe).to_dict()
 
-    def compress(self, samples: int, seed: int | None, progress: Progress) -> CodedModel:
+    def run(
+        self,
+        out: Path,
+        *,
+        samples: int,
+        seed: int | None,
+        effort: str,
+        workers: int,
+        evaluate: bool,
+        progress: Progress,
+    ) -> Done:
+        """Compress to the file ``out``; with a drop as budget, the test tells its own drop too."""
+        can_judge = self.data is not None and self.data.test is not None
+        told = self.wanted.max_drop is not None and can_judge and not self._one_loader
+        before = self.accuracy(progress) if evaluate or told else None
+        started = time.perf_counter()
+        coded = self.compress(samples, seed, progress, effort=effort, workers=workers)
+        seconds = time.perf_counter() - started
+        size = coded.save(out, workers=workers)
+        after = self.accuracy(progress, out, workers) if evaluate or told else None
+        return Done(out, coded, size, seconds, before, after)
+
+    def compress(
+        self,
+        samples: int,
+        seed: int | None,
+        progress: Progress,
+        *,
+        effort: str = "balanced",
+        workers: int = 1,
+    ) -> CodedModel:
         """Compress, calibrating on at most ``samples`` training samples drawn by the seed."""
         batches = None
         if self.data is not None:
             draw = self.recipe.seed if seed is None else seed
             batches = self.data.batches("calibration", self.batch_size, samples, draw)
+        budget = self.wanted.settings()
+        if self.selection is not None:
+            chosen = self.selection.batches(self.batch_size, None, None)
+            budget["evaluate"] = lambda model: judge(model, chosen).accuracy
         return api.compress(
             self.model.module,
             self.recipe,
             batches,
+            effort=effort,
+            workers=workers,
             seed=seed,
             source=self.model.source,
             progress=progress,
+            **budget,
         )
+
+    @property
+    def _one_loader(self) -> bool:
+        return self.data is not None and self.data.one_loader
 
     def check_can_judge(self) -> None:
         """Refuse to judge on the samples that calibrate.
@@ -54,7 +161,7 @@ class Job:
         """
         if self.data is not None:
             self.data.split("test")
-        if self.data is not None and self.data.one_loader:
+        if self.data is not None and self._one_loader:
             raise SourceError(
                 f"data {self.data.source!r} is one loader, so that evaluating would use the "
                 "calibration samples. Return (train, test), or evaluate on other data afterwards."
@@ -72,9 +179,19 @@ class Job:
         return judge(module, self.data.batches("test", self.batch_size), progress=progress)
 
 
-def summary(coded: CodedModel, effort: str = "balanced") -> str:
+def selecting(data: DataSource | None, named: str | None) -> tuple[DataSource | None, Split]:
+    """Return the data, and the split that a search judges on: of ``named``, or cut off the data."""
+    if named is not None and (data is None or named != data.source):
+        return data, selection_of(load_data(named))
+    if data is None:
+        raise SourceError("a search that judges needs labelled data: add --data or --selection.")
+    divided = with_selection(data)
+    return divided, divided.split("selection")
+
+
+def summary(coded: CodedModel) -> str:
     """Return the size in one line."""
-    report = coded.size_report(effort)
+    report = coded.size_report()
     return (
         f"{report.file_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight, "
         f"{report.compression_ratio:.1f}x smaller than float32"

@@ -17,15 +17,18 @@ from .choose import EFFORTS, decode_stream, encode_stream, name_of
 from .codec import CODECS, Codec, Symbols
 from .grouping import join_small
 from .joined import decode_group
+from .pricing import Alternatives, alternatives
 from .rate import Rate, entropy, estimate
 
 __all__ = [
     "CODECS",
     "EFFORTS",
+    "Alternatives",
     "Codec",
     "Rate",
     "Symbols",
     "adaptive",
+    "alternatives",
     "binary",
     "blocks",
     "constant",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,10 +14,12 @@ from ..coded import (
     CodebookTensor,
     CodedTensor,
     GridTensor,
+    Layout,
     RawTensor,
+    TransformTensor,
 )
 from ..errors import ModelError
-from .layer import QuantizedMatrix
+from .layer import Quantized, QuantizedTransform
 from .targets import Target
 
 __all__ = ["pack", "pack_raw", "to_torch"]
@@ -23,8 +27,10 @@ __all__ = ["pack", "pack_raw", "to_torch"]
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def pack(result: QuantizedMatrix, target: Target, dtype: torch.dtype) -> CodedTensor:
+def pack(result: Quantized, target: Target, dtype: torch.dtype) -> CodedTensor:
     """Return the coded tensor of one weight; ``dtype`` is the weight's own."""
+    if isinstance(result, QuantizedTransform):
+        return _pack_transform(result, target, dtype)
     index = result.index.reshape(target.view.rows, -1).to(torch.int32).cpu().numpy()
     index = np.ascontiguousarray(index)
     name, layout = _name(dtype), target.view.layout
@@ -34,8 +40,50 @@ def pack(result: QuantizedMatrix, target: Target, dtype: torch.dtype) -> CodedTe
         return CodebookTensor(target.shape, name, index, book, scale, layout)
     if result.step is None:
         raise ModelError(f"weight {target.name!r}: the method returned neither step nor levels.")
-    offset = np.array([result.offset], np.float32)
+    offset = _vector(torch.as_tensor(result.offset))
     return GridTensor(target.shape, name, index, _vector(result.step), offset, layout)
+
+
+def _pack_transform(
+    result: QuantizedTransform, target: Target, dtype: torch.dtype
+) -> TransformTensor:
+    coefficients, basis = (
+        GridTensor(
+            (len(index), index.shape[1]),
+            "float32",
+            np.ascontiguousarray(index.to(torch.int32).cpu().numpy()),
+            _vector(step),
+            _vector(offset),
+        )
+        for index, step, offset in (
+            (result.index, result.step, result.offset),
+            (result.basis, result.basis_step, torch.zeros(1)),
+        )
+    )
+    layout = _unfolded(result, target)
+    return TransformTensor(target.shape, _name(dtype), coefficients, basis, "left", layout)
+
+
+def _unfolded(result: QuantizedTransform, target: Target) -> Layout | None:
+    """Return how the unfolded matrix becomes the tensor; None where a reshape does.
+
+    Its axes permute (groups, neurons, input channels, taps): where 0 stands among them tells which
+    channels the rows of the matrix are.
+    """
+    groups, neurons, columns = result.shape
+    sizes = (groups, neurons, columns // result.kernel, *target.view.kernel)
+    taps = range(3, len(sizes))
+    order = [2, 0, 1, *taps] if result.side == "row" else [1, 0, 2, *taps]
+    own: Sequence[int] = range(len(sizes))
+    if target.view.layout is not None:
+        own = target.view.layout.axes
+        if len(own) < len(sizes):
+            own = [0, *(axis + 1 for axis in own)]
+    axes = tuple(order.index(axis) for axis in own)
+    moved = [axis for axis in axes if sizes[order[axis]] > 1]
+    if moved == sorted(moved):
+        return None
+    return Layout(tuple(sizes[axis] for axis in order), axes)
 
 
 def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import prod
 from zlib import crc32
 
 import torch
@@ -12,24 +13,33 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..ops.grid import FLOAT32_MAX
 from .isolation import autocast_off
-from .layer import LayerMatrix, QuantizedMatrix
+from .layer import LayerMatrix, Quantized
 from .lockstep import Call
+from .probes import Sensitivity
 from .rows import Rows, draw_rows
 from .statistics import StatisticsAccumulator
 from .targets import Target
 
 __all__ = ["LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
 
-Encode = Callable[[LayerMatrix], QuantizedMatrix]
+Encode = Callable[[LayerMatrix], Quantized]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One weight to quantize: ``encode`` is the method; ``both`` asks for the float inputs too."""
+    """One weight to quantize.
+
+    Attributes:
+        target: the weight.
+        encode: of the method.
+        both: whether the method asks for the float network's inputs too.
+        sensitivity: what errors of the weight do to the output, where the method asks for it.
+    """
 
     target: Target
     encode: Encode
     both: bool = True
+    sensitivity: Sensitivity | None = None
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
@@ -46,7 +56,7 @@ def layer_seed(seed: int, *parts: object) -> int:
     return crc32(":".join(map(str, (seed, *parts))).encode())
 
 
-def quantize_blind(network: nn.Module, work: Work, seed: int) -> QuantizedMatrix:
+def quantize_blind(network: nn.Module, work: Work, seed: int) -> Quantized:
     """Quantize a weight from its values alone, and write the result into ``network``."""
     with autocast_off():
         return _quantize(network, work, None, seed)
@@ -75,7 +85,7 @@ class LayerQuantizer:
     seed: int
     rows: int | None = None
     sinks: Mapping[str, str] = field(default_factory=dict)
-    results: dict[str, QuantizedMatrix] = field(default_factory=dict)
+    results: dict[str, Quantized] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     _calls: Mapping[str, int] = field(default_factory=dict)
     _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
@@ -165,14 +175,22 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
 @torch.no_grad()
 def _quantize(
     network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int
-) -> QuantizedMatrix:
+) -> Quantized:
     target = work.target
     statistics = None if sums is None else sums.finish()
     matrix = _matrix(network, target)
     parameter = network.get_parameter(target.name)
     limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
-    layer = LayerMatrix(target.name, matrix, statistics, layer_seed(seed, target.name), limit)
+    layer = LayerMatrix(
+        target.name,
+        matrix,
+        statistics,
+        layer_seed(seed, target.name),
+        limit,
+        work.sensitivity,
+        prod(target.view.kernel),
+    )
     result = work.encode(layer)
     values = target.view.tensor(result.dequantize(), target.shape)
     parameter.copy_(values.to(parameter.dtype))
-    return replace(result, index=result.index.cpu())  # as large as the weights: not on the device
+    return result.on_cpu()

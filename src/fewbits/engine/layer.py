@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from torch import Tensor
 
 from ..ops.grid import FLOAT32_MAX
+from ..ops.transforms import fold
+from .probes import Sensitivity
 from .statistics import Statistics
 
-__all__ = ["LayerMatrix", "QuantizedMatrix"]
+__all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,9 @@ class LayerMatrix:
         seed: of everything random this layer does.
         limit: largest finite value of the weight's own dtype; no level may exceed it, or the cast
             back would give infinity.
+        sensitivity: what errors of the weight do to the network's output; None where the method
+            asked for no gradients.
+        kernel: columns for each input channel, which lie together: taps of a convolution, else 1.
     """
 
     name: str
@@ -31,6 +37,8 @@ class LayerMatrix:
     statistics: Statistics | None = None
     seed: int = 0
     limit: float = FLOAT32_MAX
+    sensitivity: Sensitivity | None = None
+    kernel: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +51,8 @@ class QuantizedMatrix:
     Attributes:
         index: (groups, neurons, columns) int32.
         step: (1,) or (groups * neurons,) float32; None with a codebook.
-        offset: multiple of 1/2; 1/2 for a grid without a zero.
+        offset: multiple of 1/2; 1/2 for a grid without a zero. A (groups * neurons,) float32 tensor
+            where rows differ.
         levels: strictly increasing (levels,) float32 codebook; None with a step.
         scale: (1,) or (groups * neurons,) float32, with ``levels``.
         bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
@@ -52,7 +61,7 @@ class QuantizedMatrix:
 
     index: Tensor
     step: Tensor | None
-    offset: float = 0.0
+    offset: float | Tensor = 0.0
     levels: Tensor | None = None
     scale: Tensor | None = None
     bias_shift: Tensor | None = None
@@ -65,10 +74,66 @@ class QuantizedMatrix:
             scale = self.levels.new_ones(1) if self.scale is None else self.scale
             values, factor = self.levels[self.index.long()], scale
         else:
-            values, factor = self.index.float() - self.offset, self._step()
+            offset = self.offset
+            if isinstance(offset, Tensor):
+                offset = offset.reshape(groups, rows, 1)
+            values, factor = self.index.float() - offset, self._step()
         return values * factor.expand(groups * rows).reshape(groups, rows, 1)
 
     def _step(self) -> Tensor:
         if self.step is None:
             raise ValueError("a QuantizedMatrix needs a step or levels; it has neither")
         return self.step
+
+    def on_cpu(self) -> QuantizedMatrix:
+        """Return the same with its index, which is as large as the weights, in main memory."""
+        return replace(self, index=self.index.cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTransform:
+    """Coefficients in a quantized basis that mixes the channels of a layer (Young et al. 2021).
+
+    The matrix ``(basis_step * basis) @ (step * (index - offset))`` is the weight unfolded as
+    :func:`fewbits.ops.transforms.unfold` does it. Vectors whose coefficients are all zero are gone.
+
+    Attributes:
+        index: (vectors, rest) int32 coefficients.
+        step: (vectors,) float32.
+        offset: (1,) or (vectors,) float32 multiples of 1/2.
+        basis: (channels, vectors) int32.
+        basis_step: (1,) float32.
+        side: "row" (the channels are the inputs) or "column" (the outputs).
+        shape: (groups, neurons, columns) of the weight; all groups share the basis.
+        kernel: columns for each input channel.
+        bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
+        info: what the method measured, for reports.
+    """
+
+    index: Tensor
+    step: Tensor
+    offset: Tensor
+    basis: Tensor
+    basis_step: Tensor
+    side: str
+    shape: tuple[int, int, int]
+    kernel: int
+    bias_shift: Tensor | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
+
+    def dequantize(self) -> Tensor:
+        """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
+        basis = (self.basis.float() * self.basis_step).double()
+        values = ((self.index.float() - self.offset[:, None]) * self.step[:, None]).double()
+        total = basis.new_zeros(len(basis), values.shape[1])
+        for vector in range(len(values)):
+            total += basis[:, vector, None] * values[vector]
+        return fold(total.float(), self.shape, self.kernel, self.side)
+
+    def on_cpu(self) -> QuantizedTransform:
+        """Return the same with its index, which is as large as the weights, in main memory."""
+        return replace(self, index=self.index.cpu(), basis=self.basis.cpu())
+
+
+Quantized: TypeAlias = QuantizedMatrix | QuantizedTransform
+"""What a method may return."""

@@ -35,6 +35,10 @@ class WeightView:
         inputs: the rows of a call; None where a forward pre-hook cannot see them.
         blind: why it cannot.
         bias: parameter of the module to which an output shift is added; "" where there is none.
+        outputs: the module's output as (rows of inputs, neurons), in their order; None where that
+            is not what it returns.
+        kernel: sizes of a convolution's kernel, the last axes of a neuron's columns: there are as
+            many columns for each input channel as taps.
     """
 
     parameter: str
@@ -44,6 +48,8 @@ class WeightView:
     inputs: Callable[[Call], Rows] | None = None
     blind: str = ""
     bias: str = ""
+    outputs: Callable[[Tensor], Tensor] | None = None
+    kernel: tuple[int, ...] = ()
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """Return the weight as (groups, rows / groups, columns)."""
@@ -97,6 +103,15 @@ def _features(position: int = 0, name: str = "input") -> Callable[[Call], Rows]:
     return lambda call: feature_rows(_argument(call, position, name))
 
 
+def _last(output: Tensor) -> Tensor:
+    return output.reshape(-1, output.shape[-1])
+
+
+def _channels(space: int) -> Callable[[Tensor], Tensor]:
+    """Return what puts the channels of (batch, channels, *space) or (channels, *space) last."""
+    return lambda output: _last(output.movedim(-space - 1, -1))
+
+
 def _is(*types: type[nn.Module]) -> Callable[[nn.Module], bool]:
     return lambda module: isinstance(module, types)
 
@@ -108,16 +123,21 @@ def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
 
 def _linear(module: nn.Module) -> list[WeightView]:
     rows = _shape(module, "weight")[0]
-    return [WeightView("weight", rows, inputs=_features(), bias="bias")]
+    return [WeightView("weight", rows, inputs=_features(), bias="bias", outputs=_last)]
 
 
 def _conv(module: nn.Module) -> list[WeightView]:
-    rows, groups = _shape(module, "weight")[0], int(getattr(module, "groups"))  # noqa: B009
+    shape, groups = _shape(module, "weight"), int(getattr(module, "groups"))  # noqa: B009
+    kernel, outputs = shape[2:], _channels(len(shape) - 2)
 
     def inputs(call: Call) -> Rows:
         return conv_rows(_argument(call, 0, "input"), module)
 
-    return [WeightView("weight", rows, groups, inputs=inputs, bias="bias")]
+    return [
+        WeightView(
+            "weight", shape[0], groups, None, inputs, bias="bias", outputs=outputs, kernel=kernel
+        )
+    ]
 
 
 def _conv_transpose(module: nn.Module) -> list[WeightView]:
@@ -128,13 +148,19 @@ def _conv_transpose(module: nn.Module) -> list[WeightView]:
     def inputs(call: Call) -> Rows:
         return conv_transpose_rows(_argument(call, 0, "input"), module)
 
-    return [WeightView("weight", groups * shape[1], groups, layout, inputs, bias="bias")]
+    rows, kernel, outputs = groups * shape[1], shape[2:], _channels(len(shape) - 2)
+    return [
+        WeightView(
+            "weight", rows, groups, layout, inputs, bias="bias", outputs=outputs, kernel=kernel
+        )
+    ]
 
 
 def _transposed_linear(module: nn.Module) -> list[WeightView]:
     columns, rows = _shape(module, "weight")
     layout = Layout((rows, columns), (1, 0))
-    return [WeightView("weight", rows, layout=layout, inputs=_features(0, "x"), bias="bias")]
+    inputs = _features(0, "x")
+    return [WeightView("weight", rows, layout=layout, inputs=inputs, bias="bias", outputs=_last)]
 
 
 def _embedding(module: nn.Module) -> list[WeightView]:

@@ -6,13 +6,22 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ..engine.layer import LayerMatrix, QuantizedMatrix
+from ..engine.layer import LayerMatrix, Quantized
 from ..errors import ConfigError, did_you_mean
 from ..registry import Registry
 
-__all__ = ["METHODS", "NEEDS", "Method", "from_settings", "to_settings"]
+__all__ = [
+    "GRADIENTS",
+    "METHODS",
+    "NEEDS",
+    "Method",
+    "from_settings",
+    "gradients_of",
+    "to_settings",
+]
 
 NEEDS = ("nothing", "inputs", "both")
+GRADIENTS = ("", "rows", "marginals")
 
 
 @runtime_checkable
@@ -24,6 +33,9 @@ class Method(Protocol):
         summary: one line on what it does and when to use it.
         paper: where it comes from.
         needs: "nothing", "inputs" (X~ of the network quantized so far) or "both" (X and X~).
+
+    A method may also have ``gradients``, a ClassVar as ``needs``: "rows" for
+    ``LayerMatrix.sensitivity``, "marginals" for one with ``inputs`` and ``outputs``; "" without.
     """
 
     name: ClassVar[str]
@@ -31,7 +43,7 @@ class Method(Protocol):
     paper: ClassVar[str]
     needs: ClassVar[str]
 
-    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+    def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize one weight. Never changes ``layer``; the same layer gives the same result."""
         ...
 
@@ -39,11 +51,16 @@ class Method(Protocol):
 METHODS: Registry[type[Method]] = Registry("method")
 
 
+def gradients_of(method: Method | None) -> str:
+    """Return what ``method`` asks for of the gradients: one of ``GRADIENTS``."""
+    return str(getattr(method, "gradients", ""))
+
+
 def to_settings(method: Method) -> dict[str, Any]:
-    """Return ``{"method": name, ...}``, its bits, and settings that are not at their default."""
+    """Return ``{"method": name, ...}``, bits or slope, and what is not at its default."""
     values = {entry.name: _plain(getattr(method, entry.name)) for entry in fields(method)}  # type: ignore[arg-type]
     defaults = {entry.name: entry.default for entry in fields(method)}  # type: ignore[arg-type]
-    told = set() if values.get("levels") is not None else {"bits"}
+    told = {"slope"} if values.get("levels") is not None else {"bits", "slope"}
     changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
     return {"method": method.name, **changed}
 

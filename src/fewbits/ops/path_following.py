@@ -23,7 +23,7 @@ from torch import Tensor
 from .grid import Project
 from .order import permute_columns, permute_moments, restore_columns
 
-__all__ = ["follow_gram", "follow_samples", "gram_error"]
+__all__ = ["descend_gram", "follow_gram", "follow_samples", "gram_error"]
 
 _OUTER = 128  # columns per matrix product with the past
 _INNER = 16  # columns per step of the sequential loop
@@ -68,6 +68,31 @@ def follow_gram(
         else:
             start = (cross @ analog).baddbmm_(second, values, alpha=-1)
         _sweep_gram_(values, second, second, live, project_, start=start, block=block)
+    return _restored(values, order)
+
+
+def descend_gram(
+    weight: Tensor,
+    levels: Tensor,
+    second: Tensor,
+    project_: Project,
+    *,
+    order: Tensor | None = None,
+    block: int = _OUTER,
+) -> Tensor:
+    """Return ``levels`` (groups, neurons, columns) after one sweep of coordinate descent.
+
+    Each level in turn becomes what ``project_`` makes of the best value given all others, in the
+    metric ``second`` (groups, columns, columns): the error falls, or stays, if ``project_`` takes
+    the level of least error, or of least error and rate. ``weight`` in grid units; other arguments
+    and cost as in :func:`follow_gram`.
+    """
+    analog, values = _turned(weight, order), _turned(levels, order)
+    if order is not None:
+        second = permute_moments(second, order)
+    live = _live(second.diagonal(dim1=1, dim2=2))
+    start = second @ (analog - values)
+    _sweep_gram_(values, second, second, live, project_, start=start, block=block)
     return _restored(values, order)
 
 

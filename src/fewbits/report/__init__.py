@@ -1,6 +1,8 @@
 """What people read: tables of sizes, plans and comparisons."""
 
+from .plot import PLOTS, check_plot, rate_chart, render
 from .rates import EntropyRow, entropy_table, histogram_table
+from .search import sensitivity_table, sweep_table, trace_table
 from .table import Column, Table, human_bytes, printable, show
 from .views import (
     Comparison,
@@ -12,10 +14,12 @@ from .views import (
 )
 
 __all__ = [
+    "PLOTS",
     "Column",
     "Comparison",
     "EntropyRow",
     "Table",
+    "check_plot",
     "comparison_table",
     "entropy_table",
     "histogram_table",
@@ -23,7 +27,12 @@ __all__ = [
     "methods_table",
     "plan_table",
     "printable",
+    "rate_chart",
+    "render",
+    "sensitivity_table",
     "settings_table",
     "show",
     "size_table",
+    "sweep_table",
+    "trace_table",
 ]

@@ -6,6 +6,7 @@ from . import arrays, builtin, digits, folder, huggingface, idx, module, vision
 from .data import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
 from .load import LoadedModel, load_data, load_model
 from .registries import DATA, MODELS
+from .selection import selection_of, with_selection
 
 __all__ = [
     "DATA",
@@ -19,6 +20,8 @@ __all__ = [
     "StreamSplit",
     "load_data",
     "load_model",
+    "selection_of",
+    "with_selection",
 ]
 
 del arrays, builtin, digits, folder, huggingface, idx, module, vision

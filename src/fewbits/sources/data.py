@@ -1,6 +1,7 @@
 """A data source: named splits that hand out batches of (inputs, labels).
 
-Three splits, never mixed: ``train`` and its subset ``calibration`` decide things, ``test`` judges.
+Splits are never mixed: ``train`` and its subset ``calibration`` decide things, ``selection``
+chooses among results, ``test`` judges.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..errors import SourceError, require
 
 __all__ = [
+    "SPLITS",
     "ArraySplit",
     "DataSource",
     "IndexedSplit",
@@ -28,6 +30,9 @@ __all__ = [
     "divide",
     "labels_from",
 ]
+
+
+SPLITS = ("train", "calibration", "selection", "test")
 
 
 class Split(Protocol):
@@ -53,6 +58,7 @@ class DataSource:
         preprocessing: what was done to the stored inputs, in words.
         one_loader: the same samples serve as every split, so that what was calibrated on them
             must not be judged on them.
+        selection: what a search may judge on; shares no sample with calibration and test.
     """
 
     source: str
@@ -62,21 +68,20 @@ class DataSource:
     classes: int | None = None
     preprocessing: str = "inputs as they are"
     one_loader: bool = False
+    selection: Split | None = None
 
     def split(self, name: str) -> Split:
-        """Return "train", "calibration" or "test".
+        """Return "train", "calibration", "selection" or "test".
 
         Raises:
             SourceError: this source has no such split.
         """
-        require(
-            name in ("train", "calibration", "test"), "split", "train, calibration or test", name
-        )
+        require(name in SPLITS, "split", f"one of {', '.join(SPLITS)}", name)
         found: Split | None = getattr(self, name)
         if found is None and name == "calibration":
             found = self.train
         if found is None:
-            has = [part for part in ("train", "calibration", "test") if getattr(self, part)]
+            has = [part for part in SPLITS if getattr(self, part)]
             raise SourceError(
                 f"data {self.source!r} has no {name} split; it has: {', '.join(has) or 'none'}."
             )
@@ -88,7 +93,7 @@ class DataSource:
         """Return a re-iterable of batches of one split.
 
         Args:
-            split: "train", "calibration" or "test".
+            split: "train", "calibration", "selection" or "test".
             batch_size: samples per batch; the last may be smaller. Ignored by one's own loaders.
             limit: at most this many samples.
             seed: shuffles, the same way every time; None keeps the stored order. With a limit,

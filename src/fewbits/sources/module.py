@@ -13,13 +13,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import FewbitsError, SourceError, did_you_mean
-from .data import DataSource, StreamSplit
+from .data import SPLITS, DataSource, StreamSplit
 from .registries import DATA, MODELS
 from .spec import Spec
 
 __all__ = ["load_callable", "module_data", "module_model"]
-
-_SPLITS = ("train", "calibration", "test")
 
 
 @MODELS.register("module")
@@ -40,7 +38,8 @@ def module_data(spec: Spec) -> DataSource:
     """Call ``module:callable`` without arguments; it returns data in one of these forms.
 
     - a :class:`DataSource`;
-    - a dict of loaders: ``{"train": ..., "calibration": ..., "test": ...}``, any of them;
+    - a dict of loaders: ``{"train": ..., "calibration": ..., "selection": ..., "test": ...}``, any
+      of them;
     - a pair ``(train, test)`` of loaders;
     - one loader: it serves as every split, so it is for calibration *or* for evaluation.
 
@@ -52,14 +51,13 @@ def module_data(spec: Spec) -> DataSource:
     data = found if isinstance(found, DataSource) else _call(found, spec)
     if isinstance(data, DataSource):
         return data
-    if isinstance(data, Mapping) and set(data) & set(_SPLITS):
-        unknown = [str(name) for name in data if name not in _SPLITS]
+    if isinstance(data, Mapping) and set(data) & set(SPLITS):
+        unknown = [str(name) for name in data if name not in SPLITS]
         if unknown:
             raise SourceError(f"data source {spec.text!r}: unknown split {unknown[0]!r}.")
         parts = {str(name): _split(value, spec) for name, value in data.items()}
-        return DataSource(
-            spec.text, parts.get("train"), parts.get("test"), parts.get("calibration")
-        )
+        train, test, calibration = map(parts.get, ("train", "test", "calibration"))
+        return DataSource(spec.text, train, test, calibration, selection=parts.get("selection"))
     if isinstance(data, tuple) and len(data) == 2:
         train, test = (_split(part, spec) for part in data)
         return DataSource(spec.text, train, test)

@@ -20,7 +20,7 @@ from fewbits.methods import METHODS
 from fewbits.sources import load_data, load_model
 from fewbits.sources.training import train_classifier
 
-VERBS = ("demo", "compress", "evaluate", "inspect", "decode", "methods")
+VERBS = ("demo", "compress", "evaluate", "inspect", "decode", "methods", "sweep", "sensitivity")
 MODEL = "builtin:digits-mlp"
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -269,6 +269,17 @@ def test_the_example_with_a_recipe(here):
 
 
 # evaluate
+
+
+def test_evaluate_in_the_transform_domain(here):
+    settings = ("--method", "transform", "--set", "slope=1e-3", "--set", "side=row")
+    run(*COMPRESS, *settings, "-o", "t.fewbits")
+    plain = run_json("evaluate", "t.fewbits", "--data", "digits")
+    found = run_json("evaluate", "t.fewbits", "--data", "digits", "--transform-domain")
+    assert found["accuracy"] == plain["accuracy"]
+    assert found["multiplications"]["pairs"] != found["multiplications"]["layers"]
+    told = run("evaluate", "t.fewbits", "--data", "digits", "--transform-domain").stdout
+    assert "of the multiplications" in told
 
 
 def test_evaluate_uses_the_source_in_the_file(here):

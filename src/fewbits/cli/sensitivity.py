@@ -1,0 +1,66 @@
+"""``fewbits sensitivity``: which layers can do with few bits, and which cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..report import sensitivity_table
+from .lists import whole_numbers
+from .progress import listening
+from .verb import Json, Outcome, verb
+
+__all__ = ["sensitivity"]
+
+
+@verb
+def sensitivity(
+    model: Annotated[
+        str, typer.Argument(help="module:callable, builtin:NAME, transformers:NAME, timm:NAME ...")
+    ],
+    *,
+    data: Annotated[str, typer.Option(help="Its training split calibrates.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="One with a setting 'bits'.")] = "gpfq",
+    bits: Annotated[str, typer.Option(help="Widths to try.")] = "2,3,4",
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            help="Tell accuracies too, on this labelled data; the name given as --data for half "
+            "of its training part."
+        ),
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    effort: Annotated[str, typer.Option(help="Of coding: fast, balanced, smallest.")] = "balanced",
+    as_json: Json = False,
+) -> Outcome:
+    """Quantize every layer alone, all others in float, and tell what that harms and saves.
+
+    Columns: squared error of the layer's output over the output, mean squared change of the logits,
+    Kullback-Leibler divergence from the float network, on calibration data; bytes of the layer.
+
+    Example: fewbits sensitivity builtin:digits-cnn --weights digits-cnn.safetensors
+    --data digits --bits 2,3,4
+    """
+    widths = whole_numbers("--bits", bits)
+    from .survey import layer_rows  # noqa: PLC0415  (brings torch)
+
+    with listening() as progress:
+        rows = layer_rows(
+            (model, weights, data),
+            (method, widths),
+            selection=selection,
+            samples=calibration_samples,
+            batch_size=batch_size,
+            seed=seed,
+            effort=effort,
+            progress=progress,
+        )
+    told = [row.to_dict() for row in rows]
+    return Outcome({"model": model, "data": data, "rows": told}, (sensitivity_table(told),))

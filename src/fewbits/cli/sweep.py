@@ -1,0 +1,73 @@
+"""``fewbits sweep``: accuracy over bytes, for several methods at several settings or sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..coding import EFFORTS
+from ..report import check_plot, sweep_table
+from .lists import numbers, sizes, whole_numbers, words
+from .progress import listening
+from .verb import Json, Outcome, verb
+
+__all__ = ["sweep"]
+
+
+@verb
+def sweep(
+    model: Annotated[
+        str, typer.Argument(help="module:callable, builtin:NAME, transformers:NAME, timm:NAME ...")
+    ],
+    *,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="JSON file; what it has is not measured again.")
+    ],
+    data: Annotated[str, typer.Option(help="Labelled data.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="See 'fewbits methods'.")] = "gpfq",
+    bits: Annotated[str | None, typer.Option(help="For methods with bits: 2,3,4.")] = None,
+    slopes: Annotated[str | None, typer.Option(help="For methods with a slope: 1e-4,1e-3.")] = None,
+    target_sizes: Annotated[
+        str | None, typer.Option("--sizes", help="The same, by a search: 60KB,80KB.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Where accuracy is taken: test or selection.")
+    ] = "test",
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    effort: Annotated[str, typer.Option(help="Of coding: fast, balanced, smallest.")] = "balanced",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw it: .png, .svg or .html (extra 'report').")
+    ] = None,
+    as_json: Json = False,
+) -> Outcome:
+    """Measure bytes and accuracy of every method at every setting. Stop and go on at any time.
+
+    Example: fewbits sweep builtin:digits-cnn --weights digits-cnn.safetensors --data digits
+    --methods gpfq,nearest --bits 2,3,4 -o sweep.json
+    """
+    if split not in ("test", "selection") or effort not in EFFORTS:
+        raise typer.BadParameter("--split is test or selection; --effort is one of the three.")
+    asked: dict[str, list[Any]] = {
+        "methods": words("--methods", methods),
+        "bits": [] if bits is None else whole_numbers("--bits", bits),
+        "slopes": [] if slopes is None else numbers("--slopes", slopes),
+        "sizes": [] if target_sizes is None else sizes("--sizes", target_sizes),
+    }
+    if plot is not None:
+        check_plot(plot)
+    from .survey import Curve  # noqa: PLC0415  (brings torch)
+
+    curve = Curve((model, weights, data), asked, split, batch_size=batch_size)
+    means = {"samples": calibration_samples, "seed": seed, "effort": effort}
+    with listening() as progress:
+        found = curve.measure(out, means, progress).to_dict()
+    if plot is not None:
+        curve.draw(found, plot)
+    return Outcome({"file": str(out), **found}, (sweep_table(found),))

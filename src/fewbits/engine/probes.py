@@ -1,0 +1,251 @@
+"""How the output of a network feels an error in each weight: second moments of gradients.
+
+Let y be the output and v a random probe with E[v v'] = M, the metric. The gradient g of v'y with
+respect to a weight has E[g g'] = J'MJ, so one backward pass stands for as many as y has elements.
+(Young et al. 2021 need these moments for their transform; CVXQ, arXiv 2409.02026, needs squares.)
+An error of one layer that is uncorrelated with the others' changes the output by the sum over its
+rows o of ``dw_o E[g_o g_o'] dw_o'``. Gradients are kept apart by sample: those of a batch add up to
+the same expectation, but each sample is one more draw.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from ..progress import Progress, ProgressEvent, silent
+from .batches import Forward
+from .isolation import autocast_off, fast_path_off, isolated_pass
+from .lockstep import Call
+from .targets import Target
+
+__all__ = ["METRICS", "Sensitivity", "probe"]
+
+METRICS = ("logits", "fisher")
+_CHUNK = 1 << 25  # numbers in flight: bounds the scratch memory of large inputs and layers
+_FLOOR = 1e-3  # of the mean over a layer's rows: a row less sensitive is as good as dead
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What errors of one weight do to the output of one sample, on average. All float64.
+
+    With it, an error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
+
+    Attributes:
+        rows: (groups, neurons): squared output change for each unit of a neuron's mean squared
+            change over its positions.
+        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
+            second moments of the inputs as the output sees them. What a bias can repay is taken
+            out, so these are moments about a mean.
+        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
+        samples: how many were seen.
+        inputs: (groups, columns, columns): sum over rows of ``E[g_o g_o']``; where asked for.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    outputs: Tensor
+    samples: int
+    inputs: Tensor | None = None
+
+
+class _Sums:
+    """Moments of one weight, added up sample by sample; the last column is the bias."""
+
+    def __init__(self, marginals: bool) -> None:
+        self.marginals = marginals
+        self.drawn = 0  # gradients of samples
+        self.positions = 0
+        self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
+        self.rows: Tensor | float = 0.0
+        self.columns: Tensor | float = 0.0
+        self.inputs: Tensor | float = 0.0
+        self.outputs: Tensor | float = 0.0
+        self._shares: Tensor | None = None  # of the rows in `columns`: set by the first gradients
+
+    def add(self, gradients: Tensor, inputs: Tensor) -> None:
+        """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
+        plain = gradients[..., :-1]
+        squares = plain.square().sum((1, 3), dtype=torch.float64)
+        if self._shares is None:
+            mean = squares.mean(1, keepdim=True)
+            self._shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
+        weighed = (gradients * self._shares[:, None, :, None]).flatten(1, 2)
+        self.rows = self.rows + squares
+        self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
+        across = plain.transpose(1, 2).flatten(2)
+        self.outputs = self.outputs + (across @ across.mT).double()
+        if self.marginals:
+            flat = plain.flatten(1, 2)
+            self.inputs = self.inputs + (flat.mT @ flat).double()
+        self.energy = self.energy + inputs.square().sum((1, 2, 3), dtype=torch.float64)
+        self.drawn += gradients.shape[1]
+        self.positions += inputs.shape[1] * inputs.shape[2]
+
+    def finish(self, probes: int) -> Sensitivity:
+        """Return the moments."""
+        rows, joint, inputs, outputs = (
+            torch.as_tensor(total) / self.drawn
+            for total in (self.rows, self.columns, self.inputs, self.outputs)
+        )
+        energy = (torch.as_tensor(self.energy) / self.positions).clamp_min(_tiny())
+        trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1).clamp_min(_tiny())
+        joint = joint * (energy / trace)[:, None, None]
+        cross, bias = joint[:, :-1, -1:], joint[:, -1:, -1:].clamp_min(_tiny())
+        return Sensitivity(
+            rows=rows / energy[:, None],
+            columns=joint[:, :-1, :-1] - cross @ cross.mT / bias,
+            outputs=outputs,
+            samples=self.drawn // probes,
+            inputs=inputs if self.marginals else None,
+        )
+
+
+def _tiny() -> float:
+    return torch.finfo(torch.float64).tiny
+
+
+@dataclass
+class _Tap:
+    """Hooks on one module: its inputs in a pass, and the gradients that come back to its output."""
+
+    targets: Sequence[Target]
+    sums: Mapping[str, _Sums]
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    used: bool = False
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Hang the output on a tensor that asks for gradients, and wait for its own."""
+        if not (isinstance(output, Tensor) and output.is_floating_point()):
+            return output
+        call = Call(args, kwargs)
+        self.used = True
+        hung = output + self.anchor.to(output)
+        if not hung.requires_grad:
+            return output
+        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
+        return hung
+
+    @torch.no_grad()
+    @autocast_off()
+    def take(self, call: Call, gradient: Tensor) -> None:
+        """Add the gradients of every weight: per sample, output gradients times input rows."""
+        for target in self.targets:
+            view = target.view
+            if view.inputs is None or view.outputs is None:
+                continue
+            rows, felt = view.inputs(call), view.outputs(gradient)
+            samples = len(gradient) if rows.count % max(1, len(gradient)) == 0 else 1
+            if rows.count == 0 or len(felt) != rows.count:
+                continue
+            places, columns = rows.count // samples, view.columns(target.shape)
+            neurons = view.rows // view.groups
+            cost = view.groups * max(places * columns, neurons * columns)
+            width = max(1, _CHUNK // cost)
+            for start in range(0, samples, width):
+                stop = min(start + width, samples)
+                picks = torch.arange(start * places, stop * places)
+                count = stop - start
+                x = rows.take(picks).float().reshape(view.groups, count, places, columns)
+                g = felt[picks.to(felt.device)].float()
+                g = g.reshape(count, places, view.groups, neurons).permute(2, 0, 3, 1)
+                gradients = torch.cat([g @ x, g.sum(3, keepdim=True)], 3)
+                self.sums[target.name].add(gradients.cpu(), x.cpu())
+
+
+def probe(
+    network: nn.Module,
+    targets: Iterable[Target],
+    batches: Sequence[Any],
+    forward: Forward,
+    *,
+    metric: str = "logits",
+    probes: int = 1,
+    marginals: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Sensitivity]:
+    """Return the sensitivity of every weight that a gradient reaches, by name.
+
+    Args:
+        network: in evaluation mode; as it was afterwards.
+        targets: weights; those whose inputs or outputs cannot be seen are left out.
+        batches: calibration batches, without labels.
+        forward: calls the network on a batch and returns its output (logits, samples first).
+        metric: "logits" (squared error of the logits, but for a shift common to all) or "fisher"
+            (Kullback-Leibler divergence of the class probabilities, for small errors).
+        probes: backward passes for each batch.
+        marginals: also collect ``inputs``, which transforms need.
+        seed: of the probes.
+        progress: told after each batch.
+
+    Raises:
+        CalibrationError: ``forward`` returns nothing that has gradients.
+
+    Cost: for each batch one forward, and for each probe one backward pass and as much again as the
+    weights' gradients sample by sample take, ``2 n N`` flops for each position.
+    """
+    sums: defaultdict[str, _Sums] = defaultdict(lambda: _Sums(marginals))
+    by_module: defaultdict[str, list[Target]] = defaultdict(list)
+    for target in targets:
+        by_module[target.module].append(target)
+    taps = {name: _Tap(found, sums) for name, found in by_module.items()}
+    modules = dict(network.named_modules())
+    handles = [
+        modules[name].register_forward_hook(tap, with_kwargs=True) for name, tap in taps.items()
+    ]
+    progress(ProgressEvent("probe", 0, len(batches)))
+    try:
+        with torch.enable_grad(), fast_path_off():
+            for place, batch in enumerate(batches):
+                answer = isolated_pass(forward, network, batch, place)
+                anchors = [tap.anchor for tap in taps.values() if tap.used]
+                if anchors:
+                    number = (seed * 7919 + place) * 64
+                    _propagate(_logits(answer), anchors, metric, range(number, number + probes))
+                progress(ProgressEvent("probe", place + 1, len(batches)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found.finish(probes) for name, found in sums.items() if found.drawn}
+
+
+def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
+    """Send one random probe for each seed back through the network, to the hooks on the way."""
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        aim = (_direction(output.detach(), metric, generator) * output).sum()
+        torch.autograd.grad(aim, anchors, retain_graph=seed != seeds[-1], allow_unused=True)
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    output = getattr(output, "logits", output)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not (isinstance(output, Tensor) and output.requires_grad):
+        raise CalibrationError(
+            "gradient probes need the output of the network: forward= must return its logits, with "
+            f"gradients (no torch.no_grad inside). Got {type(output).__name__}."
+        )
+    return output
+
+
+def _direction(output: Tensor, metric: str, generator: torch.Generator) -> Tensor:
+    """Return v with E[v v'] = the metric, of the shape of ``output``; classes last."""
+    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+    if metric == "logits":
+        return signs - signs.mean(-1, keepdim=True)
+    law = output.float().softmax(-1)
+    root = law.sqrt() * signs.float()
+    return (root - law * root.sum(-1, keepdim=True)).to(output)

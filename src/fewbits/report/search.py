@@ -1,0 +1,73 @@
+"""Tables of searches: what was tried, and where the harm lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .table import Column, Table
+
+__all__ = ["sensitivity_table", "sweep_table", "trace_table"]
+
+
+def trace_table(trace: Mapping[str, Any], title: str = "") -> Table:
+    """Return one line per trial of ``Trace.to_dict()``; a star marks the chosen one."""
+    names = ("", "slope", "bytes", "bits/weight", "score", "seconds")
+    rows = tuple(
+        (
+            "*" if trial["chosen"] else "",
+            f"{trial['slope']:.3e}",
+            f"{trial['bytes']:,}",
+            f"{trial['bits_per_weight']:.3f}",
+            score_text(trial["score"]),
+            f"{trial['seconds']:.1f}",
+        )
+        for trial in trace["trials"]
+    )
+    columns = tuple(Column(name, bool(name)) for name in names)
+    ended = f"search: {trace['ended']}"
+    if trace["reference"] is not None:
+        ended += f"; float32 scores {score_text(trace['reference'])}"
+    return Table(columns, rows, title, ended)
+
+
+def score_text(score: float | None) -> str:
+    """Return a score to four digits."""
+    return "-" if score is None else f"{score:.4f}"
+
+
+def sensitivity_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Return one line per weight and width of ``LayerHarm.to_dict()``, as they are ordered."""
+    scored = any(row["score"] is not None for row in rows)
+    names = ["tensor", "method", "bits", "bytes", "saved", "layer error", "output MSE", "KL"]
+    names += [*(["score"] if scored else []), "KL per saved kB"]
+    lines = []
+    for row in rows:
+        error = "-" if row["layer_error"] is None else f"{row['layer_error']:.2e}"
+        line = [row["name"], row["method"], str(row["bits"]), f"{row['bytes']:,}"]
+        line += [f"{row['saved']:,}", error, f"{row['mse']:.2e}", f"{row['kl']:.2e}"]
+        line += [*([score_text(row["score"])] if scored else []), f"{1000 * row['harm']:.2e}"]
+        lines.append(tuple(line))
+    columns = tuple(Column(name, place > 1) for place, name in enumerate(names))
+    footer = "each weight quantized alone; the most harm per byte saved comes first"
+    return Table(columns, tuple(lines), title, footer)
+
+
+def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
+    """Return one line per point of ``Sweep.to_dict()``, the smallest files first."""
+    names = ("method", "settings", "goal", "score", "bytes", "bits/weight", "seconds")
+    rows = []
+    for point in sorted(sweep["points"], key=lambda p: p.get("bytes") or 0):
+        settings = (f"{k}={v}" for k, v in point["settings"].items() if k != "method")
+        goal = point.get("goal")
+        asked = "" if goal is None else f"{goal['limit']:,.0f} bytes"
+        line = (point["settings"]["method"], " ".join(settings), asked)
+        if point.get("bytes") is None:
+            rows.append((*line, "missed", "", "", ""))
+            continue
+        size = (f"{point['bytes']:,}", f"{point['bits_per_weight']:.3f}")
+        rows.append((*line, score_text(point["score"]), *size, f"{point['seconds']:.1f}"))
+    columns = tuple(Column(name, place > 2) for place, name in enumerate(names))
+    exact = sweep["float"]
+    footer = f"float32: {exact['bytes']:,} bytes, score {score_text(exact['score'])}"
+    return Table(columns, tuple(rows), title, footer)

@@ -1,0 +1,9 @@
+"""Search on the slope: the file that meets a budget, after few evaluations. Plain Python only."""
+
+from .goal import Goal
+from .moves import Move, next_move
+from .slope import SlopeSearch
+from .sweep import Sweep, same_point
+from .trace import Trace, Trial
+
+__all__ = ["Goal", "Move", "SlopeSearch", "Sweep", "Trace", "Trial", "next_move", "same_point"]

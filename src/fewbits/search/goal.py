@@ -1,0 +1,105 @@
+"""What a search is to reach: a size, or the smallest size within a drop of the score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, require
+from .trace import Trial
+
+__all__ = ["TOLERANCE", "Goal"]
+
+TOLERANCE = 0.01
+_UNITS = {"target_bytes": "bytes", "target_bits": "bits per weight", "max_drop": "drop"}
+_ROUNDING = 1e-9  # of a score: 0.98 - 0.005 and 0.975 are one number
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One budget.
+
+    Attributes:
+        kind: "target_bytes", "target_bits" (all bits of the file over the quantized weights) or
+            "max_drop" (in the unit of the score, of which more is better).
+        limit: that the file must not exceed.
+        tolerance: how far below a size is close enough; a fraction of the limit.
+    """
+
+    kind: str
+    limit: float
+    tolerance: float = TOLERANCE
+
+    @classmethod
+    def of(
+        cls,
+        target_bytes: float | None = None,
+        target_bits: float | None = None,
+        max_drop: float | None = None,
+    ) -> Goal | None:
+        """Return the one goal that is given; None for none.
+
+        Raises:
+            ConfigError: more than one, or a value out of range.
+        """
+        asked = {"target_bytes": target_bytes, "target_bits": target_bits, "max_drop": max_drop}
+        given = {kind: value for kind, value in asked.items() if value is not None}
+        if len(given) > 1:
+            raise ConfigError(
+                f"{' and '.join(given)} are given together. A search has one goal: leave out "
+                "all but one."
+            )
+        for kind, value in given.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            least = math.ulp(0.0) if kind != "max_drop" else 0.0
+            sound = number and math.isfinite(value) and value >= least
+            require(sound, kind, f"a number {'>=' if least == 0 else '>'} 0", value)
+            return cls(kind, float(value))
+        return None
+
+    @property
+    def is_size(self) -> bool:
+        """Whether the budget is a size; else it is a score."""
+        return self.kind != "max_drop"
+
+    def size(self, trial: Trial) -> float:
+        """Return the size in the unit of the limit."""
+        return trial.bits_per_weight if self.kind == "target_bits" else float(trial.bytes)
+
+    def drop(self, trial: Trial, reference: float | None) -> float:
+        """Return how far the score is below the reference; infinite where there is no score."""
+        if trial.score is None or reference is None or not math.isfinite(trial.score):
+            return math.inf
+        return reference - trial.score
+
+    def fits(self, trial: Trial, reference: float | None) -> bool:
+        """Tell whether the trial is within the budget."""
+        if self.is_size:
+            return self.size(trial) <= self.limit
+        slack = _ROUNDING * max(1.0, abs(reference or 0.0))
+        return self.drop(trial, reference) <= self.limit + slack
+
+    def is_close(self, trial: Trial) -> bool:
+        """Tell whether a size is within the budget and so near to it that no search goes on."""
+        low = self.limit * (1 - self.tolerance)
+        return self.is_size and low <= self.size(trial) <= self.limit
+
+    def best(self, trials: Iterable[Trial], reference: float | None) -> Trial | None:
+        """Return the best trial within the budget; None where none is.
+
+        Of a size that is the largest file that fits; of a drop, the smallest.
+        """
+        fitting = [trial for trial in trials if self.fits(trial, reference)]
+        if self.is_size:
+            return max(fitting, key=lambda t: (self.size(t), -t.slope), default=None)
+        return min(fitting, key=lambda t: (t.bytes, self.drop(t, reference)), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {"kind": self.kind, "limit": self.limit, "tolerance": self.tolerance}
+
+    def __str__(self) -> str:
+        number = f"{self.limit:,.0f}" if self.kind == "target_bytes" else f"{self.limit:g}"
+        return f"at most {number} {_UNITS[self.kind]}"

@@ -1,0 +1,136 @@
+"""What a search has tried: a table for people, JSON for the next run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = ["SCHEMA", "Trace", "Trial"]
+
+SCHEMA = "fewbits.trace/1"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluation: the network compressed at one slope.
+
+    Attributes:
+        slope: squared output error that a bit is worth.
+        bytes: of the file, everything counted.
+        bits_per_weight: all bits of the file over the quantized weights.
+        score: what the caller's ``evaluate`` returned; None where it was not asked.
+        seconds: that the evaluation took.
+    """
+
+    slope: float
+    bytes: int
+    bits_per_weight: float
+    score: float | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        """Return the trial of JSON values.
+
+        Raises:
+            ConfigError: not the values of a trial.
+        """
+        try:
+            score = data["score"]
+            made = cls(
+                float(data["slope"]),
+                int(data["bytes"]),
+                float(data["bits_per_weight"]),
+                None if score is None else float(score),
+                float(data["seconds"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            made = cls(0.0, 0, 0.0)
+        sound = math.isfinite(made.slope) and made.slope > 0 and made.bytes > 0
+        if not (sound and made.bits_per_weight > 0):
+            raise ConfigError(f"not a trial of a search: {dict(data)!r}")
+        return made
+
+
+@dataclass
+class Trace:
+    """The trials of one search, in order.
+
+    Attributes:
+        goal: ``Goal.to_dict()`` of what is searched.
+        key: fingerprint of network, recipe and data; a trace of another one is not resumed.
+        reference: score of the float network; None where nothing is scored.
+        trials: evaluated slopes, each once.
+        chosen: place of the best trial within the budget; None where none is.
+        ended: why the search stopped; empty while it runs.
+    """
+
+    goal: Mapping[str, Any]
+    key: str = ""
+    reference: float | None = None
+    trials: list[Trial] = field(default_factory=list)
+    chosen: int | None = None
+    ended: str = ""
+
+    @property
+    def best(self) -> Trial | None:
+        """The chosen trial."""
+        return None if self.chosen is None else self.trials[self.chosen]
+
+    def find(self, slope: float) -> Trial | None:
+        """Return the trial of a slope that was evaluated before."""
+        return next((trial for trial in self.trials if trial.slope == slope), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; ``docs/budgets.md`` describes them."""
+        trials = [asdict(t) | {"chosen": k == self.chosen} for k, t in enumerate(self.trials)]
+        return {
+            "schema": SCHEMA,
+            "key": self.key,
+            "goal": dict(self.goal),
+            "reference": self.reference,
+            "ended": self.ended,
+            "trials": trials,
+        }
+
+    def to_json(self) -> str:
+        """Return the trace as text that :meth:`from_json` reads."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """Read a trace.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"a trace must be JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise ConfigError(f"not a trace of a search: expected the schema {SCHEMA!r}.")
+        goal, trials, reference = data.get("goal"), data.get("trials"), data.get("reference")
+        number = reference is None or isinstance(reference, (int, float))
+        listed = isinstance(trials, list) and all(isinstance(t, dict) for t in trials)
+        if not isinstance(goal, dict) or not isinstance(trials, list) or not (number and listed):
+            raise ConfigError("a trace must have a goal, a list of trials and a reference.")
+        chosen = next((k for k, trial in enumerate(trials) if trial.get("chosen")), None)
+        found = [Trial.from_dict(trial) for trial in trials]
+        return cls(goal, str(data.get("key")), reference, found, chosen, str(data.get("ended")))
+
+    def __str__(self) -> str:
+        rows = [("", "slope", "bytes", "bits/weight", "score", "seconds")]
+        for place, trial in enumerate(self.trials):
+            score = "-" if trial.score is None else f"{trial.score:.4f}"
+            mark = "*" if place == self.chosen else ""
+            size = (f"{trial.bytes:,}", f"{trial.bits_per_weight:.3f}")
+            rows.append((mark, f"{trial.slope:.3e}", *size, score, f"{trial.seconds:.1f}"))
+        widths = [max(len(row[k]) for row in rows) for k in range(6)]
+        lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+        return "\n".join([*lines, *([self.ended] if self.ended else [])])
