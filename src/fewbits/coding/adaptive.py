@@ -33,6 +33,7 @@ __all__ = [
     "dump_settings",
     "measure_bits",
     "parse_settings",
+    "places_of",
 ]
 
 MAX_ALPHABET = 64
@@ -90,15 +91,23 @@ def measure_bits(symbols: Symbols) -> float | None:
     return 8 * len(head) + _bits(places, size, settings) + 16  # the last word is half full
 
 
-def _start(symbols: Symbols) -> tuple[bytes, NDArray[np.int32], int, Settings] | None:
-    """Return the stream's head, symbols from 0, alphabet and settings; None if unsuited."""
+def places_of(symbols: Symbols) -> tuple[int, int, NDArray[np.int32]] | None:
+    """Return the lowest symbol, the alphabet's size and symbols from 0; None if unsuited."""
     if symbols.shape[1] < 2 or not LEAST <= symbols.size <= MAX_SYMBOLS:
         return None
     lowest = int(symbols.min())
     size = int(symbols.max()) - lowest + 1
     if not 2 <= size <= MAX_ALPHABET:
         return None
-    places = (symbols.astype(np.int64) - lowest).astype(np.int32)
+    return lowest, size, (symbols.astype(np.int64) - lowest).astype(np.int32)
+
+
+def _start(symbols: Symbols) -> tuple[bytes, NDArray[np.int32], int, Settings] | None:
+    """Return the stream's head, symbols from 0, alphabet and settings; None if unsuited."""
+    found = places_of(symbols)
+    if found is None:
+        return None
+    lowest, size, places = found
     settings = best_settings(places, size)
     if settings is None:
         return None

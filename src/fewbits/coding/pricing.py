@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .adaptive import LEAST, MAX_ALPHABET, MAX_SYMBOLS, best_settings
+from .adaptive import best_settings, places_of
 from .codec import Symbols
 from .filters import Settings, centre_and_spread, run
 
@@ -57,13 +57,10 @@ def alternatives(symbols: Symbols, settings: Settings | None = None) -> Alternat
     That is: what ``adaptive`` does not take. Memory: 4 bytes for each place and symbol between the
     lowest and the highest. Cost: that of coding, and of choosing settings where none are given.
     """
-    if symbols.shape[1] < 2 or not LEAST <= symbols.size <= MAX_SYMBOLS:
+    known = places_of(symbols)
+    if known is None:
         return None
-    lowest = int(symbols.min())
-    size = int(symbols.max()) - lowest + 1
-    if not 2 <= size <= MAX_ALPHABET:
-        return None
-    places = (symbols.astype(np.int64) - lowest).astype(np.int32)
+    lowest, size, places = known
     if settings is None:
         settings = best_settings(places, size)
         if settings is None:
