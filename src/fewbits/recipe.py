@@ -29,6 +29,7 @@ import yaml
 from .errors import ConfigError, SourceError, did_you_mean, require
 from .methods import METHODS, RDOQ, Method, from_settings, gradients_of, to_settings
 from .registry import Registry
+from .yaml_text import read_yaml
 
 __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
 
@@ -133,7 +134,7 @@ class Recipe:
             ConfigError: it is no recipe; the message names file and key.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            data = read_yaml(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SourceError(f"recipe {str(path)!r} cannot be read: {error}") from None
         try:

@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from ..errors import ConfigError
+from ..yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -63,14 +64,6 @@ def choose(
     return chosen
 
 
-def _number(value: Any) -> Any:
-    """Return ``1e-4`` as the number that YAML, which wants 1.0e-4, does not see in it."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -80,7 +73,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         if key == "method" or key in values:
             raise typer.BadParameter(f"--set: {key!r} is given twice or has its own option.")
         try:
-            values[key] = _number(yaml.safe_load(value))
+            values[key] = read_yaml(value)
         except yaml.YAMLError:
             raise typer.BadParameter(f"--set {key}: {value!r} is no value.") from None
     return values
