@@ -11,7 +11,7 @@ from ..coding import alternatives
 from ..engine.layer import LayerMatrix
 from ..engine.probes import Sensitivity
 from ..engine.statistics import Statistics
-from ..ops.order import descending, permute_columns
+from ..ops.order import descending, permute_columns, permute_moments, restore_columns
 from ..ops.path_following import descend_gram, follow_gram
 from ..ops.rate_distortion import PricedLevels, law_bits, law_total
 from ..ops.second_order import backward_cholesky
@@ -72,7 +72,7 @@ class RateProblem:
             rows, coupling = _felt(layer.sensitivity, damped)
             coupling = coupling * wide.any(2)[..., None]  # dead neurons stay as they are
         order = descending(metric.diagonal(dim1=1, dim2=2))
-        permuted = permute_columns(permute_columns(metric, order).mT, order)
+        permuted = permute_moments(metric, order)
         factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
         return cls(target, metric, rows, order, factor, coupling)
 
@@ -164,7 +164,7 @@ class RateProblem:
             bits = law_bits(levels.flatten(1), _TOP).repeat_interleave(groups, 0)
             chooser = PricedLevels(_TOP, energy, _GREEDY * self._price(steps, slope), bits)
             found = follow_gram(start, factor, factor, chooser.project_)
-            levels = permute_columns(found, order.argsort(1)).reshape(units.shape)
+            levels = restore_columns(found, order).reshape(units.shape)
         return levels
 
     def _descend(self, levels: Tensor, steps: Tensor, slope: float, bits: Tensor) -> Tensor:

@@ -61,11 +61,8 @@ def law_bits(levels: Tensor, top: int) -> Tensor:
 
     Levels beyond those that occur cost more and more, so that a law does not lock itself in.
     """
-    groups, size = len(levels), 2 * top + 1
-    places = levels.reshape(groups, -1).long() + top
-    counts = torch.zeros(groups, size, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float64))
-    ramp = torch.arange(size, device=levels.device)
+    places, counts = _counted(levels, top)
+    ramp = torch.arange(counts.shape[1], device=levels.device)
     low = places.min(1, keepdim=True).values
     high = places.max(1, keepdim=True).values
     inside = (ramp >= low) & (ramp <= high)
@@ -79,9 +76,14 @@ def law_bits(levels: Tensor, top: int) -> Tensor:
 
 def law_total(levels: Tensor, top: int) -> Tensor:
     """Return (groups,) bits of all ``levels`` together under their own law: the order-0 entropy."""
+    _, counts = _counted(levels, top)
+    share = counts.clamp_min(1) / counts.sum(1, keepdim=True)
+    return -(counts * share.log2()).sum(1)
+
+
+def _counted(levels: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the place of every level (groups, n), and how often each occurs (groups, levels)."""
     groups = len(levels)
     places = levels.reshape(groups, -1).long() + top
     counts = torch.zeros(groups, 2 * top + 1, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float64))
-    share = counts.clamp_min(1) / counts.sum(1, keepdim=True)
-    return -(counts * share.log2()).sum(1)
+    return places, counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float64))
