@@ -73,7 +73,7 @@ class _Sums:
     def add(self, gradients: Tensor, inputs: Tensor) -> None:
         """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
         plain = gradients[..., :-1]
-        squares = plain.square().sum((1, 3), dtype=torch.float64)
+        squares = _squares(plain, 3).sum(1)
         if self._shares is None:
             mean = squares.mean(1, keepdim=True)
             self._shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
@@ -85,7 +85,7 @@ class _Sums:
         if self.marginals:
             flat = plain.flatten(1, 2)
             self.inputs = self.inputs + (flat.mT @ flat).double()
-        self.energy = self.energy + inputs.square().sum((1, 2, 3), dtype=torch.float64)
+        self.energy = self.energy + _squares(inputs, (2, 3)).sum(1)
         self.drawn += gradients.shape[1]
         self.positions += inputs.shape[1] * inputs.shape[2]
 
@@ -106,6 +106,12 @@ class _Sums:
             samples=self.drawn // probes,
             inputs=inputs if self.marginals else None,
         )
+
+
+def _squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """Return sums of squares over ``axes``, float64; far cheaper than a sum in float64."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=axes)
+    return norms.double().square()
 
 
 def _tiny() -> float:
