@@ -34,7 +34,7 @@ VARIANTS = {
 }
 
 
-def _held_out(count: int, seeds: list[int]) -> Tensor:
+def held_out(count: int, seeds: list[int]) -> Tensor:
     """Training images that calibrate under none of the seeds."""
     images, _ = cifar10("train")
     used = [np.random.default_rng(seed).permutation(len(images))[:1024] for seed in seeds]
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, held = resnet20().eval(), _held_out(2000, options.seeds)
+    model, held = resnet20().eval(), held_out(2000, options.seeds)
     cases = [(3, f"{rows} rows", {}, rows) for rows in ROWS]
     cases += [(bits, name, changes, None) for bits in (3, 2) for name, changes in VARIANTS.items()]
     measured = []

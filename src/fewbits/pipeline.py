@@ -125,7 +125,6 @@ class Pipeline:
             [entry.target for entry in asking],
             batches,
             explained(self._call, "gradient probes"),
-            marginals=any(gradients_of(entry.method) == "marginals" for entry in asking),
             seed=self.plan.recipe.seed,
             progress=self.progress,
         )

@@ -33,7 +33,9 @@ VARIANTS = [
     {"slope": 0.5, "ratio": 0.1},
     {"slope": 1e-8, "basis": "klt", "side": "row"},
     {"slope": 1e-5, "side": "column", "bias_correction": False},
-    {"slope": 1e-3, "form": "blocks", "feedback": False},
+    {"slope": 1e-3, "basis": "elt", "side": "row", "rate": "static"},
+    {"slope": 1e-3, "side": "best", "feedback": False},
+    {"slope": 1e-3, "form": "blocks", "feedback": False, "rate": "none"},
 ]
 
 
@@ -51,7 +53,7 @@ def sensitivity(groups, neurons, columns):
     energy = max(columns, 1)
     rows = outputs.diagonal(dim1=1, dim2=2) / energy
     scale = rows.sum(1).clamp_min(1e-9)[:, None, None]
-    return Sensitivity(rows, inputs / scale, outputs, 40, inputs)
+    return Sensitivity(rows, inputs / scale, outputs, 40)
 
 
 def statistics(groups, columns, rows):
@@ -146,7 +148,7 @@ def test_dead_inputs(name):
     accumulator.add(torch.zeros(1, 50, 20), torch.zeros(1, 50, 20))
     weight = torch.randn(1, 6, 20, generator=torch.Generator().manual_seed(1))
     dead = torch.zeros(1, 20, 20, dtype=torch.float64)
-    felt = Sensitivity(dead[:, 0, :6], dead, dead[:, :6, :6], 50, dead)
+    felt = Sensitivity(dead[:, 0, :6], dead, dead[:, :6, :6], 50)
     matrix = LayerMatrix("w", weight, accumulator.finish(), sensitivity=felt)
     result = check(METHODS[name](), matrix)
     if gradients_of(METHODS[name]()):

@@ -11,36 +11,15 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.engine.layer import QuantizedMatrix
 from fewbits.errors import BudgetError, ConfigError
 from fewbits.methods import METHODS
-from fewbits.methods.gridded import check_number
 from fewbits.recipe import Recipe, Rule
+from sloped import Sloped
 
 
 def compress(*args, effort="fast", **settings):
     """Compress at an effort that takes no time."""
     return fewbits.compress(*args, effort=effort, **settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sloped:
-    """Rounding with one step for all weights, the square root of the slope."""
-
-    name: ClassVar[str] = "sloped"
-    summary: ClassVar[str] = "rounding; for tests"
-    paper: ClassVar[str] = "none"
-    needs: ClassVar[str] = "nothing"
-
-    slope: float = 1e-3
-
-    def __post_init__(self):
-        check_number("slope", self.slope, 0)
-
-    def encode(self, layer):
-        step = torch.tensor([self.slope**0.5]).bfloat16().float()
-        index = (layer.weight / step).round().int()
-        return QuantizedMatrix(index, step, info={"levels": float(1 + index.max() - index.min())})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ class Watching:
     summary: ClassVar[str] = "a test's"
     paper: ClassVar[str] = "none"
     needs: ClassVar[str] = "inputs"
-    gradients: ClassVar[str] = "marginals"
+    gradients: ClassVar[str] = "rows"
 
     bits: int = 5
 
@@ -35,10 +35,9 @@ class Watching:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchingBlindly(Watching):
-    """The same without inputs, with rows only."""
+    """The same without inputs."""
 
     needs: ClassVar[str] = "nothing"
-    gradients: ClassVar[str] = "rows"
 
 
 def _net():
@@ -71,10 +70,8 @@ def test_every_weight_that_a_gradient_reaches_comes_with_its_sensitivity(kind):
     assert conv.sensitivity.rows.shape == (2, 2)
     assert conv.sensitivity.columns.shape == (2, 9, 9)
     assert conv.sensitivity.samples == 12
-    assert (conv.sensitivity.inputs is not None) == (kind is Watching)
-    if kind is Watching:
-        assert linear.sensitivity.inputs.shape == (1, 5, 5)
-        assert linear.sensitivity.outputs.shape == (1, 3, 3)
+    assert linear.sensitivity.columns.shape == (1, 5, 5)
+    assert linear.sensitivity.outputs.shape == (1, 3, 3)
     reasons = {e.target.name: (e.method.name, e.reason) for e in coded.plan.entries}
     assert reasons["5.weight"] == ("watching", "")
     method, reason = reasons["3.weight_ih_l0"]
@@ -88,8 +85,12 @@ def test_a_linear_layer_has_the_sensitivity_of_its_jacobian():
     x = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
     fewbits.compress(net, Watching(), calibration=list(x.split(500)))
     found = SEEN["0.weight"].sensitivity
-    # y = Wx, less the shift common to all three: E[g_o g_o'] = (1 - 1/3) E[x x']
-    assert torch.allclose(found.inputs[0], 2 * (x.mT @ x / 4000).double(), rtol=0.15, atol=0.15)
+    # y = Wx, less the shift common to all three: E[g_o g_p] = (1[o = p] - 1/3) |x|^2
+    energy = float(x.square().sum(1).mean())
+    expected = energy * (torch.eye(3) - 1 / 3).double()
+    assert torch.allclose(found.outputs[0], expected, rtol=0.05, atol=0.05 * energy)
+    covariance = (x - x.mean(0)).mT @ (x - x.mean(0)) / 4000
+    assert torch.allclose(found.columns[0], covariance.double(), rtol=0.15, atol=0.1)
 
 
 def test_a_network_without_gradients_is_refused_with_the_reason():

@@ -46,27 +46,23 @@ class Sensitivity:
             out, so these are moments about a mean.
         outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
         samples: how many were seen.
-        inputs: (groups, columns, columns): sum over rows of ``E[g_o g_o']``; where asked for.
     """
 
     rows: Tensor
     columns: Tensor
     outputs: Tensor
     samples: int
-    inputs: Tensor | None = None
 
 
 class _Sums:
     """Moments of one weight, added up sample by sample; the last column is the bias."""
 
-    def __init__(self, marginals: bool) -> None:
-        self.marginals = marginals
+    def __init__(self) -> None:
         self.drawn = 0  # gradients of samples
         self.positions = 0
         self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
         self.rows: Tensor | float = 0.0
         self.columns: Tensor | float = 0.0
-        self.inputs: Tensor | float = 0.0
         self.outputs: Tensor | float = 0.0
         self._shares: Tensor | None = None  # of the rows in `columns`: set by the first gradients
 
@@ -82,18 +78,14 @@ class _Sums:
         self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
         across = plain.transpose(1, 2).flatten(2)
         self.outputs = self.outputs + (across @ across.mT).double()
-        if self.marginals:
-            flat = plain.flatten(1, 2)
-            self.inputs = self.inputs + (flat.mT @ flat).double()
         self.energy = self.energy + _squares(inputs, (2, 3)).sum(1)
         self.drawn += gradients.shape[1]
         self.positions += inputs.shape[1] * inputs.shape[2]
 
     def finish(self, probes: int) -> Sensitivity:
         """Return the moments."""
-        rows, joint, inputs, outputs = (
-            torch.as_tensor(total) / self.drawn
-            for total in (self.rows, self.columns, self.inputs, self.outputs)
+        rows, joint, outputs = (
+            torch.as_tensor(total) / self.drawn for total in (self.rows, self.columns, self.outputs)
         )
         energy = (torch.as_tensor(self.energy) / self.positions).clamp_min(_tiny())
         trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1).clamp_min(_tiny())
@@ -104,7 +96,6 @@ class _Sums:
             columns=joint[:, :-1, :-1] - cross @ cross.mT / bias,
             outputs=outputs,
             samples=self.drawn // probes,
-            inputs=inputs if self.marginals else None,
         )
 
 
@@ -176,7 +167,6 @@ def probe(
     *,
     metric: str = "logits",
     probes: int = 1,
-    marginals: bool = False,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Sensitivity]:
@@ -190,7 +180,6 @@ def probe(
         metric: "logits" (squared error of the logits, but for a shift common to all) or "fisher"
             (Kullback-Leibler divergence of the class probabilities, for small errors).
         probes: backward passes for each batch.
-        marginals: also collect ``inputs``, which transforms need.
         seed: of the probes.
         progress: told after each batch.
 
@@ -200,7 +189,7 @@ def probe(
     Cost: for each batch one forward, and for each probe one backward pass and as much again as the
     weights' gradients sample by sample take, ``2 n N`` flops for each position.
     """
-    sums: defaultdict[str, _Sums] = defaultdict(lambda: _Sums(marginals))
+    sums: defaultdict[str, _Sums] = defaultdict(_Sums)
     by_module: defaultdict[str, list[Target]] = defaultdict(list)
     for target in targets:
         by_module[target.module].append(target)

@@ -20,7 +20,7 @@ from ..registry import Registry
 from .lockstep import Call
 from .rows import Rows, conv_rows, conv_transpose_rows, feature_rows, stacked_rows
 
-__all__ = ["KINDS", "LayerKind", "WeightView", "kind_of", "views_of"]
+__all__ = ["KINDS", "LayerKind", "WeightView", "kind_of"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,6 @@ KINDS: Registry[LayerKind] = Registry("layer kind")
 def kind_of(module: nn.Module) -> LayerKind | None:
     """Return the adapter that takes ``module``, or None."""
     return next((kind for _, kind in KINDS.items() if kind.takes(module)), None)
-
-
-def views_of(module: nn.Module) -> list[WeightView]:
-    """Return the views of every weight of ``module`` that an adapter knows (often one, or none)."""
-    kind = kind_of(module)
-    return [] if kind is None else kind.views(module)
 
 
 def _argument(call: Call, position: int, name: str) -> Tensor:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 NEEDS = ("nothing", "inputs", "both")
-GRADIENTS = ("", "rows", "marginals")
+GRADIENTS = ("", "rows")
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class Method(Protocol):
         needs: "nothing", "inputs" (X~ of the network quantized so far) or "both" (X and X~).
 
     A method may also have ``gradients``, a ClassVar as ``needs``: "rows" for
-    ``LayerMatrix.sensitivity``, "marginals" for one with ``inputs`` and ``outputs``; "" without.
+    ``LayerMatrix.sensitivity``; "" without.
     """
 
     name: ClassVar[str]

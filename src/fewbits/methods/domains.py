@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from ..ops.transforms import elt, fold, klt, pooled, quantize_basis, refit, unfold
+from .rate_problem import RateProblem
 
 __all__ = ["Domain", "Felt", "plain_domain", "transformed"]
+
+_FLOOR = 1e-3  # of the vectors' mean: what a vector is felt at least, though rows may cancel
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +27,22 @@ class Felt:
         outputs: R (groups, neurons, neurons).
         inputs: C (groups, columns, columns).
         kernel: columns for each input channel.
+        coupling: R but for its diagonal, each row over its element of that; None where rows do not
+            repay each other's errors.
     """
 
     outputs: Tensor
     inputs: Tensor
     kernel: int
+    coupling: Tensor | None = None
+
+    @classmethod
+    def of(cls, problem: RateProblem, kernel: int) -> Felt:
+        """Return what a layer's problem says of its errors."""
+        outputs = torch.diag_embed(problem.rows)
+        if problem.coupling is not None:
+            outputs = outputs + problem.coupling * problem.rows[..., None]
+        return cls(outputs, problem.metric, kernel, problem.coupling)
 
     @property
     def rows(self) -> Tensor:
@@ -60,6 +74,7 @@ class Domain:
         kernel: columns for each input channel.
         basis: (channels, vectors) int32 index of the basis; empty for "none".
         basis_step: its step.
+        coupling: (groups, rows, rows): how rows repay each other's errors; None where they do not.
     """
 
     side: str
@@ -70,6 +85,7 @@ class Domain:
     kernel: int
     basis: Tensor
     basis_step: float
+    coupling: Tensor | None = None
 
     def shared(self, quantity: Tensor, how: str) -> Tensor:
         """Reduce (groups, rows, columns) over what shares a step; ``how`` is "mean" or "amax".
@@ -105,13 +121,34 @@ class Domain:
             return levels.flatten(0, 1)
         return unfold(levels, self.kernel, self.side)
 
+    def problem(self, steps: Tensor, feedback: bool) -> RateProblem:
+        """Return what costs least in distortion and bits, its grid units a step of ``steps``.
+
+        Without feedback every coefficient is alone: only the diagonal of H counts.
+        """
+        spread = self.spread(steps)
+        rows = self.weights.expand(self.values.shape[:2])
+        second, coupling = self.second, self.coupling
+        if self.side == "row":
+            second = second * spread * spread.mT
+        else:
+            rows = rows * spread[..., 0].square()
+        if not feedback:
+            second = torch.diag_embed(second.diagonal(dim1=1, dim2=2))
+        if coupling is not None and self.side == "none":
+            coupling = coupling * spread.mT / spread
+        coupling = coupling if feedback else None
+        turned = self.kernel if self.side == "row" else 0
+        return RateProblem.at(self.values / spread, second, rows, coupling, turned)
+
 
 def plain_domain(weight: Tensor, felt: Felt) -> Domain:
     """Return the layer as it is: ``weight`` (groups, neurons, columns) float64."""
     groups, neurons, columns = weight.shape
     empty = torch.zeros(0, 0, dtype=torch.int32)
     shape = (groups, neurons, columns)
-    return Domain("none", weight, felt.rows, felt.inputs, shape, felt.kernel, empty, 1.0)
+    where = (shape, felt.kernel, empty, 1.0)
+    return Domain("none", weight, felt.rows, felt.inputs, *where, felt.coupling)
 
 
 def transformed(
@@ -139,8 +176,9 @@ def transformed(
     values = fold(refit(matrix, synthesis, metric), shape, felt.kernel, side)
     if side == "row":
         turned = torch.kron(synthesis, torch.eye(felt.kernel).to(synthesis))
-        second, weights = turned.mT @ felt.inputs @ turned, felt.rows
+        second, weights, coupling = turned.mT @ felt.inputs @ turned, felt.rows, felt.coupling
     else:
-        second = felt.inputs
+        second, coupling = felt.inputs, None
         weights = ((felt.outputs @ synthesis) * synthesis).sum(1)
-    return Domain(side, values, weights, second, shape, felt.kernel, index, step)
+        weights = weights.clamp_min(_FLOOR * float(weights.mean()))
+    return Domain(side, values, weights, second, shape, felt.kernel, index, step, coupling)

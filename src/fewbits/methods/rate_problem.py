@@ -15,10 +15,12 @@ from ..ops.order import descending, permute_columns, permute_moments, restore_co
 from ..ops.path_following import descend_gram, follow_gram
 from ..ops.rate_distortion import PricedLevels, law_bits, law_total
 from ..ops.second_order import backward_cholesky
+from ..ops.transforms import unfold
 
 __all__ = ["RateProblem"]
 
 _TOP = 31  # levels to either side of zero: the widest alphabet the coder models as one
+_LEVELS = torch.arange(-_TOP, _TOP + 1)
 _DAMPING = 0.01  # of the mean input energy, in the target
 _GRADIENTS = 0.7  # of the metric; the rest is the inputs'
 _RIDGE = 0.3  # of the gradients' mean energy
@@ -46,6 +48,7 @@ class RateProblem:
         order: (groups, columns): columns by falling energy.
         factor: R, with R R' the metric in this order.
         coupling: (groups, neurons, neurons), zero on the diagonal; None where it is not known.
+        turned: columns of each input channel, where the file's rows are the input channels; else 0.
     """
 
     target: Tensor
@@ -54,6 +57,22 @@ class RateProblem:
     order: Tensor
     factor: Tensor
     coupling: Tensor | None = None
+    turned: int = 0
+
+    @classmethod
+    def at(
+        cls,
+        target: Tensor,
+        metric: Tensor,
+        rows: Tensor,
+        coupling: Tensor | None = None,
+        turned: int = 0,
+    ) -> RateProblem:
+        """Build it from a quadratic: see the attributes."""
+        order = descending(metric.diagonal(dim1=1, dim2=2))
+        permuted = permute_moments(metric, order)
+        factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
+        return cls(target, metric, rows, order, factor, coupling, turned)
 
     @classmethod
     def of(cls, layer: LayerMatrix, weight: Tensor, statistics: Statistics) -> RateProblem:
@@ -72,10 +91,7 @@ class RateProblem:
             metric = _blend(layer.sensitivity.columns.to(damped), damped)
             rows, coupling = _felt(layer.sensitivity, damped)
             coupling = coupling * wide.any(2)[..., None]  # dead neurons stay as they are
-        order = descending(metric.diagonal(dim1=1, dim2=2))
-        permuted = permute_moments(metric, order)
-        factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
-        return cls(target, metric, rows, order, factor, coupling)
+        return cls.at(target, metric, rows, coupling)
 
     def search(self, slope: float, ratio: float, priced: bool) -> Tensor:
         """Return the step () with the least distortion + slope * bits, of a geometric series."""
@@ -119,7 +135,7 @@ class RateProblem:
         """Descend with the laws of the coder's model, asked again after each change."""
         settings, mean = None, None
         for _ in range(_TABLES):
-            flat = levels[0].flatten(0, 1).to(torch.int32).cpu().numpy()
+            flat = self._as_filed(levels[0]).to(torch.int32).cpu().numpy()
             if flat.size * (2 * _TOP + 1) > _LARGEST_TABLE:
                 return levels
             found = alternatives(flat, settings)
@@ -128,10 +144,24 @@ class RateProblem:
             settings = found.settings
             bits = _widened(torch.from_numpy(found.bits), found.lowest)
             mean = bits if mean is None else (mean + bits) / 2
-            table = mean.reshape(*levels.shape[1:], -1).to(levels.device)
+            table = self._from_filed(mean).to(levels.device)
             for _ in range(2):
                 levels = self._descend_coupled(levels, steps, slope, table)
         return levels
+
+    def _as_filed(self, levels: Tensor) -> Tensor:
+        """Return levels (groups, neurons, columns) as the matrix that a file holds."""
+        if not self.turned:
+            return levels.flatten(0, 1)
+        return unfold(levels, self.turned, "row").contiguous()
+
+    def _from_filed(self, table: Tensor) -> Tensor:
+        """Return (groups, neurons, columns, levels) from a table of the matrix's places."""
+        if not self.turned:
+            return table.reshape(*self.target.shape, -1)
+        groups, neurons, _ = self.target.shape
+        parts = table.reshape(len(table), groups, neurons, self.turned, -1)
+        return parts.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def _descend_coupled(
         self, levels: Tensor, steps: Tensor, slope: float, table: Tensor
@@ -163,7 +193,7 @@ class RateProblem:
         start = permute_columns(units.flatten(0, 1), order)
         for _ in range(rounds):
             bits = law_bits(levels.flatten(1), _TOP).repeat_interleave(groups, 0)
-            chooser = PricedLevels(_TOP, energy, _GREEDY * self._price(steps, slope), bits)
+            chooser = PricedLevels(_LEVELS, energy, _GREEDY * self._price(steps, slope), bits)
             found = follow_gram(start, factor, factor, chooser.project_)
             levels = restore_columns(found, order).reshape(units.shape)
         return levels
@@ -179,7 +209,7 @@ class RateProblem:
         else:
             index = order[:, None, :, None].expand(-1, bits.shape[1], -1, bits.shape[3])
             bits = bits.gather(2, index)
-        chooser = PricedLevels(_TOP, energy, self._price(steps, slope), bits)
+        chooser = PricedLevels(_LEVELS, energy, self._price(steps, slope), bits)
         found = descend_gram(
             units.flatten(0, 1), levels.flatten(0, 1), metric, chooser.project_, order=order
         )

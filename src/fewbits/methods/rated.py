@@ -22,16 +22,18 @@ _BLOCKS = 8
 _BLOCK_BITS = 12  # the depth in 4 bits, the step in 8
 _STEP_BITS = 6  # near what a step of a power of 2^(1/4) takes in a file
 _TRANSFORM_BITS = 160  # what the header of a file says of a transform and not of a grid
+_RATIO = 0.25  # of slope and squared step, where the search of a common factor begins
 _OFFSETS = (0.5, 0.42, 0.34, 0.26)  # dead zones tried without feedback
 
 
 @dataclass(frozen=True)
 class How:
-    """Settings: the slope, whether in blocks of fixed depth, with feedback, the largest value."""
+    """Settings: the slope, whether in blocks, with feedback, what bits cost, the largest value."""
 
     slope: float
     blocks: bool
     feedback: bool
+    rate: str
     limit: float
 
 
@@ -73,7 +75,9 @@ def rate(domain: Domain, weight: Tensor, felt: Felt, how: How) -> Rated | None:
     """
     if how.blocks:
         return _rated(domain, weight, felt, how, _in_blocks(domain, how))
-    found = [_rated(domain, weight, felt, how, levels) for levels in _at_one_slope(domain, how)]
+    priced = how.rate != "none" and bool(domain.values.any())
+    choices = _priced(domain, how) if priced else _rounded(domain, how)
+    found = [_rated(domain, weight, felt, how, levels) for levels in choices]
     sound = [rated for rated in found if rated is not None]
     return min(sound, key=lambda r: r.distortion + how.slope * r.bits, default=None)
 
@@ -132,15 +136,20 @@ def _result(domain: Domain, levels: _Levels, limit: float) -> tuple[Quantized, T
     return QuantizedMatrix(matrix, step.float(), plain), live
 
 
-def _at_one_slope(domain: Domain, how: How) -> Iterator[_Levels]:
-    """Yield the coefficients on steps of the slope: with feedback, or with a few dead zones."""
+def _steps(domain: Domain, how: How) -> tuple[Tensor, Tensor | None]:
+    """Return the steps at the slope, and R where errors are fed back along the columns."""
     upper = None
     spread = domain.second.diagonal(dim1=1, dim2=2)
     if how.feedback:
         upper = factor_of(domain.second).upper
         spread = upper.diagonal(dim1=1, dim2=2).square()
     cost = domain.shared(domain.weights[:, :, None] * spread[:, None], "mean")
-    step = step_at_slope(cost, domain.shared(domain.values, "amax"), how.slope)
+    return step_at_slope(cost, domain.shared(domain.values, "amax"), how.slope), upper
+
+
+def _rounded(domain: Domain, how: How) -> Iterator[_Levels]:
+    """Yield the coefficients on steps of the slope: with feedback, or with a few dead zones."""
+    step, upper = _steps(domain, how)
     for offset in (0.5,) if how.feedback else _OFFSETS:
         levels = round_shaped(domain.values, domain.spread(step), upper, offset)
         if offset == _OFFSETS[0]:
@@ -149,6 +158,22 @@ def _at_one_slope(domain: Domain, how: How) -> Iterator[_Levels]:
                 levels = round_shaped(domain.values, domain.spread(step), upper, offset)
         if bool(levels.any()) or offset == _OFFSETS[0]:
             yield _Levels(domain.matrix(levels), step, step.new_zeros(len(step)))
+
+
+def _priced(domain: Domain, how: How) -> Iterator[_Levels]:
+    """Yield the coefficients of least distortion and bits, on a multiple of the slope's steps.
+
+    Where these are all zero it is rounding's: a layer without any signal would end the network.
+    """
+    step, _ = _steps(domain, how)
+    step = step * domain.problem(step, how.feedback).search(how.slope, _RATIO, priced=True)
+    step = step.float().bfloat16().double()
+    problem = domain.problem(step, how.feedback)
+    levels = problem.quantize(step.new_ones(()), how.slope, how.rate)
+    if bool(levels.any()):
+        yield _Levels(domain.matrix(levels), step, step.new_zeros(len(step)))
+    else:
+        yield from _rounded(domain, how)
 
 
 def _in_blocks(domain: Domain, how: How) -> _Levels:

@@ -6,16 +6,15 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..engine.layer import LayerMatrix, Quantized
-from ..engine.statistics import Statistics
-from ..errors import ConfigError, require
+from ..errors import CalibrationError, ConfigError, require
 from ..ops.transforms import SIDES
 from .base import METHODS
 from .domains import Domain, Felt, plain_domain, transformed
@@ -28,14 +27,12 @@ from .gridded import (
     is_whole,
 )
 from .inputs import mean_error
+from .rate_problem import RateProblem
 from .rated import How, Rated, rate
 
 __all__ = ["Transform"]
 
-TINY = 1e-300
-_PLAIN = 0.2  # of the metric is the inputs' own: gradients know nothing of a unit that is off
-_APART = 0.5  # of what outputs share is not counted on: it differs from input to input
-_DEAD = 0.72  # 1 / (2 ln 2) bits a weight: less than that is lost by leaving a channel out
+_NEAR = 1.1  # of the cost without a transform: a basis that rounding finds dearer is not priced
 
 
 @METHODS.register("transform")
@@ -52,8 +49,10 @@ class Transform:
         form: "entropy" (uniform steps, entropy-coded) or "blocks" (the paper's: eight blocks of
             rows in a layer, each of 0 to 8 bits, billed at fixed length).
         basis_bits: for each value of a basis.
-        feedback: round with the error fed back along the columns, inside the domain; with
-            "entropy" only.
+        feedback: later values repay errors made before: those of earlier layers, and those of
+            earlier columns inside the domain; with "entropy" only.
+        rate: "adaptive" (levels pay for their bits in the coder's context model), "static" (under
+            one law for the layer), or "none" (levels are the nearest); with "entropy" only.
         bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
@@ -61,7 +60,7 @@ class Transform:
     summary: ClassVar[str] = "channels in a basis where it pays, bits shared out at one slope"
     paper: ClassVar[str] = "Young et al. 2021"
     needs: ClassVar[str] = "both"
-    gradients: ClassVar[str] = "marginals"
+    gradients: ClassVar[str] = "rows"
 
     slope: float = 1e-4
     basis: str = "elt"
@@ -69,6 +68,7 @@ class Transform:
     form: str = "entropy"
     basis_bits: int = 4
     feedback: bool = True
+    rate: str = "adaptive"
     bias_correction: bool = True
 
     def __post_init__(self) -> None:
@@ -79,91 +79,87 @@ class Transform:
         sound = is_whole(self.basis_bits) and 2 <= self.basis_bits <= 8
         require(sound, "basis_bits", "an integer from 2 to 8", self.basis_bits)
         check_switch("feedback", self.feedback)
-        clash = self.feedback and self.form == "blocks"
+        check_one_of("rate", self.rate, ("adaptive", "static", "none"))
+        blocks = self.form == "blocks"
+        clash = blocks and self.feedback
         require(not clash, "feedback", "False with form='blocks'", self.feedback)
+        clash = blocks and self.rate != "none"
+        require(not clash, "rate", "'none' with form='blocks'", self.rate)
         check_switch("bias_correction", self.bias_correction)
 
     def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize one weight.
 
         Cost: for each basis tried two eigendecompositions of its channels, ``N^3 / 3 + n N^2``
-        flops for the feedback, and a count of the symbols.
+        flops for the feedback, and a count of the symbols; then, with a rate, that of RDOQ for no
+        transform and for each basis that may pay.
         """
-        statistics = checked_statistics(layer, self.name)
-        weight = checked_weight(layer).double()
-        felt = self._felt(layer)
-        how = How(self.slope, self.form == "blocks", self.feedback, layer.limit)
-        kept = _without_the_dead(weight, felt, self.slope)
-        found = [rated for rated in self._candidates(kept, felt, how) if rated is not None]
-        best = min(found, key=lambda rated: rated.distortion + self.slope * rated.bits)
-        if not self.bias_correction:
-            return best.result
-        shift = mean_error(statistics, weight, best.result.dequantize().double())
-        return replace(best.result, bias_shift=shift)
-
-    def _felt(self, layer: LayerMatrix) -> Felt:
-        """Return the metric of the layer; errors of the mean cost nothing where a bias repays.
-
-        Gradients tell of small errors. A unit that is off most of the time sends none back, but
-        errors as large as its inputs turn it on: so a part of the metric is the inputs' own.
-        """
-        found = layer.sensitivity
-        if found is None or found.inputs is None or found.outputs is None:
+        if layer.sensitivity is None:
             raise ConfigError(
                 f"layer {layer.name!r}: the method {self.name!r} needs calibration gradients and "
                 "got none. Compress with calibration data, or use a method that needs nothing."
             )
-        trace = found.outputs.diagonal(dim1=1, dim2=2).sum(1).clamp_min(TINY)
-        outputs = found.outputs * (found.rows.sum(1) / trace)[:, None, None]
-        outputs = outputs.lerp(torch.diag_embed(outputs.diagonal(dim1=1, dim2=2)), _APART)
-        inputs = found.columns
+        statistics = checked_statistics(layer, self.name)
+        weight = checked_weight(layer)
+        problem = RateProblem.of(layer, weight, statistics)
+        target = problem.target if self.feedback else weight.double()
+        how = How(self.slope, self.form == "blocks", self.feedback, self.rate, layer.limit)
+        best = self._best(target, Felt.of(problem, layer.kernel), how)
+        if best is None:
+            raise CalibrationError(
+                f"layer {layer.name!r}: its inputs are too large or too small for the quantized "
+                "weight to stay finite. Scale the calibration data, or keep this layer as it is."
+            )
         if not self.bias_correction:
-            inputs = found.inputs / found.rows.sum(1).clamp_min(TINY)[:, None, None]
-        plain = _spread(checked_statistics(layer, self.name), self.bias_correction)
-        inputs = (1 - _PLAIN) * inputs.to(plain) + _PLAIN * plain
-        device = layer.weight.device
-        return Felt(outputs.to(device), inputs.to(device), layer.kernel)
+            return best.result
+        shift = mean_error(statistics, weight.double(), best.result.dequantize().double())
+        return replace(best.result, bias_shift=shift)
 
-    def _candidates(self, weight: Tensor, felt: Felt, how: How) -> Iterator[Rated | None]:
-        """Yield the layer coded in every domain that is asked for and possible."""
+    def _best(self, weight: Tensor, felt: Felt, how: How) -> Rated | None:
+        """Return the layer in the domain, of those asked for and possible, that costs least.
+
+        Rounding tells which bases may pay; only those, and no transform, are tried with a rate.
+        """
+        rounding = replace(how, rate="none")
+        tried = {
+            side: self._rounded(weight, felt, side, rounding)
+            for side in self._sides(weight, felt.kernel)
+        }
+        if how.rate == "none":
+            return _least((rated for _, rated in tried.values()), how.slope)
+        bound = _NEAR * _cost(tried["none"][1], how.slope) if "none" in tried else inf
+        likely = [domain for domain, rated in tried.values() if _cost(rated, how.slope) <= bound]
+        return _least((rate(domain, weight, felt, how) for domain in likely), how.slope)
+
+    def _sides(self, weight: Tensor, kernel: int) -> list[str]:
+        """Return the domains to try: "none" among them unless a side is asked for and possible."""
         _, neurons, columns = weight.shape
-        channels = {"row": columns // felt.kernel, "column": neurons}
+        channels = {"row": columns // kernel, "column": neurons}
         wanted: tuple[str, ...] = SIDES if self.side == "best" else (self.side,)
         wanted = () if self.basis == "none" else wanted
         possible = [side for side in wanted if channels[side] > 1 and weight.any()]
-        if self.side == "best" or not possible:
-            yield rate(plain_domain(weight, felt), weight, felt, how)
-        for side in possible:
-            first = rate(self._in_basis(weight, felt, side), weight, felt, how)
-            if first is None or bool(first.live.all()):
-                yield first
-                continue
-            yield rate(self._in_basis(weight, felt, side, first.live), weight, felt, how)
+        return ["none", *possible] if self.side == "best" or not possible else possible
 
-    def _in_basis(
-        self, weight: Tensor, felt: Felt, side: str, keep: Tensor | None = None
-    ) -> Domain:
-        return transformed(weight, felt, side, self.basis, bits=self.basis_bits, keep=keep)
-
-
-def _spread(statistics: Statistics, centred: bool) -> Tensor:
-    """Return the second moments of the inputs, about their mean where a bias repays that."""
-    second = statistics.moments()[0].double() / max(1, statistics.rows)
-    mean = statistics.quantized_mean.double()
-    return second - mean[:, :, None] * mean[:, None] if centred else second
+    def _rounded(
+        self, weight: Tensor, felt: Felt, side: str, how: How
+    ) -> tuple[Domain, Rated | None]:
+        """Return a domain and the layer in it; a basis is fitted again to the vectors in use."""
+        if side == "none":
+            domain = plain_domain(weight, felt)
+            return domain, rate(domain, weight, felt, how)
+        bits = self.basis_bits
+        domain = transformed(weight, felt, side, self.basis, bits=bits)
+        first = rate(domain, weight, felt, how)
+        if first is None or bool(first.live.all()):
+            return domain, first
+        fewer = transformed(weight, felt, side, self.basis, bits=bits, keep=first.live)
+        return fewer, rate(fewer, weight, felt, how)
 
 
-def _without_the_dead(weight: Tensor, felt: Felt, slope: float) -> Tensor:
-    """Return the weight with zeros for neurons and inputs that no bit is worth being spent on.
+def _cost(rated: Rated | None, slope: float) -> float:
+    return inf if rated is None else rated.distortion + slope * rated.bits
 
-    In a basis of its own each would soon be a row of zeros, but steps are not theirs alone.
-    """
-    energy = ((weight @ felt.inputs) * weight).sum(2) * felt.rows
-    rows = energy > _DEAD * slope * weight.shape[2]
-    spread = felt.inputs.diagonal(dim1=1, dim2=2)
-    inputs = (weight.square() * felt.rows[:, :, None]).sum(1) * spread
-    inputs = inputs.reshape(len(inputs), -1, felt.kernel).sum(2)
-    columns = inputs > _DEAD * slope * weight.shape[1] * felt.kernel
-    columns = columns.repeat_interleave(felt.kernel, 1)
-    kept = weight * rows[:, :, None] * columns[:, None]
-    return kept if bool(kept.any()) else weight
+
+def _least(found: Iterable[Rated | None], slope: float) -> Rated | None:
+    best = min(found, key=lambda rated: _cost(rated, slope))
+    return best if _cost(best, slope) < inf else None

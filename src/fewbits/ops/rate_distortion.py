@@ -23,29 +23,32 @@ class PricedLevels:
     """A projection that knows which column it is called for: the columns come in order.
 
     Args:
-        top: levels are the integers in [-top, top].
+        levels: (levels,) any codebook, increasing; the integers from -top to top for a grid.
         energy: (groups, columns), in the order of the calls.
         price: (groups, neurons): bits to squared error in grid units.
         bits: (groups, levels) for one law for all, or (groups, neurons, columns, levels), columns
             in the order of the calls.
     """
 
-    def __init__(self, top: int, energy: Tensor, price: Tensor, bits: Tensor) -> None:
-        self._top = top
+    def __init__(self, levels: Tensor, energy: Tensor, price: Tensor, bits: Tensor) -> None:
+        self._levels = levels.to(energy)
+        self._middles = (self._levels[1:] + self._levels[:-1]) / 2
+        self._zero = int(self._levels.abs().argmin())
         self._energy = energy
         self._price = price[..., None]
         self._bits = bits
         self._column = 0
-        self._near = torch.arange(-_REACH, _REACH + 1).to(energy)
+        self._near = torch.arange(-_REACH, _REACH + 2, device=energy.device)  # the last: zero
 
     def project_(self, values: Tensor) -> None:
         """Overwrite one column (groups, 1, neurons) by levels; after the last, begin anew."""
         column, groups = self._column, len(values)
         self._column = (column + 1) % self._energy.shape[1]
         wanted = values.reshape(groups, -1, 1)
-        near = (wanted.round() + self._near).clamp_(-self._top, self._top)
-        levels = torch.cat([near, torch.zeros_like(wanted)], 2)
-        places = (levels + self._top).long()
+        nearest = torch.bucketize(wanted.contiguous(), self._middles)
+        places = (nearest + self._near).clamp_(0, len(self._levels) - 1)
+        places[..., -1] = self._zero
+        levels = self._levels[places]
         if self._bits.dim() == 2:
             bits = self._bits.gather(1, places.flatten(1)).view_as(levels)
         else:

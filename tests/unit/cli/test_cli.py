@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import fewbits
+from cli_runs import one_line_error, run, run_json
 from fewbits.cli import showcase
-from fewbits.cli.app import app
 from fewbits.methods import METHODS
 from fewbits.sources import load_data, load_model
 from fewbits.sources.training import train_classifier
@@ -52,24 +51,6 @@ def here(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run_json(*args, code=0):
-    return json.loads(run(*args, "--json", code=code).stdout)
-
-
-def one_line_error(*args):
-    result = run(*args, code=1)
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 # the whole

@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import typer
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import fewbits
-from fewbits.cli.app import app
+from cli_runs import run, run_json
 from fewbits.cli.budget import as_bytes, as_drop, as_seconds
-from fewbits.engine.layer import QuantizedMatrix
 from fewbits.evaluate import evaluate
 from fewbits.methods import METHODS
 from fewbits.sources import load_data, load_model, with_selection
 from fewbits.sources.training import train_classifier
+from sloped import Sloped
 
 MODEL = "builtin:digits-mlp"
 SEARCH = ("compress", MODEL, "--weights", "net.safetensors", "--method", "sloped")
 FAST = ("--effort", "fast", "-o", "new.fewbits")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sloped:
-    """Rounding with one step for all weights, the square root of the slope."""
-
-    name: ClassVar[str] = "sloped"
-    summary: ClassVar[str] = "rounding; for tests"
-    paper: ClassVar[str] = "none"
-    needs: ClassVar[str] = "nothing"
-
-    slope: float = 1e-3
-
-    def encode(self, layer):
-        step = torch.tensor([self.slope**0.5]).bfloat16().float()
-        index = (layer.weight / step).round().int()
-        return QuantizedMatrix(index, step, info={"levels": float(1 + index.max() - index.min())})
 
 
 @pytest.fixture(autouse=True)
@@ -65,16 +45,6 @@ def here(state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run_json(*args, code=0):
-    return json.loads(run(*args, "--json", code=code).stdout)
 
 
 def test_target_size(here):

@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fewbits.engine.lockstep import Call, run_lockstep
-
-Seen = tuple[str, int, int, list[Any], list[Any]]
-
-
-def plain(network: nn.Module, batch: Any) -> Any:
-    return network(batch)
-
-
-def coarsen(network: nn.Module, name: str) -> None:
-    for parameter in network.get_submodule(name).parameters(recurse=False):
-        parameter.data.mul_(4).round_().div_(4)
-
-
-def copied(call: Call) -> list[Any]:
-    leaves = tree_leaves((call.args, sorted(call.kwargs.items())))
-    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-@dataclass
-class Recorder:
-    network: nn.Module
-    seen: list[Seen] = field(default_factory=list)
-    completed: list[str] = field(default_factory=list)
-
-    def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
-        assert threading.current_thread() is threading.main_thread()
-        self.seen.append((module, batch, call, copied(reference), copied(quantized)))
-
-    def complete(self, module: str) -> None:
-        self.completed.append(module)
-        coarsen(self.network, module)
+from recorder import Recorder, Seen, assert_same, coarsen, copied, plain
 
 
 def inputs_of(
@@ -104,14 +72,6 @@ def slow_twin(
             coarsen(quantized, name)
             completed.append(name)
     return seen, completed, unmatched
-
-
-def assert_same(actual: list[Seen], expected: list[Seen]) -> None:
-    assert [s[:3] for s in actual] == [s[:3] for s in expected]
-    for mine, theirs in zip(actual, expected, strict=True):
-        for a, b in zip(mine[3] + mine[4], theirs[3] + theirs[4], strict=True):
-            same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
-            assert same, mine[:3]
 
 
 @pytest.fixture(autouse=True)

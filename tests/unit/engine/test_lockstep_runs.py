@@ -3,56 +3,13 @@
 from __future__ import annotations
 
 import copy
-import threading
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fewbits.engine.lockstep import Call, LockstepReport, run_lockstep
-
-Seen = tuple[str, int, int, list[Any], list[Any]]
-
-
-def plain(network: nn.Module, batch: Any) -> Any:
-    return network(batch)
-
-
-def coarsen(network: nn.Module, name: str) -> None:
-    for parameter in network.get_submodule(name).parameters(recurse=False):
-        parameter.data.mul_(4).round_().div_(4)
-
-
-def copied(call: Call) -> list[Any]:
-    leaves = tree_leaves((call.args, sorted(call.kwargs.items())))
-    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-@dataclass
-class Recorder:
-    network: nn.Module
-    seen: list[Seen] = field(default_factory=list)
-    completed: list[str] = field(default_factory=list)
-    shared: list[bool] = field(default_factory=list)
-
-    def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
-        assert threading.current_thread() is threading.main_thread()
-        self.seen.append((module, batch, call, copied(reference), copied(quantized)))
-        self.shared.append(reference is quantized)
-
-    def complete(self, module: str) -> None:
-        self.completed.append(module)
-        coarsen(self.network, module)
-
-
-def assert_same(actual: list[Seen], expected: list[Seen]) -> None:
-    assert [s[:3] for s in actual] == [s[:3] for s in expected]
-    for mine, theirs in zip(actual, expected, strict=True):
-        for a, b in zip(mine[3] + mine[4], theirs[3] + theirs[4], strict=True):
-            same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
-            assert same, mine[:3]
+from recorder import Recorder, assert_same, plain
 
 
 class Inplace(nn.Module):

@@ -17,6 +17,8 @@ from fewbits.engine.layer import QuantizedTransform
 from fewbits.engine.targets import survey
 from fewbits.methods import Transform
 
+BLOCKS = {"form": "blocks", "feedback": False, "rate": "none"}
+FORMS = {"entropy": {}, "rounding": {"rate": "none"}, "blocks": BLOCKS}
 LAYERS = ("conv1", "conv2", "conv3", "linear")
 
 
@@ -74,11 +76,11 @@ def test_layers_together_change_it_by_the_sum(digits_net, digits):
     assert 0.4 < measured / foretold < 1.5
 
 
-@pytest.mark.parametrize("form", ["entropy", "blocks"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_larger_slope_gives_fewer_bytes_and_more_distortion(digits_net, digits, form):
     found = []
     for slope in (1e-4, 1e-3, 1e-2):
-        method = Transform(slope=slope, form=form, feedback=form == "entropy")
+        method = Transform(slope=slope, **FORMS[form])
         coded = fewbits.compress(digits_net, method, calibration=digits[0])
         found.append((len(coded.data), drift(digits_net, coded, digits[2])[0]))
     assert [size for size, _ in found] == sorted((s for s, _ in found), reverse=True)
@@ -87,10 +89,10 @@ def test_a_larger_slope_gives_fewer_bytes_and_more_distortion(digits_net, digits
 
 @pytest.mark.parametrize("form", ["entropy", "blocks"])
 def test_a_basis_is_only_taken_where_it_pays(digits_net, digits, form):
-    slope, feedback = 3e-4, False
+    slope = 3e-4
     found = {}
     for basis in ("none", "elt"):
-        method = Transform(slope=slope, basis=basis, form=form, feedback=feedback)
+        method = Transform(slope=slope, basis=basis, form=form, feedback=False, rate="none")
         for layer in LAYERS:  # alone, so that all see the same inputs
             recipe = only(layer, method)
             found[basis, layer] = fewbits.compress(digits_net, recipe, calibration=digits[0])
@@ -124,7 +126,7 @@ def test_the_bits_are_those_of_the_file(digits_net, digits):
 
 @pytest.mark.parametrize("method", [
     Transform(slope=1e4), Transform(slope=1e4, side="row", basis="klt"),
-    Transform(slope=1e4, form="blocks", feedback=False)])  # fmt: skip
+    Transform(slope=1e4, rate="none"), Transform(slope=1e4, **BLOCKS)])  # fmt: skip
 def test_no_layer_is_ever_all_zeros(digits_net, digits, method):
     coded = fewbits.compress(digits_net, method, calibration=digits[0][:256])
     state = coded.state_dict()
@@ -133,7 +135,7 @@ def test_no_layer_is_ever_all_zeros(digits_net, digits, method):
 
 
 def test_blocks_have_no_more_levels_than_their_bits(digits_net, digits):
-    method = Transform(slope=1e-3, form="blocks", feedback=False)
+    method = Transform(slope=1e-3, **BLOCKS)
     coded = fewbits.compress(digits_net, method, calibration=digits[0])
     for name, tensor in coded.tensors.items():
         leaf = tensor.coefficients if isinstance(tensor, TransformTensor) else tensor

@@ -7,6 +7,7 @@ from fewbits.ops.path_following import descend_gram, follow_gram
 from fewbits.ops.rate_distortion import PricedLevels, law_bits, law_total
 
 TOP = 6
+GRID = torch.arange(-TOP, TOP + 1)
 
 
 def problem(groups, neurons, columns, seed=0):
@@ -39,7 +40,7 @@ def test_every_choice_is_the_cheapest_near(tabled):
     generator = torch.Generator().manual_seed(1)
     shape = (2, 5, 4, 2 * TOP + 1) if tabled else (2, 2 * TOP + 1)
     bits = 10 * torch.rand(shape, generator=generator, dtype=torch.float64)
-    chooser = PricedLevels(TOP, energy, price, bits)
+    chooser = PricedLevels(GRID, energy, price, bits)
     for _ in range(2):  # the second sweep begins with the first column again
         for column in range(4):
             values = weight[:, None, :, column].clone()
@@ -59,6 +60,40 @@ def test_every_choice_is_the_cheapest_near(tabled):
                     assert price_of(got) <= min(map(price_of, candidates)) + 1e-9
 
 
+def test_any_codebook_will_do():
+    """Levels anywhere: each choice is the cheapest of all near it, and a sweep never costs more."""
+    weight, second = problem(2, 5, 6)
+    book = torch.tensor([-4.0, -1.7, -0.6, 0.1, 0.5, 1.1, 2.9, 5.0], dtype=torch.float64)
+    energy = second.diagonal(dim1=1, dim2=2)
+    price = torch.rand(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 30
+    bits = torch.tensor([[7.0, 4, 3, 1, 3, 4, 5, 8], [6.0, 5, 2, 2, 2, 3, 6, 9]]).double()
+
+    def total(levels):
+        paid = torch.stack(
+            [b[torch.searchsorted(book, q.contiguous())] for b, q in zip(bits, levels, strict=True)]
+        )
+        error = weight - levels
+        return ((error @ second) * error).sum(2) + price * paid.sum(2)
+
+    first = PricedLevels(book, energy, price, bits)
+    values = weight[:, None, :, 0].clone()
+    first.project_(values)
+    costs = (
+        energy[:, 0, None, None] * (book - weight[:, :, :1]) ** 2 + price[..., None] * bits[:, None]
+    )
+    nearest = (book - weight[:, :, :1]).abs().argmin(2, keepdim=True)
+    reach = (torch.arange(len(book)) - nearest).abs() <= 2
+    reach |= torch.arange(len(book)) == 3  # the level nearest to zero is always weighed
+    assert torch.equal(values[:, 0], book[costs.masked_fill(~reach, torch.inf).argmin(2)])
+    levels = book[(book - weight[..., None]).abs().argmin(3)]
+    last = total(levels)
+    for _ in range(4):
+        chooser = PricedLevels(book, energy, price, bits)
+        levels = descend_gram(weight, levels, second, chooser.project_)
+        assert (total(levels) <= last + 1e-9).all()
+        last = total(levels)
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_descent_never_costs_more_and_ends_where_no_single_change_helps(ordered):
     weight, second = problem(2, 4, 7)
@@ -70,7 +105,7 @@ def test_descent_never_costs_more_and_ends_where_no_single_change_helps(ordered)
     bits = law_bits(levels, TOP)
     last = cost(weight, levels, second, price, bits)
     for _ in range(12):
-        chooser = PricedLevels(TOP, sorted_energy, price, bits)
+        chooser = PricedLevels(GRID, sorted_energy, price, bits)
         levels = descend_gram(weight, levels, second, chooser.project_, order=order)
         now = cost(weight, levels, second, price, bits)
         assert (now <= last + 1e-9).all()
@@ -85,7 +120,7 @@ def test_descent_never_costs_more_and_ends_where_no_single_change_helps(ordered)
 def test_without_a_price_it_is_coordinate_descent_to_the_nearest_level():
     weight, second = problem(1, 3, 5)
     energy = second.diagonal(dim1=1, dim2=2)
-    chooser = PricedLevels(40, energy, torch.zeros(1, 3), torch.zeros(1, 81))
+    chooser = PricedLevels(torch.arange(-40, 41), energy, torch.zeros(1, 3), torch.zeros(1, 81))
     got = descend_gram(weight, weight.round(), second, chooser.project_)
     want = weight.round()
     for column in range(5):
@@ -99,9 +134,9 @@ def test_a_price_makes_path_following_cheaper():
     energy = second.diagonal(dim1=1, dim2=2)
     flat = torch.zeros(1, 2 * TOP + 1, dtype=torch.float64)
     zero = torch.zeros(1, 16, dtype=torch.float64)
-    plain = follow_gram(weight, second, second, PricedLevels(TOP, energy, zero, flat).project_)
+    plain = follow_gram(weight, second, second, PricedLevels(GRID, energy, zero, flat).project_)
     bits, price = law_bits(plain, TOP), torch.full((1, 16), 200.0, dtype=torch.float64)
-    priced = follow_gram(weight, second, second, PricedLevels(TOP, energy, price, bits).project_)
+    priced = follow_gram(weight, second, second, PricedLevels(GRID, energy, price, bits).project_)
     assert law_total(priced, TOP) < 0.9 * law_total(plain, TOP)
 
 

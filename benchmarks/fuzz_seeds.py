@@ -1,0 +1,132 @@
+"""The sound files that a fuzz run starts from, each taken apart: golden files, and every codec."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.random import Generator
+
+from fewbits.coded import (
+    ActivationGrid,
+    Codebook,
+    CodebookTensor,
+    Contents,
+    GridTensor,
+    RawTensor,
+    TransformTensor,
+)
+from fewbits.coding import CODECS, EFFORTS, decode_stream, name_of
+from fewbits.container import decode, encode
+from fewbits.container.dictionary import DICTIONARY
+from fewbits.container.opened import default_limit
+from fewbits.container.prefix import join_prefix
+from fewbits.container.reader import open_file
+
+__all__ = ["Bodies", "Seed", "dump", "join", "seeds"]
+
+GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
+
+# Of each stream that the header names; None where it is in one that follows.
+Bodies: TypeAlias = tuple[bytes | None, ...]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A sound file, taken apart: header, stored streams, and what it holds."""
+
+    name: str
+    data: bytes
+    header: dict[str, Any]
+    bodies: Bodies
+    minor: int
+    contents: Contents
+
+
+def _dissect(name: str, data: bytes) -> Seed:
+    opened = open_file(data, default_limit(len(data)))
+    found = iter(opened.spans)
+    joined = CODECS["joined"].number
+    bodies = []
+    for codec, length in zip(opened.header.codecs, opened.header.lengths, strict=True):
+        span = None if codec == joined and not length else next(found)
+        bodies.append(None if span is None else data[span.start : span.end])
+    inflate = zlib.decompressobj(-15, DICTIONARY)
+    text = inflate.decompress(data[32 : 32 + int.from_bytes(data[12:16], "little")])
+    return Seed(name, data, json.loads(text), tuple(bodies), opened.version[1], decode(data))
+
+
+def join(text: bytes, bodies: Bodies, minor: int = 1) -> bytes:
+    """Return a file of this header and these streams with every checksum right."""
+    pieces = [body + struct.pack("<I", zlib.crc32(body)) for body in bodies if body is not None]
+    payload = b"".join(pieces)
+    return join_prefix(text, len(payload), minor) + payload
+
+
+def dump(header: Any) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def _contents() -> dict[str, Contents]:
+    """One small Contents for each kind, wide enough for every codec."""
+    rng = np.random.default_rng(7)
+    walk = (np.cumsum(rng.integers(0, 8, 1152) // 7) % 4).astype(np.int32).reshape(24, 48)
+    bell = np.rint(rng.normal(0, 2, (24, 48))).astype(np.int32)
+    rows = np.linspace(0.5, 2, 24, dtype=np.float32)
+    book = Codebook(np.array([-1, -0.25, 0.5, 2], np.float32))
+    one = np.ones(1, np.float32)
+    left = GridTensor((24, 24), "float32", bell[:, :24].copy(), one)
+    floats = rng.normal(1, 0.1, 1500).astype("<f4").view(np.uint8)
+    grids = {"x": ActivationGrid(4, 2.5, signed=True), "y": ActivationGrid(8, 0.1, signed=False)}
+    flat = GridTensor((9, 9), "float32", np.full((9, 9), 5, np.int32), one)
+    return {
+        "grid": Contents({"w": GridTensor((24, 48), "float32", walk, rows), "f": flat}),
+        "codebook": Contents({"w": CodebookTensor((24, 48), "float16", walk, book, rows)}),
+        "transform": Contents(
+            {
+                "w": TransformTensor(
+                    (24, 48), "float32", GridTensor((24, 48), "float32", bell, one), left
+                )
+            }
+        ),
+        "raw": Contents({"w": RawTensor((1500,), "float32", floats), "n": _flags(rng)}),
+        "names": Contents({"a.w": flat, "a.b": _flags(rng)}, {"t": "a.w"}, grids, {"k": [1, {}]}),
+    }
+
+
+def _flags(rng: Generator) -> RawTensor:
+    return RawTensor((40,), "bool", rng.integers(0, 2, 40).astype(np.uint8))
+
+
+def _forced(name: str, codec: str) -> bytes | None:
+    """Return the file of one Contents with this codec in every stream that it can code."""
+    seed = _dissect(name, encode(_contents()[name], "fast"))
+    opened = open_file(seed.data, default_limit(len(seed.data)))
+    bodies, codecs = [], []
+    for span in opened.spans:  # the effort joins nothing
+        body = seed.data[span.start : span.end]
+        shape = (span.stream.rows, span.stream.columns)
+        coded = CODECS[codec].encode(decode_stream(name_of(span.codec), body, *shape))
+        bodies.append(body if coded is None else coded)
+        codecs.append(span.codec if coded is None else CODECS[codec].number)
+    if CODECS[codec].number not in codecs:
+        return None
+    header = seed.header | {"c": codecs, "l": [len(body) for body in bodies]}
+    return join(dump(header), tuple(bodies))
+
+
+def seeds() -> list[Seed]:
+    """Return every golden file, and every kind written with every effort and by every codec."""
+    files = {
+        f"{p.parent.name}/{p.stem}": p.read_bytes() for p in sorted(GOLDEN.glob("v*/*.fewbits"))
+    }
+    for name, contents in _contents().items():
+        files |= {f"{name}/{effort}": encode(contents, effort) for effort, _ in EFFORTS.items()}
+        forced = {f"{name}/{codec}": _forced(name, codec) for codec, _ in CODECS.items()}
+        files |= {key: data for key, data in forced.items() if data is not None}
+    return [_dissect(name, data) for name, data in files.items()]

@@ -1,0 +1,33 @@
+"""A method with a slope that costs no time: for searches, whatever searches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fewbits.engine.layer import LayerMatrix, QuantizedMatrix
+from fewbits.methods.gridded import check_number
+
+__all__ = ["Sloped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sloped:
+    """Rounding with one step for all weights, the square root of the slope."""
+
+    name: ClassVar[str] = "sloped"
+    summary: ClassVar[str] = "rounding; for tests"
+    paper: ClassVar[str] = "none"
+    needs: ClassVar[str] = "nothing"
+
+    slope: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_number("slope", self.slope, 0)
+
+    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+        step = torch.tensor([self.slope**0.5]).bfloat16().float()
+        index = (layer.weight / step).round().int()
+        return QuantizedMatrix(index, step, info={"levels": float(1 + index.max() - index.min())})
