@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from summary_curves import budgets, rate_accuracy, table
+from summary_curves import budgets, rate_accuracy, table, transform_arms
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -244,6 +244,7 @@ PRINTERS = {
         resnet20_cifar10,
         rate_accuracy,
         budgets,
+        transform_arms,
         mnist_mlp,
         speed,
         kernel_speed,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import mean
 from typing import Any
 
-__all__ = ["budgets", "rate_accuracy", "table"]
+__all__ = ["budgets", "rate_accuracy", "table", "transform_arms"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -60,3 +61,29 @@ def rate_accuracy(record: dict[str, Any]) -> str:
         head = (f"{network}, float {accuracy:.2f} %", *["% @ bytes"] * 8)
         parts.append(table(head, lines))
     return "\n\n".join(parts)
+
+
+def transform_arms(record: dict[str, Any]) -> str:
+    """Bases with and without feedback and rate at equal bytes, means over the seeds."""
+    rows = record["measured"]
+    lines = []
+    for arm, budget in sorted({(row["arm"], row["budget"]) for row in rows}, key=lambda k: k[::-1]):
+        group = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
+        found = [row for row in group if row["accuracy"] is not None]
+        if not found:
+            lines.append((arm, f"{budget:,}", "0", *["no file that small"] * 4))
+            continue
+        tops = [row["accuracy"] for row in found]
+        lines.append(
+            (
+                arm,
+                f"{budget:,}",
+                str(len(found)),
+                f"{mean(tops):.2f} ({min(tops):.2f} to {max(tops):.2f})",
+                f"{mean(row['file_bytes'] for row in found):,.0f}",
+                f"{mean(row['drift'] for row in found):.1f}",
+                f"{mean(row['transformed_layers'] for row in found):.1f}",
+            )
+        )
+    head = ("basis, feedback, rate", "budget, bytes", "seeds", "top-1 % (range)", "file bytes")
+    return table(head + ("change of logits, squared", "layers in a basis"), lines)
