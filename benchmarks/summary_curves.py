@@ -86,4 +86,4 @@ def transform_arms(record: dict[str, Any]) -> str:
             )
         )
     head = ("basis, feedback, rate", "budget, bytes", "seeds", "top-1 % (range)", "file bytes")
-    return table(head + ("change of logits, squared", "layers in a basis"), lines)
+    return table((*head, "change of logits, squared", "layers in a basis"), lines)
