@@ -69,20 +69,16 @@ def transform_arms(record: dict[str, Any]) -> str:
     lines = []
     for arm, budget in sorted({(row["arm"], row["budget"]) for row in rows}, key=lambda k: k[::-1]):
         group = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
-        found = [row for row in group if row["accuracy"] is not None]
-        if not found:
-            lines.append((arm, f"{budget:,}", "0", *["no file that small"] * 4))
-            continue
-        tops = [row["accuracy"] for row in found]
+        tops = [row["accuracy"] for row in group]
         lines.append(
             (
                 arm,
                 f"{budget:,}",
-                str(len(found)),
+                str(len(group)),
                 f"{mean(tops):.2f} ({min(tops):.2f} to {max(tops):.2f})",
-                f"{mean(row['file_bytes'] for row in found):,.0f}",
-                f"{mean(row['drift'] for row in found):.1f}",
-                f"{mean(row['transformed_layers'] for row in found):.1f}",
+                f"{mean(row['file_bytes'] for row in group):,.0f}",
+                f"{mean(row['drift'] for row in group):.1f}",
+                f"{mean(row['transformed_layers'] for row in group):.1f}",
             )
         )
     head = ("basis, feedback, rate", "budget, bytes", "seeds", "top-1 % (range)", "file bytes")
