@@ -1,0 +1,1 @@
+"""Training that ends in a small file: the loop, and what it is made of."""
