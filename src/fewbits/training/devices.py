@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from torch import distributed
+
 from ..errors import ConfigError, MissingExtraError, require
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["PRECISIONS", "check_fabric", "make_fabric", "process_number"]
+__all__ = ["PRECISIONS", "check_fabric", "make_fabric", "process_number", "release"]
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -76,6 +78,13 @@ def check_fabric(fabric: Fabric) -> None:
             f"precision {precision!r} is not for tuning: weights between levels need float32. Use "
             f"one of {', '.join(PRECISIONS.values())}."
         )
+
+
+def release(fabric: Fabric) -> None:
+    """Part from the other processes at the end of a program; without it an exit may abort."""
+    if fabric.world_size > 1 and distributed.is_initialized():
+        fabric.barrier()
+        distributed.destroy_process_group()
 
 
 def process_number() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -50,7 +51,7 @@ class Keeper:
             fabric.barrier()
             state = self.folder.load(self.key) if resume else None
         if state is None:
-            self.reference = self._judged()
+            self.reference = self._judged(nullcontext)
             return None
         self.stepper.load_state_dict(state)
         self.best = Candidate.from_dict(state["best"])
@@ -59,8 +60,7 @@ class Keeper:
 
     def judged(self) -> float:
         """Return the score of the network as the file would hold it; NaN where none is asked."""
-        with self.stepper.tuner.quantized():
-            return self._judged()
+        return self._judged(self.stepper.tuner.quantized)
 
     def consider(self, candidate: Candidate, epochs: int) -> None:
         """Keep the network as it is now if it is the best yet."""
@@ -99,9 +99,11 @@ class Keeper:
             self.stepper.load_network(state)
         return self.best
 
-    def _judged(self) -> float:
-        score = math.nan
-        fabric = self.stepper.fabric
-        if self.judge is not None and fabric.is_global_zero:
-            score = float(self.judge(self.stepper.tuner.model))
+    def _judged(self, within: Callable[[], AbstractContextManager[Any]]) -> float:
+        score, fabric = math.nan, self.stepper.fabric
+        if self.judge is None:
+            return score
+        if fabric.is_global_zero:
+            with within():
+                score = float(self.judge(self.stepper.tuner.model))
         return float(fabric.broadcast(score))
