@@ -27,7 +27,17 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, SourceError, did_you_mean, require
-from .methods import METHODS, RDOQ, Method, from_settings, gradients_of, to_settings
+from .methods import (
+    METHODS,
+    RDOQ,
+    TRAINED,
+    Method,
+    TrainedMethod,
+    from_settings,
+    gradients_of,
+    to_settings,
+    trained_from_settings,
+)
 from .registry import Registry
 from .yaml_text import read_yaml
 
@@ -44,7 +54,7 @@ class Rule:
     """Weights whose name, layer or layer class fits ``match`` get ``method``; None keeps them."""
 
     match: str
-    method: Method | None
+    method: Method | TrainedMethod | None
 
     def __post_init__(self) -> None:
         require(isinstance(self.match, str), "match", "a pattern (a string)", self.match)
@@ -180,7 +190,7 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def _check_method(method: object) -> None:
-    if isinstance(method, type) or not isinstance(method, Method):
+    if isinstance(method, type) or not isinstance(method, (Method, TrainedMethod)):
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
             f"path of a recipe file. Got {method!r} instead."
@@ -215,7 +225,8 @@ def _rule(position: int, entry: Any) -> Rule:
         _check_keys(settings, ("method",), f"{where} (keep takes no settings)")
         return Rule(entry["match"], None)
     try:
-        return Rule(entry["match"], from_settings(settings))
+        build = trained_from_settings if settings.get("method") in TRAINED else from_settings
+        return Rule(entry["match"], build(settings))
     except ConfigError as error:
         raise ConfigError(f"{where} (match: {entry['match']!r}): {error}") from None
 

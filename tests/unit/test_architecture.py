@@ -22,7 +22,23 @@ MAY = {
     "coding": {"errors", "registry"},
     "container": {"errors", "registry", "coded", "coding"},
     "engine": {"errors", "registry", "progress", "coded", "ops"},
-    "methods": {"errors", "registry", "coded", "coding", "ops", "engine"},
+    "schedule": {"errors"},
+    "methods": {"errors", "registry", "schedule", "coded", "coding", "ops", "engine"},
+    "training": {
+        "errors",
+        "registry",
+        "progress",
+        "schedule",
+        "coded",
+        "coding",
+        "container",
+        "ops",
+        "engine",
+        "methods",
+        "recipe",
+        "planning",
+        "model",
+    },
     "yaml_text": set(),
     "recipe": {"errors", "methods", "registry", "yaml_text"},
     "planning": {"errors", "engine", "methods", "recipe"},
@@ -32,7 +48,7 @@ MAY = {
     "report": {"errors", "coded"},
     "evaluate": {"errors", "progress", "engine"},
 }
-NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress", "search")
+NO_TORCH = ("schedule", "coded", "coding", "container", "errors", "registry", "progress", "search")
 
 
 def _part(path: Path) -> str:
