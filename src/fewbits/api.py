@@ -98,7 +98,7 @@ def compress(
     recipe = Recipe.of(method, calibrated=calibration is not None)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    make_plan(model, recipe)
+    _check_untrained(make_plan(model, recipe))
     check_finite(model)
     memory: dict[str, Any] | None = None if goal is None else {}
 
@@ -211,6 +211,15 @@ def _copied(model: nn.Module) -> nn.Module:
             "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
             "old weight_norm or pruning (remove_weight_norm, prune.remove)."
         ) from error
+
+
+def _check_untrained(plan: Plan) -> None:
+    trained = [entry for entry in plan.entries if entry.trained is not None]
+    if trained and trained[0].trained is not None:
+        raise ConfigError(
+            f"weight {trained[0].target.name!r}: the method {trained[0].trained.name!r} trains. "
+            "Use fewbits.prepare in your own loop."
+        )
 
 
 def _check_no_goal(evaluate: object, seconds: object, trace: object) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .container import write
 from .errors import ConfigError, require
-from .methods import METHODS, Method
+from .methods import METHODS, Method, TrainedMethod
 from .model import CodedModel
 from .progress import Progress, ProgressEvent
 from .recipe import Recipe
@@ -29,7 +29,7 @@ __all__ = ["Budget", "Evaluate", "fingerprint", "has_slope", "sloped", "with_slo
 Evaluate = Callable[[nn.Module], float]
 
 
-def has_slope(method: Method | type[Method] | None) -> bool:
+def has_slope(method: Method | TrainedMethod | type[Method] | None) -> bool:
     """Tell whether a method has the setting ``slope``, by which a search can steer it."""
     return method is not None and "slope" in {entry.name for entry in fields(method)}  # type: ignore[arg-type]
 
@@ -226,7 +226,7 @@ def _tensors(batch: Any) -> Iterable[Tensor]:
 def _start(recipe: Recipe) -> float:
     """Return the slope where the search begins: the recipe's, the mean of several."""
     methods = [rule.method for rule in recipe.rules if rule.method is not None]
-    slopes = [float(method.slope) for method in methods if has_slope(method)]  # type: ignore[attr-defined]
+    slopes = [float(method.slope) for method in methods if has_slope(method)]  # type: ignore[union-attr]
     if not slopes:
         names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
         known = ", ".join(map(repr, sloped())) or "none that is registered"

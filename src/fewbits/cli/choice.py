@@ -54,7 +54,11 @@ def choose(
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from None
         chosen = Recipe.of(named, calibrated=has_data)
-    needing = [r.method.name for r in chosen.rules if r.method and r.method.needs != "nothing"]
+    needing = [
+        rule.method.name
+        for rule in chosen.rules
+        if rule.method and getattr(rule.method, "needs", "nothing") != "nothing"
+    ]
     needing += [*chosen.prepare, *chosen.finish]
     if needing and not has_data:
         raise typer.BadParameter(

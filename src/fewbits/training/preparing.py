@@ -1,0 +1,158 @@
+"""From a network and a method to a tuner: what is trained, and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from os import PathLike, fspath
+
+from torch import nn
+
+from ..coded import Contents
+from ..container import read
+from ..engine.bridge import unpack
+from ..engine.targets import Target, check_finite
+from ..errors import ConfigError, require
+from ..methods import TrainedMethod, TunedWeight
+from ..model import CodedModel, load_into, unwrapped
+from ..planning import Plan, make_plan
+from ..recipe import Recipe, Rule
+from .masks import Pruning, keep_zeros
+from .tuner import Tuner, find_parameter
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    model: nn.Module,
+    method: TrainedMethod | Recipe,
+    *,
+    start: CodedModel | str | PathLike[str] | None = None,
+    keep: Sequence[str] = (),
+    prune: Pruning | None = None,
+    zeros: bool | None = None,
+    vector_bits: int | None = None,
+    raw_dtype: str = "keep",
+    seed: int = 0,
+    source: str = "",
+) -> Tuner:
+    """Begin a compression by training, in your own loop; the network itself is worked on.
+
+    Args:
+        model: the network, on the device where it is trained. An optimizer made before still fits.
+        method: a training method, such as ``fewbits.HEMP(rate_weight=0.4)``, for all weights; or a
+            recipe whose rules name one.
+        start: a compressed network, or its file, that the training goes on from: its values are
+            loaded into ``model``, and each tensor keeps its grid, codebook or basis.
+        keep: patterns of weights that stay as they are, as in a recipe.
+        prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
+        zeros: whether weights that are exactly zero now stay zero; None: from a float network.
+        vector_bits: puts biases and other float vectors on a grid of so many bits, one step for
+            each; None leaves them as ``raw_dtype`` says.
+        raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
+        seed: of every random choice.
+        source: how to build the network again ("module:callable"), kept in the file.
+
+    Raises:
+        ConfigError: a setting (TargetError: a pattern that matches nothing).
+        ModelError: NaN or infinite weights, weights that are no parameters, another architecture
+            than that of ``start``.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
+    plan = make_plan(model, recipe)
+    trained, targets = _trained(plan)
+    coded = _contents(start)
+    if coded is not None:
+        load_into(coded.tensors, coded.aliases, model, _told(start))
+    check_finite(model)
+    weights = [_weight(model, target, coded) for target in targets]
+    if zeros or (zeros is None and coded is None):
+        keep_zeros(weights)
+    vectors, plan = _vectors(model, plan, vector_bits)
+    course = trained.start(weights, recipe.seed)
+    return Tuner(model, plan, course, weights, prune=prune, vectors=vectors, source=source)
+
+
+def _recipe(
+    method: TrainedMethod | Recipe, keep: Sequence[str], raw_dtype: str, seed: int
+) -> Recipe:
+    if isinstance(method, Recipe):
+        if keep or raw_dtype != "keep" or seed:
+            raise ConfigError("a recipe has keep, raw_dtype and seed of its own. Set them there.")
+        return method
+    if isinstance(method, type) or not isinstance(method, TrainedMethod):
+        raise ConfigError(
+            "method must be a training method such as fewbits.HEMP(rate_weight=0.4), or a recipe "
+            f"with one. Got {method!r} instead."
+        )
+    rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
+    return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
+
+
+def _trained(plan: Plan) -> tuple[TrainedMethod, list[Target]]:
+    """Return the method of the plan, and what it trains."""
+    found = [(entry.trained, entry.target) for entry in plan.entries if entry.trained is not None]
+    methods = list(dict.fromkeys(method for method, _ in found))
+    if len(methods) != 1:
+        raise ConfigError(
+            "a network is trained by one method for all of its weights, since what the method "
+            f"learns is the network's. The recipe has {len(methods)}: {methods}."
+        )
+    other = [entry.target.name for entry in plan.entries if entry.method is not None]
+    if other:
+        raise ConfigError(
+            f"weight {other[0]!r} has a method that does not train. Compress first, and give the "
+            "result as start=; here a weight is trained or kept."
+        )
+    return methods[0], [target for _, target in found]
+
+
+def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None:
+    if start is None:
+        return None
+    if isinstance(start, CodedModel):
+        return start.contents
+    if isinstance(start, (str, PathLike)):
+        return read(start)
+    raise ConfigError(
+        "start must be a CodedModel or the path of a .fewbits file. "
+        f"Got {type(start).__name__} instead."
+    )
+
+
+def _told(start: CodedModel | str | PathLike[str] | None) -> str:
+    if isinstance(start, (str, PathLike)):
+        return f"file {fspath(start)!r}"
+    return "the compressed network"
+
+
+def _weight(model: nn.Module, target: Target, coded: Contents | None) -> TunedWeight:
+    parameter = find_parameter(model, target)
+    start = None
+    if coded is not None:
+        known = coded.aliases.get(target.name, target.name)
+        start = unpack(coded.tensors[known], target)
+    return TunedWeight(
+        target.name, parameter, target.view, start=start, kernel=prod(target.view.kernel)
+    )
+
+
+def _vectors(model: nn.Module, plan: Plan, bits: int | None) -> tuple[dict[str, int], Plan]:
+    """Return the float vectors that get a grid, and the plan that says so.
+
+    Biases and the scales of normalizations; no statistics, and none whose values are all equal,
+    which cost next to nothing as they are.
+    """
+    if bits is None:
+        return {}, plan
+    whole = isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 16
+    require(whole, "vector_bits", "None or an integer from 2 to 16", bits)
+    found = {}
+    for name, parameter in model.named_parameters():
+        vector = parameter.dim() == 1 and parameter.numel() > 1 and parameter.is_floating_point()
+        if vector and name in plan.kept:
+            found[name] = bits
+            plan = plan.kept_after(name, f"on a grid of {bits} bits")
+    return found, plan
