@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,18 +11,18 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .container import write
 from .errors import ConfigError, require
+from .fingerprint import fingerprint
 from .methods import METHODS, Method, TrainedMethod
 from .model import CodedModel
 from .progress import Progress, ProgressEvent
 from .recipe import Recipe
 from .search import Goal, SlopeSearch, Trace, Trial
 
-__all__ = ["Budget", "Evaluate", "fingerprint", "has_slope", "sloped", "with_slope"]
+__all__ = ["Budget", "Evaluate", "has_slope", "sloped", "with_slope"]
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -190,17 +188,6 @@ class _Run:
                 f"trace has {best.bytes:,}: it is of other data, versions or settings. Remove it."
             )
         return coded.with_trace(trace)
-
-
-def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
-    """Return 16 hexadecimal digits of named tensors (others are left out) and JSON-ready facts."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in tensors:
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _key(model: nn.Module, recipe: Recipe, calibration: Sequence[Any] | None, effort: str) -> str:

@@ -124,7 +124,7 @@ class Training:
             raise ConfigError(f"'train': {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that :meth:`from_dict` takes; defaults are left out but ``epochs``."""
+        """Return plain values that :meth:`from_dict` takes: epochs and what is set."""
         data: dict[str, Any] = {} if self.method is None else dict(to_settings(self.method))
         for entry in fields(self):
             value = getattr(self, entry.name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import require
+from ..errors import ConfigError, require
 from .feed import Feed, Micro
 from .losses import Distillation, Loss
 from .rates import Rate
@@ -48,14 +48,12 @@ class Stepper:
         self.plain = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        _check_device(tuner.model, fabric.device)
         self.model, self.optimizer = fabric.setup(tuner.model, optimizer)
-        tuner.to(fabric.device)
         if isinstance(loss, Distillation):
             fabric.to_device(loss.teacher)
         shared = {id(parameter) for parameter in tuner.model.parameters()}
         self.apart = [p for p in tuner.parameters() if id(p) not in shared]
-        for parameter in self.apart:
-            parameter.data = fabric.to_device(parameter.data)
 
     @property
     def learning_rate(self) -> float:
@@ -108,7 +106,6 @@ class Stepper:
         """Take back the network and the tuner only."""
         self.tuner.model.load_state_dict(state["model"])
         self.tuner.load_state_dict(state["tuner"])
-        self.tuner.to(self.fabric.device)
 
     def key(self, given: str, epochs: int, feed: Feed, selection: Selection) -> str:
         """Return a fingerprint of what must be the same in a run that is resumed."""
@@ -150,6 +147,16 @@ class Stepper:
         before = 0.0 if scaler is None else scaler.get_scale()
         self.optimizer.step()
         return scaler is None or bool(scaler.get_scale() >= before)
+
+
+def _check_device(model: nn.Module, device: torch.device) -> None:
+    """Refuse a network that is elsewhere: what the tuner has learned of it is there too."""
+    found = next((p.device for p in model.parameters()), device)
+    if found.type != device.type:
+        raise ConfigError(
+            f"the network is on {found}, and is to be trained on {device}. Move it there before "
+            "fewbits.prepare: model.to(fabric.device)."
+        )
 
 
 def _told(value: object) -> str:

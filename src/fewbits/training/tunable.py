@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["Tunable"]
@@ -21,10 +20,6 @@ class Tunable(Protocol):
     """
 
     model: nn.Module
-
-    def to(self, device: torch.device) -> Any:
-        """Move what is no parameter or buffer of the network to ``device``."""
-        ...
 
     def penalty(self) -> Tensor:
         """Return what is added to the loss, a scalar."""

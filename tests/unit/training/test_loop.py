@@ -36,9 +36,6 @@ class Rounding:
     def _levels(self, weight):
         return (weight / 0.25).round() * 0.25
 
-    def to(self, device):
-        self.scale.data = self.scale.data.to(device)
-
     def penalty(self):
         apart = sum((w - self._levels(w).detach()).square().mean() for w in self._weights())
         return self.progress * (apart + (self.scale - 0.5).square())

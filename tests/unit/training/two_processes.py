@@ -25,9 +25,6 @@ class Pulling:
     def __init__(self, model):
         self.model, self.scale = model, nn.Parameter(torch.tensor(0.1))
 
-    def to(self, device):
-        """Stay."""
-
     def penalty(self):
         """Return a pull to a learned scale, which depends on the process's own gradients too."""
         return (self.model[3].weight.abs().mean() - self.scale).square()
