@@ -57,6 +57,11 @@ class RunFolder:
         for left in self.path.glob(f"*{_TEMPORARY}"):
             left.unlink()
 
+    def clear(self) -> None:
+        """Forget the run that the folder holds."""
+        for file in (self.last, *self.path.glob("epoch-*.pt")):
+            file.unlink(missing_ok=True)
+
     def save(self, state: Mapping[str, Any], keep_epoch: int | None) -> None:
         """Write the latest checkpoint; of the kept epochs only ``keep_epoch`` stays."""
         self.write(self.last, {"schema": SCHEMA, **state})

@@ -12,7 +12,7 @@ from ..errors import ConfigError, MissingExtraError, require
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["PRECISIONS", "check_fabric", "make_fabric", "process_number", "release"]
+__all__ = ["PRECISIONS", "check_fabric", "make_fabric", "release"]
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -85,11 +85,6 @@ def release(fabric: Fabric) -> None:
     if fabric.world_size > 1 and distributed.is_initialized():
         fabric.barrier()
         distributed.destroy_process_group()
-
-
-def process_number() -> int:
-    """Return the number of this process among those of ``torchrun``; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def _fabric_class() -> type[Fabric]:

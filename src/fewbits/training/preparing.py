@@ -18,6 +18,7 @@ from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, make_plan
 from ..recipe import Recipe, Rule
 from .masks import Pruning, keep_zeros
+from .norms import hold_absorbed
 from .tuner import Tuner, find_parameter
 
 __all__ = ["prepare"]
@@ -66,6 +67,7 @@ def prepare(
     coded = _contents(start)
     if coded is not None:
         load_into(coded.tensors, coded.aliases, model, _told(start))
+        hold_absorbed(model)
     check_finite(model)
     weights = [_weight(model, target, coded) for target in targets]
     if zeros or (zeros is None and coded is None):

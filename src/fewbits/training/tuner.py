@@ -20,6 +20,7 @@ from ..methods import Course, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
+from .norms import let_go
 from .parametrized import install, remove
 
 __all__ = ["Tuner"]
@@ -174,6 +175,7 @@ class Tuner:
         check_finite(self.model)
         results = {weight.name: self.course.quantized(weight) for weight in self.weights}
         self._remove()
+        let_go(self.model)
         coded = self._packed(results, effort)
         coded.load_into(self.model)
         self._done = True
