@@ -60,6 +60,10 @@ class Alphabet:
         """Return by how much the weight moves when its units do."""
         return (change * self.scale[:, None]).reshape(self.shape)
 
+    def gradient(self, slant: Tensor) -> Tensor:
+        """Return the gradient in the weight of what has gradient ``slant`` in the units."""
+        return (slant / self.scale[:, None]).reshape(self.shape)
+
     def with_levels(self, levels: Tensor) -> Alphabet:
         """Return it with other levels."""
         return replace(self, levels=levels)
@@ -111,10 +115,15 @@ class TransformAlphabet(Alphabet):
         channels = self.synthesis @ (change * self.scale[:, None])
         return fold(channels, self.start.shape, self.start.kernel, self.start.side)
 
+    def gradient(self, slant: Tensor) -> Tensor:
+        """Return the gradient in the weight of what has gradient ``slant`` in the units."""
+        channels = self.analysis.mT @ (slant / self.scale[:, None])
+        return fold(channels, self.start.shape, self.start.kernel, self.start.side)
+
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
         """Return the coefficients, on the levels ``position``, in the same basis."""
         index = self.levels[position].round().int()
-        return replace(self.start, index=index, info=info)
+        return replace(self.start, index=index, step=self.scale, info=info)
 
 
 def alphabet_of(start: Quantized) -> Alphabet:

@@ -97,6 +97,10 @@ class Course(Protocol):
         """Return what the optimizer must train besides the network's own parameters."""
         ...
 
+    def cell(self, weight: TunedWeight) -> float:
+        """Return the mean distance of neighbouring levels of a weight, in its own unit."""
+        ...
+
     def quantized(self, weight: TunedWeight) -> Quantized:
         """Return what a file would hold of the weight now."""
         ...

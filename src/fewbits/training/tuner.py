@@ -101,6 +101,25 @@ class Tuner:
         """Return what the optimizer must train besides the network's own parameters."""
         return list(self.course.parameters())
 
+    def groups(self, lr: float, *, cells: float | None = None) -> list[dict[str, Any]]:
+        """Return parameter groups for an optimizer, with everything that is trained.
+
+        Args:
+            lr: learning rate of biases, norms and other parameters, and of the method's own.
+            cells: of the weights in training, in distances of neighbouring levels: with Adam about
+                how many a weight may move in a step, whatever the size of its layer's weights.
+                None for ``lr``.
+        """
+        ours = {id(weight.parameter) for weight in self.weights}
+        rest = {id(p): p for p in (*self.model.parameters(), *self.parameters())}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for key, p in rest.items() if key not in ours], "lr": lr}
+        ]
+        for weight in self.weights:
+            rate = lr if cells is None else cells * self.course.cell(weight)
+            groups.append({"params": [weight.parameter], "lr": rate})
+        return groups
+
     def measures(self) -> dict[str, float]:
         """Return figures for a log: bits per weight, distance to the levels, zeros, pruned."""
         return {**self.course.measures(), "pruned": pruned_share(self.weights)}
