@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.layer import Quantized
-from ..ops.codebook import even_step, lloyd_max
+from ..ops.codebook import lloyd_max
 from ..ops.soft_entropy import (
     Histogram,
     entropy_gradient,
@@ -20,7 +20,7 @@ from ..ops.soft_entropy import (
     soft_brackets,
 )
 from ..schedule import value_at
-from .alphabets import Alphabet, alphabet_of
+from .alphabets import Alphabet, alphabet_of, fit_codebook, fit_grid
 from .priced_loss import priced_loss
 from .rounding import Rounding
 from .trained import TunedWeight
@@ -59,6 +59,14 @@ class _Line:
         return self.alphabet.units(self.weight.matrix())
 
 
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Weights that share a histogram, of tuples of ``order``."""
+
+    lines: list[_Line]
+    order: int
+
+
 class HempCourse:
     """The state of one training with HEMP; see :class:`fewbits.methods.trained.Course`."""
 
@@ -67,35 +75,39 @@ class HempCourse:
         self._progress, self._count, self._bits = 0.0, 0, 0.0
         self._straight = method.forward == "quantized"
         self._lines = {weight.name: self._line(weight) for weight in weights}
-        self.order = self._guarded_order()
+        self._pools = self._pooled()
         self._refresh()
 
     def _line(self, weight: TunedWeight) -> _Line:
-        fresh = weight.start is None
-        alphabet = _fitted(weight.matrix(), self.method) if fresh else alphabet_of(weight.start)  # type: ignore[arg-type]
+        alphabet = self._fitted(weight) if weight.start is None else alphabet_of(weight.start)
         rounding = Rounding(weight, alphabet, trained=self._straight)
         units = alphabet.units(weight.matrix())
         zeros = torch.zeros_like(units)
         return _Line(weight, rounding, alphabet.cell, zeros, zeros, units)
 
-    def _guarded_order(self) -> int:
-        """Return the order that the numbers of tuples allow, and say so where it is less."""
-        most = self.method.order
-        for lines in self._pools():
-            levels = max(len(line.alphabet.levels) for line in lines)
-            weights = sum(line.target.numel() for line in lines)
-            most = min(most, largest_order(levels, weights))
-        if most < self.method.order:
+    def _fitted(self, weight: TunedWeight) -> Alphabet:
+        """Return the levels of a weight that starts from floats; fewer for fewer values."""
+        if weight.levels is not None:
+            return fit_grid(weight.matrix(), weight.levels)
+        if self.method.spacing == "even":
+            return fit_grid(weight.matrix(), self.method.levels, self.method.width)
+        return fit_codebook(weight.matrix(), self.method.levels)
+
+    def _pooled(self) -> list[_Pool]:
+        """Return who shares a histogram, each with the order that its number of tuples allows."""
+        lines = list(self._lines.values())
+        weights = [line for line in lines if line.weight.levels is None]
+        vectors = [line for line in lines if line.weight.levels is not None]
+        parted = [weights] if self.method.pool == "network" else [[line] for line in weights]
+        pools = [_Pool(group, _allowed(group, self.method.order)) for group in parted if group]
+        least = min((pool.order for pool in pools), default=self.method.order)
+        if least < self.method.order:
             warnings.warn(
                 f"order {self.method.order} needs ten tuples for each cell of the histogram; with "
-                f"these levels and weights order {most} is used. Lower levels=, or pool='network'.",
+                f"these levels and weights it is {least}. Use fewer levels, or pool='network'.",
                 stacklevel=5,
             )
-        return most
-
-    def _pools(self) -> list[list[_Line]]:
-        lines = list(self._lines.values())
-        return [lines] if self.method.pool == "network" else [[line] for line in lines]
+        return [*pools, *([_Pool(vectors, 1)] if vectors else [])]
 
     # -- what Course asks for
 
@@ -198,13 +210,14 @@ class HempCourse:
         """Count the soft indices anew: the bits, where they fall, and every weight's level."""
         self._bits = 0.0
         rate = value_at(self.method.rate_weight, self._progress)
-        for lines in self._pools():
+        for pool in self._pools:
+            lines = pool.lines
             units = [line.units() for line in lines]
             groups = [
                 soft_brackets(values, line.alphabet.levels, line.alphabet.zero)
                 for values, line in zip(units, lines, strict=True)
             ]
-            histogram = joint_histogram(groups, self.order)
+            histogram = joint_histogram(groups, pool.order)
             count = sum(values.numel() for values in units)
             self._bits += float(histogram.entropy()) * count
             gradients = entropy_gradient(groups, histogram.smoothed())
@@ -214,13 +227,13 @@ class HempCourse:
                 if self.method.slope is not None:  # bits never pay for leaving zero
                     sign = line.slant * (line.units() - line.alphabet.levels[line.alphabet.zero])
                     line.slant = line.slant.where(sign > 0, 0.0)
-            self._settle(lines, units, rate if self.method.assign == "rate" else 0.0)
+            self._settle(pool, units, rate if self.method.assign == "rate" else 0.0)
 
-    def _settle(self, lines: list[_Line], units: list[Tensor], rate: float) -> None:
+    def _settle(self, pool: _Pool, units: list[Tensor], rate: float) -> None:
         """Choose the level of each weight; at a rate by the law of the levels chosen before."""
         for _ in range(2 if rate else 1):
-            law = _law(lines, units, self.order) if rate else None
-            for line, values in zip(lines, units, strict=True):
+            law = _law(pool, units) if rate else None
+            for line, values in zip(pool.lines, units, strict=True):
                 if law is not None:
                     line.rounding.price(_own(law, line.alphabet), rate * line.cell**2)
                 line.target = line.alphabet.levels[line.rounding.positions(values)]
@@ -252,17 +265,10 @@ class HempCourse:
                 line.rounding.alphabet = alphabet.with_levels(levels.to(line.target))
 
 
-def _fitted(matrix: Tensor, method: HEMP) -> Alphabet:
-    """Return the levels of a weight that starts from floats; fewer where it has fewer values."""
-    groups, rows, columns = matrix.shape
-    shape, zero = (groups, rows, columns), matrix.new_zeros(1)
-    if method.spacing == "lloyd":
-        levels = lloyd_max(matrix, method.levels).to(matrix)
-        return Alphabet(levels, matrix.new_ones(1), shape, False, zero)
-    top = (method.levels - 1) // 2
-    step = matrix.new_full((1,), even_step(matrix, method.levels) * method.width)
-    levels = torch.arange(-top, top + 1, device=matrix.device).to(matrix)
-    return Alphabet(levels, step.bfloat16().float(), shape, True, zero)
+def _allowed(lines: Sequence[_Line], order: int) -> int:
+    """Return the order, or the largest for which there are tuples enough."""
+    levels = max(len(line.alphabet.levels) for line in lines)
+    return min(order, largest_order(levels, sum(line.target.numel() for line in lines)))
 
 
 def _own(histogram: Histogram, alphabet: Alphabet) -> Tensor:
@@ -272,11 +278,11 @@ def _own(histogram: Histogram, alphabet: Alphabet) -> Tensor:
     return histogram.lengths()[(part,) * histogram.order]
 
 
-def _law(lines: Sequence[_Line], units: Sequence[Tensor], order: int) -> Histogram:
+def _law(pool: _Pool, units: Sequence[Tensor]) -> Histogram:
     """Return the histogram of the levels that the weights are on, none of them out of reach."""
     groups = []
-    for line, values in zip(lines, units, strict=True):
+    for line, values in zip(pool.lines, units, strict=True):
         levels = line.alphabet.levels
         on = levels[line.rounding.positions(values)]
         groups.append(soft_brackets(on, levels, line.alphabet.zero))
-    return joint_histogram(groups, order).smoothed()
+    return joint_histogram(groups, pool.order).smoothed()

@@ -27,7 +27,8 @@ class TunedWeight:
         mask: in the shape of the parameter, False for weights that are pruned and stay zero; None
             where there are none. The tuner may replace it while training.
         start: its codes in the compressed network that training starts from; None from floats.
-        kernel: columns for each input channel, as in :class:`LayerMatrix`.
+        levels: how many a vector gets, on a grid of its own; None for a weight, which gets what the
+            method's settings say.
     """
 
     name: str
@@ -35,7 +36,7 @@ class TunedWeight:
     view: WeightView
     mask: Tensor | None = None
     start: Quantized | None = None
-    kernel: int = 1
+    levels: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..coded import Contents
 from ..coding import EFFORTS
-from ..engine.bridge import pack_state, pack_vector, to_torch
+from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
 from ..engine.targets import Target, check_finite
 from ..errors import ConfigError, ModelError, require
@@ -58,7 +58,6 @@ class Tuner:
         weights: Sequence[TunedWeight],
         *,
         prune: Pruning | None = None,
-        vectors: Mapping[str, int] | None = None,
         source: str = "",
     ) -> None:
         self.model = model
@@ -66,7 +65,6 @@ class Tuner:
         self.weights = tuple(weights)
         self.course = course
         self._prune = prune
-        self._vectors = dict(vectors or {})
         self._source = source
         self._progress = 0.0
         self._done = False
@@ -143,11 +141,11 @@ class Tuner:
     def quantized(self) -> Iterator[nn.Module]:
         """Hold what the file would hold: inside, the network computes with the coded values."""
         self._check_open()
-        homes = self._homes()
-        saved = {name: homes[name].detach().clone() for name in (*self._names(), *self._vectors)}
+        saved = [weight.parameter.detach().clone() for weight in self.weights]
         rounding = [module for module in self._installed.values() if hasattr(module, "active")]
         try:
-            self._put_quantized(homes)
+            for weight in self.weights:
+                weight.write(self.course.quantized(weight).dequantize())
             for module in rounding:
                 module.active = False  # type: ignore[assignment]
             yield self.model
@@ -155,8 +153,8 @@ class Tuner:
             for module in rounding:
                 module.active = True  # type: ignore[assignment]
             with torch.no_grad():
-                for name, values in saved.items():
-                    homes[name].copy_(values)
+                for weight, values in zip(self.weights, saved, strict=True):
+                    weight.parameter.copy_(values)
 
     # -- stopping and going on
 
@@ -206,7 +204,6 @@ class Tuner:
             targets=self._targets(),
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
-            vectors=self._vectors,
         )
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if self._source:
@@ -216,9 +213,6 @@ class Tuner:
         return replace(CodedModel(contents, self.plan, info), effort=effort)
 
     # -- the network's parts
-
-    def _names(self) -> list[str]:
-        return [weight.name for weight in self.weights]
 
     def _targets(self) -> dict[str, Target]:
         return {entry.target.name: entry.target for entry in self.plan.entries}
@@ -238,19 +232,6 @@ class Tuner:
         for name in self._installed:
             remove(self.model, name)
         self._installed.clear()
-
-    def _homes(self) -> dict[str, Tensor]:
-        """Return the tensors behind the names of the state dict."""
-        known = self.model.state_dict(keep_vars=True)
-        return {name: tensor for name, tensor in known.items() if isinstance(tensor, Tensor)}
-
-    @torch.no_grad()
-    def _put_quantized(self, homes: Mapping[str, Tensor]) -> None:
-        for weight in self.weights:
-            values = self.course.quantized(weight).dequantize().to(weight.parameter.device)
-            weight.write(values)
-        for name, bits in self._vectors.items():
-            homes[name].copy_(to_torch(pack_vector(homes[name], bits)))
 
     def _hold_masks(self) -> None:
         with torch.no_grad():
