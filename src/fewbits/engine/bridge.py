@@ -20,12 +20,11 @@ from ..coded import (
     TransformTensor,
 )
 from ..errors import ModelError
-from ..ops.codebook import even_step
 from ..ops.transforms import SIDES
 from .layer import Quantized, QuantizedMatrix, QuantizedTransform
 from .targets import Target
 
-__all__ = ["pack", "pack_raw", "pack_state", "pack_vector", "to_torch", "unpack"]
+__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "unpack"]
 
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -141,33 +140,17 @@ def pack_state(
     targets: Mapping[str, Target],
     aliases: Mapping[str, str],
     raw_dtype: str,
-    vectors: Mapping[str, int] | None = None,
 ) -> dict[str, CodedTensor]:
-    """Return every tensor of a state dict, coded or raw; other names of tied ones are left out.
-
-    ``vectors``: name to bits of those that :func:`pack_vector` takes.
-    """
-    bits = vectors or {}
+    """Return every tensor of a state dict, coded or raw; other names of tied ones are left out."""
     tensors: dict[str, CodedTensor] = {}
     for name, tensor in state.items():
         if name in aliases:
             continue
         if name in results:
             tensors[name] = pack(results[name], targets[name], tensor.dtype)
-        elif name in bits:
-            tensors[name] = pack_vector(tensor, bits[name])
         else:
             tensors[name] = pack_raw(tensor, raw_dtype)
     return tensors
-
-
-def pack_vector(tensor: Tensor, bits: int) -> GridTensor:
-    """Return a small float tensor on one grid of ``2**bits - 1`` levels of least squared error."""
-    values = tensor.detach().reshape(1, -1).float().cpu()
-    step = even_step(values, 2**bits - 1)
-    top = 2 ** (bits - 1) - 1
-    index = (values / step).round_().clamp_(-top, top).int().numpy()
-    return GridTensor(tuple(tensor.shape), _name(tensor.dtype), index, np.array([step], np.float32))
 
 
 def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:

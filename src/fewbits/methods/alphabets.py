@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..engine.layer import Quantized, QuantizedMatrix, QuantizedTransform
+from ..ops.codebook import even_step, lloyd_max
 from ..ops.transforms import fold, unfold
 
-__all__ = ["Alphabet", "TransformAlphabet", "alphabet_of"]
+__all__ = ["Alphabet", "TransformAlphabet", "alphabet_of", "fit_codebook", "fit_grid"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,10 @@ class Alphabet:
     def moved(self, change: Tensor) -> Tensor:
         """Return by how much the weight moves when its units do."""
         return (change * self.scale[:, None]).reshape(self.shape)
+
+    def gradient(self, slant: Tensor) -> Tensor:
+        """Return the gradient in the weight of what has gradient ``slant`` in the units."""
+        return (slant / self.scale[:, None]).reshape(self.shape)
 
     def with_levels(self, levels: Tensor) -> Alphabet:
         """Return it with other levels."""
@@ -111,10 +116,31 @@ class TransformAlphabet(Alphabet):
         channels = self.synthesis @ (change * self.scale[:, None])
         return fold(channels, self.start.shape, self.start.kernel, self.start.side)
 
+    def gradient(self, slant: Tensor) -> Tensor:
+        """Return the gradient in the weight of what has gradient ``slant`` in the units."""
+        channels = self.analysis.mT @ (slant / self.scale[:, None])
+        return fold(channels, self.start.shape, self.start.kernel, self.start.side)
+
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
         """Return the coefficients, on the levels ``position``, in the same basis."""
         index = self.levels[position].round().int()
-        return replace(self.start, index=index, info=info)
+        return replace(self.start, index=index, step=self.scale, info=info)
+
+
+def fit_grid(matrix: Tensor, count: int, width: float = 1.0) -> Alphabet:
+    """Return ``count`` (odd) even levels of least squared error, with a step ``width`` as large."""
+    groups, rows, columns = matrix.shape
+    step = matrix.new_full((1,), even_step(matrix, count) * width).bfloat16().float()
+    top = (count - 1) // 2
+    levels = torch.arange(-top, top + 1, device=matrix.device).to(matrix)
+    return Alphabet(levels, step, (groups, rows, columns), True, matrix.new_zeros(1))
+
+
+def fit_codebook(matrix: Tensor, count: int) -> Alphabet:
+    """Return at most ``count`` levels of least squared error, one of them zero."""
+    groups, rows, columns = matrix.shape
+    levels, one = lloyd_max(matrix, count).to(matrix), matrix.new_ones(1)
+    return Alphabet(levels, one, (groups, rows, columns), False, torch.zeros_like(one))
 
 
 def alphabet_of(start: Quantized) -> Alphabet:

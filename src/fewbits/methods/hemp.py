@@ -19,7 +19,7 @@ from typing import ClassVar
 from ..errors import require
 from ..ops.soft_entropy import ORDERS
 from ..schedule import Ramp
-from .gridded import check_one_of, check_switch, is_whole
+from .gridded import check_number, check_one_of, check_switch, is_whole
 from .hemp_course import HempCourse
 from .trained import TRAINED, TunedWeight
 
@@ -39,6 +39,10 @@ class HEMP:
         order: weights in a tuple whose entropy is minimized; less where there are too few tuples.
         rate_weight: 1/L*: at 0.4 a weight crosses to a neighbour that is likelier by 2.5 bits; 0
             for no entropy term. Above about 1 the network collapses onto few levels.
+        slope: loss that a bit of the network's indices is worth. Given, it takes the place of the
+            crossing rule: the entropy is a part of the loss (:meth:`Tuner.penalty`), in the same
+            unit for all layers, and never draws weights away from zero.
+        width: factor on the first step of an "even" spacing; above 1 for more zeros.
         pull: share of its distance to its level that a weight loses in a step. In the quantized
             forward pass, which needs no pull, the pace of the entropy term alone.
         forward: "continuous" (the paper's: the network computes with the float weights, which the
@@ -61,6 +65,8 @@ class HEMP:
     spacing: str = "lloyd"
     order: int = 1
     rate_weight: float | Ramp = 0.4
+    slope: float | Ramp | None = None
+    width: float = 1.0
     pull: float | Ramp = _PULL
     forward: str = "continuous"
     assign: str = "nearest"
@@ -70,9 +76,11 @@ class HEMP:
     insensitive: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("rate_weight", "pull"):
+        for name in ("rate_weight", "pull", "slope"):
             object.__setattr__(self, name, Ramp.of(getattr(self, name)))
-            _check_scheduled(name, getattr(self, name))
+            if name != "slope" or self.slope is not None:
+                _check_scheduled(name, getattr(self, name))
+        check_number("width", self.width, 0)
         good = is_whole(self.levels) and 3 <= self.levels <= 1023 and self.levels % 2 == 1
         require(good, "levels", "an odd number from 3 to 1023", self.levels)
         check_one_of("spacing", self.spacing, ("lloyd", "even"))

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.layer import Quantized
-from ..ops.codebook import even_step, lloyd_max
+from ..ops.codebook import lloyd_max
 from ..ops.soft_entropy import (
-    Brackets,
     Histogram,
     entropy_gradient,
     joint_histogram,
@@ -21,7 +20,8 @@ from ..ops.soft_entropy import (
     soft_brackets,
 )
 from ..schedule import value_at
-from .alphabets import Alphabet, alphabet_of
+from .alphabets import Alphabet, alphabet_of, fit_codebook, fit_grid
+from .priced_loss import priced_loss
 from .rounding import Rounding
 from .trained import TunedWeight
 
@@ -35,14 +35,19 @@ __all__ = ["HempCourse"]
 class _Line:
     """One weight with its levels, and what the last refresh found.
 
-    ``force``: (rows, columns), by how many units the entropy term moves each weight in a step, at
-    a pace of 1; ``target``: the units of their levels.
+    Attributes:
+        cell: the mean distance of its first levels, in units: what the crossing rule goes by.
+        slant: (rows, columns), bits of the whole network by which a unit more costs more.
+        most: (rows, columns), how far the entropy term may move a weight in a step, in units.
+        target: (rows, columns), the units of the weights' levels.
+        calm: how insensitive each weight is, until the step is done.
     """
 
     weight: TunedWeight
     rounding: Rounding
     cell: float
-    force: Tensor
+    slant: Tensor
+    most: Tensor
     target: Tensor
     calm: Tensor | None = None
 
@@ -54,51 +59,69 @@ class _Line:
         return self.alphabet.units(self.weight.matrix())
 
 
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Weights that share a histogram, of tuples of ``order``."""
+
+    lines: list[_Line]
+    order: int
+
+
 class HempCourse:
     """The state of one training with HEMP; see :class:`fewbits.methods.trained.Course`."""
 
     def __init__(self, method: HEMP, weights: Sequence[TunedWeight]) -> None:
         self.method = method
-        self._progress, self._count = 0.0, 0
+        self._progress, self._count, self._bits = 0.0, 0, 0.0
+        self._straight = method.forward == "quantized"
         self._lines = {weight.name: self._line(weight) for weight in weights}
-        self._entropy = 0.0
-        self.order = self._guarded_order()
+        self._pools = self._pooled()
         self._refresh()
 
     def _line(self, weight: TunedWeight) -> _Line:
-        if weight.start is None:
-            alphabet = _fitted(weight.matrix(), self.method)
-        else:
-            alphabet = alphabet_of(weight.start)
-        rounding = Rounding(weight, alphabet)
+        alphabet = self._fitted(weight) if weight.start is None else alphabet_of(weight.start)
+        rounding = Rounding(weight, alphabet, trained=self._straight)
         units = alphabet.units(weight.matrix())
-        return _Line(weight, rounding, alphabet.cell, torch.zeros_like(units), units)
+        zeros = torch.zeros_like(units)
+        return _Line(weight, rounding, alphabet.cell, zeros, zeros, units)
 
-    def _guarded_order(self) -> int:
-        """Return the order that the numbers of tuples allow, and say so where it is less."""
-        most = self.method.order
-        for groups in self._pools():
-            levels = max(len(line.alphabet.levels) for line in groups)
-            weights = sum(line.target.numel() for line in groups)
-            most = min(most, largest_order(levels, weights))
-        if most < self.method.order:
+    def _fitted(self, weight: TunedWeight) -> Alphabet:
+        """Return the levels of a weight that starts from floats; fewer for fewer values."""
+        if weight.levels is not None:
+            return fit_grid(weight.matrix(), weight.levels)
+        if self.method.spacing == "even":
+            return fit_grid(weight.matrix(), self.method.levels, self.method.width)
+        return fit_codebook(weight.matrix(), self.method.levels)
+
+    def _pooled(self) -> list[_Pool]:
+        """Return who shares a histogram, each with the order that its number of tuples allows."""
+        lines = list(self._lines.values())
+        weights = [line for line in lines if line.weight.levels is None]
+        vectors = [line for line in lines if line.weight.levels is not None]
+        parted = [weights] if self.method.pool == "network" else [[line] for line in weights]
+        pools = [_Pool(group, _allowed(group, self.method.order)) for group in parted if group]
+        least = min((pool.order for pool in pools), default=self.method.order)
+        if least < self.method.order:
             warnings.warn(
                 f"order {self.method.order} needs ten tuples for each cell of the histogram; with "
-                f"these levels and weights order {most} is used. Lower levels=, or pool='network'.",
+                f"these levels and weights it is {least}. Use fewer levels, or pool='network'.",
                 stacklevel=5,
             )
-        return most
-
-    def _pools(self) -> list[list[_Line]]:
-        lines = list(self._lines.values())
-        return [lines] if self.method.pool == "network" else [[line] for line in lines]
+        return [*pools, *([_Pool(vectors, 1)] if vectors else [])]
 
     # -- what Course asks for
 
     def penalty(self) -> Tensor:
-        """Return zero: the entropy acts on the weights themselves, in :meth:`step`."""
-        line = next(iter(self._lines.values()))
-        return torch.zeros((), device=line.weight.parameter.device)
+        """Return ``slope`` times the bits of the indices; zero where the crossing rule acts."""
+        lines = list(self._lines.values())
+        slope = value_at(self.method.slope or 0.0, self._progress)
+        if not slope:
+            return torch.zeros((), device=lines[0].weight.parameter.device)
+        slants = [
+            line.weight.view.tensor(line.alphabet.gradient(line.slant), line.weight.shape)
+            for line in lines
+        ]
+        return priced_loss(slope, self._bits, slants, [line.weight.parameter for line in lines])
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -117,154 +140,135 @@ class HempCourse:
         if self._count % self.method.refresh == 0:
             self._refresh()
         pull = value_at(self.method.pull, self._progress)
+        rate = value_at(self.method.rate_weight, self._progress)
         for line in self._lines.values():
-            self._move(line, pull)
+            self._move(line, pull, rate)
         self._count += 1
 
     def advance(self, progress: float) -> None:
-        """Follow the schedules of ``rate_weight`` and ``pull``."""
+        """Follow the schedules of ``rate_weight``, ``slope`` and ``pull``."""
         self._progress = progress
 
     def parametrization(self, weight: TunedWeight) -> nn.Module | None:
         """Return the rounding with gradients passed through, in the quantized forward pass."""
-        return self._lines[weight.name].rounding if self.method.forward == "quantized" else None
+        return self._lines[weight.name].rounding if self._straight else None
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return nothing: levels follow the weights, not a gradient."""
-        return ()
+        """Return the logarithms of the steps, relative to the first ones."""
+        return [p for line in self._lines.values() for p in line.rounding.parameters()]
+
+    def cell(self, weight: TunedWeight) -> float:
+        """Return the mean distance of neighbouring levels, over the rows."""
+        line = self._lines[weight.name]
+        return line.cell * float(line.alphabet.scale.mean())
 
     @torch.no_grad()
     def quantized(self, weight: TunedWeight) -> Quantized:
         """Return the weight on its levels."""
         line = self._lines[weight.name]
+        alphabet = line.alphabet
         position = line.rounding.positions(line.units())
-        zeros = float((position == line.alphabet.zero).float().mean())
-        info = {"levels": float(len(line.alphabet.levels)), "zeros": zeros}
-        return line.alphabet.quantized(position, info)
+        zeros = float((position == alphabet.zero).float().mean())
+        return alphabet.quantized(position, {"levels": float(len(alphabet.levels)), "zeros": zeros})
 
+    @torch.no_grad()
     def measures(self) -> Mapping[str, float]:
-        """Return bits per weight, squared distance in cells, and share of zeros, as refreshed."""
+        """Return bits per weight, mean squared distance in cells, and share of zeros."""
         total = distance = zeros = 0.0
         for line in self._lines.values():
             total += line.target.numel()
             distance += float(((line.units() - line.target) / line.cell).square().sum())
             zeros += float((line.target == line.alphabet.levels[line.alphabet.zero]).sum())
-        return {
-            "bits_per_weight": self._entropy,
-            "distance": distance / max(1.0, total),
-            "zeros": zeros / max(1.0, total),
-        }
+        parts = {"bits_per_weight": self._bits, "distance": distance, "zeros": zeros}
+        return {name: value / max(1.0, total) for name, value in parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return levels, laws, forces and counters."""
+        kept = ("cell", "slant", "most", "target")
         lines = {
-            name: {
-                "levels": line.alphabet.levels,
-                "cell": line.cell,
-                "force": line.force,
-                "target": line.target,
-                "rounding": line.rounding.law(),
-            }
+            name: {key: getattr(line, key) for key in kept} | {"rounding": line.rounding.state()}
             for name, line in self._lines.items()
         }
-        return {
-            "lines": lines,
-            "progress": self._progress,
-            "count": self._count,
-            "entropy": self._entropy,
-        }
+        counters = {"progress": self._progress, "count": self._count, "bits": self._bits}
+        return {"lines": lines, **counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._progress, self._count = state["progress"], state["count"]
-        self._entropy = state["entropy"]
+        self._bits = state["bits"]
         for name, line in self._lines.items():
             kept = state["lines"][name]
-            line.rounding.alphabet = line.alphabet.with_levels(kept["levels"].to(line.target))
             line.cell = kept["cell"]
-            line.force, line.target = kept["force"].to(line.force), kept["target"].to(line.target)
-            line.rounding.take_law(kept["rounding"])
+            for key in ("slant", "most", "target"):
+                setattr(line, key, kept[key].to(line.target))
+            line.rounding.take_state(kept["rounding"])
 
     # -- how
 
+    @torch.no_grad()
     def _refresh(self) -> None:
-        """Count the soft indices anew: the entropy, where it falls, and every weight's level."""
-        bits = weights = 0.0
+        """Count the soft indices anew: the bits, where they fall, and every weight's level."""
+        self._bits = 0.0
         rate = value_at(self.method.rate_weight, self._progress)
-        for lines in self._pools():
+        for pool in self._pools:
+            lines = pool.lines
             units = [line.units() for line in lines]
             groups = [
                 soft_brackets(values, line.alphabet.levels, line.alphabet.zero)
                 for values, line in zip(units, lines, strict=True)
             ]
-            histogram = joint_histogram(groups, self.order)
+            histogram = joint_histogram(groups, pool.order)
             count = sum(values.numel() for values in units)
-            bits += float(histogram.entropy()) * count
-            weights += count
-            gradients = entropy_gradient(groups, histogram)
+            self._bits += float(histogram.entropy()) * count
+            gradients = entropy_gradient(groups, histogram.smoothed())
             for line, group, gradient in zip(lines, groups, gradients, strict=True):
-                self._push(line, group, gradient * count, rate)
-            self._settle(lines, units, histogram, rate)
-        self._entropy = bits / max(1.0, weights)
+                line.slant = (gradient * count).reshape(line.target.shape)
+                line.most = (group.width / (2 * self.method.refresh)).reshape(line.target.shape)
+                if self.method.slope is not None:  # bits never pay for leaving zero
+                    sign = line.slant * (line.units() - line.alphabet.levels[line.alphabet.zero])
+                    line.slant = line.slant.where(sign > 0, 0.0)
+            self._settle(pool, units, rate if self.method.assign == "rate" else 0.0)
 
-    def _push(self, line: _Line, group: Brackets, gradient: Tensor, rate: float) -> None:
-        """Set the force by the crossing rule, at most half a cell until the next refresh."""
-        force = gradient * (rate * line.cell**2 / 2)
-        most = group.width / (2 * self.method.refresh)
-        line.force = torch.maximum(torch.minimum(force, most), -most).reshape(line.target.shape)
-
-    def _settle(
-        self, lines: list[_Line], units: list[Tensor], histogram: Histogram, rate: float
-    ) -> None:
+    def _settle(self, pool: _Pool, units: list[Tensor], rate: float) -> None:
         """Choose the level of each weight; at a rate by the law of the levels chosen before."""
-        for line, values in zip(lines, units, strict=True):
-            if self.method.assign == "rate":
-                line.rounding.price(_own(histogram, line.alphabet), rate * line.cell**2)
-            line.target = line.alphabet.levels[line.rounding.positions(values)]
-        if self.method.assign == "rate" and rate:
-            law = _hard_law(lines, self.order)
-            for line, values in zip(lines, units, strict=True):
-                line.rounding.price(_own(law, line.alphabet), rate * line.cell**2)
+        for _ in range(2 if rate else 1):
+            law = _law(pool, units) if rate else None
+            for line, values in zip(pool.lines, units, strict=True):
+                if law is not None:
+                    line.rounding.price(_own(law, line.alphabet), rate * line.cell**2)
                 line.target = line.alphabet.levels[line.rounding.positions(values)]
 
-    def _move(self, line: _Line, pull: float) -> None:
-        matrix = line.weight.matrix()
-        units = line.alphabet.units(matrix)
-        change = line.force * -pull
-        if self.method.forward == "continuous":
+    def _move(self, line: _Line, pull: float, rate: float) -> None:
+        alphabet, matrix = line.alphabet, line.weight.matrix()
+        units = alphabet.units(matrix)
+        change = torch.zeros_like(units)
+        if self.method.slope is None:
+            force = line.slant * (rate * line.cell**2 / 2)
+            change -= torch.maximum(torch.minimum(force, line.most), -line.most) * pull
+        if not self._straight:
             change += (line.target - units) * pull
-        moved = line.alphabet.moved(change)
+        moved = alphabet.moved(change)
         if line.calm is not None:
             moved *= line.calm
             line.calm = None
-        levels = line.alphabet.levels
-        slack = 0.0 if self.method.forward == "continuous" else line.cell / 2
-        units = line.alphabet.units(matrix + moved)
-        inside = units.clamp(levels[0] - slack, levels[-1] + slack)
-        matrix = matrix + moved + line.alphabet.moved(inside - units)
-        line.weight.write(matrix)
+        slack = line.cell / 2 if self._straight else 0.0
+        units = alphabet.units(matrix + moved)
+        inside = units.clamp(alphabet.levels[0] - slack, alphabet.levels[-1] + slack)
+        line.weight.write(matrix + moved + alphabet.moved(inside - units))
 
     def _refit(self) -> None:
         for line in self._lines.values():
-            if not line.alphabet.even:
-                levels = lloyd_max(
-                    line.units(), len(line.alphabet.levels), line.alphabet.levels, iterations=10
-                )
-                line.rounding.alphabet = line.alphabet.with_levels(levels.to(line.target))
-                line.rounding.forget()
+            alphabet = line.alphabet
+            if not alphabet.even:
+                count = len(alphabet.levels)
+                levels = lloyd_max(line.units(), count, alphabet.levels, iterations=10)
+                line.rounding.alphabet = alphabet.with_levels(levels.to(line.target))
 
 
-def _fitted(matrix: Tensor, method: HEMP) -> Alphabet:
-    """Return the levels of a weight that starts from floats; fewer where it has fewer values."""
-    groups, rows, columns = matrix.shape
-    shape, zero = (groups, rows, columns), matrix.new_zeros(1)
-    if method.spacing == "lloyd":
-        levels = lloyd_max(matrix, method.levels).to(matrix)
-        return Alphabet(levels, matrix.new_ones(1), shape, False, zero)
-    top = (method.levels - 1) // 2
-    step = matrix.new_full((1,), even_step(matrix, method.levels))
-    levels = torch.arange(-top, top + 1, device=matrix.device).to(matrix)
-    return Alphabet(levels, step, shape, True, zero)
+def _allowed(lines: Sequence[_Line], order: int) -> int:
+    """Return the order, or the largest for which there are tuples enough."""
+    levels = max(len(line.alphabet.levels) for line in lines)
+    return min(order, largest_order(levels, sum(line.target.numel() for line in lines)))
 
 
 def _own(histogram: Histogram, alphabet: Alphabet) -> Tensor:
@@ -274,11 +278,11 @@ def _own(histogram: Histogram, alphabet: Alphabet) -> Tensor:
     return histogram.lengths()[(part,) * histogram.order]
 
 
-def _hard_law(lines: Sequence[_Line], order: int) -> Histogram:
-    """Return the histogram of the levels chosen, with half a tuple more in every cell."""
-    groups = [
-        soft_brackets(line.target, line.alphabet.levels, line.alphabet.zero) for line in lines
-    ]
-    law = joint_histogram(groups, order)
-    counts = law.chances * law.tuples + 0.5
-    return Histogram(counts / counts.sum(), law.tuples, law.shift)
+def _law(pool: _Pool, units: Sequence[Tensor]) -> Histogram:
+    """Return the histogram of the levels that the weights are on, none of them out of reach."""
+    groups = []
+    for line, values in zip(pool.lines, units, strict=True):
+        levels = line.alphabet.levels
+        on = levels[line.rounding.positions(values)]
+        groups.append(soft_brackets(on, levels, line.alphabet.zero))
+    return joint_histogram(groups, pool.order).smoothed()

@@ -27,7 +27,8 @@ class TunedWeight:
         mask: in the shape of the parameter, False for weights that are pruned and stay zero; None
             where there are none. The tuner may replace it while training.
         start: its codes in the compressed network that training starts from; None from floats.
-        kernel: columns for each input channel, as in :class:`LayerMatrix`.
+        levels: how many a vector gets, on a grid of its own; None for a weight, which gets what the
+            method's settings say.
     """
 
     name: str
@@ -35,7 +36,7 @@ class TunedWeight:
     view: WeightView
     mask: Tensor | None = None
     start: Quantized | None = None
-    kernel: int = 1
+    levels: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +96,10 @@ class Course(Protocol):
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return what the optimizer must train besides the network's own parameters."""
+        ...
+
+    def cell(self, weight: TunedWeight) -> float:
+        """Return the mean distance of neighbouring levels of a weight, in its own unit."""
         ...
 
     def quantized(self, weight: TunedWeight) -> Quantized:

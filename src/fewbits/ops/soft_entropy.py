@@ -99,6 +99,11 @@ class Histogram:
         total: Tensor = torch.special.entr(self.chances).sum() / (math.log(2) * self.order)
         return total
 
+    def smoothed(self, tuples: float = 0.5) -> Histogram:
+        """Return it with so many tuples more in every cell, so that none is out of reach."""
+        counts = self.chances * self.tuples + tuples
+        return Histogram(counts / counts.sum(), self.tuples, self.shift)
+
     def lengths(self) -> Tensor:
         """Return the bits of each tuple, -log2 of its chance, in the shape of ``chances``."""
         return -self.chances.clamp_min(1e-12).log2()

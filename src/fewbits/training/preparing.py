@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from dataclasses import replace
 from os import PathLike, fspath
 
 from torch import nn
@@ -11,11 +11,11 @@ from torch import nn
 from ..coded import Contents
 from ..container import read
 from ..engine.bridge import unpack
-from ..engine.targets import Target, check_finite
+from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, require
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
-from ..planning import Plan, make_plan
+from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
@@ -48,8 +48,8 @@ def prepare(
         keep: patterns of weights that stay as they are, as in a recipe.
         prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
         zeros: whether weights that are exactly zero now stay zero; None: from a float network.
-        vector_bits: puts biases and other float vectors on a grid of so many bits, one step for
-            each; None leaves them as ``raw_dtype`` says.
+        vector_bits: trains biases and other float vectors too, each on a grid of so many bits;
+            None leaves them as ``raw_dtype`` says.
         raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
         seed: of every random choice.
         source: how to build the network again ("module:callable"), kept in the file.
@@ -63,18 +63,18 @@ def prepare(
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
     plan = make_plan(model, recipe)
-    trained, targets = _trained(plan)
+    trained = _trained(plan)
+    plan = _with_vectors(model, plan, trained, vector_bits)
     coded = _contents(start)
     if coded is not None:
         load_into(coded.tensors, coded.aliases, model, _told(start))
         hold_absorbed(model)
     check_finite(model)
-    weights = [_weight(model, target, coded) for target in targets]
+    weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
-    vectors, plan = _vectors(model, plan, vector_bits)
     course = trained.start(weights, recipe.seed)
-    return Tuner(model, plan, course, weights, prune=prune, vectors=vectors, source=source)
+    return Tuner(model, plan, course, weights, prune=prune, source=source)
 
 
 def _recipe(
@@ -93,10 +93,9 @@ def _recipe(
     return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
 
 
-def _trained(plan: Plan) -> tuple[TrainedMethod, list[Target]]:
-    """Return the method of the plan, and what it trains."""
-    found = [(entry.trained, entry.target) for entry in plan.entries if entry.trained is not None]
-    methods = list(dict.fromkeys(method for method, _ in found))
+def _trained(plan: Plan) -> TrainedMethod:
+    """Return the one training method of the plan."""
+    methods = list(dict.fromkeys(e.trained for e in plan.entries if e.trained is not None))
     if len(methods) != 1:
         raise ConfigError(
             "a network is trained by one method for all of its weights, since what the method "
@@ -108,7 +107,7 @@ def _trained(plan: Plan) -> tuple[TrainedMethod, list[Target]]:
             f"weight {other[0]!r} has a method that does not train. Compress first, and give the "
             "result as start=; here a weight is trained or kept."
         )
-    return methods[0], [target for _, target in found]
+    return methods[0]
 
 
 def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None:
@@ -130,31 +129,26 @@ def _told(start: CodedModel | str | PathLike[str] | None) -> str:
     return "the compressed network"
 
 
-def _weight(model: nn.Module, target: Target, coded: Contents | None) -> TunedWeight:
+def _weight(
+    model: nn.Module, target: Target, coded: Contents | None, bits: int | None
+) -> TunedWeight:
     parameter = find_parameter(model, target)
     start = None
     if coded is not None:
         known = coded.aliases.get(target.name, target.name)
         start = unpack(coded.tensors[known], target)
-    return TunedWeight(
-        target.name, parameter, target.view, start=start, kernel=prod(target.view.kernel)
-    )
+    levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
+    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels)
 
 
-def _vectors(model: nn.Module, plan: Plan, bits: int | None) -> tuple[dict[str, int], Plan]:
-    """Return the float vectors that get a grid, and the plan that says so.
-
-    Biases and the scales of normalizations; no statistics, and none whose values are all equal,
-    which cost next to nothing as they are.
-    """
+def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, bits: object) -> Plan:
+    """Return the plan with the float vectors of ``model`` trained too."""
     if bits is None:
-        return {}, plan
-    whole = isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 16
-    require(whole, "vector_bits", "None or an integer from 2 to 16", bits)
-    found = {}
-    for name, parameter in model.named_parameters():
-        vector = parameter.dim() == 1 and parameter.numel() > 1 and parameter.is_floating_point()
-        if vector and name in plan.kept:
-            found[name] = bits
-            plan = plan.kept_after(name, f"on a grid of {bits} bits")
-    return found, plan
+        return plan
+    whole = isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 12
+    require(whole, "vector_bits", "None or an integer from 2 to 12", bits)
+    targets = vector_targets(model, plan.kept)
+    entries = [PlanEntry(t, None, f"a vector, on a grid of {bits} bits", method) for t in targets]
+    named = {target.name for target in targets}
+    kept = {name: reason for name, reason in plan.kept.items() if name not in named}
+    return replace(plan, entries=(*plan.entries, *entries), kept=kept)

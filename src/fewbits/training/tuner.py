@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..coded import Contents
 from ..coding import EFFORTS
-from ..engine.bridge import pack_state, pack_vector, to_torch
+from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
 from ..engine.targets import Target, check_finite
 from ..errors import ConfigError, ModelError, require
@@ -59,7 +59,6 @@ class Tuner:
         weights: Sequence[TunedWeight],
         *,
         prune: Pruning | None = None,
-        vectors: Mapping[str, int] | None = None,
         source: str = "",
     ) -> None:
         self.model = model
@@ -67,7 +66,6 @@ class Tuner:
         self.weights = tuple(weights)
         self.course = course
         self._prune = prune
-        self._vectors = dict(vectors or {})
         self._source = source
         self._progress = 0.0
         self._done = False
@@ -102,6 +100,25 @@ class Tuner:
         """Return what the optimizer must train besides the network's own parameters."""
         return list(self.course.parameters())
 
+    def groups(self, lr: float, *, cells: float | None = None) -> list[dict[str, Any]]:
+        """Return parameter groups for an optimizer, with everything that is trained.
+
+        Args:
+            lr: learning rate of biases, norms and other parameters, and of the method's own.
+            cells: of the weights in training, in distances of neighbouring levels: with Adam about
+                how many a weight may move in a step, whatever the size of its layer's weights.
+                None for ``lr``.
+        """
+        ours = {id(weight.parameter) for weight in self.weights}
+        rest = {id(p): p for p in (*self.model.parameters(), *self.parameters())}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for key, p in rest.items() if key not in ours], "lr": lr}
+        ]
+        for weight in self.weights:
+            rate = lr if cells is None else cells * self.course.cell(weight)
+            groups.append({"params": [weight.parameter], "lr": rate})
+        return groups
+
     def measures(self) -> dict[str, float]:
         """Return figures for a log: bits per weight, distance to the levels, zeros, pruned."""
         return {**self.course.measures(), "pruned": pruned_share(self.weights)}
@@ -125,11 +142,11 @@ class Tuner:
     def quantized(self) -> Iterator[nn.Module]:
         """Hold what the file would hold: inside, the network computes with the coded values."""
         self._check_open()
-        homes = self._homes()
-        saved = {name: homes[name].detach().clone() for name in (*self._names(), *self._vectors)}
+        saved = [weight.parameter.detach().clone() for weight in self.weights]
         rounding = [module for module in self._installed.values() if hasattr(module, "active")]
         try:
-            self._put_quantized(homes)
+            for weight in self.weights:
+                weight.write(self.course.quantized(weight).dequantize())
             for module in rounding:
                 module.active = False  # type: ignore[assignment]
             yield self.model
@@ -137,8 +154,8 @@ class Tuner:
             for module in rounding:
                 module.active = True  # type: ignore[assignment]
             with torch.no_grad():
-                for name, values in saved.items():
-                    homes[name].copy_(values)
+                for weight, values in zip(self.weights, saved, strict=True):
+                    weight.parameter.copy_(values)
 
     # -- stopping and going on
 
@@ -189,7 +206,6 @@ class Tuner:
             targets=self._targets(),
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
-            vectors=self._vectors,
         )
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if self._source:
@@ -199,9 +215,6 @@ class Tuner:
         return replace(CodedModel(contents, self.plan, info), effort=effort)
 
     # -- the network's parts
-
-    def _names(self) -> list[str]:
-        return [weight.name for weight in self.weights]
 
     def _targets(self) -> dict[str, Target]:
         return {entry.target.name: entry.target for entry in self.plan.entries}
@@ -221,19 +234,6 @@ class Tuner:
         for name in self._installed:
             remove(self.model, name)
         self._installed.clear()
-
-    def _homes(self) -> dict[str, Tensor]:
-        """Return the tensors behind the names of the state dict."""
-        known = self.model.state_dict(keep_vars=True)
-        return {name: tensor for name, tensor in known.items() if isinstance(tensor, Tensor)}
-
-    @torch.no_grad()
-    def _put_quantized(self, homes: Mapping[str, Tensor]) -> None:
-        for weight in self.weights:
-            values = self.course.quantized(weight).dequantize().to(weight.parameter.device)
-            weight.write(values)
-        for name, bits in self._vectors.items():
-            homes[name].copy_(to_torch(pack_vector(homes[name], bits)))
 
     def _hold_masks(self) -> None:
         with torch.no_grad():
