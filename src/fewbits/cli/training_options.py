@@ -187,7 +187,7 @@ def refuse_beside_resume(given: Mapping[str, Any]) -> None:
     """
     for name, value in given.items():
         if value not in (None, False, []):
-            option = name.replace("_", "-")
+            option = "MODEL" if name == "model" else "--" + name.replace("_", "-")
             raise typer.BadParameter(
                 f"--resume goes on with what the run was started with: leave out {option!r}. For "
                 "other settings start another run."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def train(
         progress=progress,
         **_how(tuner, settings),
     )
-    return Trained(tuner.finish(effort) if fitted.main else None, fitted)
+    return Trained(_told(tuner.finish(effort), recipe) if fitted.main else None, fitted)
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,12 @@ class _Judge:
 
     def __call__(self, model: nn.Module) -> float:
         return evaluate(model, self.split.batches(self.batch_size, None, None)).accuracy
+
+
+def _told(coded: CodedModel, recipe: Recipe) -> CodedModel:
+    """Return the network with the whole recipe in its file, earlier stages included."""
+    metadata = {**coded.contents.metadata, "recipe": recipe.to_dict()}
+    return replace(coded, contents=replace(coded.contents, metadata=metadata))
 
 
 def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
