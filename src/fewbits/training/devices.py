@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed
@@ -43,19 +44,23 @@ def make_fabric(device: str = "auto", devices: int = 1, precision: str = "float3
         nodes = world // devices
     strategy = "ddp" if devices * nodes > 1 else "auto"
     try:
-        fabric: Fabric = made(
-            accelerator=device,
-            devices=devices,
-            num_nodes=nodes,
-            strategy=strategy,
-            precision=PRECISIONS[precision],
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another precision taken: refused below
+            fabric: Fabric = made(
+                accelerator=device,
+                devices=devices,
+                num_nodes=nodes,
+                strategy=strategy,
+                precision=PRECISIONS[precision],
+            )
     except (RuntimeError, ValueError, ImportError) as error:
         if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
             raise
         raise ConfigError(
             f"device {device!r}, {devices} of them, in {precision} cannot be had here: {error}"
         ) from error
+    if precision == "float16" and fabric.device.type == "cpu":
+        raise ConfigError("precision 'float16' needs a GPU. On the CPU take 'bfloat16'.")
     fabric.launch()
     return fabric
 

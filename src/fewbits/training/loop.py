@@ -134,7 +134,7 @@ def fit(
     check_fabric(fabric)
     selection = selection or Selection()
     sharing = Sharing(fabric.global_rank, fabric.world_size, accumulate)
-    with kept_random_state():
+    with kept_random_state(fabric.device):
         feed = Feed(data, batch_size, sharing, seed, augment)
         stepper = Stepper(
             tuner, loss, optimizer, fabric, rate=rate, clip=clip, total=epochs * feed.steps

@@ -8,7 +8,7 @@ loader, and in augmentation.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,9 +24,15 @@ def seed_at(*position: int) -> int:
 
 
 def seed_everything_at(*position: int) -> None:
-    """Seed the global generators of torch (all devices), numpy and Python."""
+    """Seed the global generators of torch (all devices in use), numpy and Python."""
     seed = seed_at(*position)
-    torch.manual_seed(seed)
+    # torch.manual_seed would note a stack trace for every kind of device that is not in use.
+    torch.default_generator.manual_seed(seed)
+    in_use: Callable[[], bool] = torch.cuda.is_initialized
+    if in_use():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     # What people's own transforms use is this old global one.
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
@@ -38,11 +44,12 @@ def generator_at(*position: int) -> torch.Generator:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Leave the global generators as they were before the block."""
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Leave the global generators, and that of ``device``, as they were before the block."""
+    devices = [device] if device.type == "cuda" else []
     python, old = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)

@@ -20,6 +20,7 @@ from fewbits.training.optimizers import make_optimizer
 from fewbits.training.randomness import kept_random_state, seed_at, seed_everything_at
 from fewbits.training.rates import WarmCosine, constant
 from fewbits.training.select import Candidate, Selection
+from fewbits.training.stepper import Stepper
 
 # the choice of an epoch
 
@@ -86,7 +87,7 @@ def test_what_happens_inside_stays_there():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
 
     def fail():
-        with kept_random_state():
+        with kept_random_state(torch.device("cpu")):
             seed_everything_at(8)
             raise ValueError("out")
 
@@ -150,6 +151,8 @@ def test_what_cannot_be_is_refused():
     for wrong in ({"device": "gpu"}, {"precision": "int8"}, {"devices": 0}):
         with pytest.raises(ConfigError):
             make_fabric(**wrong)
+    with pytest.raises(ConfigError, match="bfloat16"):
+        make_fabric("cpu", precision="float16")
     from lightning_fabric import Fabric
 
     with pytest.raises(ConfigError, match="need float32"):
@@ -157,6 +160,16 @@ def test_what_cannot_be_is_refused():
     sharded = type("FSDPStrategy", (), {})()
     with pytest.raises(ConfigError, match="FSDPStrategy is not for tuning"):
         check_fabric(SimpleNamespace(strategy=sharded))
+
+
+def test_a_step_that_overflowed_is_none():
+    scales = iter([8.0, 4.0, 4.0, 4.0, 4.0, 8.0])
+    scaler = SimpleNamespace(get_scale=lambda: next(scales))
+    stepper = Stepper.__new__(Stepper)
+    precision = SimpleNamespace(scaler=scaler)
+    stepper.fabric = SimpleNamespace(strategy=SimpleNamespace(precision=precision))
+    stepper.optimizer = SimpleNamespace(step=lambda: None)
+    assert [stepper._optimize() for _ in range(3)] == [False, True, True]
 
 
 def test_without_the_extra_it_is_named():
