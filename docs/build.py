@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fewbits import METHODS
+from fewbits import METHODS, TRAINED
 from fewbits.coding import CODECS
 from fewbits.engine.views import KINDS
 
@@ -21,9 +21,10 @@ BEGIN, END = "<!-- results: written by docs/build.py -->\n", "<!-- end of result
 def methods() -> str:
     """One section per registered method: what it needs, and its settings."""
     parts = ["# Methods\n"]
-    for name, method in METHODS.items():
+    for name, method in (*METHODS.items(), *TRAINED.items()):
         parts.append(f"\n## {name}\n\n{method.summary}.\n\n- Paper: {method.paper}")
-        parts.append(f"- Needs: {method.needs}\n\n| setting | default |\n|---|---|")
+        needs = getattr(method, "needs", "training data, and epochs of training")
+        parts.append(f"- Needs: {needs}\n\n| setting | default |\n|---|---|")
         parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(method)]
     return NOTE + "\n".join(parts) + "\n"
 

@@ -214,11 +214,14 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _check_untrained(plan: Plan) -> None:
-    trained = [entry for entry in plan.entries if entry.trained is not None]
-    if trained and trained[0].trained is not None:
+    trained = [entry.trained for entry in plan.entries if entry.trained is not None]
+    named = plan.recipe.train.method if plan.recipe.train is not None else None
+    if trained or plan.recipe.train is not None:
+        method = trained[0] if trained else named
         raise ConfigError(
-            f"weight {trained[0].target.name!r}: the method {trained[0].trained.name!r} trains. "
-            "Use fewbits.prepare in your own loop."
+            f"the method {method.name if method else 'of the recipe'!r} trains, and compress() "
+            "does not. Use fewbits.training.recipes.train(model, recipe, data), fewbits.prepare "
+            "in your own loop, or the command 'fewbits train'."
         )
 
 

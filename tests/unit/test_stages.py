@@ -96,3 +96,13 @@ def test_a_recipe_names_one_method_that_trains():
         fewbits.Recipe((fewbits.Rule("*", fewbits.GPFQ()),), train=Training())
     with pytest.raises(ConfigError, match=r"a fewbits\.Training"):
         fewbits.Recipe(rules, train={"epochs": 2})
+
+
+def test_compress_does_not_pass_over_training(digits_net):
+    rules = (fewbits.Rule("*", fewbits.Nearest(bits=4)),)
+    recipe = fewbits.Recipe(rules, train=Training(method=fewbits.HEMP()))
+    with pytest.raises(ConfigError, match="'hemp' trains"):
+        fewbits.compress(digits_net, recipe)
+    with pytest.raises(ConfigError, match="'hemp' trains"):
+        fewbits.compress(digits_net, fewbits.HEMP())
+    assert fewbits.compress(digits_net, recipe.first_stage).size_report().file_bytes > 0
