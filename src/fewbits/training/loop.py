@@ -225,7 +225,7 @@ class _Run:
                 self._log()
                 if time.monotonic() - self.saved_at >= self.save_seconds:
                     self._save()
-            told = f"epoch {self.epoch + 1}/{self.epochs} {self.meters.line()}"
+            told = f"{self.epoch + 1}/{self.epochs} {self.meters.line()}"
             self.progress(ProgressEvent("train", self.done, total, told))
 
     def _end_epoch(self) -> None:

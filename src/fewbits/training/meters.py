@@ -81,12 +81,12 @@ class Meters:
         """Return the last row in a few words."""
         parts = []
         for name, shown, form in (
-            ("loss", "loss", ".4f"),
+            ("loss", "loss", ".3f"),
+            ("bits_per_weight", "rate", ".2f"),
+            ("accuracy", "accuracy", ".1%"),
             ("penalty", "penalty", ".4f"),
-            ("bits_per_weight", "rate", ".3f"),
-            ("accuracy", "accuracy", ".2%"),
         ):
-            if name in self.latest:
+            if name in self.latest and (name != "penalty" or self.latest[name]):
                 parts.append(f"{shown} {self.latest[name]:{form}}")
         if self.history and "held_out" in self.history[-1]:
             parts.append(f"held out {self.history[-1]['held_out']:.4g}")
