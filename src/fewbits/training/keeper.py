@@ -27,14 +27,16 @@ class Keeper:
         self,
         stepper: Stepper,
         folder: RunFolder | None,
+        *,
         judge: Callable[[nn.Module], float] | None,
         selection: Selection,
         key: str,
+        reference: float = math.nan,
     ) -> None:
         self.stepper, self.folder, self.judge = stepper, folder, judge
         self.selection, self.key = selection, key
         self.best: Candidate | None = None
-        self.reference = math.nan
+        self.reference = reference
         self._held: dict[str, Any] | None = None
 
     def open(self, resume: bool) -> dict[str, Any] | None:
@@ -51,7 +53,8 @@ class Keeper:
             fabric.barrier()
             state = self.folder.load(self.key) if resume else None
         if state is None:
-            self.reference = self._judged(nullcontext)
+            if math.isnan(self.reference):
+                self.reference = self._judged(nullcontext)
             return None
         self.stepper.load_state_dict(state)
         self.best = Candidate.from_dict(state["best"])

@@ -7,6 +7,7 @@ holds tensors and a position, and a run that was killed ends with the bytes of a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Fitted:
         steps: optimizer steps.
         epoch: the chosen one, from 1.
         score: of its quantized network on the held-out data; NaN without such data.
-        reference: score of the network before training; NaN without such data.
+        reference: score of the network before; NaN without such data.
         history: figures of every epoch.
         seconds: that this call took.
         main: whether this process is the one that writes files.
@@ -79,6 +80,7 @@ def fit(
     augment: Augmentation | None = None,
     judge: Callable[[nn.Module], float] | None = None,
     selection: Selection | None = None,
+    reference: float | None = None,
     folder: str | PathLike[str] | None = None,
     resume: bool = False,
     save_seconds: float = 300.0,
@@ -108,6 +110,8 @@ def fit(
         judge: score of a network on *held-out training data*, higher is better; the epoch is
             chosen by it. None keeps the last epoch.
         selection: the rule of choice; ``Selection()`` by default.
+        reference: score of the float network, from which ``selection`` counts a drop; None has the
+            network judged as it is at the start.
         folder: for checkpoints and logs; None keeps nothing on disk.
         resume: go on from the folder's checkpoint, with the same arguments as before.
         save_seconds: a checkpoint is written after every epoch, and within it when a row of the
@@ -142,9 +146,10 @@ def fit(
         keeper = Keeper(
             stepper,
             None if folder is None else RunFolder(folder),
-            judge,
-            selection,
-            stepper.key(key, epochs, feed, selection),
+            judge=judge,
+            selection=selection,
+            key=stepper.key(key, epochs, feed, selection),
+            reference=math.nan if reference is None else reference,
         )
         run = _Run(
             stepper,

@@ -90,6 +90,9 @@ def train(
     fabric = fabric or make_fabric()
     fabric.to_device(model)
     known = _key(model, recipe, seen)
+    judge = None if judged is None else _Judge(judged, settings.batch_size)
+    # Every process judges: the float network is the same in all of them.
+    reference = None if judge is None else judge(model)
     teacher = deepcopy(model).eval() if settings.distil else None
     tuner = prepare(
         model,
@@ -103,7 +106,8 @@ def train(
         tuner,
         _loss(teacher, settings),
         seen if isinstance(seen, Indexed) else seen.batches(settings.batch_size, None, None),
-        judge=None if judged is None else _Judge(judged, settings.batch_size),
+        judge=judge,
+        reference=reference,
         folder=folder,
         resume=resume,
         save_seconds=save_seconds,

@@ -329,6 +329,13 @@ def test_the_best_epoch_is_kept(samples, tmp_path, on_disk):
     assert kept == (["epoch-0003.pt"] if on_disk else [])
 
 
+def test_a_drop_is_counted_from_the_float_network(samples):
+    scores = iter([0.91, 0.88, 0.86])  # after three epochs; the rate of Rounding falls
+    selection = Selection(start=0.0, max_drop=0.03)
+    _, fitted = train(samples, judge=lambda model: next(scores), selection=selection, reference=0.9)
+    assert (fitted.epoch, fitted.reference) == (2, 0.9)
+
+
 def test_without_held_out_data_the_last_epoch_is_kept(samples):
     _, fitted = train(samples, epochs=2)
     assert fitted.epoch == 2
