@@ -243,8 +243,8 @@ class HempCourse:
         units = alphabet.units(matrix)
         change = torch.zeros_like(units)
         if self.method.slope is None:
-            force = line.slant * (rate * line.cell**2 / 2)
-            change -= torch.maximum(torch.minimum(force, line.most), -line.most) * pull
+            force = line.slant * (pull * rate * line.cell**2 / 2)
+            change -= torch.maximum(torch.minimum(force, line.most), -line.most)
         if not self._straight:
             change += (line.target - units) * pull
         moved = alphabet.moved(change)

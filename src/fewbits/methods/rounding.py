@@ -98,6 +98,8 @@ class Rounding(nn.Module):
         """Return everything that training changed, for :meth:`take_state`."""
         return {
             "levels": self._base.levels,
+            "scale": self._base.scale,
+            "offset": self._base.offset,
             "stretch": None if self.stretch is None else self.stretch.detach(),
             "lengths": self._lengths,
             "price": self._price,
@@ -106,7 +108,8 @@ class Rounding(nn.Module):
     def take_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state` gave."""
         device = self._base.scale.device
-        self._base = replace(self._base, levels=state["levels"].to(device))
+        parts = {key: state[key].to(device) for key in ("levels", "scale", "offset")}
+        self._base = replace(self._base, **parts)
         if self.stretch is not None:
             with torch.no_grad():
                 self.stretch.copy_(state["stretch"])
