@@ -237,6 +237,7 @@ def test_settings_as_plain_values_and_back():
         {"slope": "1"},
         {"pull": -0.1},
         {"width": 0},
+        {"soft": 1.5},
         {"refresh": 0},
         {"refit": -1},
         {"insensitive": 1},

@@ -21,6 +21,9 @@ PAPER = HEMP(levels=9, pull=Ramp(0.05, 0.5, begin=0.5, until=0.6), refresh=3)
 STRAIGHT = HEMP(
     levels=15, spacing="even", forward="quantized", slope=Ramp(0, 1e-5, until=0.5), refresh=3
 )
+SOFT = HEMP(
+    levels=7, spacing="even", forward="quantized", slope=1e-5, soft=0.4, refresh=3, assign="rate"
+)
 BOTH = pytest.mark.parametrize("method", [PAPER, STRAIGHT], ids=["paper", "straight"])
 
 
@@ -107,7 +110,7 @@ def test_an_optimizer_made_before_still_fits(digits_net, digits):
     assert not torch.equal(digits_net.state_dict()["conv2.weight"], before)
 
 
-@BOTH
+@pytest.mark.parametrize("method", [PAPER, STRAIGHT, SOFT], ids=["paper", "straight", "soft"])
 def test_resumed_training_ends_in_the_same_bytes(method, digits_net, digits, tmp_path):
     other = copy.deepcopy(digits_net)
     tuner = fewbits.prepare(digits_net, method, vector_bits=6)
@@ -218,6 +221,26 @@ def test_groups_hold_every_parameter_once_with_rates_by_cell(digits_net):
     rates = {id(group["params"][0]): group["lr"] for group in groups}
     assert rates[id(tuner.weights[0].parameter)] == pytest.approx(0.01 * float(coded.step))
     assert groups[0]["lr"] == 1e-3
+
+
+def test_in_its_soft_share_the_network_computes_with_float_weights(digits_net, digits):
+    method = HEMP(
+        levels=7, spacing="even", forward="quantized", slope=1e-6, soft=0.5, refresh=1, width=2
+    )
+    exact = digits_net.conv2.weight.detach().clone()
+    tuner = fewbits.prepare(digits_net, method, vector_bits=6)
+    assert torch.equal(digits_net.conv2.weight, exact)
+    before = float(tuner.course.quantized(tuner.weights[1]).step)
+    train(digits_net, digits, tuner, sgd(digits_net), 3, total=10)
+    assert len(digits_net.conv2.weight.unique()) > 1000
+    with tuner.quantized():
+        assert len(digits_net.conv2.weight.unique()) <= 7
+    assert len(digits_net.conv2.weight.unique()) > 1000
+    after = float(tuner.course.quantized(tuner.weights[1]).step)
+    assert after != before
+    assert after == float(torch.tensor(after).bfloat16())
+    train(digits_net, digits, tuner, sgd(digits_net), 3, first=3, total=10)
+    assert len(digits_net.conv2.weight.unique()) <= 7
 
 
 def test_trained_steps_change_and_are_short(digits_net, digits):
