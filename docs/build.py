@@ -21,11 +21,14 @@ BEGIN, END = "<!-- results: written by docs/build.py -->\n", "<!-- end of result
 def methods() -> str:
     """One section per registered method: what it needs, and its settings."""
     parts = ["# Methods\n"]
-    for name, method in (*METHODS.items(), *TRAINED.items()):
+    for name, method in METHODS.items():
         parts.append(f"\n## {name}\n\n{method.summary}.\n\n- Paper: {method.paper}")
-        needs = getattr(method, "needs", "training data, and epochs of training")
-        parts.append(f"- Needs: {needs}\n\n| setting | default |\n|---|---|")
+        parts.append(f"- Needs: {method.needs}\n\n| setting | default |\n|---|---|")
         parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(method)]
+    for name, trained in TRAINED.items():
+        parts.append(f"\n## {name}\n\n{trained.summary}.\n\n- Paper: {trained.paper}")
+        parts.append("- Needs: training, by `fewbits.prepare`\n\n| setting | default |\n|---|---|")
+        parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(trained)]
     return NOTE + "\n".join(parts) + "\n"
 
 

@@ -47,6 +47,8 @@ class HEMP:
             forward pass, which needs no pull, the pace of the entropy term alone.
         forward: "continuous" (the paper's: the network computes with the float weights, which the
             pull brings to their levels) or "quantized" (with the levels; gradients pass through).
+        soft: share of the training, with the quantized forward pass, in which the network still
+            computes with the float weights, and steps follow them; only the entropy acts.
         assign: "nearest" level, or "rate": least squared distance plus bits, at ``rate_weight``.
         pool: one histogram for the "network", or one for each "tensor".
         refresh: steps for which levels, entropy and its gradient are kept.
@@ -69,6 +71,7 @@ class HEMP:
     width: float = 1.0
     pull: float | Ramp = _PULL
     forward: str = "continuous"
+    soft: float = 0.0
     assign: str = "nearest"
     pool: str = "network"
     refresh: int = 10
@@ -81,6 +84,8 @@ class HEMP:
             if name != "slope" or self.slope is not None:
                 _check_scheduled(name, getattr(self, name))
         check_number("width", self.width, 0)
+        check_number("soft", self.soft, 0, inclusive=True)
+        require(self.soft <= 1, "soft", "a share of the training, at most 1", self.soft)
         good = is_whole(self.levels) and 3 <= self.levels <= 1023 and self.levels % 2 == 1
         require(good, "levels", "an odd number from 3 to 1023", self.levels)
         check_one_of("spacing", self.spacing, ("lloyd", "even"))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HempCourse"]
 
+_FOLLOW = 0.1  # of the way to the best step, at every refresh of the soft share
+
 
 @dataclass(eq=False)
 class _Line:
@@ -76,6 +78,7 @@ class HempCourse:
         self._straight = method.forward == "quantized"
         self._lines = {weight.name: self._line(weight) for weight in weights}
         self._pools = self._pooled()
+        self.advance(0.0)
         self._refresh()
 
     def _line(self, weight: TunedWeight) -> _Line:
@@ -109,6 +112,10 @@ class HempCourse:
             )
         return [*pools, *([_Pool(vectors, 1)] if vectors else [])]
 
+    @property
+    def _soft(self) -> bool:
+        return self._straight and self._progress < self.method.soft
+
     # -- what Course asks for
 
     def penalty(self) -> Tensor:
@@ -138,6 +145,8 @@ class HempCourse:
         if self.method.refit and self._count and self._count % self.method.refit == 0:
             self._refit()
         if self._count % self.method.refresh == 0:
+            for line in self._lines.values() if self._soft else ():
+                line.rounding.follow(line.units(), _FOLLOW)
             self._refresh()
         pull = value_at(self.method.pull, self._progress)
         rate = value_at(self.method.rate_weight, self._progress)
@@ -146,8 +155,10 @@ class HempCourse:
         self._count += 1
 
     def advance(self, progress: float) -> None:
-        """Follow the schedules of ``rate_weight``, ``slope`` and ``pull``."""
+        """Follow the schedules; after its soft share the forward pass sees levels."""
         self._progress = progress
+        for line in self._lines.values():
+            line.rounding.active = not self._soft
 
     def parametrization(self, weight: TunedWeight) -> nn.Module | None:
         """Return the rounding with gradients passed through, in the quantized forward pass."""
@@ -196,6 +207,7 @@ class HempCourse:
         """Go on where :meth:`state_dict` was taken."""
         self._progress, self._count = state["progress"], state["count"]
         self._bits = state["bits"]
+        self.advance(self._progress)
         for name, line in self._lines.items():
             kept = state["lines"][name]
             line.cell = kept["cell"]
@@ -243,8 +255,8 @@ class HempCourse:
         units = alphabet.units(matrix)
         change = torch.zeros_like(units)
         if self.method.slope is None:
-            force = line.slant * (rate * line.cell**2 / 2)
-            change -= torch.maximum(torch.minimum(force, line.most), -line.most) * pull
+            force = line.slant * (pull * rate * line.cell**2 / 2)
+            change -= torch.maximum(torch.minimum(force, line.most), -line.most)
         if not self._straight:
             change += (line.target - units) * pull
         moved = alphabet.moved(change)

@@ -33,6 +33,7 @@ class Rounding(nn.Module):
         if trained and alphabet.even:
             self.stretch = nn.Parameter(torch.zeros_like(alphabet.scale))
         self._base = alphabet
+        self._exact = weight.start is not None  # its steps are as they are until they are trained
         self._weight = weight
         self._lengths: Tensor | None = None
         self._price = 0.0
@@ -63,6 +64,20 @@ class Rounding(nn.Module):
         self._base = alphabet
         self.price(None, 0.0)
 
+    def follow(self, units: Tensor, share: float) -> None:
+        """Move each step a ``share`` of the way to the one of least squared error."""
+        if self.stretch is None:
+            return
+        at = self._base.levels[self.positions(units)] - self._base.offset[:, None]
+        off = units - self._base.offset[:, None]
+        whole = len(self._base.scale) == 1
+        over, under = (off * at).sum(1), at.square().sum(1)
+        if whole:
+            over, under = over.sum(0, keepdim=True), under.sum(0, keepdim=True)
+        best = torch.where((under > 0) & (over > 0), over / under.clamp_min(1e-12), 1.0)
+        self._base = replace(self._base, scale=self._base.scale * (1 + share * (best - 1)))
+        self._exact = False
+
     def _scale(self) -> Tensor:
         base, stretch = self._base.scale, self.stretch
         if stretch is None:
@@ -70,7 +85,9 @@ class Rounding(nn.Module):
         weights = self._weight.parameter.numel() / len(base)
         damping = 1 / math.sqrt(weights * max(1.0, float(len(self._base.levels) // 2)))
         free = base * (stretch.detach() + (stretch - stretch.detach()) * damping).exp()
-        short = torch.where(stretch == 0, base, free.to(torch.bfloat16).to(base.dtype))
+        short = free.to(torch.bfloat16).to(base.dtype)
+        if self._exact:
+            short = torch.where(stretch == 0, base, short)
         return short.detach() * (free / free.detach())  # the ratio is one
 
     def positions(self, units: Tensor) -> Tensor:
@@ -98,6 +115,9 @@ class Rounding(nn.Module):
         """Return everything that training changed, for :meth:`take_state`."""
         return {
             "levels": self._base.levels,
+            "scale": self._base.scale,
+            "offset": self._base.offset,
+            "exact": self._exact,
             "stretch": None if self.stretch is None else self.stretch.detach(),
             "lengths": self._lengths,
             "price": self._price,
@@ -106,7 +126,8 @@ class Rounding(nn.Module):
     def take_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state` gave."""
         device = self._base.scale.device
-        self._base = replace(self._base, levels=state["levels"].to(device))
+        parts = {key: state[key].to(device) for key in ("levels", "scale", "offset")}
+        self._base, self._exact = replace(self._base, **parts), bool(state["exact"])
         if self.stretch is not None:
             with torch.no_grad():
                 self.stretch.copy_(state["stretch"])

@@ -42,6 +42,7 @@ def remove(model: nn.Module, parameter: str) -> None:
     path, _, leaf = parameter.rpartition(".")
     module = model.get_submodule(path)
     order = _order(module)
+    module.__class__ = _own_class(type(module))
     parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
     for name in sorted(module._parameters, key=order.index):
         module._parameters[name] = module._parameters.pop(name)
@@ -87,6 +88,15 @@ class _Loaded:
             inner = f"{prefix}parametrizations.{self.leaf}."
             own = inside.state_dict(prefix=inner)
             state.update({**own, inner + "original": state.pop(prefix + self.leaf)})
+
+
+def _own_class(shared: type[nn.Module]) -> type[nn.Module]:
+    """Return a copy of the class that a parametrized module shares with deep copies of itself.
+
+    Removing a parametrization deletes a property of the class, and would break the copies.
+    """
+    body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    return type(shared.__name__, shared.__bases__, body)
 
 
 def _order(module: nn.Module) -> list[str]:

@@ -143,7 +143,7 @@ class Tuner:
         """Hold what the file would hold: inside, the network computes with the coded values."""
         self._check_open()
         saved = [weight.parameter.detach().clone() for weight in self.weights]
-        rounding = [module for module in self._installed.values() if hasattr(module, "active")]
+        rounding = [m for m in self._installed.values() if getattr(m, "active", False)]
         try:
             for weight in self.weights:
                 weight.write(self.course.quantized(weight).dequantize())
