@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import product
 
 import pytest
@@ -208,3 +209,19 @@ def test_cells_are_digits(case):
     for cell in product(range(3), repeat=3):
         group = soft_brackets(torch.tensor(cell, dtype=torch.float64), torch.arange(3.0).double())
         assert float(joint_histogram([group], 3).chances[cell]) == 1
+
+
+@pytest.mark.slow
+def test_the_number_of_levels_costs_no_time():
+    values = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    seconds = {}
+    for count in (6, 34):
+        levels = torch.linspace(-2, 2, count)
+        times = []
+        for _ in range(7):
+            start = time.process_time()
+            groups = [soft_brackets(values, levels)]
+            entropy_gradient(groups, joint_histogram(groups, 3))
+            times.append(time.process_time() - start)
+        seconds[count] = min(times)
+    assert seconds[34] < 1.5 * seconds[6]
