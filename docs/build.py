@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fewbits import METHODS
+from fewbits import METHODS, TRAINED
 from fewbits.coding import CODECS
 from fewbits.engine.views import KINDS
 
@@ -25,6 +25,10 @@ def methods() -> str:
         parts.append(f"\n## {name}\n\n{method.summary}.\n\n- Paper: {method.paper}")
         parts.append(f"- Needs: {method.needs}\n\n| setting | default |\n|---|---|")
         parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(method)]
+    for name, trained in TRAINED.items():
+        parts.append(f"\n## {name}\n\n{trained.summary}.\n\n- Paper: {trained.paper}")
+        parts.append("- Needs: training, by `fewbits.prepare`\n\n| setting | default |\n|---|---|")
+        parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(trained)]
     return NOTE + "\n".join(parts) + "\n"
 
 
