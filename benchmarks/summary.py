@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from summary_curves import budgets, rate_accuracy, table, transform_arms
+from summary_curves import budgets, rate_accuracy, transform_arms
+from summary_training import hemp_mnist
+from tables import table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -252,6 +254,7 @@ PRINTERS = {
         coding,
         coding_sources,
         fuzz,
+        hemp_mnist,
     )
 }
 

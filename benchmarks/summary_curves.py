@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-__all__ = ["budgets", "rate_accuracy", "table", "transform_arms"]
+from tables import table
 
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+__all__ = ["budgets", "rate_accuracy", "transform_arms"]
 
 
 def _accuracy(row: dict[str, Any]) -> str:
