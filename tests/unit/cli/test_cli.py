@@ -15,11 +15,21 @@ from safetensors.torch import load_file, save_file
 import fewbits
 from cli_runs import one_line_error, run, run_json
 from fewbits.cli import showcase
-from fewbits.methods import METHODS
+from fewbits.methods import METHODS, TRAINED
 from fewbits.sources import load_data, load_model
 from fewbits.sources.training import train_classifier
 
-VERBS = ("demo", "compress", "evaluate", "inspect", "decode", "methods", "sweep", "sensitivity")
+VERBS = (
+    "demo",
+    "compress",
+    "train",
+    "evaluate",
+    "inspect",
+    "decode",
+    "methods",
+    "sweep",
+    "sensitivity",
+)
 MODEL = "builtin:digits-mlp"
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -433,7 +443,7 @@ def test_decode_refuses(here):
 
 def test_methods_are_the_registry():
     found = run_json("methods")["methods"]
-    assert [entry["name"] for entry in found] == list(METHODS)
+    assert [entry["name"] for entry in found] == [*METHODS, *TRAINED]
     assert found[0]["settings"]["bits"] == 4
     text = run("methods").stdout
     assert all(entry["summary"] in text and entry["paper"] in text for entry in found)
