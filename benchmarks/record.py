@@ -23,7 +23,16 @@ import fewbits
 from images import ROOT
 from networks import top1
 
-__all__ = ["RESULTS", "Run", "blank_copy", "environment", "peak_rss_mb", "run_once", "write"]
+__all__ = [
+    "RESULTS",
+    "Run",
+    "blank_copy",
+    "environment",
+    "measured",
+    "peak_rss_mb",
+    "run_once",
+    "write",
+]
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
@@ -119,7 +128,34 @@ def run_once(
     """Compress, save, load the file into a copy, and measure top-1 on each evaluation set."""
     wall, cpu = time.perf_counter(), time.process_time()
     coded = fewbits.compress(model, recipe, calibration=calibration, seed=seed)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    return measured(
+        coded,
+        model,
+        evaluation,
+        seconds=seconds,
+        method=method,
+        settings=settings,
+        seed=seed,
+        calibration_images=sum(len(batch) for batch in calibration or ()),
+    )
+
+
+def measured(
+    coded: fewbits.CodedModel,
+    model: nn.Module,
+    evaluation: dict[str, tuple[Tensor, Tensor]],
+    *,
+    seconds: tuple[float, float],
+    method: str,
+    settings: dict[str, Any],
+    seed: int,
+    calibration_images: int,
+) -> Run:
+    """Save, load the file into a copy of ``model``, and measure top-1 on each evaluation set.
+
+    ``seconds``: wall and CPU time that the compression took.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.fewbits"
         coded.save(path)
@@ -132,14 +168,14 @@ def run_once(
         method=method,
         settings=settings,
         seed=seed,
-        calibration_images=sum(len(batch) for batch in calibration or ()),
+        calibration_images=calibration_images,
         file_bytes=size,
         **_item_bytes(report),
         bits_per_weight=report.bits_per_weight,
         compression_ratio=report.compression_ratio,
         accuracy={name: top1(loaded, *data) for name, data in evaluation.items()},
-        wall_seconds=wall,
-        cpu_seconds=cpu,
+        wall_seconds=seconds[0],
+        cpu_seconds=seconds[1],
         process_peak_rss_mb=peak_rss_mb(),
     )
 

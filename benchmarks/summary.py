@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from summary_curves import budgets, rate_accuracy, transform_arms
+from summary_training import hemp_mnist
+from tables import table
+
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _origin(record: dict[str, Any]) -> str:
@@ -50,7 +48,7 @@ def resnet20_cifar10(record: dict[str, Any]) -> str:
         for row in record["summary"]
     ]
     head = ("method", "bits", "top-1 % (range over seeds)", "file bytes", "CPU seconds", "target")
-    return f"Float32: {record['float_accuracy']['test']:.2f} %.\n\n{_table(head, rows)}"
+    return f"Float32: {record['float_accuracy']['test']:.2f} %.\n\n{table(head, rows)}"
 
 
 def mnist_mlp(record: dict[str, Any]) -> str:
@@ -77,9 +75,9 @@ def mnist_mlp(record: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Float32: {record['float_accuracy']['test']:.2f} %.",
-            _table(("C", *(f"{clip:g}" for clip in clips)), rows),
-            _table(("chosen on validation images", "C", "test top-1 %", "file bytes"), chosen),
-            _table(("published finding", "holds here"), checks),
+            table(("C", *(f"{clip:g}" for clip in clips)), rows),
+            table(("chosen on validation images", "C", "test top-1 %", "file bytes"), chosen),
+            table(("published finding", "holds here"), checks),
         ]
     )
 
@@ -102,7 +100,7 @@ def speed(record: dict[str, Any]) -> str:
     peer = record["peer"]
     low, high = peer["float_passes_cpu"]
     return (
-        f"{_table(head, rows)}\n\n{peer['tool']}: {low} to {high} float passes ({peer['source']})."
+        f"{table(head, rows)}\n\n{peer['tool']}: {low} to {high} float passes ({peer['source']})."
     )
 
 
@@ -112,7 +110,7 @@ def kernel_speed(record: dict[str, Any]) -> str:
     ratios = {(r["kernel"], (r["neurons"], r["columns"])): r["ratio"] for r in record["measured"]}
     kernels = dict.fromkeys(row["kernel"] for row in record["measured"])
     rows = [(name, *(f"{ratios[name, size]:.1f}" for size in sizes)) for name in kernels]
-    return _table(("times a GEMM", *(f"{n} x {columns}" for n, columns in sizes)), rows)
+    return table(("times a GEMM", *(f"{n} x {columns}" for n, columns in sizes)), rows)
 
 
 def calibration_rows(record: dict[str, Any]) -> str:
@@ -129,7 +127,7 @@ def calibration_rows(record: dict[str, Any]) -> str:
         for row in record["measured"]
     ]
     head = ("bits", "case", "divergence, nats", "range over seeds", "file bytes", "CPU s")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _less(ours: int, theirs: int | None) -> str:
@@ -176,10 +174,10 @@ def coding(record: dict[str, Any]) -> str:
     large = sum(net["large_tensors"] for net in nets)
     beaten = sum(net["large_beaten_by_general"] for net in nets)
     return (
-        f"{_table(head, rows)}\n\nUneven: rows or columns differ in mean magnitude by a "
+        f"{table(head, rows)}\n\nUneven: rows or columns differ in mean magnitude by a "
         f"coefficient of variation of {record['uneven_from']} or more, beyond chance; each tensor "
         f"alone. Of {large} tensors with over 10,000 weights, a general compressor takes as few "
-        f"bytes as `smallest` or fewer for {beaten}.\n\n{_table(titles, files)}"
+        f"bytes as `smallest` or fewer for {beaten}.\n\n{table(titles, files)}"
     )
 
 
@@ -220,7 +218,7 @@ def coding_sources(record: dict[str, Any]) -> str:
         for effort in ("fast", "balanced", "smallest")
     ]
     titles = ("1e7 symbols", "effort", "codec", "bits", "encode, Msym/s", "decode, Msym/s")
-    return f"{_table(head, rows)}\n\n{_table(of, known)}\n\n{_table(titles, speeds)}"
+    return f"{table(head, rows)}\n\n{table(of, known)}\n\n{table(titles, speeds)}"
 
 
 def fuzz(record: dict[str, Any]) -> str:
@@ -231,7 +229,7 @@ def fuzz(record: dict[str, Any]) -> str:
     rows.append(("all", *(f"{sum(r[key] for r in record['modes']):,}" for key in counted)))
     slowest, peak, limits = record["slowest"], record["peak"], record["limits"]
     return (
-        f"{_table(head, rows)}\n\n"
+        f"{table(head, rows)}\n\n"
         f"{record['cases']:,} files in {record['wall_seconds'] / 60:.1f} minutes, from "
         f"{len(record['seeds'])} sound ones, seed {record['seed']}. "
         f"Failures (another error, a crash, a hang, or memory refused): "
@@ -246,6 +244,9 @@ PRINTERS = {
     printer.__name__: printer
     for printer in (
         resnet20_cifar10,
+        rate_accuracy,
+        budgets,
+        transform_arms,
         mnist_mlp,
         speed,
         kernel_speed,
@@ -253,6 +254,7 @@ PRINTERS = {
         coding,
         coding_sources,
         fuzz,
+        hemp_mnist,
     )
 }
 

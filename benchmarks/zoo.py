@@ -19,7 +19,7 @@ from images import cifar10, data_folder, mnist, normalise
 from llama import Llama, sample
 from networks import load_weights, resnet20, resnet32
 
-__all__ = ["ZOO", "Case"]
+__all__ = ["ZOO", "Case", "lenet5", "mnist_batches"]
 
 CALIBRATION = 1024  # images
 BATCH = 128
@@ -41,10 +41,15 @@ def _cifar(raw: bool = False, count: int = CALIBRATION, seed: int = 0) -> Tensor
     return torch.from_numpy(np.array(pixels)).float() if raw else normalise(pixels)
 
 
-def _mnist(scale: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def mnist_batches(scale: Callable[[Tensor], Tensor], count: int, seed: int) -> list[Tensor]:
+    """Draw ``count`` training images without replacement, as ``scale`` makes them of pixels."""
     images, _ = mnist("train")
-    chosen = np.sort(np.random.default_rng(0).choice(len(images), CALIBRATION, replace=False))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(images), count, replace=False))
     return list(scale(images[torch.from_numpy(chosen)]).split(BATCH))
+
+
+def _mnist(scale: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return mnist_batches(scale, CALIBRATION, 0)
 
 
 class _LeNet5(nn.Module):
@@ -183,9 +188,13 @@ def _resnet8() -> Case:
     return Case(net, list(_cifar(raw=True).split(BATCH)), "ResNet-8 of MLPerf Tiny on CIFAR-10")
 
 
+def lenet5() -> nn.Module:
+    """Return LeNet-5 trained on MNIST (99.14 % top-1), in evaluation mode; pixels over 256."""
+    return load_weights(_LeNet5(), "lenet_mnist", "lenet5_caffe.safetensors")
+
+
 def _lenet5() -> Case:
-    net = load_weights(_LeNet5(), "lenet_mnist", "lenet5_caffe.safetensors")
-    return Case(net, _mnist(lambda x: x.view(-1, 1, 28, 28) / 256), "LeNet-5 on MNIST")
+    return Case(lenet5(), _mnist(lambda x: x.view(-1, 1, 28, 28) / 256), "LeNet-5 on MNIST")
 
 
 def _lenet300() -> Case:

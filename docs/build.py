@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fewbits import METHODS
+from fewbits import METHODS, TRAINED
 from fewbits.coding import CODECS
 from fewbits.engine.views import KINDS
 
@@ -25,6 +25,10 @@ def methods() -> str:
         parts.append(f"\n## {name}\n\n{method.summary}.\n\n- Paper: {method.paper}")
         parts.append(f"- Needs: {method.needs}\n\n| setting | default |\n|---|---|")
         parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(method)]
+    for name, trained in TRAINED.items():
+        parts.append(f"\n## {name}\n\n{trained.summary}.\n\n- Paper: {trained.paper}")
+        parts.append("- Needs: training, by `fewbits.prepare`\n\n| setting | default |\n|---|---|")
+        parts += [f"| `{field.name}` | `{field.default!r}` |" for field in fields(trained)]
     return NOTE + "\n".join(parts) + "\n"
 
 
@@ -48,8 +52,19 @@ def results() -> str:
     return f"{NOTE}# Results\n\n{origin}\n\n{tables}"
 
 
+def _sizes() -> str:
+    """What `smallest` gives at the sizes of the record of budgets, on ResNet-20."""
+    record = json.loads((RECORDS / "budgets.json").read_text(encoding="utf-8"))
+    rows = [row for row in record["summary"] if row["network"] == "resnet20"]
+    found = [row for row in rows if row["budget"][0] == "bytes"]
+    cells = [f"{r['accuracy_mean']:.2f} %, {r['file_bytes_mean']:,.0f} B" for r in found]
+    head = [f"{row['budget'][1]:,} B" for row in found]
+    lines = [["asked for", *head], ["---"] * (1 + len(found)), ["smallest", *cells]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def readme() -> str:
-    """README.md with its table of results, from the record of ResNet-20."""
+    """README.md with its tables of results, from the records of ResNet-20."""
     record = json.loads((RECORDS / "resnet20_cifar10.json").read_text(encoding="utf-8"))
     rows = {(row["method"], row["bits"]): row for row in record["summary"]}
     widths = sorted({bits for _, bits in rows}, reverse=True)
@@ -65,8 +80,11 @@ def readme() -> str:
     table = (
         f"ResNet-20 on CIFAR-10, all 20 layers, {accuracy:.2f} % in float32: top-1 on the 10,000\n"
         "test images and bytes of the whole file, mean of three calibration seeds (1,024 training\n"
-        "images each; 2 bits are ternary).\n\n" + "\n".join(lines) + "\n\n"
-        "More, with time and memory: [results](docs/reference/results.md).\n"
+        "images each, no labels). The recipe `smallest` was given a size and found the rest:\n\n"
+        + _sizes()
+        + "\n\nMethods with fixed bit widths (2 bits are ternary):\n\n"
+        + "\n".join(lines)
+        + "\n\nMore, with time and memory: [results](docs/reference/results.md).\n"
     )
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)

@@ -26,20 +26,25 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, METHODS, RDOQ, Nearest, Qronos, Transform
+    from .methods import GPFQ, GPTQ, HEMP, METHODS, RDOQ, TRAINED, Nearest, Qronos, Transform
     from .model import CodedModel
     from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
     from .progress import ProgressEvent
     from .recipe import Recipe, Rule
+    from .schedule import Ramp
+    from .stages import Training
+    from .training import Tuner, prepare
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GPFQ",
     "GPTQ",
+    "HEMP",
     "METHODS",
     "RDOQ",
+    "TRAINED",
     "BudgetError",
     "CalibrationError",
     "CodedModel",
@@ -54,17 +59,21 @@ __all__ = [
     "Plan",
     "ProgressEvent",
     "Qronos",
+    "Ramp",
     "Recipe",
     "Rule",
     "SourceError",
     "TargetError",
+    "Training",
     "Transform",
+    "Tuner",
     "WorkerError",
     "compress",
     "inspect",
     "load",
     "load_tensor",
     "plan",
+    "prepare",
     "sensitivity",
 ]
 
@@ -72,12 +81,25 @@ _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
-    ".methods": ("GPFQ", "GPTQ", "METHODS", "RDOQ", "Nearest", "Qronos", "Transform"),
+    ".methods": (
+        "GPFQ",
+        "GPTQ",
+        "HEMP",
+        "METHODS",
+        "RDOQ",
+        "TRAINED",
+        "Nearest",
+        "Qronos",
+        "Transform",
+    ),
     ".model": ("CodedModel",),
     ".per_layer": ("LayerHarm", "sensitivity"),
     ".planning": ("Plan",),
     ".progress": ("ProgressEvent",),
     ".recipe": ("Recipe", "Rule"),
+    ".schedule": ("Ramp",),
+    ".stages": ("Training",),
+    ".training": ("Tuner", "prepare"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

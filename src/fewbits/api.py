@@ -98,7 +98,7 @@ def compress(
     recipe = Recipe.of(method, calibrated=calibration is not None)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    make_plan(model, recipe)
+    _check_untrained(make_plan(model, recipe))
     check_finite(model)
     memory: dict[str, Any] | None = None if goal is None else {}
 
@@ -211,6 +211,18 @@ def _copied(model: nn.Module) -> nn.Module:
             "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
             "old weight_norm or pruning (remove_weight_norm, prune.remove)."
         ) from error
+
+
+def _check_untrained(plan: Plan) -> None:
+    trained = [entry.trained for entry in plan.entries if entry.trained is not None]
+    named = plan.recipe.train.method if plan.recipe.train is not None else None
+    if trained or plan.recipe.train is not None:
+        method = trained[0] if trained else named
+        raise ConfigError(
+            f"the method {method.name if method else 'of the recipe'!r} trains, and compress() "
+            "does not. Use fewbits.training.recipes.train(model, recipe, data), fewbits.prepare "
+            "in your own loop, or the command 'fewbits train'."
+        )
 
 
 def _check_no_goal(evaluate: object, seconds: object, trace: object) -> None:

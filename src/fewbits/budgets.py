@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,23 +11,23 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .container import write
 from .errors import ConfigError, require
-from .methods import METHODS, Method
+from .fingerprint import fingerprint
+from .methods import METHODS, Method, TrainedMethod
 from .model import CodedModel
 from .progress import Progress, ProgressEvent
 from .recipe import Recipe
 from .search import Goal, SlopeSearch, Trace, Trial
 
-__all__ = ["Budget", "Evaluate", "fingerprint", "has_slope", "sloped", "with_slope"]
+__all__ = ["Budget", "Evaluate", "has_slope", "sloped", "with_slope"]
 
 Evaluate = Callable[[nn.Module], float]
 
 
-def has_slope(method: Method | type[Method] | None) -> bool:
+def has_slope(method: Method | TrainedMethod | type[Method] | None) -> bool:
     """Tell whether a method has the setting ``slope``, by which a search can steer it."""
     return method is not None and "slope" in {entry.name for entry in fields(method)}  # type: ignore[arg-type]
 
@@ -192,17 +190,6 @@ class _Run:
         return coded.with_trace(trace)
 
 
-def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
-    """Return 16 hexadecimal digits of named tensors (others are left out) and JSON-ready facts."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in tensors:
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _key(model: nn.Module, recipe: Recipe, calibration: Sequence[Any] | None, effort: str) -> str:
     """Return a fingerprint of what a trial depends on besides the slope.
 
@@ -226,7 +213,7 @@ def _tensors(batch: Any) -> Iterable[Tensor]:
 def _start(recipe: Recipe) -> float:
     """Return the slope where the search begins: the recipe's, the mean of several."""
     methods = [rule.method for rule in recipe.rules if rule.method is not None]
-    slopes = [float(method.slope) for method in methods if has_slope(method)]  # type: ignore[attr-defined]
+    slopes = [float(method.slope) for method in methods if has_slope(method)]  # type: ignore[union-attr]
     if not slopes:
         names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
         known = ", ".join(map(repr, sloped())) or "none that is registered"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .engine.batches import Forward, call_model, describe
+from .engine.batches import Forward, call_model, describe, labels_of
 from .errors import CalibrationError, ModelError
 from .progress import Progress, ProgressEvent, silent
 
@@ -92,19 +92,13 @@ def evaluate(
 
 
 def _labels(batch: Any, number: int) -> Tensor:
-    labels: Any = None
-    if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in ("labels", "label") if key in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        labels = batch[-1]
-    integers = isinstance(labels, Tensor) and not labels.is_floating_point()
-    if not integers or labels.dim() != 1:
+    labels = labels_of(batch)
+    if labels is None:
         raise CalibrationError(
             f"evaluation batch {number} has no class labels; expected (inputs, labels) with "
             f"integer labels of shape (n,). Got {describe(batch)}."
         )
-    found: Tensor = labels.long()
-    return found
+    return labels
 
 
 def _logits(forward: Forward, model: nn.Module, batch: Any, labels: Tensor, number: int) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .coded import CodedTensor, Contents
+from .coded import Contents
 from .engine.batches import Forward, as_batches, as_forward, explained
-from .engine.bridge import pack, pack_raw
+from .engine.bridge import pack_state
 from .engine.collect import LayerQuantizer, Work, quantize_blind
 from .engine.fold import Folded, fold_batchnorm
 from .engine.layer import Quantized
@@ -216,14 +216,13 @@ class Pipeline:
     def _pack(self, state: dict[str, Tensor], source: str) -> CodedModel:
         recipe = self.plan.recipe
         targets = {entry.target.name: entry.target for entry in self.plan.entries}
-        tensors: dict[str, CodedTensor] = {}
-        for name, tensor in state.items():
-            if name in self.plan.aliases:
-                continue
-            if name in self.results:
-                tensors[name] = pack(self.results[name], targets[name], tensor.dtype)
-            else:
-                tensors[name] = pack_raw(tensor, recipe.raw_dtype)
+        tensors = pack_state(
+            state,
+            results=self.results,
+            targets=targets,
+            aliases=self.plan.aliases,
+            raw_dtype=recipe.raw_dtype,
+        )
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if source:
             metadata["source"] = source

@@ -10,7 +10,7 @@ from torch import nn
 
 from .engine.targets import Target, matches, survey, unmatched
 from .errors import TargetError
-from .methods import Method, Nearest, to_settings
+from .methods import Method, Nearest, TrainedMethod, to_settings
 from .recipe import Recipe, Rule
 
 __all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan"]
@@ -18,11 +18,15 @@ __all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan"]
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One weight that can be coded, the method it gets or None, and why where that is not plain."""
+    """One weight that can be coded, the method it gets or None, and why where that is not plain.
+
+    ``trained``: the method that trains it, after ``method`` where there are both.
+    """
 
     target: Target
     method: Method | None
     reason: str = ""
+    trained: TrainedMethod | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -32,6 +36,7 @@ class PlanEntry:
             "shape": list(self.target.shape),
             "method": None if self.method is None else to_settings(self.method),
             "reason": self.reason,
+            **({} if self.trained is None else {"trained": to_settings(self.trained)}),
         }
 
 
@@ -78,7 +83,10 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        rows = [(e.target.name, e.target.kind, _short(e.method), e.reason) for e in self.entries]
+        rows = [
+            (e.target.name, e.target.kind, _short(e.trained or e.method), e.reason)
+            for e in self.entries
+        ]
         rows += [(name, "-", "keep", reason) for name, reason in self.kept.items()]
         rows += [(name, "-", "tied", f"same tensor as {to}") for name, to in self.aliases.items()]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
@@ -124,6 +132,8 @@ def _entry(target: Target, rules: tuple[Rule, ...]) -> PlanEntry:
     if not chosen:
         return PlanEntry(target, None, "no rule matches it")
     rule = chosen[-1]
+    if isinstance(rule.method, TrainedMethod):
+        return PlanEntry(target, None, "", rule.method)
     if rule.method is None:
         return PlanEntry(target, None, f"kept by rule {rule.match!r}")
     if target.view.inputs is None and rule.method.needs != "nothing":
@@ -132,7 +142,7 @@ def _entry(target: Target, rules: tuple[Rule, ...]) -> PlanEntry:
     return PlanEntry(target, rule.method)
 
 
-def _short(method: Method | None) -> str:
+def _short(method: Method | TrainedMethod | None) -> str:
     if method is None:
         return "keep"
     settings = to_settings(method)

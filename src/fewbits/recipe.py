@@ -12,6 +12,9 @@ A recipe in YAML::
       - match: "linear"
         method: keep
     finish: [reestimate_batchnorm]
+    train:                        # optional: go on by training (see docs/training.md)
+      method: hemp
+      epochs: 20
 
 is the same value as ``Recipe(rules=(Rule("*", GPFQ(bits=4)), Rule("linear", None)), ...)``.
 """
@@ -19,7 +22,7 @@ is the same value as ``Recipe(rules=(Rule("*", GPFQ(bits=4)), Rule("linear", Non
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,19 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, SourceError, did_you_mean, require
-from .methods import METHODS, RDOQ, Method, from_settings, gradients_of, to_settings
+from .methods import (
+    METHODS,
+    RDOQ,
+    TRAINED,
+    Method,
+    TrainedMethod,
+    from_settings,
+    gradients_of,
+    to_settings,
+    trained_from_settings,
+)
 from .registry import Registry
+from .stages import Training
 from .yaml_text import read_yaml
 
 __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
@@ -36,7 +50,7 @@ __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
 _RAW = ("keep", "float16", "bfloat16")
-_KEYS = ("rules", "prepare", "finish", "seed", "raw_dtype", "calibration_rows")
+_KEYS = ("rules", "prepare", "finish", "train", "seed", "raw_dtype", "calibration_rows")
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Rule:
     """Weights whose name, layer or layer class fits ``match`` get ``method``; None keeps them."""
 
     match: str
-    method: Method | None
+    method: Method | TrainedMethod | None
 
     def __post_init__(self) -> None:
         require(isinstance(self.match, str), "match", "a pattern (a string)", self.match)
@@ -69,6 +83,8 @@ class Recipe:
         raw_dtype: how tensors that are not quantized are stored: "keep", "float16" or "bfloat16"
             (a tensor that would lose more than 2**-8 of a value keeps its own dtype).
         calibration_rows: input rows kept per layer; None for 16 per column in [16384, 65536].
+        train: how long and with what is trained, where a rule or itself names a method that
+            trains; None without training.
     """
 
     rules: tuple[Rule, ...]
@@ -77,6 +93,7 @@ class Recipe:
     seed: int = 0
     raw_dtype: str = "keep"
     calibration_rows: int | None = None
+    train: Training | None = None
 
     def __post_init__(self) -> None:
         sound = isinstance(self.rules, tuple) and all(isinstance(r, Rule) for r in self.rules)
@@ -93,6 +110,7 @@ class Recipe:
         require(
             rows is None or _is_whole(rows, 1), "calibration_rows", "an integer > 0, or None", rows
         )
+        self._check_train()
 
     @classmethod
     def of(
@@ -124,6 +142,39 @@ class Recipe:
         scaled = getattr(method, "per", "") == "channel" or bool(gradients_of(method))
         prepare = PREPARE if calibrated and scaled else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
+
+    @property
+    def first_stage(self) -> Recipe | None:
+        """What is done without training: all of it, or what training starts from, or nothing."""
+        if any(isinstance(rule.method, TrainedMethod) for rule in self.rules):
+            return None
+        return replace(self, train=None)
+
+    @property
+    def training_stage(self) -> Recipe | None:
+        """The rules with the method that trains, and ``train``; None where nothing is trained."""
+        if self.train is not None and self.train.method is not None:
+            rules = (replace(r, method=r.method and self.train.method) for r in self.rules)
+            settings = replace(self.train, method=None)
+            return replace(self, rules=tuple(rules), prepare=(), finish=(), train=settings)
+        return self if self.first_stage is None else None
+
+    def _check_train(self) -> None:
+        require(
+            self.train is None or isinstance(self.train, Training),
+            "train",
+            "a fewbits.Training, or None",
+            self.train,
+        )
+        if self.train is None:
+            return
+        rules_train = any(isinstance(rule.method, TrainedMethod) for rule in self.rules)
+        if rules_train == (self.train.method is not None):
+            raise ConfigError(
+                "a recipe with 'train' names one method that trains "
+                f"({', '.join(TRAINED)}), in 'train' or in the rules. It names "
+                + ("both." if rules_train else "none: add 'method: ...' to 'train'.")
+            )
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Recipe:
@@ -158,6 +209,7 @@ class Recipe:
             tuple(_rule(i, entry) for i, entry in enumerate(rules)),
             prepare=_stages("prepare", data.get("prepare")),
             finish=_stages("finish", data.get("finish")),
+            train=None if data.get("train") is None else Training.from_dict(data["train"]),
             **fields,
         )
 
@@ -167,6 +219,8 @@ class Recipe:
         for key in ("prepare", "finish"):
             if getattr(self, key):
                 data[key] = list(getattr(self, key))
+        if self.train is not None:
+            data["train"] = self.train.to_dict()
         defaults = {"seed": 0, "raw_dtype": "keep", "calibration_rows": None}
         return data | {k: getattr(self, k) for k, v in defaults.items() if getattr(self, k) != v}
 
@@ -180,7 +234,7 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def _check_method(method: object) -> None:
-    if isinstance(method, type) or not isinstance(method, Method):
+    if isinstance(method, type) or not isinstance(method, (Method, TrainedMethod)):
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
             f"path of a recipe file. Got {method!r} instead."
@@ -215,7 +269,8 @@ def _rule(position: int, entry: Any) -> Rule:
         _check_keys(settings, ("method",), f"{where} (keep takes no settings)")
         return Rule(entry["match"], None)
     try:
-        return Rule(entry["match"], from_settings(settings))
+        build = trained_from_settings if settings.get("method") in TRAINED else from_settings
+        return Rule(entry["match"], build(settings))
     except ConfigError as error:
         raise ConfigError(f"{where} (match: {entry['match']!r}): {error}") from None
 

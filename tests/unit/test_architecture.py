@@ -22,9 +22,31 @@ MAY = {
     "coding": {"errors", "registry"},
     "container": {"errors", "registry", "coded", "coding"},
     "engine": {"errors", "registry", "progress", "coded", "ops"},
-    "methods": {"errors", "registry", "coded", "coding", "ops", "engine"},
+    "schedule": {"errors"},
+    "methods": {"errors", "registry", "schedule", "coded", "coding", "ops", "engine"},
+    "training": {
+        "errors",
+        "registry",
+        "progress",
+        "schedule",
+        "coded",
+        "coding",
+        "container",
+        "ops",
+        "engine",
+        "methods",
+        "recipe",
+        "planning",
+        "model",
+        "stages",
+        "fingerprint",
+        "sources",
+        "evaluate",
+    },
+    "fingerprint": set(),
     "yaml_text": set(),
-    "recipe": {"errors", "methods", "registry", "yaml_text"},
+    "stages": {"errors", "methods", "schedule"},
+    "recipe": {"errors", "methods", "registry", "stages", "yaml_text"},
     "planning": {"errors", "engine", "methods", "recipe"},
     "search": {"errors"},
     "model": {"errors", "coded", "container", "engine", "planning", "search"},
@@ -32,7 +54,7 @@ MAY = {
     "report": {"errors", "coded"},
     "evaluate": {"errors", "progress", "engine"},
 }
-NO_TORCH = ("coded", "coding", "container", "errors", "registry", "progress", "search")
+NO_TORCH = ("schedule", "coded", "coding", "container", "errors", "registry", "progress", "search")
 
 
 def _part(path: Path) -> str:

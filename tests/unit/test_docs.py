@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import fewbits
+import fewbits.stages
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
@@ -34,7 +35,26 @@ def test_the_recipe_of_the_docs_is_one():
     assert len(fewbits.Recipe.from_dict(yaml.safe_load(block[1])).rules) == 3
 
 
+def test_the_training_page_runs(digits_net, digits):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    recipe = fewbits.Recipe.from_dict(
+        yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
+    )
+    assert recipe.train.epochs == 30
+    assert set(fewbits.stages.loop_settings()) <= set(re.findall(r"`(\w+)`", text))
+    x, y, _, _ = digits
+    names = {
+        "model": digits_net,
+        "loader": [(x[:64], y[:64])],
+        "held_out": x[64:128],
+        "score": lambda network, inputs: float((network(inputs).argmax(1) == y[64:128]).sum()),
+    }
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace('"run"', "None")
+    exec(code, names)
+    assert names["coded"].size_report().file_bytes > 0
+
+
 def test_every_method_has_a_page():
     pages = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "methods").glob("*.md"))
-    for name in fewbits.METHODS:
+    for name in (*fewbits.METHODS, *fewbits.TRAINED):
         assert name in pages.lower(), name

@@ -16,6 +16,7 @@ from .inspect import inspect
 from .methods import methods
 from .sensitivity import sensitivity
 from .sweep import sweep
+from .train import train
 
 __all__ = ["app"]
 
@@ -47,5 +48,5 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _verb in (demo, compress, sweep, sensitivity, evaluate, inspect, decode, methods):
+for _verb in (demo, compress, train, sweep, sensitivity, evaluate, inspect, decode, methods):
     app.command(_verb.__name__)(_verb)

@@ -48,7 +48,7 @@ MaxDrop: TypeAlias = Annotated[
 Selection: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Labelled data that the search judges on: neither calibration nor test. [default: "
+        help="Labelled data that the search judges on: neither calibration nor test. \\[default: "
         "half of the training part, where --data can divide it]",
         rich_help_panel=_PANEL,
     ),

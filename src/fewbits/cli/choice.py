@@ -15,7 +15,7 @@ from ..yaml_text import read_yaml
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-__all__ = ["choose"]
+__all__ = ["choose", "for_training", "settings_of"]
 
 
 def choose(
@@ -34,7 +34,6 @@ def choose(
             ``--data`` missing.
         ConfigError: a recipe file that is not acceptable.
     """
-    from ..methods import from_settings  # noqa: PLC0415
     from ..recipe import RECIPES, Recipe  # noqa: PLC0415
 
     if recipe is not None:
@@ -44,17 +43,17 @@ def choose(
     elif searching and method is None and bits is None and not settings:
         chosen = RECIPES["smallest"]
     else:
-        values = _settings(settings)
+        values = settings_of(settings)
         if bits is not None:
             if "bits" in values:
                 raise typer.BadParameter("bits are given twice: by --bits and by --set.")
             values["bits"] = bits
-        try:
-            named = from_settings({**values, "method": method or ("rdoq" if searching else "gpfq")})
-        except ConfigError as error:
-            raise typer.BadParameter(str(error)) from None
-        chosen = Recipe.of(named, calibrated=has_data)
-    needing = [r.method.name for r in chosen.rules if r.method and r.method.needs != "nothing"]
+        chosen = _for_all(method or ("rdoq" if searching else "gpfq"), values, has_data)
+    needing = [
+        rule.method.name
+        for rule in chosen.rules
+        if rule.method and getattr(rule.method, "needs", "nothing") != "nothing"
+    ]
     needing += [*chosen.prepare, *chosen.finish]
     if needing and not has_data:
         raise typer.BadParameter(
@@ -64,7 +63,21 @@ def choose(
     return chosen
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+def for_training(method: str, settings: Sequence[str]) -> Recipe:
+    """Return the recipe of one method that trains, and settings as of ``--set``.
+
+    Raises:
+        typer.BadParameter: no such method, or no such setting.
+    """
+    return _for_all(method, settings_of(settings), True, trains=True)
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``--set key=value`` options; a value is written as in YAML.
+
+    Raises:
+        typer.BadParameter: not of this form, or a key given twice.
+    """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -77,3 +90,17 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise typer.BadParameter(f"--set {key}: {value!r} is no value.") from None
     return values
+
+
+def _for_all(name: str, values: dict[str, Any], has_data: bool, *, trains: bool = False) -> Recipe:
+    """Return the recipe of one method for all weights."""
+    from ..methods import TRAINED, from_settings, trained_from_settings  # noqa: PLC0415
+    from ..recipe import Recipe, Rule  # noqa: PLC0415
+
+    described = {**values, "method": name}
+    try:
+        if name not in TRAINED and not trains:
+            return Recipe.of(from_settings(described), calibrated=has_data)
+        return Recipe((Rule("*", trained_from_settings(described)),), raw_dtype="float16")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None

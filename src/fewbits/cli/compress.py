@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,8 @@ from .budget import (
 )
 from .choice import choose
 from .progress import listening
+from .train import order_of
+from .training_options import with_training
 from .verb import Force, Json, Outcome, Workers, check_output, note, verb
 
 __all__ = ["compress"]
@@ -44,7 +46,7 @@ def compress(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="See 'fewbits methods'. [default: gpfq]", rich_help_panel=_METHOD),
+        typer.Option(help="See 'fewbits methods'. \\[default: gpfq]", rich_help_panel=_METHOD),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Index width.", rich_help_panel=_METHOD)] = None,
     settings: Annotated[
@@ -54,6 +56,14 @@ def compress(
     recipe: Annotated[
         Path | None,
         typer.Option(help="YAML file with rules per layer.", rich_help_panel=_METHOD),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Go on by training (hemp), or train by --method hemp. See 'fewbits train'.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     target_size: TargetSize = None,
     target_bits: TargetBits = None,
@@ -67,7 +77,7 @@ def compress(
     ] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of every random choice. [default: the recipe's]")
+        int | None, typer.Option(min=0, help="Of every random choice. \\[default: the recipe's]")
     ] = None,
     effort: Annotated[
         str, typer.Option(help="fast, balanced or smallest: time for bytes, same network.")
@@ -89,6 +99,9 @@ def compress(
     Example: fewbits compress builtin:digits-cnn --weights digits-cnn.safetensors
     --data digits --method gpfq --bits 4 -o digits.fewbits
 
+    With --epochs, or a recipe that has 'train', the network is trained as well; checkpoints are in
+    OUT.run, and 'fewbits train --resume OUT.run' goes on with them.
+
     Example: the same, with --max-drop 0.5% in place of method and bits
     """
     wanted = Wanted(target_size, target_bits, max_drop, selection, evaluations, time_budget, trace)
@@ -103,6 +116,11 @@ def compress(
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
     if out is not None and not dry_run:
         check_output(out, force)
+    if not dry_run and (epochs is not None or chosen.training_stage is not None):
+        means = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
+        sources = {"model": model, "weights": weights, "data": data, "selection": None}
+        trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
+        return _train(out, sources, trained, means, wanted=wanted, force=force, workers=workers)
     from .work import Job, remarks  # noqa: PLC0415  (brings torch)
 
     job = Job(model, weights, data, chosen, batch_size=batch_size, wanted=wanted)
@@ -124,3 +142,27 @@ def compress(
     for text in remarks(done.coded):
         note(f"note: {text}")
     return Outcome(done.to_dict(), done.shown())
+
+
+def _train(
+    out: Path | None,
+    sources: dict[str, Any],
+    recipe: dict[str, Any],
+    means: dict[str, Any],
+    *,
+    wanted: Wanted,
+    force: bool,
+    workers: int,
+) -> Outcome:
+    if wanted:
+        raise typer.BadParameter(
+            "a budget and a training do not go together: compress to the budget, then "
+            "'fewbits train --start FILE'."
+        )
+    order = order_of(out, sources, recipe, means, force=force)
+    from .training import carry_out  # noqa: PLC0415
+
+    with listening() as progress:
+        return carry_out(
+            order, resume=False, device="auto", devices=1, workers=workers, progress=progress
+        )

@@ -25,7 +25,7 @@ def evaluate(
     *,
     data: Annotated[str, typer.Option(help="Labelled data; its test split is used.")],
     model: Annotated[
-        str | None, typer.Option(help="How to build the network. [default: what the file says]")
+        str | None, typer.Option(help="How to build the network. \\[default: what the file says]")
     ] = None,
     min_accuracy: Annotated[
         str | None, typer.Option(help="As 0.97 or 97%: exit code 3 below it.")

@@ -23,12 +23,12 @@ def methods(
 
     Example: fewbits methods gpfq
     """
-    from ..methods import METHODS  # noqa: PLC0415  (brings torch)
+    from ..methods import METHODS, TRAINED  # noqa: PLC0415  (brings torch)
 
     if name is None:
-        entries = [_describe(kind) for _, kind in METHODS.items()]
+        entries = [_describe(kind) for _, kind in (*METHODS.items(), *TRAINED.items())]
         return Outcome({"methods": entries}, (methods_table(entries),))
-    kind = METHODS[name]
+    kind: Any = TRAINED[name] if name in TRAINED else METHODS[name]
     entry = _describe(kind)
     head = f"{name}: {entry['summary']}\npaper: {entry['paper']}\nneeds: {entry['needs']}"
     shown = (f"{head}\n\n{getdoc(kind)}\n", settings_table(entry["settings"]))
@@ -36,6 +36,10 @@ def methods(
 
 
 def _describe(kind: Any) -> dict[str, Any]:
+    from ..schedule import Ramp  # noqa: PLC0415
+
     defaults = {f.name: "required" if f.default is MISSING else f.default for f in fields(kind)}
-    words = {key: getattr(kind, key) for key in ("name", "summary", "paper", "needs")}
+    defaults = {k: v.to_dict() if isinstance(v, Ramp) else v for k, v in defaults.items()}
+    words = {key: getattr(kind, key) for key in ("name", "summary", "paper")}
+    words["needs"] = getattr(kind, "needs", "training")
     return {**words, "settings": defaults}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from ..progress import Progress, ProgressEvent, silent
 
@@ -23,12 +24,17 @@ def listening() -> Iterator[Progress]:
         return
     columns = (
         TextColumn("{task.description:10}"),
-        BarColumn(),
+        BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}", style="dim"),
+        # Figures of a training are long: they are cut short, not the bar.
+        TextColumn(
+            "{task.fields[detail]}", style="dim", table_column=Column(no_wrap=True, ratio=1)
+        ),
     )
-    with Bars(*columns, console=console, transient=True, redirect_stdout=False) as bars:
+    with Bars(
+        *columns, console=console, transient=True, redirect_stdout=False, expand=True
+    ) as bars:
         tasks = {}
 
         def listen(event: ProgressEvent) -> None:

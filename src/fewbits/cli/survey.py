@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 import typer
 
-from ..budgets import fingerprint, has_slope
+from ..budgets import has_slope
 from ..container import write
 from ..errors import BudgetError, ConfigError
 from ..evaluate import evaluate as judge
+from ..fingerprint import fingerprint
 from ..methods import METHODS, from_settings
 from ..model import CodedModel
 from ..per_layer import LayerHarm

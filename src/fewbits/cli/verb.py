@@ -45,25 +45,27 @@ Json: TypeAlias = Annotated[
 MaxDecoded: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. [default: by size]"
+        "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. \\[default: by size]"
     ),
 ]
 Workers: TypeAlias = Annotated[
     int,
-    typer.Option(
-        min=0, max=256, help="Processes that code tensors. [default: 0, the cores where it pays]"
-    ),
+    typer.Option(min=0, max=256, help="Processes that code tensors; 0: as many as pay."),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb found: ``data`` for machines, ``shown`` (tables and lines) for people."""
+    """What a verb found: ``data`` for machines, ``shown`` (tables and lines) for people.
+
+    ``silent``: print nothing, in all processes of a group but the first.
+    """
 
     data: Mapping[str, Any]
     shown: tuple[Table | str, ...] = ()
     exit_code: int = 0
+    silent: bool = False
 
 
 def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
@@ -89,7 +91,8 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _fail("KeyboardInterrupt", "interrupted", as_json, 130)
         else:
-            _print(outcome, as_json)
+            if not outcome.silent:
+                _print(outcome, as_json)
             raise typer.Exit(outcome.exit_code)
 
     return run

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import CalibrationError, ConfigError
 
@@ -20,6 +21,7 @@ __all__ = [
     "call_model",
     "describe",
     "explained",
+    "labels_of",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -112,6 +114,18 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     return model(moved(passed))
 
 
+def labels_of(batch: Any) -> Tensor | None:
+    """Return the class labels int64 ``(n,)`` of ``(inputs, ..., labels)`` or of a dict, or None."""
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in _LABELS if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        labels = batch[-1]
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        return None
+    return labels.long()
+
+
 def explained(forward: Forward, stage: str) -> Forward:
     """Return ``forward`` with its failures told as calibration errors of ``stage``."""
 
@@ -168,7 +182,17 @@ def _passed(model: nn.Module, batch: Any) -> Any:
     return batch
 
 
+def _inside(model: nn.Module) -> nn.Module:
+    """Return the network in what torch.compile, DistributedDataParallel or Fabric made of it."""
+    for name in ("_original_module", "_orig_mod"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return _inside(inner)
+    return _inside(model.module) if isinstance(model, DistributedDataParallel) else model
+
+
 def _required(model: nn.Module) -> int:
+    model = _inside(model)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()
     return max(1, sum(p.kind in kinds and p.default is p.empty for p in parameters))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from ..coded import (
     TransformTensor,
 )
 from ..errors import ModelError
-from .layer import Quantized, QuantizedTransform
+from ..ops.transforms import SIDES
+from .layer import Quantized, QuantizedMatrix, QuantizedTransform
 from .targets import Target
 
-__all__ = ["pack", "pack_raw", "to_torch"]
+__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "unpack"]
 
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -84,6 +86,71 @@ def _unfolded(result: QuantizedTransform, target: Target) -> Layout | None:
     if moved == sorted(moved):
         return None
     return Layout(tuple(sizes[axis] for axis in order), axes)
+
+
+def unpack(coded: CodedTensor, target: Target) -> Quantized | None:
+    """Return what :func:`pack` packed; None for a tensor that is not quantized.
+
+    Raises:
+        ModelError: a transform that does not fit the layer.
+    """
+    view = target.view
+    shape = (view.groups, view.rows // view.groups, view.columns(target.shape))
+    if isinstance(coded, RawTensor):
+        return None
+    if isinstance(coded, TransformTensor):
+        return _unpack_transform(coded, target, shape)
+    index = torch.from_numpy(coded.index).reshape(shape)
+    if isinstance(coded, CodebookTensor):
+        levels, scale = torch.from_numpy(coded.codebook.values), torch.from_numpy(coded.scale)
+        return QuantizedMatrix(index, None, levels=levels, scale=scale)
+    return QuantizedMatrix(index, torch.from_numpy(coded.step), torch.from_numpy(coded.offset))
+
+
+def _unpack_transform(
+    coded: TransformTensor, target: Target, shape: tuple[int, int, int]
+) -> QuantizedTransform:
+    coefficients, kernel = coded.coefficients, prod(target.view.kernel)
+    for side in SIDES:
+        if not isinstance(coefficients, GridTensor):
+            break
+        found = QuantizedTransform(
+            torch.from_numpy(coefficients.index),
+            torch.from_numpy(coefficients.step),
+            torch.from_numpy(coefficients.offset),
+            torch.from_numpy(coded.basis.index),
+            torch.from_numpy(coded.basis.step),
+            side,
+            shape,
+            kernel,
+        )
+        channels = shape[2] // kernel if side == "row" else shape[1]
+        if len(coded.basis.index) == channels and _unfolded(found, target) == coded.layout:
+            return found
+    raise ModelError(
+        f"weight {target.name!r}: its transform is none that fewbits makes of such a layer. "
+        "Start from a file that fewbits wrote for this network."
+    )
+
+
+def pack_state(
+    state: Mapping[str, Tensor],
+    *,
+    results: Mapping[str, Quantized],
+    targets: Mapping[str, Target],
+    aliases: Mapping[str, str],
+    raw_dtype: str,
+) -> dict[str, CodedTensor]:
+    """Return every tensor of a state dict, coded or raw; other names of tied ones are left out."""
+    tensors: dict[str, CodedTensor] = {}
+    for name, tensor in state.items():
+        if name in aliases:
+            continue
+        if name in results:
+            tensors[name] = pack(results[name], targets[name], tensor.dtype)
+        else:
+            tensors[name] = pack_raw(tensor, raw_dtype)
+    return tensors
 
 
 def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:

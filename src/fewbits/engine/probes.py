@@ -69,7 +69,7 @@ class _Sums:
     def add(self, gradients: Tensor, inputs: Tensor) -> None:
         """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
         plain = gradients[..., :-1]
-        squares = plain.square().sum((1, 3), dtype=torch.float64)
+        squares = _squares(plain, 3).sum(1)
         if self._shares is None:
             mean = squares.mean(1, keepdim=True)
             self._shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
@@ -78,7 +78,7 @@ class _Sums:
         self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
         across = plain.transpose(1, 2).flatten(2)
         self.outputs = self.outputs + (across @ across.mT).double()
-        self.energy = self.energy + inputs.square().sum((1, 2, 3), dtype=torch.float64)
+        self.energy = self.energy + _squares(inputs, (2, 3)).sum(1)
         self.drawn += gradients.shape[1]
         self.positions += inputs.shape[1] * inputs.shape[2]
 
@@ -97,6 +97,12 @@ class _Sums:
             outputs=outputs,
             samples=self.drawn // probes,
         )
+
+
+def _squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """Return sums of squares over ``axes``, float64; far cheaper than a sum in float64."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=axes)
+    return norms.double().square()
 
 
 def _tiny() -> float:

@@ -18,7 +18,16 @@ from ..coded import FLOAT_DTYPES, RAW_DTYPES
 from ..errors import ModelError, TargetError, did_you_mean
 from .views import WeightView, kind_of
 
-__all__ = ["Survey", "Target", "check_finite", "matches", "retie", "survey", "unmatched"]
+__all__ = [
+    "Survey",
+    "Target",
+    "check_finite",
+    "matches",
+    "retie",
+    "survey",
+    "unmatched",
+    "vector_targets",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,24 @@ def survey(model: nn.Module) -> Survey:
     }
     kept = {alias: owner for alias, owner in aliases.items() if owner in others}
     return Survey(tuple(targets), others, renamed | kept)
+
+
+def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]:
+    """Return the float vectors among ``names`` that are trained, each as a matrix of one row.
+
+    Biases and the scales of normalizations: parameters, no statistics.
+    """
+    found = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = _home(model, name)
+        parameter = None if module is None else module._parameters.get(leaf)
+        if module is None or parameter is None or parameter.dim() != 1:
+            continue
+        if _is_codable(parameter):
+            kind, shape = type(module).__name__, tuple(parameter.shape)
+            found.append(Target(name, path, kind, shape, WeightView(leaf, 1)))
+    return tuple(found)
 
 
 def matches(pattern: str, target: Target) -> bool:

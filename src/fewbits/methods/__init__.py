@@ -1,23 +1,31 @@
 """Methods: one file per paper, one frozen value per method, found by name in ``METHODS``."""
 
-from .base import METHODS, Method, from_settings, gradients_of, to_settings
+from .base import METHODS, Method, from_settings, gradients_of, to_settings, trained_from_settings
 from .gpfq import GPFQ
 from .gptq import GPTQ
+from .hemp import HEMP
 from .nearest import Nearest
 from .qronos import Qronos
 from .rdoq import RDOQ
+from .trained import TRAINED, Course, TrainedMethod, TunedWeight
 from .transform import Transform
 
 __all__ = [
     "GPFQ",
     "GPTQ",
+    "HEMP",
     "METHODS",
     "RDOQ",
+    "TRAINED",
+    "Course",
     "Method",
     "Nearest",
     "Qronos",
+    "TrainedMethod",
     "Transform",
+    "TunedWeight",
     "from_settings",
     "gradients_of",
     "to_settings",
+    "trained_from_settings",
 ]

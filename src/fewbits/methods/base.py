@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from ..engine.layer import LayerMatrix, Quantized
 from ..errors import ConfigError, did_you_mean
 from ..registry import Registry
+from ..schedule import Ramp
+from .trained import TRAINED, TrainedMethod
 
 __all__ = [
     "GRADIENTS",
@@ -18,7 +20,10 @@ __all__ = [
     "from_settings",
     "gradients_of",
     "to_settings",
+    "trained_from_settings",
 ]
+
+T = TypeVar("T")
 
 NEEDS = ("nothing", "inputs", "both")
 GRADIENTS = ("", "rows")
@@ -56,35 +61,46 @@ def gradients_of(method: Method | None) -> str:
     return str(getattr(method, "gradients", ""))
 
 
-def to_settings(method: Method) -> dict[str, Any]:
+def to_settings(method: Method | TrainedMethod) -> dict[str, Any]:
     """Return ``{"method": name, ...}``, bits or slope, and what is not at its default."""
     values = {entry.name: _plain(getattr(method, entry.name)) for entry in fields(method)}  # type: ignore[arg-type]
-    defaults = {entry.name: entry.default for entry in fields(method)}  # type: ignore[arg-type]
+    defaults = {entry.name: _plain(entry.default) for entry in fields(method)}  # type: ignore[arg-type]
     told = {"slope"} if values.get("levels") is not None else {"bits", "slope"}
     changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
     return {"method": method.name, **changed}
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's and other subclasses of Python's scalars as what JSON and YAML can write."""
+    """Return what JSON and YAML can write: schedules as mappings, numpy's scalars as Python's."""
     if isinstance(value, str):
         return str.__str__(value)
+    if isinstance(value, Ramp):
+        return value.to_dict()
     if isinstance(value, float):
         return float(value)
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def from_settings(settings: Mapping[str, Any]) -> Method:
-    """Build the method that :func:`to_settings` described.
+    """Build the method that :func:`to_settings` described; see :func:`trained_from_settings`.
 
     Raises:
         ConfigError: no method of this name, a setting it does not have, or a value out of range.
     """
+    return _built(METHODS, settings)
+
+
+def trained_from_settings(settings: Mapping[str, Any]) -> TrainedMethod:
+    """Build the method that trains which :func:`to_settings` described. Raises as the other."""
+    return _built(TRAINED, settings)
+
+
+def _built(registry: Registry[type[T]], settings: Mapping[str, Any]) -> T:
     rest = dict(settings)
     name = rest.pop("method", None)
     if not isinstance(name, str):
         raise ConfigError(f"method settings need a name under the key 'method'. Got {settings!r}.")
-    kind = METHODS[name]
+    kind = registry[name]
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     for key in rest:
         if key not in known:

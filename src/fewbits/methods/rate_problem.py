@@ -29,6 +29,7 @@ _GREEDY = 0.5  # of the slope, while later columns still repay
 _THIRDS = 3  # steps are tried a third of an octave apart
 _COUPLING = 0.3  # of what gradients say of two rows together, which is noisy
 _TURNS = 4  # of rows
+_CONTRACTION = 0.5  # the most by which rows of one turn, blind to each other, may overshoot
 _TABLES = 3  # times the coder's model is asked
 _LARGEST_TABLE = 1 << 27  # bits of alternatives that are kept
 
@@ -244,9 +245,20 @@ def _felt(sensitivity: Sensitivity, like: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.clamp_min(_FLOOR * float(rows.mean()) + torch.finfo(rows.dtype).tiny)
     together = sensitivity.outputs.to(like)
     own = together.diagonal(dim1=1, dim2=2)
-    floor = _FLOOR * float(own.mean()) + torch.finfo(own.dtype).tiny
-    ratio = (together - torch.diag_embed(own)) / own.clamp_min(floor)[..., None]
-    return rows, _COUPLING * ratio
+    own = own.clamp_min(_FLOOR * float(own.mean()) + torch.finfo(own.dtype).tiny)
+    others = _COUPLING * (together - torch.diag_embed(together.diagonal(dim1=1, dim2=2)))
+    scale = own.rsqrt()
+    overshoot = _radius(others * scale[..., None] * scale[:, None])
+    return rows, others / own[..., None] * (_CONTRACTION / overshoot.clamp_min(_CONTRACTION))
+
+
+def _radius(others: Tensor) -> Tensor:
+    """Return (): the largest spectral radius of ``others`` (groups, n, n) within one turn."""
+    found = [others.new_zeros(())]
+    for first in range(min(_TURNS, others.shape[1])):
+        turn = others[:, first::_TURNS, first::_TURNS]
+        found.append(torch.linalg.eigvalsh(turn).abs().max())
+    return torch.stack(found).max()
 
 
 def _centred(statistics: Statistics, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from . import arrays, builtin, digits, folder, huggingface, idx, module, vision
 from .data import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
 from .load import LoadedModel, load_data, load_model
 from .registries import DATA, MODELS
-from .selection import selection_of, with_selection
+from .selection import held_out, selection_of, with_selection
 
 __all__ = [
     "DATA",
@@ -18,6 +18,7 @@ __all__ = [
     "Normalization",
     "Split",
     "StreamSplit",
+    "held_out",
     "load_data",
     "load_model",
     "selection_of",

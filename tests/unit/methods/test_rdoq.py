@@ -1,5 +1,7 @@
 """Distortion and bits at one slope: what the slope does, and that choices beat plain ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -94,6 +96,15 @@ def test_coupled_rows_cancel_in_the_output():
         metric = matrix.sensitivity.columns[0]
         changes[name] = float((matrix.sensitivity.outputs[0] @ error @ metric * error).sum())
     assert changes["together"] < 0.97 * changes["alone"]
+
+
+def test_many_rows_that_feel_alike_do_not_overshoot():
+    """Hundreds of rows of an output of ten: rows that change at once must not add up."""
+    matrix = layer(neurons=300, columns=8)
+    alone = replace(matrix.sensitivity, outputs=torch.diag_embed(matrix.sensitivity.rows))
+    apart = replace(matrix, sensitivity=alone)
+    harms = [harm(matrix, fewbits.RDOQ(slope=1e-2).encode(m)) for m in (matrix, apart)]
+    assert harms[0] < 3 * harms[1]
 
 
 def test_without_gradients_it_works_on_the_layers_own_output():

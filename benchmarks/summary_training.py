@@ -1,0 +1,41 @@
+"""Tables of the benchmarks that train, for summary.py."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from tables import table
+
+__all__ = ["hemp_mnist"]
+
+
+def _float_errors(record: dict[str, Any]) -> str:
+    """Test errors of the float networks, mean over the seeds."""
+    found: dict[str, list[float]] = {}
+    for name, accuracy in record["float_accuracy"].items():
+        found.setdefault(name.rpartition(", seed")[0], []).append(100 - accuracy["test"])
+    return ", ".join(f"{name} {statistics.mean(errors):.2f} %" for name, errors in found.items())
+
+
+def hemp_mnist(record: dict[str, Any]) -> str:
+    """Bytes and errors by start and entropy term: mean over seeds, with the range of errors."""
+    rows = [
+        (
+            row["network"],
+            row["start"],
+            row["term"],
+            f"{row['file_bytes_mean']:,.0f}",
+            f"{min(row['file_bytes']):,} to {max(row['file_bytes']):,}",
+            f"{row['test_error_mean']:.2f}",
+            f"{min(row['test_error']):.2f} to {max(row['test_error']):.2f}",
+            f"{row['held_out_error_mean']:.2f}",
+            f"{row['cpu_seconds_mean']:.0f}",
+            f"{row['goal']['bytes_at_most']:,} B at {row['goal']['error_at_most']} %: "
+            + ("met" if row["met"] else "missed"),
+        )
+        for row in record["summary"]
+    ]
+    head = ("network", "start", "entropy", "file bytes", "range", "test error %", "range")
+    head = (*head, "held out %", "CPU s", "goal")
+    return f"Float test errors: {_float_errors(record)}.\n\n{table(head, rows)}"

@@ -1,0 +1,265 @@
+"""The tuner: a training method at work on somebody's network, in somebody's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coded import Contents
+from ..coding import EFFORTS
+from ..engine.bridge import pack_state
+from ..engine.layer import Quantized
+from ..engine.targets import Target, check_finite
+from ..errors import ConfigError, ModelError, require
+from ..methods import Course, TunedWeight
+from ..model import CodedModel
+from ..planning import Plan
+from .masks import Pruning, largest_threshold, prune_below, pruned_share
+from .norms import let_go
+from .parametrized import install, remove
+
+__all__ = ["Tuner"]
+
+
+class Tuner:
+    """Compresses a network while it is trained. :func:`fewbits.prepare` makes it.
+
+    In the loop::
+
+        for batch, target in loader:
+            loss = task_loss(model(batch), target) + tuner.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            tuner.step()                      # after the optimizer, before zero_grad
+            tuner.advance(done / total)       # of the whole training
+        coded = tuner.finish()
+
+    Works on the network in place. Its parameters stay the objects that they were, its state dict
+    keeps its names, and holds the float weights. The gradients must be those that the optimizer
+    used: with a gradient scaler call ``step`` after the scaler's.
+
+    Attributes:
+        model: the network.
+        plan: what is trained, what stays as it is, and why; printable.
+        weights: the weights in training, with their masks.
+        course: the method's own state.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        course: Course,
+        weights: Sequence[TunedWeight],
+        *,
+        prune: Pruning | None = None,
+        source: str = "",
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.weights = tuple(weights)
+        self.course = course
+        self._prune = prune
+        self._source = source
+        self._progress = 0.0
+        self._done = False
+        self._installed: dict[str, nn.Module] = {}
+        self._install()
+
+    # -- in the loop
+
+    def penalty(self) -> Tensor:
+        """Return what to add to the task's loss: a scalar; zero where the method acts in step."""
+        return self.course.penalty()
+
+    def step(self) -> None:
+        """Let the method act. Call it after ``optimizer.step()`` and before ``zero_grad()``."""
+        self._check_open()
+        self.course.before_step()
+        if self._prune is not None:
+            self._prune.step(self.weights)
+        self.course.step()
+        self._hold_masks()
+
+    def advance(self, progress: float) -> None:
+        """Follow the schedules; ``progress`` is the share of the whole training that is done."""
+        self._check_open()
+        require(0 <= progress <= 1, "progress", "a share of the training, in [0, 1]", progress)
+        self._progress = float(progress)
+        if self._prune is not None:
+            self._prune.advance(self.weights, self._progress)
+        self.course.advance(self._progress)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what the optimizer must train besides the network's own parameters."""
+        return list(self.course.parameters())
+
+    def groups(self, lr: float, *, cells: float | None = None) -> list[dict[str, Any]]:
+        """Return parameter groups for an optimizer, with everything that is trained.
+
+        Args:
+            lr: learning rate of biases, norms and other parameters, and of the method's own.
+            cells: of the weights in training, in distances of neighbouring levels: with Adam about
+                how many a weight may move in a step, whatever the size of its layer's weights.
+                None for ``lr``.
+        """
+        ours = {id(weight.parameter) for weight in self.weights}
+        rest = {id(p): p for p in (*self.model.parameters(), *self.parameters())}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for key, p in rest.items() if key not in ours], "lr": lr}
+        ]
+        for weight in self.weights:
+            rate = lr if cells is None else cells * self.course.cell(weight)
+            groups.append({"params": [weight.parameter], "lr": rate})
+        return groups
+
+    def measures(self) -> dict[str, float]:
+        """Return figures for a log: bits per weight, distance to the levels, zeros, pruned."""
+        return {**self.course.measures(), "pruned": pruned_share(self.weights)}
+
+    def prune(self, loss: Callable[[], float], tolerance: float = 0.05) -> float:
+        """Prune as many of the smallest weights as cost at most ``tolerance`` of the loss.
+
+        Args:
+            loss: evaluates the network, on *selection* data.
+            tolerance: by which share the loss may rise (LOBSTER's TWT).
+
+        Returns:
+            The share of weights that are pruned now.
+        """
+        self._check_open()
+        threshold = largest_threshold(self.weights, loss, loss() * (1 + tolerance))
+        prune_below(self.weights, threshold)
+        return pruned_share(self.weights)
+
+    @contextmanager
+    def quantized(self) -> Iterator[nn.Module]:
+        """Hold what the file would hold: inside, the network computes with the coded values."""
+        self._check_open()
+        saved = [weight.parameter.detach().clone() for weight in self.weights]
+        rounding = [m for m in self._installed.values() if getattr(m, "active", False)]
+        try:
+            for weight in self.weights:
+                weight.write(self.course.quantized(weight).dequantize())
+            for module in rounding:
+                module.active = False  # type: ignore[assignment]
+            yield self.model
+        finally:
+            for module in rounding:
+                module.active = True  # type: ignore[assignment]
+            with torch.no_grad():
+                for weight, values in zip(self.weights, saved, strict=True):
+                    weight.parameter.copy_(values)
+
+    # -- stopping and going on
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the states of network and optimizer."""
+        masks = {weight.name: weight.mask for weight in self.weights}
+        return {
+            "course": self.course.state_dict(),
+            "masks": {name: mask for name, mask in masks.items() if mask is not None},
+            "progress": self._progress,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; load the network's state first."""
+        for weight in self.weights:
+            mask = state["masks"].get(weight.name)
+            weight.mask = None if mask is None else mask.to(weight.parameter.device)
+        self._progress = float(state["progress"])
+        self.course.load_state_dict(state["course"])
+
+    # -- the end
+
+    def finish(self, effort: str = "balanced") -> CodedModel:
+        """End the training: the network holds the coded values, and is a plain one again.
+
+        Returns:
+            The compressed network; ``effort`` is that of its encoding.
+
+        Raises:
+            ModelError: the training left NaN or infinite values.
+        """
+        self._check_open()
+        require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+        check_finite(self.model)
+        results = {weight.name: self.course.quantized(weight) for weight in self.weights}
+        self._remove()
+        let_go(self.model)
+        coded = self._packed(results, effort)
+        coded.load_into(self.model)
+        self._done = True
+        return coded
+
+    def _packed(self, results: dict[str, Quantized], effort: str) -> CodedModel:
+        recipe = self.plan.recipe
+        tensors = pack_state(
+            self.model.state_dict(),
+            results=results,
+            targets=self._targets(),
+            aliases=self.plan.aliases,
+            raw_dtype=recipe.raw_dtype,
+        )
+        metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
+        if self._source:
+            metadata["source"] = self._source
+        contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
+        info = {name: dict(result.info) for name, result in results.items()}
+        return replace(CodedModel(contents, self.plan, info), effort=effort)
+
+    # -- the network's parts
+
+    def _targets(self) -> dict[str, Target]:
+        return {entry.target.name: entry.target for entry in self.plan.entries}
+
+    def _install(self) -> None:
+        targets = self._targets()
+        for weight in self.weights:
+            module = self.course.parametrization(weight)
+            if module is None:
+                continue
+            target = targets[weight.name]
+            for name in (target.name, *target.also):
+                install(self.model, name, module)
+                self._installed[name] = module
+
+    def _remove(self) -> None:
+        for name in self._installed:
+            remove(self.model, name)
+        self._installed.clear()
+
+    def _hold_masks(self) -> None:
+        with torch.no_grad():
+            for weight in self.weights:
+                if weight.mask is not None:
+                    weight.parameter.mul_(weight.mask)
+
+    def _check_open(self) -> None:
+        if self._done:
+            raise ConfigError(
+                "this tuner has finished: its network is a plain one again. Call fewbits.prepare "
+                "for another training."
+            )
+
+
+def find_parameter(model: nn.Module, target: Target) -> nn.Parameter:
+    """Return the parameter of a target.
+
+    Raises:
+        ModelError: it is a buffer, or made by a parametrization, and no optimizer trains it.
+    """
+    path, _, leaf = target.name.rpartition(".")
+    found = model.get_submodule(path)._parameters.get(leaf)
+    if not isinstance(found, nn.Parameter):
+        raise ModelError(
+            f"weight {target.name!r} is no parameter of its module, so it cannot be trained. "
+            "Remove what makes it (weight norm, pruning), or keep it: keep=[...]."
+        )
+    return found

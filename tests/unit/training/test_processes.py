@@ -1,0 +1,38 @@
+"""Two processes under torchrun give what one gives with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def run(out, *, processes, kind):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launcher, str(SCRIPT), kind, str(out)]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["indexed", "loader"])
+def test_two_processes_do_what_one_does(tmp_path, kind):
+    one = run(tmp_path / "one.pt", processes=1, kind=kind)
+    two = run(tmp_path / "two.pt", processes=2, kind=kind)
+    assert one["history"].keys() == two["history"].keys()
+    for name, value in one["history"].items():
+        assert two["history"][name] == pytest.approx(value, abs=1e-4), name
+    for name, value in one["model"].items():
+        assert torch.allclose(value, two["model"][name], atol=1e-5), name
+    assert torch.allclose(one["scale"], two["scale"], atol=1e-6)
+    assert not torch.equal(one["model"]["3.weight"], one["start"]["3.weight"])
+    # Each process says what it ends with: the weights are the same to the last bit.
+    assert two["digests"][0] == two["digests"][1]
