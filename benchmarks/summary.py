@@ -12,6 +12,12 @@ from typing import Any
 
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_training import hemp_mnist
+from summary_transform import (
+    transform_baselines,
+    transform_forms,
+    transform_metric,
+    transform_steps,
+)
 from tables import table
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -247,6 +253,10 @@ PRINTERS = {
         rate_accuracy,
         budgets,
         transform_arms,
+        transform_forms,
+        transform_baselines,
+        transform_metric,
+        transform_steps,
         mnist_mlp,
         speed,
         kernel_speed,

@@ -226,6 +226,7 @@ def _sizes(coded: fewbits.CodedModel) -> Row:
         "file_bytes": report.file_bytes,
         "bits_per_weight": report.bits_per_weight,
         "transformed_layers": sum(i.get("vectors", 0) > 0 for i in coded.info.values()),
+        "foretold": sum(i.get("distortion", 0.0) for i in coded.info.values()),
         "layers_of_zeros": sum(i.get("zeros", 0) == 1 for i in coded.info.values()),
     }
 

@@ -43,78 +43,76 @@ def cost(coded, slope):
     return sum(info["distortion"] + slope * info["bits"] for info in coded.info.values())
 
 
+@pytest.fixture
+def few(digits):
+    """Images to calibrate with."""
+    return digits[0][:256]
+
+
 @pytest.mark.parametrize("side", ["row", "column"])
 @pytest.mark.parametrize("basis", ["klt", "elt"])
-def test_with_tiny_steps_nothing_is_lost(digits_net, digits, basis, side):
-    method = Transform(slope=1e-12, basis=basis, side=side)
-    coded = fewbits.compress(digits_net, method, calibration=digits[0][:256])
+def test_with_tiny_steps_nothing_is_lost(digits_net, digits, few, basis, side):
+    method = Transform(slope=1e-12, basis=basis, side=side, rate="none")
+    coded = fewbits.compress(digits_net, method, calibration=few)
     kinds = {n: type(t) for n, t in coded.tensors.items() if n.endswith("conv2.weight")}
     assert set(kinds.values()) == {TransformTensor}
     measured, spread = drift(digits_net, coded, digits[2])
     assert measured / spread < 1e-6
 
 
-@pytest.mark.parametrize("feedback", [True, False])
-@pytest.mark.parametrize("side", ["best", "row", "column"])
-def test_each_layer_changes_the_output_as_foretold(digits_net, digits, side, feedback):
-    ratios = []
-    for layer in LAYERS:
-        method = Transform(slope=2e-5, side=side, feedback=feedback)
-        coded = fewbits.compress(digits_net, only(layer, method), calibration=digits[0])
-        measured, _ = drift(digits_net, coded, digits[2])
-        ratios.append(measured / coded.info[f"{layer}.weight"]["distortion"])
-    # Wider than the [0.5, 2] of the paper's model: the part of the metric that is the inputs' own
-    # foretells too much (0.49 was seen), the product of marginals too little across outputs.
-    assert all(0.4 < ratio < 2.7 for ratio in ratios), ratios
-    assert 0.5 < float(np.median(ratios)) < 2, ratios
-
-
-def test_layers_together_change_it_by_the_sum(digits_net, digits):
-    coded = fewbits.compress(digits_net, Transform(slope=2e-5), calibration=digits[0])
-    measured, _ = drift(digits_net, coded, digits[2])
-    foretold = sum(info["distortion"] for info in coded.info.values())
-    assert 0.4 < measured / foretold < 1.5
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_a_larger_slope_gives_fewer_bytes_and_more_distortion(digits_net, digits, form):
+def test_a_larger_slope_gives_fewer_bytes_and_more_distortion(digits_net, digits, few, form):
+    """T10, on images that do not calibrate."""
     found = []
     for slope in (1e-4, 1e-3, 1e-2):
-        method = Transform(slope=slope, **FORMS[form])
-        coded = fewbits.compress(digits_net, method, calibration=digits[0])
+        coded = fewbits.compress(digits_net, Transform(slope=slope, **FORMS[form]), few)
         found.append((len(coded.data), drift(digits_net, coded, digits[2])[0]))
     assert [size for size, _ in found] == sorted((s for s, _ in found), reverse=True)
     assert [error for _, error in found] == sorted(error for _, error in found)
 
 
-@pytest.mark.parametrize("form", ["entropy", "blocks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_a_basis_is_only_taken_where_it_pays(digits_net, digits, form):
-    slope = 3e-4
-    found = {}
+    """T11: the mixed scheme never costs 1 % more than no transform; and somewhere one pays."""
+    slope, found = 3e-4, {}
     for basis in ("none", "elt"):
-        method = Transform(slope=slope, basis=basis, form=form, feedback=False, rate="none")
+        method = Transform(slope=slope, basis=basis, **FORMS[form] | {"feedback": False})
         for layer in LAYERS:  # alone, so that all see the same inputs
             recipe = only(layer, method)
             found[basis, layer] = fewbits.compress(digits_net, recipe, calibration=digits[0])
     for layer in LAYERS:
         plain = cost(found["none", layer], slope)
-        assert cost(found["elt", layer], slope) <= plain * (1 + 1e-9)
+        assert cost(found["elt", layer], slope) <= plain * 1.01
     total = {b: sum(cost(found[b, x], slope) for x in LAYERS) for b in ("none", "elt")}
-    assert total["elt"] < total["none"]  # and somewhere it does pay
+    assert total["elt"] < total["none"]
 
 
-def test_feedback_pays(digits_net, digits):
+def test_feedback_pays_and_then_a_rate_does(digits_net, few):
     slope, total = 3e-4, {}
-    for feedback in (True, False):
-        method = Transform(slope=slope, feedback=feedback)
-        total[feedback] = cost(fewbits.compress(digits_net, method, calibration=digits[0]), slope)
-    assert total[True] < total[False]
+    for feedback, rate in ((False, "none"), (True, "none"), (True, "adaptive")):
+        method = Transform(slope=slope, feedback=feedback, rate=rate)
+        coded = fewbits.compress(digits_net, method, calibration=few)
+        total[feedback, rate] = cost(coded, slope)
+    assert total[True, "adaptive"] < total[True, "none"] < total[False, "none"]
 
 
-def test_the_bits_are_those_of_the_file(digits_net, digits):
-    for side in ("best", "row"):
-        method = Transform(slope=1e-4, side=side)
-        coded = fewbits.compress(digits_net, method, calibration=digits[0])
+@pytest.mark.parametrize("basis", ["klt", "elt"])
+@pytest.mark.parametrize("side", ["row", "column"])
+def test_a_rate_pays_in_a_basis(digits_net, few, basis, side):
+    slope, total = 3e-4, {}
+    for rate in ("none", "static"):
+        method = Transform(slope=slope, basis=basis, side=side, rate=rate)
+        coded = fewbits.compress(digits_net, only("conv2", method), calibration=few)
+        assert coded.info["conv2.weight"]["vectors"] > 0
+        total[rate] = cost(coded, slope)
+    assert total["static"] < total["none"]
+
+
+def test_the_bits_are_those_of_the_file(digits_net, few):
+    """T9: the rate that is reported is the file's, and the method's count is near it."""
+    for method in (Transform(slope=1e-4), Transform(slope=1e-4, side="row", rate="none")):
+        coded = fewbits.compress(digits_net, method, calibration=few)
         file = coded.encode("fast")
         report = coded.size_report("fast")
         assert report.bits_per_weight == pytest.approx(8 * len(file) / report.weights)
@@ -127,16 +125,17 @@ def test_the_bits_are_those_of_the_file(digits_net, digits):
 @pytest.mark.parametrize("method", [
     Transform(slope=1e4), Transform(slope=1e4, side="row", basis="klt"),
     Transform(slope=1e4, rate="none"), Transform(slope=1e4, **BLOCKS)])  # fmt: skip
-def test_no_layer_is_ever_all_zeros(digits_net, digits, method):
-    coded = fewbits.compress(digits_net, method, calibration=digits[0][:256])
+def test_no_layer_is_ever_all_zeros(digits_net, digits, few, method):
+    """T14."""
+    coded = fewbits.compress(digits_net, method, calibration=few)
     state = coded.state_dict()
     assert all(bool(state[f"{layer}.weight"].any()) for layer in LAYERS)
     assert coded.load_into(digits_net)(digits[2][:50]).std(0).max() > 0
 
 
-def test_blocks_have_no_more_levels_than_their_bits(digits_net, digits):
-    method = Transform(slope=1e-3, **BLOCKS)
-    coded = fewbits.compress(digits_net, method, calibration=digits[0])
+def test_blocks_have_no_more_levels_than_their_bits(digits_net, few):
+    """T7: strictly, as the paper's own code does not."""
+    coded = fewbits.compress(digits_net, Transform(slope=1e-3, **BLOCKS), calibration=few)
     for name, tensor in coded.tensors.items():
         leaf = tensor.coefficients if isinstance(tensor, TransformTensor) else tensor
         if not isinstance(leaf, GridTensor):
@@ -149,6 +148,16 @@ def test_blocks_have_no_more_levels_than_their_bits(digits_net, digits):
             bits = math.ceil(math.log2(len(np.unique(block)))) if block.any() else 0
             billed += bits * block.size
         assert billed <= coded.info[name]["bits"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"form": "blocks"}, {"form": "blocks", "feedback": False}, {"rate": "often"},
+     {"feedback": False, "form": "entropy", "rate": None}],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(settings):
+    with pytest.raises(fewbits.ConfigError):
+        Transform(**settings)
 
 
 @pytest.mark.parametrize("side", ["row", "column"])

@@ -1,0 +1,99 @@
+"""Tables of the parts of ``transform_ablation.py`` that judge without accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from tables import table
+
+__all__ = ["transform_baselines", "transform_forms", "transform_metric", "transform_steps"]
+
+Row = dict[str, Any]
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def _mean(rows: Iterable[Row], name: str) -> float:
+    return mean(row[name] for row in rows)
+
+
+def _at_bytes(rows: list[Row], name: str, size: float) -> float:
+    """Return the value at a size, on straight lines between the logarithms."""
+    points = sorted((np.log(row["file_bytes"]), np.log(row[name])) for row in rows)
+    return float(np.exp(np.interp(np.log(size), *zip(*points, strict=True))))
+
+
+def transform_forms(record: Row) -> str:
+    """The paper's form: bytes and error of each basis at three slopes, and what is foretold."""
+    lines = [
+        (
+            form,
+            f"{slope:g}",
+            f"{_mean(rows, 'file_bytes'):,.0f}",
+            f"{_mean(rows, 'bits_per_weight'):.2f}",
+            f"{_mean(rows, 'drift'):.3g}",
+            f"{mean(row['drift'] / row['foretold'] for row in rows):.2f}",
+            f"{_mean(rows, 'transformed_layers'):.1f}",
+            f"{max(row['layers_of_zeros'] for row in rows)}",
+        )
+        for (form, slope), rows in _grouped(
+            record["measured"], lambda row: (row["form"], row["slope"])
+        ).items()
+    ]
+    head = ("basis", "slope", "file bytes", "bits", "change of logits, squared")
+    return table((*head, "over foretold", "layers in a basis", "layers of zeros"), lines)
+
+
+def transform_baselines(record: Row) -> str:
+    """Variants at one budget, and other methods at their own sizes."""
+    groups = _grouped(record["measured"], lambda row: (row["baseline"], str(row["settings"])))
+    lines = []
+    for (name, _), rows in groups.items():
+        settings = rows[0]["settings"]
+        width = [f"{settings[key]} {key}" for key in ("bits", "levels") if key in settings]
+        lines.append(
+            (
+                ", ".join([name, *width]),
+                f"{_mean(rows, 'file_bytes'):,.0f}",
+                f"{_mean(rows, 'drift'):.3g}",
+                f"{min(r['drift'] for r in rows):.3g} to {max(r['drift'] for r in rows):.3g}",
+            )
+        )
+    return table(("", "file bytes", "change of logits, squared", "range over seeds"), lines)
+
+
+def transform_metric(record: Row) -> str:
+    """Divergence on held-out training images at equal bytes, between measured sizes."""
+    sizes = (60_000, 46_000, 38_000)
+    lines = []
+    for name, rows in _grouped(record["measured"], lambda row: row["metric"]).items():
+        seeds = _grouped(rows, lambda row: row["seed"]).values()
+        found = [mean(_at_bytes(seed, "divergence", size) for seed in seeds) for size in sizes]
+        lines.append((name, *(f"{value:.4f}" for value in found)))
+    return table(("metric", *(f"{size:,} bytes" for size in sizes)), lines)
+
+
+def transform_steps(record: Row) -> str:
+    """Error with steps by weight error, and by predicted and measured output error."""
+    rows = record["measured"]
+    choices = ("weight error", "predicted output error", "measured output error")
+    lines = [
+        (
+            f"no transform{suffix}",
+            f"{_mean(rows, 'bits_per_weight'):.2f}",
+            *(f"{_mean(rows, choice + suffix):.3g}" for choice in choices),
+            f"{_mean(rows, 'bits saved' + suffix):.2f}",
+        )
+        for suffix in ("", ", bias corrected")
+    ]
+    head = ("steps of least", "bits", *choices, "bits saved")
+    return table(head, lines)
