@@ -48,7 +48,7 @@ def rate_accuracy(record: dict[str, Any]) -> str:
             points = [row for row in rows if row["method"] == method]
             points.sort(key=lambda row: row["file_bytes_mean"])
             cells = [f"{p['accuracy_mean']:.2f} @ {p['file_bytes_mean']:,.0f}" for p in points]
-            lines.append((method, *cells))
+            lines.append((method, *cells, *[""] * (8 - len(cells))))
         if network == "resnet20":
             for peer, known in record["peers"].items():
                 cells = [f"{top1:.2f} @ {size:,}" for top1, size in sorted(known)]
