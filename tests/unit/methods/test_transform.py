@@ -100,7 +100,7 @@ def test_feedback_pays_and_then_a_rate_does(digits_net, few):
 @pytest.mark.parametrize("basis", ["klt", "elt"])
 @pytest.mark.parametrize("side", ["row", "column"])
 def test_a_rate_pays_in_a_basis(digits_net, few, basis, side):
-    slope, total = 3e-4, {}
+    slope, total = 3e-3, {}
     for rate in ("none", "static"):
         method = Transform(slope=slope, basis=basis, side=side, rate=rate)
         coded = fewbits.compress(digits_net, only("conv2", method), calibration=few)
