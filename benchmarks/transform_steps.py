@@ -5,6 +5,7 @@ step sizes): the same blocks, the same bit depths, no transform, no feedback.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,12 +103,14 @@ def _measured(net: nn.Module, blocks: list[_Block], batch: Tensor) -> Iterator[_
     for block in blocks:
         weight = weights[block.name]
         kept = weight[block.rows].clone()
-        errors = {}
+        least, best = math.inf, block
         for tried in (block, *(replace(block, step=block.step * f) for f in _FACTORS)):
             weight[block.rows] = tried.quantized(_weights(net)[block.name])
-            errors[tried] = drift(before, logits(network, x))
+            error = drift(before, logits(network, x)) if block.depth else math.inf
+            if error < least:
+                least, best = error, tried
         weight[block.rows] = kept
-        yield min(errors, key=lambda tried: errors[tried]) if block.depth else block
+        yield best
 
 
 def _with(

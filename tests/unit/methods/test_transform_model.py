@@ -20,7 +20,7 @@ from fewbits.ops.transforms import SIDES, elt, fold, klt, unfold
 
 PROBES = 4
 BLOCKS = 8
-DRAWS = 8
+DRAWS = 32  # of the rounding of one item
 
 
 def fused(net):
@@ -187,7 +187,7 @@ def test_t6_items_together_change_it_by_the_sum(model, side, kind):
         name: [item for part in ("T", "S") for item in items(layer, part, 4)]
         for name, layer in model.layers[side, kind].items()
     }
-    for _ in range(DRAWS):
+    for _ in range(4):
         together = {}
         for name, layer in model.layers[side, kind].items():
             draws = [(item, item.draw(generator)[0]) for item in chosen[name]]
