@@ -16,11 +16,21 @@ from typer.testing import CliRunner
 import fewbits
 from fewbits.cli import showcase
 from fewbits.cli.app import app
-from fewbits.methods import METHODS
+from fewbits.methods import METHODS, TRAINED
 from fewbits.sources import load_data, load_model
 from fewbits.sources.training import train_classifier
 
-VERBS = ("demo", "compress", "evaluate", "inspect", "decode", "methods", "sweep", "sensitivity")
+VERBS = (
+    "demo",
+    "compress",
+    "train",
+    "evaluate",
+    "inspect",
+    "decode",
+    "methods",
+    "sweep",
+    "sensitivity",
+)
 MODEL = "builtin:digits-mlp"
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -452,13 +462,13 @@ def test_decode_refuses(here):
 
 def test_methods_are_the_registry():
     found = run_json("methods")["methods"]
-    assert [entry["name"] for entry in found] == list(METHODS)
+    assert [entry["name"] for entry in found] == [*METHODS, *TRAINED]
     assert found[0]["settings"]["bits"] == 4
     text = run("methods").stdout
     assert all(entry["summary"] in text and entry["paper"] in text for entry in found)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", [*METHODS, *TRAINED])
 def test_one_method_tells_all(name):
     text = run("methods", name).stdout
     for setting in run_json("methods", name)["settings"]:

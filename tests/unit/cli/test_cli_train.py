@@ -118,7 +118,7 @@ def test_killed_and_resumed_it_is_the_same_file(here, monkeypatch, killed_at):
 def test_a_real_kill_does_no_harm(here, seconds):
     command = [sys.executable, "-m", "fewbits.cli"]
     given = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [str(word) for word in order("killed.fewbits", "--save-seconds", "0", epochs=60)]
+    words = [str(word) for word in order("killed.fewbits", "--save-seconds", "0", epochs=30)]
     process = subprocess.Popen([*command, *words], env=given)
     last = here / "killed.fewbits.run" / "last.pt"
     while not last.exists():
@@ -130,7 +130,7 @@ def test_a_real_kill_does_no_harm(here, seconds):
     assert not (here / "killed.fewbits").exists()
     resume = [*command, "train", "--resume", "killed.fewbits.run", "--device", "cpu"]
     subprocess.run(resume, env=given, check=True)
-    whole = [str(word) for word in order("whole.fewbits", "--save-seconds", "0", epochs=60)]
+    whole = [str(word) for word in order("whole.fewbits", "--save-seconds", "0", epochs=30)]
     subprocess.run([*command, *whole], env=given, check=True)
     names = ("killed.fewbits", "whole.fewbits")
     assert (here / names[0]).read_bytes() == (here / names[1]).read_bytes()
