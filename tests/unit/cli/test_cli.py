@@ -449,7 +449,7 @@ def test_methods_are_the_registry():
     assert all(entry["summary"] in text and entry["paper"] in text for entry in found)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", [*METHODS, *TRAINED])
 def test_one_method_tells_all(name):
     text = run("methods", name).stdout
     for setting in run_json("methods", name)["settings"]:
