@@ -216,7 +216,7 @@ def test_workers_end_with_the_process_that_started_them(how):
         assert all(map(alive, pids))
         time.sleep(0.2)
         script.send_signal(how)
-        errors = script.communicate(timeout=20)[1]
+        errors = script.communicate(timeout=60)[1]
     if how == signal.SIGINT:
         assert errors.count("Traceback") == 1
         assert not any(map(alive, pids))
