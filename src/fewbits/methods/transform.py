@@ -119,17 +119,20 @@ class Transform:
         """Return the layer in the domain, of those asked for and possible, that costs least.
 
         Rounding tells which bases may pay; only those, and no transform, are tried with a rate.
+        In layers of a few hundred weights rounding may still cost less than levels with a rate.
         """
         rounding = replace(how, rate="none")
         tried = {
             side: self._rounded(weight, felt, side, rounding)
             for side in self._sides(weight, felt.kernel)
         }
+        rounded = [rated for _, rated in tried.values()]
         if how.rate == "none":
-            return _least((rated for _, rated in tried.values()), how.slope)
+            return _least(rounded, how.slope)
         bound = _NEAR * _cost(tried["none"][1], how.slope) if "none" in tried else inf
         likely = [domain for domain, rated in tried.values() if _cost(rated, how.slope) <= bound]
-        return _least((rate(domain, weight, felt, how) for domain in likely), how.slope)
+        priced = [rate(domain, weight, felt, how) for domain in likely]
+        return _least([*rounded, *priced], how.slope)
 
     def _sides(self, weight: Tensor, kernel: int) -> list[str]:
         """Return the domains to try: "none" among them unless a side is asked for and possible."""

