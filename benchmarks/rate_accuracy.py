@@ -3,8 +3,8 @@
     python benchmarks/rate_accuracy.py [--networks resnet20] [--methods gpfq] [--jobs 2]
 
 ResNet-20 with three calibration seeds (one for the transform with its rate term, which takes
-longest; the ablation has more). ResNet-32 and LeNet-5, for which nothing was tuned: one seed, three
-methods. Grids by their number of levels, the others by their slope; biases in float16 for all.
+longest; the ablation has more). ResNet-32 and LeNet-5, for which nothing was tuned: one seed.
+Grids by their number of levels, the others by their slope; biases in float16 for all.
 Calibration: 1,024 training images without labels. Accuracy: the whole test set, on the network
 loaded from the file. What is measured is kept in .data/ at once, each point with its commit: a run
 that was stopped goes on where it was, and --fresh begins anew. With other options it only explores.
@@ -95,7 +95,6 @@ NETWORKS: dict[str, tuple[str, Loader, Callable[..., list[Tensor]], Callable[...
 
 
 SEEDS = {"resnet20": (0, 1, 2), "resnet32": (0,), "lenet5": (0,)}
-FEW = ("nearest", "gpfq", "smallest")  # methods for the other networks
 LONGEST = "transform, entropy"
 
 
@@ -175,8 +174,8 @@ def main() -> None:
         for network in options.networks
         for seed in SEEDS[network]
         for method in options.methods
-        if (method in FEW if network != "resnet20" else method != LONGEST or seed == 0)
-        for setting in METHODS[method][1][:: 2 if network == "lenet5" else 1]
+        if method != LONGEST or seed == 0
+        for setting in METHODS[method][1]
     ]
     kept = CACHE / "rate_accuracy_points.json"
     if options.fresh:
