@@ -27,7 +27,16 @@ from torch.nn import functional
 
 import fewbits
 from images import CACHE
-from lenet import HELD_OUT, NETWORKS, Digits, digits, float_network, rate_of, sort_neurons
+from lenet import (
+    HELD_OUT,
+    NETWORKS,
+    Digits,
+    computing,
+    digits,
+    float_network,
+    rate_of,
+    sort_neurons,
+)
 from networks import top1
 from record import Run, measured, write
 
@@ -89,6 +98,7 @@ def _loss(logits: Tensor, theirs: Tensor, labels: Tensor, settings: Settings) ->
 def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
     """Train in place, and return what its file holds."""
     settings, seed = job.settings, job.seed
+    model.to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(model).requires_grad_(False)
     tuner = fewbits.prepare(
         model, _method(job.term, settings), vector_bits=settings.vector_bits, seed=seed
@@ -100,10 +110,12 @@ def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
         for x, y in data.batches(generator):
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * rate_of(done / total)
-            with torch.no_grad():
-                theirs = teacher(x)
+            with computing():
+                with torch.no_grad():
+                    theirs = teacher(x)
+                ours = model(x)
             optimizer.zero_grad()
-            (_loss(model(x), theirs, y, settings) + tuner.penalty()).backward()
+            (_loss(ours.float(), theirs.float(), y, settings) + tuner.penalty()).backward()
             optimizer.step()
             tuner.step()
             done += 1

@@ -17,7 +17,16 @@ from fewbits.ops.prune import share_threshold
 from images import CACHE, mnist
 from networks import top1
 
-__all__ = ["HELD_OUT", "NETWORKS", "Digits", "digits", "float_network", "rate_of", "sort_neurons"]
+__all__ = [
+    "HELD_OUT",
+    "NETWORKS",
+    "Digits",
+    "computing",
+    "digits",
+    "float_network",
+    "rate_of",
+    "sort_neurons",
+]
 
 HELD_OUT = 5_000
 BATCH = 128
@@ -74,7 +83,8 @@ class Digits:
         order = torch.randperm(len(self.images), generator=generator)
         for rows in order[: len(order) - len(order) % BATCH].split(BATCH):
             down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
-            yield torch.roll(self.images[rows], (down, right), (2, 3)), self.labels[rows]
+            shifted = torch.roll(self.images[rows], (down, right), (2, 3))
+            yield shifted.contiguous(memory_format=torch.channels_last), self.labels[rows]
 
     @property
     def steps(self) -> int:
@@ -91,6 +101,11 @@ def digits(count: int | None = None) -> Digits:
     return Digits(images[:kept], labels[:kept], (images[last:], labels[last:]), (test, answers))
 
 
+def computing() -> torch.autocast:
+    """Return the precision that networks are trained in: bfloat16, at half the time."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 def rate_of(progress: float) -> float:
     """Return the share of the learning rate: a short rise, then half a cosine."""
     return min(1.0, 100 * progress + 0.01) * (1 + math.cos(math.pi * progress)) / 2
@@ -100,6 +115,7 @@ def _train(
     model: nn.Module, data: Digits, epochs: int, seed: int, *, rate: float, share: float = 0.0
 ) -> None:
     """Train in place with cross-entropy; with ``share``, prune so many of the smallest weights."""
+    model.to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     weights = [p for p in model.parameters() if p.ndim > 1]
     masks = [torch.ones_like(p) for p in weights]
@@ -114,11 +130,14 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_of(progress)
             optimizer.zero_grad()
-            functional.cross_entropy(model(x), y).backward()
+            with computing():
+                logits = model(x)
+            functional.cross_entropy(logits.float(), y).backward()
             optimizer.step()
             with torch.no_grad():
                 for p, mask in zip(weights, masks, strict=True):
                     p.mul_(mask)
+    model.to(memory_format=torch.contiguous_format)
 
 
 def float_network(name: str, start: str, data: Digits, seed: int, *, quick: bool) -> nn.Module:
