@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ..coded import Contents
 from ..coding import EFFORTS
 from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
-from ..engine.targets import Target, check_finite
+from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, ModelError, require
 from ..methods import Course, TunedWeight
 from ..model import CodedModel
@@ -22,6 +21,7 @@ from ..planning import Plan
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
 from .norms import let_go
 from .parametrized import install, remove
+from .settling import Settling
 
 __all__ = ["Tuner"]
 
@@ -58,6 +58,7 @@ class Tuner:
         course: Course,
         weights: Sequence[TunedWeight],
         *,
+        settling: Settling,
         prune: Pruning | None = None,
         source: str = "",
     ) -> None:
@@ -65,6 +66,7 @@ class Tuner:
         self.plan = plan
         self.weights = tuple(weights)
         self.course = course
+        self._settling = settling
         self._prune = prune
         self._source = source
         self._progress = 0.0
@@ -149,7 +151,8 @@ class Tuner:
                 weight.write(self.course.quantized(weight).dequantize())
             for module in rounding:
                 module.active = False  # type: ignore[assignment]
-            yield self.model
+            with self._settling.rounded():
+                yield self.model
         finally:
             for module in rounding:
                 module.active = True  # type: ignore[assignment]
@@ -181,6 +184,9 @@ class Tuner:
     def finish(self, effort: str = "balanced") -> CodedModel:
         """End the training: the network holds the coded values, and is a plain one again.
 
+        Batch normalizations have taken their statistics into weight and bias: the network is one to
+        evaluate, or to go on with by ``fewbits.prepare(..., start=coded)``.
+
         Returns:
             The compressed network; ``effort`` is that of its encoding.
 
@@ -193,17 +199,21 @@ class Tuner:
         results = {weight.name: self.course.quantized(weight) for weight in self.weights}
         self._remove()
         let_go(self.model)
-        coded = self._packed(results, effort)
+        vectors = self._settling.settle()
+        coded = self._packed(results, vectors, effort)
         coded.load_into(self.model)
         self._done = True
         return coded
 
-    def _packed(self, results: dict[str, Quantized], effort: str) -> CodedModel:
+    def _packed(
+        self, results: Mapping[str, Quantized], vectors: Mapping[str, Quantized], effort: str
+    ) -> CodedModel:
         recipe = self.plan.recipe
+        targets = {target.name: target for target in vector_targets(self.model, vectors)}
         tensors = pack_state(
             self.model.state_dict(),
-            results=results,
-            targets=self._targets(),
+            results={**results, **vectors},
+            targets={**targets, **self._targets()},
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
         )
@@ -212,7 +222,11 @@ class Tuner:
             metadata["source"] = self._source
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
         info = {name: dict(result.info) for name, result in results.items()}
-        return replace(CodedModel(contents, self.plan, info), effort=effort)
+        return CodedModel(contents, self.plan, info, self._notes(), effort)
+
+    def _notes(self) -> tuple[str, ...]:
+        count = len(self._settling.names)
+        return (f"{count} batch normalizations settled: a gain and a bias",) if count else ()
 
     # -- the network's parts
 
