@@ -27,7 +27,7 @@ from torch.nn import functional
 
 import fewbits
 from images import CACHE
-from lenet import HELD_OUT, NETWORKS, Digits, digits, float_network, rate_of, sort_neurons
+from lenet import HELD_OUT, NETWORKS, Digits, digits, float_network, rate_of
 from networks import top1
 from record import Run, measured, write
 
@@ -108,8 +108,7 @@ def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
             tuner.step()
             done += 1
             tuner.advance(done / total)
-    sort_neurons(job.network, tuner)
-    return tuner.finish("smallest")
+    return tuner.finish("smallest", sort=True)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class Settling:
         self.bits = bits
         self._norms: dict[str, Any] = {name: model.get_submodule(name) for name in self.names}
 
+    def notes(self) -> list[str]:
+        """Return what is told of it."""
+        count = len(self.names)
+        return [f"{count} batch normalizations settled: a gain and a bias"] if count else []
+
     @torch.no_grad()
     def settle(self) -> dict[str, QuantizedMatrix]:
         """Settle every normalization, and return the codes of the vectors that have a grid.
