@@ -108,7 +108,7 @@ def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
             tuner.step()
             done += 1
             tuner.advance(done / total)
-    return tuner.finish("smallest", sort=True)
+    return tuner.finish("smallest", sort=True, metadata=False)
 
 
 @dataclass(frozen=True)

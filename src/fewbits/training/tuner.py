@@ -184,7 +184,12 @@ class Tuner:
     # -- the end
 
     def finish(
-        self, effort: str = "balanced", *, fold: bool = True, sort: bool = False
+        self,
+        effort: str = "balanced",
+        *,
+        fold: bool = True,
+        sort: bool = False,
+        metadata: bool = True,
     ) -> CodedModel:
         """End the training: the network holds the coded values, and is a plain one again.
 
@@ -197,8 +202,9 @@ class Tuner:
                 become zero, and the constant goes to the next bias. The function stays.
             sort: bring hidden neurons into the order of their nonzero weights, which saves some
                 percent of small sparse networks. The function stays, the neurons change places.
+            metadata: whether the file tells recipe and source.
 
-        Both act where the network is a plain sequence and can be traced; notes tell.
+        Folding and sorting act where the network is a plain sequence and can be traced; notes tell.
 
         Raises:
             ModelError: the training left NaN or infinite values.
@@ -217,7 +223,7 @@ class Tuner:
         coded = replace(self._packed(results, effort), notes=tuple(notes))
         coded.load_into(self.model)
         self._done = True
-        return coded
+        return coded if metadata else coded.without_metadata()
 
     def _packed(self, results: Mapping[str, Quantized], effort: str) -> CodedModel:
         recipe = self.plan.recipe
