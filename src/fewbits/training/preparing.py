@@ -11,6 +11,7 @@ from torch import nn
 from ..coded import Contents
 from ..container import read
 from ..engine.bridge import unpack
+from ..engine.layer import QuantizedTransform
 from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, require
 from ..methods import TrainedMethod, TunedWeight
@@ -42,13 +43,14 @@ def prepare(
 
     Args:
         model: the network, on the device where it is trained. An optimizer made before still fits.
-        method: a training method, such as ``fewbits.HEMP(rate_weight=0.4)``, for all weights; or a
+        method: a training method, such as ``fewbits.HEMP(levels=9)``, for all weights; or a
             recipe whose rules name one.
         start: a compressed network, or its file, that the training goes on from: its values are
             loaded into ``model``, and each tensor keeps its grid, codebook or basis.
         keep: patterns of weights that stay as they are, as in a recipe.
         prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
-        zeros: whether weights that are exactly zero now stay zero; None: from a float network.
+        zeros: whether weights that are exactly zero now stay zero; None: from a float network. Like
+            ``prune``, not where weights start as coefficients of a transform.
         vector_bits: trains biases and other float vectors too, each on a grid of so many bits, and
             puts gains and biases of batch normalizations on such grids when these are settled, at
             the end; None leaves them as ``raw_dtype`` says.
@@ -75,6 +77,8 @@ def prepare(
     settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
+    if prune is not None or zeros:
+        _check_maskable(weights)
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
     course = trained.start(weights, recipe.seed)
@@ -90,7 +94,7 @@ def _recipe(
         return method
     if isinstance(method, type) or not isinstance(method, TrainedMethod):
         raise ConfigError(
-            "method must be a training method such as fewbits.HEMP(rate_weight=0.4), or a recipe "
+            "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
             f"with one. Got {method!r} instead."
         )
     rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
@@ -143,6 +147,17 @@ def _weight(
         start = unpack(coded.tensors[known], target)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
     return TunedWeight(target.name, parameter, target.view, start=start, levels=levels)
+
+
+def _check_maskable(weights: Sequence[TunedWeight]) -> None:
+    """Refuse pruned weights where the codes are coefficients."""
+    for weight in weights:
+        if isinstance(weight.start, QuantizedTransform):
+            raise ConfigError(
+                f"weight {weight.name!r} starts as coefficients of a transform, where zeros of the "
+                "weight do not stay zero. Leave out prune= and zeros=True, or start from a network "
+                "that is not coded by a transform."
+            )
 
 
 def _check_bits(bits: object) -> None:
