@@ -35,7 +35,6 @@ from lenet import (
     digits,
     float_network,
     rate_of,
-    sort_neurons,
 )
 from networks import top1
 from record import Run, measured, write
@@ -120,8 +119,7 @@ def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
             tuner.step()
             done += 1
             tuner.advance(done / total)
-    sort_neurons(job.network, tuner)
-    return tuner.finish("smallest")
+    return tuner.finish("smallest", sort=True, metadata=False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-import fewbits
-from fewbits.methods import TunedWeight
 from fewbits.ops.prune import share_threshold
 from images import CACHE, mnist
 from networks import top1
@@ -25,7 +23,6 @@ __all__ = [
     "digits",
     "float_network",
     "rate_of",
-    "sort_neurons",
 ]
 
 HELD_OUT = 5_000
@@ -60,10 +57,6 @@ class LeNet5(nn.Module):
 
 
 NETWORKS = {"lenet_300_100": LeNet300, "lenet_5": LeNet5}
-CHAINS = {  # layers and the readers of their outputs
-    "lenet_300_100": (("fc1", "fc2"), ("fc2", "fc3")),
-    "lenet_5": (("conv1", "conv2"), ("conv2", "fc1"), ("fc1", "fc2")),
-}
 DENSE_EPOCHS = {"lenet_300_100": 30, "lenet_5": 12}
 PRUNE_EPOCHS = {"lenet_300_100": 10, "lenet_5": 5}
 PRUNED = {"lenet_300_100": 0.95, "lenet_5": 0.98}
@@ -160,33 +153,3 @@ def float_network(name: str, start: str, data: Digits, seed: int, *, quick: bool
         print(f"{name}, {start}, seed {seed}: {top1(model, *data.held_out):.2f} % held out")
     model.load_state_dict(load_file(path))
     return model.eval()
-
-
-@torch.no_grad()
-def sort_neurons(name: str, tuner: fewbits.Tuner) -> None:
-    """Bring hidden neurons into the order of their nonzero weights, most first, before the end.
-
-    The network computes the same; the coder's contexts find neurons beside their like.
-    """
-    weights = {weight.name: weight for weight in tuner.weights}
-    with tuner.quantized():
-        found = {key: weight.parameter != 0 for key, weight in weights.items()}
-    for layer, reader in CHAINS[name]:
-        inputs, outputs = found[f"{layer}.weight"], found[f"{reader}.weight"]
-        count = inputs.flatten(1).sum(1)
-        count += outputs.reshape(len(outputs), len(inputs), -1).sum((0, 2))
-        order = count.argsort(descending=True, stable=True)
-        for key in (f"{layer}.weight", f"{layer}.bias"):
-            _move(weights[key], lambda values, rows=order: values[rows])
-        apart = (len(outputs), len(inputs), -1)
-        _move(
-            weights[f"{reader}.weight"],
-            lambda values, columns=order, shape=apart: values.reshape(shape)[:, columns],
-        )
-
-
-def _move(weight: TunedWeight, moved: Callable[[Tensor], Tensor]) -> None:
-    values = weight.parameter
-    values.copy_(moved(values.detach()).reshape(values.shape))
-    if weight.mask is not None:
-        weight.mask = moved(weight.mask).reshape(values.shape)

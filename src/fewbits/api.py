@@ -48,6 +48,7 @@ def compress(
     workers: int = 1,
     seed: int | None = None,
     source: str = "",
+    metadata: bool = True,
     max_live_bytes: int = 1 << 30,
     progress: Progress = silent,
 ) -> CodedModel:
@@ -77,6 +78,7 @@ def compress(
         workers: processes that encode during a search, as in :meth:`CodedModel.encode`.
         seed: of every random choice; overrides the recipe's.
         source: how to build the network again ("module:callable"), kept in the file.
+        metadata: whether the file tells recipe and source, some 50 to 300 bytes.
         max_live_bytes: bound on the activations held by suspended forward passes; batches beyond
             it are run again for every layer.
         progress: told of every layer that is done.
@@ -105,7 +107,8 @@ def compress(
     def run(recipe: Recipe) -> CodedModel:
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        return replace(pipeline.run(_copied(model), source), effort=effort)
+        made = replace(pipeline.run(_copied(model), source), effort=effort)
+        return made if metadata else made.without_metadata()
 
     if goal is None:
         _check_no_goal(evaluate, seconds, trace)

@@ -91,6 +91,13 @@ class CodedModel:
         made._files.update(self._files)
         return made
 
+    def without_metadata(self) -> CodedModel:
+        """Return the same network, whose file holds neither recipe nor source: some bytes less.
+
+        Such a file does not tell how it was made; ``fewbits evaluate`` must be told the network.
+        """
+        return replace(self, contents=replace(self.contents, metadata={}))
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the dequantized tensors under every name of the network, tied ones included."""
         return state_dict(self.contents.tensors, self.contents.aliases)

@@ -223,6 +223,18 @@ def test_effort_changes_the_bytes_and_nothing_else(tmp_path):
         coded.save(tmp_path / "x", "most")
 
 
+def test_recipe_and_source_can_be_left_out_of_the_file(tmp_path):
+    whole = fewbits.compress(_net(), GPFQ, DATA, source="nets:build")
+    bare = fewbits.compress(_net(), GPFQ, DATA, source="nets:build", metadata=False)
+    assert set(whole.contents.metadata) == {"recipe", "source"}
+    assert len(bare.data) < len(whole.data) - 30
+    assert bare.data == whole.without_metadata().data
+    bare.save(tmp_path / "net.fewbits")
+    assert fewbits.inspect(tmp_path / "net.fewbits").metadata == {}
+    found = fewbits.load(tmp_path / "net.fewbits")
+    assert all(torch.equal(found[name], values) for name, values in whole.state_dict().items())
+
+
 def test_one_tensor_of_a_file(tmp_path):
     path = tmp_path / "net.fewbits"
     fewbits.compress(_net(), GPFQ, calibration=DATA).save(path)

@@ -23,7 +23,7 @@ from .choice import choose
 from .progress import listening
 from .train import order_of
 from .training_options import with_training
-from .verb import Force, Json, Outcome, Workers, check_output, note, verb
+from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, note, verb
 
 __all__ = ["compress"]
 
@@ -88,6 +88,7 @@ def compress(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
     ] = False,
+    no_metadata: NoMetadata = False,
     workers: Workers = 0,
     force: Force = False,
     as_json: Json = False,
@@ -118,6 +119,7 @@ def compress(
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
         means = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
+        means["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
         return _train(out, sources, trained, means, wanted=wanted, force=force, workers=workers)
@@ -137,6 +139,7 @@ def compress(
             effort=effort,
             workers=workers,
             evaluate=evaluate,
+            metadata=not no_metadata,
             progress=progress,
         )
     for text in remarks(done.coded):

@@ -29,6 +29,7 @@ class Order:
         folder: of checkpoints and logs.
         calibration_samples: for a stage before the training.
         evaluate: whether to tell the accuracy on the test split.
+        metadata: whether the file tells recipe and source.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Order:
     save_seconds: float = 300.0
     logs: tuple[str, ...] = ("csv",)
     precision: str = "float32"
+    metadata: bool = True
 
     def keep(self) -> None:
         """Write it into the folder."""
@@ -70,6 +72,7 @@ class Order:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             known = {entry.name for entry in fields(cls)}
+            data.setdefault("metadata", True)  # runs begun before there was a choice
             if data.pop("schema") != _SCHEMA or set(data) != known:
                 raise ValueError("it is of another version")
             return cls(**{**data, "logs": tuple(data["logs"]), "folder": str(folder)})

@@ -12,7 +12,7 @@ from . import training_options as options
 from .lists import words
 from .progress import listening
 from .runs import Order
-from .verb import Force, Json, Outcome, Workers, check_output, verb
+from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, verb
 
 __all__ = ["order_of", "train"]
 
@@ -91,6 +91,7 @@ def train(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
     ] = False,
+    no_metadata: NoMetadata = False,
     workers: Workers = 0,
     force: Force = False,
     as_json: Json = False,
@@ -127,9 +128,12 @@ def train(
     sources: Given = {"model": model, "weights": weights, "data": data, "selection": selection}
     means: Given = {"start": start, "effort": effort, "log": log, "precision": precision}
     means |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}
+    means["metadata"] = False if no_metadata else None
     how: Given = {"method": method, "settings": settings or [], "recipe": recipe, "seed": seed}
     if resume is not None:
-        options.refuse_beside_resume({"out": out, **sources, **how, **loop, **means})
+        options.refuse_beside_resume(
+            {"out": out, **sources, **how, **loop, **means, "no_metadata": no_metadata}
+        )
         order = Order.of_folder(resume)
     else:
         chosen = options.choose_training(loop=loop, **how)

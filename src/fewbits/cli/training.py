@@ -109,6 +109,7 @@ def carry_out(
     if coded is None:
         release(fabric)
         return Outcome({}, silent=True)
+    coded = coded if order.metadata else coded.without_metadata()
     out = Path(order.out)
     coded.save(out, workers=workers)
     seconds = time.perf_counter() - started

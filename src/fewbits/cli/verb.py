@@ -27,6 +27,7 @@ __all__ = [
     "Force",
     "Json",
     "MaxDecoded",
+    "NoMetadata",
     "Outcome",
     "Workers",
     "check_output",
@@ -53,6 +54,10 @@ Workers: TypeAlias = Annotated[
     typer.Option(min=0, max=256, help="Processes that code tensors; 0: as many as pay."),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+NoMetadata: TypeAlias = Annotated[
+    bool,
+    typer.Option("--no-metadata", help="Leave recipe and source out of the file: 50 to 300 bytes."),
+]
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class Job:
         effort: str,
         workers: int,
         evaluate: bool,
+        metadata: bool,
         progress: Progress,
     ) -> Done:
         """Compress to the file ``out``; with a drop as budget, the test tells its own drop too."""
@@ -113,7 +114,9 @@ class Job:
         told = self.wanted.max_drop is not None and can_judge and not self._one_loader
         before = self.accuracy(progress) if evaluate or told else None
         started = time.perf_counter()
-        coded = self.compress(samples, seed, progress, effort=effort, workers=workers)
+        coded = self.compress(
+            samples, seed, progress, effort=effort, workers=workers, metadata=metadata
+        )
         seconds = time.perf_counter() - started
         size = coded.save(out, workers=workers)
         after = self.accuracy(progress, out, workers) if evaluate or told else None
@@ -127,6 +130,7 @@ class Job:
         *,
         effort: str = "balanced",
         workers: int = 1,
+        metadata: bool = True,
     ) -> CodedModel:
         """Compress, calibrating on at most ``samples`` training samples drawn by the seed."""
         batches = None
@@ -145,6 +149,7 @@ class Job:
             workers=workers,
             seed=seed,
             source=self.model.source,
+            metadata=metadata,
             progress=progress,
             **budget,
         )

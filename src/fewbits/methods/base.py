@@ -62,10 +62,11 @@ def gradients_of(method: Method | None) -> str:
 
 
 def to_settings(method: Method | TrainedMethod) -> dict[str, Any]:
-    """Return ``{"method": name, ...}``, bits or slope, and what is not at its default."""
+    """Return ``{"method": name, ...}``, bits or slope where set, and what is not at its default."""
     values = {entry.name: _plain(getattr(method, entry.name)) for entry in fields(method)}  # type: ignore[arg-type]
     defaults = {entry.name: _plain(entry.default) for entry in fields(method)}  # type: ignore[arg-type]
     told = {"slope"} if values.get("levels") is not None else {"bits", "slope"}
+    told = {key for key in told if values.get(key) is not None}
     changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
     return {"method": method.name, **changed}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..errors import require
@@ -25,6 +25,7 @@ from .trained import TRAINED, TunedWeight
 
 __all__ = ["HEMP"]
 
+_FLOATS, _CODED = 0.4, 0.1  # rate_weight by the start
 _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
 
 
@@ -38,7 +39,9 @@ class HEMP:
         spacing: "lloyd" (a codebook of least squared error for each tensor) or "even" (a grid).
         order: weights in a tuple whose entropy is minimized; less where there are too few tuples.
         rate_weight: 1/L*: at 0.4 a weight crosses to a neighbour that is likelier by 2.5 bits; 0
-            for no entropy term. Above about 1 the network collapses onto few levels.
+            for no entropy term. Above about 1 the network collapses onto few levels. None for 0.4,
+            and 0.1 where weights start coded: a start that has weighed bits against errors already
+            (recipe "smallest") has few levels left to leave, and collapses at 0.4.
         slope: loss that a bit of the network's indices is worth. Given, it takes the place of the
             crossing rule: the entropy is a part of the loss (:meth:`Tuner.penalty`), in the same
             unit for all layers, and never draws weights away from zero.
@@ -58,15 +61,12 @@ class HEMP:
 
     name: ClassVar[str] = "hemp"
     summary: ClassVar[str] = "trains towards a low entropy of the indices, for small files"
-    paper: ClassVar[str] = (
-        "Tartaglione, Lathuiliere, Fiandrotti, Cagnazzo, Grangetto, HEMP: High-order entropy "
-        "minimization for neural network compression, Neurocomputing 461, 2021"
-    )
+    paper: ClassVar[str] = "Tartaglione et al. 2021"
 
     levels: int = 15
     spacing: str = "lloyd"
     order: int = 1
-    rate_weight: float | Ramp = 0.4
+    rate_weight: float | Ramp | None = None
     slope: float | Ramp | None = None
     width: float = 1.0
     pull: float | Ramp = _PULL
@@ -81,7 +81,7 @@ class HEMP:
     def __post_init__(self) -> None:
         for name in ("rate_weight", "pull", "slope"):
             object.__setattr__(self, name, Ramp.of(getattr(self, name)))
-            if name != "slope" or self.slope is not None:
+            if name == "pull" or getattr(self, name) is not None:
                 _check_scheduled(name, getattr(self, name))
         check_number("width", self.width, 0)
         check_number("soft", self.soft, 0, inclusive=True)
@@ -101,7 +101,10 @@ class HEMP:
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempCourse:
         """Fit the levels, and begin. Nothing of it is random."""
-        return HempCourse(self, weights)
+        if self.rate_weight is not None:
+            return HempCourse(self, weights)
+        coded = any(weight.start is not None for weight in weights)
+        return HempCourse(replace(self, rate_weight=_CODED if coded else _FLOATS), weights)
 
 
 def _check_scheduled(name: str, value: object) -> None:

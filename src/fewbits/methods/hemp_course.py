@@ -149,7 +149,7 @@ class HempCourse:
                 line.rounding.follow(line.units(), _FOLLOW)
             self._refresh()
         pull = value_at(self.method.pull, self._progress)
-        rate = value_at(self.method.rate_weight, self._progress)
+        rate = value_at(self.method.rate_weight or 0.0, self._progress)
         for line in self._lines.values():
             self._move(line, pull, rate)
         self._count += 1
@@ -221,7 +221,7 @@ class HempCourse:
     def _refresh(self) -> None:
         """Count the soft indices anew: the bits, where they fall, and every weight's level."""
         self._bits = 0.0
-        rate = value_at(self.method.rate_weight, self._progress)
+        rate = value_at(self.method.rate_weight or 0.0, self._progress)
         for pool in self._pools:
             lines = pool.lines
             units = [line.units() for line in lines]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["assign", "even_step", "lloyd_max", "thresholds"]
+__all__ = ["assign", "even_step", "lloyd_max", "thresholds", "window"]
 
 
 def lloyd_max(
@@ -64,6 +64,38 @@ def even_step(values: Tensor, count: int) -> float:
 
     steps = [float(_bfloat16(torch.tensor(largest * k / 40 / top))) for k in range(8, 41)]
     return min(steps, key=error)
+
+
+def window(values: Tensor, count: int, cost: Tensor | None = None) -> tuple[float, int]:
+    """Return the grid for values far from zero, such as gains: ``count`` neighbouring multiples.
+
+    Args:
+        values: any shape, finite.
+        count: levels, at least 2.
+        cost: of a squared error of each value, in their shape; None for 1.
+
+    Returns:
+        The step, a bfloat16, and the lowest multiple: levels are ``step * (lowest + k)``. The best
+        of 37 steps, each with the levels at the lower, the middle and the upper end.
+    """
+    flat = values.detach().reshape(-1).double()
+    weight = torch.ones_like(flat) if cost is None else cost.detach().reshape(-1).double()
+    low, high = (float(end) for end in flat.aminmax())
+    least = max(abs(low), abs(high)) * 2.0**-16  # indices stay exact in float32
+    span = max((high - low) / (count - 1), least)
+    if not span:
+        return 1.0, 0
+    best, found = float("inf"), (1.0, 0)
+    for k in range(8, 45):
+        step = float(_bfloat16(torch.tensor(span * k / 40)))
+        nearest = (flat / step).round()
+        first, last = int(nearest.min()), int(nearest.max()) - count + 1
+        for lowest in dict.fromkeys((first, (first + last) // 2, last)):
+            levels = nearest.clamp(lowest, lowest + count - 1) * step
+            error = float(((flat - levels).square() * weight).sum())
+            if error < best:
+                best, found = error, (step, lowest)
+    return found
 
 
 def thresholds(levels: Tensor) -> Tensor:

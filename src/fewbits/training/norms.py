@@ -1,7 +1,8 @@
-"""Batch normalizations that a layer has absorbed: they must not normalize again while training.
+"""Batch normalizations without statistics of their own: they must not normalize while training.
 
-Absorbed, a normalization has weight 1, mean 0 and variance 1 in place of its statistics, and is
-right with these alone. In training mode it would use those of the batch, and undo the absorbing.
+Absorbed by a layer, or settled at the end of a training, a normalization has mean 0 and variance 1
+in place of its statistics, and is right with these alone. In training mode it would use those of
+the batch, and compute something else.
 """
 
 from __future__ import annotations
@@ -16,25 +17,31 @@ from ..engine.fold import is_batchnorm
 
 __all__ = ["hold_absorbed", "let_go"]
 
+_FROZEN = "_fewbits_frozen"
 _NEAR = 2.0**-8  # of 1: what float16 or bfloat16 leaves of 1 - eps
 
 
-def hold_absorbed(model: nn.Module) -> list[str]:
-    """Keep absorbed normalizations in evaluation mode, whatever ``model.train()`` says.
+def hold_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
+    """Keep such normalizations in evaluation mode, whatever ``model.train()`` says.
 
-    Their weights, all 1, get no gradient and stay constant; their biases are trained.
+    Weights that are all 1 get no gradient and stay constant: the layer before has the gains. Other
+    weights, and biases, are trained.
 
     Args:
-        model: holding the values of a compressed network.
+        model: the network.
+        coded: whether its values are those of a compressed network, where 1 - eps may have been
+            rounded to 1. Otherwise a variance of 1 is that of a normalization yet to be trained.
 
     Returns:
         The names of these normalizations.
     """
     held = []
     for name, module in model.named_modules():
-        if is_batchnorm(module) and _is_absorbed(module):
+        if is_batchnorm(module) and _has_no_statistics(module, _NEAR if coded else 0.0):
             module.eval()
-            module.weight.requires_grad_(False)
+            if bool((module.weight == 1).all()):
+                module.__dict__[_FROZEN] = module.weight.requires_grad
+                module.weight.requires_grad_(False)
             module.__dict__["train"] = MethodType(_stay, module)
             held.append(name)
     return held
@@ -45,19 +52,23 @@ def let_go(model: nn.Module) -> None:
     for module in model.modules():
         if "train" in module.__dict__ and is_batchnorm(module):
             del module.__dict__["train"]
-            module.weight.requires_grad_(True)
+            if module.__dict__.pop(_FROZEN, False):
+                module.weight.requires_grad_(True)
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def _is_absorbed(module: Any) -> bool:
-    mean, variance, weight = module.running_mean, module.running_var, module.weight
+def _has_no_statistics(module: Any, near: float) -> bool:
+    mean, variance = module.running_mean, module.running_var
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
         return False
-    still = bool((mean == 0).all()) and bool((weight == 1).all())
-    return still and bool((variance - 1).abs().max() <= _NEAR) and not _is_fresh(module)
+    if bool((mean != 0).any()) or _is_fresh(module):
+        return False
+    settled = torch.full_like(variance, 1 - module.eps)
+    exact = torch.equal(variance, settled) and bool((settled != 1).any())
+    return exact or bool(near and (variance - 1).abs().max() <= near)
 
 
 def _is_fresh(module: Any) -> bool:

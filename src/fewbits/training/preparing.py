@@ -11,6 +11,7 @@ from torch import nn
 from ..coded import Contents
 from ..container import read
 from ..engine.bridge import unpack
+from ..engine.layer import QuantizedTransform
 from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, require
 from ..methods import TrainedMethod, TunedWeight
@@ -19,6 +20,7 @@ from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
+from .settling import Settling, to_settle
 from .tuner import Tuner, find_parameter
 
 __all__ = ["prepare"]
@@ -41,15 +43,17 @@ def prepare(
 
     Args:
         model: the network, on the device where it is trained. An optimizer made before still fits.
-        method: a training method, such as ``fewbits.HEMP(rate_weight=0.4)``, for all weights; or a
+        method: a training method, such as ``fewbits.HEMP(levels=9)``, for all weights; or a
             recipe whose rules name one.
         start: a compressed network, or its file, that the training goes on from: its values are
             loaded into ``model``, and each tensor keeps its grid, codebook or basis.
         keep: patterns of weights that stay as they are, as in a recipe.
         prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
-        zeros: whether weights that are exactly zero now stay zero; None: from a float network.
-        vector_bits: trains biases and other float vectors too, each on a grid of so many bits;
-            None leaves them as ``raw_dtype`` says.
+        zeros: whether weights that are exactly zero now stay zero; None: from a float network. Like
+            ``prune``, not where weights start as coefficients of a transform.
+        vector_bits: trains biases and other float vectors too, each on a grid of so many bits, and
+            puts gains and biases of batch normalizations on such grids when these are settled, at
+            the end; None leaves them as ``raw_dtype`` says.
         raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
         seed: of every random choice.
         source: how to build the network again ("module:callable"), kept in the file.
@@ -64,17 +68,21 @@ def prepare(
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
-    plan = _with_vectors(model, plan, trained, vector_bits)
+    _check_bits(vector_bits)
     coded = _contents(start)
     if coded is not None:
         load_into(coded.tensors, coded.aliases, model, _told(start))
-        hold_absorbed(model)
     check_finite(model)
+    held = hold_absorbed(model, coded=coded is not None)
+    settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)
+    plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
+    if prune is not None or zeros:
+        _check_maskable(weights)
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
     course = trained.start(weights, recipe.seed)
-    return Tuner(model, plan, course, weights, prune=prune, source=source)
+    return Tuner(model, plan, course, weights, settling=settling, prune=prune, source=source)
 
 
 def _recipe(
@@ -86,7 +94,7 @@ def _recipe(
         return method
     if isinstance(method, type) or not isinstance(method, TrainedMethod):
         raise ConfigError(
-            "method must be a training method such as fewbits.HEMP(rate_weight=0.4), or a recipe "
+            "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
             f"with one. Got {method!r} instead."
         )
     rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
@@ -141,14 +149,41 @@ def _weight(
     return TunedWeight(target.name, parameter, target.view, start=start, levels=levels)
 
 
-def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, bits: object) -> Plan:
-    """Return the plan with the float vectors of ``model`` trained too."""
-    if bits is None:
-        return plan
+def _check_maskable(weights: Sequence[TunedWeight]) -> None:
+    """Refuse pruned weights where the codes are coefficients."""
+    for weight in weights:
+        if isinstance(weight.start, QuantizedTransform):
+            raise ConfigError(
+                f"weight {weight.name!r} starts as coefficients of a transform, where zeros of the "
+                "weight do not stay zero. Leave out prune= and zeros=True, or start from a network "
+                "that is not coded by a transform."
+            )
+
+
+def _check_bits(bits: object) -> None:
     whole = isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 12
-    require(whole, "vector_bits", "None or an integer from 2 to 12", bits)
-    targets = vector_targets(model, plan.kept)
-    entries = [PlanEntry(t, None, f"a vector, on a grid of {bits} bits", method) for t in targets]
+    require(bits is None or whole, "vector_bits", "None or an integer from 2 to 12", bits)
+
+
+def _with_settled(plan: Plan, settling: Settling) -> Plan:
+    """Return the plan that tells what becomes of the normalizations to settle."""
+    grid = "" if settling.bits is None else f", on a grid of {settling.bits} bits"
+    for name in settling.names:
+        told = dict.fromkeys(("weight", "bias"), f"settled with its statistics at the end{grid}")
+        told |= dict.fromkeys(("running_mean", "running_var"), "constant when settled at the end")
+        for leaf, what in told.items():
+            if f"{name}.{leaf}" in plan.kept:
+                plan = plan.kept_after(f"{name}.{leaf}", what)
+    return plan
+
+
+def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, settling: Settling) -> Plan:
+    """Return the plan with float vectors of ``model`` trained too, but for those to settle."""
+    if settling.bits is None:
+        return plan
+    reason = f"a vector, on a grid of {settling.bits} bits"
+    targets = [t for t in vector_targets(model, plan.kept) if t.module not in settling.names]
+    entries = [PlanEntry(target, None, reason, method) for target in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}
     return replace(plan, entries=(*plan.entries, *entries), kept=kept)

@@ -14,14 +14,16 @@ from ..coded import Contents
 from ..coding import EFFORTS
 from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
-from ..engine.targets import Target, check_finite
+from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, ModelError, require
 from ..methods import Course, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
+from .neurons import tidy
 from .norms import let_go
 from .parametrized import install, remove
+from .settling import Settling
 
 __all__ = ["Tuner"]
 
@@ -58,6 +60,7 @@ class Tuner:
         course: Course,
         weights: Sequence[TunedWeight],
         *,
+        settling: Settling,
         prune: Pruning | None = None,
         source: str = "",
     ) -> None:
@@ -65,6 +68,7 @@ class Tuner:
         self.plan = plan
         self.weights = tuple(weights)
         self.course = course
+        self._settling = settling
         self._prune = prune
         self._source = source
         self._progress = 0.0
@@ -149,7 +153,8 @@ class Tuner:
                 weight.write(self.course.quantized(weight).dequantize())
             for module in rounding:
                 module.active = False  # type: ignore[assignment]
-            yield self.model
+            with self._settling.rounded():
+                yield self.model
         finally:
             for module in rounding:
                 module.active = True  # type: ignore[assignment]
@@ -178,11 +183,28 @@ class Tuner:
 
     # -- the end
 
-    def finish(self, effort: str = "balanced") -> CodedModel:
+    def finish(
+        self,
+        effort: str = "balanced",
+        *,
+        fold: bool = True,
+        sort: bool = False,
+        metadata: bool = True,
+    ) -> CodedModel:
         """End the training: the network holds the coded values, and is a plain one again.
 
-        Returns:
-            The compressed network; ``effort`` is that of its encoding.
+        Batch normalizations have taken their statistics into weight and bias: the network is one to
+        evaluate, or to go on with by ``fewbits.prepare(..., start=coded)``.
+
+        Args:
+            effort: of the encoding.
+            fold: remove hidden neurons that give a constant, or that nobody reads: their weights
+                become zero, and the constant goes to the next bias. The function stays.
+            sort: bring hidden neurons into the order of their nonzero weights, which saves some
+                percent of small sparse networks. The function stays, the neurons change places.
+            metadata: whether the file tells recipe and source.
+
+        Folding and sorting act where the network is a plain sequence and can be traced; notes tell.
 
         Raises:
             ModelError: the training left NaN or infinite values.
@@ -193,17 +215,23 @@ class Tuner:
         results = {weight.name: self.course.quantized(weight) for weight in self.weights}
         self._remove()
         let_go(self.model)
-        coded = self._packed(results, effort)
+        for weight in self.weights:
+            weight.write(results[weight.name].dequantize())
+        results.update(self._settling.settle())
+        notes = self._settling.notes()
+        notes += tidy(self.model, results, self.plan.aliases, fold=fold, sort=sort)
+        coded = replace(self._packed(results, effort), notes=tuple(notes))
         coded.load_into(self.model)
         self._done = True
-        return coded
+        return coded if metadata else coded.without_metadata()
 
-    def _packed(self, results: dict[str, Quantized], effort: str) -> CodedModel:
+    def _packed(self, results: Mapping[str, Quantized], effort: str) -> CodedModel:
         recipe = self.plan.recipe
+        vectors = vector_targets(self.model, results)
         tensors = pack_state(
             self.model.state_dict(),
             results=results,
-            targets=self._targets(),
+            targets={**{target.name: target for target in vectors}, **self._targets()},
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
         )
@@ -212,7 +240,7 @@ class Tuner:
             metadata["source"] = self._source
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
         info = {name: dict(result.info) for name, result in results.items()}
-        return replace(CodedModel(contents, self.plan, info), effort=effort)
+        return CodedModel(contents, self.plan, info, effort=effort)
 
     # -- the network's parts
 

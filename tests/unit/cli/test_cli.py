@@ -138,6 +138,11 @@ def test_compress_json_says_everything(here):
     assert info.metadata["source"] == MODEL
 
 
+def test_recipe_and_source_can_be_left_out(here):
+    run(*COMPRESS, "--bits", 3, "--no-metadata", "-o", "n.fewbits")
+    assert fewbits.inspect(here / "n.fewbits").metadata == {}
+
+
 def test_the_same_seed_gives_the_same_file(here):
     settings = ("--set", "rounding=stochastic", "--calibration-samples", 300)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -181,7 +181,8 @@ def test_nothing_is_left_behind(failure):
 
 
 SCRIPT = """
-import sys, numpy as np
+import signal, sys, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from fewbits.coding.tasks import EncodeTask
 from fewbits.coding.workers import Workers
 pool = Workers(2)

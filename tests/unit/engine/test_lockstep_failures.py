@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import faulthandler
 import gc
+import signal
 import subprocess
 import sys
 import threading
@@ -173,6 +174,15 @@ def test_an_exit_in_the_forward_is_an_exit():
         run(chain((1, bad)))
 
 
+@pytest.fixture
+def _interruptible():
+    """Handle SIGINT as Python does, where the shell that began the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_while_a_pass_runs_stops_it_at_its_next_layer():
     """The caller's thread waits when it is interrupted; the pass is in the middle of a layer."""
     import _thread

@@ -217,6 +217,8 @@ def test_settings_as_plain_values_and_back():
     assert "pull" not in settings
     assert trained_from_settings(settings) == method
     assert TRAINED["hemp"] is HEMP
+    assert to_settings(HEMP()) == {"method": "hemp"}
+    assert trained_from_settings({"method": "hemp", "slope": None}) == HEMP()  # as older files say
 
 
 @pytest.mark.parametrize(

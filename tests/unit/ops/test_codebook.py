@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from fewbits.ops.codebook import assign, even_step, lloyd_max, thresholds
+from fewbits.ops.codebook import assign, even_step, lloyd_max, thresholds, window
 
 
 def error(values, levels):
@@ -91,3 +91,27 @@ def test_assignment_is_the_nearest_level_and_ties_go_down():
     values = torch.randn(500, generator=torch.Generator().manual_seed(5))
     assert torch.equal(assign(values, levels), (values[:, None] - levels).abs().argmin(1))
     assert assign(thresholds(levels), levels).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, -40.0])
+def test_windows_err_about_as_little_as_the_best_grid_anywhere(shift):
+    """Against grids of any step and any place, which a file could not hold without an offset."""
+    values = torch.rand(24, generator=torch.Generator().manual_seed(5)) + shift
+    step, lowest = window(values, 8)
+    assert step == float(torch.tensor(step).bfloat16())
+    found = error(values, (lowest + torch.arange(8)) * step)
+    spans = torch.linspace(0.5, 1.1, 61).tolist()
+    starts = torch.linspace(-0.1, 0.3, 81).tolist()
+    places = torch.arange(8).double() / 7
+    best = min(error(values, shift + a + b * places) for a in starts for b in spans)
+    assert found <= 1.5 * best
+
+
+def test_windows_weigh_errors_by_their_cost():
+    values = torch.tensor([1.0, 1.13, 1.29, 1.4, 9.0])
+    step, lowest = window(values, 4, torch.tensor([1.0, 1, 1, 1, 0]))
+    assert step < 1
+    assert step * (lowest + 3) < 5
+    step, lowest = window(values, 4)
+    assert step * (lowest + 3) > 8
+    assert window(torch.zeros(3), 4) == (1.0, 0)

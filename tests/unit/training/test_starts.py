@@ -14,7 +14,8 @@ from fewbits import GPFQ, HEMP, Nearest, Transform
 from fewbits.coded import CodebookTensor, GridTensor, TransformTensor
 from fewbits.engine.bridge import pack, unpack
 from fewbits.engine.targets import survey
-from fewbits.errors import ModelError
+from fewbits.errors import ConfigError, ModelError
+from fewbits.training import Magnitude
 
 FROZEN = HEMP(rate_weight=0, forward="quantized")  # fine-tuning with a frozen structure
 
@@ -112,6 +113,39 @@ def test_smallest_goes_on_to_a_smaller_file(digits_net, digits):
     tuned = tuner.finish()
     assert len(tuned.data) < 0.97 * len(coded.data)
     assert float((net(digits[2]).argmax(1) == digits[3]).float().mean()) > 0.85
+
+
+@pytest.mark.parametrize("start", ["smallest", Transform(slope=0.001, side="row")])
+def test_default_settings_keep_a_start_that_has_weighed_its_bits(start, digits_net, digits):
+    coded = fewbits.compress(digits_net, start, calibration=digits[0][:256])
+    net = coded.load_into(copy.deepcopy(digits_net))
+
+    def accuracy():
+        return float((net.eval()(digits[2]).argmax(1) == digits[3]).float().mean())
+
+    before = accuracy()
+    tuner = fewbits.prepare(net, HEMP(), start=coded, raw_dtype="float16")
+    fine_tune(net, tuner, digits, steps=40, lr=0.01)
+    tuned = tuner.finish()
+    assert accuracy() > before - 0.01
+    assert len(tuned.encode("fast")) < len(coded.encode("fast"))
+
+
+def test_the_rate_weight_s_default_goes_by_the_start(digits_net):
+    assert fewbits.prepare(digits_net, HEMP()).course.method.rate_weight == 0.4
+    coded = fewbits.compress(digits_net, Nearest(bits=3))
+    assert fewbits.prepare(digits_net, HEMP(), start=coded).course.method.rate_weight == 0.1
+    given = fewbits.prepare(digits_net, HEMP(rate_weight=0.3), start=coded)
+    assert given.course.method.rate_weight == 0.3
+
+
+@pytest.mark.parametrize("arguments", [{"prune": Magnitude(share=0.5)}, {"zeros": True}])
+def test_masks_do_not_go_with_coefficients(arguments):
+    net = nn.Sequential(nn.Linear(12, 8))
+    method = Transform(slope=1e-6, side="row", basis="klt")
+    coded = fewbits.compress(net, method, calibration=_inputs(net[0]))
+    with pytest.raises(ConfigError, match="coefficients of a transform"):
+        fewbits.prepare(net, HEMP(levels=3), start=coded, **arguments)
 
 
 def test_hemp_s_codebooks_can_be_started_from(digits_net):
