@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads at most, and one small network trained on real digits."""
+"""Shared by all tests: one thread, as others are busy too, and one small network trained on real digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 class SmallNet(nn.Module):
