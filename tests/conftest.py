@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, as others are busy too, and one small network trained on real digits."""
+"""Shared by all tests: one thread, as others are busy too, and a small network of digits."""
 
 from __future__ import annotations
 

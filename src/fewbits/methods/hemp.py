@@ -45,6 +45,10 @@ class HEMP:
         slope: loss that a bit of the network's indices is worth. Given, it takes the place of the
             crossing rule: the entropy is a part of the loss (:meth:`Tuner.penalty`), in the same
             unit for all layers, and never draws weights away from zero.
+        bits: entropy of the indices, in bits per weight, that the price of a bit is steered to;
+            levels are chosen by rate, and ``rate_weight`` is where the price begins. The file takes
+            less for indices, as its coder sees more than counts, and has other tensors.
+        arrival: share of the training at which ``bits`` are reached.
         width: factor on the first step of an "even" spacing; above 1 for more zeros.
         pull: share of its distance to its level that a weight loses in a step. In the quantized
             forward pass, which needs no pull, the pace of the entropy term alone.
@@ -52,6 +56,7 @@ class HEMP:
             pull brings to their levels) or "quantized" (with the levels; gradients pass through).
         soft: share of the training, with the quantized forward pass, in which the network still
             computes with the float weights, and steps follow them; only the entropy acts.
+        steps: of grids, in the quantized forward pass: "trained", or "fixed".
         assign: "nearest" level, or "rate": least squared distance plus bits, at ``rate_weight``.
         pool: one histogram for the "network", or one for each "tensor".
         refresh: steps for which levels, entropy and its gradient are kept.
@@ -68,10 +73,13 @@ class HEMP:
     order: int = 1
     rate_weight: float | Ramp | None = None
     slope: float | Ramp | None = None
+    bits: float | None = None
+    arrival: float = 0.3
     width: float = 1.0
     pull: float | Ramp = _PULL
     forward: str = "continuous"
     soft: float = 0.0
+    steps: str = "trained"
     assign: str = "nearest"
     pool: str = "network"
     refresh: int = 10
@@ -93,11 +101,19 @@ class HEMP:
             is_whole(self.order) and self.order in ORDERS, "order", f"one of {ORDERS}", self.order
         )
         check_one_of("forward", self.forward, ("continuous", "quantized"))
+        check_one_of("steps", self.steps, ("trained", "fixed"))
         check_one_of("assign", self.assign, ("nearest", "rate"))
         check_one_of("pool", self.pool, ("network", "tensor"))
         require(is_whole(self.refresh) and self.refresh >= 1, "refresh", ">= 1", self.refresh)
         require(is_whole(self.refit) and self.refit >= 0, "refit", ">= 0", self.refit)
         check_switch("insensitive", self.insensitive)
+        check_number("arrival", self.arrival, 0, inclusive=True)
+        require(self.arrival <= 1, "arrival", "a share of the training, at most 1", self.arrival)
+        if self.bits is not None:
+            check_number("bits", self.bits, 0)
+            rated = self.assign == "rate" and self.forward == "quantized"
+            ways = f"assign={self.assign!r}, forward={self.forward!r}"
+            require(rated, "bits", "None, or assign='rate' and forward='quantized' with it", ways)
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempCourse:
         """Fit the levels, and begin. Nothing of it is random."""

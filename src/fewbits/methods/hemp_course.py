@@ -23,6 +23,7 @@ from ..schedule import value_at
 from .alphabets import Alphabet, alphabet_of, fit_codebook, fit_grid
 from .priced_loss import priced_loss
 from .rounding import Rounding
+from .steering import Steering
 from .trained import TunedWeight
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class HempCourse:
         self.method = method
         self._progress, self._count, self._bits = 0.0, 0, 0.0
         self._straight = method.forward == "quantized"
+        self._steering = _steering(method)
         self._lines = {weight.name: self._line(weight) for weight in weights}
         self._pools = self._pooled()
         self.advance(0.0)
@@ -83,7 +85,8 @@ class HempCourse:
 
     def _line(self, weight: TunedWeight) -> _Line:
         alphabet = self._fitted(weight) if weight.start is None else alphabet_of(weight.start)
-        rounding = Rounding(weight, alphabet, trained=self._straight)
+        trained = self._straight and self.method.steps == "trained"
+        rounding = Rounding(weight, alphabet, trained=trained)
         units = alphabet.units(weight.matrix())
         zeros = torch.zeros_like(units)
         return _Line(weight, rounding, alphabet.cell, zeros, zeros, units)
@@ -201,12 +204,15 @@ class HempCourse:
             for name, line in self._lines.items()
         }
         counters = {"progress": self._progress, "count": self._count, "bits": self._bits}
-        return {"lines": lines, **counters}
+        steering = None if self._steering is None else self._steering.state()
+        return {"lines": lines, "steering": steering, **counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._progress, self._count = state["progress"], state["count"]
         self._bits = state["bits"]
+        if self._steering is not None:
+            self._steering.take_state(state["steering"])
         self.advance(self._progress)
         for name, line in self._lines.items():
             kept = state["lines"][name]
@@ -240,6 +246,24 @@ class HempCourse:
                     sign = line.slant * (line.units() - line.alphabet.levels[line.alphabet.zero])
                     line.slant = line.slant.where(sign > 0, 0.0)
             self._settle(pool, units, rate if self.method.assign == "rate" else 0.0)
+        if self._steering is not None:
+            self._steering.look(self._coded_bits(), self._progress)
+
+    def _rate(self) -> float:
+        """Return the price of a bit now."""
+        if self._steering is not None:
+            return self._steering.price
+        return value_at(self.method.rate_weight or 0.0, self._progress)
+
+    def _coded_bits(self) -> float:
+        """Return the entropy of the levels that weights are on, vectors aside, in bits each."""
+        bits = total = 0.0
+        for pool in self._pools:
+            if pool.lines[0].weight.levels is None:
+                count = sum(line.target.numel() for line in pool.lines)
+                bits += count * float(_law(pool, [line.target for line in pool.lines]).entropy())
+                total += count
+        return bits / max(1.0, total)
 
     def _settle(self, pool: _Pool, units: list[Tensor], rate: float) -> None:
         """Choose the level of each weight; at a rate by the law of the levels chosen before."""
@@ -254,7 +278,7 @@ class HempCourse:
         alphabet, matrix = line.alphabet, line.weight.matrix()
         units = alphabet.units(matrix)
         change = torch.zeros_like(units)
-        if self.method.slope is None:
+        if self.method.slope is None and self.method.bits is None:
             force = line.slant * (pull * rate * line.cell**2 / 2)
             change -= torch.maximum(torch.minimum(force, line.most), -line.most)
         if not self._straight:
@@ -275,6 +299,12 @@ class HempCourse:
                 count = len(alphabet.levels)
                 levels = lloyd_max(line.units(), count, alphabet.levels, iterations=10)
                 line.rounding.alphabet = alphabet.with_levels(levels.to(line.target))
+
+
+def _steering(method: HEMP) -> Steering | None:
+    if method.bits is None:
+        return None
+    return Steering(method.bits, method.arrival, value_at(method.rate_weight or 0.0, 0.0))
 
 
 def _allowed(lines: Sequence[_Line], order: int) -> int:

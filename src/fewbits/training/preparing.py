@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..coded import Contents
 from ..container import read
@@ -20,6 +21,7 @@ from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
+from .reviving import revive
 from .settling import Settling, to_settle
 from .tuner import Tuner, find_parameter
 
@@ -35,6 +37,7 @@ def prepare(
     prune: Pruning | None = None,
     zeros: bool | None = None,
     vector_bits: int | None = None,
+    norms: Iterable[Any] | Tensor | None = None,
     raw_dtype: str = "keep",
     seed: int = 0,
     source: str = "",
@@ -54,6 +57,8 @@ def prepare(
         vector_bits: trains biases and other float vectors too, each on a grid of so many bits, and
             puts gains and biases of batch normalizations on such grids when these are settled, at
             the end; None leaves them as ``raw_dtype`` says.
+        norms: batches of inputs, a few hundred: normalizations that ``start`` has absorbed get
+            their statistics and normalize again while training. None: they stay absorbed.
         raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
         seed: of every random choice.
         source: how to build the network again ("module:callable"), kept in the file.
@@ -62,6 +67,7 @@ def prepare(
         ConfigError: a setting (TargetError: a pattern that matches nothing).
         ModelError: NaN or infinite weights, weights that are no parameters, another architecture
             than that of ``start``.
+        CalibrationError: ``norms`` is empty, has bad values, or does not reach a normalization.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
@@ -74,6 +80,9 @@ def prepare(
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     held = hold_absorbed(model, coded=coded is not None)
+    if norms is not None:
+        revive(model, held, norms)
+        held = []
     settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
