@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, as others are busy too, and a small network of digits."""
+"""Shared by all tests: one thread (two wait on busy cores), one small network trained on digits."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ weights have become, so a proportional step on its logarithm at every look is en
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,15 @@ class Steering:
         due = self.first + (self.wanted - self.first) * share
         excess = max(-_MOST, min(_MOST, bits / due - 1))
         low, high = _PRICES
-        self.price = max(low, min(high, self.price * math.exp(_GAIN * excess)))
+        price = self.price * math.exp(_GAIN * excess)
+        if price > high and self.price < high:
+            warnings.warn(
+                f"the price of a bit is at its bound of {high:g} squared cells, at {bits:.2f} bits "
+                f"per weight where {due:.2f} are due. Begin with wider steps (width=), a start of "
+                "fewer bits, or a lower learning rate.",
+                stacklevel=2,
+            )
+        self.price = max(low, min(high, price))
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`take_state` takes."""
