@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 from ..engine.layer import Quantized
 from ..ops.codebook import lloyd_max
 from ..ops.soft_entropy import (
-    Histogram,
     entropy_gradient,
     joint_histogram,
-    largest_order,
     soft_brackets,
 )
 from ..schedule import value_at
 from .alphabets import Alphabet, alphabet_of, fit_codebook, fit_grid
+from .hemp_pools import Line, Pool, allowed_order, law_of, own_lengths
 from .priced_loss import priced_loss
 from .rounding import Rounding
 from .steering import Steering
@@ -32,42 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["HempCourse"]
 
 _FOLLOW = 0.1  # of the way to the best step, at every refresh of the soft share
-
-
-@dataclass(eq=False)
-class _Line:
-    """One weight with its levels, and what the last refresh found.
-
-    Attributes:
-        cell: the mean distance of its first levels, in units: what the crossing rule goes by.
-        slant: (rows, columns), bits of the whole network by which a unit more costs more.
-        most: (rows, columns), how far the entropy term may move a weight in a step, in units.
-        target: (rows, columns), the units of the weights' levels.
-        calm: how insensitive each weight is, until the step is done.
-    """
-
-    weight: TunedWeight
-    rounding: Rounding
-    cell: float
-    slant: Tensor
-    most: Tensor
-    target: Tensor
-    calm: Tensor | None = None
-
-    @property
-    def alphabet(self) -> Alphabet:
-        return self.rounding.alphabet
-
-    def units(self) -> Tensor:
-        return self.alphabet.units(self.weight.matrix())
-
-
-@dataclass(frozen=True, eq=False)
-class _Pool:
-    """Weights that share a histogram, of tuples of ``order``."""
-
-    lines: list[_Line]
-    order: int
 
 
 class HempCourse:
@@ -83,13 +45,13 @@ class HempCourse:
         self.advance(0.0)
         self._refresh()
 
-    def _line(self, weight: TunedWeight) -> _Line:
+    def _line(self, weight: TunedWeight) -> Line:
         alphabet = self._fitted(weight) if weight.start is None else alphabet_of(weight.start)
         trained = self._straight and self.method.steps == "trained"
         rounding = Rounding(weight, alphabet, trained=trained)
         units = alphabet.units(weight.matrix())
         zeros = torch.zeros_like(units)
-        return _Line(weight, rounding, alphabet.cell, zeros, zeros, units)
+        return Line(weight, rounding, alphabet.cell, zeros, zeros, units)
 
     def _fitted(self, weight: TunedWeight) -> Alphabet:
         """Return the levels of a weight that starts from floats; fewer for fewer values."""
@@ -99,13 +61,13 @@ class HempCourse:
             return fit_grid(weight.matrix(), self.method.levels, self.method.width)
         return fit_codebook(weight.matrix(), self.method.levels)
 
-    def _pooled(self) -> list[_Pool]:
+    def _pooled(self) -> list[Pool]:
         """Return who shares a histogram, each with the order that its number of tuples allows."""
         lines = list(self._lines.values())
         weights = [line for line in lines if line.weight.levels is None]
         vectors = [line for line in lines if line.weight.levels is not None]
         parted = [weights] if self.method.pool == "network" else [[line] for line in weights]
-        pools = [_Pool(group, _allowed(group, self.method.order)) for group in parted if group]
+        pools = [Pool(group, allowed_order(group, self.method.order)) for group in parted if group]
         least = min((pool.order for pool in pools), default=self.method.order)
         if least < self.method.order:
             warnings.warn(
@@ -113,7 +75,7 @@ class HempCourse:
                 f"these levels and weights it is {least}. Use fewer levels, or pool='network'.",
                 stacklevel=5,
             )
-        return [*pools, *([_Pool(vectors, 1)] if vectors else [])]
+        return [*pools, *([Pool(vectors, 1)] if vectors else [])]
 
     @property
     def _soft(self) -> bool:
@@ -152,7 +114,7 @@ class HempCourse:
                 line.rounding.follow(line.units(), _FOLLOW)
             self._refresh()
         pull = value_at(self.method.pull, self._progress)
-        rate = value_at(self.method.rate_weight or 0.0, self._progress)
+        rate = self._rate()
         for line in self._lines.values():
             self._move(line, pull, rate)
         self._count += 1
@@ -227,7 +189,7 @@ class HempCourse:
     def _refresh(self) -> None:
         """Count the soft indices anew: the bits, where they fall, and every weight's level."""
         self._bits = 0.0
-        rate = value_at(self.method.rate_weight or 0.0, self._progress)
+        rate = self._rate()
         for pool in self._pools:
             lines = pool.lines
             units = [line.units() for line in lines]
@@ -261,20 +223,20 @@ class HempCourse:
         for pool in self._pools:
             if pool.lines[0].weight.levels is None:
                 count = sum(line.target.numel() for line in pool.lines)
-                bits += count * float(_law(pool, [line.target for line in pool.lines]).entropy())
+                bits += count * float(law_of(pool, [line.target for line in pool.lines]).entropy())
                 total += count
         return bits / max(1.0, total)
 
-    def _settle(self, pool: _Pool, units: list[Tensor], rate: float) -> None:
+    def _settle(self, pool: Pool, units: list[Tensor], rate: float) -> None:
         """Choose the level of each weight; at a rate by the law of the levels chosen before."""
         for _ in range(2 if rate else 1):
-            law = _law(pool, units) if rate else None
+            law = law_of(pool, units) if rate else None
             for line, values in zip(pool.lines, units, strict=True):
                 if law is not None:
-                    line.rounding.price(_own(law, line.alphabet), rate * line.cell**2)
+                    line.rounding.price(own_lengths(law, line.alphabet), rate * line.cell**2)
                 line.target = line.alphabet.levels[line.rounding.positions(values)]
 
-    def _move(self, line: _Line, pull: float, rate: float) -> None:
+    def _move(self, line: Line, pull: float, rate: float) -> None:
         alphabet, matrix = line.alphabet, line.weight.matrix()
         units = alphabet.units(matrix)
         change = torch.zeros_like(units)
@@ -305,26 +267,3 @@ def _steering(method: HEMP) -> Steering | None:
     if method.bits is None:
         return None
     return Steering(method.bits, method.arrival, value_at(method.rate_weight or 0.0, 0.0))
-
-
-def _allowed(lines: Sequence[_Line], order: int) -> int:
-    """Return the order, or the largest for which there are tuples enough."""
-    levels = max(len(line.alphabet.levels) for line in lines)
-    return min(order, largest_order(levels, sum(line.target.numel() for line in lines)))
-
-
-def _own(histogram: Histogram, alphabet: Alphabet) -> Tensor:
-    """Return the bits of tuples of one alphabet's levels, out of a histogram over all."""
-    first = histogram.shift - alphabet.zero
-    part = slice(first, first + len(alphabet.levels))
-    return histogram.lengths()[(part,) * histogram.order]
-
-
-def _law(pool: _Pool, units: Sequence[Tensor]) -> Histogram:
-    """Return the histogram of the levels that the weights are on, none of them out of reach."""
-    groups = []
-    for line, values in zip(pool.lines, units, strict=True):
-        levels = line.alphabet.levels
-        on = levels[line.rounding.positions(values)]
-        groups.append(soft_brackets(on, levels, line.alphabet.zero))
-    return joint_histogram(groups, pool.order).smoothed()

@@ -65,6 +65,7 @@ def test_a_training_ends_at_the_entropy_that_is_wanted(digits_net, digits):
     tuner = fewbits.prepare(digits_net, method, start=start, zeros=False)
     assert tuner.parameters() == []  # fixed steps are not trained
     optimizer = torch.optim.Adam(tuner.groups(1e-3, cells=3e-3))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
     for done in range(200):
         rows = torch.arange(done * 64, done * 64 + 64) % len(images)
         loss = nn.functional.cross_entropy(digits_net(images[rows]), labels[rows])
@@ -72,6 +73,7 @@ def test_a_training_ends_at_the_entropy_that_is_wanted(digits_net, digits):
         (loss + tuner.penalty()).backward()
         optimizer.step()
         tuner.step()
+        schedule.step()
         tuner.advance((done + 1) / 200)
     assert _entropy(tuner.finish()) == pytest.approx(wanted, rel=0.05)
 
