@@ -64,8 +64,8 @@ class Settings:
 
 
 SETTINGS = {
-    "lenet_300_100": Settings(epochs=15, slope=1.2e-4),
-    "lenet_5": Settings(epochs=12, slope=1e-4),
+    "lenet_300_100": Settings(epochs=15, slope=6e-5, width=4.0),
+    "lenet_5": Settings(epochs=12, slope=4e-5, width=8.0),
 }
 
 

@@ -1,20 +1,24 @@
-"""What training benchmarks on CIFAR-10 share: folding, shifted images, losses of a teacher."""
+"""What training benchmarks on CIFAR-10 share: held-out images, shifted views, a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from images import cifar10, normalise
+from images import CACHE, cifar10, normalise
+from networks import resnet32
 
-__all__ = ["Images", "features", "fold", "following_loss", "held_out"]
+__all__ = ["VIEWS", "Images", "distilled", "fold", "held_out", "prepare_views"]
 
 PADDING = 4
+VIEWS = 8  # shifted and mirrored copies of the training images that a teacher has looked at
+_FIRST_SEED = 9000
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,30 @@ class Images:
     padded: Tensor
     labels: Tensor
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one epoch in random order, each image mirrored or not and shifted by up to 4."""
+    def view(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the rows and columns of each image in a view: mirrored or not, shifted by <= 4."""
+        generator = torch.Generator().manual_seed(_FIRST_SEED + number)
+        draws = torch.rand(len(self.padded), 3, generator=generator)
+        shift = (draws[:, :2] * (2 * PADDING + 1)).long()
+        down = shift[:, :1] + torch.arange(32)
+        right = shift[:, 1:] + torch.arange(32)
+        return down, torch.where(draws[:, 2:] < 0.5, right.flip(1), right)
+
+    def cut(self, view: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+        """Return images of a view (n, 3, 32, 32), channels last."""
+        down, right = (side[rows] for side in view)
+        cut = self.padded[rows[:, None, None], :, down[:, :, None], right[:, None, :]]
+        return cut.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def batches(
+        self, epoch: int, size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield an epoch in random order: images of its view, the teacher's logits, labels."""
+        number = epoch % VIEWS
+        view, logits = self.view(number), torch.load(_kept(number), weights_only=True)
         for rows in torch.randperm(len(self.padded), generator=generator).split(size):
-            draws = torch.rand(len(rows), 3, generator=generator)
-            shift = (draws[:, :2] * (2 * PADDING + 1)).long()
-            down = shift[:, :1] + torch.arange(32)
-            right = shift[:, 1:] + torch.arange(32)
-            right = torch.where(draws[:, 2:] < 0.5, right.flip(1), right)
-            cut = self.padded[rows[:, None, None], :, down[:, :, None], right[:, None, :]]
-            yield cut.permute(0, 3, 1, 2), self.labels[rows]
+            if len(rows) == size:
+                yield self.cut(view, rows), logits[rows].float(), self.labels[rows]
 
 
 def held_out(count: int, seed: int = 12345) -> tuple[Images, tuple[Tensor, Tensor]]:
@@ -54,6 +72,38 @@ def held_out(count: int, seed: int = 12345) -> tuple[Images, tuple[Tensor, Tenso
 
 
 @torch.no_grad()
+def prepare_views(images: Images) -> None:
+    """Write the logits of the float ResNet-32 on every view to ``.data``, where they are missing.
+
+    Cost: some 40 seconds for each view, once.
+    """
+    CACHE.mkdir(exist_ok=True)
+    teacher = resnet32().to(memory_format=torch.channels_last)
+    for number in range(VIEWS):
+        if _kept(number).exists():
+            continue
+        view, found = images.view(number), []
+        for rows in torch.arange(len(images.padded)).split(1000):
+            with torch.autocast("cpu", torch.bfloat16):
+                found.append(teacher(images.cut(view, rows)).float())
+        partial = _kept(number).with_suffix(".partial")
+        torch.save(torch.cat(found).half(), partial)
+        partial.replace(_kept(number))
+
+
+def _kept(number: int) -> Path:
+    return CACHE / f"resnet32_view_{number}.pt"
+
+
+def distilled(ours: Tensor, theirs: Tensor, labels: Tensor, heat: float, labelled: float) -> Tensor:
+    """Return T^2 KL of the logits at temperature ``heat``, with a share of cross-entropy."""
+    soft = functional.kl_div(
+        (ours / heat).log_softmax(1), (theirs / heat).softmax(1), reduction="batchmean"
+    )
+    return (1 - labelled) * heat**2 * soft + labelled * functional.cross_entropy(ours, labels)
+
+
+@torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Absorb every ``bnN`` into the ``convN`` beside it, in place; the function stays the same."""
     for module in model.modules():
@@ -66,32 +116,3 @@ def fold(model: nn.Module) -> nn.Module:
                 norm.running_mean.zero_()
                 norm.running_var.fill_(1 - norm.eps)
     return model
-
-
-def features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the logits of a CIFAR-10 ResNet, and the output of every block."""
-    x = functional.relu(model.bn1(model.conv1(x)))
-    found = []
-    for stage in (model.layer1, model.layer2, model.layer3):
-        for block in stage:
-            x = block(x)
-            found.append(x)
-    return model.linear(x.mean((2, 3))), found
-
-
-def following_loss(
-    ours: tuple[Tensor, list[Tensor]],
-    theirs: tuple[Tensor, list[Tensor]],
-    temperature: float,
-    blocks: float,
-) -> Tensor:
-    """Return T^2 KL of the logits plus ``blocks`` times the mean relative error of the blocks."""
-    logits, wanted = (pair[0].float() / temperature for pair in (ours, theirs))
-    loss = temperature**2 * functional.kl_div(
-        logits.log_softmax(1), wanted.softmax(1), reduction="batchmean"
-    )
-    errors = [
-        (a.float() - b.float()).square().mean() / b.float().var()
-        for a, b in zip(ours[1], theirs[1], strict=True)
-    ]
-    return loss + blocks * torch.stack(errors).mean()
