@@ -14,6 +14,7 @@ from .schedule import Ramp
 __all__ = ["Training"]
 
 _AUGMENT = ("flip", "crop")
+_NORMS = ("absorbed", "live")
 _OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -40,6 +41,8 @@ class Training:
         padding: pixels of the shifts; None for an eighth of the shorter side.
         prune: share of the weights that is pruned by size: a number from the start, or a ramp.
         vector_bits: grid of biases and scales; None leaves them as ``raw_dtype`` says.
+        norms: batch normalizations that an earlier stage has absorbed stay "absorbed", or are
+            "live" again: with the statistics of the first 1,024 training samples, to begin with.
         hold_out: share of the training samples on which epochs are judged (5,000 at most), where
             the data has no selection split; 0 keeps the last epoch.
         select_from: share of the training after which an epoch may be chosen.
@@ -62,6 +65,7 @@ class Training:
     padding: int | None = None
     prune: float | Ramp = 0.0
     vector_bits: int | None = None
+    norms: str = "absorbed"
     hold_out: float | None = None
     select_from: float = 0.8
     max_drop: float | None = None
@@ -78,6 +82,7 @@ class Training:
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), 0)
         require(self.optimizer in _OPTIMIZERS, "optimizer", f"one of {_OPTIMIZERS}", self.optimizer)
+        require(self.norms in _NORMS, "norms", f"one of {_NORMS}", self.norms)
         _check_number("learning_rate", self.learning_rate, 0, math.inf, above=True)
         _check_number("temperature", self.temperature, 0, math.inf, above=True)
         _check_number("weight_decay", self.weight_decay, 0, math.inf)

@@ -80,7 +80,7 @@ def prepare(
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     held = hold_absorbed(model, coded=coded is not None)
-    if norms is not None:
+    if norms is not None and held:
         revive(model, held, norms)
         held = []
     settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
+_LOOKED_AT = 1024  # training samples that give live normalizations their first statistics
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -100,6 +102,7 @@ def train(
         start=start,
         prune=Magnitude(share=settings.prune) if settings.prune else None,
         vector_bits=settings.vector_bits,
+        norms=list(seen.batches(128, _LOOKED_AT, None)) if settings.norms == "live" else None,
         source=source,
     )
     fitted = fit(
