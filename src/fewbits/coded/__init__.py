@@ -15,6 +15,7 @@ from .tensors import (
     RawTensor,
     TransformTensor,
 )
+from .values import NetworkValues, network_values, terms_of, value_counts
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -27,8 +28,12 @@ __all__ = [
     "GridTensor",
     "JSONValue",
     "Layout",
+    "NetworkValues",
     "RawTensor",
     "SizeReport",
     "SizeRow",
     "TransformTensor",
+    "network_values",
+    "terms_of",
+    "value_counts",
 ]

@@ -17,6 +17,7 @@ from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
+from .clustered import as_clustered
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
 from .tuner import Tuner, find_parameter
@@ -64,7 +65,7 @@ def prepare(
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
-    plan = _with_vectors(model, plan, trained, vector_bits)
+    plan = as_clustered(model, _with_vectors(model, plan, trained, vector_bits), trained)
     coded = _contents(start)
     if coded is not None:
         load_into(coded.tensors, coded.aliases, model, _told(start))
