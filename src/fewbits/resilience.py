@@ -230,7 +230,8 @@ def _layer_names(model: nn.Module) -> list[str]:
     layers = [t for t in found.targets if t.also or "Embedding" not in t.kind]
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer whose weights could get noise.")
-    homes = {target.name.rpartition(".")[0] for target in layers}
+    weights = [name for target in layers for name in (target.name, *target.also)]
+    homes = {name.rpartition(".")[0] for name in weights}
     biases = [
         name
         for name in found.others

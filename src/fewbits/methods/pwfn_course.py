@@ -53,6 +53,7 @@ class PwfnCourse:
         self.rounds: list[Round] = []
         self._source = NoiseSource(seed)
         self._progress = self._grown = 0.0
+        self._steps = 0  # since the last round
         self._lines = Lines(method, weights, self._source)
         self._parts = self._lines.parts()
         layers = [line.weight for line in self._lines if line.grows]
@@ -77,6 +78,7 @@ class PwfnCourse:
     def step(self) -> None:
         """Let deviations grow, and put fixed weights back to their values."""
         self._final = None
+        self._steps += 1
         if not self._checked:
             self._check_optimizer()
         self._grow()
@@ -170,7 +172,7 @@ class PwfnCourse:
         row, found = fix_more(self._lines.row(), fraction, ladder, lock=self._locks)
         self._lines.take(row)
         self._final = None
-        self._before = self._lines.mean_deviation()
+        self._before, self._steps = self._lines.mean_deviation(), 0
         self.rounds.append(told(row, found.picks, self._progress, fraction))
         zeroed = self._lines.zeroed(_MOSTLY) if fraction == 1 else []
         if zeroed:
@@ -209,7 +211,8 @@ class PwfnCourse:
     def _warn_of_growth(self) -> None:
         """Tell once that the paper's growth does nothing in so few steps."""
         method, grown = self.method, self._lines.mean_deviation() - self._before
-        if method.alpha is None or method.deviation != "learned" or len(self.rounds) != 1:
+        active = method.alpha is not None and method.deviation == "learned"
+        if not active or not self._steps or len(self.rounds) != 1:
             return
         far = method.largest - self._before
         if far > method.largest / 2 and grown < _HARDLY * far:

@@ -22,7 +22,9 @@ def as_clustered(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
         return plan
     if not getattr(method, "embeddings", True):
         plan = replace(plan, entries=tuple(_without_table(entry) for entry in plan.entries))
-    layers = {e.target.name.rpartition(".")[0] for e in plan.entries if e.trained is not None}
+    trained = [entry.target for entry in plan.entries if entry.trained is not None]
+    weights = [name for target in trained for name in (target.name, *target.also)]
+    layers = {name.rpartition(".")[0] for name in weights}
     names = [
         name
         for name in plan.kept
