@@ -6,8 +6,9 @@ All kinds train the float network for as many epochs, on labels of 45,000 shifte
 training images; nothing is chosen by the test images. Kinds:
 
 - ``pwfn``: deviations learned, weights fixed round by round;
-- ``pwfn constant``: the control: no noise, and one constant deviation, the median of what ``pwfn``
-  learns; ``pwfn permuted``: as ``pwfn``, the deviations shuffled within each layer at each round;
+- ``pwfn constant``: the control: no noise, and one constant deviation, the mean of what ``pwfn``
+  learned with the same seed;
+- ``pwfn permuted``: as ``pwfn``, the deviations shuffled within each layer before each round;
 - ``rounded``: trained without any method, then each weight to the nearest multiple of the finest
   value of ``pwfn``;
 - ``k-means``: a codebook for each layer, with as many values as ``pwfn`` may have in all, the
@@ -26,7 +27,7 @@ import copy
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
@@ -42,16 +43,20 @@ from images import CACHE, cifar10, normalise
 from networks import resnet20, top1
 from record import Run, measured, write
 
+UNFIXED = ("rounded", "noisy", "plain")
 KINDS = ("pwfn", "pwfn constant", "pwfn permuted", "rounded", "k-means", "noisy", "plain")
 GOAL = {"accuracy_below_float_at_most": 1.0, "values_at_most": 64}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for all kinds. ``median``: deviation of the control; ``images``: of noise tests."""
+    """The same for all kinds.
+
+    ``spread``: deviation of the control, where ``pwfn`` is not run; ``images``: of noise tests.
+    """
 
     growth: float = 0.4
-    median: float = 0.012
+    spread: float = 0.03
     most: int = 64
     until: float = 0.95
     rate: float = 0.01
@@ -65,12 +70,15 @@ class Settings:
 def _method(kind: str, settings: Settings) -> Any:
     shared = {"most": settings.most, "until": settings.until}
     if kind == "pwfn constant":
-        return fewbits.PWFN(deviation="constant", noise=False, spread=settings.median, **shared)
+        return fewbits.PWFN(deviation="constant", noise=False, spread=settings.spread, **shared)
     if kind == "k-means":
         levels = settings.most - 1 + settings.most % 2
-        return fewbits.HEMP(levels=levels, forward="quantized", rate_weight=0.0, insensitive=False)
-    if kind in ("noisy", "plain", "rounded"):
-        way = {"growth": settings.growth} if kind == "noisy" else {"deviation": "constant"}
+        return fewbits.HEMP(
+            levels=levels, forward="quantized", rate_weight=0.0, refit=350, insensitive=False
+        )
+    if kind in UNFIXED:
+        same = settings.growth / (fewbits.PWFN(**shared).due(2) - fewbits.PWFN(**shared).due(1))
+        way = {"growth": same} if kind == "noisy" else {"deviation": "constant"}
         return fewbits.PWFN(fractions=(1.0,), begin=1.0, until=1.0, **way)
     return fewbits.PWFN(growth=settings.growth, **shared)
 
@@ -78,9 +86,11 @@ def _method(kind: str, settings: Settings) -> Any:
 @torch.no_grad()
 def _shuffle(tuner: fewbits.Tuner, generator: torch.Generator) -> None:
     """Permute the deviations of the weights that are free, within each tensor."""
-    for deviation in tuner.course.deviations().values():
-        flat = deviation.view(-1)
-        flat.copy_(flat[torch.randperm(len(flat), generator=generator)])
+    for name, line in tuner.course.state_dict()["lines"].items():
+        deviation, fixed = tuner.course.deviations()[name], line["fixed"]
+        free = torch.ones_like(deviation, dtype=torch.bool) if fixed is None else ~fixed
+        values = deviation[free]
+        deviation[free] = values[torch.randperm(len(values), generator=generator)]
 
 
 def _train(model: nn.Module, kind: str, settings: Settings, seed: int, epochs: float) -> Any:
@@ -107,7 +117,7 @@ def _train(model: nn.Module, kind: str, settings: Settings, seed: int, epochs: f
             if kind == "pwfn permuted" and done / steps >= tuner.course.method.due(rounds):
                 _shuffle(tuner, generator)
                 rounds += 1
-            tuner.advance(done / steps if done < steps or kind != "noisy" else 1 - 1e-6)
+            tuner.advance(min(done / steps, 1 - 1e-6) if kind in UNFIXED else done / steps)
             if done == steps:
                 break
     return tuner
@@ -123,13 +133,12 @@ def _float_file(model: nn.Module, tuner: fewbits.Tuner, kind: str) -> fewbits.Co
         exact = fewbits.PWFN(
             fractions=(1.0,), deviation="constant", spread=1e-6, terms=24, finest=finest
         )
-        del tuner
         plain = resnet20()
         plain.load_state_dict(model.state_dict())
         return fewbits.prepare(plain, exact, raw_dtype="float16", zeros=False).finish()
     plain = resnet20()
     plain.load_state_dict(model.state_dict())
-    return fewbits.compress(plain, fewbits.Recipe.from_dict({"rules": []}))
+    return fewbits.compress(plain, fewbits.Recipe((fewbits.Rule("*", None),)))
 
 
 def _rounds(tuner: fewbits.Tuner) -> list[dict[str, float]]:
@@ -141,10 +150,13 @@ def _rounds(tuner: fewbits.Tuner) -> list[dict[str, float]]:
     ]
 
 
-def _deviation(tuner: fewbits.Tuner) -> float:
-    """Return the median deviation of weights that are free, or are all fixed."""
-    found = [w for n, w in tuner.course.deviations().items() if w.dim() > 1]
-    return float(torch.cat([w.reshape(-1) for w in found]).median())
+def _deviation(rounds: list[dict[str, float]]) -> float:
+    """Return the mean deviation of weights when they were fixed: by round, by their number."""
+    before, total = 0.0, 0.0
+    for one in rounds:
+        total += one["deviation"] * (one["fixed"] - before)
+        before = one["fixed"]
+    return total / max(1.0, before)
 
 
 def _one(job: tuple[str, int, float, Settings]) -> tuple[Run, dict[str, Any]]:
@@ -157,10 +169,8 @@ def _one(job: tuple[str, int, float, Settings]) -> tuple[Run, dict[str, Any]]:
     wall, cpu = time.perf_counter(), time.process_time()
     tuner = _train(model, kind, settings, seed, epochs)
     more: dict[str, Any] = {"kind": kind, "seed": seed, "rounds": _rounds(tuner)}
-    if hasattr(tuner.course, "deviations"):
-        more["median_deviation"] = _deviation(tuner)
-    fixes = kind not in ("rounded", "noisy", "plain")
-    coded = tuner.finish("smallest") if fixes else _float_file(model, tuner, kind)
+    more["deviation"] = _deviation(more["rounds"])
+    coded = tuner.finish("smallest") if kind not in UNFIXED else _float_file(model, tuner, kind)
     seconds = time.perf_counter() - wall, time.process_time() - cpu
     images, labels = cifar10("test")
     x, y = normalise(images), labels
@@ -230,13 +240,9 @@ def _summary(runs: list[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Run everything, and write the record."""
-    options = _options()
-    settings = _settings(options)
-    jobs = [(k, s, options.epochs, settings) for k, s in product(options.kinds, options.seeds)]
-    images, labels = cifar10("test")
-    reference = top1(resnet20(), normalise(images), labels)
+def _run(
+    jobs: list[tuple[str, int, float, Settings]], options: argparse.Namespace
+) -> list[tuple[Run, dict[str, Any]]]:
     found = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for run, more in pool.map(_one, jobs):
@@ -245,11 +251,33 @@ def main() -> None:
             print(
                 f"{run.method}, seed {run.seed}: {run.accuracy['test']:.2f} % test, "
                 f"{run.file_bytes:,} bytes, {values['values']} values, {values['entropy']:.3f} "
-                f"bits, deviation {more.get('median_deviation', 0):.4f}, under noise {noise}; "
+                f"bits, deviation {more['deviation']:.4f}, under noise {noise}; "
                 f"{run.cpu_seconds:.0f} s",
                 flush=True,
             )
             found.append((run, more))
+    return found
+
+
+def main() -> None:
+    """Run everything, and write the record."""
+    options = _options()
+    settings = _settings(options)
+    images, labels = cifar10("test")
+    reference = top1(resnet20(), normalise(images), labels)
+    control = [kind for kind in options.kinds if kind == "pwfn constant"]
+    first = [kind for kind in options.kinds if kind not in control]
+    found = _run(
+        [(k, s, options.epochs, settings) for k, s in product(first, options.seeds)], options
+    )
+    learned = {run.seed: more["deviation"] for run, more in found if run.method == "pwfn"}
+    same = [replace(settings, spread=learned.get(s, settings.spread)) for s in options.seeds]
+    jobs = [
+        (k, s, options.epochs, own)
+        for k in control
+        for s, own in zip(options.seeds, same, strict=True)
+    ]
+    found += _run(jobs, options)
     write(
         options.out or "pwfn_resnet",
         folder=CACHE if options.out else None,

@@ -122,13 +122,13 @@ class PwfnCourse:
     def measures(self) -> Mapping[str, float]:
         """Return bits per weight if stored now, share fixed, values, zeros, mean deviation."""
         total = sum(line.held.numel() for line in self._lines)
-        last = self.rounds[-1] if self.rounds else Round(0, 0, 0, 0, 0, 0, ())
-        fixed = last.fixed / max(1, total)
+        last = self.rounds[-1] if self.rounds else None
+        fixed = last.fixed / max(1, total) if last else 0.0
         return {
-            "bits_per_weight": fixed * last.entropy + (1 - fixed) * 32,
+            "bits_per_weight": fixed * (last.entropy if last else 0.0) + (1 - fixed) * 32,
             "fixed": fixed,
-            "values": float(last.values),
-            "zeros": last.zeros,
+            "values": float(last.values) if last else 0.0,
+            "zeros": last.zeros if last else 0.0,
             "deviation": self._lines.mean_deviation(),
         }
 
@@ -167,13 +167,14 @@ class PwfnCourse:
         self._lines.grow(share, method.largest)
 
     def _round(self, fraction: float) -> None:
-        self._warn_of_growth()
+        deviation = self._lines.mean_deviation()
+        self._warn_of_growth(deviation - self._before)
         ladder = self.method.ladder(self.finest)
         row, found = fix_more(self._lines.row(), fraction, ladder, lock=self._locks)
         self._lines.take(row)
         self._final = None
         self._before, self._steps = self._lines.mean_deviation(), 0
-        self.rounds.append(told(row, found.picks, self._progress, fraction))
+        self.rounds.append(told(row, found.picks, self._progress, fraction, deviation))
         zeroed = self._lines.zeroed(_MOSTLY) if fraction == 1 else []
         if zeroed:
             warnings.warn(
@@ -208,9 +209,9 @@ class PwfnCourse:
             self._checked = learned
         self._seen = None if self._checked else (now[0].clone(), now[1].clone())
 
-    def _warn_of_growth(self) -> None:
+    def _warn_of_growth(self, grown: float) -> None:
         """Tell once that the paper's growth does nothing in so few steps."""
-        method, grown = self.method, self._lines.mean_deviation() - self._before
+        method = self.method
         active = method.alpha is not None and method.deviation == "learned"
         if not active or not self._steps or len(self.rounds) != 1:
             return

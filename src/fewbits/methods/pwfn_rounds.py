@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..ops.weight_fixing import Clustering, Ladder, Pick, cluster
 
-__all__ = ["Fixed", "Round", "finest_of", "fix_more"]
+__all__ = ["Fixed", "Round", "finest_of", "fix_more", "quota", "told"]
 
 _FINEST = 7  # the paper's
 _LIMIT = 24
@@ -31,6 +31,7 @@ class Round:
         values: different ones among them.
         entropy: bits, of their values.
         zeros: share of them that is zero.
+        deviation: mean of the weights that were free before, biases left out.
         picks: in order of choice.
     """
 
@@ -40,6 +41,7 @@ class Round:
     values: int
     entropy: float
     zeros: float
+    deviation: float
     picks: tuple[Pick, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,14 +103,25 @@ def quota(fraction: float, count: int) -> int:
     return min(count, math.ceil(round(fraction * count, 6)))
 
 
-def told(state: Fixed, picks: tuple[Pick, ...], progress: float, fraction: float) -> Round:
+def told(
+    state: Fixed, picks: tuple[Pick, ...], progress: float, fraction: float, deviation: float
+) -> Round:
     """Return the record of a round that led to ``state``."""
     counts = np.unique(state.values[state.fixed], return_counts=True)[1]
     shares = counts / max(1, counts.sum())
     fixed = int(state.fixed.sum())
     zeros = int((state.values[state.fixed] == 0).sum()) / max(1, fixed)
     entropy = float(-(shares * np.log2(shares)).sum())
-    return Round(progress, fraction, fixed, len(counts), max(0.0, entropy), zeros, picks)
+    return Round(
+        progress=progress,
+        fraction=fraction,
+        fixed=fixed,
+        values=len(counts),
+        entropy=max(0.0, entropy),
+        zeros=zeros,
+        deviation=deviation,
+        picks=picks,
+    )
 
 
 def finest_of(tensors: Sequence[tuple[str, NDArray[np.float32]]], given: int | None) -> int:
