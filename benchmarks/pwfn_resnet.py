@@ -52,7 +52,8 @@ GOAL = {"accuracy_below_float_at_most": 1.0, "values_at_most": 64}
 class Settings:
     """The same for all kinds.
 
-    ``spread``: deviation of the control, where ``pwfn`` is not run; ``images``: of noise tests.
+    ``spread``: deviation of the control, where ``pwfn`` is not run; ``rate``: at the start, falling
+    linearly to a twentieth; ``images``: of noise tests.
     """
 
     growth: float = 0.4
@@ -109,6 +110,8 @@ def _train(model: nn.Module, kind: str, settings: Settings, seed: int, epochs: f
                 logits = model(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), y) + tuner.penalty()
             optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate * (1 - 0.95 * done / steps)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

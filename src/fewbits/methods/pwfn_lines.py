@@ -103,7 +103,7 @@ class Lines:
 
     def row(self) -> Fixed:
         """Return the weights as they are now."""
-        values = _row([line.weight.parameter for line in self]).astype(np.float32)
+        values = _row([line.weight.parameter for line in self])
         if self.relative is None:
             deviations = _row([line.noise.deviation for line in self])
         else:
@@ -198,7 +198,7 @@ class Lines:
 
 
 def _line(method: PWFN, weight: TunedWeight, source: NoiseSource) -> Line:
-    values = _row([weight.parameter]).astype(np.float32)
+    values = _row([weight.parameter])
     if method.deviation == "learned":
         first = first_deviations(values, method.spread, method.largest)
     else:
@@ -216,7 +216,10 @@ def _line(method: PWFN, weight: TunedWeight, source: NoiseSource) -> Line:
 
 
 def _row(tensors: Sequence[Tensor]) -> NDArray[Any]:
-    return np.concatenate([tensor.detach().reshape(-1).cpu().numpy() for tensor in tensors])
+    """Return all values one after another, floats in 32 bits (numpy has no bfloat16)."""
+    flat = [tensor.detach().reshape(-1).cpu() for tensor in tensors]
+    flat = [values.float() if values.is_floating_point() else values for values in flat]
+    return np.concatenate([values.numpy() for values in flat])
 
 
 def _tensor(values: NDArray[Any], like: Tensor) -> Tensor:

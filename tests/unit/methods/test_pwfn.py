@@ -364,6 +364,15 @@ def test_resumed_and_repeated_runs_end_the_same(settings):
     assert second.measures()["fixed"] == 1
 
 
+def test_short_floats_are_clustered_too():
+    weight = tuned(normal(20, 30).bfloat16())
+    course = PWFN(fractions=(0.5, 1.0)).start([weight])
+    run(course, [weight], sgd(course, [weight]), 6)
+    assert weight.parameter.dtype == torch.bfloat16
+    values = course.quantized(weight).dequantize()
+    torch.testing.assert_close(weight.matrix(), values, rtol=2**-8, atol=0)
+
+
 # -- guards
 
 
