@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from fewbits.methods.pwfn_rounds import Fixed, fix_more, told
 from fewbits.ops.powers_of_two import first_deviations
-from fewbits.ops.weight_fixing import Ladder, cluster
+from fewbits.ops.weight_fixing import Ladder
 from images import CACHE
 from record import peak_rss_mb, write
 
@@ -47,8 +48,11 @@ def one(job: tuple[int, float, bool]) -> dict[str, Any]:
     values, deviations = weights(count)
     if grown:
         deviations += np.float32(GROWN)
+    nothing = np.zeros(count, bool)
+    row = Fixed(values, deviations, nothing, nothing)
     before, began = peak_rss_mb(), time.process_time()
-    found = cluster(values, deviations, int(np.ceil(share * count)), Ladder(7))
+    after, found = fix_more(row, share, Ladder(7), lock=True)
+    record = told(after, found, 0.0, share, deviation=0.0, unit=2.0**7)
     return {
         "weights": count,
         "share": share,
@@ -57,7 +61,7 @@ def one(job: tuple[int, float, bool]) -> dict[str, Any]:
         "peak_rss_mb": peak_rss_mb(),
         "peak_rss_mb_before": before,
         "picks": len(found.picks),
-        "values": len({pick.code for pick in found.picks}),
+        "values": record.values,
     }
 
 

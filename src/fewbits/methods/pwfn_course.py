@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..schedule import value_at
 from .noisy import NoiseSource
 from .pwfn_lines import Lines
-from .pwfn_rounds import Round, finest_of, fix_more, told
+from .pwfn_rounds import Round, counted, finest_of, fix_more, told
 from .trained import TunedWeight
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ class PwfnCourse:
         self._lines.take(row)
         self._final = None
         self._before, self._steps = self._lines.mean_deviation(), 0
-        self.rounds.append(told(row, found.picks, self._progress, fraction, deviation))
+        how = {"deviation": deviation, "unit": ladder.unit}
+        self.rounds.append(told(row, found, self._progress, fraction, **how))
         zeroed = self._lines.zeroed(_MOSTLY) if fraction == 1 else []
         if zeroed:
             warnings.warn(
@@ -191,9 +192,9 @@ class PwfnCourse:
     def _finished(self) -> _Final:
         ladder = self.method.ladder(self.finest)
         row, _ = fix_more(self._lines.row(), 1.0, ladder, lock=self._locks)
-        known, index = np.unique(np.rint(row.values * ladder.unit), return_inverse=True)
-        levels = torch.from_numpy((known / ladder.unit).astype(np.float32))
-        return _Final(levels, index.astype(np.int32), self._lines.versions())
+        codes, _, index = counted(row.values, ladder.unit)
+        levels = torch.from_numpy((codes / ladder.unit).astype(np.float32))
+        return _Final(levels, index, self._lines.versions())
 
     def _check_optimizer(self) -> None:
         """Refuse an optimizer that trains the weights, but not their deviations."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..ops.weight_fixing import Clustering, Ladder, Pick, cluster
 
-__all__ = ["Fixed", "Round", "finest_of", "fix_more", "quota", "told"]
+__all__ = ["Fixed", "Round", "counted", "finest_of", "fix_more", "quota", "told"]
 
 _FINEST = 7  # the paper's
 _LIMIT = 24
@@ -87,7 +87,7 @@ def fix_more(
     values[state.dead], deviations[state.dead] = 0, 0
     free = np.flatnonzero(~held)
     count = min(len(free), max(0, quota(fraction, len(values)) - int(held.sum())))
-    used = np.unique(np.rint(values[held] * ladder.unit)).astype(np.int64)
+    used = None if ladder.most is None else counted(values[held], ladder.unit)[0]
     found = cluster(values[free], deviations[free], count, ladder, used)
     chosen = found.pick >= 0
     moved = free[chosen]
@@ -103,14 +103,39 @@ def quota(fraction: float, count: int) -> int:
     return min(count, math.ceil(round(fraction * count, 6)))
 
 
+def counted(
+    values: NDArray[np.float32], unit: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """Return increasing codes, how often each occurs, and the place of each value among them.
+
+    Args:
+        values: (n,) codes over ``unit``.
+        unit: codes to a value of 1.
+
+    Cost: counting, where np.unique would sort.
+    """
+    codes = np.rint(values * np.float32(unit)).astype(np.int32)
+    low = int(codes.min()) if codes.size else 0
+    counts = np.bincount(codes - low)
+    place = (np.cumsum(counts > 0) - 1).astype(np.int32)
+    known = np.flatnonzero(counts)
+    return known + low, counts[known], place[codes - low]
+
+
 def told(
-    state: Fixed, picks: tuple[Pick, ...], progress: float, fraction: float, deviation: float
+    state: Fixed,
+    found: Clustering,
+    progress: float,
+    fraction: float,
+    *,
+    deviation: float,
+    unit: float,
 ) -> Round:
     """Return the record of a round that led to ``state``."""
-    counts = np.unique(state.values[state.fixed], return_counts=True)[1]
+    codes, counts, _ = counted(state.values[state.fixed], unit)
     shares = counts / max(1, counts.sum())
     fixed = int(state.fixed.sum())
-    zeros = int((state.values[state.fixed] == 0).sum()) / max(1, fixed)
+    zeros = int(counts[codes == 0].sum()) / max(1, fixed)
     entropy = float(-(shares * np.log2(shares)).sum())
     return Round(
         progress=progress,
@@ -120,7 +145,7 @@ def told(
         entropy=max(0.0, entropy),
         zeros=zeros,
         deviation=deviation,
-        picks=picks,
+        picks=found.picks,
     )
 
 
