@@ -1,6 +1,6 @@
 """PWFN on ResNet-20, CIFAR-10: values of the whole network, bytes, top-1, and noise resilience.
 
-    python benchmarks/pwfn_resnet.py [--epochs 20] [--seeds 0 1 2] [--kinds ...] [--jobs 4]
+    python benchmarks/pwfn_resnet.py [--epochs 8] [--seeds 0 1 2] [--kinds ...] [--jobs 4]
 
 All kinds train the float network for as many epochs, on labels of 45,000 shifted and mirrored
 training images; nothing is chosen by the test images. Kinds:
@@ -204,7 +204,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=20.0)
+    parser.add_argument("--epochs", type=float, default=8.0)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=NUMBER", help="of Settings")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one seed, 1,280 images, 500 judged")
