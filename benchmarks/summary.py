@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from summary_curves import budgets, rate_accuracy, transform_arms
+from summary_pwfn import pwfn_clustering, pwfn_cost, pwfn_resnet
 from summary_training import hemp_mnist
 from summary_transform import (
     transform_baselines,
@@ -265,6 +266,9 @@ PRINTERS = {
         coding_sources,
         fuzz,
         hemp_mnist,
+        pwfn_resnet,
+        pwfn_clustering,
+        pwfn_cost,
     )
 }
 

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, HEMP, METHODS, RDOQ, TRAINED, Nearest, Qronos, Transform
+    from .methods import GPFQ, GPTQ, HEMP, METHODS, PWFN, RDOQ, TRAINED, Nearest, Qronos, Transform
     from .model import CodedModel
     from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
     from .progress import ProgressEvent
     from .recipe import Recipe, Rule
+    from .resilience import NoisyEvaluation, ensemble, noise_resilience
     from .schedule import Ramp
     from .stages import Training
     from .training import Tuner, prepare
@@ -43,6 +44,7 @@ __all__ = [
     "GPTQ",
     "HEMP",
     "METHODS",
+    "PWFN",
     "RDOQ",
     "TRAINED",
     "BudgetError",
@@ -56,6 +58,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "Nearest",
+    "NoisyEvaluation",
     "Plan",
     "ProgressEvent",
     "Qronos",
@@ -69,9 +72,11 @@ __all__ = [
     "Tuner",
     "WorkerError",
     "compress",
+    "ensemble",
     "inspect",
     "load",
     "load_tensor",
+    "noise_resilience",
     "plan",
     "prepare",
     "sensitivity",
@@ -86,6 +91,7 @@ _HOMES = {
         "GPTQ",
         "HEMP",
         "METHODS",
+        "PWFN",
         "RDOQ",
         "TRAINED",
         "Nearest",
@@ -97,6 +103,7 @@ _HOMES = {
     ".planning": ("Plan",),
     ".progress": ("ProgressEvent",),
     ".recipe": ("Recipe", "Rule"),
+    ".resilience": ("NoisyEvaluation", "ensemble", "noise_resilience"),
     ".schedule": ("Ramp",),
     ".stages": ("Training",),
     ".training": ("Tuner", "prepare"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from .engine.batches import Forward, call_model, describe, labels_of
 from .errors import CalibrationError, ModelError
 from .progress import Progress, ProgressEvent, silent
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "answers", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -64,31 +64,43 @@ def evaluate(
         CalibrationError: no batches, no labels, or labels outside the classes.
         ModelError: the forward pass failed, or its result is not one row of logits per label.
     """
-    total = len(batches) if isinstance(batches, Sized) else 0
-    modes = {module: module.training for module in model.modules()}
     correct = samples = 0
     loss = 0.0
     started = time.perf_counter()
-    model.eval()
-    progress(ProgressEvent("evaluate", 0, total))
-    try:
-        with torch.inference_mode():
-            for number, batch in enumerate(batches):
-                labels = _labels(batch, number)
-                logits = _logits(forward, model, batch, labels, number)
-                labels = labels.to(logits.device)
-                _check_labels(labels, logits.shape[1], number)
-                correct += int((logits.argmax(1) == labels).sum())
-                loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-                samples += len(labels)
-                progress(ProgressEvent("evaluate", number + 1, total))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    for labels, logits in answers(model, batches, forward, progress=progress):
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        samples += len(labels)
     if not samples:
         raise CalibrationError("there is nothing to evaluate: the data gave no batches.")
     seconds = time.perf_counter() - started
     return Evaluation(samples, correct / samples, loss / samples, seconds)
+
+
+def answers(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward = call_model,
+    *,
+    progress: Progress = silent,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (labels, logits) of every batch, as :func:`evaluate` sees them, in evaluation mode."""
+    total = len(batches) if isinstance(batches, Sized) else 0
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    progress(ProgressEvent("evaluate", 0, total))
+    try:
+        for number, batch in enumerate(batches):
+            with torch.inference_mode():
+                labels = _labels(batch, number)
+                logits = _logits(forward, model, batch, labels, number)
+                labels = labels.to(logits.device)
+                _check_labels(labels, logits.shape[1], number)
+            yield labels, logits
+            progress(ProgressEvent("evaluate", number + 1, total))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _labels(batch: Any, number: int) -> Tensor:

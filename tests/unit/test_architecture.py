@@ -53,6 +53,7 @@ MAY = {
     "sources": {"errors", "registry", "progress"},
     "report": {"errors", "coded"},
     "evaluate": {"errors", "progress", "engine"},
+    "resilience": {"errors", "progress", "engine", "evaluate"},
 }
 NO_TORCH = ("schedule", "coded", "coding", "container", "errors", "registry", "progress", "search")
 

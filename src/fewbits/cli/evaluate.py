@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..container import inspect as look
-from ..errors import SourceError
+from ..report import noise_table
 from .progress import listening
+from .stored import stored_source
 from .verb import NOT_MET, Json, MaxDecoded, Outcome, Workers, in_bytes, verb
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..resilience import NoisyEvaluation
 
 __all__ = ["evaluate"]
 
@@ -35,6 +37,12 @@ def evaluate(
         bool,
         typer.Option(help="Run layers that the file holds in a basis as pairs of layers."),
     ] = False,
+    weight_noise: Annotated[
+        str | None,
+        typer.Option(help="As 0.05,0.1: accuracy with normal noise of this size on all weights."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each size.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     max_decoded_mib: MaxDecoded = None,
     workers: Workers = 0,
     as_json: Json = False,
@@ -44,7 +52,8 @@ def evaluate(
     Example: fewbits evaluate digits.fewbits --data digits --min-accuracy 97%
     """
     wanted = None if min_accuracy is None else _fraction(min_accuracy)
-    source = model or _stored_source(file, data)
+    sizes = [] if weight_noise is None else _sizes(weight_noise)
+    source = model or stored_source(file, data)
     from ..api import load  # noqa: PLC0415
     from ..evaluate import evaluate as judge  # noqa: PLC0415
     from ..sources import load_data, load_model  # noqa: PLC0415
@@ -61,7 +70,9 @@ def evaluate(
         transform_domain=transform_domain,
     )
     with listening() as progress:
+        how: Any = {"draws": draws, "seed": seed, "progress": progress}
         found = judge(network, batches, progress=progress)
+        noisy = _under_noise(network, batches, sizes, how) if sizes else []
     met = wanted is None or found.accuracy >= wanted
     shown = {"file": str(file), "model": source, "data": data, **found.to_dict()}
     told = f"{file}: {found}"
@@ -69,11 +80,14 @@ def evaluate(
         after = _multiplications(network, batches)
         shown["multiplications"] = {"layers": before, "pairs": after}
         told += f"; {after / max(1, before):.3f} of the multiplications"
+    tables = (noise_table(noisy),) if noisy else ()
+    if noisy:
+        shown["weight_noise"] = [one.to_dict() for one in noisy]
     if wanted is None:
-        return Outcome(shown, (told,))
+        return Outcome(shown, (told, *tables))
     verdict = f"{'at least' if met else 'below'} the wanted {wanted:.2%}"
     outcome = {**shown, "min_accuracy": wanted, "met": met}
-    return Outcome(outcome, (f"{told}; {verdict}",), 0 if met else NOT_MET)
+    return Outcome(outcome, (f"{told}; {verdict}", *tables), 0 if met else NOT_MET)
 
 
 def _multiplications(network: nn.Module, batches: Iterable[Any]) -> int:
@@ -84,24 +98,23 @@ def _multiplications(network: nn.Module, batches: Iterable[Any]) -> int:
     return count_multiplications(network, next(iter(batches)), as_forward(None)).total
 
 
-def _stored_source(file: Path, data: str) -> str:
-    """Return how the file says its network is built.
+def _under_noise(
+    network: nn.Module, batches: Iterable[Any], sizes: list[float], how: Mapping[str, Any]
+) -> list[NoisyEvaluation]:
+    """Return the evaluations without noise, and with each size of it."""
+    from ..resilience import noise_resilience  # noqa: PLC0415
 
-    Of one's own modules, a file may only name the one that the command line names too: otherwise
-    a file from elsewhere could have any installed function called.
-    """
-    source = look(file).metadata.get("source")
-    if not isinstance(source, str) or not source:
-        raise SourceError(f"{file}: does not say how to build its network. Add --model SOURCE.")
-    scheme, _, attribute = source.partition(":")
-    listed = scheme in ("builtin", "transformers", "timm", "torchvision")
-    named = attribute.isidentifier() and scheme == data.partition(":")[0]
-    if not (listed or named):
-        raise SourceError(
-            f"{file}: names the network {source!r}, which would import and call code. "
-            f"Add --model {source} if you trust it."
-        )
-    return source
+    return noise_resilience(network, batches, [0.0, *sizes], **how)
+
+
+def _sizes(text: str) -> list[float]:
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [-1.0]
+    if not all(0 < size < float("inf") for size in sizes):
+        raise typer.BadParameter(f"--weight-noise takes sizes above 0, as 0.05,0.1. Got {text!r}.")
+    return sizes
 
 
 def _fraction(text: str) -> float:

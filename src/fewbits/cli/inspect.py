@@ -8,9 +8,19 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from ..coded import energy_of, network_values
 from ..container import inspect as look
-from ..report import Table, entropy_table, histogram_table, size_table
+from ..container import read
+from ..report import (
+    Table,
+    energy_table,
+    entropy_table,
+    histogram_table,
+    size_table,
+    values_table,
+)
 from .indices import entropy_row, histogram, index_matrices
+from .stored import uses_of
 from .verb import Json, Outcome, verb
 
 __all__ = ["inspect"]
@@ -19,17 +29,33 @@ __all__ = ["inspect"]
 @verb
 def inspect(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
+    *,
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Decode, and show entropies of order 0, 1 and 2.")
     ] = False,
     tensor: Annotated[
         str | None, typer.Option(help="Decode, and show the histogram of this tensor's indices.")
     ] = None,
+    values: Annotated[
+        bool,
+        typer.Option("--values", help="Decode, and show the distinct values of the network."),
+    ] = False,
+    energy: Annotated[
+        bool,
+        typer.Option("--energy", help="Decode, and count shifts and adds in place of products."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="For --energy: data, to count for one sample of it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For --data: the network. \\[default: what the file says]")
+    ] = None,
     as_json: Json = False,
 ) -> Outcome:
     """Show every tensor of a file with its bytes; they add up to the file's size.
 
-    Checks the checksums on the way. Runs no code of the model and needs no torch.
+    Checks the checksums on the way. Runs no code of the model and needs no torch, unless --data
+    asks for a sample.
 
     Example: fewbits inspect digits.fewbits
     """
@@ -42,18 +68,30 @@ def inspect(
         for layer, grid in info.activations.items()
     ]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
-    data = info.to_dict()
+    told = info.to_dict()
     if entropy or tensor is not None:
         found = index_matrices(file)
         if entropy:
             rows = [entropy_row(name, index) for name, index in found.items()]
-            data["entropy"] = [row.to_dict() for row in rows]
+            told["entropy"] = [row.to_dict() for row in rows]
             shown.append(entropy_table(rows, info.report))
         if tensor is not None:
             counts = histogram(found, tensor)
-            data["histogram"] = {str(index): count for index, count in counts.items()}
+            told["histogram"] = {str(index): count for index, count in counts.items()}
             shown.append(histogram_table(counts, tensor))
-    return Outcome(data, (*shown, *lines, *_as_yaml(dict(info.metadata))))
+    if values or energy:
+        tensors = read(file).tensors
+        if values:
+            found_values = network_values(tensors)
+            told["values"] = found_values.to_dict()
+            shown.append(values_table(found_values, "values"))
+        if energy:
+            uses = None if data is None else uses_of(file, data, model)
+            stored = {row.name: row.bytes for row in info.report.rows}
+            cost = energy_of(tensors, stored, uses)
+            told["energy"] = cost.to_dict()
+            shown.append(energy_table(cost, "energy", positions=uses is not None))
+    return Outcome(told, (*shown, *lines, *_as_yaml(dict(info.metadata))))
 
 
 def _as_yaml(metadata: dict[str, Any]) -> list[str]:

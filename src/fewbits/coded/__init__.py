@@ -1,5 +1,6 @@
 """The currency: what a method returns, the container stores, and the report counts."""
 
+from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
@@ -15,20 +16,30 @@ from .tensors import (
     RawTensor,
     TransformTensor,
 )
+from .values import NetworkValues, network_values, terms_of, value_counts
 
 __all__ = [
     "FLOAT_DTYPES",
+    "PICOJOULES",
     "RAW_DTYPES",
     "ActivationGrid",
     "Codebook",
     "CodebookTensor",
     "CodedTensor",
     "Contents",
+    "Energy",
     "GridTensor",
     "JSONValue",
+    "LayerEnergy",
     "Layout",
+    "NetworkValues",
     "RawTensor",
     "SizeReport",
     "SizeRow",
     "TransformTensor",
+    "Use",
+    "energy_of",
+    "network_values",
+    "terms_of",
+    "value_counts",
 ]

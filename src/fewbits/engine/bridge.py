@@ -29,8 +29,16 @@ __all__ = ["pack", "pack_raw", "pack_state", "to_torch", "unpack"]
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def pack(result: Quantized, target: Target, dtype: torch.dtype) -> CodedTensor:
-    """Return the coded tensor of one weight; ``dtype`` is the weight's own."""
+def pack(
+    result: Quantized,
+    target: Target,
+    dtype: torch.dtype,
+    codebooks: dict[bytes, Codebook] | None = None,
+) -> CodedTensor:
+    """Return the coded tensor of one weight; ``dtype`` is the weight's own.
+
+    Tensors that are packed with the same ``codebooks`` share those of equal levels.
+    """
     if isinstance(result, QuantizedTransform):
         return _pack_transform(result, target, dtype)
     index = result.index.reshape(target.view.rows, -1).to(torch.int32).cpu().numpy()
@@ -38,7 +46,9 @@ def pack(result: Quantized, target: Target, dtype: torch.dtype) -> CodedTensor:
     name, layout = _name(dtype), target.view.layout
     if result.levels is not None:
         scale = np.ones(1, np.float32) if result.scale is None else _vector(result.scale)
-        book = Codebook(_vector(result.levels))
+        levels = _vector(result.levels)
+        known = {} if codebooks is None else codebooks
+        book = known.setdefault(levels.tobytes(), Codebook(levels))
         return CodebookTensor(target.shape, name, index, book, scale, layout)
     if result.step is None:
         raise ModelError(f"weight {target.name!r}: the method returned neither step nor levels.")
@@ -141,13 +151,17 @@ def pack_state(
     aliases: Mapping[str, str],
     raw_dtype: str,
 ) -> dict[str, CodedTensor]:
-    """Return every tensor of a state dict, coded or raw; other names of tied ones are left out."""
+    """Return every tensor of a state dict, coded or raw; other names of tied ones are left out.
+
+    Equal codebooks become one, which a file stores once.
+    """
     tensors: dict[str, CodedTensor] = {}
+    codebooks: dict[bytes, Codebook] = {}
     for name, tensor in state.items():
         if name in aliases:
             continue
         if name in results:
-            tensors[name] = pack(results[name], targets[name], tensor.dtype)
+            tensors[name] = pack(results[name], targets[name], tensor.dtype, codebooks)
         else:
             tensors[name] = pack_raw(tensor, raw_dtype)
     return tensors

@@ -5,6 +5,7 @@ from .gpfq import GPFQ
 from .gptq import GPTQ
 from .hemp import HEMP
 from .nearest import Nearest
+from .pwfn import PWFN
 from .qronos import Qronos
 from .rdoq import RDOQ
 from .trained import TRAINED, Course, TrainedMethod, TunedWeight
@@ -15,6 +16,7 @@ __all__ = [
     "GPTQ",
     "HEMP",
     "METHODS",
+    "PWFN",
     "RDOQ",
     "TRAINED",
     "Course",

@@ -72,11 +72,13 @@ def to_settings(method: Method | TrainedMethod) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON and YAML can write: schedules as mappings, numpy's scalars as Python's."""
+    """Return what JSON and YAML can write: schedules as mappings, tuples as lists."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Ramp):
         return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     if isinstance(value, float):
         return float(value)
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

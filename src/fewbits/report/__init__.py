@@ -4,6 +4,7 @@ from .plot import PLOTS, check_plot, rate_chart, render
 from .rates import EntropyRow, entropy_table, histogram_table
 from .search import sensitivity_table, sweep_table, trace_table
 from .table import Column, Table, human_bytes, printable, show
+from .values import energy_table, noise_table, values_table
 from .views import (
     Comparison,
     comparison_table,
@@ -21,10 +22,12 @@ __all__ = [
     "Table",
     "check_plot",
     "comparison_table",
+    "energy_table",
     "entropy_table",
     "histogram_table",
     "human_bytes",
     "methods_table",
+    "noise_table",
     "plan_table",
     "printable",
     "rate_chart",
@@ -35,4 +38,5 @@ __all__ = [
     "size_table",
     "sweep_table",
     "trace_table",
+    "values_table",
 ]

@@ -102,8 +102,8 @@ def prune_below(weights: Sequence[TunedWeight], threshold: float) -> None:
 
 
 def keep_zeros(weights: Sequence[TunedWeight]) -> None:
-    """Take weights that are exactly zero as pruned."""
-    for weight in weights:
+    """Take weights that are exactly zero as pruned; a bias that is zero is only a new one."""
+    for weight in (weight for weight in weights if weight.parameter.dim() > 1):
         alive = weight.parameter.detach() != 0
         if not bool(alive.all()):
             weight.mask = alive

@@ -27,7 +27,7 @@ def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:
     if isinstance(module, nn.RNNBase):
         raise ConfigError(
             f"weight {name!r}: a {type(module).__name__} computes with its parameters past any "
-            "parametrization. Use forward='continuous', or keep this layer: keep=[...]."
+            "parametrization. Keep this layer: keep=[...]; HEMP with forward='continuous' takes it."
         )
     order = _order(module)
     parametrize.register_parametrization(module, leaf, parametrization, unsafe=True)

@@ -19,6 +19,7 @@ from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
+from .clustered import as_clustered
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
 from .reviving import revive
@@ -85,6 +86,7 @@ def prepare(
         held = []
     settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
+    plan = as_clustered(model, plan, trained)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
     if prune is not None or zeros:
         _check_maskable(weights)

@@ -13,9 +13,9 @@ import torch
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def run(out, *, processes, kind):
+def run(out, *, processes, kind=None, script=SCRIPT):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher, str(SCRIPT), kind, str(out)]
+    command = [sys.executable, *launcher, str(script), *filter(None, [kind]), str(out)]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -36,3 +36,13 @@ def test_two_processes_do_what_one_does(tmp_path, kind):
     assert not torch.equal(one["model"]["3.weight"], one["start"]["3.weight"])
     # Each process says what it ends with: the weights are the same to the last bit.
     assert two["digests"][0] == two["digests"][1]
+
+
+@pytest.mark.slow
+def test_pwfn_draws_apart_and_fixes_together(tmp_path):
+    script = SCRIPT.with_name("pwfn_processes.py")
+    found = run(tmp_path / "two.pt", processes=2, script=script)
+    assert found["digests"][0] == found["digests"][1]
+    assert found["noise"][0] != found["noise"][1]
+    assert found["deviation"][1] > found["deviation"][0]
+    assert found["fixed"] == 64 * 32 + 32 + 32 * 10 + 10

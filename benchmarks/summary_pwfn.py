@@ -1,0 +1,66 @@
+"""Tables of the benchmarks of PWFN, for summary.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import table
+
+__all__ = ["pwfn_clustering", "pwfn_cost", "pwfn_resnet"]
+
+
+def pwfn_resnet(record: dict[str, Any]) -> str:
+    """Top-1, bytes, values and resilience by kind, mean over seeds with the range of top-1."""
+    runs: dict[str, list[float]] = {}
+    for run in record["runs"]:
+        runs.setdefault(run["method"], []).append(run["accuracy"]["test"])
+    sizes = [size for size in record["summary"][0]["noise"] if float(size)]
+    rows = [
+        (
+            row["kind"],
+            f"{row['accuracy']:.2f}",
+            f"{min(runs[row['kind']]):.2f} to {max(runs[row['kind']]):.2f}",
+            f"{row['file_bytes']:,.0f}",
+            f"{row['values']:.0f}" if row["values"] else "float",
+            f"{row['entropy']:.3f}" if row["values"] else "",
+            *(f"{100 * row['noise'][size]:.1f}" for size in sizes),
+        )
+        for row in record["summary"]
+    ]
+    head = ("kind", "top-1 %", "range", "file bytes", "values", "bits per weight")
+    head = (*head, *(f"% at noise {size}" for size in sizes))
+    reference = record["float_accuracy"]["resnet20"]
+    return f"Float: {reference:.2f} %.\n\n{table(head, rows)}"
+
+
+def pwfn_clustering(record: dict[str, Any]) -> str:
+    """CPU seconds and memory of a round, by the share that is fixed."""
+    rows = [
+        (
+            f"{row['weights']:,}",
+            row["deviations"],
+            f"{row['share']:.0%}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['peak_rss_mb']:,.0f}",
+            f"{row['peak_rss_mb_before']:,.0f}",
+            f"{row['picks']:,}",
+            f"{row['values']:,}",
+        )
+        for row in record["rows"]
+    ]
+    head = ("weights", "deviations", "fixed", "CPU s", "peak MB", "MB before", "picks", "values")
+    return table(head, rows)
+
+
+def pwfn_cost(record: dict[str, Any]) -> str:
+    """What a training step takes beside a plain one."""
+    rows = [
+        (
+            row["kind"],
+            f"{row['plain_seconds']:.3f}",
+            f"{row['pwfn_seconds']:.3f}",
+            f"{row['median_ratio']:.3f}",
+        )
+        for row in record["rows"]
+    ]
+    return table(("kind", "plain s", "PWFN s", "median ratio"), rows)

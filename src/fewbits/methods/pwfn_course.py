@@ -1,0 +1,226 @@
+"""PWFN at work: noise, growth of deviations, rounds. The settings are in ``pwfn``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine.layer import Quantized, QuantizedMatrix
+from ..errors import ConfigError
+from ..schedule import value_at
+from .noisy import NoiseSource
+from .pwfn_lines import Lines
+from .pwfn_rounds import Round, counted, finest_of, fix_more, told
+from .trained import TunedWeight
+
+if TYPE_CHECKING:
+    from .pwfn import PWFN
+
+__all__ = ["PwfnCourse"]
+
+_MEAN = math.sqrt(2 / math.pi)  # of the magnitude of the noise
+_MOSTLY = 0.99
+_HARDLY = 0.01  # of the way to the largest deviation
+_SLACK = 1e-9  # of the training: shares are sums of rounded steps
+
+
+@dataclass(frozen=True, eq=False)
+class _Final:
+    """What a file would hold: the codebook, the indices of the row, and what they follow from."""
+
+    levels: Tensor
+    index: np.ndarray[tuple[int], np.dtype[np.int32]]
+    versions: dict[str, int]
+
+
+class PwfnCourse:
+    """The state of one training with PWFN; see :class:`fewbits.methods.trained.Course`.
+
+    Attributes:
+        finest: values are multiples of ``2**-finest``.
+        rounds: what was done so far.
+    """
+
+    def __init__(self, method: PWFN, weights: Sequence[TunedWeight], seed: int = 0) -> None:
+        self.method = method
+        self.rounds: list[Round] = []
+        self._source = NoiseSource(seed)
+        self._progress = self._grown = 0.0
+        self._steps = 0  # since the last round
+        self._lines = Lines(method, weights, self._source)
+        self._parts = self._lines.parts()
+        layers = [line.weight for line in self._lines if line.grows]
+        arrays = [(w.name, w.parameter.detach().float().cpu().numpy()) for w in layers]
+        self.finest = finest_of(arrays, method.finest)
+        self._final: _Final | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._checked = method.deviation != "learned" or not layers
+        self._before = self._lines.mean_deviation()
+
+    # -- what Course asks for
+
+    def penalty(self) -> Tensor:
+        """Return the growth as a part of the loss; zero where it is not (``alpha`` is None)."""
+        alpha = value_at(self.method.alpha or 0.0, self._progress)
+        active = alpha and self.method.deviation == "learned"
+        return self._lines.penalty(alpha if active else 0.0, self.method.largest, _MEAN)
+
+    def before_step(self) -> None:
+        """Look at nothing: the noise brings the gradients of the deviations."""
+
+    def step(self) -> None:
+        """Let deviations grow, and put fixed weights back to their values."""
+        self._final = None
+        self._steps += 1
+        if not self._checked:
+            self._check_optimizer()
+        self._grow()
+        for line in self._lines:
+            line.write_back()
+
+    def advance(self, progress: float) -> None:
+        """Do the rounds that are due."""
+        self._progress = progress
+        fractions = self.method.fractions
+        while len(self.rounds) < len(fractions):
+            if self.method.due(len(self.rounds)) > progress + _SLACK:
+                break
+            self._round(fractions[len(self.rounds)])
+
+    def parametrization(self, weight: TunedWeight) -> nn.Module | None:
+        """Return what samples the weight, and keeps gradients from fixed ones."""
+        return self._lines.lines[weight.name].noise
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return the deviations, where they are learned."""
+        learned = self.method.deviation == "learned"
+        return [line.noise.deviation for line in self._lines] if learned else []
+
+    def cell(self, weight: TunedWeight) -> float:
+        """Return the finest value."""
+        return 2.0**-self.finest
+
+    def quantized(self, weight: TunedWeight) -> Quantized:
+        """Return the weight as if the last round were now."""
+        final = self._final
+        if final is None or final.versions[weight.name] != weight.parameter._version:
+            final = self._final = self._finished()
+        index = torch.from_numpy(final.index[self._parts[weight.name]]).reshape(weight.shape)
+        matrix = weight.view.matrix(index.to(weight.parameter.device))
+        levels = final.levels.to(weight.parameter.device)
+        zeros = float((levels[matrix.long()] == 0).float().mean())
+        info = {"levels": float(len(levels)), "zeros": zeros}
+        return QuantizedMatrix(matrix, None, levels=levels, info=info)
+
+    def measures(self) -> Mapping[str, float]:
+        """Return bits per weight if stored now, share fixed, values, zeros, mean deviation."""
+        total = sum(line.held.numel() for line in self._lines)
+        last = self.rounds[-1] if self.rounds else None
+        fixed = last.fixed / max(1, total) if last else 0.0
+        return {
+            "bits_per_weight": fixed * (last.entropy if last else 0.0) + (1 - fixed) * 32,
+            "fixed": fixed,
+            "values": float(last.values) if last else 0.0,
+            "zeros": last.zeros if last else 0.0,
+            "deviation": self._lines.mean_deviation(),
+        }
+
+    def deviations(self) -> dict[str, Tensor]:
+        """Return the live deviations of each tensor by its name; copy them to keep them."""
+        return {name: line.noise.deviation.detach() for name, line in self._lines.lines.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is fixed, deviations, counters and the log."""
+        counters = {"progress": self._progress, "grown": self._grown, "noise": self._source.count}
+        rounds = [one.to_dict() for one in self.rounds]
+        lines = self._lines.state_dict()
+        told = {"lines": lines, "rounds": rounds, "finest": self.finest, "before": self._before}
+        return {**told, **counters}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._progress, self._grown = state["progress"], state["grown"]
+        self._source.count, self.finest = state["noise"], state["finest"]
+        self.rounds = [Round.from_dict(one) for one in state["rounds"]]
+        self._before = state["before"]
+        self._lines.load_state_dict(state["lines"])
+        self._final = self._seen = None
+
+    # -- how
+
+    def _grow(self) -> None:
+        """Let the free deviations of weights go their part of the way to the largest."""
+        method, passed = self.method, self._progress - self._grown
+        self._grown = self._progress
+        if method.alpha is not None or method.deviation != "learned" or passed <= 0:
+            return
+        length = (method.until - method.begin) / max(1, len(method.fractions) - 1)
+        rounds = passed / length if length else passed
+        share = -math.expm1(-value_at(method.growth, self._progress) * rounds)
+        self._lines.grow(share, method.largest)
+
+    def _round(self, fraction: float) -> None:
+        deviation = self._lines.mean_deviation()
+        self._warn_of_growth(deviation - self._before)
+        ladder = self.method.ladder(self.finest)
+        row, found = fix_more(self._lines.row(), fraction, ladder, lock=self._locks)
+        self._lines.take(row)
+        self._final = None
+        self._before, self._steps = self._lines.mean_deviation(), 0
+        how = {"deviation": deviation, "unit": ladder.unit}
+        self.rounds.append(told(row, found, self._progress, fraction, **how))
+        zeroed = self._lines.zeroed(_MOSTLY) if fraction == 1 else []
+        if zeroed:
+            warnings.warn(
+                f"more than {_MOSTLY:.0%} of {', '.join(zeroed)} became zero. Take a larger "
+                "finest, or less growth.",
+                stacklevel=4,
+            )
+
+    @property
+    def _locks(self) -> bool:
+        """Whether fixed weights stay where they are: after the last round they do."""
+        return self.method.mode == "lock" or len(self.rounds) == len(self.method.fractions)
+
+    def _finished(self) -> _Final:
+        ladder = self.method.ladder(self.finest)
+        row, _ = fix_more(self._lines.row(), 1.0, ladder, lock=self._locks)
+        codes, _, index = counted(row.values, ladder.unit)
+        levels = torch.from_numpy((codes / ladder.unit).astype(np.float32))
+        return _Final(levels, index, self._lines.versions())
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that trains the weights, but not their deviations."""
+        line = next(line for line in self._lines if line.grows)
+        now = line.weight.parameter.detach(), line.noise.deviation.detach()
+        if self._seen is not None:
+            moved, learned = (not torch.equal(a, b) for a, b in zip(now, self._seen, strict=True))
+            if moved and not learned:
+                raise ConfigError(
+                    "the optimizer trains the weights, but not the deviations that pwfn learns. "
+                    "Make it after fewbits.prepare, over model.parameters(), which has both."
+                )
+            self._checked = learned
+        self._seen = None if self._checked else (now[0].clone(), now[1].clone())
+
+    def _warn_of_growth(self, grown: float) -> None:
+        """Tell once that the paper's growth does nothing in so few steps."""
+        method = self.method
+        active = method.alpha is not None and method.deviation == "learned"
+        if not active or not self._steps or len(self.rounds) != 1:
+            return
+        far = method.largest - self._before
+        if far > method.largest / 2 and grown < _HARDLY * far:
+            warnings.warn(
+                f"alpha={method.alpha} has brought the deviations no nearer to their largest in a "
+                "round of this training. Take more, or growth= in its place, which counts in "
+                "rounds.",
+                stacklevel=5,
+            )
