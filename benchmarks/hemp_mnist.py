@@ -64,7 +64,7 @@ class Settings:
 
 
 SETTINGS = {
-    "lenet_300_100": Settings(epochs=15, slope=6e-5, width=4.0),
+    "lenet_300_100": Settings(epochs=15, slope=3e-5, width=4.0),
     "lenet_5": Settings(epochs=10, slope=4.2e-5, width=8.0),
 }
 
