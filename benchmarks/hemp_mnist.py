@@ -5,20 +5,25 @@
 Every run starts from a float network trained here, dense or pruned by magnitude, and follows its
 logits. "none" is the same training, start, levels, coder and budget without the entropy term. The
 last 5,000 training images are held out; test images decide nothing. Accuracy is of the network
-loaded from the file. Any option but --jobs explores: the record goes to .data/.
+loaded from the file. Runs are kept in .data/ with their commit, so that a benchmark that was
+stopped goes on; after --minutes no run begins, and the record counts what is missing. Any other
+option explores: the record goes to .data/.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
+import json
 import statistics
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +42,7 @@ from lenet import (
     rate_of,
 )
 from networks import top1
-from record import Run, measured, write
+from record import Run, environment, measured, write
 
 STARTS = ("dense", "pruned")
 TERMS = ("none", "order 1", "order 2", "order 3")
@@ -212,12 +217,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=NUMBER", help="of Settings")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
     parser.add_argument("--quick", action="store_true", help="seed 0, 2,560 images, 2 epochs")
     parser.add_argument("--out", help="name of the record in .data/")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.set = [0], ["epochs=2", *options.set]
-    standard = vars(parser.parse_args([])) | {"jobs": options.jobs}
+    standard = vars(parser.parse_args([])) | {
+        "jobs": options.jobs,
+        "minutes": options.minutes,
+    }
     if options.out is None and vars(options) != standard:
         options.out = "hemp_mnist_explored"
     return options
@@ -239,6 +248,35 @@ def _jobs(options: argparse.Namespace) -> list[_Job]:
     ]
 
 
+def _kept(job: _Job, commit: str) -> Path:
+    """Return where a run is kept: by everything that decides it."""
+    told = json.dumps([asdict(job), commit], sort_keys=True)
+    return CACHE / "hemp_mnist" / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+
+
+def _all(pool: ProcessPoolExecutor, jobs: list[_Job], until: float) -> list[Run]:
+    """Return the runs that are known, or done before ``until``, in the order of ``jobs``."""
+    commit = environment()["commit"]
+    missing = [job for job in jobs if not _kept(job, commit).exists()]
+    asked = {pool.submit(_before, job, until): job for job in missing}
+    for done in as_completed(asked):
+        run, path = done.result(), _kept(asked[done], commit)
+        if run is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(run)))
+    paths = [_kept(job, commit) for job in jobs]
+    return [Run(**json.loads(path.read_text())) for path in paths if path.exists()]
+
+
+def _before(job: _Job, until: float) -> Run | None:
+    return _run(job) if time.time() < until else None
+
+
+def _weight(job: _Job) -> tuple[bool, int]:
+    """Return the order of runs: what the goals ask for first."""
+    return job.term in ("order 2", "order 3"), job.seed
+
+
 def main() -> None:
     """Train the float networks, run everything, and write the record."""
     options = _options()
@@ -249,7 +287,7 @@ def main() -> None:
             first = {(j.network, j.seed): j for j in reversed(jobs) if j.start == start}
             for job, found in zip(first.values(), pool.map(_begin, first.values()), strict=True):
                 floats[f"{job.network}, {job.start}, seed {job.seed}"] = found
-        runs = list(pool.map(_run, jobs))
+        runs = _all(pool, sorted(jobs, key=_weight), time.time() + 60 * options.minutes)
     write(
         options.out or "hemp_mnist",
         folder=CACHE if options.out else None,
@@ -257,6 +295,7 @@ def main() -> None:
         data=f"MNIST: {60_000 - HELD_OUT:,} training images, {HELD_OUT:,} held out",
         float_accuracy=floats,
         summary=_summary(runs),
+        missing=len(jobs) - len(runs),
         runs=runs,
     )
 
