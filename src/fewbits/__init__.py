@@ -26,7 +26,18 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, HEMP, METHODS, RDOQ, TRAINED, Nearest, Qronos, Transform
+    from .methods import (
+        GPFQ,
+        GPTQ,
+        HEMP,
+        METHODS,
+        RDOQ,
+        TRAINED,
+        LowBit,
+        Nearest,
+        Qronos,
+        Transform,
+    )
     from .model import CodedModel
     from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
@@ -53,6 +64,7 @@ __all__ = [
     "FewbitsError",
     "FileInfo",
     "LayerHarm",
+    "LowBit",
     "MissingExtraError",
     "ModelError",
     "Nearest",
@@ -88,6 +100,7 @@ _HOMES = {
         "METHODS",
         "RDOQ",
         "TRAINED",
+        "LowBit",
         "Nearest",
         "Qronos",
         "Transform",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .budgets import Budget, Evaluate
 from .coding import EFFORTS
 from .container import read_lazily, read_tensor
+from .engine.activations import check_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.targets import check_finite
@@ -159,7 +160,9 @@ def load(
 
     Args:
         path: a file that :meth:`CodedModel.save` wrote.
-        into: a network of the same architecture; its values are replaced, all or none.
+        into: a network of the same architecture; its values are replaced, all or none. Inputs of
+            layers that the file quantizes are quantized by forward pre-hooks, bit for bit as when
+            it was written; a file without such inputs removes them.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
             package writes (64 MiB and 1,024 times the file).
         workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
@@ -182,7 +185,16 @@ def load(
     with opening as (tensors, aliases):
         if into is None:
             return state_dict(tensors, aliases)
+        grids = tensors.activations()
+        if isinstance(into, nn.Module):
+            check_inputs(unwrapped(into), grids)
+        if grids and transform_domain:
+            raise ConfigError(
+                "the file quantizes inputs of layers, which transform_domain=True replaces. Load "
+                "it without."
+            )
         load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+        load_inputs(unwrapped(into), grids)
         if transform_domain:
             into_transform_domain(unwrapped(into), tensors)
         return into

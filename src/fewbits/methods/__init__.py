@@ -4,10 +4,11 @@ from .base import METHODS, Method, from_settings, gradients_of, to_settings, tra
 from .gpfq import GPFQ
 from .gptq import GPTQ
 from .hemp import HEMP
+from .lowbit import LowBit
 from .nearest import Nearest
 from .qronos import Qronos
 from .rdoq import RDOQ
-from .trained import TRAINED, Course, TrainedMethod, TunedWeight
+from .trained import TRAINED, Course, InputCourse, TrainedMethod, TunedWeight
 from .transform import Transform
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "RDOQ",
     "TRAINED",
     "Course",
+    "InputCourse",
+    "LowBit",
     "Method",
     "Nearest",
     "Qronos",

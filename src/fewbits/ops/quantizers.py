@@ -49,9 +49,7 @@ def rounded(values: Tensor) -> Tensor:
     return values.detach().round() + (values - values.detach())
 
 
-def dorefa_unit(
-    weight: Tensor, *, per_row: bool = False, detach_max: bool = False, peak: Tensor | None = None
-) -> Tensor:
+def dorefa_unit(weight: Tensor, *, per_row: bool = False, detach_max: bool = False) -> Tensor:
     """Return ``tanh(w) / (2 max |tanh w|) + 1/2``, in [0, 1].
 
     Args:
@@ -59,12 +57,10 @@ def dorefa_unit(
         per_row: a maximum for each row in place of one for the tensor.
         detach_max: treat the maximum as a constant; else its entry's gradient holds the sum over
             all others, of either sign (as in the authors' code).
-        peak: the maximum, where it is that of a larger tensor.
     """
     squashed = torch.tanh(wide(weight))
-    if peak is None:
-        axes = tuple(range(1, weight.dim())) if per_row else tuple(range(weight.dim()))
-        peak = squashed.abs().amax(axes, keepdim=True) if weight.dim() else squashed.abs()
+    axes = tuple(range(1 if per_row else 0, weight.dim()))
+    peak = squashed.abs().amax(axes, keepdim=True)
     if detach_max:
         peak = peak.detach()
     return squashed / (2 * peak.clamp_min(_TINY)) + 0.5

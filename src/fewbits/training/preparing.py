@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..coded import Contents
 from ..container import read
+from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, require
@@ -17,6 +19,7 @@ from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
+from .inputs import attach, without_kept
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
 from .tuner import Tuner, find_parameter
@@ -36,6 +39,8 @@ def prepare(
     raw_dtype: str = "keep",
     seed: int = 0,
     source: str = "",
+    calibration: Iterable[Any] | Tensor | None = None,
+    forward: Forward | None = None,
 ) -> Tuner:
     """Begin a compression by training, in your own loop; the network itself is worked on.
 
@@ -53,6 +58,8 @@ def prepare(
         raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
         seed: of every random choice.
         source: how to build the network again ("module:callable"), kept in the file.
+        calibration: some batches of training data, for methods that quantize inputs of layers.
+        forward: ``forward(model, batch)`` calls the network on them.
 
     Raises:
         ConfigError: a setting (TargetError: a pattern that matches nothing).
@@ -70,10 +77,12 @@ def prepare(
         load_into(coded.tensors, coded.aliases, model, _told(start))
         hold_absorbed(model)
     check_finite(model)
+    plan = without_kept(plan, trained)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
     course = trained.start(weights, recipe.seed)
+    attach(course, model, plan, trained, calibration, forward)
     return Tuner(model, plan, course, weights, prune=prune, source=source)
 
 

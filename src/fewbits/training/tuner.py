@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coded import Contents
+from ..coded import ActivationGrid, Contents
 from ..coding import EFFORTS
 from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
 from ..engine.targets import Target, check_finite
 from ..errors import ConfigError, ModelError, require
-from ..methods import Course, TunedWeight
+from ..methods import Course, InputCourse, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
@@ -71,6 +71,16 @@ class Tuner:
         self._done = False
         self._installed: dict[str, nn.Module] = {}
         self._install()
+
+    @property
+    def stage(self) -> int:
+        """Number of the method's present stage, from 0; a new one wants a fresh optimizer state."""
+        return self.course.stage if isinstance(self.course, InputCourse) else 0
+
+    @property
+    def settled_from(self) -> float:
+        """Share of the training from which an epoch can be chosen as its result."""
+        return self.course.settled_from if isinstance(self.course, InputCourse) else 0.0
 
     # -- in the loop
 
@@ -190,15 +200,18 @@ class Tuner:
         self._check_open()
         require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
         check_finite(self.model)
+        grids = self.course.detach(self.model) if isinstance(self.course, InputCourse) else {}
         results = {weight.name: self.course.quantized(weight) for weight in self.weights}
         self._remove()
         let_go(self.model)
-        coded = self._packed(results, effort)
+        coded = self._packed(results, grids, effort)
         coded.load_into(self.model)
         self._done = True
         return coded
 
-    def _packed(self, results: dict[str, Quantized], effort: str) -> CodedModel:
+    def _packed(
+        self, results: dict[str, Quantized], grids: Mapping[str, ActivationGrid], effort: str
+    ) -> CodedModel:
         recipe = self.plan.recipe
         tensors = pack_state(
             self.model.state_dict(),
@@ -210,7 +223,7 @@ class Tuner:
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if self._source:
             metadata["source"] = self._source
-        contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
+        contents = Contents(tensors, dict(self.plan.aliases), dict(grids), metadata)
         info = {name: dict(result.info) for name, result in results.items()}
         return replace(CodedModel(contents, self.plan, info), effort=effort)
 
