@@ -19,7 +19,7 @@ from .engine.bridge import to_torch
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
 from .errors import ConfigError, ModelError, require
-from .methods import Method
+from .methods import Activations, Method
 from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
 from .planning import Plan, make_plan
@@ -48,6 +48,7 @@ def compress(
     effort: str = "balanced",
     workers: int = 1,
     seed: int | None = None,
+    activations: Activations | int | None = None,
     source: str = "",
     max_live_bytes: int = 1 << 30,
     progress: Progress = silent,
@@ -77,6 +78,8 @@ def compress(
         effort: of encoding, by which sizes are measured and which ``save`` then uses.
         workers: processes that encode during a search, as in :meth:`CodedModel.encode`.
         seed: of every random choice; overrides the recipe's.
+        activations: bits of the inputs of quantized layers, or ``fewbits.Activations(...)``: ranges
+            are from calibration data, after the weights; None for floats, or what a recipe says.
         source: how to build the network again ("module:callable"), kept in the file.
         max_live_bytes: bound on the activations held by suspended forward passes; batches beyond
             it are run again for every layer.
@@ -99,6 +102,8 @@ def compress(
     recipe = Recipe.of(method, calibrated=calibration is not None)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
+    if activations is not None:
+        recipe = replace(recipe, activations=Activations.of(activations))
     _check_untrained(make_plan(model, recipe))
     check_finite(model)
     memory: dict[str, Any] | None = None if goal is None else {}

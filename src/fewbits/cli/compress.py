@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,12 @@ def compress(
     recipe: Annotated[
         Path | None,
         typer.Option(help="YAML file with rules per layer.", rich_help_panel=_METHOD),
+    ] = None,
+    activations: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=8, help="Bits of layers' inputs, from --data.", rich_help_panel=_METHOD
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -114,6 +121,10 @@ def compress(
         raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
     has_data = data is not None or dry_run
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
+    if activations is not None:
+        if not has_data:
+            raise typer.BadParameter("--activations needs calibration data: add --data.")
+        chosen = replace(chosen, activations=activations)  # type: ignore[arg-type]  # see Recipe
     if out is not None and not dry_run:
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):

@@ -67,6 +67,7 @@ class InputHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return what the module is called with instead; None for no change."""
         change = self.changes[0]
         if len(self.changes) > 1:
             change = self.changes[self.calls % len(self.changes)]

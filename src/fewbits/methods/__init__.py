@@ -1,5 +1,6 @@
 """Methods: one file per paper, one frozen value per method, found by name in ``METHODS``."""
 
+from .activations import Activations, calibrate_inputs
 from .base import METHODS, Method, from_settings, gradients_of, to_settings, trained_from_settings
 from .gpfq import GPFQ
 from .gptq import GPTQ
@@ -18,6 +19,7 @@ __all__ = [
     "METHODS",
     "RDOQ",
     "TRAINED",
+    "Activations",
     "Course",
     "InputCourse",
     "LowBit",
@@ -27,6 +29,7 @@ __all__ = [
     "TrainedMethod",
     "Transform",
     "TunedWeight",
+    "calibrate_inputs",
     "from_settings",
     "gradients_of",
     "to_settings",

@@ -1,4 +1,4 @@
-"""LowBit: low-bit weights *and* activations (Zhuang et al. 2018, 2021), quantizer and schedule apart.
+"""LowBit: low-bit weights *and* activations (Zhuang et al.), quantizer and schedule apart.
 
 Quantizers: DoReFa (the paper's), PACT, LSQ, LSQ+. Schedules: direct, weights before activations,
 falling widths, stochastic precision, and lists of one's own. Training with a teacher is a loss:
@@ -101,10 +101,8 @@ class LowBit:
         require(self.percentile <= 100, "percentile", "at most 100", self.percentile)
         check_number("decay", self.decay, 0, inclusive=True)
         object.__setattr__(self, "chance", Ramp.of(self.chance))
-        ends = (
-            (self.chance.start, self.chance.end) if isinstance(self.chance, Ramp) else (self.chance,)
-        )
-        for value in ends:
+        chance = self.chance
+        for value in (chance.start, chance.end) if isinstance(chance, Ramp) else (chance,):
             check_number("chance", value, 0, inclusive=True)
             require(value <= 1, "chance", "a probability, at most 1", value)
         check_switch("detach_max", self.detach_max)

@@ -38,8 +38,9 @@ class LowBitCourse:
         self.stage = 0
         self._count, self._progress = 0, 0.0
         self._weights = list(weights)
-        ends = {weight.name for weight in (weights[:1] + weights[-1:])} if weights else set()
-        self._ends = ends if method.first_last == "8bit" and len(weights) > 2 else set()
+        matrices = [weight.name for weight in weights if weight.levels is None]
+        eight = method.first_last == "8bit" and len(matrices) > 2
+        self._ends = {matrices[0], matrices[-1]} if eight else set()
         self._lines = {weight.name: self._line(weight) for weight in weights}
         self.inputs: dict[str, LowBitInput] = {}
         self._layers: dict[str, str] = {}
@@ -81,7 +82,7 @@ class LowBitCourse:
         remove_inputs(model)
         own = {name: path for name, path in layers.items() if self._lines.get(name) is not None}
         follows: frozenset[str] | None = None
-        if batches and self.method.rescale == "auto":
+        if batches and any(line.kind == "dorefa" for line in self._lines.values()):
             follows = normalized(model, own.values(), batches[0], forward)
         self._scale(own, follows)
         if self.method.activations == FLOAT:
@@ -93,9 +94,7 @@ class LowBitCourse:
             )
         paths = list(own.values()) or self._float_layers(layers)
         first = "" if self.method.first_last == "fp" or not paths else paths[0]
-        sites = choose_sites(
-            model, paths, self.method.placement, batches, forward, first=first
-        )
+        sites = choose_sites(model, paths, self.method.placement, batches, forward, first=first)
         for site in sites:
             made = LowBitInput(
                 site,
@@ -122,7 +121,7 @@ class LowBitCourse:
                 continue
             plain = follows is not None and own.get(name) in follows
             line.scaled = {"auto": not plain, "always": True, "never": False}[self.method.rescale]
-            line.step.requires_grad_(line.scaled)
+            line.step.stretch.requires_grad_(line.scaled)
             if not plain and self.method.rescale == "never":
                 warnings.warn(
                     f"layer {own.get(name, name)!r}: its DoReFa weights are from -1 to 1, and no "
@@ -167,7 +166,7 @@ class LowBitCourse:
         if self.method.decay and self.method.quantizer == "pact":
             for made in self.inputs.values():
                 if made.kind == "pact":
-                    total = total + made.step.square().sum() * (self.method.decay / 2)
+                    total = total + made.step(1.0).square().sum() * (self.method.decay / 2)
         return total
 
     def before_step(self) -> None:
@@ -270,7 +269,7 @@ class LowBitCourse:
         for name, line in self._lines.items():
             line.enter(8 if name in self._ends and now.weights != FLOAT else now.weights)
         ends = self._end_modules()
-        for name, made in self.inputs.items():
+        for made in self.inputs.values():
             eight = made.module in ends and now.activations != FLOAT
             made.enter(8 if eight else now.activations)
         self._draw()

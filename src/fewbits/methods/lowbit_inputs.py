@@ -10,9 +10,10 @@ from torch import distributed as dist
 
 from ..coded import ActivationGrid
 from ..engine.sites import Site
-from ..ops.quantizers import bounds, lsq_damping, lsq_step, rounded
+from ..ops.quantizers import bounds, lsq_step, rounded
 from ..ops.ranges import fit_percentile, fit_range
 from .bit_stages import FLOAT
+from .lowbit_step import LearnedStep, damping_at
 
 __all__ = ["LowBitInput"]
 
@@ -46,9 +47,9 @@ class LowBitInput(nn.Module):
         sample = site.sample
         self.sample: Tensor
         self.register_buffer("sample", sample[:: max(1, len(sample) // _SAMPLE) | 1].clone())
-        self.step = nn.Parameter(torch.ones(1, device=sample.device))
+        self.step = LearnedStep(1, sample.device)
         self.shift = nn.Parameter(torch.zeros(1, device=sample.device))
-        self.step.requires_grad_(self.kind != "dorefa")
+        self.step.stretch.requires_grad_(self.kind != "dorefa")
         self.shift.requires_grad_(self.asymmetric)
         self.gate: Tensor
         self.register_buffer("gate", torch.ones(1, device=sample.device))
@@ -68,7 +69,7 @@ class LowBitInput(nn.Module):
     def _levels(self, values: Tensor) -> Tensor:
         low, high = self._bounds()
         if self.kind == "pact":
-            clip = self.step
+            clip = self.step(1.0)
             step = clip.detach() / high
             kept = torch.where(values >= clip, clip, values.clamp_min(0))
             return (kept.detach() / step).round() * step + (kept - kept.detach())
@@ -84,7 +85,7 @@ class LowBitInput(nn.Module):
         """Return the index of zero: LSQ+'s shift, rounded to a whole number of steps."""
         if not self.asymmetric:
             return torch.zeros_like(step)
-        damping = lsq_damping(self.features, self._bounds()[1])
+        damping = damping_at(self.bits, self.features, self._bounds()[1])
         shift = self.shift.detach() + (self.shift - self.shift.detach()) * damping
         return rounded((-shift / step).clamp(0, self._bounds()[1]))
 
@@ -94,9 +95,9 @@ class LowBitInput(nn.Module):
     def _step(self) -> Tensor:
         """Return the step as a file gives it back (clip / high), its gradient damped."""
         high = max(1, self._bounds()[1])
-        step = self.step.clamp_min(torch.finfo(torch.float32).tiny)
+        step: Tensor = self.step(damping_at(self.bits, self.features, high))
         exact = (step.detach() * high) / high
-        return exact + (step - step.detach()) * lsq_damping(self.features, high)
+        return exact + (step - step.detach())
 
     @torch.no_grad()
     def enter(self, bits: int) -> None:
@@ -107,7 +108,7 @@ class LowBitInput(nn.Module):
         if bits != FLOAT:
             self._fit()
             if dist.is_available() and dist.is_initialized():
-                for fitted in (self.step, self.shift):
+                for fitted in (self.step.base, self.shift):
                     dist.all_reduce(fitted.data)
                     fitted.data /= dist.get_world_size()
 
@@ -115,14 +116,14 @@ class LowBitInput(nn.Module):
         high = max(1, self._bounds()[1])
         sample = self.sample if self.signed or self.asymmetric else self.sample.clamp_min(0)
         if self.kind == "dorefa":
-            self.step.fill_(1 / high)
+            self.step.fit(1 / high)
         elif self.asymmetric:
             least, most = (float(value) for value in sample.aminmax())
-            self.step.fill_(max((max(most, 0.0) - min(least, 0.0)) / high, 1e-9))
+            self.step.fit(max((max(most, 0.0) - min(least, 0.0)) / high, 1e-9))
             self.shift.fill_(min(least, 0.0))
         else:
             clip = self._clip(sample, high)
-            self.step.fill_(clip if self.kind == "pact" else clip / high)
+            self.step.fit(clip if self.kind == "pact" else clip / high)
 
     def _clip(self, sample: Tensor, high: int) -> float:
         if self.ranges == "mean":
@@ -142,8 +143,8 @@ class LowBitInput(nn.Module):
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Keep steps positive, and the zero on the grid, after an optimizer moved them."""
-        self.step.clamp_(min=1e-9)
+        """Keep steps positive and near what they were, and the zero on the grid."""
+        self.step.hold()
         self.shift.clamp_(max=0)
 
     @torch.no_grad()
@@ -152,7 +153,7 @@ class LowBitInput(nn.Module):
         if self.bits == FLOAT:
             return None
         high = max(1, self._bounds()[1])
-        clip = float(self.step if self.kind == "pact" else self.step * high)
+        clip = float(self.step.value if self.kind == "pact" else self.step.value * high)
         zero = int(self._zero(self._step())) if self.asymmetric else 0
         return ActivationGrid(self.bits, clip, self.signed, zero)
 
@@ -160,24 +161,25 @@ class LowBitInput(nn.Module):
     def occupied(self) -> tuple[Tensor, int, float, float]:
         """Return the positions of the levels in use, how many there are, share clipped, step."""
         low, high = self._bounds()
-        step = self._step() if self.kind != "pact" else self.step / high
+        step = self._step() if self.kind != "pact" else self.step.value / high
         zero = self._zero(step)
         units = self.sample / step + zero
         outside = units > high + 0.5
         if self.signed or self.asymmetric:
             outside |= units < low - 0.5
         index = units.round().clamp(low, high) - low
-        return index, high - low + 1, float(outside.float().mean()), float(self.step)
+        return index, high - low + 1, float(outside.float().mean()), float(self.step.value)
 
     def state(self) -> dict[str, Any]:
         """Return what training changed, for :meth:`take_state`."""
-        names = ("step", "shift", "sample", "gate")
-        return {name: getattr(self, name).detach().clone() for name in names} | {"bits": self.bits}
+        kept = {n: getattr(self, n).detach().clone() for n in ("shift", "sample", "gate")}
+        return {**kept, "step": self.step.state(), "bits": self.bits}
 
     @torch.no_grad()
     def take_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state` gave."""
         self.bits = int(state["bits"])
-        self.sample = state["sample"].to(self.step.device)
-        for name in ("step", "shift", "gate"):
+        self.sample = state["sample"].to(self.sample.device)
+        self.step.take_state(state["step"])
+        for name in ("shift", "gate"):
             getattr(self, name).copy_(state[name])

@@ -15,7 +15,7 @@ from .lowbit_weights import LowBitWeight
 __all__ = ["LayerLevels", "levels_of", "warn_of"]
 
 _LEAST_ENTROPY = 0.6  # bits for each bit of width: 1.2 bits at 2
-_NARROW = 3  # widths up to which a low entropy is a fault; above, it is what a coder lives by
+_NARROW = 2  # the width at which a low entropy is a fault; above, it is what a coder lives by
 _MOST_CLIPPED = 0.25
 
 
@@ -71,14 +71,14 @@ def warn_of(rows: Iterable[LayerLevels]) -> None:
     for row in rows:
         if not row.step > 2e-9:
             _tell(f"{row.name} ({row.what}): its step has shrunk to nothing. Lower the rate.")
-        elif row.what == "weights" and 1 < row.bits <= _NARROW:
+        elif row.what == "weights" and row.bits == _NARROW:
             if row.entropy < _LEAST_ENTROPY * row.bits:
                 _tell(
                     f"weight {row.name!r}: {row.entropy:.2f} bits of entropy on a grid of "
                     f"{row.bits} bits; most of its levels are hardly used. A learned step "
                     "(quantizer='lsq') uses them."
                 )
-        elif row.what == "inputs" and row.clipped > _MOST_CLIPPED:
+        elif row.what == "inputs" and row.clipped > _MOST_CLIPPED and row.bits > 1:
             _tell(
                 f"input of {row.name!r}: {row.clipped:.0%} of its values are clipped. Use a "
                 "learned range (quantizer='lsq' or 'pact')."

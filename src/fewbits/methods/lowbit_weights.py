@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from ..engine.layer import QuantizedMatrix
 from ..errors import ModelError
-from ..ops.quantizers import bounds, dorefa_unit, lsq_damping, lsq_plus_weight_step, lsq_step, rounded
+from ..ops.quantizers import (
+    bounds,
+    dorefa_unit,
+    lsq_plus_weight_step,
+    lsq_step,
+    rounded,
+)
 from ..ops.ranges import fit_range
 from .bit_stages import FLOAT
+from .lowbit_step import LearnedStep, damping_at
 from .trained import TunedWeight
 
 __all__ = ["LowBitWeight"]
@@ -25,7 +32,7 @@ class LowBitWeight(nn.Module):
 
     Attributes:
         kind: "lsq", "lsq+" (another first step) or "dorefa".
-        step: (1,) or (rows,) learned step of LSQ; of DoReFa the learned scale of all levels.
+        step: (1,) or (rows,) learned: the step of LSQ; of DoReFa the learned scale of all levels.
         bits: width now; 32 for floats.
         active: while False, the weight is seen as it is.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float weight.
@@ -38,7 +45,7 @@ class LowBitWeight(nn.Module):
         self.active, self.bits, self.scaled = True, FLOAT, True
         self._weight = weight
         rows = weight.view.rows if self.per_row else 1
-        self.step = nn.Parameter(weight.parameter.new_ones(rows, dtype=torch.float32))
+        self.step = LearnedStep(rows, weight.parameter.device)
         self.gate: Tensor
         self.register_buffer("gate", torch.ones(1, device=weight.parameter.device))
 
@@ -62,7 +69,7 @@ class LowBitWeight(nn.Module):
     def _index(self, rows: Tensor) -> tuple[Tensor, float]:
         """Return indices as floats, with their gradient, and the offset."""
         if self.kind == "dorefa":
-            top = 2**self.bits - 1
+            top = (1 << self.bits) - 1
             unit = dorefa_unit(rows, per_row=self.per_row, detach_max=self.detach_max)
             return rounded(unit * top) - (top - 1) // 2, 0.5
         low, high = self._bounds()
@@ -81,11 +88,12 @@ class LowBitWeight(nn.Module):
     def _step(self) -> Tensor:
         """Return the step that multiplies the indices, its gradient damped."""
         if self.kind == "dorefa":
-            return self.step * (2 / (2**self.bits - 1))
-        step = self.step.clamp_min(torch.finfo(torch.float32).tiny)
-        shared = self._weight.parameter.numel() / len(step)
-        damping = lsq_damping(int(shared), self._bounds()[1])
-        return step.detach() + (step - step.detach()) * damping
+            return self.step(self._damping(1)) * (2 / ((1 << self.bits) - 1))
+        return self.step(self._damping(self._bounds()[1]))
+
+    def _damping(self, high: int) -> float:
+        shared = self._weight.parameter.numel() // len(self.step.base)
+        return damping_at(self.bits, shared, high)
 
     @torch.no_grad()
     def enter(self, bits: int) -> None:
@@ -103,32 +111,34 @@ class LowBitWeight(nn.Module):
         rows = matrix.reshape(-1, matrix.shape[-1])
         if self.kind == "dorefa":
             self._fit_scale(rows)
-            return
-        high = max(1, self._bounds()[1])
+        else:
+            self._fit_step(rows, max(1, self._bounds()[1]))
+
+    def _fit_step(self, rows: Tensor, high: int) -> None:
         if self.kind == "lsq+":
-            self.step.copy_(lsq_plus_weight_step(rows, self.bits, per_row=self.per_row))
+            self.step.fit(lsq_plus_weight_step(rows, self.bits, per_row=self.per_row))
         elif self.ranges == "mean":
-            self.step.copy_(lsq_step(rows, high, per_row=self.per_row))
+            self.step.fit(lsq_step(rows, high, per_row=self.per_row))
         else:
             bits = int(math.log2(high + 1)) + 1
             parts = rows if self.per_row else rows.reshape(1, -1)
             clips = [fit_range(part, bits, signed=True) for part in parts]
-            self.step.copy_(torch.tensor(clips).to(self.step) / high)
+            self.step.fit(torch.tensor(clips).to(rows) / high)
 
     def _fit_scale(self, rows: Tensor) -> None:
         """Set DoReFa's scale: 1 where a normalization follows, else that of least error."""
-        self.step.fill_(1.0)
+        self.step.fit(1.0)
         if not self.scaled:
             return
         levels = self.levels(rows)
         parts = (rows, levels) if self.per_row else (rows.reshape(1, -1), levels.reshape(1, -1))
         scale = (parts[0] * parts[1]).sum(1) / parts[1].square().sum(1)
-        self.step.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        self.step.fit(torch.where(scale > 0, scale, torch.ones_like(scale)))
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Keep steps positive after an optimizer moved them."""
-        self.step.clamp_(min=1e-9)
+        """Keep steps near what they were, after an optimizer moved them."""
+        self.step.hold()
 
     @torch.no_grad()
     def quantized(self) -> QuantizedMatrix:
@@ -157,9 +167,9 @@ class LowBitWeight(nn.Module):
         matrix = self._weight.matrix()
         rows = matrix.reshape(-1, matrix.shape[-1])
         index, _ = self._index(rows)
-        step = float(self.step.mean())
+        step = float(self.step.value.mean())
         if self.kind == "dorefa":
-            return index + (2**self.bits - 2) // 2, 2**self.bits, 0.0, step
+            return index + ((1 << self.bits) - 2) // 2, (1 << self.bits), 0.0, step
         low, high = self._bounds()
         units = rows / self._step()[:, None]
         outside = (units < low - 0.5) | (units > high + 0.5)
@@ -167,12 +177,12 @@ class LowBitWeight(nn.Module):
 
     def state(self) -> dict[str, Any]:
         """Return what training changed, for :meth:`take_state`."""
-        kept = {"step": self.step.detach().clone(), "gate": self.gate.clone()}
+        kept = {"step": self.step.state(), "gate": self.gate.clone()}
         return {**kept, "bits": self.bits, "scaled": self.scaled}
 
     @torch.no_grad()
     def take_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state` gave."""
         self.bits, self.scaled = int(state["bits"]), bool(state["scaled"])
-        self.step.copy_(state["step"])
+        self.step.take_state(state["step"])
         self.gate.copy_(state["gate"])

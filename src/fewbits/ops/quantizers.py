@@ -36,7 +36,7 @@ _TINY = 1e-8
 
 def bounds(bits: int, signed: bool) -> tuple[int, int]:
     """Return the lowest and highest index of a grid of ``bits``: two's complement where signed."""
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def dorefa_unit(weight: Tensor, *, per_row: bool = False, detach_max: bool = Fal
 def dorefa_index(weight: Tensor, bits: int, *, per_row: bool = False) -> Tensor:
     """Return the indices 0 ... 2^bits - 1 of :func:`dorefa_weight`, int32."""
     unit = dorefa_unit(weight.detach(), per_row=per_row)
-    return (unit * (2**bits - 1)).round().to(torch.int32)
+    return (unit * ((1 << bits) - 1)).round().to(torch.int32)
 
 
 def dorefa_weight(
@@ -81,14 +81,14 @@ def dorefa_weight(
     weights, so a normalization or a scale must follow the layer. w = 0 is a tie, and goes up but
     for one bit.
     """
-    top = 2**bits - 1
+    top = (1 << bits) - 1
     unit = dorefa_unit(weight, per_row=per_row, detach_max=detach_max)
     return (2 * rounded(unit * top) - top) / top
 
 
 def dorefa_activation(values: Tensor, bits: int) -> Tensor:
     """Return ``round(n clamp(x, 0, 1)) / n``, n = 2^bits - 1; it stands in place of a ReLU."""
-    top = 2**bits - 1
+    top = (1 << bits) - 1
     return rounded(wide(values).clamp(0, 1) * top) / top
 
 
@@ -98,7 +98,7 @@ def pact(values: Tensor, clip: Tensor, bits: int, *, inside: bool = False) -> Te
     The gradient in ``clip`` is 1 where x >= clip and 0 elsewhere (PACT, eq. 3); with ``inside``
     also (y_q - y) / clip within the range, as learned steps have it.
     """
-    top = 2**bits - 1
+    top = (1 << bits) - 1
     values, clip = wide(values), wide(clip)
     if inside:
         return lsq(values, clip / top, 0, top)
@@ -149,7 +149,7 @@ def lsq_plus_weight_step(weight: Tensor, bits: int, *, per_row: bool = False) ->
     flat = flat.reshape(len(weight), -1) if per_row else flat.reshape(1, -1)
     mean, deviation = flat.mean(1), flat.std(1, correction=0)
     reach = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
-    return _positive(reach / 2 ** (bits - 1))
+    return _positive(reach / (1 << (bits - 1)))
 
 
 def _positive(step: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ def without_kept(plan: Plan, method: TrainedMethod) -> Plan:
     names = [e.target.name for e in plan.entries if e.trained and len(e.target.shape) > 1]
     reasons = kept(names)
     entries = tuple(
-        replace(e, trained=None, reason=reasons[e.target.name])
-        if e.target.name in reasons
-        else e
+        replace(e, trained=None, reason=reasons[e.target.name]) if e.target.name in reasons else e
         for e in plan.entries
     )
     return replace(plan, entries=entries)
@@ -35,7 +33,6 @@ def attach(
     course: Course,
     model: nn.Module,
     plan: Plan,
-    method: TrainedMethod,
     calibration: Iterable[Any] | Tensor | None,
     forward: Forward | None,
 ) -> None:

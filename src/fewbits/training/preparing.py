@@ -82,7 +82,7 @@ def prepare(
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
     course = trained.start(weights, recipe.seed)
-    attach(course, model, plan, trained, calibration, forward)
+    attach(course, model, plan, calibration, forward)
     return Tuner(model, plan, course, weights, prune=prune, source=source)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, ConfigError
 from ..evaluate import evaluate
 from ..fingerprint import fingerprint
+from ..methods import LowBit
+from ..methods.bit_stages import FLOAT
 from ..model import CodedModel
 from ..progress import Progress, silent
 from ..recipe import Recipe
@@ -26,7 +28,7 @@ from .losses import CrossEntropy, Distillation, Loss
 from .masks import Magnitude
 from .optimizers import make_optimizer
 from .preparing import prepare
-from .rates import WarmCosine
+from .rates import PerStage, Rate, WarmCosine
 from .select import Selection
 from .tuner import Tuner
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Trained", "train"]
+
+_CALIBRATION = 1024  # training samples that ranges of inputs start from
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def train(
         prune=Magnitude(share=settings.prune) if settings.prune else None,
         vector_bits=settings.vector_bits,
         source=source,
+        calibration=_calibration(stage, seen, settings),
     )
     fitted = fit(
         tuner,
@@ -147,16 +152,32 @@ def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    start = max(settings.select_from, tuner.settled_from)
     return {
         "epochs": settings.epochs,
         "optimizer": optimizer,
         "batch_size": settings.batch_size,
         "accumulate": settings.accumulate,
-        "rate": WarmCosine(warm_up=settings.warm_up),
+        "rate": _rate(tuner, settings),
         "clip": settings.clip,
         "augment": _augment(settings),
-        "selection": Selection(start=settings.select_from, max_drop=settings.max_drop),
+        "selection": Selection(start=start, max_drop=settings.max_drop),
     }
+
+
+def _rate(tuner: Tuner, settings: Training) -> Rate:
+    """Return the learning rate, which begins anew with every stage of the method."""
+    rate = WarmCosine(warm_up=settings.warm_up)
+    ends = tuner.stage_ends
+    return PerStage(rate, ends) if len(ends) > 1 else rate
+
+
+def _calibration(recipe: Recipe, seen: Split, settings: Training) -> list[Any] | None:
+    """Return some training batches for a method that quantizes inputs; None for others."""
+    methods = [rule.method for rule in recipe.rules if isinstance(rule.method, LowBit)]
+    if not methods or methods[0].activations == FLOAT:
+        return None
+    return list(seen.batches(settings.batch_size, _CALIBRATION, recipe.seed))
 
 
 def _share(recipe: Recipe) -> float | None:

@@ -78,6 +78,13 @@ class Tuner:
         return self.course.stage if isinstance(self.course, InputCourse) else 0
 
     @property
+    def stage_ends(self) -> tuple[float, ...]:
+        """Shares of the training at which the method's stages end, the last of them 1."""
+        if not isinstance(self.course, InputCourse):
+            return (1.0,)
+        return tuple(stage.until for stage in self.course.stages)
+
+    @property
     def settled_from(self) -> float:
         """Share of the training from which an epoch can be chosen as its result."""
         return self.course.settled_from if isinstance(self.course, InputCourse) else 0.0
