@@ -53,16 +53,8 @@ __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
 _RAW = ("keep", "float16", "bfloat16")
-_KEYS = (
-    "rules",
-    "prepare",
-    "finish",
-    "activations",
-    "train",
-    "seed",
-    "raw_dtype",
-    "calibration_rows",
-)
+_WHOLE = ("seed", "raw_dtype", "calibration_rows")
+_KEYS = ("rules", "prepare", "finish", "activations", "train", *_WHOLE)
 
 
 @dataclass(frozen=True)
@@ -224,9 +216,7 @@ class Recipe:
         rules = data.get("rules")
         if not isinstance(rules, list) or not rules:
             raise ConfigError(f"'rules' must be a list of rules. Got {rules!r} instead.")
-        fields: dict[str, Any] = {
-            key: data[key] for key in ("seed", "raw_dtype", "calibration_rows") if key in data
-        }
+        fields: dict[str, Any] = {key: data[key] for key in _WHOLE if key in data}
         return cls(
             tuple(_rule(i, entry) for i, entry in enumerate(rules)),
             prepare=_stages("prepare", data.get("prepare")),

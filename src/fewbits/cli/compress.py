@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from .budget import (
     TraceFile,
     Wanted,
 )
-from .choice import choose
+from .choice import choose, with_activations
 from .progress import listening
 from .train import order_of
 from .training_options import with_training
@@ -121,10 +120,7 @@ def compress(
         raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
     has_data = data is not None or dry_run
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
-    if activations is not None:
-        if not has_data:
-            raise typer.BadParameter("--activations needs calibration data: add --data.")
-        chosen = replace(chosen, activations=activations)  # type: ignore[arg-type]  # see Recipe
+    chosen = with_activations(chosen, activations, has_data)
     if out is not None and not dry_run:
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):

@@ -16,7 +16,7 @@ from .verb import NOT_MET, Json, MaxDecoded, Outcome, Workers, in_bytes, verb
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "stored_source"]
 
 
 @verb
@@ -44,7 +44,7 @@ def evaluate(
     Example: fewbits evaluate digits.fewbits --data digits --min-accuracy 97%
     """
     wanted = None if min_accuracy is None else _fraction(min_accuracy)
-    source = model or _stored_source(file, data)
+    source = model or stored_source(file, data)
     from ..api import load  # noqa: PLC0415
     from ..evaluate import evaluate as judge  # noqa: PLC0415
     from ..sources import load_data, load_model  # noqa: PLC0415
@@ -84,7 +84,7 @@ def _multiplications(network: nn.Module, batches: Iterable[Any]) -> int:
     return count_multiplications(network, next(iter(batches)), as_forward(None)).total
 
 
-def _stored_source(file: Path, data: str) -> str:
+def stored_source(file: Path, data: str) -> str:
     """Return how the file says its network is built.
 
     Of one's own modules, a file may only name the one that the command line names too: otherwise

@@ -18,6 +18,7 @@ from ..engine.sites import choose_sites, normalized
 from ..errors import CalibrationError, ConfigError
 from ..schedule import Ramp, value_at
 from .bit_stages import FLOAT, stage_at
+from .lowbit_gates import draw_gates, group_of, open_gates
 from .lowbit_inputs import LowBitInput
 from .lowbit_report import LayerLevels, levels_of, warn_of
 from .lowbit_weights import LowBitWeight
@@ -140,7 +141,7 @@ class LowBitCourse:
                 "of normalizations are of that mixture. Use reestimate=True, or a ramp up to 1.",
                 stacklevel=3,
             )
-        self._open_gates()
+        open_gates(self._parts())
         if self.method.reestimate:
             if not self._batches or self._forward is None:
                 raise CalibrationError(
@@ -174,7 +175,7 @@ class LowBitCourse:
 
     def step(self) -> None:
         """Keep steps positive, and draw the gates of the next step."""
-        for part in (*self._lines.values(), *self.inputs.values()):
+        for part in self._parts():
             part.hold()
         self._count += 1
         self._draw()
@@ -190,8 +191,7 @@ class LowBitCourse:
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return the steps, scales, clips and shifts that are learned."""
-        parts = (*self._lines.values(), *self.inputs.values())
-        return [p for part in parts for p in part.parameters() if p.requires_grad]
+        return [p for part in self._parts() for p in part.parameters() if p.requires_grad]
 
     def cell(self, weight: TunedWeight) -> float:
         """Return the mean step."""
@@ -277,36 +277,22 @@ class LowBitCourse:
     def _final(self, name: str) -> int:
         return 8 if name in self._ends else self.method.weights
 
-    def _open_gates(self) -> None:
-        for part in (*self._lines.values(), *self.inputs.values()):
-            part.gate.fill_(1.0)
+    def _parts(self) -> list[LowBitWeight | LowBitInput]:
+        return [*self._lines.values(), *self.inputs.values()]
 
-    @torch.no_grad()
     def _draw(self) -> None:
         """Draw the gates: a function of the seed and the step, so the same on every rank."""
-        chance = self.chance
-        if chance >= 1:
-            self._open_gates()
-            return
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ (self._count * 2 + 1))
-        names = list(dict.fromkeys(group for group, _ in self._grouped()))
-        drawn = torch.rand(len(names), generator=generator) < chance
-        open_ = dict(zip(names, drawn.float().tolist(), strict=True))
-        for group, part in self._grouped():
-            part.gate.fill_(open_[group])
+        if self.chance >= 1:
+            open_gates(self._parts())
+        else:
+            draw_gates(self.grouped(), self.chance, (self.seed << 32) ^ (self._count * 2 + 1))
 
-    def _grouped(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
-        """Return every quantizer with the name of what it is drawn with."""
+    def grouped(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
+        """Return every quantizer with the name of the group that it is drawn with."""
+        how = self.method.gates
         pairs: list[tuple[str, LowBitWeight | LowBitInput]] = []
         for name, line in self._lines.items():
             path = self._layers.get(name, name.rpartition(".")[0])
-            pairs.append((self._group(path, "weights"), line))
-        for made in self.inputs.values():
-            pairs.append((self._group(made.module, "inputs"), made))
+            pairs.append((group_of(how, path, "weights"), line))
+        pairs += [(group_of(how, m.module, "inputs"), m) for m in self.inputs.values()]
         return pairs
-
-    def _group(self, module: str, part: str) -> str:
-        if self.method.gates == "parts":
-            return f"{module}:{part}"
-        parent = module.rpartition(".")[0]
-        return parent if self.method.gates == "block" and parent else module

@@ -69,7 +69,7 @@ class LowBitInput(nn.Module):
     def _levels(self, values: Tensor) -> Tensor:
         low, high = self._bounds()
         if self.kind == "pact":
-            clip = self.step(1.0)
+            clip: Tensor = self.step(1.0)
             step = clip.detach() / high
             kept = torch.where(values >= clip, clip, values.clamp_min(0))
             return (kept.detach() / step).round() * step + (kept - kept.detach())

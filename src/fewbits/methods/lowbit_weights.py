@@ -88,8 +88,10 @@ class LowBitWeight(nn.Module):
     def _step(self) -> Tensor:
         """Return the step that multiplies the indices, its gradient damped."""
         if self.kind == "dorefa":
-            return self.step(self._damping(1)) * (2 / ((1 << self.bits) - 1))
-        return self.step(self._damping(self._bounds()[1]))
+            scale: Tensor = self.step(self._damping(1))
+            return scale * (2 / ((1 << self.bits) - 1))
+        step: Tensor = self.step(self._damping(self._bounds()[1]))
+        return step
 
     def _damping(self, high: int) -> float:
         shared = self._weight.parameter.numel() // len(self.step.base)

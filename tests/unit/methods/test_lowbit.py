@@ -308,7 +308,7 @@ def test_gates_are_drawn_once_a_step_with_their_chance(net):
 @pytest.mark.parametrize("gates", ["block", "layer", "parts"])
 def test_gates_go_by_block_layer_or_part(gates, net):
     course = prepare(net, LowBit(schedule="stochastic", gates=gates)).course
-    names = {group for group, _ in course._grouped()}
+    names = {group for group, _ in course.grouped()}
     layers = len(course._lines)
     assert len(names) == {"block": 5, "layer": layers, "parts": 2 * layers}[gates]
 
