@@ -1,4 +1,4 @@
-"""Changes of an ONNX graph that keep its function: norms into steps, 4-bit integers packed."""
+"""Changes of an ONNX graph that keep its function: norms into steps, 4 bits packed, no notes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["absorb_norms", "pack_int4"]
+__all__ = ["absorb_norms", "pack_int4", "strip"]
 
 
 def absorb_norms(model: Any) -> int:
@@ -94,6 +94,15 @@ def pack_int4(model: Any) -> int:
                 graph.value_info.remove(info)
         count += 1
     return count
+
+
+def strip(model: Any) -> None:
+    """Remove what only tells where a node came from: it can take more bytes than the weights."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        for field in ("metadata_props", "value_info", "doc_string"):
+            if field in part.DESCRIPTOR.fields_by_name:
+                part.ClearField(field)
 
 
 def _maker(graph: Any, name: str) -> Any:

@@ -24,7 +24,7 @@ from ..coded import ActivationGrid, Contents
 from ..container import read
 from ..errors import ConfigError, MissingExtraError, ModelError, require
 from ..model import CodedModel
-from .graph import absorb_norms, pack_int4
+from .graph import absorb_norms, pack_int4, strip
 from .marks import Marked, marked
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -80,6 +80,7 @@ def export_onnx(
     graph = _traced(found.network, inputs, dynamic_batch)
     absorb_norms(graph)
     pack_int4(graph)
+    strip(graph)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except onnx.checker.ValidationError as error:
