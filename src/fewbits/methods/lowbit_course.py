@@ -96,6 +96,7 @@ class LowBitCourse:
         paths = list(own.values()) or self._float_layers(layers)
         first = "" if self.method.first_last == "fp" or not paths else paths[0]
         sites = choose_sites(model, paths, self.method.placement, batches, forward, first=first)
+        by_module = {path: self._lines[name] for name, path in own.items()}
         for site in sites:
             made = LowBitInput(
                 site,
@@ -105,6 +106,9 @@ class LowBitCourse:
                 percentile=self.method.percentile,
             )
             self.inputs[site.name] = made
+            line = by_module.get(site.module)
+            if line is not None:  # in the network's tree, where processes look for parameters
+                line.add_module(f"inputs{len(list(line.children()))}", made)
         install_inputs(model, dict(self.inputs))
         self._enter(self.stage)
 
@@ -155,8 +159,8 @@ class LowBitCourse:
 
     def grids(self) -> dict[str, ActivationGrid]:
         """Return the grids of the inputs as a file holds them now."""
-        found = {name: made.grid() for name, made in self.inputs.items()}
-        return {name: grid for name, grid in found.items() if grid is not None}
+        found = ((name, made.grid()) for name, made in self.inputs.items())
+        return {name: grid for name, grid in found if grid is not None}
 
     # -- what Course asks for
 
@@ -164,10 +168,9 @@ class LowBitCourse:
         """Return PACT's decay of clips; zero for the others."""
         device = next((weight.parameter.device for weight in self._weights), None)
         total = torch.zeros((), device=device)
-        if self.method.decay and self.method.quantizer == "pact":
-            for made in self.inputs.values():
-                if made.kind == "pact":
-                    total = total + made.step(1.0).square().sum() * (self.method.decay / 2)
+        clips = [made.step(1.0) for made in self.inputs.values() if made.kind == "pact"]
+        for clip in clips if self.method.decay else ():
+            total = total + clip.square().sum() * (self.method.decay / 2)
         return total
 
     def before_step(self) -> None:
@@ -191,7 +194,8 @@ class LowBitCourse:
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return the steps, scales, clips and shifts that are learned."""
-        return [p for part in self._parts() for p in part.parameters() if p.requires_grad]
+        found = [p for part in self._parts() for p in part.parameters() if p.requires_grad]
+        return list(dict.fromkeys(found))
 
     def cell(self, weight: TunedWeight) -> float:
         """Return the mean step."""
@@ -220,9 +224,8 @@ class LowBitCourse:
 
     def report(self) -> list[LayerLevels]:
         """Return how each layer uses its levels: occupancy, entropy, clipped inputs, step."""
-        rows = [levels_of(name, line) for name, line in self._lines.items()]
-        rows += [levels_of(name, made) for name, made in self.inputs.items()]
-        return [row for row in rows if row is not None]
+        parts = (*self._lines.items(), *self.inputs.items())
+        return [row for row in (levels_of(*part) for part in parts) if row is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return stage, counters, steps, gates and samples."""
@@ -248,11 +251,10 @@ class LowBitCourse:
     @property
     def settled_from(self) -> float:
         """Share of the training from which the network computes at its final widths."""
-        starts = self.stages[-2].until if len(self.stages) > 1 else 0.0
         chance = self.method.chance
-        if not self._stochastic or not isinstance(chance, Ramp):
-            return starts
-        return chance.until
+        if self._stochastic:
+            return chance.until if isinstance(chance, Ramp) else 0.0
+        return self.stages[-2].until if len(self.stages) > 1 else 0.0
 
     @property
     def _stochastic(self) -> bool:

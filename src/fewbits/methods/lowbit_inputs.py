@@ -60,7 +60,7 @@ class LowBitInput(nn.Module):
         if learning and torch.is_grad_enabled():
             self._sample(values.detach())
         if not self.active or self.bits == FLOAT:
-            return values
+            return self.step.beside(values) if learning else values
         with torch.autocast(values.device.type, enabled=False):
             levels = self._levels(values.float())
         levels = levels.to(values.dtype)

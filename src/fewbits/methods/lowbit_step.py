@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from ..ops.quantizers import lsq_damping
 
@@ -50,6 +51,16 @@ class LearnedStep(nn.Module):
     def value(self) -> Tensor:
         """The step, without gradient."""
         return self.base * torch.exp(self.stretch.detach())
+
+    def beside(self, values: Tensor) -> Tensor:
+        """Return ``values`` as they are; the step gets a gradient of zero.
+
+        Processes that train together wait for a gradient of every parameter.
+        """
+        if not (dist.is_available() and dist.is_initialized() and self.stretch.requires_grad):
+            return values
+        unused = self.stretch.sum().to(values.dtype)
+        return torch.where(torch.ones_like(unused, dtype=torch.bool), values, unused)
 
     @torch.no_grad()
     def fit(self, step: Tensor | float) -> None:

@@ -52,7 +52,7 @@ class LowBitWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the levels in the shape and dtype of ``weight``."""
         if not self.active or self.bits == FLOAT:
-            return weight
+            return self.step.beside(weight) if self.training else weight
         view = self._weight.view
         with torch.autocast(weight.device.type, enabled=False):
             matrix = view.matrix(weight).float()
