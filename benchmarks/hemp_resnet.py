@@ -107,8 +107,8 @@ def _begin(model: nn.Module, job: _Job) -> fewbits.Tuner:
     fold(model)
     floats = {name: value.clone() for name, value in model.state_dict().items()}
     start = _compressed(copy.deepcopy(model), settings.begin, settings, seed)
-    norms = calibration_batches(1024, seed)
-    tuner = fewbits.prepare(model, method, start=start, norms=norms, **same)
+    same |= {"norms": "live", "calibration": calibration_batches(1024, seed)}
+    tuner = fewbits.prepare(model, method, start=start, **same)
     with torch.no_grad():
         for weight in tuner.weights:
             if weight.levels is None:

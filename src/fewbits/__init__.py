@@ -26,7 +26,20 @@ if TYPE_CHECKING:
         TargetError,
         WorkerError,
     )
-    from .methods import GPFQ, GPTQ, HEMP, METHODS, PWFN, RDOQ, TRAINED, Nearest, Qronos, Transform
+    from .methods import (
+        GPFQ,
+        GPTQ,
+        HEMP,
+        METHODS,
+        PWFN,
+        RDOQ,
+        TRAINED,
+        Activations,
+        LowBit,
+        Nearest,
+        Qronos,
+        Transform,
+    )
     from .model import CodedModel
     from .per_layer import LayerHarm, sensitivity
     from .planning import Plan
@@ -47,6 +60,7 @@ __all__ = [
     "PWFN",
     "RDOQ",
     "TRAINED",
+    "Activations",
     "BudgetError",
     "CalibrationError",
     "CodedModel",
@@ -55,6 +69,7 @@ __all__ = [
     "FewbitsError",
     "FileInfo",
     "LayerHarm",
+    "LowBit",
     "MissingExtraError",
     "ModelError",
     "Nearest",
@@ -94,6 +109,8 @@ _HOMES = {
         "PWFN",
         "RDOQ",
         "TRAINED",
+        "Activations",
+        "LowBit",
         "Nearest",
         "Qronos",
         "Transform",

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from .budgets import Budget, Evaluate
 from .coding import EFFORTS
 from .container import read_lazily, read_tensor
+from .engine.activations import check_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
 from .errors import ConfigError, ModelError, require
-from .methods import Method
+from .methods import Activations, Method
 from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
 from .planning import Plan, make_plan
@@ -47,6 +48,7 @@ def compress(
     effort: str = "balanced",
     workers: int = 1,
     seed: int | None = None,
+    activations: Activations | int | None = None,
     source: str = "",
     metadata: bool = True,
     max_live_bytes: int = 1 << 30,
@@ -77,6 +79,8 @@ def compress(
         effort: of encoding, by which sizes are measured and which ``save`` then uses.
         workers: processes that encode during a search, as in :meth:`CodedModel.encode`.
         seed: of every random choice; overrides the recipe's.
+        activations: bits of the inputs of quantized layers, or ``fewbits.Activations(...)``: ranges
+            are from calibration data, after the weights; None for floats, or what a recipe says.
         source: how to build the network again ("module:callable"), kept in the file.
         metadata: whether the file tells recipe and source, some 50 to 300 bytes.
         max_live_bytes: bound on the activations held by suspended forward passes; batches beyond
@@ -100,6 +104,8 @@ def compress(
     recipe = Recipe.of(method, calibrated=calibration is not None)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
+    if activations is not None:
+        recipe = replace(recipe, activations=Activations.of(activations))
     _check_untrained(make_plan(model, recipe))
     check_finite(model)
     memory: dict[str, Any] | None = None if goal is None else {}
@@ -162,7 +168,9 @@ def load(
 
     Args:
         path: a file that :meth:`CodedModel.save` wrote.
-        into: a network of the same architecture; its values are replaced, all or none.
+        into: a network of the same architecture; its values are replaced, all or none. Inputs of
+            layers that the file quantizes are quantized by forward pre-hooks, bit for bit as when
+            it was written; a file without such inputs removes them.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
             package writes (64 MiB and 1,024 times the file).
         workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
@@ -185,7 +193,16 @@ def load(
     with opening as (tensors, aliases):
         if into is None:
             return state_dict(tensors, aliases)
+        grids = tensors.activations()
+        if isinstance(into, nn.Module):
+            check_inputs(unwrapped(into), grids)
+        if grids and transform_domain:
+            raise ConfigError(
+                "the file quantizes inputs of layers, which transform_domain=True replaces. Load "
+                "it without."
+            )
         load_into(tensors, aliases, into, f"file {fspath(path)!r}")
+        load_inputs(unwrapped(into), grids)
         if transform_domain:
             into_transform_domain(unwrapped(into), tensors)
         return into

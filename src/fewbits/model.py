@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents, SizeReport
 from .container import LazyTensors, encode, measure, write
+from .engine.activations import check_inputs, load_inputs
 from .engine.bridge import to_torch
 from .errors import ConfigError, ModelError
 from .planning import Plan
@@ -103,9 +104,16 @@ class CodedModel:
         return state_dict(self.contents.tensors, self.contents.aliases)
 
     def load_into(self, model: nn.Module) -> nn.Module:
-        """Put the dequantized tensors into ``model``, and return it."""
+        """Put the dequantized tensors into ``model``, and return it.
+
+        Inputs that the file quantizes are quantized from then on, by forward pre-hooks.
+        """
         contents = self.contents
-        return load_into(contents.tensors, contents.aliases, model, "the compressed network")
+        if isinstance(model, nn.Module):
+            check_inputs(unwrapped(model), contents.activations)
+        load_into(contents.tensors, contents.aliases, model, "the compressed network")
+        load_inputs(unwrapped(model), contents.activations)
+        return model
 
 
 def state_dict(tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .coded import Contents
+from .engine.activations import split_site
 from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack_state
 from .engine.collect import LayerQuantizer, Work, quantize_blind
@@ -22,7 +23,7 @@ from .engine.probes import Sensitivity, probe
 from .engine.reestimate import reestimate_batchnorm
 from .engine.targets import retie
 from .errors import CalibrationError
-from .methods import Method, gradients_of
+from .methods import Activations, Method, calibrate_inputs, gradients_of
 from .model import CodedModel
 from .planning import Plan, PlanEntry, fallback_of
 from .progress import Progress
@@ -71,7 +72,30 @@ class Pipeline:
             forward = explained(self._call, "stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
             self.notes.append(f"reestimate_batchnorm: {len(self.measured)} normalizations measured")
-        return self._pack(self._settled(network, original), source)
+        coded = self._pack(self._settled(network, original), source)
+        if recipe.activations is None:
+            return coded
+        return self._with_inputs(coded, network, recipe.activations, batches)
+
+    def _with_inputs(
+        self, coded: CodedModel, network: nn.Module, settings: Activations, batches: Sequence[Any]
+    ) -> CodedModel:
+        """Return the compressed network with grids for the inputs of its layers."""
+        if not batches:
+            raise CalibrationError(
+                "activations are quantized by ranges that calibration data shows, and there is "
+                "none. Pass calibration=, some batches of training data."
+            )
+        coded.load_into(network)
+        layers = [e.target.module for e in self.plan.entries if e.target.name in self.results]
+        forward = explained(self._call, "activations")
+        grids = calibrate_inputs(network, layers, settings, batches, forward)
+        left = sorted({*layers} - {split_site(name)[0] for name in grids})
+        if settings.placement == "input" and settings.first_last != "fp" and left:
+            self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
+        self.notes.append(f"activations: {len(grids)} inputs quantized")
+        contents = replace(coded.contents, activations=grids)
+        return replace(coded, contents=contents, notes=tuple(self.notes))
 
     @property
     def _call(self) -> Forward:

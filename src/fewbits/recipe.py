@@ -12,6 +12,8 @@ A recipe in YAML::
       - match: "linear"
         method: keep
     finish: [reestimate_batchnorm]
+    activations:                  # optional: inputs of the quantized layers, from calibration data
+      bits: 8
     train:                        # optional: go on by training (see docs/training.md)
       method: hemp
       epochs: 20
@@ -34,6 +36,7 @@ from .methods import (
     METHODS,
     RDOQ,
     TRAINED,
+    Activations,
     Method,
     TrainedMethod,
     from_settings,
@@ -50,7 +53,8 @@ __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
 _RAW = ("keep", "float16", "bfloat16")
-_KEYS = ("rules", "prepare", "finish", "train", "seed", "raw_dtype", "calibration_rows")
+_WHOLE = ("seed", "raw_dtype", "calibration_rows")
+_KEYS = ("rules", "prepare", "finish", "activations", "train", *_WHOLE)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Recipe:
         calibration_rows: input rows kept per layer; None for 16 per column in [16384, 65536].
         train: how long and with what is trained, where a rule or itself names a method that
             trains; None without training.
+        activations: how inputs of the quantized layers are quantized too, from calibration data;
+            None leaves them in float. A method that trains has settings of its own for them.
     """
 
     rules: tuple[Rule, ...]
@@ -94,6 +100,7 @@ class Recipe:
     raw_dtype: str = "keep"
     calibration_rows: int | None = None
     train: Training | None = None
+    activations: Activations | None = None
 
     def __post_init__(self) -> None:
         sound = isinstance(self.rules, tuple) and all(isinstance(r, Rule) for r in self.rules)
@@ -110,6 +117,8 @@ class Recipe:
         require(
             rows is None or _is_whole(rows, 1), "calibration_rows", "an integer > 0, or None", rows
         )
+        if self.activations is not None:
+            object.__setattr__(self, "activations", Activations.of(self.activations))
         self._check_train()
 
     @classmethod
@@ -166,9 +175,14 @@ class Recipe:
             "a fewbits.Training, or None",
             self.train,
         )
+        rules_train = any(isinstance(rule.method, TrainedMethod) for rule in self.rules)
+        if self.activations is not None and (rules_train or self.train is not None):
+            raise ConfigError(
+                "'activations' are quantized after weights, without training. A method that "
+                "trains has its own settings for them, such as lowbit's 'activations'."
+            )
         if self.train is None:
             return
-        rules_train = any(isinstance(rule.method, TrainedMethod) for rule in self.rules)
         if rules_train == (self.train.method is not None):
             raise ConfigError(
                 "a recipe with 'train' names one method that trains "
@@ -202,14 +216,13 @@ class Recipe:
         rules = data.get("rules")
         if not isinstance(rules, list) or not rules:
             raise ConfigError(f"'rules' must be a list of rules. Got {rules!r} instead.")
-        fields: dict[str, Any] = {
-            key: data[key] for key in ("seed", "raw_dtype", "calibration_rows") if key in data
-        }
+        fields: dict[str, Any] = {key: data[key] for key in _WHOLE if key in data}
         return cls(
             tuple(_rule(i, entry) for i, entry in enumerate(rules)),
             prepare=_stages("prepare", data.get("prepare")),
             finish=_stages("finish", data.get("finish")),
             train=None if data.get("train") is None else Training.from_dict(data["train"]),
+            activations=data.get("activations"),
             **fields,
         )
 
@@ -219,6 +232,8 @@ class Recipe:
         for key in ("prepare", "finish"):
             if getattr(self, key):
                 data[key] = list(getattr(self, key))
+        if self.activations is not None:
+            data["activations"] = self.activations.to_dict()
         if self.train is not None:
             data["train"] = self.train.to_dict()
         defaults = {"seed": 0, "raw_dtype": "keep", "calibration_rows": None}

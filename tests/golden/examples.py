@@ -237,6 +237,18 @@ def pictures():
     )
 
 
+def zeros():
+    """Quantized inputs below zero: signed, and with a zero inside of the grid."""
+    grids = {
+        "stem": ActivationGrid(8, 2.5, signed=True),
+        "block.act@0": ActivationGrid(4, 1.25, signed=False, zero=3),
+        "block.act@1": ActivationGrid(4, 6.0, signed=False),
+        "head": ActivationGrid(16, 0.75, signed=False, zero=65535),
+    }
+    weight = GridTensor((4, 9), "float32", bell((4, 9), 1), f32(0.5))
+    return Contents({"stem.weight": weight}, activations=grids)
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -249,4 +261,5 @@ EXAMPLES = {
     "v1.2/wide": wide,
     "v1.2/joined": joined,
     "v1.2/pictures": pictures,
+    "v1.3/zeros": zeros,
 }

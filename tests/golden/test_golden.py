@@ -32,6 +32,7 @@ SHA256 = {
     "v1.2/wide": "0727f17202ea5398845d9ea5bc2b7e20c6031384bf5587b5783a6ca82251a4bf",
     "v1.2/joined": "4efcd1ca8dc27d023e55fa0034b32203297db85e0f578e97f352f98f654adf25",
     "v1.2/pictures": "cff32c6df1601f627486e0590a417600274c27d3535313882ba1773ae6e81010",
+    "v1.3/zeros": "879ce46ff0f33605f986daa07a80ef323d5693858033b56efa33f69b511a2b0c",
 }
 
 
@@ -42,7 +43,7 @@ def load(name):
     return module
 
 
-EFFORT = {"v1.0": "fast", "v1.1": "smallest", "v1.2": "smallest"}
+EFFORT = {"v1.0": "fast", "v1.1": "smallest", "v1.2": "smallest", "v1.3": "smallest"}
 # Codecs that came later, or that would take a file from the codec that it is for.
 WITHOUT = {
     "v1.1/filters": ("binary", "split"),
@@ -143,8 +144,9 @@ def test_the_plain_reader_reads_the_same_from_the_specification_alone(name):
     names = list(entries)
     assert {key: names[at] for key, at in header.get("a", {}).items()} == want.aliases
     grids = zip(header.get("g", []), clips, strict=True)
-    assert [(code // 2, clip, bool(code % 2)) for code, clip in grids] == [
-        (grid.bits, grid.clip, grid.signed) for grid in want.activations.values()
+    found = [(code % 64 // 2, clip, bool(code % 2), code // 64) for code, clip in grids]
+    assert found == [
+        (grid.bits, grid.clip, grid.signed, grid.zero) for grid in want.activations.values()
     ]
     for key, entry in entries.items():
         tensor = want.tensors[key]

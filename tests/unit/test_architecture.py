@@ -43,6 +43,7 @@ MAY = {
         "sources",
         "evaluate",
     },
+    "export": {"errors", "coded", "container", "engine", "model"},
     "fingerprint": set(),
     "yaml_text": set(),
     "stages": {"errors", "methods", "schedule"},

@@ -11,6 +11,7 @@ from .compress import compress
 from .decode import decode
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .group import Group
 from .inspect import inspect
 from .methods import methods
@@ -48,5 +49,16 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _verb in (demo, compress, train, sweep, sensitivity, evaluate, inspect, decode, methods):
+for _verb in (
+    demo,
+    compress,
+    train,
+    sweep,
+    sensitivity,
+    evaluate,
+    inspect,
+    decode,
+    export,
+    methods,
+):
     app.command(_verb.__name__)(_verb)

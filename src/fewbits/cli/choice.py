@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ..yaml_text import read_yaml
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-__all__ = ["choose", "for_training", "settings_of"]
+__all__ = ["choose", "for_training", "settings_of", "with_activations"]
 
 
 def choose(
@@ -70,6 +71,17 @@ def for_training(method: str, settings: Sequence[str]) -> Recipe:
         typer.BadParameter: no such method, or no such setting.
     """
     return _for_all(method, settings_of(settings), True, trains=True)
+
+
+def with_activations(recipe: Recipe, bits: int | None, has_data: bool) -> Recipe:
+    """Return the recipe with inputs of layers quantized to ``bits``; None leaves it as it is."""
+    from ..methods import Activations  # noqa: PLC0415
+
+    if bits is not None:
+        recipe = replace(recipe, activations=Activations(bits=bits))
+    if recipe.activations is not None and not has_data:
+        raise typer.BadParameter("activations are quantized by calibration data: add --data.")
+    return recipe
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .budget import (
     TraceFile,
     Wanted,
 )
-from .choice import choose
+from .choice import choose, with_activations
 from .progress import listening
 from .train import order_of
 from .training_options import with_training
@@ -56,6 +56,12 @@ def compress(
     recipe: Annotated[
         Path | None,
         typer.Option(help="YAML file with rules per layer.", rich_help_panel=_METHOD),
+    ] = None,
+    activations: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=8, help="Bits of layers' inputs, from --data.", rich_help_panel=_METHOD
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -115,6 +121,7 @@ def compress(
         raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
     has_data = data is not None or dry_run
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
+    chosen = with_activations(chosen, activations, has_data)
     if out is not None and not dry_run:
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):

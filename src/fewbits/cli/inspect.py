@@ -64,7 +64,7 @@ def inspect(
     lines = [f"{name} is the same tensor as {to}" for name, to in info.aliases.items()]
     lines += [
         f"input of {layer}: {grid.bits} bits, {'signed' if grid.signed else 'unsigned'}, "
-        f"clip {grid.clip:g}"
+        f"clip {grid.clip:g}" + (f", zero at {grid.zero}" if grid.zero else "")
         for layer, grid in info.activations.items()
     ]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]

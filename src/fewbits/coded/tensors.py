@@ -226,15 +226,42 @@ class RawTensor:
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """Quantized input of one layer: ``bits``, ``clip`` (largest magnitude, > 0), ``signed``."""
+    """Quantized input of one layer: ``value = step * (index - zero)``.
+
+    ``index`` is ``round(x / step) + zero``, clamped to [low, high]; ties to even, all in float32.
+
+    Attributes:
+        bits: width of an index.
+        clip: ``step * high``, > 0: with ``zero`` 0 the largest value.
+        signed: indices are two's complement, else from 0.
+        zero: index that stands for zero, of an unsigned grid.
+    """
 
     bits: int
     clip: float
     signed: bool
+    zero: int = 0
 
     def __post_init__(self) -> None:
         require(1 <= self.bits <= 16, "bits", "an integer in [1, 16]", self.bits)
         require(self.clip > 0 and np.isfinite(self.clip), "clip", "a positive number", self.clip)
+        most = 0 if self.signed else self.high
+        require(0 <= self.zero <= most, "zero", f"in [0, {most}]", self.zero)
+
+    @property
+    def low(self) -> int:
+        """The lowest index."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """The highest index."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def step(self) -> np.float32:
+        """Distance of the levels: one float32 division."""
+        return np.float32(np.float32(self.clip) / np.float32(max(1, self.high)))
 
 
 CodedTensor: TypeAlias = GridTensor | CodebookTensor | TransformTensor | RawTensor

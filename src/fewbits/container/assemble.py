@@ -125,5 +125,5 @@ def build_activations(header: Header, found: Found) -> dict[str, ActivationGrid]
     grids = {}
     for (name, code), clip in zip(header.activations.items(), clips, strict=True):
         with guard(f"the activation grid of {name!r}"):
-            grids[name] = ActivationGrid(code // 2, clip, bool(code % 2))
+            grids[name] = ActivationGrid(code % 64 // 2, clip, bool(code % 2), code // 64)
     return grids

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..coded import Codebook, Contents, JSONValue
+from ..coded import ActivationGrid, Codebook, Contents, JSONValue
 from ..errors import ConfigError, CorruptFileError
 from .describe import describe, entry_json
 from .entries import Entry
@@ -30,7 +30,7 @@ class Header:
         entries: tensor name to its entry, in the order of the state dict.
         codebooks: levels of each shared codebook.
         aliases: other name of a tied tensor to the name of its tensor.
-        activations: layer name to ``2 * bits + signed``.
+        activations: layer name to ``64 * zero + 2 * bits + signed``.
         clips: the clips, where they are no float32 values; else None, and the side stream has them.
         metadata: any JSON object.
         codecs: number of the codec of each stream.
@@ -64,7 +64,7 @@ def describe_contents(contents: Contents) -> tuple[Header, tuple[Codebook, ...]]
         entries=entries,
         codebooks=tuple(int(codebook.values.size) for codebook in codebooks.values()),
         aliases=contents.aliases,
-        activations={name: 2 * int(grid.bits) + bool(grid.signed) for name, grid in grids.items()},
+        activations={name: _grid_code(grid) for name, grid in grids.items()},
         clips=None if small else clips,
         metadata=contents.metadata,
     )
@@ -103,7 +103,7 @@ def parse_header(text: bytes, version: tuple[int, int], max_bytes: int) -> Heade
     if len(items) != len(names):
         raise CorruptFileError(f"the header has {len(names)} names for {len(items)} entries")
     layers = unpack_names(values.get("q", []), "the activations", max_bytes)
-    grids = _integers(values, "g", 2, 33)
+    grids = _integers(values, "g", 2, 33 if version < (1, 3) else 1 << 22)
     metadata = values.get("m", {})
     if len(layers) != len(grids) or not isinstance(metadata, dict):
         raise CorruptFileError("the activations or the metadata of the header are malformed")
@@ -120,6 +120,10 @@ def parse_header(text: bytes, version: tuple[int, int], max_bytes: int) -> Heade
         codecs=_integers(values, "c", 0, 1 << 16),
         lengths=_integers(values, "l", 0, 1 << 62),
     )
+
+
+def _grid_code(grid: ActivationGrid) -> int:
+    return 64 * int(grid.zero) + 2 * int(grid.bits) + bool(grid.signed)
 
 
 def _list(values: Mapping[str, Any], key: str) -> list[Any]:

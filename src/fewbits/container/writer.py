@@ -30,6 +30,7 @@ from .streams import CHECKSUM, Part, Stream, plan_streams
 __all__ = ["encode"]
 
 NEW = (4, 7)  # the first codec that minor version 1 brought, and 2
+ZEROS = 3  # the minor version that brought activations with a zero inside of their grid
 
 
 def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> bytes:
@@ -54,7 +55,8 @@ def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> by
     lengths = tuple(len(body) for _, body in coded)
     header = replace(header, codecs=tuple(codecs), lengths=lengths)
     text = _checked(dump_header(header), header)
-    minor = max((_since(number) for number in codecs), default=0)
+    zeros = any(grid.zero for grid in contents.activations.values())
+    minor = ZEROS if zeros else max((_since(number) for number in codecs), default=0)
     return b"".join([join_prefix(text, sum(map(len, pieces)), minor), *pieces])
 
 

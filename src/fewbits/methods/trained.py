@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..coded import ActivationGrid
 from ..engine.layer import Quantized
 from ..engine.views import WeightView
 from ..registry import Registry
 
-__all__ = ["TRAINED", "Course", "TrainedMethod", "TunedWeight"]
+__all__ = ["TRAINED", "Course", "InputCourse", "TrainedMethod", "TunedWeight"]
 
 
 @dataclass(eq=False)
@@ -116,6 +117,35 @@ class Course(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class InputCourse(Course, Protocol):
+    """A course that quantizes inputs of layers too, and goes through stages.
+
+    Attributes:
+        stage: number of the present stage; a new one wants a fresh optimizer state.
+        stages: how many there are, each with ``until``, the share of the training at its end.
+        settled_from: share of the training from which the network is what it will be in the end.
+    """
+
+    stage: int
+    stages: Sequence[Any]
+
+    @property
+    def settled_from(self) -> float:
+        """Share of the training from which an epoch may be chosen as the result."""
+        ...
+
+    def attach(
+        self, model: nn.Module, layers: Mapping[str, str], batches: Sequence[Any], forward: Any
+    ) -> None:
+        """Quantize inputs of ``layers``, weight name to module name, from now on."""
+        ...
+
+    def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:
+        """End that, and return the grids that the file gets."""
         ...
 
 

@@ -1,12 +1,13 @@
 """Training: what methods that train share, in the user's loop or in ours."""
 
 from .augment import FlipAndCrop
+from .joint import JointDistillation, JointTrainer, JointWeights
 from .loop import Fitted, fit
 from .losses import CrossEntropy, Distillation
 from .masks import Lobster, Magnitude
 from .optimizers import make_optimizer
 from .preparing import prepare
-from .rates import WarmCosine
+from .rates import PerStage, WarmCosine
 from .select import Selection
 from .tuner import Tuner
 
@@ -15,8 +16,12 @@ __all__ = [
     "Distillation",
     "Fitted",
     "FlipAndCrop",
+    "JointDistillation",
+    "JointTrainer",
+    "JointWeights",
     "Lobster",
     "Magnitude",
+    "PerStage",
     "Selection",
     "Tuner",
     "WarmCosine",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..coded import Contents
 from ..container import read
+from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
 from ..engine.targets import Target, check_finite, vector_targets
@@ -20,6 +21,7 @@ from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
 from .clustered import as_clustered
+from .inputs import attach, without_kept
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
 from .reviving import revive
@@ -38,10 +40,12 @@ def prepare(
     prune: Pruning | None = None,
     zeros: bool | None = None,
     vector_bits: int | None = None,
-    norms: Iterable[Any] | Tensor | None = None,
+    norms: str = "absorbed",
     raw_dtype: str = "keep",
     seed: int = 0,
     source: str = "",
+    calibration: Iterable[Any] | Tensor | None = None,
+    forward: Forward | None = None,
 ) -> Tuner:
     """Begin a compression by training, in your own loop; the network itself is worked on.
 
@@ -58,17 +62,20 @@ def prepare(
         vector_bits: trains biases and other float vectors too, each on a grid of so many bits, and
             puts gains and biases of batch normalizations on such grids when these are settled, at
             the end; None leaves them as ``raw_dtype`` says.
-        norms: batches of inputs, a few hundred: normalizations that ``start`` has absorbed get
-            their statistics and normalize again while training. None: they stay absorbed.
+        norms: batch normalizations that ``start`` has absorbed stay "absorbed", or are "live": they
+            get the statistics of ``calibration``, and normalize again while training.
         raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
         seed: of every random choice.
         source: how to build the network again ("module:callable"), kept in the file.
+        calibration: some batches of training data, for methods that quantize inputs of layers, and
+            for live normalizations.
+        forward: ``forward(model, batch)`` calls the network on them.
 
     Raises:
         ConfigError: a setting (TargetError: a pattern that matches nothing).
         ModelError: NaN or infinite weights, weights that are no parameters, another architecture
             than that of ``start``.
-        CalibrationError: ``norms`` is empty, has bad values, or does not reach a normalization.
+        CalibrationError: ``calibration`` is missing, has bad values, or does not reach a layer.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
@@ -76,23 +83,26 @@ def prepare(
     plan = make_plan(model, recipe)
     trained = _trained(plan)
     _check_bits(vector_bits)
+    require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
     coded = _contents(start)
     if coded is not None:
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     held = hold_absorbed(model, coded=coded is not None)
-    if norms is not None and held:
-        revive(model, held, norms)
+    if norms == "live" and held:
+        revive(model, held, calibration, forward)
         held = []
     settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     plan = as_clustered(model, plan, trained)
+    plan = without_kept(plan, trained)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
     if prune is not None or zeros:
         _check_maskable(weights)
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
     course = trained.start(weights, recipe.seed)
+    attach(course, model, plan, calibration, forward)
     return Tuner(model, plan, course, weights, settling=settling, prune=prune, source=source)
 
 

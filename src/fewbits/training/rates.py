@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from ..errors import require
 
-__all__ = ["Rate", "WarmCosine", "constant"]
+__all__ = ["PerStage", "Rate", "WarmCosine", "constant"]
 
 Rate: TypeAlias = Callable[[float], float]
 
@@ -41,3 +42,30 @@ class WarmCosine:
             return progress / self.warm_up
         along = (progress - self.warm_up) / (1 - self.warm_up)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * along)) / 2
+
+
+@dataclass(frozen=True)
+class PerStage:
+    """A rate that begins anew with every stage of a method, as separate runs would.
+
+    Attributes:
+        rate: of one stage, a function of the share of it that is done.
+        ends: shares of the training at which stages end, increasing, the last of them 1.
+    """
+
+    rate: Rate
+    ends: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in pairwise((0.0, *self.ends)))
+        sound = bool(self.ends) and rising and self.ends[-1] == 1
+        require(sound, "ends", "shares that rise to 1", self.ends)
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at ``progress`` in [0, 1]."""
+        begins = (0.0, *self.ends[:-1])
+        begin, end = next(
+            (pair for pair in zip(begins, self.ends, strict=True) if progress < pair[1]),
+            (begins[-1], 1.0),
+        )
+        return self.rate((progress - begin) / (end - begin))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, ConfigError
 from ..evaluate import evaluate
 from ..fingerprint import fingerprint
+from ..methods import LowBit
+from ..methods.bit_stages import FLOAT
 from ..model import CodedModel
 from ..progress import Progress, silent
 from ..recipe import Recipe
@@ -26,7 +28,7 @@ from .losses import CrossEntropy, Distillation, Loss
 from .masks import Magnitude
 from .optimizers import make_optimizer
 from .preparing import prepare
-from .rates import WarmCosine
+from .rates import PerStage, Rate, WarmCosine
 from .select import Selection
 from .tuner import Tuner
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
-_LOOKED_AT = 1024  # training samples that give live normalizations their first statistics
+_CALIBRATION = 1024  # training samples for ranges of inputs, and for live normalizations
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ def train(
         start=start,
         prune=Magnitude(share=settings.prune) if settings.prune else None,
         vector_bits=settings.vector_bits,
-        norms=list(seen.batches(128, _LOOKED_AT, None)) if settings.norms == "live" else None,
+        norms=settings.norms,
         source=source,
+        calibration=_calibration(stage, seen, settings),
     )
     fitted = fit(
         tuner,
@@ -150,16 +153,33 @@ def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    start = max(settings.select_from, tuner.settled_from)
     return {
         "epochs": settings.epochs,
         "optimizer": optimizer,
         "batch_size": settings.batch_size,
         "accumulate": settings.accumulate,
-        "rate": WarmCosine(warm_up=settings.warm_up),
+        "rate": _rate(tuner, settings),
         "clip": settings.clip,
         "augment": _augment(settings),
-        "selection": Selection(start=settings.select_from, max_drop=settings.max_drop),
+        "selection": Selection(start=start, max_drop=settings.max_drop),
     }
+
+
+def _rate(tuner: Tuner, settings: Training) -> Rate:
+    """Return the learning rate, which begins anew with every stage of the method."""
+    rate = WarmCosine(warm_up=settings.warm_up)
+    ends = tuner.stage_ends
+    return PerStage(rate, ends) if len(ends) > 1 else rate
+
+
+def _calibration(recipe: Recipe, seen: Split, settings: Training) -> list[Any] | None:
+    """Return training batches for quantized inputs or live normalizations; None without."""
+    methods = [rule.method for rule in recipe.rules if isinstance(rule.method, LowBit)]
+    inputs = bool(methods) and methods[0].activations != FLOAT
+    if not inputs and settings.norms != "live":
+        return None
+    return list(seen.batches(settings.batch_size, _CALIBRATION, recipe.seed))
 
 
 def _share(recipe: Recipe) -> float | None:

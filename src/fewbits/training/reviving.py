@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.batches import as_batches, call_model
+from ..engine.batches import Forward, as_batches, as_forward
 from ..engine.isolation import isolated_pass
 from ..errors import CalibrationError
 from .norms import let_go
@@ -24,17 +24,28 @@ __all__ = ["revive"]
 
 
 @torch.no_grad()
-def revive(model: nn.Module, names: Sequence[str], batches: Iterable[Any] | Tensor) -> None:
+def revive(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Any] | Tensor | None,
+    forward: Forward | None = None,
+) -> None:
     """Give normalizations of ``model`` the statistics of their inputs, and let them normalize.
 
     Args:
         model: changed in place; in evaluation mode it computes what it did, to float rounding.
         names: of normalizations that :func:`hold_absorbed` holds.
         batches: as for calibration; a few hundred samples are enough. Cost: one pass each.
+        forward: calls the network on one of them.
 
     Raises:
         CalibrationError: no batches, bad values, or a normalization that no batch reaches.
     """
+    if batches is None:
+        raise CalibrationError(
+            "norms='live' needs calibration: batches of training inputs, a few hundred samples, "
+            "whose statistics the normalizations begin with."
+        )
     norms: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     sums: dict[str, Tensor | float] = defaultdict(float)
     handles = [
@@ -42,16 +53,16 @@ def revive(model: nn.Module, names: Sequence[str], batches: Iterable[Any] | Tens
         for name, norm in norms.items()
     ]
     try:
-        for seed, batch in enumerate(as_batches(batches, model)):
-            isolated_pass(call_model, model, batch, seed)
+        for seed, batch in enumerate(as_batches(batches, model if forward is None else None)):
+            isolated_pass(as_forward(forward), model, batch, seed)
     finally:
         for handle in handles:
             handle.remove()
     missing = [name for name in norms if name not in sums]
     if missing:
         raise CalibrationError(
-            f"norms: no batch reached normalization {missing[0]!r}, so its statistics are not "
-            "known. Pass batches that use all of the network, or leave norms out."
+            f"calibration: no batch reached normalization {missing[0]!r}, so its statistics are "
+            "not known. Pass batches that use all of the network, or norms='absorbed'."
         )
     for name, norm in norms.items():
         _normalize_again(norm, torch.as_tensor(sums[name]))

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError, require
 from .feed import Feed, Micro
+from .joint import JointDistillation
 from .losses import Distillation, Loss
 from .rates import Rate
 from .select import Selection
@@ -45,12 +46,13 @@ class Stepper:
         require(clip is None or clip > 0, "clip", "a number > 0, or None", clip)
         self.tuner, self.loss, self.fabric = tuner, loss, fabric
         self.rate, self.clip, self.total = rate, clip, total
+        self.stage = _stage(tuner)
         self.plain = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         _check_device(tuner.model, fabric.device)
         self.model, self.optimizer = fabric.setup(tuner.model, optimizer)
-        if isinstance(loss, Distillation):
+        if isinstance(loss, (Distillation, JointDistillation)):
             fabric.to_device(loss.teacher)
         shared = {id(parameter) for parameter in tuner.model.parameters()}
         self.apart = [p for p in tuner.parameters() if id(p) not in shared]
@@ -64,6 +66,9 @@ class Stepper:
         """Do one step after ``done`` others; return its means over this process's samples."""
         progress = done / self.total
         self.tuner.advance(progress)
+        if _stage(self.tuner) != self.stage:  # momenta are of another loss
+            self.stage = _stage(self.tuner)
+            self.plain.state.clear()
         for group in self.plain.param_groups:
             group["lr"] = group["initial_lr"] * self.rate(progress)
         told: dict[str, Tensor] = {}
@@ -89,16 +94,21 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a step changes."""
+        keeping = _keeping(self.loss)
         return {
             "model": self.tuner.model.state_dict(),
             "tuner": self.tuner.state_dict(),
             "optimizer": self.plain.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
+            "loss": {} if keeping is None else keeping.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.load_network(state)
+        keeping = _keeping(self.loss)
+        if keeping is not None:
+            keeping.load_state_dict(state["loss"])
         self.plain.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
 
@@ -106,6 +116,7 @@ class Stepper:
         """Take back the network and the tuner only."""
         self.tuner.model.load_state_dict(state["model"])
         self.tuner.load_state_dict(state["tuner"])
+        self.stage = _stage(self.tuner)
 
     def key(self, given: str, epochs: int, feed: Feed, selection: Selection) -> str:
         """Return a fingerprint of what must be the same in a run that is resumed."""
@@ -147,6 +158,16 @@ class Stepper:
         before = 0.0 if scaler is None else scaler.get_scale()
         self.optimizer.step()
         return scaler is None or bool(scaler.get_scale() >= before)
+
+
+def _keeping(loss: Loss) -> JointDistillation | None:
+    """Return the loss where it has a network of its own to be kept."""
+    return loss if isinstance(loss, JointDistillation) else None
+
+
+def _stage(tuner: Tunable) -> int:
+    """Return the stage of a method that has stages; at a new one the optimizer forgets."""
+    return int(getattr(tuner, "stage", 0))
 
 
 def _check_device(model: nn.Module, device: torch.device) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coded import Contents
+from ..coded import ActivationGrid, Contents
 from ..coding import EFFORTS
 from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
 from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, ModelError, require
-from ..methods import Course, TunedWeight
+from ..methods import Course, InputCourse, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
@@ -75,6 +75,23 @@ class Tuner:
         self._done = False
         self._installed: dict[str, nn.Module] = {}
         self._install()
+
+    @property
+    def stage(self) -> int:
+        """Number of the method's present stage, from 0; a new one wants a fresh optimizer state."""
+        return self.course.stage if isinstance(self.course, InputCourse) else 0
+
+    @property
+    def stage_ends(self) -> tuple[float, ...]:
+        """Shares of the training at which the method's stages end, the last of them 1."""
+        if not isinstance(self.course, InputCourse):
+            return (1.0,)
+        return tuple(stage.until for stage in self.course.stages)
+
+    @property
+    def settled_from(self) -> float:
+        """Share of the training from which an epoch can be chosen as its result."""
+        return self.course.settled_from if isinstance(self.course, InputCourse) else 0.0
 
     # -- in the loop
 
@@ -212,6 +229,7 @@ class Tuner:
         self._check_open()
         require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
         check_finite(self.model)
+        grids = self.course.detach(self.model) if isinstance(self.course, InputCourse) else {}
         results = {weight.name: self.course.quantized(weight) for weight in self.weights}
         self._remove()
         let_go(self.model)
@@ -219,13 +237,17 @@ class Tuner:
             weight.write(results[weight.name].dequantize())
         results.update(self._settling.settle())
         notes = self._settling.notes()
-        notes += tidy(self.model, results, self.plan.aliases, fold=fold, sort=sort)
-        coded = replace(self._packed(results, effort), notes=tuple(notes))
+        notes += tidy(
+            self.model, results, self.plan.aliases, fold=fold and not grids, sort=sort and not grids
+        )
+        coded = replace(self._packed(results, grids, effort), notes=tuple(notes))
         coded.load_into(self.model)
         self._done = True
         return coded if metadata else coded.without_metadata()
 
-    def _packed(self, results: Mapping[str, Quantized], effort: str) -> CodedModel:
+    def _packed(
+        self, results: Mapping[str, Quantized], grids: Mapping[str, ActivationGrid], effort: str
+    ) -> CodedModel:
         recipe = self.plan.recipe
         vectors = vector_targets(self.model, results)
         tensors = pack_state(
@@ -238,7 +260,7 @@ class Tuner:
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if self._source:
             metadata["source"] = self._source
-        contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
+        contents = Contents(tensors, dict(self.plan.aliases), dict(grids), metadata)
         info = {name: dict(result.info) for name, result in results.items()}
         return CodedModel(contents, self.plan, info, effort=effort)
 

@@ -102,7 +102,7 @@ def test_inspect_tells_everything_and_decodes_no_weight(tmp_path, monkeypatch):
     assert info.metadata == CONTENTS.metadata
     values = json.loads(json.dumps(info.to_dict()))
     assert values["size"]["file_bytes"] == len(data)
-    assert values["activations"] == {"layer": {"bits": 8, "clip": 0.5, "signed": True}}
+    assert values["activations"] == {"layer": {"bits": 8, "clip": 0.5, "signed": True, "zero": 0}}
 
 
 def test_inspect_checks_every_checksum(tmp_path):

@@ -43,7 +43,7 @@ def test_statistics_are_those_of_the_inputs(digits):
     nn.init.normal_(net[1].bias)  # one that never learned would not count as absorbed
     coded = fewbits.compress(net.eval(), fewbits.Nearest(bits=6), calibration=x)
     coded.load_into(net)
-    fewbits.prepare(net, fewbits.HEMP(), start=coded, norms=x)
+    fewbits.prepare(net, fewbits.HEMP(), start=coded, norms="live", calibration=x)
     with torch.no_grad():
         seen = net[0](x).double()
     assert torch.allclose(net[1].running_mean.double(), seen.mean((0, 2, 3)), atol=1e-5)
@@ -52,7 +52,10 @@ def test_statistics_are_those_of_the_inputs(digits):
 
 
 def test_the_file_has_two_vectors_again(digits_net, digits, coded, tmp_path):
-    tuner = fewbits.prepare(digits_net, fewbits.HEMP(), start=coded, norms=digits[0][:256])
+    images = digits[0][:256]
+    tuner = fewbits.prepare(
+        digits_net, fewbits.HEMP(), start=coded, norms="live", calibration=images
+    )
     digits_net.train()(digits[0][:64])
     again = tuner.finish()
     path = tmp_path / "net.fewbits"
@@ -68,3 +71,10 @@ def test_a_norm_that_no_batch_reaches_is_named(digits_net, digits, coded):
     digits_net.forward = lambda x: digits_net.bn1(digits_net.conv1(x))
     with pytest.raises(CalibrationError, match="no batch reached normalization 'bn2'"):
         revive(digits_net, names, digits[0][:32])
+
+
+def test_live_norms_need_calibration(digits_net, coded):
+    with pytest.raises(CalibrationError, match="norms='live' needs calibration"):
+        fewbits.prepare(digits_net, fewbits.HEMP(), start=coded, norms="live")
+    with pytest.raises(fewbits.ConfigError, match="norms must be 'absorbed' or 'live'"):
+        fewbits.prepare(digits_net, fewbits.HEMP(), start=coded, norms="dead")

@@ -1,0 +1,107 @@
+"""The integer reference: products of integer weights and integer inputs, and nothing rounded else.
+
+A layer with a quantized weight and a quantized input computes
+``step_w * step_x * (sum of integers) + bias``. Integers are held in float64, in which sums below
+2^53 are exact; larger ones are refused. Batch normalizations are an affine map for each channel.
+It is slow, and tells what integer hardware computes.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coded import ActivationGrid, Contents, GridTensor
+from ..errors import ModelError
+from .activations import apply_grid, hooks_of
+from .fold import is_batchnorm
+
+__all__ = ["integer_network"]
+
+_EXACT = 2.0**53
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def integer_network(model: nn.Module, contents: Contents) -> tuple[nn.Module, list[str]]:
+    """Return a copy of ``model`` that computes in integers, and the layers that do.
+
+    Args:
+        model: the network with the values and hooks of ``contents`` (``load_into``); in evaluation
+            mode, and it stays as it is.
+        contents: of its file.
+
+    Raises:
+        ModelError: no layer has both weights and inputs on grids.
+    """
+    network = deepcopy(model).eval()
+    hooks = hooks_of(network)
+    done = []
+    for name, module in network.named_modules():
+        weight = contents.tensors.get(f"{name}.weight")
+        grid = contents.activations.get(name)
+        if isinstance(module, _LAYERS) and isinstance(weight, GridTensor) and grid is not None:
+            hooks[name].changes = [None]  # the layer does it itself
+            setattr(module, "forward", _IntegerLayer(module, weight, grid))  # noqa: B010
+            done.append(name)
+        elif is_batchnorm(module) and isinstance(module.running_var, Tensor):
+            setattr(module, "forward", _Affine(module))  # noqa: B010
+    if not done:
+        raise ModelError(
+            "no layer has both its weight and its input on grids, so nothing can be computed in "
+            "integers. Quantize activations at the input of layers too."
+        )
+    return network, done
+
+
+class _IntegerLayer:
+    """``step_w * step_x * (integers) + bias`` in place of a layer's forward."""
+
+    def __init__(self, module: Any, weight: GridTensor, grid: ActivationGrid) -> None:
+        twice = torch.from_numpy(2 * weight.index.astype("int64")).double()
+        twice = twice - 2 * torch.from_numpy(weight.offset).double()[:, None]
+        # A grid without a zero has odd integers, at half of its step.
+        odd = bool((twice % 2 != 0).any())
+        self.weight = (twice if odd else twice / 2).reshape(weight.shape)
+        self.scale = torch.from_numpy(weight.step).double() / (2 if odd else 1) * float(grid.step)
+        self.grid, self.module = grid, module
+        reach = max(abs(grid.low - grid.zero), abs(grid.high - grid.zero))
+        most = float(self.weight.abs().flatten(1).sum(1).max()) * reach
+        if most >= _EXACT:
+            raise ModelError(f"sums of integers reach {most:.3g}, beyond what is exact, 2^53.")
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return what the layer would, from exact integer sums."""
+        step = torch.tensor(self.grid.step)
+        index = (apply_grid(values, self.grid) / step).round().double()
+        module = self.module
+        if isinstance(module, nn.Linear):
+            total = nn.functional.linear(index, self.weight) * self.scale
+            axes: tuple[int, ...] = ()
+        else:
+            total = module._conv_forward(index, self.weight, None)
+            axes = (1,) * len(module.kernel_size)
+            total = total * self.scale.reshape(-1, *axes)
+        if module.bias is not None:
+            total = total + module.bias.double().reshape(-1, *axes)
+        return total.to(values.dtype)
+
+
+class _Affine:
+    """A batch normalization in evaluation: a factor and a shift for each channel."""
+
+    def __init__(self, norm: Any) -> None:
+        gain = 1 / (norm.running_var.double() + norm.eps).sqrt()
+        if norm.weight is not None:
+            gain = gain * norm.weight.detach().double()
+        shift = -norm.running_mean.double() * gain
+        self.gain = gain
+        self.shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return the normalized values."""
+        shape = (1, -1, *[1] * (values.dim() - 2))
+        made: Tensor = values.double() * self.gain.reshape(shape) + self.shift.reshape(shape)
+        return made.to(values.dtype)

@@ -1,0 +1,235 @@
+"""Where inputs can be quantized, in the order of execution, and what arrives there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError, ConfigError
+from .activations import site_name
+from .batches import Forward
+from .isolation import isolated_pass
+
+__all__ = ["PLACEMENTS", "Site", "choose_sites", "normalized", "observe"]
+
+PLACEMENTS = ("input", "output")
+_KEPT = 1 << 16  # values of a site that are kept, in all
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_RECTIFIERS = (nn.ReLU, nn.ReLU6)
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass
+class Site:
+    """One input of one module, in one of its calls.
+
+    Attributes:
+        name: as in a file: the module's, or ``module@k``.
+        module: name of the module.
+        call: number of the call in a forward pass.
+        order: position in the forward pass.
+        rectified: the module is a ReLU, and what counts is above zero.
+        features: values of one sample.
+        low: least value seen.
+        high: largest value seen.
+        parts: values seen, evenly spread, float32.
+    """
+
+    name: str
+    module: str
+    call: int
+    order: int
+    rectified: bool
+    features: int = 1
+    low: float = 0.0
+    high: float = 0.0
+    parts: list[Tensor] = field(default_factory=list)
+
+    @property
+    def sample(self) -> Tensor:
+        """Values seen."""
+        return torch.cat(self.parts) if self.parts else torch.zeros(1)
+
+    @property
+    def signed(self) -> bool:
+        """Whether values below zero matter: more than rounding noise, and not cut by a ReLU."""
+        return not self.rectified and self.low < -1e-6 * max(self.high, -self.low)
+
+    def add(self, values: Tensor, room: int) -> None:
+        """Take note of the values of one call."""
+        flat = values.detach().float().reshape(-1)
+        if not flat.numel():
+            return
+        low, high = (float(value) for value in flat.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.features = max(1, flat.numel() // max(1, len(values)))
+        # A stride that is odd to the shape: rows and channels are met evenly.
+        stride = max(1, flat.numel() // room) | 1
+        self.parts.append(flat[::stride].clone())
+
+
+@dataclass
+class _Watch:
+    """Pre-hooks that follow one forward pass."""
+
+    names: Mapping[nn.Module, str]
+    calls: dict[str, int] = field(default_factory=dict)
+    seen: list[tuple[str, int, Tensor]] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = self.names[module]
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if given:
+            call = self.calls.get(name, 0)
+            self.calls[name] = call + 1
+            self.seen.append((name, call, given[0].detach().clone()))
+
+
+def observe(
+    model: nn.Module, modules: Iterable[str], batches: Sequence[Any], forward: Forward
+) -> list[Site]:
+    """Run ``model`` over ``batches`` and return the sites of ``modules``, in order of execution.
+
+    A module called equally often in every forward pass has a site for each call; another has one.
+
+    Raises:
+        CalibrationError: values that are not finite (names the module).
+    """
+    by_name = dict(model.named_modules())
+    names = {by_name[name]: name for name in modules}
+    room = max(256, _KEPT // max(1, len(batches)))
+    known: dict[tuple[str, int], Site] = {}
+    counts: dict[str, set[int]] = {}
+    for position, batch in enumerate(batches):
+        watch = _Watch(names)
+        handles = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in names]
+        try:
+            _quiet_pass(forward, model, batch, position)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, called in watch.calls.items():
+            counts.setdefault(name, set()).add(called)
+        for order, (name, call, values) in enumerate(watch.seen):
+            if not bool(torch.isfinite(values).all()):
+                raise CalibrationError(
+                    f"the input of {name!r} holds NaN or infinite values on calibration batch "
+                    f"{position}. Look at the data and its normalisation."
+                )
+            rectified = isinstance(by_name[name], _RECTIFIERS)
+            site = known.setdefault((name, call), Site(name, name, call, order, rectified))
+            site.add(values, room)
+    return _named(known, counts)
+
+
+def _named(known: dict[tuple[str, int], Site], counts: dict[str, set[int]]) -> list[Site]:
+    found = []
+    for (name, call), site in known.items():
+        steady = len(counts[name]) == 1
+        if steady:
+            site.name = site_name(name, call, max(counts[name]))
+            found.append(site)
+        elif call == 0:
+            others = [s for (n, c), s in known.items() if n == name and c]
+            for other in others:
+                site.parts += other.parts
+                site.low, site.high = min(site.low, other.low), max(site.high, other.high)
+            found.append(site)
+    return sorted(found, key=lambda site: site.order)
+
+
+def choose_sites(
+    model: nn.Module,
+    layers: Sequence[str],
+    placement: str,
+    batches: Sequence[Any],
+    forward: Forward,
+    *,
+    first: str = "",
+) -> list[Site]:
+    """Return where the inputs of ``layers`` are quantized, with what arrives there.
+
+    Args:
+        model: the network.
+        layers: names of the layers with quantized weights.
+        placement: "input" (of each layer) or "output" (of every ReLU that is followed by one of
+            the layers; a shortcut then reads the same quantized values as the main path).
+        batches: calibration data.
+        forward: how the network is called.
+        first: a layer whose input is quantized wherever the others are; "" for none.
+
+    Raises:
+        ConfigError: no such place, as where a network calls ReLU as a function.
+    """
+    modules = dict(model.named_modules())
+    able = [name for name in dict.fromkeys(layers) if isinstance(modules[name], _LAYERS)]
+    if placement == "input":
+        found = observe(model, able, batches, forward)
+        if not found:
+            raise _nowhere("no linear or convolution layer is reached")
+        return found
+    rectifiers = [name for name, module in modules.items() if isinstance(module, _RECTIFIERS)]
+    found = observe(model, [*able, *rectifiers], batches, forward)
+    last = max((site.order for site in found if not site.rectified), default=-1)
+    chosen = [site for site in found if site.rectified and site.order < last]
+    if not chosen:
+        raise _nowhere("no nn.ReLU module is called before a layer with quantized weights")
+    return [site for site in found if site.module == first] + chosen
+
+
+def normalized(
+    model: nn.Module, layers: Iterable[str], batch: Any, forward: Forward
+) -> frozenset[str]:
+    """Return those of ``layers`` whose output goes straight into a normalization."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    found: set[str] = set()
+    modules = dict(model.named_modules())
+    handles = []
+    for name in layers:
+
+        def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                made[id(output)] = (name, output)
+
+        handles.append(modules[name].register_forward_hook(note))
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        known = made.get(id(args[0])) if args else None
+        if known is not None:
+            found.add(known[0])
+
+    norms = [module for module in modules.values() if isinstance(module, _NORMS)]
+    handles += [module.register_forward_pre_hook(look) for module in norms]
+    try:
+        _quiet_pass(forward, model, batch, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(found)
+
+
+def _nowhere(reason: str) -> ConfigError:
+    return ConfigError(
+        f"there is no input to quantize: {reason}. Use placement='input', or make the network call "
+        "nn.ReLU modules; or leave activations in float: activations=32."
+    )
+
+
+@torch.no_grad()
+def _quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
+    """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
+    state = {name: value.clone() for name, value in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        isolated_pass(forward, model, batch, seed)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, value in model.named_buffers():
+            if name in state:
+                value.copy_(state[name])

@@ -1,0 +1,141 @@
+"""Changes of an ONNX graph that keep its function: norms into steps, 4 bits packed, no notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["absorb_norms", "pack_int4", "strip"]
+
+
+def absorb_norms(model: Any) -> int:
+    """Put each normalization after a convolution of integers into steps and bias; count them.
+
+    ``gamma / sigma`` multiplies the step of its channel; where it is negative, the integers change
+    sign. No integer is rounded anew.
+    """
+    graph = model.graph
+    count = 0
+    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        conv = _maker(graph, norm.input[0])
+        if conv is None or conv.op_type != "Conv" or len(_readers(graph, conv.output[0])) != 1:
+            continue
+        weight = _maker(graph, conv.input[1])
+        if weight is None or weight.op_type != "DequantizeLinear":
+            continue
+        outside = any(output.name == norm.output[0] for output in graph.output)
+        if outside or len(weight.input) > 2 or len(_readers(graph, weight.output[0])) != 1:
+            continue
+        if _absorb(graph, norm, conv, weight):
+            count += 1
+    return count
+
+
+def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
+    parts = [_values(graph, name) for name in norm.input[1:5]]
+    index, step = _values(graph, weight.input[0]), _values(graph, weight.input[1])
+    if any(part is None for part in (*parts, index, step)):
+        return False
+    gamma, beta, mean, variance = (part.astype(np.float64) for part in parts)
+    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    gain = gamma / np.sqrt(variance + epsilon)
+    if not gain.all():
+        return False  # a channel that is constant: its step would be zero
+    lowest = np.iinfo(index.dtype).min
+    flip = gain < 0
+    if flip.any() and (index[flip] == lowest).any():
+        return False
+    index = index.copy()
+    index[flip] = -index[flip]
+    scaled = (np.broadcast_to(step.reshape(-1), gain.shape) * np.abs(gain)).astype(np.float32)
+    old = _values(graph, conv.input[2]) if len(conv.input) > 2 else np.zeros_like(gain)
+    if old is None:
+        return False
+    bias = (beta + (old.astype(np.float64) - mean) * gain).astype(np.float32)
+    name = conv.output[0]
+    weight.input[0] = _add(graph, f"{name}.index", index)
+    weight.input[1] = _add(graph, f"{name}.step", scaled)
+    bias_name = _add(graph, f"{name}.bias", bias)
+    if len(conv.input) > 2:
+        conv.input[2] = bias_name
+    else:
+        conv.input.append(bias_name)
+    for node in graph.node:
+        for place, read in enumerate(node.input):
+            if read == norm.output[0]:
+                node.input[place] = name
+    graph.node.remove(norm)
+    _sweep(graph)
+    return True
+
+
+def pack_int4(model: Any) -> int:
+    """Store 8-bit integers of weights that fit as 4-bit ones; count them."""
+    from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
+
+    graph = model.graph
+    read = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    others = {n for node in graph.node for n in node.input[1:]}
+    count = 0
+    for tensor in list(graph.initializer):
+        if tensor.name not in read or tensor.name in others or tensor.data_type != TensorProto.INT8:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if not values.size or values.min() < -8 or values.max() > 7:
+            continue
+        packed = helper.make_tensor(
+            tensor.name, TensorProto.INT4, tensor.dims, values.reshape(-1).tolist()
+        )
+        graph.initializer.remove(tensor)
+        graph.initializer.append(packed)
+        for info in list(graph.value_info):
+            if info.name == tensor.name:
+                graph.value_info.remove(info)
+        count += 1
+    return count
+
+
+def strip(model: Any) -> None:
+    """Remove what only tells where a node came from: it can take more bytes than the weights."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        for field in ("metadata_props", "value_info", "doc_string"):
+            if field in part.DESCRIPTOR.fields_by_name:
+                part.ClearField(field)
+
+
+def _maker(graph: Any, name: str) -> Any:
+    return next((node for node in graph.node if name in node.output), None)
+
+
+def _readers(graph: Any, name: str) -> list[Any]:
+    return [node for node in graph.node if name in node.input]
+
+
+def _values(graph: Any, name: str) -> Any:
+    from onnx import numpy_helper  # noqa: PLC0415
+
+    found = next((t for t in graph.initializer if t.name == name), None)
+    if found is not None:
+        return numpy_helper.to_array(found)
+    node = _maker(graph, name)
+    if node is not None and node.op_type == "Constant":
+        held = next((a.t for a in node.attribute if a.name == "value"), None)
+        return None if held is None else numpy_helper.to_array(held)
+    return None
+
+
+def _add(graph: Any, name: str, values: Any) -> str:
+    from onnx import numpy_helper  # noqa: PLC0415
+
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def _sweep(graph: Any) -> None:
+    """Remove initializers that nothing reads."""
+    read = {name for node in graph.node for name in node.input}
+    read |= {output.name for output in graph.output}
+    for tensor in [t for t in graph.initializer if t.name not in read]:
+        graph.initializer.remove(tensor)

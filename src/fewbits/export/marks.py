@@ -1,0 +1,136 @@
+"""A network whose quantized parts are marked with operators of our own, for torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
+from ..engine.activations import apply_grid, install_inputs
+from ..model import load_into, unwrapped
+
+__all__ = ["Marked", "marked"]
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@torch.library.custom_op("fewbits::on_grid", mutates_args=())
+def on_grid(values: Tensor, clip: float, bits: int, signed: bool, zero: int) -> Tensor:
+    """Put inputs on a grid; see SPEC.md, 2.4."""
+    return apply_grid(values, ActivationGrid(bits, clip, signed, zero))
+
+
+@on_grid.register_fake
+def _(values: Tensor, clip: float, bits: int, signed: bool, zero: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+@torch.library.custom_op("fewbits::from_grid", mutates_args=())
+def from_grid(index: Tensor, step: Tensor) -> Tensor:
+    """Return ``index * step``, a step for each entry of the first axis, or one."""
+    return index.float() * step.reshape(-1, *[1] * (index.dim() - 1))
+
+
+@from_grid.register_fake
+def _(index: Tensor, step: Tensor) -> Tensor:
+    return torch.empty(index.shape, dtype=torch.float32)
+
+
+@dataclass
+class Marked:
+    """The marked network, and what could not be marked.
+
+    Attributes:
+        network: in evaluation mode, on the CPU.
+        widths: weight name to the bits that its integers take, 4, 8 or 16.
+        floats: weight name to why it is exported in floats.
+    """
+
+    network: nn.Module
+    widths: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+
+
+class _FromGrid(nn.Module):
+    def __init__(self, index: Tensor, step: Tensor) -> None:
+        super().__init__()
+        self.index: Tensor
+        self.step: Tensor
+        self.register_buffer("index", index)
+        self.register_buffer("step", step)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        made: Tensor = torch.ops.fewbits.from_grid(self.index, self.step)
+        return made
+
+
+class _OnGrid:
+    def __init__(self, grid: ActivationGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, values: Tensor) -> Tensor:
+        grid = self.grid
+        made: Tensor = torch.ops.fewbits.on_grid(
+            values, float(grid.clip), grid.bits, grid.signed, grid.zero
+        )
+        return made
+
+
+def marked(model: nn.Module, contents: Contents) -> Marked:
+    """Return a copy of ``model`` with the values of ``contents``, its integers marked."""
+    network = deepcopy(unwrapped(model)).cpu().eval()
+    load_into(contents.tensors, contents.aliases, network, "the compressed network")
+    install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
+    found = Marked(network)
+    modules = dict(network.named_modules())
+    for name, tensor in contents.tensors.items():
+        if isinstance(tensor, RawTensor):
+            continue
+        path, _, leaf = name.rpartition(".")
+        why = _hindrance(tensor, modules.get(path), name, contents.aliases)
+        whole = _integers(tensor) if isinstance(tensor, GridTensor) and not why else None
+        if whole is None:
+            found.floats[name] = why or "its integers take more than 16 bits"
+            continue
+        index, step, width = whole
+        found.widths[name] = width
+        made = _FromGrid(index, step)
+        parametrize.register_parametrization(modules[path], leaf, made, unsafe=True)
+    return found
+
+
+def _hindrance(
+    tensor: CodedTensor, module: nn.Module | None, name: str, aliases: Mapping[str, str]
+) -> str:
+    """Return why a weight has no integer form in a graph; "" where it has one."""
+    if not isinstance(tensor, GridTensor):
+        return "it is on a codebook or in a basis, which graphs have no integer form for"
+    if not isinstance(module, _LAYERS) or not name.endswith(".weight"):
+        return "its layer is neither linear nor a convolution"
+    if tensor.layout is not None:
+        return "its rows are not its first axis"
+    if name in aliases.values():
+        return "it is tied to another weight"
+    return ""
+
+
+def _integers(tensor: GridTensor) -> tuple[Tensor, Tensor, int] | None:
+    """Return integers from zero up and down, their steps, and the bits they take.
+
+    A grid without a zero has odd integers at half the step: exact.
+    """
+    doubled = 2 * torch.from_numpy(tensor.index).double()
+    twice = doubled - 2 * torch.from_numpy(tensor.offset).double()[:, None]
+    odd = bool((twice % 2 != 0).any())
+    index = twice if odd else twice / 2
+    step = torch.from_numpy(tensor.step) / (2 if odd else 1)
+    low, high = (int(value) for value in index.aminmax()) if index.numel() else (0, 0)
+    for width, dtype in ((4, torch.int8), (8, torch.int8), (16, torch.int16)):
+        if -(1 << (width - 1)) <= low and high < 1 << (width - 1):
+            return index.to(dtype).reshape(tensor.shape), step, width
+    return None

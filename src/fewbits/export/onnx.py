@@ -1,0 +1,198 @@
+"""ONNX: quantized weights and inputs as QuantizeLinear and DequantizeLinear (QDQ).
+
+The graph is that of torch.export. A weight is an integer initializer and its steps; a normalization
+after a convolution goes into the steps and the bias, which is exact on the integers. What a runtime
+does with a graph is the runtime's: kernels for 8 bits are common, for 4 bits it unpacks to floats,
+and below that there is no type. The export says which of these each tensor gets.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coded import ActivationGrid, Contents
+from ..container import read
+from ..errors import ConfigError, MissingExtraError, ModelError, require
+from ..model import CodedModel
+from .graph import absorb_norms, pack_int4, strip
+from .marks import Marked, marked
+
+__all__ = ["OnnxExport", "export_onnx"]
+
+OPSET = 21  # the first with 4-bit integers
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """An ONNX file that was written.
+
+    Attributes:
+        path: the file.
+        bytes: its length.
+        weights: weight name to the bits of its integers: 4, 8 or 16.
+        inputs: site to bits, of quantized inputs.
+        notes: what differs from plain 8-bit integers, and what a runtime does with it.
+    """
+
+    path: Path
+    bytes: int
+    weights: dict[str, int]
+    inputs: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def export_onnx(
+    coded: CodedModel | str | os.PathLike[str],
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Tensor | tuple[Any, ...],
+    *,
+    dynamic_batch: bool = True,
+) -> OnnxExport:
+    """Write a compressed network as ONNX, checked by ONNX's own checker.
+
+    Args:
+        coded: the compressed network, or its file.
+        model: a network of its architecture; it is not changed.
+        path: the file to write.
+        example: inputs of the network, to trace it with; two samples or more.
+        dynamic_batch: leave the first axis of every input open.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed (``pip install fewbits[onnx]``).
+        ModelError: torch.export cannot follow the network.
+    """
+    onnx = _needed()
+    contents = coded.contents if isinstance(coded, CodedModel) else read(coded)
+    inputs = example if isinstance(example, tuple) else (example,)
+    require(all(isinstance(x, Tensor) for x in inputs), "example", "a tensor or several", example)
+    found = marked(model, contents)
+    graph = _traced(found.network, inputs, dynamic_batch)
+    absorb_norms(graph)
+    pack_int4(graph)
+    strip(graph)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the exported graph is not sound ONNX: {error}") from error
+    target = Path(path)
+    data = graph.SerializeToString()
+    from ..container import write  # noqa: PLC0415
+
+    write(data, target)
+    grids = {name: grid.bits for name, grid in contents.activations.items()}
+    notes = (*_notes(found, contents),)
+    return OnnxExport(target, len(data), dict(found.widths), grids, notes)
+
+
+def _needed() -> Any:
+    try:
+        import onnx  # noqa: PLC0415
+        import onnxscript  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError("onnx and onnxscript", "onnx", "the ONNX export") from error
+    return onnx
+
+
+def _traced(network: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> Any:
+    """Return the ModelProto of ``network``."""
+    shapes: Any = None
+    if dynamic:
+        if any(len(value) < 2 for value in inputs):
+            raise ConfigError("an open batch axis needs an example of two samples or more.")
+        batch = torch.export.Dim("batch")
+        shapes = tuple({0: batch} for _ in inputs)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(network, inputs, dynamic_shapes=shapes)
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=_translations(),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # whatever a foreign forward pass raises
+        raise ModelError(
+            f"torch.export cannot follow the network ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}). Its forward pass must not depend on values, "
+            "and must take any batch size (or dynamic_batch=False)."
+        ) from error
+    if made is None:
+        raise ModelError("torch.onnx.export returned nothing for this network.")
+    return made.model_proto
+
+
+def _translations() -> dict[Any, Any]:
+    from onnx import TensorProto, helper  # noqa: PLC0415
+    from onnxscript import opset21 as op  # noqa: PLC0415
+
+    def scalar(name: str, kind: int, value: float) -> Any:
+        return op.Constant(value=helper.make_tensor(name, kind, [], [value]))
+
+    def on_grid(values: Any, clip: float, bits: int, signed: bool, zero: int) -> Any:
+        grid = ActivationGrid(bits, clip, signed, zero)
+        kind = TensorProto.INT8 if signed else TensorProto.UINT8
+        step = scalar("step", TensorProto.FLOAT, float(grid.step))
+        if bits < 8:  # the 8-bit type is wider than the grid
+            low = scalar("low", TensorProto.FLOAT, (grid.low - zero) * float(grid.step))
+            high = scalar("high", TensorProto.FLOAT, (grid.high - zero) * float(grid.step))
+            values = op.Clip(values, low, high)
+        middle = scalar("zero", kind, zero)
+        return op.DequantizeLinear(op.QuantizeLinear(values, step, middle), step, middle)
+
+    def from_grid(index: Any, step: Any) -> Any:
+        return op.DequantizeLinear(index, step, axis=0)
+
+    ops = torch.ops.fewbits
+    return {ops.on_grid.default: on_grid, ops.from_grid.default: from_grid}
+
+
+def _notes(found: Marked, contents: Contents) -> list[str]:
+    notes = [f"{name}: in floats, {why}" for name, why in found.floats.items()]
+    narrow = [name for name, bits in found.widths.items() if bits == 4]
+    if narrow:
+        notes.append(
+            f"{len(narrow)} weights are 4-bit integers: half a byte each in the file; onnxruntime "
+            "unpacks them to floats before it computes, there is no 4-bit convolution."
+        )
+    broad = [name for name, bits in found.widths.items() if bits == 16]
+    if broad:
+        notes.append(
+            f"{len(broad)} weights need 16-bit integers (odd integers of an 8-bit grid without a "
+            "zero): onnxruntime unpacks them to floats."
+        )
+    below = [name for name, grid in contents.activations.items() if grid.bits < 8]
+    if below:
+        notes.append(
+            f"{len(below)} inputs have fewer than 8 bits: a Clip, then 8-bit integers, of which "
+            "only the grid's levels occur. No faster than 8 bits."
+        )
+    if not contents.activations:
+        notes.append("inputs are floats: weights are unpacked, products are computed in floats.")
+    return notes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on itself to itself."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,110 @@
+"""Quantized inputs of layers without training: ranges from calibration data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from ..coded import ActivationGrid
+from ..engine.batches import Forward
+from ..engine.sites import PLACEMENTS, Site, choose_sites
+from ..errors import ConfigError, did_you_mean, require
+from ..ops.ranges import fit_percentile, fit_range
+from .gridded import check_number, check_one_of, is_whole
+
+__all__ = ["Activations", "calibrate_inputs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """How inputs of layers with quantized weights are quantized after those.
+
+    Attributes:
+        bits: width, 2 to 8.
+        ranges: "mse" (least squared error of rounding) or "percentile".
+        percentile: of the magnitudes, for the rule of that name.
+        first_last: of the first and last quantized layer: "8bit", "fp" (left alone) or "same".
+        placement: "input" of every layer, or "output" of every ReLU before one.
+    """
+
+    bits: int = 8
+    ranges: str = "mse"
+    percentile: float = 99.99
+    first_last: str = "8bit"
+    placement: str = "input"
+
+    def __post_init__(self) -> None:
+        good = is_whole(self.bits) and 2 <= self.bits <= 8
+        require(good, "activations: bits", "an integer from 2 to 8", self.bits)
+        check_one_of("activations: ranges", self.ranges, ("mse", "percentile"))
+        check_number("activations: percentile", self.percentile, 0)
+        require(self.percentile <= 100, "activations: percentile", "at most 100", self.percentile)
+        check_one_of("activations: first_last", self.first_last, ("8bit", "fp", "same"))
+        check_one_of("activations: placement", self.placement, PLACEMENTS)
+
+    @classmethod
+    def of(cls, value: object) -> Activations:
+        """Return what is meant by a number of bits, or the mapping of a recipe."""
+        if isinstance(value, Activations):
+            return value
+        if is_whole(value):
+            return cls(bits=value)  # type: ignore[arg-type]
+        known = tuple(cls.__dataclass_fields__)
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"activations must be a number of bits, or a mapping of {', '.join(known)}. "
+                f"Got {value!r} instead."
+            )
+        for key in value:
+            if key not in known:
+                raise ConfigError(
+                    f"activations have no setting {key!r}. They have: {', '.join(known)}."
+                    + did_you_mean(str(key), known)
+                )
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`of` takes; defaults are left out, but for bits."""
+        plain = asdict(Activations())
+        return {k: v for k, v in asdict(self).items() if k == "bits" or v != plain[k]}
+
+
+def calibrate_inputs(
+    network: nn.Module,
+    layers: Sequence[str],
+    settings: Activations,
+    batches: Sequence[Any],
+    forward: Forward,
+) -> dict[str, ActivationGrid]:
+    """Return the grids of the inputs of ``layers`` in ``network``, which is not changed.
+
+    Args:
+        network: with the quantized weights: ranges are of what its layers see.
+        layers: module names of the layers with quantized weights, in order.
+        settings: widths and rules.
+        batches: calibration data.
+        forward: how the network is called.
+    """
+    layers = list(dict.fromkeys(layers))
+    ends = {layers[0], layers[-1]} if len(layers) > 2 else set()
+    if settings.first_last == "fp":
+        layers = [name for name in layers if name not in ends]
+    first = "" if settings.first_last == "fp" else layers[0]
+    sites = choose_sites(network, layers, settings.placement, batches, forward, first=first)
+    found = {}
+    for site in sites:
+        eight = site.module in ends and settings.first_last == "8bit"
+        found[site.name] = _grid(site, 8 if eight else settings.bits, settings)
+    return found
+
+
+def _grid(site: Site, bits: int, settings: Activations) -> ActivationGrid:
+    values = site.sample if site.signed else site.sample.clamp_min(0)
+    if settings.ranges == "percentile":
+        clip = fit_percentile(values, settings.percentile)
+    else:
+        clip = fit_range(values, bits, signed=site.signed)
+    return ActivationGrid(bits, clip, site.signed)

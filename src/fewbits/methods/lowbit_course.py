@@ -1,0 +1,301 @@
+"""LowBit at work: stages, gates, hooks on inputs. The settings are in ``lowbit``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coded import ActivationGrid
+from ..engine.activations import install_inputs, remove_inputs
+from ..engine.batches import Forward
+from ..engine.layer import Quantized
+from ..engine.measure import measure_batchnorm
+from ..engine.sites import choose_sites, normalized
+from ..errors import CalibrationError, ConfigError
+from ..schedule import Ramp, value_at
+from .bit_stages import FLOAT, stage_at
+from .lowbit_gates import draw_gates, group_of, open_gates
+from .lowbit_inputs import LowBitInput
+from .lowbit_report import LayerLevels, levels_of, warn_of
+from .lowbit_weights import LowBitWeight
+from .trained import TunedWeight
+
+if TYPE_CHECKING:
+    from .lowbit import LowBit
+
+__all__ = ["LowBitCourse"]
+
+
+class LowBitCourse:
+    """The state of one training with LowBit; see :class:`fewbits.methods.trained.Course`."""
+
+    def __init__(self, method: LowBit, weights: Sequence[TunedWeight], seed: int) -> None:
+        self.method, self.seed = method, seed
+        self.stages = method.stages
+        self.stage = 0
+        self._count, self._progress = 0, 0.0
+        self._weights = list(weights)
+        matrices = [weight.name for weight in weights if weight.levels is None]
+        eight = method.first_last == "8bit" and len(matrices) > 2
+        self._ends = {matrices[0], matrices[-1]} if eight else set()
+        self._lines = {weight.name: self._line(weight) for weight in weights}
+        self.inputs: dict[str, LowBitInput] = {}
+        self._layers: dict[str, str] = {}
+        self._batches: Sequence[Any] = ()
+        self._forward: Forward | None = None
+        self._enter(0)
+
+    def _line(self, weight: TunedWeight) -> LowBitWeight:
+        method = self.method
+        kind = "dorefa" if method.quantizer in ("dorefa", "pact") else method.quantizer
+        if weight.name in self._ends or weight.levels is not None:
+            kind = "lsq"  # no normalization follows the last layer
+        pruned = weight.mask is not None and not bool(weight.mask.all())
+        if kind == "dorefa" and pruned:
+            raise ConfigError(
+                f"weight {weight.name!r} has pruned entries, and DoReFa's grid has no zero. Use "
+                "quantizer='lsq', or prepare(..., zeros=False)."
+            )
+        return LowBitWeight(
+            weight, kind, per=method.per, ranges=method.ranges, detach_max=method.detach_max
+        )
+
+    # -- the network around the weights
+
+    def attach(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, str],
+        batches: Sequence[Any],
+        forward: Forward,
+    ) -> None:
+        """Quantize inputs of ``layers`` (weight name to module name) from now on.
+
+        Raises:
+            ConfigError: activations are to be quantized, and there is no calibration data.
+        """
+        self._layers = dict(layers)
+        self._batches, self._forward = batches, forward
+        remove_inputs(model)
+        own = {name: path for name, path in layers.items() if self._lines.get(name) is not None}
+        follows: frozenset[str] | None = None
+        if batches and any(line.kind == "dorefa" for line in self._lines.values()):
+            follows = normalized(model, own.values(), batches[0], forward)
+        self._scale(own, follows)
+        if self.method.activations == FLOAT:
+            return
+        if not batches:
+            raise ConfigError(
+                "activations start from calibrated ranges: pass calibration=, some batches of "
+                "training data, to fewbits.prepare; or leave them in float: activations=32."
+            )
+        paths = list(own.values()) or self._float_layers(layers)
+        first = "" if self.method.first_last == "fp" or not paths else paths[0]
+        sites = choose_sites(model, paths, self.method.placement, batches, forward, first=first)
+        by_module = {path: self._lines[name] for name, path in own.items()}
+        for site in sites:
+            made = LowBitInput(
+                site,
+                model.get_submodule(site.module),
+                self.method.quantizer if site.module not in self._end_modules() else "lsq",
+                ranges=self.method.ranges,
+                percentile=self.method.percentile,
+            )
+            self.inputs[site.name] = made
+            line = by_module.get(site.module)
+            if line is not None:  # in the network's tree, where processes look for parameters
+                line.add_module(f"inputs{len(list(line.children()))}", made)
+        install_inputs(model, dict(self.inputs))
+        self._enter(self.stage)
+
+    def _float_layers(self, layers: Mapping[str, str]) -> list[str]:
+        """Return the layers whose inputs alone are quantized."""
+        paths = list(layers.values())
+        return paths[1:-1] if self.method.first_last == "fp" and len(paths) > 2 else paths
+
+    def _end_modules(self) -> set[str]:
+        return {self._layers[name] for name in self._ends if name in self._layers}
+
+    def _scale(self, own: Mapping[str, str], follows: frozenset[str] | None) -> None:
+        for name, line in self._lines.items():
+            if line.kind != "dorefa":
+                continue
+            plain = follows is not None and own.get(name) in follows
+            line.scaled = {"auto": not plain, "always": True, "never": False}[self.method.rescale]
+            line.step.stretch.requires_grad_(line.scaled)
+            if not plain and self.method.rescale == "never":
+                warnings.warn(
+                    f"layer {own.get(name, name)!r}: its DoReFa weights are from -1 to 1, and no "
+                    "normalization follows that makes up for it. Use rescale='auto'.",
+                    stacklevel=4,
+                )
+            if line.bits != FLOAT:
+                line.refit()
+
+    def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:
+        """End: enter the last stage, measure normalizations where asked, remove the hooks."""
+        self.advance(1.0)
+        if self.chance < 1 and not self.method.reestimate:
+            warnings.warn(
+                f"layers are quantized with a chance of {self.chance:g} at the end, and statistics "
+                "of normalizations are of that mixture. Use reestimate=True, or a ramp up to 1.",
+                stacklevel=3,
+            )
+        open_gates(self._parts())
+        if self.method.reestimate:
+            if not self._batches or self._forward is None:
+                raise CalibrationError(
+                    "reestimate=True measures normalizations on calibration data, and there is "
+                    "none. Pass calibration= to fewbits.prepare."
+                )
+            measure_batchnorm(model, self._batches, self._forward)
+        warn_of(self.report())
+        remove_inputs(model)
+        return self.grids()
+
+    def grids(self) -> dict[str, ActivationGrid]:
+        """Return the grids of the inputs as a file holds them now."""
+        found = ((name, made.grid()) for name, made in self.inputs.items())
+        return {name: grid for name, grid in found if grid is not None}
+
+    # -- what Course asks for
+
+    def penalty(self) -> Tensor:
+        """Return PACT's decay of clips; zero for the others."""
+        device = next((weight.parameter.device for weight in self._weights), None)
+        total = torch.zeros((), device=device)
+        clips = [made.step(1.0) for made in self.inputs.values() if made.kind == "pact"]
+        for clip in clips if self.method.decay else ():
+            total = total + clip.square().sum() * (self.method.decay / 2)
+        return total
+
+    def before_step(self) -> None:
+        """Nothing: the method acts in the forward pass."""
+
+    def step(self) -> None:
+        """Keep steps positive, and draw the gates of the next step."""
+        for part in self._parts():
+            part.hold()
+        self._count += 1
+        self._draw()
+
+    def advance(self, progress: float) -> None:
+        """Enter the stage at ``progress``; a new width fits its grids anew."""
+        self._progress = progress
+        self._enter(stage_at(self.stages, progress))
+
+    def parametrization(self, weight: TunedWeight) -> nn.Module | None:
+        """Return the quantizer of the weight."""
+        return self._lines[weight.name]
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return the steps, scales, clips and shifts that are learned."""
+        found = [p for part in self._parts() for p in part.parameters() if p.requires_grad]
+        return list(dict.fromkeys(found))
+
+    def cell(self, weight: TunedWeight) -> float:
+        """Return the mean step."""
+        found = self._lines[weight.name].quantized_at(self._final(weight.name)).step
+        return 1.0 if found is None else float(found.mean())
+
+    @torch.no_grad()
+    def quantized(self, weight: TunedWeight) -> Quantized:
+        """Return the weight on its levels; at the final width where it is float now."""
+        return self._lines[weight.name].quantized_at(self._final(weight.name))
+
+    @torch.no_grad()
+    def measures(self) -> Mapping[str, float]:
+        """Return the bits now, the entropy of the indices, and the share of clipped inputs."""
+        now = self.stages[self.stage]
+        told = {"weight_bits": float(now.weights), "activation_bits": float(now.activations)}
+        if self.method.schedule == "stochastic":
+            told["chance"] = self.chance
+        bits = total = 0.0
+        for weight in self._weights:
+            found = levels_of(weight.name, self._lines[weight.name])
+            if found is not None:
+                bits += found.entropy * weight.parameter.numel()
+                total += weight.parameter.numel()
+        return {**told, "bits_per_weight": bits / total if total else float(FLOAT)}
+
+    def report(self) -> list[LayerLevels]:
+        """Return how each layer uses its levels: occupancy, entropy, clipped inputs, step."""
+        rows = [levels_of(name, line) for name, line in self._lines.items()]
+        rows += [levels_of(name, found) for name, found in self.inputs.items()]
+        return [row for row in rows if row is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return stage, counters, steps, gates and samples."""
+        return {
+            "stage": self.stage,
+            "count": self._count,
+            "progress": self._progress,
+            "weights": {name: line.state() for name, line in self._lines.items()},
+            "inputs": {name: made.state() for name, made in self.inputs.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.stage, self._count = int(state["stage"]), int(state["count"])
+        self._progress = float(state["progress"])
+        for name, line in self._lines.items():
+            line.take_state(state["weights"][name])
+        for name, made in self.inputs.items():
+            made.take_state(state["inputs"][name])
+
+    # -- stages and gates
+
+    @property
+    def settled_from(self) -> float:
+        """Share of the training from which the network computes at its final widths."""
+        chance = self.method.chance
+        if self._stochastic:
+            return chance.until if isinstance(chance, Ramp) else 0.0
+        return self.stages[-2].until if len(self.stages) > 1 else 0.0
+
+    @property
+    def _stochastic(self) -> bool:
+        return self.method.schedule == "stochastic"
+
+    @property
+    def chance(self) -> float:
+        """Probability that a part is quantized in a step."""
+        return value_at(self.method.chance, self._progress) if self._stochastic else 1.0
+
+    def _enter(self, stage: int) -> None:
+        self.stage = stage
+        now = self.stages[stage]
+        for name, line in self._lines.items():
+            line.enter(8 if name in self._ends and now.weights != FLOAT else now.weights)
+        ends = self._end_modules()
+        for made in self.inputs.values():
+            eight = made.module in ends and now.activations != FLOAT
+            made.enter(8 if eight else now.activations)
+        self._draw()
+
+    def _final(self, name: str) -> int:
+        return 8 if name in self._ends else self.method.weights
+
+    def _parts(self) -> list[LowBitWeight | LowBitInput]:
+        return [*self._lines.values(), *self.inputs.values()]
+
+    def _draw(self) -> None:
+        """Draw the gates: a function of the seed and the step, so the same on every rank."""
+        if self.chance >= 1:
+            open_gates(self._parts())
+        else:
+            draw_gates(self.grouped(), self.chance, (self.seed << 32) ^ (self._count * 2 + 1))
+
+    def grouped(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
+        """Return every quantizer with the name of the group that it is drawn with."""
+        how = self.method.gates
+        pairs: list[tuple[str, LowBitWeight | LowBitInput]] = []
+        for name, line in self._lines.items():
+            path = self._layers.get(name, name.rpartition(".")[0])
+            pairs.append((group_of(how, path, "weights"), line))
+        pairs += [(group_of(how, m.module, "inputs"), m) for m in self.inputs.values()]
+        return pairs

@@ -1,0 +1,185 @@
+"""A layer's input on a low-bit grid: what a forward pre-hook does while training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ..coded import ActivationGrid
+from ..engine.sites import Site
+from ..ops.quantizers import bounds, lsq_step, rounded
+from ..ops.ranges import fit_percentile, fit_range
+from .bit_stages import FLOAT
+from .lowbit_step import LearnedStep, damping_at
+
+__all__ = ["LowBitInput"]
+
+_SAMPLE = 2048  # values of the latest batch that a new width is fitted to
+
+
+class LowBitInput(nn.Module):
+    """Puts inputs on a grid whose step is learned; gradients pass straight through rounding.
+
+    Attributes:
+        kind: "dorefa" (from 0 to 1), "pact" (a learned clip), "lsq" or "lsq+" (a learned step; with
+            a learned zero where inputs go below zero).
+        step: (1,) learned; of "dorefa" constant, of "pact" the clip.
+        shift: (1,) learned value of the lowest level; of "lsq+" alone.
+        bits: width now; 32 leaves inputs as they are.
+        gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float input.
+    """
+
+    def __init__(
+        self, site: Site, owner: nn.Module, kind: str, *, ranges: str, percentile: float
+    ) -> None:
+        super().__init__()
+        self._owner = (owner,)  # in a tuple: it is no part of this module
+        fixed = kind in ("dorefa", "pact") and not site.signed
+        self.name, self.module = site.name, site.module
+        self.kind = kind if fixed or kind == "lsq+" else "lsq"
+        self.signed = site.signed and self.kind != "lsq+"
+        self.asymmetric = site.signed and self.kind == "lsq+"
+        self.ranges, self.percentile, self.features = ranges, percentile, site.features
+        self.bits, self.active = FLOAT, True
+        sample = site.sample
+        self.sample: Tensor
+        self.register_buffer("sample", sample[:: max(1, len(sample) // _SAMPLE) | 1].clone())
+        self.step = LearnedStep(1, sample.device)
+        self.shift = nn.Parameter(torch.zeros(1, device=sample.device))
+        self.step.stretch.requires_grad_(self.kind != "dorefa")
+        self.shift.requires_grad_(self.asymmetric)
+        self.gate: Tensor
+        self.register_buffer("gate", torch.ones(1, device=sample.device))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the levels in the dtype of ``values``."""
+        learning = self._owner[0].training
+        if learning and torch.is_grad_enabled():
+            self._sample(values.detach())
+        if not self.active or self.bits == FLOAT:
+            return self.step.beside(values) if learning else values
+        with torch.autocast(values.device.type, enabled=False):
+            levels = self._levels(values.float())
+        levels = levels.to(values.dtype)
+        return torch.where(self.gate > 0, levels, values) if learning else levels
+
+    def _levels(self, values: Tensor) -> Tensor:
+        low, high = self._bounds()
+        if self.kind == "pact":
+            clip: Tensor = self.step(1.0)
+            step = clip.detach() / high
+            kept = torch.where(values >= clip, clip, values.clamp_min(0))
+            return (kept.detach() / step).round() * step + (kept - kept.detach())
+        step = self._step()
+        if self.kind == "dorefa":
+            return rounded(values.clamp(0, 1) / step) * step
+        zero = self._zero(step)
+        units = values / step
+        index = torch.where(units <= low - zero, low - zero, rounded(units))
+        return torch.where(units >= high - zero, high - zero, index) * step
+
+    def _zero(self, step: Tensor) -> Tensor:
+        """Return the index of zero: LSQ+'s shift, rounded to a whole number of steps."""
+        if not self.asymmetric:
+            return torch.zeros_like(step)
+        damping = damping_at(self.bits, self.features, self._bounds()[1])
+        shift = self.shift.detach() + (self.shift - self.shift.detach()) * damping
+        return rounded((-shift / step).clamp(0, self._bounds()[1]))
+
+    def _bounds(self) -> tuple[int, int]:
+        return bounds(self.bits, self.signed)
+
+    def _step(self) -> Tensor:
+        """Return the step as a file gives it back (clip / high), its gradient damped."""
+        high = max(1, self._bounds()[1])
+        step: Tensor = self.step(damping_at(self.bits, self.features, high))
+        exact = (step.detach() * high) / high
+        return exact + (step - step.detach())
+
+    @torch.no_grad()
+    def enter(self, bits: int) -> None:
+        """Go on with another width; the grid is fitted anew to what came in last."""
+        if bits == self.bits:
+            return
+        self.bits = bits
+        if bits != FLOAT:
+            self._fit()
+            if dist.is_available() and dist.is_initialized():
+                for fitted in (self.step.base, self.shift):
+                    dist.all_reduce(fitted.data)
+                    fitted.data /= dist.get_world_size()
+
+    def _fit(self) -> None:
+        high = max(1, self._bounds()[1])
+        sample = self.sample if self.signed or self.asymmetric else self.sample.clamp_min(0)
+        if self.kind == "dorefa":
+            self.step.fit(1 / high)
+        elif self.asymmetric:
+            least, most = (float(value) for value in sample.aminmax())
+            self.step.fit(max((max(most, 0.0) - min(least, 0.0)) / high, 1e-9))
+            self.shift.fill_(min(least, 0.0))
+        else:
+            clip = self._clip(sample, high)
+            self.step.fit(clip if self.kind == "pact" else clip / high)
+
+    def _clip(self, sample: Tensor, high: int) -> float:
+        if self.ranges == "mean":
+            return float(lsq_step(sample, high)) * high
+        if self.ranges == "percentile":
+            return fit_percentile(sample, self.percentile)
+        return fit_range(sample, self.bits, signed=self.signed)
+
+    @torch.no_grad()
+    def _sample(self, values: Tensor) -> None:
+        flat = values.reshape(-1)
+        found = flat[:: max(1, flat.numel() // _SAMPLE) | 1].float()
+        if len(found) != len(self.sample):
+            self.sample = found.clone()
+        else:
+            self.sample.copy_(found)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Keep steps positive and near what they were, and the zero on the grid."""
+        self.step.hold()
+        self.shift.clamp_(max=0)
+
+    @torch.no_grad()
+    def grid(self) -> ActivationGrid | None:
+        """Return the grid as a file holds it; None where inputs stay as they are."""
+        if self.bits == FLOAT:
+            return None
+        high = max(1, self._bounds()[1])
+        clip = float(self.step.value if self.kind == "pact" else self.step.value * high)
+        zero = int(self._zero(self._step())) if self.asymmetric else 0
+        return ActivationGrid(self.bits, clip, self.signed, zero)
+
+    @torch.no_grad()
+    def occupied(self) -> tuple[Tensor, int, float, float]:
+        """Return the positions of the levels in use, how many there are, share clipped, step."""
+        low, high = self._bounds()
+        step = self._step() if self.kind != "pact" else self.step.value / high
+        zero = self._zero(step)
+        units = self.sample / step + zero
+        outside = units > high + 0.5
+        if self.signed or self.asymmetric:
+            outside |= units < low - 0.5
+        index = units.round().clamp(low, high) - low
+        return index, high - low + 1, float(outside.float().mean()), float(self.step.value)
+
+    def state(self) -> dict[str, Any]:
+        """Return what training changed, for :meth:`take_state`."""
+        kept = {n: getattr(self, n).detach().clone() for n in ("shift", "sample", "gate")}
+        return {**kept, "step": self.step.state(), "bits": self.bits}
+
+    @torch.no_grad()
+    def take_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state` gave."""
+        self.bits = int(state["bits"])
+        self.sample = state["sample"].to(self.sample.device)
+        self.step.take_state(state["step"])
+        for name in ("shift", "gate"):
+            getattr(self, name).copy_(state[name])

@@ -1,0 +1,89 @@
+"""A learned step: positive whatever an optimizer does, and moved in proportion to itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ..ops.quantizers import lsq_damping
+
+__all__ = ["LearnedStep", "damping_at"]
+
+_MOST = math.log(2)  # change of the logarithm at a time
+_CALM = 0.1  # of the gradient, at 8 bits: LSQ's learning rate there is a tenth of that below
+
+
+def damping_at(bits: int, values: int, high: int) -> float:
+    """Return the factor on the gradient of a step that ``values`` share, at a width."""
+    return lsq_damping(values, high) * (_CALM if bits >= 8 else 1.0)
+
+
+class LearnedStep(nn.Module):
+    """``base * exp(stretch)`` with the gradient that LSQ's step has, to first order.
+
+    A step that an optimizer adds to can be thrown across zero, and Adam moves small steps as far as
+    large ones. Here the logarithm is trained; its gradient is divided by the squared base, so that
+    plain SGD moves the step as it would move LSQ's.
+
+    Attributes:
+        base: (count,) the step as it was fitted.
+        stretch: (count,) learned logarithm of the change since then.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        super().__init__()
+        self.base: Tensor
+        self.register_buffer("base", torch.ones(count, device=device))
+        self.stretch = nn.Parameter(torch.zeros(count, device=device))
+        self._last = torch.zeros(count, device=device)
+
+    def forward(self, damping: float) -> Tensor:
+        """Return the step (count,) float32, its gradient times ``damping``."""
+        fixed = self.stretch.detach()
+        moved = (self.stretch - fixed) * (damping / self.base.square())
+        return self.base * torch.exp(fixed + moved)
+
+    @property
+    def value(self) -> Tensor:
+        """The step, without gradient."""
+        return self.base * torch.exp(self.stretch.detach())
+
+    def beside(self, values: Tensor) -> Tensor:
+        """Return ``values`` as they are; the step gets a gradient of zero.
+
+        Processes that train together wait for a gradient of every parameter.
+        """
+        if not (dist.is_available() and dist.is_initialized() and self.stretch.requires_grad):
+            return values
+        unused = self.stretch.sum().to(values.dtype)
+        return torch.where(torch.ones_like(unused, dtype=torch.bool), values, unused)
+
+    @torch.no_grad()
+    def fit(self, step: Tensor | float) -> None:
+        """Begin anew from ``step``."""
+        self.base.copy_(torch.as_tensor(step).clamp_min(1e-9))
+        self.stretch.zero_()
+        self._last.zero_()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Let no step change by more than a factor of 2 at a time, nor leave float32."""
+        low, high = self._last - _MOST, self._last + _MOST
+        found = self.stretch.nan_to_num(0.0)
+        self.stretch.copy_(found.clamp(low.clamp_min(-40), high.clamp_max(40)))
+        self._last.copy_(self.stretch)
+
+    def state(self) -> dict[str, Any]:
+        """Return base and stretch."""
+        return {"base": self.base.clone(), "stretch": self.stretch.detach().clone()}
+
+    @torch.no_grad()
+    def take_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state` gave."""
+        self.base.copy_(state["base"])
+        self.stretch.copy_(state["stretch"])
+        self._last.copy_(self.stretch)

@@ -1,0 +1,171 @@
+"""Quantizers with straight-through gradients: DoReFa, PACT, LSQ, LSQ+. Tensors in, tensors out.
+
+All round half to even, and compute in float32 (float64 stays float64) whatever autocast says: in
+bfloat16 a third of 8-bit codes come out wrong. A gradient passes through rounding as if it did
+nothing; everything else is differentiated as it is.
+
+References:
+    Zhou et al., "DoReFa-Net", 2016. Choi et al., "PACT", 2018. Esser et al., "Learned step size
+    quantization", ICLR 2020. Bhalgat et al., "LSQ+", 2020.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "bounds",
+    "dorefa_activation",
+    "dorefa_index",
+    "dorefa_weight",
+    "lsq",
+    "lsq_damping",
+    "lsq_plus",
+    "lsq_plus_weight_step",
+    "lsq_step",
+    "pact",
+    "rounded",
+    "wide",
+]
+
+_TINY = 1e-8
+
+
+def bounds(bits: int, signed: bool) -> tuple[int, int]:
+    """Return the lowest and highest index of a grid of ``bits``: two's complement where signed."""
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return ``values`` in float32 at least."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def rounded(values: Tensor) -> Tensor:
+    """Round half to even; the gradient passes as if nothing was done. The value is exact."""
+    return values.detach().round() + (values - values.detach())
+
+
+def dorefa_unit(weight: Tensor, *, per_row: bool = False, detach_max: bool = False) -> Tensor:
+    """Return ``tanh(w) / (2 max |tanh w|) + 1/2``, in [0, 1].
+
+    Args:
+        weight: any shape; rows are along the first axis.
+        per_row: a maximum for each row in place of one for the tensor.
+        detach_max: treat the maximum as a constant; else its entry's gradient holds the sum over
+            all others, of either sign (as in the authors' code).
+    """
+    squashed = torch.tanh(wide(weight))
+    axes = tuple(range(1 if per_row else 0, weight.dim()))
+    peak = squashed.abs().amax(axes, keepdim=True)
+    if detach_max:
+        peak = peak.detach()
+    return squashed / (2 * peak.clamp_min(_TINY)) + 0.5
+
+
+def dorefa_index(weight: Tensor, bits: int, *, per_row: bool = False) -> Tensor:
+    """Return the indices 0 ... 2^bits - 1 of :func:`dorefa_weight`, int32."""
+    unit = dorefa_unit(weight.detach(), per_row=per_row)
+    return (unit * ((1 << bits) - 1)).round().to(torch.int32)
+
+
+def dorefa_weight(
+    weight: Tensor, bits: int, *, per_row: bool = False, detach_max: bool = False
+) -> Tensor:
+    """Return DoReFa's weights: one of ``(2 i - n) / n`` with n = 2^bits - 1; zero is none of them.
+
+    ``2 Q(u) - 1`` with :func:`dorefa_unit`. They reach from -1 to 1 whatever the size of the float
+    weights, so a normalization or a scale must follow the layer. w = 0 is a tie, and goes up but
+    for one bit.
+    """
+    top = (1 << bits) - 1
+    unit = dorefa_unit(weight, per_row=per_row, detach_max=detach_max)
+    return (2 * rounded(unit * top) - top) / top
+
+
+def dorefa_activation(values: Tensor, bits: int) -> Tensor:
+    """Return ``round(n clamp(x, 0, 1)) / n``, n = 2^bits - 1; it stands in place of a ReLU."""
+    top = (1 << bits) - 1
+    return rounded(wide(values).clamp(0, 1) * top) / top
+
+
+def pact(values: Tensor, clip: Tensor, bits: int, *, inside: bool = False) -> Tensor:
+    """Return ``round(y n / clip) clip / n`` with y = clamp(x, 0, clip), n = 2^bits - 1.
+
+    The gradient in ``clip`` is 1 where x >= clip and 0 elsewhere (PACT, eq. 3); with ``inside``
+    also (y_q - y) / clip within the range, as learned steps have it.
+    """
+    top = (1 << bits) - 1
+    values, clip = wide(values), wide(clip)
+    if inside:
+        return lsq(values, clip / top, 0, top)
+    kept = torch.where(values >= clip, clip, values.clamp_min(0))
+    level = (kept.detach() * (top / clip.detach())).round() * (clip.detach() / top)
+    return level + (kept - kept.detach())
+
+
+def lsq(values: Tensor, step: Tensor, low: int, high: int, damping: float = 1.0) -> Tensor:
+    """Return ``round(clamp(v / s, low, high)) s`` with the gradients of Esser et al. (eq. 3, 5).
+
+    In the step: ``round(v/s) - v/s`` inside, ``low`` or ``high`` outside, times ``damping``.
+    ``step`` must be positive and broadcast over ``values``. Steps of one row each are given as
+    (rows, 1, ...).
+    """
+    return _levels(wide(values), _damped(wide(step), damping), low, high)
+
+
+def lsq_plus(
+    values: Tensor, step: Tensor, shift: Tensor, low: int, high: int, *, damping: float = 1.0
+) -> Tensor:
+    """Return ``round(clamp((x - b) / s, low, high)) s + b``; b, the shift, is learned too (LSQ+).
+
+    The gradient in b is 0 inside and 1 outside of the range, times ``damping``.
+    """
+    moved = _damped(wide(shift), damping)
+    return _levels(wide(values) - moved, _damped(wide(step), damping), low, high) + moved
+
+
+def lsq_damping(values: int, high: int) -> float:
+    """Return the factor 1 / sqrt(values high) on a step's gradient; ``values`` share the step.
+
+    For activations it is the number of features of one sample.
+    """
+    return 1 / math.sqrt(max(1, values) * max(1, high))
+
+
+def lsq_step(values: Tensor, high: int, *, per_row: bool = False) -> Tensor:
+    """Return LSQ's first step 2 mean |v| / sqrt(high), (1,) or (rows,), never zero."""
+    flat = wide(values.detach()).abs()
+    flat = flat.reshape(len(values), -1) if per_row else flat.reshape(1, -1)
+    return _positive(flat.mean(1) * (2 / math.sqrt(max(1, high))))
+
+
+def lsq_plus_weight_step(weight: Tensor, bits: int, *, per_row: bool = False) -> Tensor:
+    """Return LSQ+'s first step max(|mean - 3 dev|, |mean + 3 dev|) / 2^(bits - 1)."""
+    flat = wide(weight.detach())
+    flat = flat.reshape(len(weight), -1) if per_row else flat.reshape(1, -1)
+    mean, deviation = flat.mean(1), flat.std(1, correction=0)
+    reach = torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs())
+    return _positive(reach / (1 << (bits - 1)))
+
+
+def _positive(step: Tensor) -> Tensor:
+    """Return the steps, 1 where there is nothing but zeros to be stepped through."""
+    return torch.where(step > 0, step, torch.ones_like(step))
+
+
+def _damped(step: Tensor, damping: float) -> Tensor:
+    """Return ``step``, its gradient times ``damping``."""
+    if damping == 1.0:
+        return step
+    return step.detach() + (step - step.detach()) * damping
+
+
+def _levels(values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    units = values / step
+    inside = (units > low) & (units < high)
+    kept = torch.where(inside, units, units.detach().clamp(low, high))
+    return rounded(kept) * step

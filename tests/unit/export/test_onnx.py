@@ -1,0 +1,110 @@
+"""ONNX files against the network: the same logits in onnxruntime, and every fallback told."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fewbits
+from fewbits.errors import ModelError
+from fewbits.export import export_onnx
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*entropy"),
+]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.relu, self.fc = nn.ReLU(), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(x + self.bn2(self.conv2(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = Net()
+    with torch.no_grad():
+        net.bn1.weight.copy_(torch.linspace(-1, 1.2, 6))
+        for _ in range(10):
+            net(torch.randn(32, 1, 8, 8))
+    return net.eval()
+
+
+X = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def run(path, x):
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+
+
+@pytest.mark.parametrize("case", ["w8a8", "w4", "dorefa"])
+def test_onnxruntime_computes_the_same_logits(case, net, tmp_path):
+    if case == "dorefa":
+        method = fewbits.LowBit(quantizer="dorefa", weights=2, activations=4, first_last="same")
+        tuner = fewbits.prepare(copy.deepcopy(net), method, calibration=X)
+        coded = tuner.finish()
+    else:
+        bits = {"w8a8": 8, "w4": 4}[case]
+        activations = 8 if case == "w8a8" else None
+        coded = fewbits.compress(net, fewbits.GPFQ(bits=bits), X, activations=activations)
+    told = export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    ours = coded.load_into(copy.deepcopy(net))(X).detach().numpy()
+    theirs = run(tmp_path / "net.onnx", X)
+    # A value at the edge of two levels may fall to either side after float arithmetic.
+    close = np.isclose(ours, theirs, rtol=0, atol=1e-4).all(1).mean()
+    assert close > 0.85
+    assert np.abs(ours - theirs).max() < 0.2 * np.abs(ours).max()
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.95
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert "BatchNormalization" not in kinds
+    assert kinds.count("QuantizeLinear") == len(coded.contents.activations)
+    text = " ".join(told.notes)
+    assert ("4-bit" in text) == (case != "w8a8")
+    assert ("fewer than 8 bits" in text) == (case == "dorefa")
+    assert ("inputs are floats" in text) == (case == "w4")
+    assert told.bytes == (tmp_path / "net.onnx").stat().st_size
+    assert set(told.weights.values()) == ({8} if case == "w8a8" else {4})
+
+
+def test_tensors_without_integers_are_told(net, tmp_path):
+    coded = fewbits.compress(net, fewbits.Transform(), X)
+    told = export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    ours = coded.load_into(copy.deepcopy(net))(X).detach().numpy()
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), ours, rtol=0, atol=1e-4)
+    for name in set(coded.tensors) - set(told.weights):
+        assert not name.endswith("weight") or "bn" in name or any(name in n for n in told.notes)
+
+
+def test_a_network_that_cannot_be_followed(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x) if float(x.sum()) > 0 else x
+
+    coded = fewbits.compress(Odd(), fewbits.Nearest(bits=8))
+    with pytest.raises(ModelError, match=r"torch\.export"):
+        export_onnx(coded, Odd(), tmp_path / "net.onnx", torch.randn(2, 4))

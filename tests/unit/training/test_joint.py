@@ -1,0 +1,219 @@
+"""Joint distillation against hand-written steps; nobody's gradient reaches anybody else."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fewbits
+from fewbits.errors import CalibrationError, ConfigError
+from fewbits.sources.data import ArraySplit
+from fewbits.training import JointDistillation, JointTrainer, JointWeights, fit
+from fewbits.training.joint import joint_losses
+from fewbits.training.losses import distillation_loss
+from fewbits.training.optimizers import make_optimizer
+from fewbits.training.rates import PerStage, WarmCosine, constant
+
+X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0)
+PLAIN = JointWeights()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8, bias=False),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 8, bias=False),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 4),
+    )
+
+
+def tuned(net, **settings):
+    settings = {"weights": 2, "activations": 2, **settings}
+    return fewbits.prepare(net, fewbits.LowBit(**settings), calibration=X)
+
+
+def sgd(parameters, lr=0.01):
+    return torch.optim.SGD([p for p in parameters if p.requires_grad], lr=lr, momentum=0.9)
+
+
+def test_divergences_of_the_worked_example():
+    teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    found = [
+        float(distillation_loss(a, b, heat))
+        for heat in (1.0, 4.0)
+        for a, b in ((student, teacher), (teacher, student))
+    ]
+    assert found == pytest.approx([0.0671307, 0.0826079, 0.1196365, 0.1214962], abs=3e-6)
+
+
+def test_losses_are_isolated():
+    teacher = torch.randn(5, 4, requires_grad=True)
+    students = [torch.randn(5, 4, requires_grad=True) for _ in range(2)]
+    losses, taught = joint_losses(teacher, students, Y[:5], PLAIN)
+    for own, loss in zip(students, losses, strict=True):
+        grads = torch.autograd.grad(loss, [own, teacher, *students], allow_unused=True)
+        assert grads[0] is not None
+        assert grads[1] is None
+        assert sum(g is not None for g in grads[2:]) == 1
+    grads = torch.autograd.grad(taught, [teacher, *students], allow_unused=True)
+    assert [g is None for g in grads] == [False, True, True]
+    same, own = joint_losses(teacher, [teacher.detach()], Y[:5], PLAIN)
+    labels = F.cross_entropy(teacher, Y[:5])
+    torch.testing.assert_close(same[0], 0.7 * labels)
+    torch.testing.assert_close(own, labels)
+
+
+def test_a_step_is_the_hand_written_one():
+    """The teacher learns from the students' logits before their step."""
+    start = network()
+    teacher, net = copy.deepcopy(start), copy.deepcopy(start)
+    tuner = tuned(net)
+    loss = JointDistillation(teacher, sgd(teacher.parameters()))
+    optimizer = sgd([*net.parameters()])
+    net.train()
+    found, _ = loss(net, (X, Y))
+    optimizer.zero_grad()
+    found.backward()
+    optimizer.step()
+
+    other, hand = copy.deepcopy(start), copy.deepcopy(start)
+    tuned(other)
+    other.train()
+    hand.train()
+    slow, teaching = sgd([*other.parameters()]), sgd(hand.parameters())
+    wanted, logits = hand(X), other(X)
+    own = 0.7 * F.cross_entropy(logits, Y) + 0.7 * F.kl_div(
+        logits.log_softmax(1), wanted.detach().softmax(1), reduction="batchmean"
+    )
+    theirs = F.cross_entropy(wanted, Y) + 0.5 * F.kl_div(
+        wanted.log_softmax(1), logits.detach().softmax(1), reduction="batchmean"
+    )
+    own.backward()
+    theirs.backward()
+    slow.step()
+    teaching.step()
+    for ours, by_hand in ((net, other), (teacher, hand)):
+        for a, b in zip(ours.parameters(), by_hand.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert tuner.stage == 0
+
+
+def test_a_frozen_teacher_stays_as_it_is_and_hints_are_followed():
+    net, teacher = network(), network()
+    tuned(net)
+    before = copy.deepcopy(teacher.state_dict())
+    loss = JointDistillation(teacher, weights=JointWeights(hints=1.0), hints=[("4", "4")])
+    net.train()
+    with_hints, _ = loss(net, (X, Y))
+    with_hints.backward()
+    plain, _ = JointDistillation(teacher)(net, (X, Y))
+    assert float(with_hints.detach()) > float(plain.detach())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_several_students_at_once():
+    teacher = network()
+    tuners = [tuned(network(), weights=bits, activations=bits) for bits in (2, 4)]
+    students = [(t, sgd(dict.fromkeys([*t.model.parameters(), *t.parameters()]))) for t in tuners]
+    for tuner in tuners:
+        tuner.model.train()
+    trainer = JointTrainer(teacher, students, sgd(teacher.parameters()))
+    before = copy.deepcopy(teacher.state_dict())
+    first = trainer.step((X, Y))
+    for _ in range(25):
+        last = trainer.step((X, Y))
+    assert len(first[0]) == 2
+    assert last[1] < first[1]
+    assert sum(last[0]) < sum(first[0])
+    assert not torch.equal(teacher.state_dict()["0.weight"], before["0.weight"])
+
+
+def run(folder, epochs, resume=False, stop=None):
+    net, teacher = network(), network()
+    tuner = tuned(net, schedule="progressive")
+    teaching = sgd(teacher.parameters())
+    loss = JointDistillation(teacher, teaching, rate=WarmCosine(), total=epochs * 3)
+    seen = []
+
+    def judge(model):
+        seen.append(tuner.stage)
+        if stop is not None and len(seen) == stop:
+            raise KeyboardInterrupt
+        return 0.0
+
+    fit(
+        tuner,
+        loss,
+        ArraySplit(X, Y),
+        epochs=epochs,
+        batch_size=32,
+        optimizer=make_optimizer(tuner, learning_rate=0.01),
+        rate=PerStage(WarmCosine(), tuner.stage_ends),
+        judge=judge,
+        folder=folder,
+        resume=resume,
+    )
+    state = {**net.state_dict(), **{f"t.{k}": v for k, v in teacher.state_dict().items()}}
+    return {k: v.clone() for k, v in state.items()}, seen
+
+
+def test_a_resumed_run_with_stages_and_a_teacher_ends_the_same(tmp_path):
+    whole, seen = run(tmp_path / "whole", 6)
+    assert seen == [0, 0, 0, 1, 1, 2, 2]  # the first is of the float network
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", 6, stop=5)
+    again, _ = run(tmp_path / "part", 6, resume=True)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_optimizer_forgets_at_a_new_stage():
+    net = network()
+    tuner = tuned(net, schedule="two_stage")
+    optimizer = make_optimizer(tuner, learning_rate=0.01)
+    counts = []
+    own = optimizer.step
+
+    def counting(*args, **more):
+        counts.append(len(optimizer.state))
+        return own(*args, **more)
+
+    optimizer.step = counting
+    fit(
+        tuner,
+        fewbits.training.CrossEntropy(),
+        ArraySplit(X, Y),
+        epochs=2,
+        batch_size=32,
+        optimizer=optimizer,
+    )
+    assert counts[0] == 0
+    assert counts[1] > 0
+    assert counts[3] == 0  # the first step of the second stage
+    assert counts[4] > 0
+
+
+def test_rates_of_stages():
+    rate = PerStage(lambda share: 1 - share, (0.5, 1.0))
+    assert [rate(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1, 0.5, 1, 0.5, 0]
+    for wrong in ((), (0.5,), (0.5, 0.5, 1.0), (1.0, 0.5)):
+        with pytest.raises(ConfigError, match="ends"):
+            PerStage(constant, wrong)
+
+
+def test_what_is_missing_is_told():
+    with pytest.raises(CalibrationError, match="labels"):
+        JointDistillation(network())(network(), X)
+    with pytest.raises(ConfigError, match="total"):
+        JointDistillation(network(), rate=constant)
+    with pytest.raises(ConfigError, match="temperature"):
+        JointWeights(temperature=0)
