@@ -159,9 +159,7 @@ def run(variant: Variant, plain: nn.Module, data: Data, unit: int, seed: int) ->
     """Return accuracy of the loaded file, its bytes, and its teacher's accuracy."""
     torch.manual_seed(seed)
     net = network() if variant.scratch else copy.deepcopy(plain)
-    tuner = fewbits.prepare(
-        net, variant.method, calibration=data[0][:256], seed=seed, raw_dtype="float16"
-    )
+    tuner = fewbits.prepare(net, variant.method, calibration=data[0][:256], seed=seed)
     loss, teacher = None, copy.deepcopy(plain)
     epochs = round(unit * variant.units)
     if variant.teacher:
