@@ -117,8 +117,7 @@ def compress(
     if data is None and (evaluate or (max_drop is not None and selection is None)):
         asking = "--evaluate" if evaluate else "--max-drop"
         raise typer.BadParameter(f"{asking} needs labelled data: add --data.")
-    if effort not in EFFORTS:
-        raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
+    _check_effort(effort)
     has_data = data is not None or dry_run
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
     chosen = with_activations(chosen, activations, has_data)
@@ -152,6 +151,11 @@ def compress(
     for text in remarks(done.coded):
         note(f"note: {text}")
     return Outcome(done.to_dict(), done.shown())
+
+
+def _check_effort(effort: str) -> None:
+    if effort not in EFFORTS:
+        raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
 
 
 def _train(

@@ -216,8 +216,7 @@ class LowBitCourse:
             told["chance"] = self.chance
         bits = total = 0.0
         for weight in self._weights:
-            found = levels_of(weight.name, self._lines[weight.name])
-            if found is not None:
+            if found := levels_of(weight.name, self._lines[weight.name]):
                 bits += found.entropy * weight.parameter.numel()
                 total += weight.parameter.numel()
         return {**told, "bits_per_weight": bits / total if total else float(FLOAT)}
@@ -226,7 +225,7 @@ class LowBitCourse:
         """Return how each layer uses its levels: occupancy, entropy, clipped inputs, step."""
         rows = [levels_of(name, line) for name, line in self._lines.items()]
         rows += [levels_of(name, found) for name, found in self.inputs.items()]
-        return [row for row in rows if row is not None]
+        return list(filter(None, rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return stage, counters, steps, gates and samples."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..coded import ActivationGrid, Contents
 from ..coding import EFFORTS
-from ..engine.bridge import pack_state
-from ..engine.layer import Quantized
-from ..engine.targets import Target, check_finite, vector_targets
+from ..engine.targets import Target, check_finite
 from ..errors import ConfigError, ModelError, require
 from ..methods import Course, InputCourse, TunedWeight
 from ..model import CodedModel
@@ -22,6 +18,7 @@ from ..planning import Plan
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
 from .neurons import tidy
 from .norms import let_go
+from .packing import packed
 from .parametrized import install, remove
 from .settling import Settling
 
@@ -237,32 +234,16 @@ class Tuner:
             weight.write(results[weight.name].dequantize())
         results.update(self._settling.settle())
         notes = self._settling.notes()
-        notes += tidy(
-            self.model, results, self.plan.aliases, fold=fold and not grids, sort=sort and not grids
+        if not grids:  # quantized, a constant is another, and grids may go by channel
+            notes += tidy(self.model, results, self.plan.aliases, fold=fold, sort=sort)
+        contents = packed(
+            self.model, self.plan, self._targets(), results, grids=grids, source=self._source
         )
-        coded = replace(self._packed(results, grids, effort), notes=tuple(notes))
+        info = {name: dict(result.info) for name, result in results.items()}
+        coded = CodedModel(contents, self.plan, info, effort=effort, notes=tuple(notes))
         coded.load_into(self.model)
         self._done = True
         return coded if metadata else coded.without_metadata()
-
-    def _packed(
-        self, results: Mapping[str, Quantized], grids: Mapping[str, ActivationGrid], effort: str
-    ) -> CodedModel:
-        recipe = self.plan.recipe
-        vectors = vector_targets(self.model, results)
-        tensors = pack_state(
-            self.model.state_dict(),
-            results=results,
-            targets={**{target.name: target for target in vectors}, **self._targets()},
-            aliases=self.plan.aliases,
-            raw_dtype=recipe.raw_dtype,
-        )
-        metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
-        if self._source:
-            metadata["source"] = self._source
-        contents = Contents(tensors, dict(self.plan.aliases), dict(grids), metadata)
-        info = {name: dict(result.info) for name, result in results.items()}
-        return CodedModel(contents, self.plan, info, effort=effort)
 
     # -- the network's parts
 
