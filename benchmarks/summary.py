@@ -12,7 +12,7 @@ from typing import Any
 
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_pwfn import pwfn_clustering, pwfn_cost, pwfn_resnet
-from summary_training import hemp_mnist
+from summary_training import hemp_mnist, hemp_resnet
 from summary_transform import (
     transform_baselines,
     transform_forms,
@@ -266,6 +266,7 @@ PRINTERS = {
         coding_sources,
         fuzz,
         hemp_mnist,
+        hemp_resnet,
         pwfn_resnet,
         pwfn_clustering,
         pwfn_cost,

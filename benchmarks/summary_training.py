@@ -7,7 +7,7 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["hemp_mnist"]
+__all__ = ["hemp_mnist", "hemp_resnet"]
 
 
 def _float_errors(record: dict[str, Any]) -> str:
@@ -39,3 +39,22 @@ def hemp_mnist(record: dict[str, Any]) -> str:
     head = ("network", "start", "entropy", "file bytes", "range", "test error %", "range")
     head = (*head, "held out %", "CPU s", "goal")
     return f"Float test errors: {_float_errors(record)}.\n\n{table(head, rows)}"
+
+
+def hemp_resnet(record: dict[str, Any]) -> str:
+    """Bytes and top-1 of every run, training and where it began."""
+    rows = [
+        (
+            run["method"],
+            str(run["seed"]),
+            f"{run['settings']['epochs']:g}",
+            f"{run['file_bytes']:,}",
+            f"{run['accuracy']['test']:.2f}",
+            f"{run['accuracy']['held out']:.2f}",
+            f"{run['cpu_seconds']:.0f}",
+        )
+        for run in sorted(record["runs"], key=lambda run: (run["method"], -run["file_bytes"]))
+    ]
+    head = ("network, start", "seed", "epochs", "file bytes", "test %", "held out %", "CPU s")
+    floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
+    return f"Float top-1: {floats}.\n\n{table(head, rows)}"
