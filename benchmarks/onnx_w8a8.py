@@ -4,7 +4,7 @@
 
 Post-training, 1,024 training images without labels. Cases: W8A8; W8A8 with ranges by percentile;
 W4A8; W4, W8 and no quantized inputs. All graphs and the float32 one are timed in turns in one
-process with one thread, the median of rounds; a busy machine shows in ``spread``. Top-1 is of all
+process with one thread, the median and the least of 60 rounds (a busy machine shows in ``spread``). Top-1 is of all
 10,000 test images. --quick takes 500 images and few rounds, and writes to .data/.
 """
 
@@ -127,7 +127,9 @@ def main() -> None:
         float_bytes = (folder / "float32.onnx").stat().st_size
     for batch, found in latency.items():
         for name, row in found.items():
-            print(f"batch {batch:3} {name:16} {row['median_ms']:8.2f} ms")
+            print(
+                f"batch {batch:3} {name:16} {row['median_ms']:8.2f} ms, least {row['least_ms']:.2f}"
+            )
     write(
         "onnx_w8a8",
         model="resnet20 (CIFAR-10)",
