@@ -4,8 +4,8 @@
 
 Post-training, 1,024 training images without labels. Cases: W8A8; W8A8 with ranges by percentile;
 W4A8; W4, W8 and no quantized inputs. All graphs and the float32 one are timed in turns in one
-process with one thread, the median and the least of 60 rounds (a busy machine shows in ``spread``). Top-1 is of all
-10,000 test images. --quick takes 500 images and few rounds, and writes to .data/.
+process with one thread, the median and the least of 60 rounds (a busy machine shows in
+``spread``). Top-1 is of all 10,000 test images. --quick takes 500 images and few rounds, and writes to .data/.
 """
 
 from __future__ import annotations

@@ -65,6 +65,8 @@ class LowBit:
         "Zhuang, Tan, Liu, Liu, Reid, Shen, Effective training of convolutional neural networks "
         "with low-bitwidth weights and activations, TPAMI 44(10), 2021"
     )
+    # Norms keep their statistics: settled, sums round otherwise, and inputs flip to other levels.
+    settles: ClassVar[bool] = False
 
     weights: int = 4
     activations: int = 4

@@ -92,7 +92,9 @@ def prepare(
     if norms == "live" and held:
         revive(model, held, calibration, forward)
         held = []
-    settling = Settling(model, to_settle(model, plan.aliases, held), vector_bits)
+    exact = not getattr(trained, "settles", True)
+    names = () if exact else to_settle(model, plan.aliases, held)
+    settling = Settling(model, names, vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     plan = as_clustered(model, plan, trained)
     plan = without_kept(plan, trained)

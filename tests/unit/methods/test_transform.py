@@ -125,12 +125,11 @@ def test_the_bits_are_those_of_the_file(digits_net, few):
 @pytest.mark.parametrize("method", [
     Transform(slope=1e4), Transform(slope=1e4, side="row", basis="klt"),
     Transform(slope=1e4, rate="none"), Transform(slope=1e4, **BLOCKS)])  # fmt: skip
-def test_no_layer_is_ever_all_zeros(digits_net, digits, few, method):
+def test_no_layer_is_ever_all_zeros(digits_net, few, method):
     """T14."""
     coded = fewbits.compress(digits_net, method, calibration=few)
     state = coded.state_dict()
     assert all(bool(state[f"{layer}.weight"].any()) for layer in LAYERS)
-    assert coded.load_into(digits_net)(digits[2][:50]).std(0).max() > 0
 
 
 def test_blocks_have_no_more_levels_than_their_bits(digits_net, few):
