@@ -224,8 +224,8 @@ class LowBitCourse:
 
     def report(self) -> list[LayerLevels]:
         """Return how each layer uses its levels: occupancy, entropy, clipped inputs, step."""
-        parts = (*self._lines.items(), *self.inputs.items())
-        return [row for row in (levels_of(*part) for part in parts) if row is not None]
+        rows = map(levels_of, (*self._lines, *self.inputs), self._parts())
+        return [row for row in rows if row is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return stage, counters, steps, gates and samples."""
