@@ -56,6 +56,16 @@ def stepper(net: nn.Module, tuner: object):
     return step
 
 
+def turns(net: nn.Module, ours: nn.Module, tuner: object, steps: int) -> tuple[float, float, float]:
+    """Return mean seconds of plain steps, of steps with ``tuner``, and the median ratio."""
+    pair = stepper(copy.deepcopy(net), Plain), stepper(ours, tuner)
+    for step in pair:
+        step()
+    times = [[step() for step in pair] for _ in range(steps)]
+    plain, tuned = (sum(column) / steps for column in zip(*times, strict=True))
+    return plain, tuned, statistics.median(after / before for before, after in times)
+
+
 def main() -> None:
     """Measure every kind against plain steps."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -66,12 +76,7 @@ def main() -> None:
     rows = []
     for name, method in KINDS.items():
         ours = copy.deepcopy(net)
-        pair = stepper(copy.deepcopy(net), Plain), stepper(ours, fewbits.prepare(ours, method))
-        for step in pair:
-            step()
-        times = [[step() for step in pair] for _ in range(steps)]
-        plain, hemp = (sum(column) / steps for column in zip(*times, strict=True))
-        ratio = statistics.median(hemp / plain for plain, hemp in times)
+        plain, hemp, ratio = turns(net, ours, fewbits.prepare(ours, method), steps)
         row = {"kind": name, "plain_seconds": plain, "hemp_seconds": hemp, "ratio": hemp / plain}
         rows.append({**row, "median_ratio": ratio})
         print(f"{name}: {plain:.3f} s plain, {hemp:.3f} s with HEMP, ratio {hemp / plain:.3f}")

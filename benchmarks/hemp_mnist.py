@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import fewbits
+from image_training import distilled
 from images import CACHE
 from lenet import (
     HELD_OUT,
@@ -89,16 +89,6 @@ def _method(term: str, settings: Settings) -> fewbits.HEMP:
     )
 
 
-def _loss(logits: Tensor, theirs: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """Cross-entropy with the labels and, softened, with the float network."""
-    heat = settings.temperature
-    soft = functional.kl_div(
-        (logits / heat).log_softmax(1), (theirs / heat).softmax(1), reduction="batchmean"
-    )
-    hard = functional.cross_entropy(logits, labels)
-    return (1 - settings.distil) * hard + settings.distil * heat**2 * soft
-
-
 def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
     """Train in place, and return what its file holds."""
     settings, seed = job.settings, job.seed
@@ -119,7 +109,10 @@ def _train(model: nn.Module, job: _Job, data: Digits) -> fewbits.CodedModel:
                     theirs = teacher(x)
                 ours = model(x)
             optimizer.zero_grad()
-            (_loss(ours.float(), theirs.float(), y, settings) + tuner.penalty()).backward()
+            loss = distilled(
+                ours.float(), theirs.float(), y, settings.temperature, 1 - settings.distil
+            )
+            (loss + tuner.penalty()).backward()
             optimizer.step()
             tuner.step()
             done += 1

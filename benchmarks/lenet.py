@@ -19,6 +19,8 @@ __all__ = [
     "HELD_OUT",
     "NETWORKS",
     "Digits",
+    "LeNet5",
+    "LeNet300",
     "computing",
     "digits",
     "float_network",

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 
 import torch
 
 import fewbits
-from hemp_cost import BATCH, Plain, stepper
+from hemp_cost import BATCH, turns
 from images import CACHE
 from networks import resnet20
 from record import write
@@ -42,12 +41,7 @@ def main() -> None:
         ours = copy.deepcopy(net)
         tuner = fewbits.prepare(ours, method)
         tuner.advance(progress)
-        pair = stepper(copy.deepcopy(net), Plain()), stepper(ours, tuner)
-        for step in pair:
-            step()
-        times = [[step() for step in pair] for _ in range(steps)]
-        plain, pwfn = (sum(column) / steps for column in zip(*times, strict=True))
-        ratio = statistics.median(pwfn / plain for plain, pwfn in times)
+        plain, pwfn, ratio = turns(net, ours, tuner, steps)
         row = {"kind": name, "plain_seconds": plain, "pwfn_seconds": pwfn, "ratio": pwfn / plain}
         rows.append({**row, "median_ratio": ratio})
         print(f"{name}: {plain:.3f} s plain, {pwfn:.3f} s with PWFN, median ratio {ratio:.3f}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from images import cifar10, data_folder, mnist, normalise
+from lenet import LeNet5, LeNet300
 from llama import Llama, sample
 from networks import load_weights, resnet20, resnet32
 
@@ -50,30 +51,6 @@ def mnist_batches(scale: Callable[[Tensor], Tensor], count: int, seed: int) -> l
 
 def _mnist(scale: Callable[[Tensor], Tensor]) -> list[Tensor]:
     return mnist_batches(scale, CALIBRATION, 0)
-
-
-class _LeNet5(nn.Module):
-    """LeNet-5 as the Caffe example has it: no activation after the convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
-        self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.max_pool2d(self.conv1(x), 2)
-        x = functional.max_pool2d(self.conv2(x), 2)
-        return self.fc2(functional.relu(self.fc1(x.flatten(1))))
-
-
-class _LeNet300(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(784, 300), nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc3(functional.relu(self.fc2(functional.relu(self.fc1(x)))))
 
 
 class _Shortcut(nn.Module):
@@ -190,7 +167,7 @@ def _resnet8() -> Case:
 
 def lenet5() -> nn.Module:
     """Return LeNet-5 trained on MNIST (99.14 % top-1), in evaluation mode; pixels over 256."""
-    return load_weights(_LeNet5(), "lenet_mnist", "lenet5_caffe.safetensors")
+    return load_weights(LeNet5(), "lenet_mnist", "lenet5_caffe.safetensors")
 
 
 def _lenet5() -> Case:
@@ -198,7 +175,7 @@ def _lenet5() -> Case:
 
 
 def _lenet300() -> Case:
-    net = load_weights(_LeNet300(), "lenet_mnist", "lenet_300_100.safetensors")
+    net = load_weights(LeNet300(), "lenet_mnist", "lenet_300_100.safetensors")
     return Case(net, _mnist(lambda x: (x / 255 - 0.1307) / 0.3081), "LeNet-300-100 on MNIST")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .engine.batches import Forward, call_model, describe, labels_of
+from .engine.isolation import evaluating
 from .errors import CalibrationError, ModelError
 from .progress import Progress, ProgressEvent, silent
 
@@ -86,10 +87,8 @@ def answers(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (labels, logits) of every batch, as :func:`evaluate` sees them, in evaluation mode."""
     total = len(batches) if isinstance(batches, Sized) else 0
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     progress(ProgressEvent("evaluate", 0, total))
-    try:
+    with evaluating(model):
         for number, batch in enumerate(batches):
             with torch.inference_mode():
                 labels = _labels(batch, number)
@@ -98,9 +97,6 @@ def answers(
                 _check_labels(labels, logits.shape[1], number)
             yield labels, logits
             progress(ProgressEvent("evaluate", number + 1, total))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _labels(batch: Any, number: int) -> Tensor:

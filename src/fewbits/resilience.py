@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .engine.batches import Forward, call_model
-from .engine.targets import survey
+from .engine.targets import biases_beside, survey
 from .errors import CalibrationError, ConfigError, require
 from .evaluate import answers
 from .progress import Progress, ProgressEvent, silent
@@ -231,10 +231,4 @@ def _layer_names(model: nn.Module) -> list[str]:
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer whose weights could get noise.")
     weights = [name for target in layers for name in (target.name, *target.also)]
-    homes = {name.rpartition(".")[0] for name in weights}
-    biases = [
-        name
-        for name in found.others
-        if name.rpartition(".")[0] in homes and "bias" in name.rpartition(".")[2]
-    ]
-    return [*(target.name for target in layers), *biases]
+    return [*(target.name for target in layers), *biases_beside(weights, found.others)]

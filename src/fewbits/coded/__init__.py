@@ -16,7 +16,7 @@ from .tensors import (
     RawTensor,
     TransformTensor,
 )
-from .values import NetworkValues, network_values, terms_of, value_counts
+from .values import NetworkValues, entropy_of, network_values, terms_of, value_counts
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -39,6 +39,7 @@ __all__ = [
     "TransformTensor",
     "Use",
     "energy_of",
+    "entropy_of",
     "network_values",
     "terms_of",
     "value_counts",

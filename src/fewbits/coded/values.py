@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .tensors import CodebookTensor, CodedTensor, GridTensor
 
-__all__ = ["NetworkValues", "network_values", "terms_of", "value_counts"]
+__all__ = ["NetworkValues", "entropy_of", "network_values", "terms_of", "value_counts"]
 
 Counts: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.int64]]"
 
@@ -64,8 +64,8 @@ def network_values(tensors: Mapping[str, CodedTensor]) -> NetworkValues:
         total,
         len(values),
         len(away),
-        _entropy(counts),
-        _entropy(away),
+        entropy_of(counts),
+        entropy_of(away),
         (total - int(away.sum())) / max(1, total),
         tuple(float(share) for share in shares) if total else (),
     )
@@ -110,7 +110,7 @@ def _joined(parts: Iterable[Counts]) -> Counts:
     return known, np.bincount(place, counts, minlength=len(known)).astype(np.int64)
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
+def entropy_of(counts: NDArray[np.int64]) -> float:
     """Return -sum p log2 p in bits; 0 without counts."""
     total = counts.sum()
     if not total:

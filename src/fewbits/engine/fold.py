@@ -21,7 +21,7 @@ from .isolation import isolated_pass
 from .targets import survey
 from .views import WeightView
 
-__all__ = ["Folded", "fold_batchnorm", "is_batchnorm"]
+__all__ = ["Folded", "affine_of", "fold_batchnorm", "is_batchnorm"]
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _TOLERANCE = 1e-3  # of the largest that moved; reordered float32 arithmetic stays far below it
@@ -84,6 +84,12 @@ def fold_batchnorm(
 def is_batchnorm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     """Tell whether ``module`` normalizes with running statistics and an affine map."""
     return isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None
+
+
+def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return gain and bias, float64, of what a batch normalization computes in evaluation mode."""
+    gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    return gain, norm.bias.detach().double() - norm.running_mean.double() * gain
 
 
 def _pairs(

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..coded import ActivationGrid, Contents, GridTensor
 from ..errors import ModelError
 from .activations import apply_grid, hooks_of
-from .fold import is_batchnorm
+from .fold import affine_of, is_batchnorm
 
-__all__ = ["integer_network"]
+__all__ = ["integer_network", "whole_integers"]
 
 _EXACT = 2.0**53
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,7 +46,7 @@ def integer_network(model: nn.Module, contents: Contents) -> tuple[nn.Module, li
             hooks[name].changes = [None]  # the layer does it itself
             setattr(module, "forward", _IntegerLayer(module, weight, grid))  # noqa: B010
             done.append(name)
-        elif is_batchnorm(module) and isinstance(module.running_var, Tensor):
+        elif is_batchnorm(module):
             setattr(module, "forward", _Affine(module))  # noqa: B010
     if not done:
         raise ModelError(
@@ -56,16 +56,23 @@ def integer_network(model: nn.Module, contents: Contents) -> tuple[nn.Module, li
     return network, done
 
 
+def whole_integers(weight: GridTensor) -> tuple[Tensor, Tensor]:
+    """Return (rows, columns) float64 integers and float32 steps whose product the weight is.
+
+    A grid without a zero has odd integers, at half of its step: exact.
+    """
+    twice = 2 * torch.from_numpy(weight.index).double()
+    twice = twice - 2 * torch.from_numpy(weight.offset).double()[:, None]
+    odd = bool((twice % 2 != 0).any())
+    return twice if odd else twice / 2, torch.from_numpy(weight.step) / (2 if odd else 1)
+
+
 class _IntegerLayer:
     """``step_w * step_x * (integers) + bias`` in place of a layer's forward."""
 
     def __init__(self, module: Any, weight: GridTensor, grid: ActivationGrid) -> None:
-        twice = torch.from_numpy(2 * weight.index.astype("int64")).double()
-        twice = twice - 2 * torch.from_numpy(weight.offset).double()[:, None]
-        # A grid without a zero has odd integers, at half of its step.
-        odd = bool((twice % 2 != 0).any())
-        self.weight = (twice if odd else twice / 2).reshape(weight.shape)
-        self.scale = torch.from_numpy(weight.step).double() / (2 if odd else 1) * float(grid.step)
+        integers, step = whole_integers(weight)
+        self.weight, self.scale = integers.reshape(weight.shape), step.double() * float(grid.step)
         self.grid, self.module = grid, module
         reach = max(abs(grid.low - grid.zero), abs(grid.high - grid.zero))
         most = float(self.weight.abs().flatten(1).sum(1).max()) * reach
@@ -93,12 +100,7 @@ class _Affine:
     """A batch normalization in evaluation: a factor and a shift for each channel."""
 
     def __init__(self, norm: Any) -> None:
-        gain = 1 / (norm.running_var.double() + norm.eps).sqrt()
-        if norm.weight is not None:
-            gain = gain * norm.weight.detach().double()
-        shift = -norm.running_mean.double() * gain
-        self.gain = gain
-        self.shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+        self.gain, self.shift = affine_of(norm)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the normalized values."""

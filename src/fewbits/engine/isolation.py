@@ -25,6 +25,7 @@ __all__ = [
     "Draws",
     "autocast_off",
     "cloned",
+    "evaluating",
     "fast_path_off",
     "isolated_pass",
     "plain_tensors",
@@ -138,6 +139,18 @@ def isolated_pass(forward: Forward, network: nn.Module, batch: Any, seed: int) -
     with preserved_draws():
         Draws.seed(seed)
         return forward(network, cloned(batch))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Be in evaluation mode inside; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

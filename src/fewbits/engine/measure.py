@@ -1,4 +1,4 @@
-"""Batch normalization measured anew: what training left is of another mixture of precisions."""
+"""What batch normalizations see: moments by channel, and their statistics measured anew."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import Forward
 from .fold import is_batchnorm
-from .isolation import isolated_pass
+from .isolation import evaluating, isolated_pass
 
-__all__ = ["measure_batchnorm"]
+__all__ = ["channel_sums", "measure_batchnorm"]
 
 
 @torch.no_grad()
@@ -21,24 +21,26 @@ def measure_batchnorm(model: nn.Module, batches: Iterable[Any], forward: Forward
 
     Only the normalizations are in training mode meanwhile. Changes ``model`` in place.
     """
-    norms: dict[str, Any] = {
-        name: module
-        for name, module in model.named_modules()
-        if is_batchnorm(module) and module.running_mean is not None
-    }
-    modes = {module: module.training for module in model.modules()}
+    norms: dict[str, Any] = {n: m for n, m in model.named_modules() if is_batchnorm(m)}
     momenta = {name: norm.momentum for name, norm in norms.items()}
-    model.eval()
     try:
-        for norm in norms.values():
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative mean
-            norm.training = True
-        for batch in batches:
-            isolated_pass(forward, model, batch, seed=0)
+        with evaluating(model):
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative mean
+                norm.training = True
+            for batch in batches:
+                isolated_pass(forward, model, batch, seed=0)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for name, norm in norms.items():
             norm.momentum = momenta[name]
     return list(norms)
+
+
+def channel_sums(values: Tensor) -> Tensor:
+    """Return (3, channels) float64: count, sum and sum of squares over all axes but the second."""
+    axes = [axis for axis in range(values.dim()) if axis != 1]
+    values = values.double()
+    sums = values.sum(axes)
+    count = torch.full_like(sums, values.numel() // max(1, values.shape[1]))
+    return torch.stack([count, sums, values.square().sum(axes)])

@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from .batches import Forward
 from .fold import Folded, is_batchnorm
 from .isolation import isolated_pass
+from .measure import channel_sums
 
 __all__ = ["reestimate_batchnorm"]
 
@@ -121,7 +122,7 @@ def _looking(
 
 def _recorded(seen: dict[str, list[Tensor]]) -> Callable[[str, Tensor], None]:
     def look(name: str, x: Tensor) -> None:
-        seen[name].append(_measure(x))
+        seen[name].append(channel_sums(x))
 
     return look
 
@@ -134,7 +135,7 @@ def _matched(
     def look(name: str, x: Tensor) -> Tensor | None:
         if not seen[name]:
             return None  # called more often than in the float network: nothing to compare with
-        reference, quantized = seen[name].pop(0), _measure(x)
+        reference, quantized = seen[name].pop(0), channel_sums(x)
         moments[name].add(reference, quantized)
         single = _Moments()
         single.add(reference, quantized)
@@ -144,15 +145,6 @@ def _matched(
         return mapped + before.reshape(shape).to(x)
 
     return look
-
-
-def _measure(x: Tensor) -> Tensor:
-    """Return (3, channels) float64: values, sum and sum of squares over all but the channels."""
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    x = x.double()
-    sums = x.sum(axes)
-    count = torch.full_like(sums, x.numel() // max(1, x.shape[1]))
-    return torch.stack([count, sums, x.square().sum(axes)])
 
 
 def _apply(norm: Any, before: Tensor, after: Tensor, gain: Tensor, absorbed: bool) -> None:

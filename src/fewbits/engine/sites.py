@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, ConfigError
 from .activations import site_name
 from .batches import Forward
-from .isolation import isolated_pass
+from .isolation import evaluating, isolated_pass
 
 __all__ = ["PLACEMENTS", "Site", "choose_sites", "normalized", "observe"]
 
@@ -223,13 +223,10 @@ def _nowhere(reason: str) -> ConfigError:
 def _quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
     """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
     state = {name: value.clone() for name, value in model.named_buffers()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        isolated_pass(forward, model, batch, seed)
+        with evaluating(model):
+            isolated_pass(forward, model, batch, seed)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for name, value in model.named_buffers():
             if name in state:
                 value.copy_(state[name])

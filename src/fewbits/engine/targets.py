@@ -21,6 +21,7 @@ from .views import WeightView, kind_of
 __all__ = [
     "Survey",
     "Target",
+    "biases_beside",
     "check_finite",
     "matches",
     "retie",
@@ -94,6 +95,13 @@ def survey(model: nn.Module) -> Survey:
     }
     kept = {alias: owner for alias, owner in aliases.items() if owner in others}
     return Survey(tuple(targets), others, renamed | kept)
+
+
+def biases_beside(weights: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that are biases of the modules of ``weights``."""
+    homes = {name.rpartition(".")[0] for name in weights}
+    split = [(name, *name.rpartition(".")[::2]) for name in names]
+    return [name for name, home, leaf in split if home in homes and "bias" in leaf]
 
 
 def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]:

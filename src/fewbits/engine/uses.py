@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..coded import Use
 from .batches import Forward
-from .isolation import isolated_pass
+from .isolation import evaluating, isolated_pass
 from .targets import Target, survey
 
 __all__ = ["count_uses"]
@@ -42,12 +42,10 @@ def count_uses(model: nn.Module, batch: Any, samples: int, forward: Forward) -> 
     for target in survey(model).targets:
         if "Embedding" not in target.kind:
             handles.append(model.get_submodule(target.module).register_forward_hook(watch(target)))
-    training = model.training
     try:
-        with torch.no_grad():
-            isolated_pass(forward, model.eval(), batch, 0)
+        with torch.no_grad(), evaluating(model):
+            isolated_pass(forward, model, batch, 0)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return found

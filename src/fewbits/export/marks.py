@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
 from ..engine.activations import apply_grid, install_inputs
+from ..engine.integer import whole_integers
 from ..model import load_into, unwrapped
 
 __all__ = ["Marked", "marked"]
@@ -120,15 +121,8 @@ def _hindrance(
 
 
 def _integers(tensor: GridTensor) -> tuple[Tensor, Tensor, int] | None:
-    """Return integers from zero up and down, their steps, and the bits they take.
-
-    A grid without a zero has odd integers at half the step: exact.
-    """
-    doubled = 2 * torch.from_numpy(tensor.index).double()
-    twice = doubled - 2 * torch.from_numpy(tensor.offset).double()[:, None]
-    odd = bool((twice % 2 != 0).any())
-    index = twice if odd else twice / 2
-    step = torch.from_numpy(tensor.step) / (2 if odd else 1)
+    """Return integers from zero up and down, their steps, and the bits they take."""
+    index, step = whole_integers(tensor)
     low, high = (int(value) for value in index.aminmax()) if index.numel() else (0, 0)
     for width, dtype in ((4, torch.int8), (8, torch.int8), (16, torch.int16)):
         if -(1 << (width - 1)) <= low and high < 1 << (width - 1):

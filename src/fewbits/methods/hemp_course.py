@@ -229,12 +229,13 @@ class HempCourse:
 
     def _settle(self, pool: Pool, units: list[Tensor], rate: float) -> None:
         """Choose the level of each weight; at a rate by the law of the levels chosen before."""
-        for _ in range(2 if rate else 1):
-            law = law_of(pool, units) if rate else None
-            for line, values in zip(pool.lines, units, strict=True):
-                if law is not None:
-                    line.rounding.price(own_lengths(law, line.alphabet), rate * line.cell**2)
-                line.target = line.alphabet.levels[line.rounding.positions(values)]
+        pairs = list(zip(pool.lines, units, strict=True))
+        for _ in range(2 if rate else 0):
+            law = law_of(pool, [line.nearest(values) for line, values in pairs])
+            for line in pool.lines:
+                line.rounding.price(own_lengths(law, line.alphabet), rate * line.cell**2)
+        for line, values in pairs:
+            line.target = line.nearest(values)
 
     def _move(self, line: Line, pull: float, rate: float) -> None:
         alphabet, matrix = line.alphabet, line.weight.matrix()

@@ -44,6 +44,10 @@ class Line:
         """Return its values in steps, (rows, columns)."""
         return self.alphabet.units(self.weight.matrix())
 
+    def nearest(self, units: Tensor) -> Tensor:
+        """Return the levels of these values, bits counted where they have a price."""
+        return self.alphabet.levels[self.rounding.positions(units)]
+
 
 @dataclass(frozen=True, eq=False)
 class Pool:
@@ -66,11 +70,10 @@ def own_lengths(histogram: Histogram, alphabet: Alphabet) -> Tensor:
     return histogram.lengths()[(part,) * histogram.order]
 
 
-def law_of(pool: Pool, units: Sequence[Tensor]) -> Histogram:
-    """Return the histogram of the levels that the weights are on, none of them out of reach."""
-    groups = []
-    for line, values in zip(pool.lines, units, strict=True):
-        levels = line.alphabet.levels
-        on = levels[line.rounding.positions(values)]
-        groups.append(soft_brackets(on, levels, line.alphabet.zero))
+def law_of(pool: Pool, on: Sequence[Tensor]) -> Histogram:
+    """Return the histogram of levels that the weights are on, none of them out of reach."""
+    groups = [
+        soft_brackets(values, line.alphabet.levels, line.alphabet.zero)
+        for line, values in zip(pool.lines, on, strict=True)
+    ]
     return joint_histogram(groups, pool.order).smoothed()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..coded import entropy_of
 from .bit_stages import FLOAT
 from .lowbit_inputs import LowBitInput
 from .lowbit_weights import LowBitWeight
@@ -61,8 +62,7 @@ def levels_of(name: str, part: LowBitWeight | LowBitInput) -> LayerLevels | None
     what = "weights" if isinstance(part, LowBitWeight) else "inputs"
     index, count, clipped, step = part.occupied()
     counts = torch.bincount(index.reshape(-1).long().cpu(), minlength=count)
-    shares = counts[counts > 0].double() / max(1, int(counts.sum()))
-    entropy = float(-(shares * shares.log2()).sum())
+    entropy = entropy_of(counts.numpy())
     return LayerLevels(name, what, part.bits, tuple(counts.tolist()), entropy, clipped, step)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..coded import entropy_of
 from ..errors import ConfigError
 from ..ops.weight_fixing import Clustering, Ladder, Pick, cluster
 
@@ -133,16 +134,14 @@ def told(
 ) -> Round:
     """Return the record of a round that led to ``state``."""
     codes, counts, _ = counted(state.values[state.fixed], unit)
-    shares = counts / max(1, counts.sum())
     fixed = int(state.fixed.sum())
     zeros = int(counts[codes == 0].sum()) / max(1, fixed)
-    entropy = float(-(shares * np.log2(shares)).sum())
     return Round(
         progress=progress,
         fraction=fraction,
         fixed=fixed,
         values=len(counts),
-        entropy=max(0.0, entropy),
+        entropy=entropy_of(counts),
         zeros=zeros,
         deviation=deviation,
         picks=found.picks,

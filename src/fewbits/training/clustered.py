@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..engine.targets import vector_targets
+from ..engine.targets import biases_beside, vector_targets
 from ..methods import TrainedMethod
 from ..planning import Plan, PlanEntry
 
@@ -24,13 +24,7 @@ def as_clustered(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
         plan = replace(plan, entries=tuple(_without_table(entry) for entry in plan.entries))
     trained = [entry.target for entry in plan.entries if entry.trained is not None]
     weights = [name for target in trained for name in (target.name, *target.also)]
-    layers = {name.rpartition(".")[0] for name in weights}
-    names = [
-        name
-        for name in plan.kept
-        if name.rpartition(".")[0] in layers and "bias" in name.rpartition(".")[2]
-    ]
-    targets = vector_targets(model, names)
+    targets = vector_targets(model, biases_beside(weights, plan.kept))
     entries = [PlanEntry(t, None, "a bias, with the weights", method) for t in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}

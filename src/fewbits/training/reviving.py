@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.batches import Forward, as_batches, as_forward
+from ..engine.fold import affine_of
 from ..engine.isolation import isolated_pass
+from ..engine.measure import channel_sums
 from ..errors import CalibrationError
 from .norms import let_go
 
@@ -71,11 +73,7 @@ def revive(
 
 def _adding(sums: dict[str, Tensor | float], name: str) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = (args[0] if args else kwargs["input"]).double()
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        total = x.sum(axes)
-        count = torch.full_like(total, x.numel() // max(1, x.shape[1]))
-        sums[name] = sums[name] + torch.stack([count, total, x.square().sum(axes)])
+        sums[name] = sums[name] + channel_sums(args[0] if args else kwargs["input"])
 
     return hook
 
@@ -85,9 +83,8 @@ def _normalize_again(norm: Any, sums: Tensor) -> None:
     count, total, squares = sums
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
-    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    bias = norm.bias.double() + gain * (mean - norm.running_mean.double())
+    gain, bias = affine_of(norm)
     norm.weight.copy_(gain * (variance + norm.eps).sqrt())
-    norm.bias.copy_(bias)
+    norm.bias.copy_(bias + gain * mean)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.fold import is_batchnorm
+from ..engine.fold import affine_of, is_batchnorm
 from ..engine.layer import QuantizedMatrix
 from ..ops.codebook import window
 
@@ -123,8 +123,7 @@ def _vectors(
     the error does to the mean.
     """
     variance, mean = norm.running_var.double(), norm.running_mean.double()
-    gain = norm.weight.double() / (variance + norm.eps).sqrt()
-    bias = norm.bias.double() - mean * gain
+    gain, bias = affine_of(norm)
     if not bool(gain.to(norm.weight.dtype).isfinite().all() and bias.isfinite().all()):
         return None
     if bits is None:

@@ -18,14 +18,6 @@ from fewbits.sources.training import train_classifier
 MODEL = "builtin:digits-mlp"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a network trained by ``train --method pwfn``, and what the command told."""

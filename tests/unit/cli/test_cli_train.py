@@ -12,7 +12,6 @@ import sys
 import time
 
 import pytest
-import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -23,14 +22,6 @@ from fewbits.sources.training import train_classifier
 from fewbits.training.stepper import Stepper
 
 MODEL = "builtin:digits-mlp"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

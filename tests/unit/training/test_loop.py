@@ -77,14 +77,6 @@ class Rounding:
         self.generator.set_state(state["random"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def samples(digits):
     x, y, _, _ = digits

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 
 import fewbits
 from fewbits.training.norms import hold_absorbed, let_go
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_absorbed_norms_are_held_and_others_are_not(digits_net, digits):
