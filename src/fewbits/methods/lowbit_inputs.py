@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 from ..coded import ActivationGrid
 from ..engine.sites import Site
-from ..ops.quantizers import bounds, lsq_step, rounded
+from ..ops.quantizers import bounds, lsq, lsq_step, rounded, wide
 from ..ops.ranges import fit_percentile, fit_range
 from .bit_stages import FLOAT
 from .lowbit_step import LearnedStep, damping_at
@@ -29,11 +29,19 @@ class LowBitInput(nn.Module):
         step: (1,) learned; of "dorefa" constant, of "pact" the clip.
         shift: (1,) learned value of the lowest level; of "lsq+" alone.
         bits: width now; 32 leaves inputs as they are.
+        gated: whether steps of a training look at ``gate``.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float input.
     """
 
     def __init__(
-        self, site: Site, owner: nn.Module, kind: str, *, ranges: str, percentile: float
+        self,
+        site: Site,
+        owner: nn.Module,
+        kind: str,
+        *,
+        ranges: str,
+        percentile: float,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self._owner = (owner,)  # in a tuple: it is no part of this module
@@ -43,6 +51,7 @@ class LowBitInput(nn.Module):
         self.signed = site.signed and self.kind != "lsq+"
         self.asymmetric = site.signed and self.kind == "lsq+"
         self.ranges, self.percentile, self.features = ranges, percentile, site.features
+        self.gated = gated
         self.bits, self.active = FLOAT, True
         sample = site.sample
         self.sample: Tensor
@@ -62,22 +71,24 @@ class LowBitInput(nn.Module):
         if not self.active or self.bits == FLOAT:
             return self.step.beside(values) if learning else values
         with torch.autocast(values.device.type, enabled=False):
-            levels = self._levels(values.float())
-        levels = levels.to(values.dtype)
-        return torch.where(self.gate > 0, levels, values) if learning else levels
+            levels = self._levels(values).to(values.dtype)
+        return torch.where(self.gate > 0, levels, values) if learning and self.gated else levels
 
     def _levels(self, values: Tensor) -> Tensor:
         low, high = self._bounds()
         if self.kind == "pact":
             clip: Tensor = self.step(1.0)
             step = clip.detach() / high
+            values = wide(values)
             kept = torch.where(values >= clip, clip, values.clamp_min(0))
             return (kept.detach() / step).round() * step + (kept - kept.detach())
         step = self._step()
         if self.kind == "dorefa":
-            return rounded(values.clamp(0, 1) / step) * step
+            return rounded(wide(values).clamp(0, 1) / step) * step
+        if not self.asymmetric:
+            return lsq(values, step, low, high)
         zero = self._zero(step)
-        units = values / step
+        units = wide(values) / step
         index = torch.where(units <= low - zero, low - zero, rounded(units))
         return torch.where(units >= high - zero, high - zero, index) * step
 
@@ -134,7 +145,8 @@ class LowBitInput(nn.Module):
 
     @torch.no_grad()
     def _sample(self, values: Tensor) -> None:
-        flat = values.reshape(-1)
+        order = sorted(range(values.dim()), key=values.stride, reverse=True)
+        flat = values.permute(order).reshape(-1)  # a view, whatever the memory format
         found = flat[:: max(1, flat.numel() // _SAMPLE) | 1].float()
         if len(found) != len(self.sample):
             self.sample = found.clone()

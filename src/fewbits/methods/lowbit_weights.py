@@ -35,13 +35,23 @@ class LowBitWeight(nn.Module):
         step: (1,) or (rows,) learned: the step of LSQ; of DoReFa the learned scale of all levels.
         bits: width now; 32 for floats.
         active: while False, the weight is seen as it is.
+        gated: whether steps of a training look at ``gate``.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float weight.
     """
 
-    def __init__(self, weight: TunedWeight, kind: str, *, per: str, ranges: str, detach_max: bool):
+    def __init__(
+        self,
+        weight: TunedWeight,
+        kind: str,
+        *,
+        per: str,
+        ranges: str,
+        detach_max: bool,
+        gated: bool = False,
+    ) -> None:
         super().__init__()
         self.kind, self.per_row, self.ranges = kind, per == "channel", ranges
-        self.detach_max = detach_max
+        self.detach_max, self.gated = detach_max, gated
         self.active, self.bits, self.scaled = True, FLOAT, True
         self._weight = weight
         rows = weight.view.rows if self.per_row else 1
@@ -59,7 +69,8 @@ class LowBitWeight(nn.Module):
             values = self.levels(matrix.reshape(-1, matrix.shape[-1]))
             values = view.tensor(values.reshape(matrix.shape), tuple(weight.shape))
         values = values.to(weight.dtype)
-        return torch.where(self.gate > 0, values, weight) if self.training else values
+        looks = self.training and self.gated
+        return torch.where(self.gate > 0, values, weight) if looks else values
 
     def levels(self, rows: Tensor) -> Tensor:
         """Return (rows, columns) weights on their levels."""

@@ -2,7 +2,8 @@
 
 All round half to even, and compute in float32 (float64 stays float64) whatever autocast says: in
 bfloat16 a third of 8-bit codes come out wrong. A gradient passes through rounding as if it did
-nothing; everything else is differentiated as it is.
+nothing; everything else is differentiated as it is. What runs on every activation of a network in
+every step is one node of the graph: composed of operators it costs more than the convolutions.
 
 References:
     Zhou et al., "DoReFa-Net", 2016. Choi et al., "PACT", 2018. Esser et al., "Learned step size
@@ -12,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +47,19 @@ def wide(values: Tensor) -> Tensor:
 
 
 def rounded(values: Tensor) -> Tensor:
-    """Round half to even; the gradient passes as if nothing was done. The value is exact."""
-    return values.detach().round() + (values - values.detach())
+    """Round half to even; the gradient passes as if nothing was done."""
+    found: Tensor = _Rounded.apply(values)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
 
 
 def dorefa_unit(weight: Tensor, *, per_row: bool = False, detach_max: bool = False) -> Tensor:
@@ -112,9 +125,11 @@ def lsq(values: Tensor, step: Tensor, low: int, high: int, damping: float = 1.0)
 
     In the step: ``round(v/s) - v/s`` inside, ``low`` or ``high`` outside, times ``damping``.
     ``step`` must be positive and broadcast over ``values``. Steps of one row each are given as
-    (rows, 1, ...).
+    (rows, 1, ...). The levels have the dtype of ``values``.
     """
-    return _levels(wide(values), _damped(wide(step), damping), low, high)
+    moved = _damped(wide(step), damping)
+    found: Tensor = _Levels.apply(values, moved, low, high)  # type: ignore[no-untyped-call]
+    return found
 
 
 def lsq_plus(
@@ -125,7 +140,7 @@ def lsq_plus(
     The gradient in b is 0 inside and 1 outside of the range, times ``damping``.
     """
     moved = _damped(wide(shift), damping)
-    return _levels(wide(values) - moved, _damped(wide(step), damping), low, high) + moved
+    return lsq(wide(values) - moved, step, low, high, damping) + moved
 
 
 def lsq_damping(values: int, high: int) -> float:
@@ -164,8 +179,26 @@ def _damped(step: Tensor, damping: float) -> Tensor:
     return step.detach() + (step - step.detach()) * damping
 
 
-def _levels(values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    units = values / step
-    inside = (units > low) & (units < high)
-    kept = torch.where(inside, units, units.detach().clamp(low, high))
-    return rounded(kept) * step
+class _Levels(torch.autograd.Function):
+    """Levels of ``values``; keeps these in their own dtype, and computes their units twice."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(values, step)
+        ctx.ends = (low, high)
+        units = wide(values) / step
+        return units.round_().clamp_(low, high).mul_(step).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, step = ctx.saved_tensors
+        low, high = ctx.ends
+        units, grad = wide(values) / step, wide(grads[0])
+        # Where low < units < high; zero at the ends and beyond.
+        inside = torch.ops.aten.hardtanh_backward(grad, units, low, high)
+        in_step = None
+        if ctx.needs_input_grad[1]:
+            kept = units.clamp_(low, high)
+            error = kept.round().sub_(kept).mul_(grad)
+            in_step = error.addcmul_(grad - inside, kept).sum_to_size(step.shape).to(step.dtype)
+        return inside.to(values.dtype), in_step, None, None
