@@ -5,25 +5,22 @@
 Every run starts from a float network trained here, dense or pruned by magnitude, and follows its
 logits. "none" is the same training, start, levels, coder and budget without the entropy term. The
 last 5,000 training images are held out; test images decide nothing. Accuracy is of the network
-loaded from the file. Runs are kept in .data/ with their commit, so that a benchmark that was
-stopped goes on; after --minutes no run begins, and the record counts what is missing. Any other
-option explores: the record goes to .data/.
+loaded from the file. Runs are kept, so that a benchmark that was stopped goes on; after --minutes
+no run begins, and the record counts what is missing. Any other option explores: the record goes to
+.data/.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
-import json
 import statistics
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +29,7 @@ from torch import nn
 import fewbits
 from image_training import distilled
 from images import CACHE
+from kept import kept_runs
 from lenet import (
     HELD_OUT,
     NETWORKS,
@@ -42,7 +40,7 @@ from lenet import (
     rate_of,
 )
 from networks import top1
-from record import Run, environment, measured, write
+from record import Run, measured, write
 
 STARTS = ("dense", "pruned")
 TERMS = ("none", "order 1", "order 2", "order 3")
@@ -142,7 +140,7 @@ def _begin(job: _Job) -> dict[str, float]:
     return {"held out": top1(model, *data.held_out), "test": top1(model, *data.test)}
 
 
-def _run(job: _Job) -> Run:
+def _run(job: _Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
     data = job.data
@@ -167,7 +165,7 @@ def _run(job: _Job) -> Run:
         f"out, {test:.2f} % test, {run.cpu_seconds:.0f} s",
         flush=True,
     )
-    return run
+    return asdict(run)
 
 
 def _summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -241,30 +239,6 @@ def _jobs(options: argparse.Namespace) -> list[_Job]:
     ]
 
 
-def _kept(job: _Job, commit: str) -> Path:
-    """Return where a run is kept: by everything that decides it."""
-    told = json.dumps([asdict(job), commit], sort_keys=True)
-    return CACHE / "hemp_mnist" / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
-
-
-def _all(pool: ProcessPoolExecutor, jobs: list[_Job], until: float) -> list[Run]:
-    """Return the runs that are known, or done before ``until``, in the order of ``jobs``."""
-    commit = environment()["commit"]
-    missing = [job for job in jobs if not _kept(job, commit).exists()]
-    asked = {pool.submit(_before, job, until): job for job in missing}
-    for done in as_completed(asked):
-        run, path = done.result(), _kept(asked[done], commit)
-        if run is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(run)))
-    paths = [_kept(job, commit) for job in jobs]
-    return [Run(**json.loads(path.read_text())) for path in paths if path.exists()]
-
-
-def _before(job: _Job, until: float) -> Run | None:
-    return _run(job) if time.time() < until else None
-
-
 def _weight(job: _Job) -> tuple[bool, int]:
     """Return the order of runs: what the goals ask for first."""
     return job.term in ("order 2", "order 3"), job.seed
@@ -280,7 +254,9 @@ def main() -> None:
             first = {(j.network, j.seed): j for j in reversed(jobs) if j.start == start}
             for job, found in zip(first.values(), pool.map(_begin, first.values()), strict=True):
                 floats[f"{job.network}, {job.start}, seed {job.seed}"] = found
-        runs = _all(pool, sorted(jobs, key=_weight), time.time() + 60 * options.minutes)
+    jobs.sort(key=_weight)
+    found = kept_runs("hemp_mnist", _run, jobs, workers=options.jobs, minutes=options.minutes)
+    runs = [Run(**run) for run in found if run is not None]
     write(
         options.out or "hemp_mnist",
         folder=CACHE if options.out else None,

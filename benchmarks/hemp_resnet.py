@@ -130,7 +130,7 @@ def _train(model: nn.Module, job: _Job) -> fewbits.CodedModel:
     steps = max(1, int(job.epochs * len(images.labels) / settings.batch))
     done, epoch = 0, 0
     while done < steps:
-        for x, theirs, labels in images.batches(epoch, settings.batch, generator):
+        for x, theirs, labels in images.taught(epoch, settings.batch, generator):
             share = min(1, (done + 1) / settings.warm) * (1 + math.cos(math.pi * done / steps)) / 2
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share

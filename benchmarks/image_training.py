@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ PADDING = 4
 VIEWS = 8  # shifted and mirrored copies of the training images that a teacher has looked at
 _FIRST_SEED = 9000
 
+View: TypeAlias = "tuple[Tensor, Tensor]"
+
 
 @dataclass(frozen=True)
 class Images:
@@ -28,30 +31,42 @@ class Images:
     padded: Tensor
     labels: Tensor
 
-    def view(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return the rows and columns of each image in a view: mirrored or not, shifted by <= 4."""
-        generator = torch.Generator().manual_seed(_FIRST_SEED + number)
+    def drawn(self, generator: torch.Generator) -> View:
+        """Return the rows and columns of each image: mirrored or not, shifted by <= 4."""
         draws = torch.rand(len(self.padded), 3, generator=generator)
         shift = (draws[:, :2] * (2 * PADDING + 1)).long()
         down = shift[:, :1] + torch.arange(32)
         right = shift[:, 1:] + torch.arange(32)
         return down, torch.where(draws[:, 2:] < 0.5, right.flip(1), right)
 
-    def cut(self, view: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+    def view(self, number: int) -> View:
+        """Return one of the views that a teacher has looked at."""
+        return self.drawn(torch.Generator().manual_seed(_FIRST_SEED + number))
+
+    def cut(self, view: View, rows: Tensor) -> Tensor:
         """Return images of a view (n, 3, 32, 32), channels last."""
         down, right = (side[rows] for side in view)
         cut = self.padded[rows[:, None, None], :, down[:, :, None], right[:, None, :]]
         return cut.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
-    def batches(
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch in random order: images of a view of its own, and labels."""
+        view = self.drawn(generator)
+        for rows in self._orders(size, generator):
+            yield self.cut(view, rows), self.labels[rows]
+
+    def taught(
         self, epoch: int, size: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield an epoch in random order: images of its view, the teacher's logits, labels."""
         number = epoch % VIEWS
         view, logits = self.view(number), torch.load(_kept(number), weights_only=True)
-        for rows in torch.randperm(len(self.padded), generator=generator).split(size):
-            if len(rows) == size:
-                yield self.cut(view, rows), logits[rows].float(), self.labels[rows]
+        for rows in self._orders(size, generator):
+            yield self.cut(view, rows), logits[rows].float(), self.labels[rows]
+
+    def _orders(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.padded), generator=generator)
+        yield from order[: len(order) - len(order) % size].split(size)
 
 
 def held_out(count: int, seed: int = 12345) -> tuple[Images, tuple[Tensor, Tensor]]:

@@ -1,166 +1,251 @@
 """Low-bit ResNet-20 on CIFAR-10: schedules and quantizers at W4A4 and W2A2, equal budgets beside.
 
-    python benchmarks/lowbit_resnet.py [--quick] [--epochs 30] [--seeds 0 1 2] [--device cuda]
-                                       [--kinds direct two_stage ...]
+    python benchmarks/lowbit_resnet.py [--jobs 4] [--minutes 90] [--device cuda] [--quick]
 
-From the shared float weights; training images shifted and mirrored, 5,000 of them held out, no
-choice by the test images (the last epoch is taken). First and last layer have 8 bits, shortcuts are
-in float. All kinds get the same number of epochs in all, those of joint distillation too (each of
-which costs about twice the time). Accuracy is of the network loaded from the file; bytes are the
-file's, beside the nominal bits. --quick: a few steps on 2,000 images, to try the path.
+From the shared float weights; 45,000 training images, shifted and mirrored; the last epoch is
+taken, and test images decide nothing. First and last layer have 8 bits, shortcuts are in float. All
+kinds get the same number of epochs in all, those of joint distillation too (each of which costs
+about twice the time). Accuracy is of the network loaded from the file; computed in integers it is
+compared on every test image. Bytes are the file's, beside those of nominal bits. Runs are kept, so
+that a benchmark that was stopped goes on; after --minutes no run begins, and the record counts what
+is missing. Any other option explores: the record goes to .data/.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 import warnings
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from itertools import product
 from statistics import mean
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 import fewbits
+from fewbits.engine.integer import integer_network
 from fewbits.training import JointDistillation, JointWeights, PerStage, WarmCosine
 from image_training import Images, held_out
 from images import CACHE, cifar10, normalise
+from kept import kept_runs
 from networks import resnet20, top1
 from record import blank_copy, write
-from resnet20_cifar10 import calibration_batches
 
 KINDS: dict[str, dict[str, Any]] = {
-    "direct": {"schedule": "direct"},
-    "direct dorefa": {"schedule": "direct", "quantizer": "dorefa"},
-    "two_stage": {"schedule": "two_stage"},
+    "direct": {},
+    "direct dorefa": {"quantizer": "dorefa"},
+    "two stages": {"schedule": "two_stage"},
     "progressive": {"schedule": "progressive"},
-    "two_stage_progressive": {"schedule": "two_stage_progressive"},
+    "two stages, progressive": {"schedule": "two_stage_progressive"},
     "stochastic": {"schedule": "stochastic"},
-    "joint": {"schedule": "direct", "joint": True},
-    "progressive joint": {"schedule": "progressive", "joint": True},
+    "joint": {"joint": True},
+    "progressive, joint": {"schedule": "progressive", "joint": True},
 }
+BATCH = 128
 
 
-def _groups(model: torch.nn.Module, tuner: Any) -> list[dict[str, Any]]:
-    own = list(tuner.parameters()) if tuner is not None else []
+@dataclass(frozen=True)
+class _Job:
+    bits: int
+    kind: str
+    seed: int
+    epochs: float
+    rate: float
+    device: str
+    quick: bool
+
+
+def _sgd(model: nn.Module, tuner: Any, lr: float) -> torch.optim.SGD:
+    own = [] if tuner is None else list(tuner.parameters())
     known = {id(p) for p in own}
     rest = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
     groups = [{"params": rest, "weight_decay": 1e-4}, {"params": own, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
 
 
-def _sgd(model: torch.nn.Module, tuner: Any, lr: float) -> torch.optim.SGD:
-    return torch.optim.SGD(_groups(model, tuner), lr=lr, momentum=0.9, nesterov=True)
+def _computing(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
-def train(
-    images: Images, kind: str, bits: int, seed: int, options: argparse.Namespace
-) -> tuple[fewbits.CodedModel, float]:
-    """Return the compressed network and the seconds that its training took."""
-    settings = dict(KINDS[kind])
-    joint = settings.pop("joint", False)
-    method = fewbits.LowBit(weights=bits, activations=bits, **settings)
-    model = resnet20().to(options.device)
-    teacher = copy.deepcopy(model)
-    calibration = [b.to(options.device) for b in calibration_batches(1024, seed)]
-    tuner = fewbits.prepare(model, method, calibration=calibration, seed=seed, raw_dtype="float16")
-    steps = -(-len(images.padded) // 128)
-    total = options.steps or options.epochs * steps
-    rate = PerStage(WarmCosine(), tuner.stage_ends)
-    loss = None
-    if joint:
-        own = _sgd(teacher, None, 0.2 * options.rate)
-        loss = JointDistillation(teacher, own, JointWeights(), rate=WarmCosine(), total=total)
-    optimizer, stage, done = _sgd(model, tuner, options.rate), 0, 0
-    generator = torch.Generator().manual_seed(seed)
-    began = time.perf_counter()
-    while done < total:
-        for x, y in images.batches(128, generator):
-            if done == total:
-                break
-            progress = done / total
-            tuner.advance(progress)
-            if tuner.stage != stage:
-                optimizer, stage = _sgd(model, tuner, options.rate), tuner.stage
-            for group in optimizer.param_groups:
-                group["lr"] = options.rate * rate(progress)
-            batch = x.to(options.device), y.to(options.device)
-            model.train()
-            found = (
-                loss(model, batch)[0]
-                if loss
-                else functional.cross_entropy(model(batch[0]), batch[1])
+class _Loss:
+    """Cross-entropy, or joint distillation with a teacher that starts as the float network."""
+
+    def __init__(self, job: _Job, teacher: nn.Module, steps: int) -> None:
+        self.device, self.joint = job.device, None
+        if KINDS[job.kind].get("joint"):
+            own = _sgd(teacher, None, 0.2 * job.rate)
+            self.joint = JointDistillation(
+                teacher,
+                own,
+                JointWeights(),
+                rate=WarmCosine(),
+                total=steps,
+                forward=lambda net, batch: self._logits(net, batch[0]),
             )
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.joint:
+            return self.joint(model, (x, y))[0]
+        return functional.cross_entropy(self._logits(model, x), y)
+
+    def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        with _computing(self.device):
+            return model(x).float()
+
+
+def _prepared(job: _Job, images: Images) -> tuple[nn.Module, fewbits.Tuner]:
+    settings = {key: value for key, value in KINDS[job.kind].items() if key != "joint"}
+    method = fewbits.LowBit(weights=job.bits, activations=job.bits, **settings)
+    model = resnet20().to(job.device, memory_format=torch.channels_last)
+    batches = images.batches(BATCH, torch.Generator().manual_seed(1000 + job.seed))
+    calibration = [x.to(job.device) for x, _ in (next(batches) for _ in range(8))]
+    tuner = fewbits.prepare(
+        model, method, calibration=calibration, seed=job.seed, raw_dtype="float16"
+    )
+    return model, tuner
+
+
+def _train(job: _Job, images: Images) -> fewbits.CodedModel:
+    """Return the trained network's file."""
+    model, tuner = _prepared(job, images)
+    steps = 6 if job.quick else int(job.epochs * (len(images.labels) // BATCH))
+    rate = PerStage(WarmCosine(), tuner.stage_ends)
+    teacher = resnet20().to(job.device, memory_format=torch.channels_last)
+    loss = _Loss(job, teacher, steps)
+    optimizer, stage, done = _sgd(model, tuner, job.rate), 0, 0
+    generator = torch.Generator().manual_seed(job.seed)
+    while done < steps:
+        for x, y in images.batches(BATCH, generator):
+            tuner.advance(done / steps)
+            if tuner.stage != stage:
+                optimizer, stage = _sgd(model, tuner, job.rate), tuner.stage
+            for group in optimizer.param_groups:
+                group["lr"] = job.rate * rate(done / steps)
+            found = loss(model.train(), x.to(job.device), y.to(job.device))
             optimizer.zero_grad()
             found.backward()
             optimizer.step()
             tuner.step()
             done += 1
-    seconds = time.perf_counter() - began
+            if done == steps:
+                break
     model.eval()
-    return tuner.finish(), seconds
+    return tuner.finish("smallest")
+
+
+def _run(job: _Job) -> dict[str, Any]:
+    """Train, and measure what the file gives."""
+    torch.set_num_threads(1)
+    images, judged = held_out(5000)
+    test_x, test_y = cifar10("test")
+    count = 500 if job.quick else 10_000
+    test = normalise(test_x[:count]), torch.as_tensor(test_y[:count])
+    wall = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        coded = _train(job, images)
+    seconds = time.perf_counter() - wall
+    loaded = coded.load_into(blank_copy(resnet20())).eval()
+    network, layers = integer_network(loaded, coded.contents)
+    row = {
+        **asdict(job),
+        "accuracy": top1(loaded, *test),
+        "held_out": top1(loaded, *judged),
+        "file_bytes": len(coded.data),
+        "nominal_bytes": _nominal(job.bits),
+        "bits_per_weight": coded.bits_per_weight,
+        "integer_layers": len(layers),
+        "differs_in_integers": _differing(loaded, network, test[0]),
+        "seconds": seconds,
+    }
+    print({k: row[k] for k in ("bits", "kind", "seed", "accuracy", "file_bytes")}, flush=True)
+    return row
+
+
+@torch.inference_mode()
+def _differing(loaded: nn.Module, network: nn.Module, images: Tensor) -> int:
+    """Return the number of images that the integer network gives another class."""
+    pairs = ((loaded(x).argmax(1), network(x).argmax(1)) for x in images.split(250))
+    return sum(int((ours != theirs).sum()) for ours, theirs in pairs)
+
+
+def _nominal(bits: int) -> int:
+    """Return the bytes of weights at their nominal bits, and of all other tensors in float16."""
+    total = 0.0
+    for name, value in resnet20().state_dict().items():
+        if value.dim() > 1:
+            total += value.numel() * (1 if name in ("conv1.weight", "linear.weight") else bits / 8)
+        elif value.is_floating_point():
+            total += 2 * value.numel()
+    return round(total)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
+    parser.add_argument("--quick", action="store_true", help="seed 0, 6 steps, 500 test images")
+    parser.add_argument("--out", help="name of the record in .data/")
+    options = parser.parse_args()
+    same = {key: vars(options)[key] for key in ("jobs", "minutes", "device")}
+    if options.out is None and vars(options) != vars(parser.parse_args([])) | same:
+        options.out = "lowbit_resnet_explored"
+    if options.quick:
+        options.seeds = [0]
+    return options
+
+
+def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return means and the range over seeds of every kind."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["bits"], row["kind"]), []).append(row)
+    return [
+        {
+            "bits": bits,
+            "kind": kind,
+            "seeds": len(group),
+            "accuracy_mean": mean(row["accuracy"] for row in group),
+            "accuracy": [row["accuracy"] for row in group],
+            "held_out_mean": mean(row["held_out"] for row in group),
+            "file_bytes_mean": mean(row["file_bytes"] for row in group),
+            "nominal_bytes": group[0]["nominal_bytes"],
+            "differs_in_integers": sum(row["differs_in_integers"] for row in group),
+            "seconds_mean": mean(row["seconds"] for row in group),
+        }
+        for (bits, kind), group in groups.items()
+    ]
 
 
 def main() -> None:
     """Run every kind and seed, and write the record."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--rate", type=float, default=0.01)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 2])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    options.steps = 6 if options.quick else 0
-    images, _ = held_out(5000)
-    if options.quick:
-        images = Images(images.padded[:2000], images.labels[:2000])
-        options.seeds = [0]
-    test_x, test_y = cifar10("test")
-    count = 500 if options.quick else 10_000
-    test = normalise(test_x[:count]), torch.as_tensor(test_y[:count])
-    rows = []
-    for bits in options.bits:
-        for kind in options.kinds:
-            for seed in options.seeds:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    coded, seconds = train(images, kind, bits, seed, options)
-                loaded = coded.load_into(blank_copy(resnet20())).eval()
-                rows.append(
-                    {
-                        "bits": bits,
-                        "kind": kind,
-                        "seed": seed,
-                        "accuracy": top1(loaded, *test),
-                        "file_bytes": len(coded.data),
-                        "bits_per_weight": coded.bits_per_weight,
-                        "seconds": seconds,
-                    }
-                )
-                print(rows[-1], flush=True)
-    keys = list(dict.fromkeys((row["bits"], row["kind"]) for row in rows))
-    groups = {k: [row for row in rows if (row["bits"], row["kind"]) == k] for k in keys}
-    summary = [
-        {
-            "bits": bits,
-            "kind": kind,
-            "accuracy_mean": mean(row["accuracy"] for row in group),
-            "file_bytes_mean": mean(row["file_bytes"] for row in group),
-        }
-        for (bits, kind), group in groups.items()
+    options = _options()
+    jobs = [
+        _Job(bits, kind, seed, options.epochs, options.rate, options.device, options.quick)
+        for seed, bits, kind in product(options.seeds, options.bits, options.kinds)
     ]
+    found = kept_runs("lowbit_resnet", _run, jobs, workers=options.jobs, minutes=options.minutes)
+    rows = [row for row in found if row is not None]
+    test_x, test_y = cifar10("test")
+    reference = top1(resnet20(), normalise(test_x), torch.as_tensor(test_y))
     write(
-        "lowbit_resnet",
+        "lowbit_resnet" if options.out is None else options.out,
         model="resnet20 (CIFAR-10)",
-        data=f"CIFAR-10, 45,000 training images, {count} test images",
-        folder=CACHE,
-        epochs=options.epochs,
-        rate=options.rate,
-        device=options.device,
-        summary=summary,
+        data="CIFAR-10: 45,000 training images; test images only report",
+        folder=CACHE if options.out else None,
+        float_accuracy={"resnet20": reference},
+        missing=len(jobs) - len(rows),
+        summary=_summary(rows),
         rows=rows,
     )
 

@@ -1,6 +1,6 @@
 """PWFN on ResNet-20, CIFAR-10: values of the whole network, bytes, top-1, and noise resilience.
 
-    python benchmarks/pwfn_resnet.py [--epochs 8] [--seeds 0 1 2] [--kinds ...] [--jobs 4]
+    python benchmarks/pwfn_resnet.py [--epochs 4] [--seeds 0 1 2] [--kinds ...] [--jobs 4]
 
 All kinds train the float network for as many epochs, on labels of 45,000 shifted and mirrored
 training images; nothing is chosen by the test images. Kinds:
@@ -16,8 +16,9 @@ training images; nothing is chosen by the test images. Kinds:
 - ``noisy``, ``plain``: no weight is fixed: trained with noise as ``pwfn``, and without; both in
   float32, for the resilience to noise alone.
 
-Accuracy is of the network loaded from the file. Any option but --jobs explores: the record goes to
-.data/, never to results/.
+Accuracy is of the network loaded from the file. Runs are kept, so that a benchmark that was stopped
+goes on; after --minutes no run begins, and the record counts what is missing. Any other option
+explores: the record goes to .data/, never to results/.
 """
 
 from __future__ import annotations
@@ -26,10 +27,8 @@ import argparse
 import copy
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -40,11 +39,13 @@ import fewbits
 from fewbits.coded import network_values
 from image_training import held_out
 from images import CACHE, cifar10, normalise
+from kept import kept_runs
 from networks import resnet20, top1
 from record import Run, measured, write
 
 UNFIXED = ("rounded", "noisy", "plain")
 KINDS = ("pwfn", "pwfn constant", "pwfn permuted", "rounded", "k-means", "noisy", "plain")
+_BEGAN = time.perf_counter()
 GOAL = {"accuracy_below_float_at_most": 1.0, "values_at_most": 64}
 
 
@@ -66,6 +67,14 @@ class Settings:
     draws: int = 10
     images: int = 2000
     judged: int = 10_000
+
+
+@dataclass(frozen=True)
+class _Job:
+    kind: str
+    seed: int
+    epochs: float
+    settings: Settings
 
 
 def _method(kind: str, settings: Settings) -> Any:
@@ -107,7 +116,7 @@ def _train(model: nn.Module, kind: str, settings: Settings, seed: int, epochs: f
     while done < steps:
         for x, y in images.batches(settings.batch, generator):
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(x.contiguous(memory_format=torch.channels_last))
+                logits = model(x)
             loss = F.cross_entropy(logits.float(), y) + tuner.penalty()
             optimizer.zero_grad()
             for group in optimizer.param_groups:
@@ -162,9 +171,9 @@ def _deviation(rounds: list[dict[str, float]]) -> float:
     return total / max(1.0, before)
 
 
-def _one(job: tuple[str, int, float, Settings]) -> tuple[Run, dict[str, Any]]:
-    """Train and measure one kind with one seed."""
-    kind, seed, epochs, settings = job
+def _one(job: _Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one kind with one seed, and return its run and what else it tells."""
+    kind, seed, epochs, settings = job.kind, job.seed, job.epochs, job.settings
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = resnet20()
@@ -181,7 +190,7 @@ def _one(job: tuple[str, int, float, Settings]) -> tuple[Run, dict[str, Any]]:
     run = measured(
         coded,
         blank,
-        {"test": (x[some], y[some])},
+        {"held out": held_out(5000)[1], "test": (x[some], y[some])},
         seconds=seconds,
         method=kind,
         settings={**asdict(settings), "epochs": epochs},
@@ -191,7 +200,20 @@ def _one(job: tuple[str, int, float, Settings]) -> tuple[Run, dict[str, Any]]:
     more |= {"statistics": network_values(coded.tensors).to_dict()}
     net = coded.load_into(resnet20())
     more["noise"] = _noise(net, (x[: settings.images], y[: settings.images]), settings)
-    return run, more
+    _tell(run, more)
+    return asdict(run), more
+
+
+def _tell(run: Run, more: dict[str, Any]) -> None:
+    values = more["statistics"]
+    noise = ", ".join(f"{row['noise']}: {row['accuracy']:.3f}" for row in more["noise"])
+    print(
+        f"{run.method}, seed {run.seed}: {run.accuracy['held out']:.2f} % held out, "
+        f"{run.accuracy['test']:.2f} % test, {run.file_bytes:,} bytes, "
+        f"{values['values']} values, {values['entropy']:.3f} bits, deviation "
+        f"{more['deviation']:.4f}, under noise {noise}; {run.cpu_seconds:.0f} s",
+        flush=True,
+    )
 
 
 def _noise(net: nn.Module, data: tuple[Tensor, Tensor], settings: Settings) -> list[Any]:
@@ -204,15 +226,17 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=NUMBER", help="of Settings")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
     parser.add_argument("--quick", action="store_true", help="one seed, 1,280 images, 500 judged")
     parser.add_argument("--out", help="name of the record in .data/")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.epochs = [0], 1280 / 45_000
-    standard = vars(parser.parse_args([])) | {"jobs": options.jobs}
+    same = {"jobs": options.jobs, "minutes": options.minutes}
+    standard = vars(parser.parse_args([])) | same
     if options.out is None and vars(options) != standard:
         options.out = "pwfn_resnet_explored"
     return options
@@ -231,6 +255,7 @@ def _summary(runs: list[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
         own = [(run, more) for run, more in runs if run.method == kind]
         mean = {
             "accuracy": statistics.mean(run.accuracy["test"] for run, _ in own),
+            "held_out": statistics.mean(run.accuracy["held out"] for run, _ in own),
             "file_bytes": statistics.mean(run.file_bytes for run, _ in own),
             "values": statistics.mean(more["statistics"]["values"] for _, more in own),
             "entropy": statistics.mean(more["statistics"]["entropy"] for _, more in own),
@@ -243,23 +268,16 @@ def _summary(runs: list[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _run(
-    jobs: list[tuple[str, int, float, Settings]], options: argparse.Namespace
-) -> list[tuple[Run, dict[str, Any]]]:
-    found = []
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for run, more in pool.map(_one, jobs):
-            values = more["statistics"]
-            noise = ", ".join(f"{row['noise']}: {row['accuracy']:.3f}" for row in more["noise"])
-            print(
-                f"{run.method}, seed {run.seed}: {run.accuracy['test']:.2f} % test, "
-                f"{run.file_bytes:,} bytes, {values['values']} values, {values['entropy']:.3f} "
-                f"bits, deviation {more['deviation']:.4f}, under noise {noise}; "
-                f"{run.cpu_seconds:.0f} s",
-                flush=True,
-            )
-            found.append((run, more))
-    return found
+def _run(jobs: list[_Job], options: argparse.Namespace) -> list[tuple[Run, dict[str, Any]]]:
+    found = kept_runs(
+        "pwfn_resnet", _one, jobs, workers=options.jobs, minutes=options.minutes - _passed()
+    )
+    return [(Run(**one[0]), one[1]) for one in found if one is not None]
+
+
+def _passed() -> float:
+    """Return the minutes since the benchmark began."""
+    return (time.perf_counter() - _BEGAN) / 60
 
 
 def main() -> None:
@@ -271,17 +289,16 @@ def main() -> None:
     reference = top1(resnet20(), normalise(images[some]), labels[some])
     control = [kind for kind in options.kinds if kind == "pwfn constant"]
     first = [kind for kind in options.kinds if kind not in control]
-    found = _run(
-        [(k, s, options.epochs, settings) for k, s in product(first, options.seeds)], options
-    )
+    jobs = [_Job(k, s, options.epochs, settings) for s, k in product(options.seeds, first)]
+    found = _run(jobs, options)
     learned = {run.seed: more["deviation"] for run, more in found if run.method == "pwfn"}
     same = [replace(settings, spread=learned.get(s, settings.spread)) for s in options.seeds]
-    jobs = [
-        (k, s, options.epochs, own)
+    late = [
+        _Job(k, s, options.epochs, own)
         for k in control
         for s, own in zip(options.seeds, same, strict=True)
     ]
-    found += _run(jobs, options)
+    found += _run(late, options)
     write(
         options.out or "pwfn_resnet",
         folder=CACHE if options.out else None,
@@ -289,6 +306,7 @@ def main() -> None:
         data="CIFAR-10: 45,000 training images; the test images only report",
         float_accuracy={"resnet20": reference},
         goal=GOAL,
+        missing=len(jobs) + len(late) - len(found),
         summary=_summary(found),
         details=[more for _, more in found],
         runs=[run for run, _ in found],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..coded import ActivationGrid, Contents, GridTensor
 from ..errors import ModelError
-from .activations import apply_grid, hooks_of
+from .activations import apply_grid, hooks_of, split_site
 from .fold import affine_of, is_batchnorm
 
 __all__ = ["integer_network", "whole_integers"]
@@ -34,10 +34,16 @@ def integer_network(model: nn.Module, contents: Contents) -> tuple[nn.Module, li
         contents: of its file.
 
     Raises:
-        ModelError: no layer has both weights and inputs on grids.
+        ModelError: no layer has both weights and inputs on grids, or ``model`` was not loaded.
     """
     network = deepcopy(model).eval()
     hooks = hooks_of(network)
+    absent = sorted({split_site(name)[0] for name in contents.activations} - set(hooks))
+    if absent:
+        raise ModelError(
+            f"the network does not quantize the input of {absent[0]!r}, which its file does. Pass "
+            "the network that fewbits.load(path, into=...) or coded.load_into(...) returned."
+        )
     done = []
     for name, module in network.named_modules():
         weight = contents.tensors.get(f"{name}.weight")

@@ -64,3 +64,9 @@ def test_a_network_without_quantized_inputs(net):
     coded = fewbits.compress(net, fewbits.Nearest(bits=8))
     with pytest.raises(ModelError, match="both"):
         integer_network(net, coded.contents)
+
+
+def test_a_network_that_was_not_loaded(net):
+    coded = fewbits.compress(net, fewbits.GPFQ(bits=8), X, activations=8)
+    with pytest.raises(ModelError, match=r"input of '0'.*load_into"):
+        integer_network(net, coded.contents)

@@ -1,0 +1,63 @@
+"""Runs of a benchmark in worker processes, each kept, so that a benchmark that was stopped goes on.
+
+Results are kept in ``.data/NAME/`` by everything that decides them: the job and the commit. With
+uncommitted changes nothing is kept, as nothing tells such results apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from images import CACHE
+from record import environment
+
+__all__ = ["kept_runs"]
+
+
+def kept_runs(
+    name: str,
+    work: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    *,
+    workers: int = 1,
+    minutes: float = 1e6,
+) -> list[Any]:
+    """Return what ``work`` gives for each job; None for those that could not begin in time.
+
+    ``work`` is a function of a module, jobs are dataclasses, results are of JSON. Jobs begin in
+    their order, ``workers`` at a time, and none after ``minutes``.
+    """
+    told = environment()
+    folder = CACHE / name
+    paths = [_place(folder, job, told["commit"]) for job in jobs]
+    known = not told["uncommitted_changes"]
+    found = [json.loads(p.read_text()) if known and p.exists() else None for p in paths]
+    missing = [number for number, result in enumerate(found) if result is None]
+    begin = partial(_in_time, work, time.time() + 60 * minutes)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        asked = {pool.submit(begin, jobs[number]): number for number in missing}
+        for done in as_completed(asked):
+            number = asked[done]
+            found[number] = done.result()
+            if known and found[number] is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                paths[number].write_text(json.dumps(found[number]))
+    return found
+
+
+def _place(folder: Path, job: Any, commit: str | None) -> Path:
+    told = json.dumps([asdict(job), commit], sort_keys=True)
+    return folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+
+
+def _in_time(work: Callable[[Any], Any], until: float, job: Any) -> Any:
+    return work(job) if time.time() < until else None
