@@ -46,6 +46,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "progressive, joint": {"schedule": "progressive", "joint": True},
 }
 BATCH = 128
+MEASURED = (
+    "accuracy",
+    "held_out",
+    "file_bytes",
+    "nominal_bytes",
+    "state_dict_bytes",
+    "differs_in_integers",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -205,8 +214,8 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return means and the range over seeds of every kind."""
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return means over the seeds of every kind, and each seed's accuracy."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["bits"], row["kind"]), []).append(row)
@@ -215,13 +224,12 @@ def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "bits": bits,
             "kind": kind,
             "seeds": len(group),
-            "accuracy_mean": mean(row["accuracy"] for row in group),
             "accuracy": [row["accuracy"] for row in group],
-            "held_out_mean": mean(row["held_out"] for row in group),
-            "file_bytes_mean": mean(row["file_bytes"] for row in group),
-            "nominal_bytes": group[0]["nominal_bytes"],
-            "differs_in_integers": sum(row["differs_in_integers"] for row in group),
-            "seconds_mean": mean(row["seconds"] for row in group),
+            **{
+                f"{key}_mean": mean(row[key] for row in group)
+                for key in MEASURED
+                if key in group[0]
+            },
         }
         for (bits, kind), group in groups.items()
     ]
@@ -245,7 +253,7 @@ def main() -> None:
         folder=CACHE if options.out else None,
         float_accuracy={"resnet20": reference},
         missing=len(jobs) - len(rows),
-        summary=_summary(rows),
+        summary=summary(rows),
         rows=rows,
     )
 
