@@ -68,8 +68,9 @@ class Settings:
 
 SETTINGS = {
     "lenet_300_100": Settings(epochs=15, slope=3e-5, width=4.0),
-    "lenet_5": Settings(epochs=10, slope=4.2e-5, width=8.0),
+    "lenet_5": Settings(epochs=20, slope=4.8e-5, width=6.0, soft=0.85, ramp=0.6),
 }
+PRUNED_WIDTH = {"lenet_300_100": 4.0, "lenet_5": 3.0}  # there, small weights are gone already
 
 
 def _method(term: str, settings: Settings) -> fewbits.HEMP:
@@ -223,8 +224,10 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _settings(network: str, entries: Iterable[str]) -> Settings:
+def _settings(network: str, start: str, entries: Iterable[str]) -> Settings:
     values = asdict(SETTINGS[network])
+    if start == "pruned":
+        values["width"] = PRUNED_WIDTH[network]
     for key, value in (entry.split("=") for entry in entries):
         values[key] = type(values[key])(value)
     return Settings(**values)
@@ -232,7 +235,7 @@ def _settings(network: str, entries: Iterable[str]) -> Settings:
 
 def _jobs(options: argparse.Namespace) -> list[_Job]:
     return [
-        _Job(name, start, term, seed, _settings(name, options.set), options.quick)
+        _Job(name, start, term, seed, _settings(name, start, options.set), options.quick)
         for name, seed, start, term in product(
             options.networks, options.seeds, options.starts, options.terms
         )
