@@ -13,11 +13,15 @@ import torch
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def run(out, *, processes, kind=None, script=SCRIPT):
+def start(*arguments, processes, script=SCRIPT):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher, str(script), *filter(None, [kind]), str(out)]
+    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=given, check=False)
+
+
+def run(out, *more, processes, kind=None, script=SCRIPT):
+    done = start(*filter(None, [kind]), out, *more, processes=processes, script=script)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out, weights_only=True)
 
@@ -36,6 +40,18 @@ def test_two_processes_do_what_one_does(tmp_path, kind):
     assert not torch.equal(one["model"]["3.weight"], one["start"]["3.weight"])
     # Each process says what it ends with: the weights are the same to the last bit.
     assert two["digests"][0] == two["digests"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [3, 7, 11])  # of twelve: within, before the end of, an epoch
+def test_killed_processes_resume_to_the_same_bits(tmp_path, killed_at):
+    whole = run(tmp_path / "whole.pt", tmp_path / "whole", processes=2, kind="indexed")
+    out, folder = tmp_path / "broken.pt", tmp_path / "broken"
+    assert start("indexed", out, folder, killed_at, processes=2).returncode != 0
+    assert not out.exists()
+    again = run(out, folder, 0, "resume", processes=2, kind="indexed")
+    assert again["digests"] == whole["digests"]
+    assert torch.equal(again["scale"], whole["scale"])
 
 
 @pytest.mark.slow
