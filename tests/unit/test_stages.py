@@ -29,6 +29,7 @@ EVERYTHING = Training(
     prune=fewbits.Ramp(0.0, 0.9, until=0.5),
     vector_bits=8,
     norms="live",
+    sort=True,
     hold_out=0.2,
     select_from=0.5,
     max_drop=0.01,
@@ -82,6 +83,7 @@ def test_keys_are_the_loops_or_the_methods():
         ({"method": "hemp", "warm_up": 1}, r"warm_up must be a number in \[0, 1\)"),
         ({"method": "hemp", "distil": "yes"}, "distil"),
         ({"method": "hemp", "norms": "dead"}, "norms must be one of"),
+        ({"method": "hemp", "sort": "yes"}, "sort must be true or false"),
         ([], "mapping"),
     ],
 )

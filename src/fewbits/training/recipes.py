@@ -124,7 +124,9 @@ def train(
         progress=progress,
         **_how(tuner, settings),
     )
-    return Trained(_told(tuner.finish(effort), recipe) if fitted.main else None, fitted)
+    if not fitted.main:
+        return Trained(None, fitted)
+    return Trained(_told(tuner.finish(effort, sort=settings.sort), recipe), fitted)
 
 
 @dataclass(frozen=True)
