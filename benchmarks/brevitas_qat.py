@@ -38,7 +38,7 @@ from torch.nn import functional
 from fewbits.coded import ActivationGrid, Contents, GridTensor, RawTensor
 from fewbits.container import encode
 from fewbits.training import WarmCosine
-from image_training import Images, held_out
+from image_training import Images, held_out, sgd
 from images import CACHE, cifar10, normalise
 from kept import kept_runs
 from lowbit_resnet import BATCH, summary
@@ -84,17 +84,10 @@ def quantized(bits: int, kind: str) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def _sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
-    named = list(model.named_parameters())
-    scales = [p for name, p in named if "_quant" in name]
-    rest = [p for name, p in named if "_quant" not in name]
-    groups = [{"params": rest, "weight_decay": 1e-4}, {"params": scales, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-
-
 def _train(model: nn.Module, job: _Job, images: Images) -> None:
     steps = 6 if job.quick else int(job.epochs * (len(images.labels) // BATCH))
-    optimizer, rate, done = _sgd(model, job.rate), WarmCosine(), 0
+    scales = [p for name, p in model.named_parameters() if "_quant" in name]
+    optimizer, rate, done = sgd(model, scales, job.rate), WarmCosine(), 0
     generator = torch.Generator().manual_seed(job.seed)
     model.train()
     while done < steps:

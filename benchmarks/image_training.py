@@ -1,8 +1,8 @@
-"""What training benchmarks on CIFAR-10 share: held-out images, shifted views, a teacher."""
+"""What training benchmarks share: held-out images, shifted views, a teacher, an optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +15,7 @@ from torch.nn import functional
 from images import CACHE, cifar10, normalise
 from networks import resnet32
 
-__all__ = ["VIEWS", "Images", "distilled", "fold", "held_out", "prepare_views"]
+__all__ = ["VIEWS", "Images", "distilled", "fold", "held_out", "prepare_views", "sgd"]
 
 PADDING = 4
 VIEWS = 8  # shifted and mirrored copies of the training images that a teacher has looked at
@@ -116,6 +116,15 @@ def distilled(ours: Tensor, theirs: Tensor, labels: Tensor, heat: float, labelle
         (ours / heat).log_softmax(1), (theirs / heat).softmax(1), reduction="batchmean"
     )
     return (1 - labelled) * heat**2 * soft + labelled * functional.cross_entropy(ours, labels)
+
+
+def sgd(model: nn.Module, own: Iterable[nn.Parameter], lr: float) -> torch.optim.SGD:
+    """Return Nesterov's SGD; ``own``, steps and clips of a method, do not decay."""
+    own = list(own)
+    known = {id(p) for p in own}
+    rest = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
+    groups = [{"params": rest, "weight_decay": 1e-4}, {"params": own, "weight_decay": 0.0}]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
 
 
 @torch.no_grad()

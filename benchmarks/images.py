@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CACHE", "ROOT", "cifar10", "data_folder", "mnist", "normalise"]
+__all__ = ["CACHE", "ROOT", "cifar10", "cifar100", "data_folder", "mnist", "normalise"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".data"
@@ -86,8 +86,15 @@ def cifar10(part: str) -> tuple[Bytes, Tensor]:
     return images, torch.from_numpy(np.load(folder / f"{part}_labels.npy").astype(np.int64))
 
 
+def cifar100(part: str) -> tuple[Bytes, Tensor]:
+    """Return uint8 images (10000, 3, 32, 32) and int64 labels; ``part`` is "train" or "test"."""
+    folder, name = data_folder("cifar100"), "train_10k" if part == "train" else part
+    images = _cached(f"cifar100_{part}", [folder / f"{name}.medxz"])
+    return images, torch.from_numpy(np.load(folder / f"{name}_labels.npy").astype(np.int64))
+
+
 def normalise(images: Bytes) -> Tensor:
-    """Return CIFAR-10 images as the networks expect them: float32, (pixel / 255 - mean) / std."""
+    """Return CIFAR images as the networks expect them: float32, (pixel / 255 - mean) / std."""
     mean = torch.tensor(CIFAR_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(CIFAR_STD).view(1, 3, 1, 1)
     return (torch.from_numpy(np.array(images)).float() / 255 - mean) / std

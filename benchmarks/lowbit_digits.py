@@ -31,6 +31,7 @@ from torch.nn import functional
 
 import fewbits
 from fewbits.training import JointDistillation, JointWeights, PerStage, WarmCosine
+from image_training import sgd
 from images import CACHE
 from record import write
 
@@ -113,14 +114,6 @@ def accuracy(net: nn.Module, data: Data) -> float:
         return 100 * float((net.eval()(data[2]).argmax(1) == data[3]).float().mean())
 
 
-def _optimizer(net: nn.Module, tuner: Any, lr: float) -> torch.optim.SGD:
-    own = [] if tuner is None else list(tuner.parameters())
-    known = {id(p) for p in own}
-    rest = [p for p in net.parameters() if id(p) not in known and p.requires_grad]
-    groups = [{"params": rest, "weight_decay": 1e-4}, {"params": own, "weight_decay": 0.0}]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
-
-
 def train(
     net: nn.Module, data: Data, epochs: int, seed: int, *, lr: float, tuner: Any, loss: Any = None
 ) -> None:
@@ -128,7 +121,8 @@ def train(
     rate: Callable[[float], float] = WarmCosine()
     if tuner is not None and len(tuner.stage_ends) > 1:
         rate = PerStage(WarmCosine(), tuner.stage_ends)
-    optimizer, stage = _optimizer(net, tuner, lr), 0
+    own = () if tuner is None else tuner.parameters()
+    optimizer, stage = sgd(net, own, lr), 0
     generator = torch.Generator().manual_seed(seed)
     steps = len(data[0]) // 64
     for number in range(epochs * steps):
@@ -140,7 +134,7 @@ def train(
         if tuner is not None:
             tuner.advance(progress)
             if tuner.stage != stage:
-                optimizer, stage = _optimizer(net, tuner, lr), tuner.stage
+                optimizer, stage = sgd(net, tuner.parameters(), lr), tuner.stage
         for group in optimizer.param_groups:
             group["lr"] = lr * rate(progress)
         batch = data[0][rows], data[1][rows]
@@ -163,7 +157,7 @@ def run(variant: Variant, plain: nn.Module, data: Data, unit: int, seed: int) ->
     loss, teacher = None, copy.deepcopy(plain)
     epochs = round(unit * variant.units)
     if variant.teacher:
-        taught = _optimizer(teacher, None, 0.2 * 0.02)
+        taught = sgd(teacher, (), 0.2 * 0.02)
         total = epochs * (len(data[0]) // 64)
         loss = JointDistillation(
             teacher, taught, JointWeights(), rate=WarmCosine(), total=max(1, total)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -29,7 +30,7 @@ from torch.nn import functional
 import fewbits
 from fewbits.engine.integer import integer_network
 from fewbits.training import JointDistillation, JointWeights, PerStage, WarmCosine
-from image_training import Images, held_out
+from image_training import Images, held_out, sgd
 from images import CACHE, cifar10, normalise
 from kept import kept_runs
 from networks import resnet20, top1
@@ -58,7 +59,9 @@ MEASURED = (
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """One training: bits of weights and inputs, kind of :data:`KINDS`, and its budget."""
+
     bits: int
     kind: str
     seed: int
@@ -68,14 +71,6 @@ class _Job:
     quick: bool
 
 
-def _sgd(model: nn.Module, tuner: Any, lr: float) -> torch.optim.SGD:
-    own = [] if tuner is None else list(tuner.parameters())
-    known = {id(p) for p in own}
-    rest = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
-    groups = [{"params": rest, "weight_decay": 1e-4}, {"params": own, "weight_decay": 0.0}]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
-
-
 def _computing(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
@@ -83,10 +78,10 @@ def _computing(device: str) -> AbstractContextManager[Any]:
 class _Loss:
     """Cross-entropy, or joint distillation with a teacher that starts as the float network."""
 
-    def __init__(self, job: _Job, teacher: nn.Module, steps: int) -> None:
+    def __init__(self, job: Job, teacher: nn.Module, steps: int) -> None:
         self.device, self.joint = job.device, None
         if KINDS[job.kind].get("joint"):
-            own = _sgd(teacher, None, 0.2 * job.rate)
+            own = sgd(teacher, (), 0.2 * job.rate)
             self.joint = JointDistillation(
                 teacher,
                 own,
@@ -106,10 +101,12 @@ class _Loss:
             return model(x).float()
 
 
-def _prepared(job: _Job, images: Images) -> tuple[nn.Module, fewbits.Tuner]:
+def _prepared(
+    job: Job, images: Images, network: Callable[[], nn.Module]
+) -> tuple[nn.Module, fewbits.Tuner]:
     settings = {key: value for key, value in KINDS[job.kind].items() if key != "joint"}
     method = fewbits.LowBit(weights=job.bits, activations=job.bits, **settings)
-    model = resnet20().to(job.device, memory_format=torch.channels_last)
+    model = network().to(job.device, memory_format=torch.channels_last)
     batches = images.batches(BATCH, torch.Generator().manual_seed(1000 + job.seed))
     calibration = [x.to(job.device) for x, _ in (next(batches) for _ in range(8))]
     tuner = fewbits.prepare(
@@ -118,20 +115,20 @@ def _prepared(job: _Job, images: Images) -> tuple[nn.Module, fewbits.Tuner]:
     return model, tuner
 
 
-def _train(job: _Job, images: Images) -> fewbits.CodedModel:
+def _train(job: Job, images: Images, network: Callable[[], nn.Module]) -> fewbits.CodedModel:
     """Return the trained network's file."""
-    model, tuner = _prepared(job, images)
+    model, tuner = _prepared(job, images, network)
     steps = 6 if job.quick else int(job.epochs * (len(images.labels) // BATCH))
     rate = PerStage(WarmCosine(), tuner.stage_ends)
-    teacher = resnet20().to(job.device, memory_format=torch.channels_last)
+    teacher = network().to(job.device, memory_format=torch.channels_last)
     loss = _Loss(job, teacher, steps)
-    optimizer, stage, done = _sgd(model, tuner, job.rate), 0, 0
+    optimizer, stage, done = sgd(model, tuner.parameters(), job.rate), 0, 0
     generator = torch.Generator().manual_seed(job.seed)
     while done < steps:
         for x, y in images.batches(BATCH, generator):
             tuner.advance(done / steps)
             if tuner.stage != stage:
-                optimizer, stage = _sgd(model, tuner, job.rate), tuner.stage
+                optimizer, stage = sgd(model, tuner.parameters(), job.rate), tuner.stage
             for group in optimizer.param_groups:
                 group["lr"] = job.rate * rate(done / steps)
             found = loss(model.train(), x.to(job.device), y.to(job.device))
@@ -146,33 +143,43 @@ def _train(job: _Job, images: Images) -> fewbits.CodedModel:
     return tuner.finish("smallest")
 
 
-def _run(job: _Job) -> dict[str, Any]:
-    """Train, and measure what the file gives."""
+def measured_row(
+    job: Job,
+    network: Callable[[], nn.Module],
+    images: Images,
+    judged: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+) -> dict[str, Any]:
+    """Train the float network that ``network`` returns, and measure what the file gives."""
     torch.set_num_threads(1)
-    images, judged = held_out(5000)
-    test_x, test_y = cifar10("test")
-    count = 500 if job.quick else 10_000
-    test = normalise(test_x[:count]), torch.as_tensor(test_y[:count])
     wall = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        coded = _train(job, images)
+        coded = _train(job, images, network)
     seconds = time.perf_counter() - wall
-    loaded = coded.load_into(blank_copy(resnet20())).eval()
-    network, layers = integer_network(loaded, coded.contents)
+    loaded = coded.load_into(blank_copy(network())).eval()
+    whole, layers = integer_network(loaded, coded.contents)
     row = {
         **asdict(job),
         "accuracy": top1(loaded, *test),
         "held_out": top1(loaded, *judged),
         "file_bytes": len(coded.data),
-        "nominal_bytes": _nominal(job.bits),
+        "nominal_bytes": _nominal(network(), job.bits),
         "bits_per_weight": coded.bits_per_weight,
         "integer_layers": len(layers),
-        "differs_in_integers": _differing(loaded, network, test[0]),
+        "differs_in_integers": _differing(loaded, whole, test[0]),
         "seconds": seconds,
     }
     print({k: row[k] for k in ("bits", "kind", "seed", "accuracy", "file_bytes")}, flush=True)
     return row
+
+
+def _run(job: Job) -> dict[str, Any]:
+    images, judged = held_out(5000)
+    test_x, test_y = cifar10("test")
+    count = 500 if job.quick else 10_000
+    test = normalise(test_x[:count]), torch.as_tensor(test_y[:count])
+    return measured_row(job, resnet20, images, judged, test)
 
 
 @torch.inference_mode()
@@ -182,10 +189,10 @@ def _differing(loaded: nn.Module, network: nn.Module, images: Tensor) -> int:
     return sum(int((ours != theirs).sum()) for ours, theirs in pairs)
 
 
-def _nominal(bits: int) -> int:
+def _nominal(model: nn.Module, bits: int) -> int:
     """Return the bytes of weights at their nominal bits, and of all other tensors in float16."""
     total = 0.0
-    for name, value in resnet20().state_dict().items():
+    for name, value in model.state_dict().items():
         if value.dim() > 1:
             total += value.numel() * (1 if name in ("conv1.weight", "linear.weight") else bits / 8)
         elif value.is_floating_point():
@@ -239,7 +246,7 @@ def main() -> None:
     """Run every kind and seed, and write the record."""
     options = _options()
     jobs = [
-        _Job(bits, kind, seed, options.epochs, options.rate, options.device, options.quick)
+        Job(bits, kind, seed, options.epochs, options.rate, options.device, options.quick)
         for seed, bits, kind in product(options.seeds, options.bits, options.kinds)
     ]
     found = kept_runs("lowbit_resnet", _run, jobs, workers=options.jobs, minutes=options.minutes)

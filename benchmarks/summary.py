@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from summary_curves import budgets, rate_accuracy, transform_arms
+from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
 from summary_pwfn import pwfn_clustering, pwfn_cost, pwfn_resnet
 from summary_training import hemp_mnist, hemp_resnet
 from summary_transform import (
@@ -270,6 +271,10 @@ PRINTERS = {
         pwfn_resnet,
         pwfn_clustering,
         pwfn_cost,
+        lowbit_digits,
+        lowbit_resnet,
+        lowbit_cifar100,
+        brevitas_qat,
     )
 }
 

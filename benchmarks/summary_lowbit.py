@@ -1,0 +1,81 @@
+"""Tables of the benchmarks of low-bit training, for summary.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import table
+
+__all__ = ["brevitas_qat", "lowbit_cifar100", "lowbit_digits", "lowbit_resnet"]
+
+
+def lowbit_digits(record: dict[str, Any]) -> str:
+    """Accuracy of every variant over the seeds, and the dossier's verdicts."""
+    rows = [
+        (
+            row["variant"],
+            f"{row['accuracy_mean']:.2f}",
+            f"{row['accuracy_sd']:.2f}",
+            f"{row['file_bytes_mean']:,.0f}" if row["file_bytes_mean"] else "float",
+        )
+        for row in record["summary"]
+    ]
+    said = ", ".join(f"{name} {verdict}" for name, verdict in record["verdicts"].items())
+    head = ("training", "test %", "deviation over seeds", "file bytes")
+    return f"{len(record['seeds'])} seeds; {said}.\n\n{table(head, rows)}"
+
+
+def lowbit_resnet(record: dict[str, Any]) -> str:
+    """Top-1 and bytes of every kind, mean over seeds."""
+    rows = [
+        (
+            f"W{row['bits']}A{row['bits']}",
+            row["kind"],
+            str(row["seeds"]),
+            f"{row['accuracy_mean']:.2f}",
+            _span(row["accuracy"]),
+            f"{row['held_out_mean']:.2f}",
+            f"{row['file_bytes_mean']:,.0f}",
+            f"{row['nominal_bytes_mean']:,.0f}",
+            f"{row['differs_in_integers_mean']:g}",
+            f"{row['seconds_mean']:.0f}",
+        )
+        for row in _sorted(record["summary"])
+    ]
+    head = ("bits", "training", "seeds", "test %", "range", "held out %", "file bytes")
+    head = (*head, "nominal bytes", "images that differ in integers", "s")
+    floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
+    return f"Float: {floats}. Runs missing: {record['missing']}.\n\n{table(head, rows)}"
+
+
+def lowbit_cifar100(record: dict[str, Any]) -> str:
+    """Top-1 and bytes of every kind."""
+    return lowbit_resnet(record)
+
+
+def brevitas_qat(record: dict[str, Any]) -> str:
+    """Top-1 and bytes of the peer's runs, mean over seeds."""
+    rows = [
+        (
+            f"W{row['bits']}A{row['bits']}",
+            row["kind"],
+            str(row["seeds"]),
+            f"{row['accuracy_mean']:.2f}",
+            _span(row["accuracy"]),
+            f"{row['held_out_mean']:.2f}",
+            f"{row['state_dict_bytes_mean']:,.0f}",
+            f"{row['file_bytes_mean']:,.0f}",
+            f"{row['seconds_mean']:.0f}",
+        )
+        for row in _sorted(record["summary"])
+    ]
+    head = ("bits", "weight scale", "seeds", "test %", "range", "held out %", "state dict")
+    return f"Brevitas {record['brevitas']}.\n\n{table((*head, 'written by fewbits', 's'), rows)}"
+
+
+def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: -row["bits"])
+
+
+def _span(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
