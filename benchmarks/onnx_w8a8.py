@@ -3,16 +3,9 @@
     python benchmarks/onnx_w8a8.py [--quick]
 
 Post-training, 1,024 training images without labels. Cases: W8A8; W8A8 with ranges by percentile;
-<<<<<<< HEAD
-W4A8; W4, W8 and no quantized inputs. All graphs and the float32 one are timed in turns in one
-process with one thread, the median and the least of 60 rounds (a busy machine shows in
-``spread``). Top-1 is of all 10,000 test images. --quick takes 500 images and few rounds, and
-writes to .data/.
-=======
 W4A8; W4A4; W8 and W4 without quantized inputs. All graphs and the float32 one are timed in turns in
 one process with one thread, 60 rounds: median, least, and ``spread``, which shows a busy machine.
 Top-1 is of all 10,000 test images. --quick takes 500 images, few rounds, and writes to .data/.
->>>>>>> lowbit
 """
 
 from __future__ import annotations
