@@ -33,9 +33,12 @@ HELD_OUT = 1_000
 
 
 def images_of() -> tuple[Images, tuple[Tensor, Tensor]]:
-    """Return images to train on, and those held out: ten of each class."""
+    """Return images to train on, and those held out: ten of each class.
+
+    Every hundred images hold each class once.
+    """
     images, labels = cifar100("train")
-    away = torch.arange(len(labels)) % (len(labels) // HELD_OUT) == 0
+    away = torch.arange(len(labels)) // 100 % (len(labels) // HELD_OUT) == 0
     padded = functional.pad(normalise(images[(~away).numpy()]), (4,) * 4)
     return Images(padded, labels[~away]), (normalise(images[away.numpy()]), labels[away])
 

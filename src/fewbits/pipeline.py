@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .coded import Contents
-from .engine.activations import split_site
+from .engine.activations import Place
 from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack_state
 from .engine.collect import LayerQuantizer, Work, quantize_blind
@@ -90,10 +90,13 @@ class Pipeline:
         layers = [e.target.module for e in self.plan.entries if e.target.name in self.results]
         forward = explained(self._call, "activations")
         grids = calibrate_inputs(network, layers, settings, batches, forward)
-        left = sorted({*layers} - {split_site(name)[0] for name in grids})
+        places = [Place.of(name) for name in grids]
+        left = sorted({*layers} - {place.module for place in places if not place.output})
         if settings.placement == "input" and settings.first_last != "fp" and left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
-        self.notes.append(f"activations: {len(grids)} inputs quantized")
+        outputs = sum(place.output for place in places)
+        more = f", {outputs} outputs" if outputs else ""
+        self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
         contents = replace(coded.contents, activations=grids)
         return replace(coded, contents=contents, notes=tuple(self.notes))
 

@@ -73,12 +73,14 @@ def for_training(method: str, settings: Sequence[str]) -> Recipe:
     return _for_all(method, settings_of(settings), True, trains=True)
 
 
-def with_activations(recipe: Recipe, bits: int | None, has_data: bool) -> Recipe:
-    """Return the recipe with inputs of layers quantized to ``bits``; None leaves it as it is."""
+def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: bool) -> Recipe:
+    """Return the recipe with inputs of layers on ``bits``, and outputs too; None: as it is."""
     from ..methods import Activations  # noqa: PLC0415
 
     if bits is not None:
-        recipe = replace(recipe, activations=Activations(bits=bits))
+        recipe = replace(recipe, activations=Activations(bits=bits, outputs=outputs))
+    elif outputs:
+        raise typer.BadParameter("--outputs goes with --activations BITS.")
     if recipe.activations is not None and not has_data:
         raise typer.BadParameter("activations are quantized by calibration data: add --data.")
     return recipe

@@ -63,6 +63,14 @@ def compress(
             min=2, max=8, help="Bits of layers' inputs, from --data.", rich_help_panel=_METHOD
         ),
     ] = None,
+    outputs: Annotated[
+        bool,
+        typer.Option(
+            "--outputs",
+            help="With --activations: outputs on 8 bits too, for integer kernels of a runtime.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = False,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -120,7 +128,7 @@ def compress(
     _check_effort(effort)
     has_data = data is not None or dry_run
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
-    chosen = with_activations(chosen, activations, has_data)
+    chosen = with_activations(chosen, activations, outputs, has_data)
     if out is not None and not dry_run:
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from ..coded import energy_of, network_values
+from ..coded import ActivationGrid, energy_of, network_values
 from ..container import inspect as look
 from ..container import read
 from ..report import (
@@ -62,11 +62,7 @@ def inspect(
     info = look(file)
     version = ".".join(map(str, info.version))
     lines = [f"{name} is the same tensor as {to}" for name, to in info.aliases.items()]
-    lines += [
-        f"input of {layer}: {grid.bits} bits, {'signed' if grid.signed else 'unsigned'}, "
-        f"clip {grid.clip:g}" + (f", zero at {grid.zero}" if grid.zero else "")
-        for layer, grid in info.activations.items()
-    ]
+    lines += [_told(site, grid) for site, grid in info.activations.items()]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
     told = info.to_dict()
     if entropy or tensor is not None:
@@ -92,6 +88,14 @@ def inspect(
             told["energy"] = cost.to_dict()
             shown.append(energy_table(cost, "energy", positions=uses is not None))
     return Outcome(told, (*shown, *lines, *_as_yaml(dict(info.metadata))))
+
+
+def _told(site: str, grid: ActivationGrid) -> str:
+    module, mark, call = site.partition(":out")
+    where = f"output of {module}{call}" if mark else f"input of {site}"
+    zero = f", zero at {grid.zero}" if grid.zero else ""
+    signed = "signed" if grid.signed else "unsigned"
+    return f"{where}: {grid.bits} bits, {signed}, clip {grid.clip:g}{zero}"
 
 
 def _as_yaml(metadata: dict[str, Any]) -> list[str]:

@@ -1,13 +1,15 @@
-"""Quantized inputs of layers: forward pre-hooks, and the grids of a file in a network.
+"""Quantized inputs and outputs of modules: hooks, and the grids of a file in a network.
 
 A hook sits on a layer, or on a ReLU: quantizing the input of a ReLU on a grid from zero up is
 quantizing its output. A module that is called several times in a forward pass has a grid for each
-call, under the name ``module@k``; the network's own pre-hook starts the count anew.
+call, under the name ``module@k``; the network's own pre-hook starts the count anew. A grid for what
+a module gives has the name ``module:out``, or ``module:out@k``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +21,8 @@ from ..errors import ModelError
 __all__ = [
     "FixedInput",
     "InputHook",
+    "OutputHook",
+    "Place",
     "apply_grid",
     "check_inputs",
     "hooks_of",
@@ -26,10 +30,11 @@ __all__ = [
     "load_inputs",
     "remove_inputs",
     "site_name",
-    "split_site",
 ]
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
+
+_OUT = ":out"
 
 
 def apply_grid(values: Tensor, grid: ActivationGrid) -> Tensor:
@@ -52,11 +57,11 @@ class FixedInput:
         return apply_grid(values, self.grid)
 
 
-class InputHook:
-    """A forward pre-hook that changes the first tensor a module is called with.
+class _Hook:
+    """Changes a tensor, by the number of the call.
 
     Attributes:
-        changes: by number of the call; None there leaves the input as it is. One entry is for all
+        changes: by number of the call; None there leaves the tensor as it is. One entry is for all
             calls.
     """
 
@@ -64,14 +69,21 @@ class InputHook:
         self.changes = changes
         self.calls = 0
 
+    def _next(self) -> Change | None:
+        if len(self.changes) == 1:
+            return self.changes[0]
+        self.calls += 1
+        return self.changes[(self.calls - 1) % len(self.changes)]
+
+
+class InputHook(_Hook):
+    """A forward pre-hook that changes the first tensor a module is called with."""
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return what the module is called with instead; None for no change."""
-        change = self.changes[0]
-        if len(self.changes) > 1:
-            change = self.changes[self.calls % len(self.changes)]
-            self.calls += 1
+        change = self._next()
         if change is None:
             return None
         if args and isinstance(args[0], Tensor):
@@ -82,10 +94,19 @@ class InputHook:
         return None
 
 
+class OutputHook(_Hook):
+    """A forward hook that changes the tensor a module gives."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        """Return what the module gives instead; None for no change."""
+        change = self._next()
+        return None if change is None or not isinstance(output, Tensor) else change(output)
+
+
 class _Restart:
     """A pre-hook of the network: calls are counted from zero in every forward pass."""
 
-    def __init__(self, hooks: list[InputHook]) -> None:
+    def __init__(self, hooks: list[_Hook]) -> None:
         self.hooks = hooks
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -93,73 +114,109 @@ class _Restart:
             hook.calls = 0
 
 
-def site_name(module: str, call: int, calls: int) -> str:
-    """Return the name of a quantized input: the module's, with the call where there are several."""
-    return module if calls == 1 else f"{module}@{call}"
+@dataclass(frozen=True)
+class Place:
+    """Where a grid acts.
+
+    Attributes:
+        module: name of the module.
+        call: number of the call in a forward pass; None for all.
+        output: on what the module gives, not on what it gets.
+    """
+
+    module: str
+    call: int | None = None
+    output: bool = False
+
+    @classmethod
+    def of(cls, name: str, modules: Container[str] = ()) -> Place:
+        """Return the place of a site's name; that of one of ``modules`` is its input."""
+        if name in modules:
+            return cls(name)
+        rest, mark, call = name.rpartition("@")
+        number = int(call) if mark and call.isdecimal() else None
+        rest = name if number is None else rest
+        return cls(rest.removesuffix(_OUT), number, rest.endswith(_OUT))
 
 
-def split_site(name: str) -> tuple[str, int | None]:
-    """Return the module of a site, and the number of the call; None for all calls."""
-    module, mark, call = name.rpartition("@")
-    return (module, int(call)) if mark and call.isdecimal() else (name, None)
+def site_name(module: str, call: int, calls: int, *, output: bool = False) -> str:
+    """Return the name of a site: the module's, with the call where there are several."""
+    place = module + _OUT * output
+    return place if calls == 1 else f"{place}@{call}"
 
 
 def check_inputs(model: nn.Module, names: Iterable[str]) -> None:
     """Refuse sites of modules that the network does not have (ModelError)."""
     modules = dict(model.named_modules())
     for name in names:
-        if name not in modules and split_site(name)[0] not in modules:
+        place = Place.of(name, modules)
+        if place.module not in modules:
             raise ModelError(
-                f"the quantized input {name!r} is of a module that the network does not have. "
-                "Build the network with the settings it was compressed with."
+                f"the quantized {'output' if place.output else 'input'} {name!r} is of a module "
+                "that the network does not have. Build the network with the settings it was "
+                "compressed with."
             )
 
 
 def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
-    """Let layers of ``model`` see changed inputs; ``changes`` by site. Replaces earlier ones.
+    """Let modules of ``model`` see and give changed tensors; ``changes`` by site. Replaces earlier.
 
     Raises:
         ModelError: a site's module is not in the network. ``model`` is unchanged.
     """
-    by_module: dict[str, dict[int | None, Change]] = {}
+    by_module: dict[tuple[str, bool], dict[int | None, Change]] = {}
     modules = dict(model.named_modules())
     check_inputs(model, changes)
     for name, change in changes.items():
-        path, call = (name, None) if name in modules else split_site(name)
-        by_module.setdefault(path, {})[call] = change
+        place = Place.of(name, modules)
+        by_module.setdefault((place.module, place.output), {})[place.call] = change
     remove_inputs(model)
-    counting = []
-    for path, known in by_module.items():
-        if None in known:
-            ordered: list[Change | None] = [known[None]]
-        else:
-            calls = 1 + max(call for call in known if call is not None)
-            # One call more than is known: what comes after stays as it is.
-            ordered = [known.get(call) for call in range(calls)] + [None]
-        hook = InputHook(ordered)
-        modules[path].register_forward_pre_hook(hook, with_kwargs=True)
-        if len(ordered) > 1:
+    counting: list[_Hook] = []
+    for (path, output), known in by_module.items():
+        hook = _install(modules[path], _ordered(known), output)
+        if len(hook.changes) > 1:
             counting.append(hook)
     if counting:
         model.register_forward_pre_hook(_Restart(counting), prepend=True)
 
 
+def _ordered(known: Mapping[int | None, Change]) -> list[Change | None]:
+    if None in known:
+        return [known[None]]
+    calls = 1 + max(call for call in known if call is not None)
+    # One call more than is known: what comes after stays as it is.
+    return [known.get(call) for call in range(calls)] + [None]
+
+
+def _install(module: nn.Module, changes: list[Change | None], output: bool) -> _Hook:
+    if output:
+        after = OutputHook(changes)
+        module.register_forward_hook(after)
+        return after
+    before = InputHook(changes)
+    module.register_forward_pre_hook(before, with_kwargs=True)
+    return before
+
+
 def load_inputs(model: nn.Module, grids: Mapping[str, ActivationGrid]) -> None:
-    """Quantize the inputs of ``model`` as a file says; without grids, remove what there was."""
+    """Quantize inputs and outputs of ``model`` as a file says; without grids, remove what was."""
     install_inputs(model, {name: FixedInput(grid) for name, grid in grids.items()})
 
 
 def remove_inputs(model: nn.Module) -> None:
-    """Let all layers see their inputs as they are."""
+    """Let all modules see their inputs, and give their outputs, as they are."""
     for module in model.modules():
         hooks = module._forward_pre_hooks
         for key in [key for key, hook in hooks.items() if isinstance(hook, (InputHook, _Restart))]:
             del hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
+        given = module._forward_hooks
+        for key in [key for key, hook in given.items() if isinstance(hook, OutputHook)]:
+            del given[key]
 
 
 def hooks_of(model: nn.Module) -> dict[str, InputHook]:
-    """Return the hooks of a network by module name."""
+    """Return the hooks on inputs of a network by module name."""
     return {
         name: hook
         for name, module in model.named_modules()

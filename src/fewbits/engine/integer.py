@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..coded import ActivationGrid, Contents, GridTensor
 from ..errors import ModelError
-from .activations import apply_grid, hooks_of, split_site
+from .activations import Place, apply_grid, hooks_of
 from .fold import affine_of, is_batchnorm
 
 __all__ = ["integer_network", "whole_integers"]
@@ -38,7 +38,8 @@ def integer_network(model: nn.Module, contents: Contents) -> tuple[nn.Module, li
     """
     network = deepcopy(model).eval()
     hooks = hooks_of(network)
-    absent = sorted({split_site(name)[0] for name in contents.activations} - set(hooks))
+    places = [Place.of(name) for name in contents.activations]
+    absent = sorted({place.module for place in places if not place.output} - set(hooks))
     if absent:
         raise ModelError(
             f"the network does not quantize the input of {absent[0]!r}, which its file does. Pass "

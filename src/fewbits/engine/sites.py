@@ -8,24 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import CalibrationError, ConfigError
 from .activations import site_name
 from .batches import Forward
 from .isolation import evaluating, isolated_pass
 
-__all__ = ["PLACEMENTS", "Site", "choose_sites", "normalized", "observe"]
+__all__ = ["NORMS", "PLACEMENTS", "Site", "choose_sites", "normalized", "observe", "quiet_pass"]
 
 PLACEMENTS = ("input", "output")
 _KEPT = 1 << 16  # values of a site that are kept, in all
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass
 class Site:
-    """One input of one module, in one of its calls.
+    """One input, or output, of one module, in one of its calls.
 
     Attributes:
         name: as in a file: the module's, or ``module@k``.
@@ -33,6 +34,7 @@ class Site:
         call: number of the call in a forward pass.
         order: position in the forward pass.
         rectified: the module is a ReLU, and what counts is above zero.
+        output: what the module gives is meant.
         features: values of one sample.
         low: least value seen.
         high: largest value seen.
@@ -44,6 +46,7 @@ class Site:
     call: int
     order: int
     rectified: bool
+    output: bool = False
     features: int = 1
     low: float = 0.0
     high: float = 0.0
@@ -74,27 +77,48 @@ class Site:
 
 @dataclass
 class _Watch:
-    """Pre-hooks that follow one forward pass."""
+    """Hooks that follow one forward pass."""
 
     names: Mapping[nn.Module, str]
     calls: dict[str, int] = field(default_factory=dict)
     seen: list[tuple[str, int, Tensor]] = field(default_factory=list)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name = self.names[module]
+    def follow(self, outputs: bool) -> list[RemovableHandle]:
+        """Hook the modules, at what they give or what they get."""
+        if outputs:
+            return [m.register_forward_hook(self.after) for m in self.names]
+        return [m.register_forward_pre_hook(self.before, with_kwargs=True) for m in self.names]
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of what a module is called with."""
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if given:
-            call = self.calls.get(name, 0)
-            self.calls[name] = call + 1
-            self.seen.append((name, call, given[0].detach().clone()))
+            self._note(module, given[0])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take note of what a module gives."""
+        if isinstance(output, Tensor):
+            self._note(module, output)
+
+    def _note(self, module: nn.Module, values: Tensor) -> None:
+        name = self.names[module]
+        call = self.calls.get(name, 0)
+        self.calls[name] = call + 1
+        self.seen.append((name, call, values.detach().clone()))
 
 
 def observe(
-    model: nn.Module, modules: Iterable[str], batches: Sequence[Any], forward: Forward
+    model: nn.Module,
+    modules: Iterable[str],
+    batches: Sequence[Any],
+    forward: Forward,
+    *,
+    outputs: bool = False,
 ) -> list[Site]:
     """Run ``model`` over ``batches`` and return the sites of ``modules``, in order of execution.
 
     A module called equally often in every forward pass has a site for each call; another has one.
+    ``outputs``: what the modules give is looked at, not what they get.
 
     Raises:
         CalibrationError: values that are not finite (names the module).
@@ -106,9 +130,9 @@ def observe(
     counts: dict[str, set[int]] = {}
     for position, batch in enumerate(batches):
         watch = _Watch(names)
-        handles = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in names]
+        handles = watch.follow(outputs)
         try:
-            _quiet_pass(forward, model, batch, position)
+            quiet_pass(forward, model, batch, position)
         finally:
             for handle in handles:
                 handle.remove()
@@ -117,11 +141,12 @@ def observe(
         for order, (name, call, values) in enumerate(watch.seen):
             if not bool(torch.isfinite(values).all()):
                 raise CalibrationError(
-                    f"the input of {name!r} holds NaN or infinite values on calibration batch "
-                    f"{position}. Look at the data and its normalisation."
+                    f"the {'output' if outputs else 'input'} of {name!r} holds NaN or infinite "
+                    f"values on calibration batch {position}. Look at the data and its "
+                    "normalisation."
                 )
             rectified = isinstance(by_name[name], _RECTIFIERS)
-            site = known.setdefault((name, call), Site(name, name, call, order, rectified))
+            site = known.setdefault((name, call), Site(name, name, call, order, rectified, outputs))
             site.add(values, room)
     return _named(known, counts)
 
@@ -130,8 +155,9 @@ def _named(known: dict[tuple[str, int], Site], counts: dict[str, set[int]]) -> l
     found = []
     for (name, call), site in known.items():
         steady = len(counts[name]) == 1
+        calls = max(counts[name]) if steady else 1
+        site.name = site_name(name, call, calls, output=site.output)
         if steady:
-            site.name = site_name(name, call, max(counts[name]))
             found.append(site)
         elif call == 0:
             others = [s for (n, c), s in known.items() if n == name and c]
@@ -202,10 +228,10 @@ def normalized(
         if known is not None:
             found.add(known[0])
 
-    norms = [module for module in modules.values() if isinstance(module, _NORMS)]
+    norms = [module for module in modules.values() if isinstance(module, NORMS)]
     handles += [module.register_forward_pre_hook(look) for module in norms]
     try:
-        _quiet_pass(forward, model, batch, 0)
+        quiet_pass(forward, model, batch, 0)
     finally:
         for handle in handles:
             handle.remove()
@@ -220,7 +246,7 @@ def _nowhere(reason: str) -> ConfigError:
 
 
 @torch.no_grad()
-def _quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
+def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
     """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
     state = {name: value.clone() for name, value in model.named_buffers()}
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["absorb_norms", "pack_int4", "strip"]
+__all__ = ["absorb_norms", "float_ends", "pack_int4", "strip"]
 
 
 def absorb_norms(model: Any) -> int:
@@ -68,6 +68,30 @@ def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
     graph.node.remove(norm)
     _sweep(graph)
     return True
+
+
+def float_ends(model: Any) -> int:
+    """Count layers with integer inputs and weights whose output is not quantized but read on.
+
+    Runtimes compute those in floats. The network's own output does not count.
+    """
+    graph = model.graph
+    outputs = {output.name for output in graph.output}
+    ends = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    loose = 0
+    for node in ends:
+        makers = [_maker(graph, name) for name in node.input[:2]]
+        whole = all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+        if whole and node.output[0] not in outputs:
+            loose += not _quantized(graph, node.output[0])
+    return loose
+
+
+def _quantized(graph: Any, name: str) -> bool:
+    readers = _readers(graph, name)
+    if [reader.op_type for reader in readers] == ["Relu"]:
+        readers = _readers(graph, readers[0].output[0])
+    return any(reader.op_type == "QuantizeLinear" for reader in readers)
 
 
 def pack_int4(model: Any) -> int:

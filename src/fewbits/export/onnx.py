@@ -24,7 +24,7 @@ from ..coded import ActivationGrid, Contents
 from ..container import read
 from ..errors import ConfigError, MissingExtraError, ModelError, require
 from ..model import CodedModel
-from .graph import absorb_norms, pack_int4, strip
+from .graph import absorb_norms, float_ends, pack_int4, strip
 from .marks import Marked, marked
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -91,7 +91,7 @@ def export_onnx(
 
     write(data, target)
     grids = {name: grid.bits for name, grid in contents.activations.items()}
-    notes = (*_notes(found, contents),)
+    notes = (*_notes(found, contents), *_slow(float_ends(graph)))
     return OnnxExport(target, len(data), dict(found.widths), grids, notes)
 
 
@@ -182,6 +182,16 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
     if not contents.activations:
         notes.append("inputs are floats: weights are unpacked, products are computed in floats.")
     return notes
+
+
+def _slow(ends: int) -> list[str]:
+    if not ends:
+        return []
+    return [
+        f"{ends} layers end in floats, where no quantized layer reads them: onnxruntime computes "
+        "these in floats, and may be slower than with float32. Activations(outputs=True), or "
+        "--outputs, quantizes them too."
+    ]
 
 
 @contextmanager

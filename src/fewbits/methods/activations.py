@@ -10,12 +10,15 @@ from torch import nn
 
 from ..coded import ActivationGrid
 from ..engine.batches import Forward
-from ..engine.sites import PLACEMENTS, Site, choose_sites
+from ..engine.outputs import loose_outputs
+from ..engine.sites import PLACEMENTS, Site, choose_sites, observe
 from ..errors import ConfigError, did_you_mean, require
-from ..ops.ranges import fit_percentile, fit_range
-from .gridded import check_number, check_one_of, is_whole
+from ..ops.ranges import SHARES, fit_percentile, fit_range, fit_shifted
+from .gridded import check_number, check_one_of, check_switch, is_whole
 
 __all__ = ["Activations", "calibrate_inputs"]
+
+_OUTPUT_BITS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,9 @@ class Activations:
         percentile: of the magnitudes, for the rule of that name.
         first_last: of the first and last quantized layer: "8bit", "fp" (left alone) or "same".
         placement: "input" of every layer, or "output" of every ReLU before one.
+        outputs: put on 8 bits also what a layer (or the normalization after it) gives, where no
+            quantized layer reads it: what goes into the sums of a residual network. Runtimes have
+            integer kernels only for layers whose output is quantized too.
     """
 
     bits: int = 8
@@ -35,6 +41,7 @@ class Activations:
     percentile: float = 99.99
     first_last: str = "8bit"
     placement: str = "input"
+    outputs: bool = False
 
     def __post_init__(self) -> None:
         good = is_whole(self.bits) and 2 <= self.bits <= 8
@@ -44,6 +51,7 @@ class Activations:
         require(self.percentile <= 100, "activations: percentile", "at most 100", self.percentile)
         check_one_of("activations: first_last", self.first_last, ("8bit", "fp", "same"))
         check_one_of("activations: placement", self.placement, PLACEMENTS)
+        check_switch("activations: outputs", self.outputs)
 
     @classmethod
     def of(cls, value: object) -> Activations:
@@ -79,7 +87,7 @@ def calibrate_inputs(
     batches: Sequence[Any],
     forward: Forward,
 ) -> dict[str, ActivationGrid]:
-    """Return the grids of the inputs of ``layers`` in ``network``, which is not changed.
+    """Return the grids by site of ``network``, which is not changed.
 
     Args:
         network: with the quantized weights: ranges are of what its layers see.
@@ -98,7 +106,21 @@ def calibrate_inputs(
     for site in sites:
         eight = site.module in ends and settings.first_last == "8bit"
         found[site.name] = _grid(site, 8 if eight else settings.bits, settings)
+    if settings.outputs:
+        loose = loose_outputs(network, layers, batches[0], forward)
+        for site in observe(network, loose, batches, forward, outputs=True):
+            found[site.name] = _shifted(site, settings)
     return found
+
+
+def _shifted(site: Site, settings: Activations) -> ActivationGrid:
+    """Return an unsigned grid with a zero inside: runtimes want one type on both sides."""
+    values, tries = site.sample, SHARES
+    if settings.ranges == "percentile":
+        size = fit_percentile(values, settings.percentile)
+        values, tries = values.clamp(-size, size), 1
+    clip, zero = fit_shifted(values, _OUTPUT_BITS, tries)
+    return ActivationGrid(_OUTPUT_BITS, clip, False, zero)
 
 
 def _grid(site: Site, bits: int, settings: Activations) -> ActivationGrid:

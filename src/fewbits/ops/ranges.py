@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .quantizers import bounds
 
-__all__ = ["fit_percentile", "fit_range"]
+__all__ = ["SHARES", "fit_percentile", "fit_range", "fit_shifted"]
 
-_SHARES = 96  # clips that are tried, of the largest magnitude
+SHARES = 96  # clips that are tried, of the largest magnitude
 
 
 def fit_range(values: Tensor, bits: int, *, signed: bool) -> float:
@@ -24,14 +24,38 @@ def fit_range(values: Tensor, bits: int, *, signed: bool) -> float:
     if not largest:
         return 1.0
     best, least = largest, float("inf")
-    for number in range(_SHARES):
-        clip = largest * 0.01 ** (number / (_SHARES - 1))
+    for number in range(SHARES):
+        clip = largest * 0.01 ** (number / (SHARES - 1))
         step = clip / max(1, high)
         kept = (values / step).round_().clamp_(low, high).mul_(step)
         error = float(torch.mean(kept.sub_(values).square_()))
         if error < least:
             best, least = clip, error
     return best
+
+
+def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, int]:
+    """Return clip and zero of the unsigned grid of least squared rounding error; see SPEC.md, 2.4.
+
+    The grid reaches from the least to the largest value, zero included, or to a smaller share of
+    both; one of ``tries``, down to a hundredth in even ratios. Cost: ``tries`` passes over
+    ``values``, any shape. (1.0, 0) where all values are zero.
+    """
+    values = values.detach().float().reshape(-1)
+    low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 0.0)
+    reach, top = max(high, 0.0) - min(low, 0.0), (1 << bits) - 1
+    if not reach:
+        return 1.0, 0
+    zero = round(-min(low, 0.0) / reach * top)
+    best, least = reach, float("inf")
+    for number in range(tries):
+        clip = reach * 0.01 ** (number / max(1, tries - 1))
+        step = clip / top
+        kept = (values / step).round_().clamp_(-zero, top - zero).mul_(step)
+        error = float(torch.mean(kept.sub_(values).square_()))
+        if error < least:
+            best, least = clip, error
+    return best, zero
 
 
 def fit_percentile(values: Tensor, percentile: float) -> float:

@@ -46,6 +46,28 @@ def test_activations_need_data(weights, tmp_path):
     out = ["--weights", weights, "-o", tmp_path / "net.fewbits"]
     result = run("compress", MODEL, *out, "--method", "nearest", "--activations", 8, code=2)
     assert "--data" in result.stderr
+    result = run("compress", MODEL, *out, "--data", "digits", "--outputs", code=2)
+    assert "--activations" in result.stderr
+
+
+def test_outputs_from_the_command_line(tmp_path, monkeypatch):
+    out = tmp_path / "net.fewbits"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "net_with_a_sum.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(8, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = x.flatten(1)\n"
+        "        return self.c(self.a(x) + self.b(x))\n"
+    )
+    given = ["--data", "digits", "-o", out, "--method", "nearest", "--bits", 8, "--outputs"]
+    told = run_json("compress", "net_with_a_sum:Net", *given, "--activations", 8)
+    assert "activations: 3 inputs, 2 outputs quantized" in told["notes"]
+    assert list(fewbits.inspect(out).activations) == ["a", "b", "c", "a:out", "b:out"]
+    assert "output of a: 8 bits" in run("inspect", out).stdout
 
 
 def test_a_recipe_with_activations_round_trips():

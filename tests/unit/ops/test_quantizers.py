@@ -21,7 +21,7 @@ from fewbits.ops.quantizers import (
     lsq_step,
     pact,
 )
-from fewbits.ops.ranges import fit_percentile, fit_range
+from fewbits.ops.ranges import fit_percentile, fit_range, fit_shifted
 
 W = torch.tensor([-1.5, -0.6, -0.2, -0.001, 0, 0.001, 0.25, 0.7, 1.2])
 TABLE = {
@@ -308,3 +308,26 @@ def test_ranges_by_percentile():
     assert fit_percentile(values, 99.0) == pytest.approx(990, abs=2)
     assert fit_percentile(torch.zeros(10), 99.0) == 1.0
     assert fit_range(torch.zeros(10), 4, signed=False) == 1.0
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 3.0])
+def test_shifted_ranges_of_least_error(bits, shift):
+    """No share of the range that was tried does better; one try is the whole range."""
+    values = torch.randn(3000, generator=torch.Generator().manual_seed(9)) + shift
+    clip, zero = fit_shifted(values, bits)
+    top = (1 << bits) - 1
+    assert 0 <= zero <= top
+
+    def error(clip):
+        step = clip / top
+        index = ((values / step).round() + zero).clamp(0, top)
+        return float(((index - zero) * step - values).square().mean())
+
+    low, high = min(0.0, float(values.min())), float(values.max())
+    tried = [(high - low) * 0.01 ** (k / 95) for k in range(96)]
+    assert error(clip) == pytest.approx(min(map(error, tried)), rel=1e-4)
+    whole, same = fit_shifted(values, bits, 1)
+    assert (whole, same) == (pytest.approx(high - low), zero)
+    assert fit_shifted(torch.zeros(5), bits) == (1.0, 0)
+    assert fit_shifted(values.abs(), bits)[1] == 0
