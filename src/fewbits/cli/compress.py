@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..coding import EFFORTS
 from ..report import plan_table
+from . import options as shared
 from .budget import (
     Evaluations,
     MaxDrop,
@@ -32,27 +32,17 @@ _METHOD = "How to compress"
 
 @verb
 def compress(
-    model: Annotated[
-        str, typer.Argument(help="module:callable, builtin:NAME, transformers:NAME, timm:NAME ...")
-    ],
+    model: shared.Network,
     *,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="digits, FILE.npz, a folder, datasets:NAME or module:callable."),
-    ] = None,
+    out: shared.OutFile = None,
+    weights: shared.Weights = None,
+    data: shared.Data = None,
     method: Annotated[
         str | None,
         typer.Option(help="See 'fewbits methods'. \\[default: gpfq]", rich_help_panel=_METHOD),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Index width.", rich_help_panel=_METHOD)] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value of the method; repeat.", rich_help_panel=_METHOD),
-    ] = None,
+    settings: shared.MethodSettings = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="YAML file with rules per layer.", rich_help_panel=_METHOD),
@@ -86,13 +76,9 @@ def compress(
     evaluations: Evaluations = 12,
     time_budget: TimeBudget = None,
     trace: TraceFile = None,
-    calibration_samples: Annotated[
-        int, typer.Option(min=1, help="Training samples for calibration.")
-    ] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of every random choice. \\[default: the recipe's]")
-    ] = None,
+    calibration_samples: shared.CalibrationSamples = 1024,
+    batch_size: shared.BatchSize = 128,
+    seed: shared.RecipeSeed = None,
     effort: Annotated[
         str, typer.Option(help="fast, balanced or smallest: time for bytes, same network.")
     ] = "balanced",
@@ -125,7 +111,7 @@ def compress(
     if data is None and (evaluate or (max_drop is not None and selection is None)):
         asking = "--evaluate" if evaluate else "--max-drop"
         raise typer.BadParameter(f"{asking} needs labelled data: add --data.")
-    _check_effort(effort)
+    shared.check_effort(effort)
     has_data = data is not None or dry_run
     chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
     chosen = with_activations(chosen, activations, outputs, has_data)
@@ -159,11 +145,6 @@ def compress(
     for text in remarks(done.coded):
         note(f"note: {text}")
     return Outcome(done.to_dict(), done.shown())
-
-
-def _check_effort(effort: str) -> None:
-    if effort not in EFFORTS:
-        raise typer.BadParameter(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
 
 
 def _train(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..report import noise_table
+from . import options as shared
 from .progress import listening
 from .stored import stored_source
 from .verb import NOT_MET, Json, MaxDecoded, Outcome, Workers, in_bytes, verb
@@ -32,7 +33,7 @@ def evaluate(
     min_accuracy: Annotated[
         str | None, typer.Option(help="As 0.97 or 97%: exit code 3 below it.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
+    batch_size: shared.BatchSize = 128,
     transform_domain: Annotated[
         bool,
         typer.Option(help="Run layers that the file holds in a basis as pairs of layers."),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..report import sensitivity_table
+from . import options as shared
 from .lists import whole_numbers
 from .progress import listening
 from .verb import Json, Outcome, verb
@@ -17,14 +17,10 @@ __all__ = ["sensitivity"]
 
 @verb
 def sensitivity(
-    model: Annotated[
-        str, typer.Argument(help="module:callable, builtin:NAME, transformers:NAME, timm:NAME ...")
-    ],
+    model: shared.Network,
     *,
     data: Annotated[str, typer.Option(help="Its training split calibrates.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
-    ] = None,
+    weights: shared.Weights = None,
     method: Annotated[str, typer.Option(help="One with a setting 'bits'.")] = "gpfq",
     bits: Annotated[str, typer.Option(help="Widths to try.")] = "2,3,4",
     selection: Annotated[
@@ -34,10 +30,10 @@ def sensitivity(
             "of its training part."
         ),
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
-    effort: Annotated[str, typer.Option(help="Of coding: fast, balanced, smallest.")] = "balanced",
+    calibration_samples: shared.CalibrationSamples = 512,
+    batch_size: shared.BatchSize = 128,
+    seed: shared.Seed = 0,
+    effort: shared.Effort = "balanced",
     as_json: Json = False,
 ) -> Outcome:
     """Quantize every layer alone, all others in float, and tell what that harms and saves.

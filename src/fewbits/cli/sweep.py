@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..coding import EFFORTS
 from ..report import check_plot, sweep_table
+from . import options as shared
 from .lists import numbers, sizes, whole_numbers, words
 from .progress import listening
 from .verb import Json, Outcome, verb
@@ -18,17 +18,13 @@ __all__ = ["sweep"]
 
 @verb
 def sweep(
-    model: Annotated[
-        str, typer.Argument(help="module:callable, builtin:NAME, transformers:NAME, timm:NAME ...")
-    ],
+    model: shared.Network,
     *,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="JSON file; what it has is not measured again.")
     ],
     data: Annotated[str, typer.Option(help="Labelled data.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
-    ] = None,
+    weights: shared.Weights = None,
     methods: Annotated[str, typer.Option(help="See 'fewbits methods'.")] = "gpfq",
     bits: Annotated[str | None, typer.Option(help="For methods with bits: 2,3,4.")] = None,
     slopes: Annotated[str | None, typer.Option(help="For methods with a slope: 1e-4,1e-3.")] = None,
@@ -38,10 +34,10 @@ def sweep(
     split: Annotated[
         str, typer.Option(help="Where accuracy is taken: test or selection.")
     ] = "test",
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
-    effort: Annotated[str, typer.Option(help="Of coding: fast, balanced, smallest.")] = "balanced",
+    calibration_samples: shared.CalibrationSamples = 1024,
+    batch_size: shared.BatchSize = 128,
+    seed: shared.Seed = 0,
+    effort: shared.Effort = "balanced",
     plot: Annotated[
         Path | None, typer.Option(help="Draw it: .png, .svg or .html (extra 'report').")
     ] = None,
@@ -52,8 +48,9 @@ def sweep(
     Example: fewbits sweep builtin:digits-cnn --weights digits-cnn.safetensors --data digits
     --methods gpfq,nearest --bits 2,3,4 -o sweep.json
     """
-    if split not in ("test", "selection") or effort not in EFFORTS:
-        raise typer.BadParameter("--split is test or selection; --effort is one of the three.")
+    if split not in ("test", "selection"):
+        raise typer.BadParameter(f"--split is test or selection, not {split!r}.")
+    shared.check_effort(effort)
     asked: dict[str, list[Any]] = {
         "methods": words("--methods", methods),
         "bits": [] if bits is None else whole_numbers("--bits", bits),

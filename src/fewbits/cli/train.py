@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from ..coding import EFFORTS
+from . import options as shared
 from . import training_options as options
 from .lists import words
 from .progress import listening
@@ -23,30 +23,19 @@ _METHOD = "How to compress"
 
 @verb
 def train(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="module:callable, builtin:NAME, transformers:NAME, timm:NAME ..."),
-    ] = None,
+    model: shared.NetworkOrNone = None,
     *,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
-    ] = None,
+    out: shared.OutFile = None,
+    weights: shared.Weights = None,
     start: Annotated[
         Path | None, typer.Option(help="A .fewbits file to go on from, of the same network.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="digits, FILE.npz, a folder, datasets:NAME or module:callable."),
-    ] = None,
+    data: shared.Data = None,
     method: Annotated[
         str | None,
         typer.Option(help="See 'fewbits methods'. \\[default: hemp]", rich_help_panel=_METHOD),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value of the method; repeat.", rich_help_panel=_METHOD),
-    ] = None,
+    settings: shared.MethodSettings = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="YAML file with rules and 'train'.", rich_help_panel=_METHOD),
@@ -66,6 +55,8 @@ def train(
     padding: options.Padding = None,
     prune: options.Prune = None,
     vector_bits: options.VectorBits = None,
+    norms: options.Norms = None,
+    sort: options.Sort = None,
     hold_out: options.HoldOut = None,
     selection: options.SelectionData = None,
     select_from: options.SelectFrom = None,
@@ -82,9 +73,7 @@ def train(
     precision: options.Precision = None,
     device: options.Device = "auto",
     devices: options.Devices = 1,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of every random choice. \\[default: the recipe's]")
-    ] = None,
+    seed: shared.RecipeSeed = None,
     effort: Annotated[
         str | None, typer.Option(help="fast, balanced or smallest. \\[default: balanced]")
     ] = None,
@@ -121,6 +110,8 @@ def train(
         "padding": padding,
         "prune": prune,
         "vector_bits": vector_bits,
+        "norms": norms,
+        "sort": sort,
         "hold_out": hold_out,
         "select_from": select_from,
         "max_drop": max_drop,
@@ -171,8 +162,7 @@ def order_of(
         )
     chosen = {key: value for key, value in means.items() if value is not None}
     chosen["logs"] = tuple(words("--log", chosen.pop("log", "csv")))
-    if chosen.get("effort", "balanced") not in EFFORTS:
-        raise typer.BadParameter(f"--effort is one of {', '.join(EFFORTS)}.")
+    shared.check_effort(str(chosen.get("effort", "balanced")))
     if not set(chosen["logs"]) <= {"csv", "tensorboard"}:
         raise typer.BadParameter("--log is csv, tensorboard, or csv,tensorboard.")
     plain: Given = {

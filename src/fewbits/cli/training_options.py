@@ -30,6 +30,7 @@ __all__ = [
     "LogTo",
     "MaxDropWhile",
     "Momentum",
+    "Norms",
     "OptimizerName",
     "Padding",
     "Precision",
@@ -38,6 +39,7 @@ __all__ = [
     "SaveSeconds",
     "SelectFrom",
     "SelectionData",
+    "Sort",
     "Temperature",
     "VectorBits",
     "WarmUp",
@@ -87,6 +89,12 @@ Padding: TypeAlias = Annotated[
 Prune: TypeAlias = Annotated[float | None, _option("Share of the weights to prune by size.", _LOOP)]
 VectorBits: TypeAlias = Annotated[
     int | None, _option("Grid of biases and scales. \\[default: float16]", _LOOP)
+]
+Norms: TypeAlias = Annotated[
+    str | None, _option("Absorbed ones: absorbed, or live again. \\[default: absorbed]", _LOOP)
+]
+Sort: TypeAlias = Annotated[
+    bool | None, _option("Sort hidden neurons at the end: a smaller file.", _LOOP, "--sort")
 ]
 HoldOut: TypeAlias = Annotated[
     float | None, _option("Share of the training samples to judge on. \\[default: 0.1]", _CHOICE)

@@ -1,0 +1,62 @@
+"""Options that several verbs have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from ..coding import EFFORTS
+
+__all__ = [
+    "BatchSize",
+    "CalibrationSamples",
+    "Data",
+    "Effort",
+    "MethodSettings",
+    "Network",
+    "NetworkOrNone",
+    "OutFile",
+    "RecipeSeed",
+    "Seed",
+    "Weights",
+    "check_effort",
+]
+
+_SOURCES = "module:callable, builtin:NAME, transformers:NAME, timm:NAME ..."
+
+Network: TypeAlias = Annotated[str, typer.Argument(help=_SOURCES)]
+NetworkOrNone: TypeAlias = Annotated[str | None, typer.Argument(help=_SOURCES)]
+OutFile: TypeAlias = Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")]
+Weights: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
+]
+Data: TypeAlias = Annotated[
+    str | None, typer.Option(help="digits, FILE.npz, a folder, datasets:NAME or module:callable.")
+]
+MethodSettings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="key=value of the method; repeat.", rich_help_panel="How to compress"
+    ),
+]
+CalibrationSamples: TypeAlias = Annotated[
+    int, typer.Option(min=1, help="Training samples for calibration.")
+]
+BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
+Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+RecipeSeed: TypeAlias = Annotated[
+    int | None, typer.Option(min=0, help="Of every random choice. \\[default: the recipe's]")
+]
+Effort: TypeAlias = Annotated[str, typer.Option(help="Of coding: fast, balanced, smallest.")]
+
+
+def check_effort(effort: str) -> None:
+    """Refuse an effort that there is not.
+
+    Raises:
+        typer.BadParameter: names those that there are.
+    """
+    if effort not in EFFORTS:
+        raise typer.BadParameter(f"--effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
