@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class _Seen:
 
     inputs: list[Tensor] = field(default_factory=list)
     given: dict[str, list[Tensor]] = field(default_factory=dict)
-    made: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
+    made: dict[int, tuple[str, ReferenceType[Tensor]]] = field(default_factory=dict)
     ends: dict[str, str] = field(default_factory=dict)
     last: str = ""
 
@@ -30,13 +31,13 @@ class _Seen:
         """A module is called: a layer's input, or a normalization that may end a layer."""
         if not norm:
             self.inputs.append(_few(values))
-        elif (known := self.made.get(id(values))) is not None:
+        elif (known := self.made.get(id(values))) is not None and known[1]() is values:
             self.ends[known[0]] = name
 
     def leave(self, name: str, values: Tensor, *, norm: bool) -> None:
         """A module gives something."""
         if not norm:
-            self.made[id(values)] = (name, values)  # held, so that no other tensor gets its id
+            self.made[id(values)] = (name, ref(values))  # all of a pass may not fit into memory
             self.ends[name], self.last = name, name
         self.given.setdefault(name, []).append(_few(values))
 

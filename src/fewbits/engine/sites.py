@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +212,7 @@ def normalized(
     model: nn.Module, layers: Iterable[str], batch: Any, forward: Forward
 ) -> frozenset[str]:
     """Return those of ``layers`` whose output goes straight into a normalization."""
-    made: dict[int, tuple[str, Tensor]] = {}
+    made: dict[int, tuple[str, ReferenceType[Tensor]]] = {}
     found: set[str] = set()
     modules = dict(model.named_modules())
     handles = []
@@ -219,13 +220,13 @@ def normalized(
 
         def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
             if isinstance(output, Tensor):
-                made[id(output)] = (name, output)
+                made[id(output)] = (name, ref(output))
 
         handles.append(modules[name].register_forward_hook(note))
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         known = made.get(id(args[0])) if args else None
-        if known is not None:
+        if known is not None and known[1]() is args[0]:
             found.add(known[0])
 
     norms = [module for module in modules.values() if isinstance(module, NORMS)]
