@@ -61,12 +61,7 @@ class LowBitCourse:
                 "quantizer='lsq', or prepare(..., zeros=False)."
             )
         return LowBitWeight(
-            weight,
-            kind,
-            per=method.per,
-            ranges=method.ranges,
-            detach_max=method.detach_max,
-            gated=self._stochastic,
+            weight, kind, per=method.per, ranges=method.ranges, detach_max=method.detach_max
         )
 
     # -- the network around the weights
@@ -109,7 +104,6 @@ class LowBitCourse:
                 self.method.quantizer if site.module not in self._end_modules() else "lsq",
                 ranges=self.method.ranges,
                 percentile=self.method.percentile,
-                gated=self._stochastic,
             )
             self.inputs[site.name] = made
             line = by_module.get(site.module)

@@ -29,6 +29,7 @@ def open_gates(parts: Iterable[LowBitWeight | LowBitInput]) -> None:
     """Let every part compute in low precision."""
     for part in parts:
         part.gate.fill_(1.0)
+        part.gated = False
 
 
 @torch.no_grad()
@@ -42,3 +43,4 @@ def draw_gates(
     opened = dict(zip(names, drawn, strict=True))
     for name, part in grouped:
         part.gate.fill_(opened[name])
+        part.gated = True

@@ -29,19 +29,12 @@ class LowBitInput(nn.Module):
         step: (1,) learned; of "dorefa" constant, of "pact" the clip.
         shift: (1,) learned value of the lowest level; of "lsq+" alone.
         bits: width now; 32 leaves inputs as they are.
-        gated: whether steps of a training look at ``gate``.
+        gated: whether a training looks at ``gate``; not while all are open.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float input.
     """
 
     def __init__(
-        self,
-        site: Site,
-        owner: nn.Module,
-        kind: str,
-        *,
-        ranges: str,
-        percentile: float,
-        gated: bool = False,
+        self, site: Site, owner: nn.Module, kind: str, *, ranges: str, percentile: float
     ) -> None:
         super().__init__()
         self._owner = (owner,)  # in a tuple: it is no part of this module
@@ -51,8 +44,7 @@ class LowBitInput(nn.Module):
         self.signed = site.signed and self.kind != "lsq+"
         self.asymmetric = site.signed and self.kind == "lsq+"
         self.ranges, self.percentile, self.features = ranges, percentile, site.features
-        self.gated = gated
-        self.bits, self.active = FLOAT, True
+        self.bits, self.active, self.gated = FLOAT, True, False
         sample = site.sample
         self.sample: Tensor
         self.register_buffer("sample", sample[:: max(1, len(sample) // _SAMPLE) | 1].clone())
@@ -195,3 +187,4 @@ class LowBitInput(nn.Module):
         self.step.take_state(state["step"])
         for name in ("shift", "gate"):
             getattr(self, name).copy_(state[name])
+        self.gated = not bool(self.gate.all())

@@ -35,23 +35,14 @@ class LowBitWeight(nn.Module):
         step: (1,) or (rows,) learned: the step of LSQ; of DoReFa the learned scale of all levels.
         bits: width now; 32 for floats.
         active: while False, the weight is seen as it is.
-        gated: whether steps of a training look at ``gate``.
+        gated: whether a training looks at ``gate``; not while all are open.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float weight.
     """
 
-    def __init__(
-        self,
-        weight: TunedWeight,
-        kind: str,
-        *,
-        per: str,
-        ranges: str,
-        detach_max: bool,
-        gated: bool = False,
-    ) -> None:
+    def __init__(self, weight: TunedWeight, kind: str, *, per: str, ranges: str, detach_max: bool):
         super().__init__()
         self.kind, self.per_row, self.ranges = kind, per == "channel", ranges
-        self.detach_max, self.gated = detach_max, gated
+        self.detach_max, self.gated = detach_max, False
         self.active, self.bits, self.scaled = True, FLOAT, True
         self._weight = weight
         rows = weight.view.rows if self.per_row else 1
@@ -199,3 +190,4 @@ class LowBitWeight(nn.Module):
         self.bits, self.scaled = int(state["bits"]), bool(state["scaled"])
         self.step.take_state(state["step"])
         self.gate.copy_(state["gate"])
+        self.gated = not bool(self.gate.all())

@@ -124,9 +124,8 @@ def train(
         progress=progress,
         **_how(tuner, settings),
     )
-    if not fitted.main:
-        return Trained(None, fitted)
-    return Trained(_told(tuner.finish(effort, sort=settings.sort), recipe), fitted)
+    coded = _told(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
+    return Trained(coded, fitted)
 
 
 @dataclass(frozen=True)
