@@ -29,12 +29,7 @@ def lowbit_resnet(record: dict[str, Any]) -> str:
     """Top-1 and bytes of every kind, mean over seeds."""
     rows = [
         (
-            f"W{row['bits']}A{row['bits']}",
-            row["kind"],
-            str(row["seeds"]),
-            f"{row['accuracy_mean']:.2f}",
-            _span(row["accuracy"]),
-            f"{row['held_out_mean']:.2f}",
+            *_accuracies(row),
             f"{row['file_bytes_mean']:,.0f}",
             f"{row['nominal_bytes_mean']:,.0f}",
             f"{row['differs_in_integers_mean']:g}",
@@ -57,12 +52,7 @@ def brevitas_qat(record: dict[str, Any]) -> str:
     """Top-1 and bytes of the peer's runs, mean over seeds."""
     rows = [
         (
-            f"W{row['bits']}A{row['bits']}",
-            row["kind"],
-            str(row["seeds"]),
-            f"{row['accuracy_mean']:.2f}",
-            _span(row["accuracy"]),
-            f"{row['held_out_mean']:.2f}",
+            *_accuracies(row),
             f"{row['state_dict_bytes_mean']:,.0f}",
             f"{row['file_bytes_mean']:,.0f}",
             f"{row['seconds_mean']:.0f}",
@@ -77,5 +67,14 @@ def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["bits"])
 
 
-def _span(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+def _accuracies(row: dict[str, Any]) -> tuple[str, ...]:
+    """Bits, kind, seeds, mean top-1, its range, top-1 on held-out images."""
+    low, high = min(row["accuracy"]), max(row["accuracy"])
+    return (
+        f"W{row['bits']}A{row['bits']}",
+        row["kind"],
+        str(row["seeds"]),
+        f"{row['accuracy_mean']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row['held_out_mean']:.2f}",
+    )

@@ -23,15 +23,7 @@ def fit_range(values: Tensor, bits: int, *, signed: bool) -> float:
     low, high = bounds(bits, signed)
     if not largest:
         return 1.0
-    best, least = largest, float("inf")
-    for number in range(SHARES):
-        clip = largest * 0.01 ** (number / (SHARES - 1))
-        step = clip / max(1, high)
-        kept = (values / step).round_().clamp_(low, high).mul_(step)
-        error = float(torch.mean(kept.sub_(values).square_()))
-        if error < least:
-            best, least = clip, error
-    return best
+    return _least_error(values, largest, (low, high), max(1, high), SHARES)
 
 
 def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, int]:
@@ -47,15 +39,22 @@ def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, 
     if not reach:
         return 1.0, 0
     zero = round(-min(low, 0.0) / reach * top)
+    return _least_error(values, reach, (-zero, top - zero), top, tries), zero
+
+
+def _least_error(
+    values: Tensor, reach: float, ends: tuple[int, int], steps: int, tries: int
+) -> float:
+    """Return the share of ``reach``, in ``steps`` steps, with which rounding errs least."""
     best, least = reach, float("inf")
     for number in range(tries):
         clip = reach * 0.01 ** (number / max(1, tries - 1))
-        step = clip / top
-        kept = (values / step).round_().clamp_(-zero, top - zero).mul_(step)
+        step = clip / steps
+        kept = (values / step).round_().clamp_(*ends).mul_(step)
         error = float(torch.mean(kept.sub_(values).square_()))
         if error < least:
             best, least = clip, error
-    return best, zero
+    return best
 
 
 def fit_percentile(values: Tensor, percentile: float) -> float:
