@@ -32,15 +32,21 @@ def lowbit_resnet(record: dict[str, Any]) -> str:
             *_accuracies(row),
             f"{row['file_bytes_mean']:,.0f}",
             f"{row['nominal_bytes_mean']:,.0f}",
-            f"{row['differs_in_integers_mean']:g}",
+            *_differing(row),
             f"{row['seconds_mean']:.0f}",
         )
         for row in _sorted(record["summary"])
     ]
     head = ("bits", "training", "seeds", "test %", "range", "held out %", "file bytes")
-    head = (*head, "nominal bytes", "images that differ in integers", "s")
+    head = (*head, "nominal bytes", "images that differ in integers", "in float64 too", "s")
     floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
     return f"Float: {floats}. Runs missing: {record['missing']}.\n\n{table(head, rows)}"
+
+
+def _differing(row: dict[str, Any]) -> tuple[str, ...]:
+    """Images that integers give another class than float32, and than float64 too."""
+    found = (row.get(f"differs_in_{name}_mean") for name in ("integers", "float64"))
+    return tuple("" if count is None else f"{count:g}" for count in found)
 
 
 def lowbit_cifar100(record: dict[str, Any]) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .coded import Contents
-from .engine.activations import Place
+from .coded import Contents, Place
 from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack_state
 from .engine.collect import LayerQuantizer, Work, quantize_blind

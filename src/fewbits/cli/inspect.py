@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from ..coded import ActivationGrid, energy_of, network_values
+from ..coded import ActivationGrid, Place, energy_of, network_values
 from ..container import inspect as look
 from ..container import read
 from ..report import (
@@ -91,8 +91,9 @@ def inspect(
 
 
 def _told(site: str, grid: ActivationGrid) -> str:
-    module, mark, call = site.partition(":out")
-    where = f"output of {module}{call}" if mark else f"input of {site}"
+    place = Place.of(site)
+    where = f"{'output' if place.output else 'input'} of {place.module}"
+    where += f", call {place.call}" if place.call is not None else ""
     zero = f", zero at {grid.zero}" if grid.zero else ""
     signed = "signed" if grid.signed else "unsigned"
     return f"{where}: {grid.bits} bits, {signed}, clip {grid.clip:g}{zero}"

@@ -1,6 +1,7 @@
 """The currency: what a method returns, the container stores, and the report counts."""
 
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
+from .places import Place, site_name
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
@@ -33,6 +34,7 @@ __all__ = [
     "LayerEnergy",
     "Layout",
     "NetworkValues",
+    "Place",
     "RawTensor",
     "SizeReport",
     "SizeRow",
@@ -41,6 +43,7 @@ __all__ = [
     "energy_of",
     "entropy_of",
     "network_values",
+    "site_name",
     "terms_of",
     "value_counts",
 ]

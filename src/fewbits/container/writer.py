@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..coded import (
+    ActivationGrid,
     Codebook,
     CodebookTensor,
     CodedTensor,
     Contents,
     GridTensor,
+    Place,
     RawTensor,
     TransformTensor,
 )
@@ -30,7 +32,7 @@ from .streams import CHECKSUM, Part, Stream, plan_streams
 __all__ = ["encode"]
 
 NEW = (4, 7)  # the first codec that minor version 1 brought, and 2
-ZEROS = 3  # the minor version that brought activations with a zero inside of their grid
+PLACES = 3  # the minor version that brought grids with a zero inside, and grids of outputs
 
 
 def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> bytes:
@@ -55,8 +57,7 @@ def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> by
     lengths = tuple(len(body) for _, body in coded)
     header = replace(header, codecs=tuple(codecs), lengths=lengths)
     text = _checked(dump_header(header), header)
-    zeros = any(grid.zero for grid in contents.activations.values())
-    minor = ZEROS if zeros else max((_since(number) for number in codecs), default=0)
+    minor = max([_minor_of(contents.activations), *map(_since, codecs)])
     return b"".join([join_prefix(text, sum(map(len, pieces)), minor), *pieces])
 
 
@@ -90,6 +91,11 @@ def _coded(
 def _since(number: int) -> int:
     """Return the minor version that brought the codec."""
     return sum(number >= first for first in NEW)
+
+
+def _minor_of(activations: Mapping[str, ActivationGrid]) -> int:
+    placed = any(grid.zero or Place.of(name).output for name, grid in activations.items())
+    return PLACES if placed else 0
 
 
 def _checked(text: bytes, header: Header) -> bytes:

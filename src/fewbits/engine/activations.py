@@ -2,47 +2,42 @@
 
 A hook sits on a layer, or on a ReLU: quantizing the input of a ReLU on a grid from zero up is
 quantizing its output. A module that is called several times in a forward pass has a grid for each
-call, under the name ``module@k``; the network's own pre-hook starts the count anew. A grid for what
-a module gives has the name ``module:out``, or ``module:out@k``.
+call (:class:`~fewbits.coded.Place`); the network's own pre-hook starts the count anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..coded import ActivationGrid
+from ..coded import ActivationGrid, Place
 from ..errors import ModelError
 
 __all__ = [
     "FixedInput",
     "InputHook",
     "OutputHook",
-    "Place",
     "apply_grid",
     "check_inputs",
     "hooks_of",
     "install_inputs",
     "load_inputs",
     "remove_inputs",
-    "site_name",
 ]
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
-
-_OUT = ":out"
 
 
 def apply_grid(values: Tensor, grid: ActivationGrid) -> Tensor:
     """Return ``values`` on the levels of ``grid``, in their own dtype; see SPEC.md, 2.4."""
     device = values.device
+    width = torch.promote_types(values.dtype, torch.float32)
     with torch.autocast(device.type, enabled=False):
-        step = torch.full((), float(grid.step), device=device)
-        index = (values.float() / step).round() + grid.zero
+        step = torch.full((), float(grid.step), device=device, dtype=width)
+        index = (values.to(width) / step).round() + grid.zero
         return ((index.clamp(grid.low, grid.high) - grid.zero) * step).to(values.dtype)
 
 
@@ -112,37 +107,6 @@ class _Restart:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         for hook in self.hooks:
             hook.calls = 0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a grid acts.
-
-    Attributes:
-        module: name of the module.
-        call: number of the call in a forward pass; None for all.
-        output: on what the module gives, not on what it gets.
-    """
-
-    module: str
-    call: int | None = None
-    output: bool = False
-
-    @classmethod
-    def of(cls, name: str, modules: Container[str] = ()) -> Place:
-        """Return the place of a site's name; that of one of ``modules`` is its input."""
-        if name in modules:
-            return cls(name)
-        rest, mark, call = name.rpartition("@")
-        number = int(call) if mark and call.isdecimal() else None
-        rest = name if number is None else rest
-        return cls(rest.removesuffix(_OUT), number, rest.endswith(_OUT))
-
-
-def site_name(module: str, call: int, calls: int, *, output: bool = False) -> str:
-    """Return the name of a site: the module's, with the call where there are several."""
-    place = module + _OUT * output
-    return place if calls == 1 else f"{place}@{call}"
 
 
 def check_inputs(model: nn.Module, names: Iterable[str]) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..coded import site_name
 from ..errors import CalibrationError, ConfigError
-from .activations import site_name
 from .batches import Forward
 from .isolation import evaluating, isolated_pass
 

@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from fewbits.coded import Contents
+from fewbits.coded import ActivationGrid, Contents
 from fewbits.container import decode, encode
 from fewbits.container.prefix import MAGIC, join_prefix, split_prefix
 from fewbits.errors import CorruptFileError
@@ -28,6 +28,15 @@ def test_the_bytes_are_those_of_the_specification():
     assert (major, minor, total) == (1, 0, len(FILE))
     assert raw == len(b'{"m":{"a":1}}')
     assert check == zlib.crc32(FILE[:28] + FILE[32 : 32 + stored])
+
+
+@pytest.mark.parametrize(
+    ("name", "zero", "minor"),
+    [("a", 0, 0), ("a@1", 0, 0), ("a", 3, 3), ("a:out", 0, 3), ("a:out@2", 0, 3)],
+)
+def test_the_minor_version_is_the_lowest_that_knows_every_grid(name, zero, minor):
+    file = encode(Contents({}, activations={name: ActivationGrid(4, 1.0, False, zero)}))
+    assert struct.unpack_from("<HH", file, 8) == (1, minor)
 
 
 @pytest.mark.parametrize(

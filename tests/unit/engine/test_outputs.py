@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fewbits
-from fewbits.engine.activations import Place, apply_grid, remove_inputs, site_name
+from fewbits.engine.activations import apply_grid, remove_inputs
 from fewbits.engine.batches import call_model
 from fewbits.engine.outputs import loose_outputs
 from fewbits.errors import CalibrationError, ConfigError, ModelError
@@ -46,28 +46,6 @@ def net():
         for _ in range(5):
             made(X)
     return made.eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("a.b", Place("a.b")),
-        ("a.b@3", Place("a.b", 3)),
-        ("a:out", Place("a", None, True)),
-        ("a:out@12", Place("a", 12, True)),
-        ("a@x", Place("a@x")),
-    ],
-)
-def test_names_of_places(name, place):
-    assert Place.of(name) == place
-    if place.call is not None or not name.endswith("@x"):
-        calls = 1 if place.call is None else 99
-        assert site_name(place.module, place.call or 0, calls, output=place.output) == name
-
-
-def test_a_module_with_such_a_name_is_meant_by_it():
-    assert Place.of("a@3", {"a@3"}) == Place("a@3")
-    assert Place.of("a:out", {"a:out"}) == Place("a:out")
 
 
 def test_which_outputs_go_on_in_floats(net):
