@@ -12,8 +12,8 @@ from typing import Any
 
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
-from summary_pwfn import pwfn_clustering, pwfn_cost, pwfn_resnet
-from summary_training import hemp_mnist, hemp_resnet
+from summary_pwfn import pwfn_clustering, pwfn_resnet
+from summary_training import hemp_mnist, hemp_resnet, step_cost
 from summary_transform import (
     transform_baselines,
     transform_forms,
@@ -270,11 +270,11 @@ PRINTERS = {
         hemp_resnet,
         pwfn_resnet,
         pwfn_clustering,
-        pwfn_cost,
         lowbit_digits,
         lowbit_resnet,
         lowbit_cifar100,
         brevitas_qat,
+        step_cost,
     )
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["pwfn_clustering", "pwfn_cost", "pwfn_resnet"]
+__all__ = ["pwfn_clustering", "pwfn_resnet"]
 
 
 def pwfn_resnet(record: dict[str, Any]) -> str:
@@ -50,17 +50,3 @@ def pwfn_clustering(record: dict[str, Any]) -> str:
     ]
     head = ("weights", "deviations", "fixed", "CPU s", "peak MB", "MB before", "picks", "values")
     return table(head, rows)
-
-
-def pwfn_cost(record: dict[str, Any]) -> str:
-    """What a training step takes beside a plain one."""
-    rows = [
-        (
-            row["kind"],
-            f"{row['plain_seconds']:.3f}",
-            f"{row['pwfn_seconds']:.3f}",
-            f"{row['median_ratio']:.3f}",
-        )
-        for row in record["rows"]
-    ]
-    return table(("kind", "plain s", "PWFN s", "median ratio"), rows)

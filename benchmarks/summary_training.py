@@ -7,7 +7,7 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["hemp_mnist", "hemp_resnet"]
+__all__ = ["hemp_mnist", "hemp_resnet", "step_cost"]
 
 
 def _float_errors(record: dict[str, Any]) -> str:
@@ -58,3 +58,21 @@ def hemp_resnet(record: dict[str, Any]) -> str:
     head = ("network, start", "seed", "epochs", "file bytes", "test %", "held out %", "CPU s")
     floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
     return f"Float top-1: {floats}.\n\n{table(head, rows)}"
+
+
+def step_cost(record: dict[str, Any]) -> str:
+    """What a training step takes beside a plain one."""
+    rows = [
+        (
+            row["kind"],
+            row["dtype"],
+            f"{row['plain_seconds']:.3f}",
+            f"{row['seconds']:.3f}",
+            f"{row['median_ratio']:.2f}",
+            f"at most {row['goal']}" if row["goal"] else "",
+        )
+        for row in record["rows"]
+    ]
+    head = ("step", "dtype", "plain s", "s", "median ratio", "wanted")
+    beside = f"Brevitas {record['brevitas']}. " if record["brevitas"] else ""
+    return f"{beside}Batch {record['batch']}, {record['steps']} steps.\n\n{table(head, rows)}"
