@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .coded import Contents, Place
+from .engine.activations import remove_inputs
 from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack_state
 from .engine.collect import LayerQuantizer, Work, quantize_blind
@@ -55,6 +56,11 @@ class Pipeline:
     def run(self, reference: nn.Module, source: str) -> CodedModel:
         """Compress ``reference``, a copy in eval mode that this may change."""
         recipe = self.plan.recipe
+        count = remove_inputs(reference)
+        if count:
+            self.notes.append(
+                f"activations: {count} places that were quantized before are float again"
+            )
         batches = self._batches(reference)
         retie(reference, self.plan.aliases)
         original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
@@ -86,14 +92,14 @@ class Pipeline:
                 "none. Pass calibration=, some batches of training data."
             )
         coded.load_into(network)
-        layers = [e.target.module for e in self.plan.entries if e.target.name in self.results]
+        layers = {name: self.plan.modules_of(name) for name in self.results}
         forward = explained(self._call, "activations")
-        grids = calibrate_inputs(network, layers, settings, batches, forward)
-        places = [Place.of(name) for name in grids]
-        left = sorted({*layers} - {place.module for place in places if not place.output})
-        if settings.placement == "input" and settings.first_last != "fp" and left:
+        grids, left = calibrate_inputs(
+            network, layers, settings, batches, forward, ends=self.plan.ends
+        )
+        if left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
-        outputs = sum(place.output for place in places)
+        outputs = sum(Place.of(name).output for name in grids)
         more = f", {outputs} outputs" if outputs else ""
         self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
         contents = replace(coded.contents, activations=grids)

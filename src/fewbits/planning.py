@@ -56,6 +56,18 @@ class Plan:
     kept: Mapping[str, str]
     aliases: Mapping[str, str]
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The first and the last weight matrix, in the network's order; () where there are two."""
+        names = [e.target.name for e in self.entries if len(e.target.shape) > 1]
+        return (names[0], names[-1]) if len(names) > 2 else ()
+
+    def modules_of(self, name: str) -> tuple[str, ...]:
+        """Return the modules that have a weight: several where it is tied."""
+        target = next(e.target for e in self.entries if e.target.name == name)
+        owners = (other.rpartition(".")[0] for other in target.also)
+        return tuple(dict.fromkeys((target.module, *owners)))
+
     def changed(self, name: str, method: Method | None, reason: str) -> Plan:
         """Return the plan with another outcome for one weight."""
         entries = tuple(

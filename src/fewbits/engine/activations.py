@@ -56,19 +56,27 @@ class _Hook:
     """Changes a tensor, by the number of the call.
 
     Attributes:
-        changes: by number of the call; None there leaves the tensor as it is. One entry is for all
-            calls.
+        changes: by number of the call, from 0 in every forward pass; under None for all calls. What
+            is not there stays as it is.
+        calls: how often the module was called in this pass; None outside of one.
     """
 
-    def __init__(self, changes: list[Change | None]) -> None:
+    def __init__(self, changes: Mapping[int | None, Change]) -> None:
         self.changes = changes
-        self.calls = 0
+        self.calls: int | None = None
 
     def _next(self) -> Change | None:
-        if len(self.changes) == 1:
-            return self.changes[0]
+        if None in self.changes or not self.changes:
+            return self.changes.get(None)
+        if self.calls is None:
+            raise ModelError(
+                "a module with a grid for each of its calls was called outside of a forward pass "
+                "of the network, so that it can not be told which call this is. Call the network "
+                "itself, not a method or a part of it, and train it without activation "
+                "checkpointing; or give it a module for each call."
+            )
         self.calls += 1
-        return self.changes[(self.calls - 1) % len(self.changes)]
+        return self.changes.get(self.calls - 1)
 
 
 class InputHook(_Hook):
@@ -98,15 +106,21 @@ class OutputHook(_Hook):
         return None if change is None or not isinstance(output, Tensor) else change(output)
 
 
-class _Restart:
-    """A pre-hook of the network: calls are counted from zero in every forward pass."""
+class _Pass:
+    """Hooks of the network: calls of its modules are counted in each of its forward passes."""
 
     def __init__(self, hooks: list[_Hook]) -> None:
         self.hooks = hooks
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Count from zero."""
         for hook in self.hooks:
             hook.calls = 0
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Count no more."""
+        for hook in self.hooks:
+            hook.calls = None
 
 
 def check_inputs(model: nn.Module, names: Iterable[str]) -> None:
@@ -137,22 +151,16 @@ def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
     remove_inputs(model)
     counting: list[_Hook] = []
     for (path, output), known in by_module.items():
-        hook = _install(modules[path], _ordered(known), output)
-        if len(hook.changes) > 1:
+        hook = _install(modules[path], known, output)
+        if None not in known:
             counting.append(hook)
     if counting:
-        model.register_forward_pre_hook(_Restart(counting), prepend=True)
+        counted = _Pass(counting)
+        model.register_forward_pre_hook(counted.begin, prepend=True)
+        model.register_forward_hook(counted.end)
 
 
-def _ordered(known: Mapping[int | None, Change]) -> list[Change | None]:
-    if None in known:
-        return [known[None]]
-    calls = 1 + max(call for call in known if call is not None)
-    # One call more than is known: what comes after stays as it is.
-    return [known.get(call) for call in range(calls)] + [None]
-
-
-def _install(module: nn.Module, changes: list[Change | None], output: bool) -> _Hook:
+def _install(module: nn.Module, changes: Mapping[int | None, Change], output: bool) -> _Hook:
     if output:
         after = OutputHook(changes)
         module.register_forward_hook(after)
@@ -167,16 +175,25 @@ def load_inputs(model: nn.Module, grids: Mapping[str, ActivationGrid]) -> None:
     install_inputs(model, {name: FixedInput(grid) for name, grid in grids.items()})
 
 
-def remove_inputs(model: nn.Module) -> None:
-    """Let all modules see their inputs, and give their outputs, as they are."""
+def remove_inputs(model: nn.Module) -> int:
+    """Let modules see their inputs, and give their outputs, as they are.
+
+    Returns:
+        How many did not.
+    """
+    found = 0
     for module in model.modules():
-        hooks = module._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, (InputHook, _Restart))]:
-            del hooks[key]
+        before, after = module._forward_pre_hooks, module._forward_hooks
+        for key in [key for key, hook in before.items() if _is_ours(hook)]:
+            found += isinstance(before.pop(key), InputHook)
             module._forward_pre_hooks_with_kwargs.pop(key, None)
-        given = module._forward_hooks
-        for key in [key for key, hook in given.items() if isinstance(hook, OutputHook)]:
-            del given[key]
+        for key in [key for key, hook in after.items() if _is_ours(hook)]:
+            found += isinstance(after.pop(key), OutputHook)
+    return found
+
+
+def _is_ours(hook: object) -> bool:
+    return isinstance(getattr(hook, "__self__", hook), (_Hook, _Pass))
 
 
 def hooks_of(model: nn.Module) -> dict[str, InputHook]:

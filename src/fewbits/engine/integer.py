@@ -48,7 +48,7 @@ def integer_network(model: nn.Module, contents: Contents) -> tuple[nn.Module, li
         weight = contents.tensors.get(f"{name}.weight")
         grid = contents.activations.get(name)
         if isinstance(module, _LAYERS) and isinstance(weight, GridTensor) and grid is not None:
-            hooks[name].changes = [None]  # the layer does it itself
+            hooks[name].changes = {}  # the layer does it itself
             setattr(module, "forward", _IntegerLayer(module, weight, grid))  # noqa: B010
             done.append(name)
         elif is_batchnorm(module):

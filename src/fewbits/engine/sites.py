@@ -1,9 +1,10 @@
-"""Where inputs can be quantized, in the order of execution, and what arrives there."""
+"""What arrives at modules, call by call, in the order of execution."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -12,17 +13,22 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..coded import site_name
-from ..errors import CalibrationError, ConfigError
+from ..errors import CalibrationError
 from .batches import Forward
 from .isolation import evaluating, isolated_pass
 
-__all__ = ["NORMS", "PLACEMENTS", "Site", "choose_sites", "normalized", "observe", "quiet_pass"]
+__all__ = [
+    "NORMS",
+    "RECTIFIERS",
+    "Site",
+    "normalized",
+    "observe",
+    "quiet_pass",
+]
 
-PLACEMENTS = ("input", "output")
 _KEPT = 1 << 16  # values of a site that are kept, in all
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
-_RECTIFIERS = (nn.ReLU, nn.ReLU6)
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass
@@ -36,6 +42,8 @@ class Site:
         order: position in the forward pass.
         rectified: the module is a ReLU, and what counts is above zero.
         output: what the module gives is meant.
+        ceiling: the module cuts what is above; of ReLU6.
+        feeds: the layer with a quantized weight that is executed next after a ReLU.
         features: values of one sample.
         low: least value seen.
         high: largest value seen.
@@ -48,6 +56,8 @@ class Site:
     order: int
     rectified: bool
     output: bool = False
+    ceiling: float = inf
+    feeds: str = ""
     features: int = 1
     low: float = 0.0
     high: float = 0.0
@@ -65,7 +75,7 @@ class Site:
 
     def add(self, values: Tensor, room: int) -> None:
         """Take note of the values of one call."""
-        flat = values.detach().float().reshape(-1)
+        flat = values.detach().float().reshape(-1).clamp(max=self.ceiling)
         if not flat.numel():
             return
         low, high = (float(value) for value in flat.aminmax())
@@ -146,10 +156,16 @@ def observe(
                     f"values on calibration batch {position}. Look at the data and its "
                     "normalisation."
                 )
-            rectified = isinstance(by_name[name], _RECTIFIERS)
-            site = known.setdefault((name, call), Site(name, name, call, order, rectified, outputs))
-            site.add(values, room)
+            if (name, call) not in known:
+                known[name, call] = _site(by_name[name], name, call, order, outputs)
+            known[name, call].add(values, room)
     return _named(known, counts)
+
+
+def _site(module: nn.Module, name: str, call: int, order: int, output: bool) -> Site:
+    rectified = isinstance(module, RECTIFIERS)
+    ceiling = 6.0 if isinstance(module, nn.ReLU6) else inf
+    return Site(name, name, call, order, rectified, output, ceiling)
 
 
 def _named(known: dict[tuple[str, int], Site], counts: dict[str, set[int]]) -> list[Site]:
@@ -167,45 +183,6 @@ def _named(known: dict[tuple[str, int], Site], counts: dict[str, set[int]]) -> l
                 site.low, site.high = min(site.low, other.low), max(site.high, other.high)
             found.append(site)
     return sorted(found, key=lambda site: site.order)
-
-
-def choose_sites(
-    model: nn.Module,
-    layers: Sequence[str],
-    placement: str,
-    batches: Sequence[Any],
-    forward: Forward,
-    *,
-    first: str = "",
-) -> list[Site]:
-    """Return where the inputs of ``layers`` are quantized, with what arrives there.
-
-    Args:
-        model: the network.
-        layers: names of the layers with quantized weights.
-        placement: "input" (of each layer) or "output" (of every ReLU that is followed by one of
-            the layers; a shortcut then reads the same quantized values as the main path).
-        batches: calibration data.
-        forward: how the network is called.
-        first: a layer whose input is quantized wherever the others are; "" for none.
-
-    Raises:
-        ConfigError: no such place, as where a network calls ReLU as a function.
-    """
-    modules = dict(model.named_modules())
-    able = [name for name in dict.fromkeys(layers) if isinstance(modules[name], _LAYERS)]
-    if placement == "input":
-        found = observe(model, able, batches, forward)
-        if not found:
-            raise _nowhere("no linear or convolution layer is reached")
-        return found
-    rectifiers = [name for name, module in modules.items() if isinstance(module, _RECTIFIERS)]
-    found = observe(model, [*able, *rectifiers], batches, forward)
-    last = max((site.order for site in found if not site.rectified), default=-1)
-    chosen = [site for site in found if site.rectified and site.order < last]
-    if not chosen:
-        raise _nowhere("no nn.ReLU module is called before a layer with quantized weights")
-    return [site for site in found if site.module == first] + chosen
 
 
 def normalized(
@@ -237,13 +214,6 @@ def normalized(
         for handle in handles:
             handle.remove()
     return frozenset(found)
-
-
-def _nowhere(reason: str) -> ConfigError:
-    return ConfigError(
-        f"there is no input to quantize: {reason}. Use placement='input', or make the network call "
-        "nn.ReLU modules; or leave activations in float: activations=32."
-    )
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import nn
 from ..coded import ActivationGrid
 from ..engine.batches import Forward
 from ..engine.outputs import loose_outputs
-from ..engine.sites import PLACEMENTS, Site, choose_sites, observe
+from ..engine.placement import PLACEMENTS, choose_sites, first_of, left_in_float
+from ..engine.sites import Site, observe
 from ..errors import ConfigError, did_you_mean, require
 from ..ops.ranges import SHARES, fit_percentile, fit_range, fit_shifted
 from .gridded import check_number, check_one_of, check_switch, is_whole
@@ -82,35 +83,48 @@ class Activations:
 
 def calibrate_inputs(
     network: nn.Module,
-    layers: Sequence[str],
+    layers: Mapping[str, Sequence[str]],
     settings: Activations,
     batches: Sequence[Any],
     forward: Forward,
-) -> dict[str, ActivationGrid]:
-    """Return the grids by site of ``network``, which is not changed.
+    *,
+    ends: Sequence[str] = (),
+) -> tuple[dict[str, ActivationGrid], tuple[str, ...]]:
+    """Return the grids by site of ``network``, which is not changed, and layers without, with why.
 
     Args:
         network: with the quantized weights: ranges are of what its layers see.
-        layers: module names of the layers with quantized weights, in order.
+        layers: names of the quantized weights, in order, and of each the modules that have it.
         settings: widths and rules.
         batches: calibration data.
         forward: how the network is called.
+        ends: the network's first and last weight matrix.
+
+    Raises:
+        ConfigError: no input is left to quantize.
     """
-    layers = list(dict.fromkeys(layers))
-    ends = {layers[0], layers[-1]} if len(layers) > 2 else set()
+    outer = {path for name in ends for path in layers.get(name, ())}
+    paths = list(dict.fromkeys(path for own in layers.values() for path in own))
     if settings.first_last == "fp":
-        layers = [name for name in layers if name not in ends]
-    first = "" if settings.first_last == "fp" else layers[0]
-    sites = choose_sites(network, layers, settings.placement, batches, forward, first=first)
+        paths = [path for path in paths if path not in outer]
+    if not paths:
+        raise ConfigError(
+            f"activations={settings.bits}: no layer has quantized weights (of those that are not "
+            "first or last, with first_last='fp'), so there is no input to quantize. Leave "
+            "activations out, or quantize more weights."
+        )
+    first = "" if settings.first_last == "fp" else first_of(layers, ends)
+    sites = choose_sites(network, paths, settings.placement, batches, forward, first=first)
+    eight = outer if settings.first_last == "8bit" else set()
     found = {}
     for site in sites:
-        eight = site.module in ends and settings.first_last == "8bit"
-        found[site.name] = _grid(site, 8 if eight else settings.bits, settings)
+        bits = 8 if {site.module, site.feeds} & eight else settings.bits
+        found[site.name] = _grid(site, bits, settings)
     if settings.outputs:
-        loose = loose_outputs(network, layers, batches[0], forward)
+        loose = loose_outputs(network, paths, batches[0], forward)
         for site in observe(network, loose, batches, forward, outputs=True):
             found[site.name] = _shifted(site, settings)
-    return found
+    return found, left_in_float(network, paths, sites) if settings.placement == "input" else ()
 
 
 def _shifted(site: Site, settings: Activations) -> ActivationGrid:

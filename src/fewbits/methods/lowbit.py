@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..engine.sites import PLACEMENTS
+from ..engine.placement import PLACEMENTS
 from ..errors import ConfigError, require
 from ..schedule import Ramp
 from .bit_stages import FLOAT, Stage, stages_of
@@ -41,7 +41,8 @@ class LowBit:
         quantizer: "lsq", "lsq+" (a learned zero for inputs below zero), "pact" or "dorefa".
         schedule: a name, such as "two_stage", or a list of stages "8/8, 4/4, 2/2"; see
             :mod:`fewbits.methods.bit_stages`.
-        first_last: the network's first and last layer: "8bit", "fp" (in float) or "same".
+        first_last: the network's first and last layer, in the order of its modules: "8bit", "fp"
+            (in float) or "same". A network of two layers has no such ends.
         placement: "input" of every layer, or "output" of every ReLU, as in the paper: shortcuts
             then carry quantized values.
         per: "tensor" or "channel": steps of weights.

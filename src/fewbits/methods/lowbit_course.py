@@ -14,12 +14,12 @@ from ..engine.activations import install_inputs, remove_inputs
 from ..engine.batches import Forward
 from ..engine.layer import Quantized
 from ..engine.measure import measure_batchnorm
-from ..engine.sites import choose_sites, normalized
 from ..errors import CalibrationError, ConfigError
 from ..schedule import Ramp, value_at
 from .bit_stages import FLOAT, stage_at
 from .lowbit_gates import draw_gates, group_of, open_gates
 from .lowbit_inputs import LowBitInput
+from .lowbit_places import find_inputs, settle_scales
 from .lowbit_report import LayerLevels, levels_of, warn_of
 from .lowbit_weights import LowBitWeight
 from .trained import TunedWeight
@@ -39,12 +39,11 @@ class LowBitCourse:
         self.stage = 0
         self._count, self._progress = 0, 0.0
         self._weights = list(weights)
-        matrices = [weight.name for weight in weights if weight.levels is None]
-        eight = method.first_last == "8bit" and len(matrices) > 2
-        self._ends = {matrices[0], matrices[-1]} if eight else set()
+        self._ends = {w.name for w in weights if w.end and method.first_last == "8bit"}
         self._lines = {weight.name: self._line(weight) for weight in weights}
         self.inputs: dict[str, LowBitInput] = {}
-        self._layers: dict[str, str] = {}
+        self._layers: dict[str, Sequence[str]] = {}
+        self._wide: set[str] = set()
         self._batches: Sequence[Any] = ()
         self._forward: Forward | None = None
         self._enter(0)
@@ -69,11 +68,12 @@ class LowBitCourse:
     def attach(
         self,
         model: nn.Module,
-        layers: Mapping[str, str],
+        layers: Mapping[str, Sequence[str]],
         batches: Sequence[Any],
         forward: Forward,
+        ends: Sequence[str] = (),
     ) -> None:
-        """Quantize inputs of ``layers`` (weight name to module name) from now on.
+        """Quantize inputs of ``layers`` from now on; see :class:`InputCourse`.
 
         Raises:
             ConfigError: activations are to be quantized, and there is no calibration data.
@@ -81,11 +81,9 @@ class LowBitCourse:
         self._layers = dict(layers)
         self._batches, self._forward = batches, forward
         remove_inputs(model)
-        own = {name: path for name, path in layers.items() if self._lines.get(name) is not None}
-        follows: frozenset[str] | None = None
-        if batches and any(line.kind == "dorefa" for line in self._lines.values()):
-            follows = normalized(model, own.values(), batches[0], forward)
-        self._scale(own, follows)
+        settle_scales(
+            self._lines, layers, self.method.rescale, model=model, batches=batches, forward=forward
+        )
         if self.method.activations == FLOAT:
             return
         if not batches:
@@ -93,15 +91,13 @@ class LowBitCourse:
                 "activations start from calibrated ranges: pass calibration=, some batches of "
                 "training data, to fewbits.prepare; or leave them in float: activations=32."
             )
-        paths = list(own.values()) or self._float_layers(layers)
-        first = "" if self.method.first_last == "fp" or not paths else paths[0]
-        sites = choose_sites(model, paths, self.method.placement, batches, forward, first=first)
-        by_module = {path: self._lines[name] for name, path in own.items()}
-        for site in sites:
+        found = find_inputs(self.method, model, layers, ends, batches=batches, forward=forward)
+        by_module = {path: self._lines.get(name) for name, own in layers.items() for path in own}
+        for site, eight in found:
             made = LowBitInput(
                 site,
                 model.get_submodule(site.module),
-                self.method.quantizer if site.module not in self._end_modules() else "lsq",
+                "lsq" if eight else self.method.quantizer,
                 ranges=self.method.ranges,
                 percentile=self.method.percentile,
             )
@@ -109,32 +105,9 @@ class LowBitCourse:
             line = by_module.get(site.module)
             if line is not None:  # in the network's tree, where processes look for parameters
                 line.add_module(f"inputs{len(list(line.children()))}", made)
+        self._wide = {site.name for site, eight in found if eight}
         install_inputs(model, dict(self.inputs))
         self._enter(self.stage)
-
-    def _float_layers(self, layers: Mapping[str, str]) -> list[str]:
-        """Return the layers whose inputs alone are quantized."""
-        paths = list(layers.values())
-        return paths[1:-1] if self.method.first_last == "fp" and len(paths) > 2 else paths
-
-    def _end_modules(self) -> set[str]:
-        return {self._layers[name] for name in self._ends if name in self._layers}
-
-    def _scale(self, own: Mapping[str, str], follows: frozenset[str] | None) -> None:
-        for name, line in self._lines.items():
-            if line.kind != "dorefa":
-                continue
-            plain = follows is not None and own.get(name) in follows
-            line.scaled = {"auto": not plain, "always": True, "never": False}[self.method.rescale]
-            line.step.stretch.requires_grad_(line.scaled)
-            if not plain and self.method.rescale == "never":
-                warnings.warn(
-                    f"layer {own.get(name, name)!r}: its DoReFa weights are from -1 to 1, and no "
-                    "normalization follows that makes up for it. Use rescale='auto'.",
-                    stacklevel=4,
-                )
-            if line.bits != FLOAT:
-                line.refit()
 
     def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:
         """End: enter the last stage, measure normalizations where asked, remove the hooks."""
@@ -270,9 +243,8 @@ class LowBitCourse:
         now = self.stages[stage]
         for name, line in self._lines.items():
             line.enter(8 if name in self._ends and now.weights != FLOAT else now.weights)
-        ends = self._end_modules()
-        for made in self.inputs.values():
-            eight = made.module in ends and now.activations != FLOAT
+        for name, made in self.inputs.items():
+            eight = name in self._wide and now.activations != FLOAT
             made.enter(8 if eight else now.activations)
         self._draw()
 
@@ -294,7 +266,7 @@ class LowBitCourse:
         how = self.method.gates
         pairs: list[tuple[str, LowBitWeight | LowBitInput]] = []
         for name, line in self._lines.items():
-            path = self._layers.get(name, name.rpartition(".")[0])
+            path = self._layers.get(name, [name.rpartition(".")[0]])[0]
             pairs.append((group_of(how, path, "weights"), line))
         pairs += [(group_of(how, m.module, "inputs"), m) for m in self.inputs.values()]
         return pairs

@@ -30,6 +30,7 @@ class TunedWeight:
         start: its codes in the compressed network that training starts from; None from floats.
         levels: how many a vector gets, on a grid of its own; None for a weight, which gets what the
             method's settings say.
+        end: the first or the last weight matrix of a network that has more than two.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TunedWeight:
     mask: Tensor | None = None
     start: Quantized | None = None
     levels: int | None = None
+    end: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,9 +141,17 @@ class InputCourse(Course, Protocol):
         ...
 
     def attach(
-        self, model: nn.Module, layers: Mapping[str, str], batches: Sequence[Any], forward: Any
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Sequence[str]],
+        batches: Sequence[Any],
+        forward: Any,
+        ends: Sequence[str],
     ) -> None:
-        """Quantize inputs of ``layers``, weight name to module name, from now on."""
+        """Quantize inputs of ``layers``, by weight name those that have it, from now on.
+
+        ``ends``: a network's first and last weight matrix; empty where there are but two.
+        """
         ...
 
     def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:

@@ -20,10 +20,12 @@ def without_kept(plan: Plan, method: TrainedMethod) -> Plan:
     kept = getattr(method, "kept", None)
     if kept is None:
         return plan
-    names = [e.target.name for e in plan.entries if e.trained and len(e.target.shape) > 1]
+    names = [e.target.name for e in plan.entries if len(e.target.shape) > 1]
     reasons = kept(names)
     entries = tuple(
-        replace(e, trained=None, reason=reasons[e.target.name]) if e.target.name in reasons else e
+        replace(e, trained=None, reason=reasons[e.target.name])
+        if e.trained and e.target.name in reasons
+        else e
         for e in plan.entries
     )
     return replace(plan, entries=entries)
@@ -40,7 +42,7 @@ def attach(
     if not isinstance(course, InputCourse):
         return
     layers = {
-        e.target.name: e.target.module
+        e.target.name: plan.modules_of(e.target.name)
         for e in plan.entries
         if e.trained is not None or "weights=32" in e.reason
     }
@@ -48,4 +50,4 @@ def attach(
     if calibration is not None:
         batches = list(as_batches(calibration, model if forward is None else None))
     call = explained(as_forward(forward), "calibration of inputs")
-    course.attach(model, layers, batches, call)
+    course.attach(model, layers, batches, call, plan.ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..coded import Contents
 from ..container import read
+from ..engine.activations import remove_inputs
 from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
@@ -88,6 +90,7 @@ def prepare(
     if coded is not None:
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
+    _without_inputs(model)
     held = hold_absorbed(model, coded=coded is not None)
     if norms == "live" and held:
         revive(model, held, calibration, forward)
@@ -99,6 +102,8 @@ def prepare(
     plan = as_clustered(model, plan, trained)
     plan = without_kept(plan, trained)
     weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
+    for weight in weights:
+        weight.end = weight.name in plan.ends
     if prune is not None or zeros:
         _check_maskable(weights)
     if zeros or (zeros is None and coded is None):
@@ -152,6 +157,17 @@ def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None
         "start must be a CodedModel or the path of a .fewbits file. "
         f"Got {type(start).__name__} instead."
     )
+
+
+def _without_inputs(model: nn.Module) -> None:
+    """Take quantized inputs off a network that was loaded: no gradient passes their rounding."""
+    count = remove_inputs(model)
+    if count:
+        warnings.warn(
+            f"{count} inputs or outputs of layers are quantized, by a file that was loaded. They "
+            "are in float from now on; fewbits.LowBit trains quantized ones.",
+            stacklevel=3,
+        )
 
 
 def _told(start: CodedModel | str | PathLike[str] | None) -> str:
