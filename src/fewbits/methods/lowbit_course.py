@@ -259,7 +259,7 @@ class LowBitCourse:
         if self.chance >= 1:
             open_gates(self._parts())
         else:
-            draw_gates(self.grouped(), self.chance, (self.seed << 32) ^ (self._count * 2 + 1))
+            draw_gates(self.grouped(), self.chance, self.seed, self._count)
 
     def grouped(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
         """Return every quantizer with the name of the group that it is drawn with."""

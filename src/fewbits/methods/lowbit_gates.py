@@ -10,10 +10,13 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..ops.seeds import seed_at
 from .lowbit_inputs import LowBitInput
 from .lowbit_weights import LowBitWeight
 
 __all__ = ["draw_gates", "group_of", "open_gates"]
+
+_STREAM = 4  # of random numbers; those before are the training loop's
 
 
 def group_of(how: str, module: str, part: str) -> str:
@@ -34,10 +37,10 @@ def open_gates(parts: Iterable[LowBitWeight | LowBitInput]) -> None:
 
 @torch.no_grad()
 def draw_gates(
-    grouped: Sequence[tuple[str, LowBitWeight | LowBitInput]], chance: float, seed: int
+    grouped: Sequence[tuple[str, LowBitWeight | LowBitInput]], chance: float, seed: int, step: int
 ) -> None:
-    """Open the gate of each group with ``chance``, independently; a function of ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
+    """Open the gate of each group with ``chance``, independently; a function of seed and step."""
+    generator = torch.Generator().manual_seed(seed_at(seed, step, 0, _STREAM))
     names = list(dict.fromkeys(name for name, _ in grouped))
     drawn = (torch.rand(len(names), generator=generator) < chance).float().tolist()
     opened = dict(zip(names, drawn, strict=True))

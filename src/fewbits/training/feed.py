@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CalibrationError, ConfigError, require
+from ..ops.seeds import seed_at
 from .augment import Augmentation
-from .randomness import generator_at, seed_at, seed_everything_at
+from .randomness import generator_at, seed_everything_at
 
 __all__ = ["Feed", "Indexed", "Micro", "Sharing"]
 

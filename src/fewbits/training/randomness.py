@@ -14,13 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["generator_at", "kept_random_state", "seed_at", "seed_everything_at"]
+from ..ops.seeds import seed_at
 
-
-def seed_at(*position: int) -> int:
-    """Return an integer in [0, 2**63) that depends on all numbers of ``position``, each >= 0."""
-    words = np.random.SeedSequence(position).generate_state(1, np.uint64)
-    return int(words[0]) >> 1
+__all__ = ["generator_at", "kept_random_state", "seed_everything_at"]
 
 
 def seed_everything_at(*position: int) -> None:

@@ -305,6 +305,20 @@ def test_gates_are_drawn_once_a_step_with_their_chance(net):
     assert torch.equal(closed, net(batch()[0]))
 
 
+def test_gates_are_another_draw_for_another_seed(net):
+    """Also for seeds that agree in their low 32 bits, which are all that torch's generator takes."""
+    method = LowBit(schedule="stochastic", chance=0.5, gates="layer")
+    tables = []
+    for seed in (0, 1, 123, 2**32, 2**62):
+        course = prepare(copy.deepcopy(net), method, seed=seed).course
+        draws = []
+        for _ in range(50):
+            course.step()
+            draws.append(tuple(float(line.gate) for line in course._lines.values()))
+        tables.append(tuple(draws))
+    assert len(set(tables)) == len(tables)
+
+
 @pytest.mark.parametrize("gates", ["block", "layer", "parts"])
 def test_gates_go_by_block_layer_or_part(gates, net):
     course = prepare(net, LowBit(schedule="stochastic", gates=gates)).course

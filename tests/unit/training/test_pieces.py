@@ -17,7 +17,7 @@ from fewbits.errors import ConfigError, MissingExtraError
 from fewbits.training.devices import check_fabric, make_fabric
 from fewbits.training.logs import CSVLog
 from fewbits.training.optimizers import make_optimizer
-from fewbits.training.randomness import kept_random_state, seed_at, seed_everything_at
+from fewbits.training.randomness import kept_random_state, seed_everything_at
 from fewbits.training.rates import WarmCosine, constant
 from fewbits.training.select import Candidate, Selection
 from fewbits.training.stepper import Stepper
@@ -73,8 +73,6 @@ def test_the_rate_rises_and_falls():
 
 
 def test_a_position_gives_the_same_numbers_for_ever():
-    assert seed_at(0, 1, 2) == 1535930435702422785
-    assert len({seed_at(a, b) for a in range(20) for b in range(20)}) == 400
     draws = []
     for _ in range(2):
         seed_everything_at(1, 2)
