@@ -121,21 +121,25 @@ class Tuner:
     def groups(self, lr: float, *, cells: float | None = None) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer, with everything that is trained.
 
+        An optimizer's weight decay leaves the method's own alone: their group sets it to zero.
+
         Args:
             lr: learning rate of biases, norms and other parameters, and of the method's own.
             cells: of the weights in training, in distances of neighbouring levels: with Adam about
                 how many a weight may move in a step, whatever the size of its layer's weights.
                 None for ``lr``.
         """
-        ours = {id(weight.parameter) for weight in self.weights}
-        rest = {id(p): p for p in (*self.model.parameters(), *self.parameters())}
+        own = self.parameters()
+        known = {id(p) for p in (*own, *(weight.parameter for weight in self.weights))}
+        rest = [p for p in self.model.parameters() if id(p) not in known]
         groups: list[dict[str, Any]] = [
-            {"params": [p for key, p in rest.items() if key not in ours], "lr": lr}
+            {"params": rest, "lr": lr},
+            {"params": own, "lr": lr, "weight_decay": 0.0},
         ]
         for weight in self.weights:
             rate = lr if cells is None else cells * self.course.cell(weight)
             groups.append({"params": [weight.parameter], "lr": rate})
-        return groups
+        return [group for group in groups if group["params"]]
 
     def measures(self) -> dict[str, float]:
         """Return figures for a log: bits per weight, distance to the levels, zeros, pruned."""

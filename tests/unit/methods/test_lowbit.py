@@ -306,7 +306,7 @@ def test_gates_are_drawn_once_a_step_with_their_chance(net):
 
 
 def test_gates_are_another_draw_for_another_seed(net):
-    """Also for seeds that agree in their low 32 bits, which are all that torch's generator takes."""
+    """Also for seeds that agree in their low 32 bits: torch's generator takes no others."""
     method = LowBit(schedule="stochastic", chance=0.5, gates="layer")
     tables = []
     for seed in (0, 1, 123, 2**32, 2**62):
@@ -356,6 +356,26 @@ def test_steps_stay_positive_under_a_hostile_optimizer(net):
     parts = [*tuner.course._lines.values(), *tuner.course.inputs.values()]
     assert all(float(part.step.value.min()) > 0 for part in parts)
     assert bool(torch.isfinite(net(batch()[0])).all())
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq+", "pact"])
+def test_weight_decay_leaves_steps_and_clips_alone(quantizer, net):
+    """Decay pulls the logarithm of a step's change to zero: the step back to where it began."""
+    tuner = prepare(net, LowBit(quantizer=quantizer))
+    own = list(tuner.parameters())
+    kept = {id(p) for group in tuner.groups(0.1) if not group.get("weight_decay", 1)
+            for p in group["params"]}  # fmt: skip
+    assert {id(p) for p in own} == kept
+    optimizer = torch.optim.SGD(tuner.groups(0.1), weight_decay=0.5)
+    with torch.no_grad():
+        for p in own:
+            p.fill_(-0.3)
+    for p in tuner.model.parameters():
+        p.grad = torch.zeros_like(p)
+    weight = tuner.weights[0].parameter.detach().clone()
+    optimizer.step()
+    assert all(float(p.detach()) == pytest.approx(-0.3) for p in own)
+    assert not torch.equal(weight, tuner.weights[0].parameter)
 
 
 def test_dorefa_scales_layers_that_no_normalization_follows(net):

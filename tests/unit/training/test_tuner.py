@@ -214,6 +214,7 @@ def test_inside_quantized_the_network_is_what_the_file_holds(digits_net, digits)
 def test_groups_hold_every_parameter_once_with_rates_by_cell(digits_net):
     tuner = fewbits.prepare(digits_net, STRAIGHT, vector_bits=6)
     groups = tuner.groups(1e-3, cells=0.01)
+    assert all(group["params"] for group in groups)
     listed = [id(p) for group in groups for p in group["params"]]
     assert len(listed) == len(set(listed))
     assert set(listed) == {id(p) for p in digits_net.parameters()}
