@@ -1,7 +1,7 @@
 """Runs of a benchmark in worker processes, each kept, so that a benchmark that was stopped goes on.
 
-Results are kept in ``.data/NAME/`` by everything that decides them: the job and the commit. With
-uncommitted changes nothing is kept, as nothing tells such results apart.
+Results are kept in ``.data/NAME/`` by everything that decides them: the job and the commit, which a
+result also names. With uncommitted changes nothing is kept, as nothing tells such results apart.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def kept_runs(
         asked = {pool.submit(begin, jobs[number]): number for number in missing}
         for done in as_completed(asked):
             number = asked[done]
-            found[number] = done.result()
+            found[number] = _named(done.result(), told["commit"])
             if known and found[number] is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 paths[number].write_text(json.dumps(found[number]))
@@ -57,6 +57,10 @@ def kept_runs(
 def _place(folder: Path, job: Any, commit: str | None) -> Path:
     told = json.dumps([asdict(job), commit], sort_keys=True)
     return folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+
+
+def _named(result: Any, commit: str | None) -> Any:
+    return result | {"commit": commit} if isinstance(result, dict) else result
 
 
 def _in_time(work: Callable[[Any], Any], until: float, job: Any) -> Any:

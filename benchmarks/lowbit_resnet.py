@@ -244,7 +244,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             **{
                 f"{key}_mean": mean(row[key] for row in group if key in row)
                 for key in MEASURED
-                if key in group[0]
+                if any(key in row for row in group)
             },
         }
         for (bits, kind), group in groups.items()
