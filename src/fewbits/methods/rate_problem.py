@@ -26,6 +26,7 @@ _GRADIENTS = 0.7  # of the metric; the rest is the inputs'
 _RIDGE = 0.3  # of the gradients' mean energy
 _FLOOR = 0.01  # of the mean row sensitivity
 _GREEDY = 0.5  # of the slope, while later columns still repay
+_FINEST = 0.5  # of the step at which no weight is clipped: no search begins below
 _THIRDS = 3  # steps are tried a third of an octave apart
 _COUPLING = 0.3  # of what gradients say of two rows together, which is noisy
 _TURNS = 4  # of rows
@@ -97,7 +98,10 @@ class RateProblem:
         """Return the step () with the least distortion + slope * bits, of a geometric series."""
         volume = self.factor.diagonal(dim1=1, dim2=2).log().mul(2).mean()
         base = (slope / (ratio * (self.rows.log().mean() + volume).exp())).sqrt()
-        base = torch.minimum(base, self.target.abs().max())  # at least one level is not zero
+        largest = self.target.abs().max()
+        base = torch.minimum(base, largest)  # at least one level is not zero
+        short = (_FINEST * largest / (_TOP * base)).log2().clamp_min(0)  # and not all are clipped
+        base = base * 2.0 ** ((short * _THIRDS).ceil() / _THIRDS)
         known: dict[int, float] = {}
         coming = [-2, -1, 0, 1, 2]
         while coming:

@@ -51,6 +51,14 @@ def test_a_larger_slope_means_fewer_bits_and_more_distortion(rate):
     assert sizes[-1] < 0.6 * sizes[0]
 
 
+@pytest.mark.parametrize("rate", ["none", "static", "adaptive"])
+def test_a_slope_of_next_to_nothing_is_served_as_well_as_31_levels_can(rate):
+    matrix = layer()
+    usual = harm(matrix, fewbits.RDOQ(slope=1e-3, rate=rate).encode(matrix))
+    for slope in (1e-5, 1e-9, 1e-20, 1e-40):
+        assert harm(matrix, fewbits.RDOQ(slope=slope, rate=rate).encode(matrix)) < 1.25 * usual
+
+
 @pytest.mark.parametrize("slope", [3e-3, 3e-2, 3e-1])
 def test_paying_for_bits_costs_less_at_that_slope(slope):
     matrix = layer()
