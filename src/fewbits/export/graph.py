@@ -16,6 +16,7 @@ def absorb_norms(model: Any) -> int:
     sign. No integer is rounded anew.
     """
     graph = model.graph
+    given = {output.name for output in graph.output}
     count = 0
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         conv = _maker(graph, norm.input[0])
@@ -24,7 +25,8 @@ def absorb_norms(model: Any) -> int:
         weight = _maker(graph, conv.input[1])
         if weight is None or weight.op_type != "DequantizeLinear":
             continue
-        outside = any(output.name == norm.output[0] for output in graph.output)
+        # What the network gives keeps its name and its values.
+        outside = not given.isdisjoint((conv.output[0], norm.output[0]))
         if outside or len(weight.input) > 2 or len(_readers(graph, weight.output[0])) != 1:
             continue
         if _absorb(graph, norm, conv, weight):

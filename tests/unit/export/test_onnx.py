@@ -50,11 +50,15 @@ def net():
 X = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def run(path, x):
+def run_all(path, x):
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})
+
+
+def run(path, x):
+    return run_all(path, x)[0]
 
 
 @pytest.mark.parametrize("case", ["w8a8", "w4", "dorefa"])
@@ -127,3 +131,28 @@ def test_a_network_that_cannot_be_followed(tmp_path):
     coded = fewbits.compress(Odd(), fewbits.Nearest(bits=8))
     with pytest.raises(ModelError, match=r"torch\.export"):
         export_onnx(coded, Odd(), tmp_path / "net.onnx", torch.randn(2, 4))
+
+
+class Both(nn.Module):
+    """Gives what its convolution gives, and what comes after the normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.conv(x)
+        return h, self.fc(self.bn(h).relu().mean((2, 3)))
+
+
+def test_a_convolution_that_the_network_gives_keeps_its_values(tmp_path):
+    net = Both()
+    with torch.no_grad():
+        net.bn.weight.fill_(3.0)
+        net.bn.bias.fill_(1.0)
+    coded = fewbits.compress(net.eval(), fewbits.Nearest(bits=8))
+    export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    with torch.no_grad():
+        ours = coded.load_into(copy.deepcopy(net))(X)
+    for mine, theirs in zip(ours, run_all(tmp_path / "net.onnx", X), strict=True):
+        np.testing.assert_allclose(theirs, mine.numpy(), rtol=0, atol=1e-4)
