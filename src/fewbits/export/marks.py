@@ -47,12 +47,14 @@ class Marked:
     """The marked network, and what could not be marked.
 
     Attributes:
-        network: in evaluation mode, on the CPU.
+        network: in evaluation mode, on the CPU, of float32.
+        dtypes: the other floating dtypes that the original has.
         widths: weight name to the bits that its integers take, 4, 8 or 16.
         floats: weight name to why it is exported in floats.
     """
 
     network: nn.Module
+    dtypes: frozenset[torch.dtype] = frozenset()
     widths: dict[str, int] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
 
@@ -77,17 +79,23 @@ class _OnGrid:
     def __call__(self, values: Tensor) -> Tensor:
         grid = self.grid
         made: Tensor = torch.ops.fewbits.on_grid(
-            values, float(grid.clip), grid.bits, grid.signed, grid.zero
+            values.float(), float(grid.clip), grid.bits, grid.signed, grid.zero
         )
-        return made
+        return made.to(values.dtype)  # a forward pass may cast
 
 
 def marked(model: nn.Module, contents: Contents) -> Marked:
-    """Return a copy of ``model`` with the values of ``contents``, its integers marked."""
+    """Return a float32 copy of ``model`` with the values of ``contents``, its integers marked.
+
+    Steps are float32: with values of another dtype they make no sound graph.
+    """
     network = deepcopy(unwrapped(model)).cpu().eval()
+    held = (*network.parameters(), *network.buffers())
+    dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
+    network.float()
     load_into(contents.tensors, contents.aliases, network, "the compressed network")
     install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
-    found = Marked(network)
+    found = Marked(network, dtypes)
     modules = dict(network.named_modules())
     for name, tensor in contents.tensors.items():
         if isinstance(tensor, RawTensor):

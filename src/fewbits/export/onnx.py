@@ -63,27 +63,28 @@ def export_onnx(
 
     Args:
         coded: the compressed network, or its file.
-        model: a network of its architecture; it is not changed.
+        model: a network of its architecture; it is not changed. The graph is of float32.
         path: the file to write.
         example: inputs of the network, to trace it with; two samples or more.
         dynamic_batch: leave the first axis of every input open.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed (``pip install fewbits[onnx]``).
-        ModelError: torch.export cannot follow the network.
+        ModelError: torch.export cannot follow the network, or its graph is not sound ONNX.
     """
     onnx = _needed()
     contents = coded.contents if isinstance(coded, CodedModel) else read(coded)
     inputs = example if isinstance(example, tuple) else (example,)
     require(all(isinstance(x, Tensor) for x in inputs), "example", "a tensor or several", example)
     found = marked(model, contents)
+    inputs = tuple(x.float() if x.dtype in found.dtypes else x for x in inputs)
     graph = _traced(found.network, inputs, dynamic_batch)
     absorb_norms(graph)
     pack_int4(graph)
     strip(graph)
     try:
         onnx.checker.check_model(graph, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"the exported graph is not sound ONNX: {error}") from error
     target = Path(path)
     data = graph.SerializeToString()
@@ -161,6 +162,11 @@ def _translations() -> dict[Any, Any]:
 
 def _notes(found: Marked, contents: Contents) -> list[str]:
     notes = [f"{name}: in floats, {why}" for name, why in found.floats.items()]
+    if found.dtypes:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found.dtypes))
+        notes.append(
+            f"the network has {names}; the graph is of float32, and takes and gives float32."
+        )
     narrow = [name for name, bits in found.widths.items() if bits == 4]
     if narrow:
         notes.append(

@@ -156,3 +156,44 @@ def test_a_convolution_that_the_network_gives_keeps_its_values(tmp_path):
         ours = coded.load_into(copy.deepcopy(net))(X)
     for mine, theirs in zip(ours, run_all(tmp_path / "net.onnx", X), strict=True):
         np.testing.assert_allclose(theirs, mine.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_exported_as_float32(dtype, net, tmp_path):
+    half = copy.deepcopy(net).to(dtype)
+    coded = fewbits.compress(net, fewbits.GPFQ(bits=8), X, activations=8)
+    told = export_onnx(coded, half, tmp_path / "net.onnx", X[:2].to(dtype))
+    assert any(str(dtype)[6:] in note and "float32" in note for note in told.notes)
+    assert next(half.parameters()).dtype == dtype
+    plain = export_onnx(coded, net, tmp_path / "float.onnx", X[:2])
+    assert not any("graph is of float32" in note for note in plain.notes)
+    theirs, ours = (run(tmp_path / name, X) for name in ("net.onnx", "float.onnx"))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+
+
+def test_a_network_that_casts_on_its_way(tmp_path):
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.relu, self.fc2 = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc2(self.relu(self.fc1(x).half()).float())
+
+    net, x = Casts().eval(), torch.randn(64, 4)
+    activations = fewbits.Activations(bits=8, placement="output")
+    coded = fewbits.compress(net, fewbits.Nearest(bits=8), x, activations=activations)
+    export_onnx(coded, net, tmp_path / "net.onnx", x[:2])
+    ours = coded.load_into(copy.deepcopy(net))(x).detach().numpy()
+    assert np.isclose(run(tmp_path / "net.onnx", x), ours, rtol=0, atol=1e-3).mean() > 0.9
+
+
+def test_a_graph_that_onnx_refuses(monkeypatch, net, tmp_path):
+    def refuse(graph, **options):
+        raise onnx.shape_inference.InferenceError("y_scale has inconsistent type")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    coded = fewbits.compress(net, fewbits.Nearest(bits=8))
+    with pytest.raises(ModelError, match="not sound ONNX: y_scale"):
+        export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    assert not (tmp_path / "net.onnx").exists()
