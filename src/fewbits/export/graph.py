@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["absorb_norms", "float_ends", "pack_int4", "strip"]
+__all__ = ["absorb_norms", "maker_of", "pack_int4", "readers_of", "strip", "values_of"]
 
 
 def absorb_norms(model: Any) -> int:
@@ -19,15 +19,15 @@ def absorb_norms(model: Any) -> int:
     given = {output.name for output in graph.output}
     count = 0
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
-        conv = _maker(graph, norm.input[0])
-        if conv is None or conv.op_type != "Conv" or len(_readers(graph, conv.output[0])) != 1:
+        conv = maker_of(graph, norm.input[0])
+        if conv is None or conv.op_type != "Conv" or len(readers_of(graph, conv.output[0])) != 1:
             continue
-        weight = _maker(graph, conv.input[1])
+        weight = maker_of(graph, conv.input[1])
         if weight is None or weight.op_type != "DequantizeLinear":
             continue
         # What the network gives keeps its name and its values.
         outside = not given.isdisjoint((conv.output[0], norm.output[0]))
-        if outside or len(weight.input) > 2 or len(_readers(graph, weight.output[0])) != 1:
+        if outside or len(weight.input) > 2 or len(readers_of(graph, weight.output[0])) != 1:
             continue
         if _absorb(graph, norm, conv, weight):
             count += 1
@@ -35,8 +35,8 @@ def absorb_norms(model: Any) -> int:
 
 
 def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
-    parts = [_values(graph, name) for name in norm.input[1:5]]
-    index, step = _values(graph, weight.input[0]), _values(graph, weight.input[1])
+    parts = [values_of(graph, name) for name in norm.input[1:5]]
+    index, step = values_of(graph, weight.input[0]), values_of(graph, weight.input[1])
     if any(part is None for part in (*parts, index, step)):
         return False
     gamma, beta, mean, variance = (part.astype(np.float64) for part in parts)
@@ -51,7 +51,7 @@ def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
     index = index.copy()
     index[flip] = -index[flip]
     scaled = (np.broadcast_to(step.reshape(-1), gain.shape) * np.abs(gain)).astype(np.float32)
-    old = _values(graph, conv.input[2]) if len(conv.input) > 2 else np.zeros_like(gain)
+    old = values_of(graph, conv.input[2]) if len(conv.input) > 2 else np.zeros_like(gain)
     if old is None:
         return False
     bias = (beta + (old.astype(np.float64) - mean) * gain).astype(np.float32)
@@ -70,30 +70,6 @@ def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
     graph.node.remove(norm)
     _sweep(graph)
     return True
-
-
-def float_ends(model: Any) -> int:
-    """Count layers with integer inputs and weights whose output is not quantized but read on.
-
-    Runtimes compute those in floats. The network's own output does not count.
-    """
-    graph = model.graph
-    outputs = {output.name for output in graph.output}
-    ends = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-    loose = 0
-    for node in ends:
-        makers = [_maker(graph, name) for name in node.input[:2]]
-        whole = all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
-        if whole and node.output[0] not in outputs:
-            loose += not _quantized(graph, node.output[0])
-    return loose
-
-
-def _quantized(graph: Any, name: str) -> bool:
-    readers = _readers(graph, name)
-    if [reader.op_type for reader in readers] == ["Relu"]:
-        readers = _readers(graph, readers[0].output[0])
-    return any(reader.op_type == "QuantizeLinear" for reader in readers)
 
 
 def pack_int4(model: Any) -> int:
@@ -131,21 +107,24 @@ def strip(model: Any) -> None:
                 part.ClearField(field)
 
 
-def _maker(graph: Any, name: str) -> Any:
+def maker_of(graph: Any, name: str) -> Any:
+    """Return the node that gives ``name``; None for inputs and initializers."""
     return next((node for node in graph.node if name in node.output), None)
 
 
-def _readers(graph: Any, name: str) -> list[Any]:
+def readers_of(graph: Any, name: str) -> list[Any]:
+    """Return the nodes that read ``name``."""
     return [node for node in graph.node if name in node.input]
 
 
-def _values(graph: Any, name: str) -> Any:
+def values_of(graph: Any, name: str) -> Any:
+    """Return the array that ``name`` always is; None where it depends on inputs."""
     from onnx import numpy_helper  # noqa: PLC0415
 
     found = next((t for t in graph.initializer if t.name == name), None)
     if found is not None:
         return numpy_helper.to_array(found)
-    node = _maker(graph, name)
+    node = maker_of(graph, name)
     if node is not None and node.op_type == "Constant":
         held = next((a.t for a in node.attribute if a.name == "value"), None)
         return None if held is None else numpy_helper.to_array(held)

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coded import ActivationGrid, Contents
+from ..coded import ActivationGrid, Contents, Place
 from ..container import read
 from ..errors import ConfigError, MissingExtraError, ModelError, require
 from ..model import CodedModel
-from .graph import absorb_norms, float_ends, pack_int4, strip
+from .ends import float_ends, float_gemms
+from .graph import absorb_norms, pack_int4, strip
 from .marks import Marked, marked
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -92,7 +93,7 @@ def export_onnx(
 
     write(data, target)
     grids = {name: grid.bits for name, grid in contents.activations.items()}
-    notes = (*_notes(found, contents), *_slow(float_ends(graph)))
+    notes = (*_notes(found, contents), *_slow(graph, contents))
     return OnnxExport(target, len(data), dict(found.widths), grids, notes)
 
 
@@ -190,14 +191,25 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
     return notes
 
 
-def _slow(ends: int) -> list[str]:
-    if not ends:
-        return []
-    return [
-        f"{ends} layers end in floats, where no quantized layer reads them: onnxruntime computes "
-        "these in floats, and may be slower than with float32. Activations(outputs=True), or "
-        "--outputs, quantizes them too."
+def _slow(graph: Any, contents: Contents) -> list[str]:
+    """Return what onnxruntime computes in floats although its weights and inputs have 8 bits."""
+    known = any(Place.of(name).output for name in contents.activations)
+    reasons = {
+        "open": "no quantizer follows them directly"
+        + ("" if known else "; Activations(outputs=True), or --outputs, puts one there"),
+        "shared": "a shortcut, say, reads in floats what a quantizer reads too",
+        "cut": "the Clip of inputs with fewer than 8 bits, or a narrow one of the network, comes "
+        "before the quantizer; with 8 bits there is no Clip",
+    }
+    notes = [
+        f"{count} layers end in floats: {reasons[why]}. onnxruntime computes these in floats, and "
+        "may be slower than with float32."
+        for why, count in float_ends(graph).items()
     ]
+    gemms = float_gemms(graph)
+    if gemms:
+        notes.append(f"{gemms} linear layers are Gemm nodes: onnxruntime unpacks their weights.")
+    return notes
 
 
 @contextmanager
