@@ -1,12 +1,26 @@
-"""Changes of an ONNX graph that keep its function: norms into steps, 4 bits packed, no notes."""
+"""Changes of an ONNX graph that keep its function, and what is asked of its nodes."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-__all__ = ["absorb_norms", "maker_of", "pack_int4", "readers_of", "strip", "values_of"]
+__all__ = [
+    "CUTS",
+    "absorb_norms",
+    "cuts_nothing",
+    "drop_cuts",
+    "maker_of",
+    "pack_int4",
+    "readers_of",
+    "strip",
+    "values_of",
+]
+
+CUTS = ("Clip", "Relu")
+_CLOSE = 1e-7  # onnxruntime's tolerance of a bound: the epsilon of float32
 
 
 def absorb_norms(model: Any) -> int:
@@ -63,13 +77,31 @@ def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
         conv.input[2] = bias_name
     else:
         conv.input.append(bias_name)
-    for node in graph.node:
-        for place, read in enumerate(node.input):
-            if read == norm.output[0]:
-                node.input[place] = name
+    _bypass(graph, norm.output[0], name)
     graph.node.remove(norm)
     _sweep(graph)
     return True
+
+
+def drop_cuts(model: Any) -> int:
+    """Remove each Clip and Relu after a dequantizer whose levels it does not change; count them.
+
+    A grid on the output of a ReLU is a grid on its input: of its levels none is below zero. A
+    runtime would not see that what follows reads integers.
+    """
+    graph = model.graph
+    given = {output.name for output in graph.output}
+    count = 0
+    for cut in [node for node in graph.node if node.op_type in CUTS]:
+        maker = maker_of(graph, cut.input[0])
+        if maker is None or maker.op_type != "DequantizeLinear" or cut.output[0] in given:
+            continue
+        if cuts_nothing(graph, cut, maker):
+            _bypass(graph, cut.output[0], cut.input[0])
+            graph.node.remove(cut)
+            count += 1
+    _sweep(graph)
+    return count
 
 
 def pack_int4(model: Any) -> int:
@@ -107,6 +139,34 @@ def strip(model: Any) -> None:
                 part.ClearField(field)
 
 
+def cuts_nothing(graph: Any, cut: Any, quantizer: Any) -> bool:
+    """Whether the quantizer's type has no levels that the Clip or Relu would change.
+
+    Args:
+        graph: that holds them.
+        cut: one of ``CUTS``.
+        quantizer: a node that quantizes, or its inverse.
+    """
+    known = [values_of(graph, name) for name in quantizer.input[1:3]]
+    if len(known) < 2 or any(value is None or value.size != 1 for value in known):
+        return False
+    step, zero = known
+    bounds = np.iinfo(zero.dtype)
+    least, most = ((bound - zero.item()) * step.item() for bound in (bounds.min, bounds.max))
+    low, high = 0.0, math.inf
+    if cut.op_type == "Clip":
+        low, high = _bound(graph, cut, 1, -math.inf), _bound(graph, cut, 2, math.inf)
+    return bool(low <= least + _CLOSE and most <= high + _CLOSE)
+
+
+def _bound(graph: Any, clip: Any, place: int, absent: float) -> float:
+    name = clip.input[place] if len(clip.input) > place else ""
+    if not name:
+        return absent
+    value = values_of(graph, name)
+    return -absent if value is None else float(value)  # what is not known may be narrow
+
+
 def maker_of(graph: Any, name: str) -> Any:
     """Return the node that gives ``name``; None for inputs and initializers."""
     return next((node for node in graph.node if name in node.output), None)
@@ -129,6 +189,14 @@ def values_of(graph: Any, name: str) -> Any:
         held = next((a.t for a in node.attribute if a.name == "value"), None)
         return None if held is None else numpy_helper.to_array(held)
     return None
+
+
+def _bypass(graph: Any, name: str, other: str) -> None:
+    """Let all that reads ``name`` read ``other``."""
+    for node in graph.node:
+        for place, read in enumerate(node.input):
+            if read == name:
+                node.input[place] = other
 
 
 def _add(graph: Any, name: str, values: Any) -> str:

@@ -24,8 +24,8 @@ from ..coded import ActivationGrid, Contents, Place
 from ..container import read
 from ..errors import ConfigError, MissingExtraError, ModelError, require
 from ..model import CodedModel
-from .ends import float_ends, float_gemms
-from .graph import absorb_norms, pack_int4, strip
+from .graph import absorb_norms, drop_cuts, pack_int4, strip
+from .kernels import float_convs, float_gemms
 from .marks import Marked, marked
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -81,6 +81,7 @@ def export_onnx(
     inputs = tuple(x.float() if x.dtype in found.dtypes else x for x in inputs)
     graph = _traced(found.network, inputs, dynamic_batch)
     absorb_norms(graph)
+    drop_cuts(graph)
     pack_int4(graph)
     strip(graph)
     try:
@@ -193,18 +194,21 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
 
 def _slow(graph: Any, contents: Contents) -> list[str]:
     """Return what onnxruntime computes in floats although its weights and inputs have 8 bits."""
+    if not contents.activations:
+        return []  # all of it
     known = any(Place.of(name).output for name in contents.activations)
+    advice = "" if known else "; Activations(outputs=True), or --outputs, puts one there"
     reasons = {
-        "open": "no quantizer follows them directly"
-        + ("" if known else "; Activations(outputs=True), or --outputs, puts one there"),
-        "shared": "a shortcut, say, reads in floats what a quantizer reads too",
-        "cut": "the Clip of inputs with fewer than 8 bits, or a narrow one of the network, comes "
-        "before the quantizer; with 8 bits there is no Clip",
+        "read": "read floats: what reaches them is not quantized",
+        "open": f"end in floats: no quantizer follows them directly{advice}",
+        "shared": "end in floats: a shortcut, say, reads what a quantizer reads too",
+        "cut": "end in floats: the Clip of inputs with fewer than 8 bits, or a narrow one of the "
+        "network, comes before the quantizer; with 8 bits there is no Clip",
     }
     notes = [
-        f"{count} layers end in floats: {reasons[why]}. onnxruntime computes these in floats, and "
-        "may be slower than with float32."
-        for why, count in float_ends(graph).items()
+        f"{count} layers {reasons[why]}. onnxruntime computes these in floats, and may be slower "
+        "than with float32."
+        for why, count in float_convs(graph).items()
     ]
     gemms = float_gemms(graph)
     if gemms:

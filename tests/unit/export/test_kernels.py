@@ -101,3 +101,38 @@ def test_a_residual_network_with_outputs_on_grids(tmp_path):
     assert [told[known][1] for known in (False, True)] == [2, 1]
     assert not any("outputs=True" in note for note in told[True][0])
     assert any("shortcut" in note for note in told[True][0])
+
+
+class Normalized(nn.Module):
+    """Every ReLU is a module; a shortcut, pooling of both kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3, self.conv4 = conv(2), conv(6), conv(6), conv(6)
+        self.relu, self.relu6 = nn.ReLU(), nn.ReLU6()
+        self.pool, self.average = nn.MaxPool2d(2), nn.AvgPool2d(2)
+
+    def forward(self, x):
+        x = self.relu(self.conv1(x))
+        x = self.relu(x + self.conv2(x))
+        x = self.relu6(self.conv3(self.pool(x)))
+        return self.conv4(self.average(x))
+
+
+def test_grids_on_the_output_of_relus_are_read_as_integers(tmp_path):
+    torch.manual_seed(0)
+    net = Normalized()
+    notes, convs, _ = graphs(net, tmp_path, placement="output")
+    # conv2 ends in the sum; conv4 reads a mean, and is what the network gives.
+    assert number(notes, "layers end in floats") == number(notes, "layers read floats") == 1
+    assert convs == 2
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert not {"Relu", "Clip"} & set(kinds)
+    activations = fewbits.Activations(bits=8, placement="output")
+    coded = fewbits.compress(net, fewbits.Nearest(bits=8), X, activations=activations)
+    with torch.no_grad():
+        ours = coded.load_into(net)(X)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    theirs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: X.numpy()})[0])
+    assert float((theirs - ours).abs().max()) < 0.1 * float(ours.abs().max())
+    assert torch.isclose(theirs, ours, rtol=0, atol=1e-4).float().mean() > 0.85
