@@ -18,7 +18,7 @@ from ..errors import CalibrationError, ConfigError
 from ..schedule import Ramp, value_at
 from .bit_stages import FLOAT, stage_at
 from .lowbit_gates import draw_gates, group_of, open_gates
-from .lowbit_inputs import LowBitInput
+from .lowbit_inputs import LowBitInput, join_network, leave_network
 from .lowbit_places import find_inputs, settle_scales
 from .lowbit_report import LayerLevels, levels_of, warn_of
 from .lowbit_weights import LowBitWeight
@@ -81,6 +81,7 @@ class LowBitCourse:
         self._layers = dict(layers)
         self._batches, self._forward = batches, forward
         remove_inputs(model)
+        leave_network(model)
         settle_scales(
             self._lines, layers, self.method.rescale, model=model, batches=batches, forward=forward
         )
@@ -92,19 +93,15 @@ class LowBitCourse:
                 "training data, to fewbits.prepare; or leave them in float: activations=32."
             )
         found = find_inputs(self.method, model, layers, ends, batches=batches, forward=forward)
-        by_module = {path: self._lines.get(name) for name, own in layers.items() for path in own}
         for site, eight in found:
-            made = LowBitInput(
+            self.inputs[site.name] = LowBitInput(
                 site,
                 model.get_submodule(site.module),
                 "lsq" if eight else self.method.quantizer,
                 ranges=self.method.ranges,
                 percentile=self.method.percentile,
             )
-            self.inputs[site.name] = made
-            line = by_module.get(site.module)
-            if line is not None:  # in the network's tree, where processes look for parameters
-                line.add_module(f"inputs{len(list(line.children()))}", made)
+        join_network(model, self.inputs.values())
         self._wide = {site.name for site, eight in found if eight}
         install_inputs(model, dict(self.inputs))
         self._enter(self.stage)
@@ -128,6 +125,7 @@ class LowBitCourse:
             measure_batchnorm(model, self._batches, self._forward)
         warn_of(self.report())
         remove_inputs(model)
+        leave_network(model)
         return self.grids()
 
     def grids(self) -> dict[str, ActivationGrid]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,14 +14,30 @@ from ..engine.sites import Site
 from ..ops.quantizers import bounds, lsq, lsq_step, rounded, wide
 from ..ops.ranges import fit_percentile, fit_range
 from .bit_stages import FLOAT
-from .lowbit_step import LearnedStep, damping_at
+from .lowbit_step import LearnedStep, TrainingPart, beside, damping_at, kept_dtype
 
-__all__ = ["LowBitInput"]
+__all__ = ["LowBitInput", "join_network", "leave_network"]
 
 _SAMPLE = 2048  # values of the latest batch that a new width is fitted to
+_NAME = "lowbit_inputs"  # on the modules whose inputs, or outputs, are quantized
 
 
-class LowBitInput(nn.Module):
+def join_network(model: nn.Module, inputs: Iterable[LowBitInput]) -> None:
+    """Let each of ``inputs`` be a part of the module that it acts on."""
+    for made in inputs:
+        owner = model.get_submodule(made.module)
+        if not hasattr(owner, _NAME):
+            owner.add_module(_NAME, nn.ModuleList())
+        owner.get_submodule(_NAME).append(made)  # type: ignore[operator]
+
+
+def leave_network(model: nn.Module) -> None:
+    """Undo :func:`join_network`."""
+    for module in list(model.modules()):
+        module._modules.pop(_NAME, None)
+
+
+class LowBitInput(TrainingPart):
     """Puts inputs on a grid whose step is learned; gradients pass straight through rounding.
 
     Attributes:
@@ -31,6 +48,7 @@ class LowBitInput(nn.Module):
         bits: width now; 32 leaves inputs as they are.
         gated: whether a training looks at ``gate``; not while all are open.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float input.
+        sample: some values of the latest batch. No buffer: each process has its own, of any length.
     """
 
     def __init__(
@@ -46,8 +64,7 @@ class LowBitInput(nn.Module):
         self.ranges, self.percentile, self.features = ranges, percentile, site.features
         self.bits, self.active, self.gated = FLOAT, True, False
         sample = site.sample
-        self.sample: Tensor
-        self.register_buffer("sample", sample[:: max(1, len(sample) // _SAMPLE) | 1].clone())
+        self.sample = sample[:: max(1, len(sample) // _SAMPLE) | 1].clone()
         self.step = LearnedStep(1, sample.device)
         self.shift = nn.Parameter(torch.zeros(1, device=sample.device))
         self.step.stretch.requires_grad_(self.kind != "dorefa")
@@ -55,13 +72,17 @@ class LowBitInput(nn.Module):
         self.gate: Tensor
         self.register_buffer("gate", torch.ones(1, device=sample.device))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.sample = kept_dtype(fn)(self.sample)
+        return super()._apply(fn, recurse)
+
     def forward(self, values: Tensor) -> Tensor:
         """Return the levels in the dtype of ``values``."""
         learning = self._owner[0].training
         if learning and torch.is_grad_enabled():
             self._sample(values.detach())
         if not self.active or self.bits == FLOAT:
-            return self.step.beside(values) if learning else values
+            return beside(values, self.step.stretch, self.shift) if learning else values
         with torch.autocast(values.device.type, enabled=False):
             levels = self._levels(values).to(values.dtype)
         return torch.where(self.gate > 0, levels, values) if learning and self.gated else levels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import distributed as dist
 
 from ..ops.quantizers import lsq_damping
 
-__all__ = ["LearnedStep", "damping_at"]
+__all__ = ["LearnedStep", "TrainingPart", "beside", "damping_at", "kept_dtype"]
 
 _MOST = math.log(2)  # change of the logarithm at a time
 _CALM = 0.1  # of the gradient, at 8 bits: LSQ's learning rate there is a tenth of that below
@@ -22,7 +23,47 @@ def damping_at(bits: int, values: int, high: int) -> float:
     return lsq_damping(values, high) * (_CALM if bits >= 8 else 1.0)
 
 
-class LearnedStep(nn.Module):
+def beside(values: Tensor, *learned: Tensor) -> Tensor:
+    """Return ``values`` as they are; ``learned``, not needed for them, get gradients of zero.
+
+    Processes that train together wait for a gradient of every parameter.
+    """
+    waited = [found for found in learned if found.requires_grad]
+    if not waited or not (dist.is_available() and dist.is_initialized()):
+        return values
+    unused = torch.cat(waited).sum().to(values.dtype)
+    return torch.where(torch.ones_like(unused, dtype=torch.bool), values, unused)
+
+
+def kept_dtype(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return ``change``, what ``module.to`` does to a tensor, without its change of dtype."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        found = change(tensor)
+        return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+    return moved
+
+
+class TrainingPart(nn.Module):
+    """A part of a network for as long as it is trained: of its tree, but not of its state dict.
+
+    In the tree, processes that train together find its parameters, and it moves along to another
+    device. It stays in float32 whatever the network becomes: in float16, squares of steps vanish.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(kept_dtype(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, *told: Any) -> None:
+        """Add nothing: the state dict is the float network's."""
+
+    def _load_from_state_dict(self, *told: Any) -> None:
+        """Miss nothing there."""
+
+
+class LearnedStep(TrainingPart):
     """``base * exp(stretch)`` with the gradient that LSQ's step has, to first order.
 
     A step that an optimizer adds to can be thrown across zero, and Adam moves small steps as far as
@@ -39,7 +80,8 @@ class LearnedStep(nn.Module):
         self.base: Tensor
         self.register_buffer("base", torch.ones(count, device=device))
         self.stretch = nn.Parameter(torch.zeros(count, device=device))
-        self._last = torch.zeros(count, device=device)
+        self._last: Tensor
+        self.register_buffer("_last", torch.zeros(count, device=device))
 
     def forward(self, damping: float) -> Tensor:
         """Return the step (count,) float32, its gradient times ``damping``."""
@@ -51,16 +93,6 @@ class LearnedStep(nn.Module):
     def value(self) -> Tensor:
         """The step, without gradient."""
         return self.base * torch.exp(self.stretch.detach())
-
-    def beside(self, values: Tensor) -> Tensor:
-        """Return ``values`` as they are; the step gets a gradient of zero.
-
-        Processes that train together wait for a gradient of every parameter.
-        """
-        if not (dist.is_available() and dist.is_initialized() and self.stretch.requires_grad):
-            return values
-        unused = self.stretch.sum().to(values.dtype)
-        return torch.where(torch.ones_like(unused, dtype=torch.bool), values, unused)
 
     @torch.no_grad()
     def fit(self, step: Tensor | float) -> None:

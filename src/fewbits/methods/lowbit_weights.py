@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine.layer import QuantizedMatrix
 from ..errors import ModelError
@@ -19,13 +19,13 @@ from ..ops.quantizers import (
 )
 from ..ops.ranges import fit_range
 from .bit_stages import FLOAT
-from .lowbit_step import LearnedStep, damping_at
+from .lowbit_step import LearnedStep, TrainingPart, beside, damping_at
 from .trained import TunedWeight
 
 __all__ = ["LowBitWeight"]
 
 
-class LowBitWeight(nn.Module):
+class LowBitWeight(TrainingPart):
     """Maps a weight to its levels; the gradient passes straight through rounding.
 
     What the forward pass sees is bit for bit what a file gives: integers times a step.
@@ -53,7 +53,7 @@ class LowBitWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the levels in the shape and dtype of ``weight``."""
         if not self.active or self.bits == FLOAT:
-            return self.step.beside(weight) if self.training else weight
+            return beside(weight, self.step.stretch) if self.training else weight
         view = self._weight.view
         with torch.autocast(weight.device.type, enabled=False):
             matrix = view.matrix(weight).float()

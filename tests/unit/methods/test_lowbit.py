@@ -358,6 +358,75 @@ def test_steps_stay_positive_under_a_hostile_optimizer(net):
     assert bool(torch.isfinite(net(batch()[0])).all())
 
 
+@pytest.mark.parametrize(
+    "method",
+    [LowBit(), LowBit(placement="output", quantizer="pact"), LowBit(weights=32)],
+    ids=["inputs", "outputs", "inputs alone"],
+)
+def test_what_is_learned_is_in_the_network_while_it_is_trained(method, net):
+    """There plain DistributedDataParallel finds it; the state dict stays the float network's."""
+    before, keys = [name for name, _ in net.named_modules()], list(net.state_dict())
+    tuner = prepare(net, method)
+    inside = {id(p) for p in net.parameters()}
+    assert tuner.parameters()
+    assert {id(p) for p in tuner.parameters()} <= inside
+    assert list(net.state_dict()) == keys
+    net.load_state_dict(net.state_dict())
+    tuner.finish()
+    assert [name for name, _ in net.named_modules()] == before
+
+
+def test_a_network_prepared_twice_has_one_set_of_inputs(net):
+    prepare(net, LowBit(weights=32))
+    count = len(list(net.modules()))
+    tuner = prepare(net, LowBit(weights=32))
+    assert len(list(net.modules())) == count
+    tuner.finish()
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq+"])
+def test_steps_follow_the_network_to_its_device_and_stay_float32(quantizer, net):
+    tuner = prepare(net, LowBit(quantizer=quantizer))
+    parts = [*tuner.course._lines.values(), *tuner.course.inputs.values()]
+    steps = [part.step.value for part in parts]
+    net.half().double().float()
+    for part, step in zip(parts, steps, strict=True):
+        assert torch.equal(part.step.value, step)
+    net.half()
+    assert all(t.dtype == torch.float32 for part in parts for t in tensors_of(part))
+    net.to("meta")
+    assert all(t.is_meta for part in parts for t in tensors_of(part))
+    tuner.step()
+
+
+def tensors_of(part):
+    return [
+        *part.parameters(),
+        *part.buffers(),
+        *([part.sample] if hasattr(part, "sample") else []),
+    ]
+
+
+def test_a_network_of_half_precision_trains(net):
+    tuner = prepare(net, LowBit(weights=4, activations=4, first_last="same"))
+    with torch.no_grad():
+        for weight in tuner.weights:
+            weight.parameter.mul_(1e-3)  # steps whose squares are below float16's least
+    for line in tuner.course._lines.values():
+        line.refit()
+    net.half()
+    optimizer = sgd(tuner, lr=1e-4)
+    net.train()
+    for k in range(5):
+        x, y = batch(seed=k)
+        optimizer.zero_grad()
+        F.cross_entropy(net(x.half()).float(), y).backward()
+        optimizer.step()
+        tuner.step()
+    assert all(bool(torch.isfinite(p).all()) for p in net.parameters())
+    assert all(float(p.detach().abs().max()) < 1 for p in tuner.parameters())
+
+
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq+", "pact"])
 def test_weight_decay_leaves_steps_and_clips_alone(quantizer, net):
     """Decay pulls the logarithm of a step's change to zero: the step back to where it began."""

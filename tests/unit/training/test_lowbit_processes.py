@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -17,19 +18,31 @@ import fewbits
 SCRIPT = Path(__file__).with_name("two_lowbit.py")
 
 
+CASES = {
+    "stochastic": {"weights": 2, "quantizer": "lsq", "schedule": "stochastic"},
+    "two_stage": {"weights": 2, "quantizer": "lsq", "schedule": "two_stage"},
+    "shifts": {"weights": 2, "quantizer": "lsq+", "schedule": "two_stage"},
+    "outputs": {"weights": 2, "quantizer": "lsq", "schedule": "direct", "placement": "output"},
+    "inputs alone": {"weights": 32, "quantizer": "lsq", "schedule": "direct"},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["stochastic", "two_stage"])
-def test_two_processes_agree_on_steps_and_gates(schedule, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_agree_on_steps_and_gates(case, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *launcher, str(SCRIPT), schedule, str(tmp_path / "out.pt")]
+    settings, out = json.dumps(CASES[case]), tmp_path / "out.pt"
+    command = [sys.executable, *launcher, str(SCRIPT), settings, str(out)]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    found = torch.load(out, weights_only=True)
     one, two = found["both"]
-    assert torch.equal(one["steps"], two["steps"])
-    assert torch.equal(one["gates"], two["gates"])
-    assert bool((one["gates"] == 0).any()) == (schedule == "stochastic")
+    for what in ("steps", "shifts", "gates"):
+        assert torch.equal(one[what], two[what]), what
+    assert bool((one["gates"] == 0).any()) == (case == "stochastic")
+    assert bool((one["shifts"] < 0).any()) == (case == "shifts")
+    assert float(found["moved"]) > 0
     assert found["size"] > 0
 
 

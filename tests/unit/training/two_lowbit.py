@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 
@@ -13,16 +14,23 @@ from torch.nn import functional as F
 import fewbits
 
 
-def main(schedule, out):
+def main(settings, out):
     """Train in two processes on unlike data, and write what both have."""
+    settings = json.loads(settings)
+    activation = nn.GELU if settings["quantizer"] == "lsq+" else nn.ReLU
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4)
+        nn.Linear(6, 8),
+        activation(),
+        nn.Linear(8, 8),
+        activation(),
+        nn.Linear(8, 8),
+        nn.Linear(8, 4),
     )
-    method = fewbits.LowBit(weights=2, activations=2, schedule=schedule, gates="layer")
-    calibration = torch.randn(64, 6, generator=torch.Generator().manual_seed(rank))
+    method = fewbits.LowBit(activations=2, gates="layer", **settings)
+    calibration = torch.randn(64 - 16 * rank, 6, generator=torch.Generator().manual_seed(rank))
     tuner = fewbits.prepare(net, method, calibration=calibration)
     model = nn.parallel.DistributedDataParallel(net)
     optimizer = torch.optim.SGD(tuner.groups(0.01), momentum=0.9)
@@ -38,13 +46,16 @@ def main(schedule, out):
         parts = [*tuner.course._lines.values(), *tuner.course.inputs.values()]
         gates.append(torch.cat([part.gate for part in parts]))
     steps = torch.cat([part.step.value for part in parts])
+    inputs = list(tuner.course.inputs.values())
+    shifts = torch.cat([made.shift.detach() for made in inputs])
+    moved = torch.cat([made.step.stretch.detach() for made in inputs]).abs().min()
     both = [None, None]
-    dist.all_gather_object(both, {"steps": steps, "gates": torch.stack(gates)})
+    dist.all_gather_object(both, {"steps": steps, "shifts": shifts, "gates": torch.stack(gates)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         size = len(tuner.finish().data)
     if rank == 0:
-        torch.save({"both": both, "size": size}, out)
+        torch.save({"both": both, "moved": moved, "size": size}, out)
     dist.destroy_process_group()
 
 
