@@ -47,14 +47,15 @@ class LowBit:
             then carry quantized values.
         per: "tensor" or "channel": steps of weights.
         ranges: how a grid starts at each new width: "mse" (least squared error), "mean" (LSQ's
-            2 mean|v| / sqrt(high)) or "percentile".
+            2 mean|v| / sqrt(high); not of inputs with a learned zero) or "percentile".
         percentile: of activations, for the rule of that name.
         detach_max: DoReFa's maximum is a constant to the gradient.
         rescale: DoReFa's levels are from -1 to 1; a learned scale for layers that no normalization
             follows ("auto"), for "always" all, or "never".
         decay: of PACT's clips: half of it times their squares is added to the loss.
-        gates: what "stochastic" draws as one: a "block" (layers of one parent module), a "layer",
-            or "parts" (weights and inputs of a layer on their own).
+        gates: what "stochastic" draws as one: a "block" (layers of one module, its shortcut's
+            too; not of a mere sequence), a "layer", or "parts" (weights and inputs of a layer on
+            their own).
         chance: with which "stochastic" quantizes a part in a step, constant or scheduled; it must
             end at 1, or normalizations must be measured anew.
         reestimate: measure normalizations anew on the calibration data at the end.

@@ -17,7 +17,7 @@ from ..engine.measure import measure_batchnorm
 from ..errors import CalibrationError, ConfigError
 from ..schedule import Ramp, value_at
 from .bit_stages import FLOAT, stage_at
-from .lowbit_gates import draw_gates, group_of, open_gates
+from .lowbit_gates import blocks_of, draw_gates, grouped, open_gates
 from .lowbit_inputs import LowBitInput, join_network, leave_network
 from .lowbit_places import find_inputs, settle_scales
 from .lowbit_report import LayerLevels, levels_of, warn_of
@@ -42,8 +42,11 @@ class LowBitCourse:
         self._ends = {w.name for w in weights if w.end and method.first_last == "8bit"}
         self._lines = {weight.name: self._line(weight) for weight in weights}
         self.inputs: dict[str, LowBitInput] = {}
-        self._layers: dict[str, Sequence[str]] = {}
+        self._layers: dict[str, Sequence[str]] = {
+            name: (name.rpartition(".")[0],) for name in self._lines
+        }
         self._wide: set[str] = set()
+        self._blocks: dict[str, str] = {}
         self._batches: Sequence[Any] = ()
         self._forward: Forward | None = None
         self._enter(0)
@@ -78,13 +81,14 @@ class LowBitCourse:
         Raises:
             ConfigError: activations are to be quantized, and there is no calibration data.
         """
-        self._layers = dict(layers)
+        self._layers, self._blocks = {**self._layers, **layers}, blocks_of(model)
         self._batches, self._forward = batches, forward
         remove_inputs(model)
         leave_network(model)
         settle_scales(
             self._lines, layers, self.method.rescale, model=model, batches=batches, forward=forward
         )
+        self._draw()  # the blocks are known now
         if self.method.activations == FLOAT:
             return
         if not batches:
@@ -93,11 +97,13 @@ class LowBitCourse:
                 "training data, to fewbits.prepare; or leave them in float: activations=32."
             )
         found = find_inputs(self.method, model, layers, ends, batches=batches, forward=forward)
+        narrowest = min(stage.activations for stage in self.stages)
         for site, eight in found:
             self.inputs[site.name] = LowBitInput(
                 site,
                 model.get_submodule(site.module),
                 "lsq" if eight else self.method.quantizer,
+                narrowest=8 if eight else narrowest,
                 ranges=self.method.ranges,
                 percentile=self.method.percentile,
             )
@@ -261,10 +267,7 @@ class LowBitCourse:
 
     def grouped(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
         """Return every quantizer with the name of the group that it is drawn with."""
-        how = self.method.gates
-        pairs: list[tuple[str, LowBitWeight | LowBitInput]] = []
-        for name, line in self._lines.items():
-            path = self._layers.get(name, [name.rpartition(".")[0]])[0]
-            pairs.append((group_of(how, path, "weights"), line))
-        pairs += [(group_of(how, m.module, "inputs"), m) for m in self.inputs.values()]
-        return pairs
+        parts: list[tuple[str, LowBitWeight | LowBitInput]] = []
+        parts += [(self._layers[name][0], line) for name, line in self._lines.items()]
+        parts += [(made.module, made) for made in self.inputs.values()]
+        return grouped(self.method.gates, self._blocks, parts)

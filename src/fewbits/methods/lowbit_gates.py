@@ -6,25 +6,53 @@ random and quantized"), neither what a sub-network is nor how its chance goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from ..ops.seeds import seed_at
 from .lowbit_inputs import LowBitInput
 from .lowbit_weights import LowBitWeight
 
-__all__ = ["draw_gates", "group_of", "open_gates"]
+__all__ = ["blocks_of", "draw_gates", "grouped", "open_gates"]
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STREAM = 4  # of random numbers; those before are the training loop's
 
 
-def group_of(how: str, module: str, part: str) -> str:
-    """Return the name of the group of a part: "parts", "layer", or "block" (one parent)."""
-    if how == "parts":
-        return f"{module}:{part}"
-    parent = module.rpartition(".")[0]
-    return parent if how == "block" and parent else module
+def blocks_of(model: nn.Module) -> dict[str, str]:
+    """Return the block of each module, by name: the nearest module around it with a forward pass.
+
+    Sequences and lists are looked past: a shortcut's convolution belongs to its residual block.
+    Where only the network itself is around, as with VGG's layers, a module is its own block.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for path in modules:
+        around = path.rpartition(".")[0]
+        while around and type(modules[around]) in _CONTAINERS:
+            around = around.rpartition(".")[0]
+        found[path] = around or path
+    return found
+
+
+def grouped(
+    how: str, blocks: Mapping[str, str], parts: Iterable[tuple[str, LowBitWeight | LowBitInput]]
+) -> list[tuple[str, LowBitWeight | LowBitInput]]:
+    """Return ``parts`` with the names of their groups in place of those of their modules.
+
+    Args:
+        how: "parts" (weights and inputs apart), "layer" (what belongs to one module) or "block".
+        blocks: of the network, from :func:`blocks_of`.
+        parts: quantizers with the names of their modules.
+    """
+    found = []
+    for path, part in parts:
+        what = "weights" if isinstance(part, LowBitWeight) else "inputs"
+        names = {"parts": f"{path}:{what}", "layer": path, "block": blocks.get(path, path)}
+        found.append((names[how], part))
+    return found
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ from torch import distributed as dist
 
 from ..coded import ActivationGrid
 from ..engine.sites import Site
+from ..errors import ConfigError
 from ..ops.quantizers import bounds, lsq, lsq_step, rounded, wide
-from ..ops.ranges import fit_percentile, fit_range
+from ..ops.ranges import fit_percentile, fit_range, fit_shifted, shifted_percentile
 from .bit_stages import FLOAT
 from .lowbit_step import LearnedStep, TrainingPart, beside, damping_at, kept_dtype
 
@@ -37,6 +38,14 @@ def leave_network(model: nn.Module) -> None:
         module._modules.pop(_NAME, None)
 
 
+def _one_sided(module: str) -> ConfigError:
+    return ConfigError(
+        f"the input of {module!r} goes below zero, and activations=1 leaves it 1 bit: its two "
+        "levels would be zero and one below, so that everything above zero is lost. Use "
+        "activations=2, quantizer='lsq+' (a learned zero), or keep the layer: keep=[...]."
+    )
+
+
 class LowBitInput(TrainingPart):
     """Puts inputs on a grid whose step is learned; gradients pass straight through rounding.
 
@@ -52,8 +61,20 @@ class LowBitInput(TrainingPart):
     """
 
     def __init__(
-        self, site: Site, owner: nn.Module, kind: str, *, ranges: str, percentile: float
+        self,
+        site: Site,
+        owner: nn.Module,
+        kind: str,
+        *,
+        narrowest: int,
+        ranges: str,
+        percentile: float,
     ) -> None:
+        """Begin in float; ``narrowest`` is the width it will have at the narrowest.
+
+        Raises:
+            ConfigError: one bit for values of either sign, on a grid without a learned zero.
+        """
         super().__init__()
         self._owner = (owner,)  # in a tuple: it is no part of this module
         fixed = kind in ("dorefa", "pact") and not site.signed
@@ -61,6 +82,8 @@ class LowBitInput(TrainingPart):
         self.kind = kind if fixed or kind == "lsq+" else "lsq"
         self.signed = site.signed and self.kind != "lsq+"
         self.asymmetric = site.signed and self.kind == "lsq+"
+        if narrowest == 1 and self.signed:
+            raise _one_sided(site.module)
         self.ranges, self.percentile, self.features = ranges, percentile, site.features
         self.bits, self.active, self.gated = FLOAT, True, False
         sample = site.sample
@@ -141,20 +164,23 @@ class LowBitInput(TrainingPart):
         sample = self.sample if self.signed or self.asymmetric else self.sample.clamp_min(0)
         if self.kind == "dorefa":
             self.step.fit(1 / high)
-        elif self.asymmetric:
-            least, most = (float(value) for value in sample.aminmax())
-            self.step.fit(max((max(most, 0.0) - min(least, 0.0)) / high, 1e-9))
-            self.shift.fill_(min(least, 0.0))
-        else:
-            clip = self._clip(sample, high)
-            self.step.fit(clip if self.kind == "pact" else clip / high)
+            return
+        clip, zero = self._range(sample, high)
+        self.step.fit(clip if self.kind == "pact" else clip / high)
+        self.shift.fill_(-zero * clip / high)
 
-    def _clip(self, sample: Tensor, high: int) -> float:
+    def _range(self, sample: Tensor, high: int) -> tuple[float, int]:
+        """Return the clip and the index of zero; the mean says nothing of where zero should be."""
+        percentile = self.ranges == "percentile"
+        if self.asymmetric and percentile:
+            return shifted_percentile(sample, self.bits, self.percentile)
+        if self.asymmetric:
+            return fit_shifted(sample, self.bits)
+        if percentile:
+            return fit_percentile(sample, self.percentile), 0
         if self.ranges == "mean":
-            return float(lsq_step(sample, high)) * high
-        if self.ranges == "percentile":
-            return fit_percentile(sample, self.percentile)
-        return fit_range(sample, self.bits, signed=self.signed)
+            return float(lsq_step(sample, high)) * high, 0
+        return fit_range(sample, self.bits, signed=self.signed), 0
 
     @torch.no_grad()
     def _sample(self, values: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .quantizers import bounds
 
-__all__ = ["SHARES", "fit_percentile", "fit_range", "fit_shifted"]
+__all__ = ["SHARES", "fit_percentile", "fit_range", "fit_shifted", "shifted_percentile"]
 
 SHARES = 96  # clips that are tried, of the largest magnitude
 
@@ -33,12 +33,8 @@ def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, 
     both; one of ``tries``, down to a hundredth in even ratios. Cost: ``tries`` passes over
     ``values``, any shape. (1.0, 0) where all values are zero.
     """
-    values = values.detach().float().reshape(-1)
-    low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 0.0)
-    reach, top = max(high, 0.0) - min(low, 0.0), (1 << bits) - 1
-    if not reach:
-        return 1.0, 0
-    zero = round(-min(low, 0.0) / reach * top)
+    values, top = values.detach().float().reshape(-1), (1 << bits) - 1
+    reach, zero = _spanning(values, bits)
     return _least_error(values, reach, (-zero, top - zero), top, tries), zero
 
 
@@ -62,3 +58,22 @@ def fit_percentile(values: Tensor, percentile: float) -> float:
     sizes = values.detach().float().reshape(-1).abs().sort().values
     place = min(len(sizes) - 1, round(percentile / 100 * (len(sizes) - 1)))
     return float(sizes[place]) or float(sizes[-1]) or 1.0
+
+
+def shifted_percentile(values: Tensor, bits: int, percentile: float) -> tuple[float, int]:
+    """Return clip and zero of the unsigned grid between two values; see SPEC.md, 2.4.
+
+    ``percentile`` percent of ``values``, any shape, lie below the one, and as many above the other;
+    the grid holds zero too. (1.0, 0) where all values are zero.
+    """
+    ordered = values.detach().float().reshape(-1).sort().values
+    place = round(percentile / 100 * max(0, len(ordered) - 1))
+    ends = ordered[[place, len(ordered) - 1 - place]] if len(ordered) else ordered
+    return _spanning(ends if bool(ends.any()) else ordered, bits)
+
+
+def _spanning(values: Tensor, bits: int) -> tuple[float, int]:
+    """Return clip and zero of the grid that reaches over all of ``values`` (n,), and zero."""
+    low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 0.0)
+    reach, top = max(high, 0.0) - min(low, 0.0), (1 << bits) - 1
+    return (reach, round(-min(low, 0.0) / reach * top)) if reach else (1.0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -324,7 +325,21 @@ def test_gates_go_by_block_layer_or_part(gates, net):
     course = prepare(net, LowBit(schedule="stochastic", gates=gates)).course
     names = {group for group, _ in course.grouped()}
     layers = len(course._lines)
-    assert len(names) == {"block": 5, "layer": layers, "parts": 2 * layers}[gates]
+    assert len(names) == {"block": 4, "layer": layers, "parts": 2 * layers}[gates]
+    block = {
+        group for group, part in course.grouped() if part is course.inputs["stages.1.0.down.0"]
+    }
+    assert block == {"block": {"stages.1.0"}, "layer": {"stages.1.0.down.0"}}.get(gates, block)
+
+
+def test_layers_of_one_sequence_are_blocks_of_their_own():
+    """As VGG's, whose layers are all in ``features``, unlike a shortcut's, which are a block's."""
+    layers = [layer for _ in range(3) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    net = nn.Sequential(OrderedDict(features=nn.Sequential(*layers), fc=nn.Linear(8, 2)))
+    method = LowBit(schedule="stochastic", gates="block")
+    course = fewbits.prepare(net, method, calibration=torch.randn(32, 8)).course
+    groups = {group for group, _ in course.grouped()}
+    assert groups == {"features.0", "features.2", "features.4", "fc"}
 
 
 def test_a_chance_below_one_needs_normalizations_measured_anew(net):
@@ -503,6 +518,44 @@ def test_a_file_of_another_network_is_refused(net, tmp_path):
 def test_bad_settings(settings, match):
     with pytest.raises(ConfigError, match=match):
         LowBit(**settings)
+
+
+@pytest.mark.parametrize("schedule", ["direct", "progressive"])
+def test_one_bit_for_inputs_of_either_sign_is_refused(schedule, net):
+    """The grid of two's complement is then -s and 0: everything above zero would be lost."""
+    net.relu = nn.Identity()
+    one = {"activations": 1, "schedule": schedule}
+    with pytest.raises(ConfigError, match=r"'stages.0.0.conv1'.*1 bit(.|\n)*lsq\+"):
+        prepare(copy.deepcopy(net), LowBit(**one))
+    tuner = prepare(net, LowBit(**one, quantizer="lsq+"))
+    train(tuner, 2)
+    tuner.advance(1.0)
+    made = tuner.course.inputs["stages.0.0.conv1"]
+    assert len(made(torch.randn(100)).unique()) == 2
+
+
+def test_eight_bits_at_the_ends_leave_one_bit_within(net):
+    prepare(net, LowBit(activations=1))
+    tuner = prepare(Residual().eval(), LowBit(activations=1, quantizer="dorefa", first_last="fp"))
+    tuner.finish()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "most"), [("mse", 0.033), ("mean", 0.033), ("percentile", 0.042)]
+)
+def test_shifted_inputs_start_by_the_rule_of_ranges(ranges, most):
+    """From the least to the largest value, the error is 0.055."""
+    values = F.gelu(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    with torch.no_grad():
+        for layer in net:
+            layer.weight.fill_(1.0), layer.bias.fill_(0.0)
+    method = LowBit(
+        activations=2, weights=32, quantizer="lsq+", first_last="same", ranges=ranges, percentile=99
+    )
+    tuner = fewbits.prepare(net, method, calibration=values[:, None])
+    made = tuner.course.inputs["0"]
+    assert float((made(values) - values).detach().square().mean()) < most
 
 
 def test_what_is_missing_is_told(net):

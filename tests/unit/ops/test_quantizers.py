@@ -21,7 +21,7 @@ from fewbits.ops.quantizers import (
     lsq_step,
     pact,
 )
-from fewbits.ops.ranges import fit_percentile, fit_range, fit_shifted
+from fewbits.ops.ranges import fit_percentile, fit_range, fit_shifted, shifted_percentile
 
 W = torch.tensor([-1.5, -0.6, -0.2, -0.001, 0, 0.001, 0.25, 0.7, 1.2])
 TABLE = {
@@ -308,6 +308,18 @@ def test_ranges_by_percentile():
     assert fit_percentile(values, 99.0) == pytest.approx(990, abs=2)
     assert fit_percentile(torch.zeros(10), 99.0) == 1.0
     assert fit_range(torch.zeros(10), 4, signed=False) == 1.0
+
+
+def test_shifted_ranges_by_percentile():
+    values = torch.arange(-200, 801).float()[torch.randperm(1001)]
+    assert shifted_percentile(values, 4, 99.0) == (980.0, 3)
+    assert shifted_percentile(values, 4, 100.0) == (1000.0, 3)
+    assert shifted_percentile(-values.abs(), 4, 100.0) == (800.0, 15)
+    assert shifted_percentile(values.abs(), 4, 100.0) == (800.0, 0)
+    assert shifted_percentile(torch.zeros(10), 4, 99.0) == (1.0, 0)
+    few = torch.tensor([0.0] * 999 + [3.0])
+    assert shifted_percentile(few, 2, 99.0) == (3.0, 0)  # of the few that are not zero
+    assert shifted_percentile(torch.zeros(0), 2, 99.0) == (1.0, 0)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
