@@ -17,12 +17,14 @@ from ..ops.quantizers import (
     lsq_step,
     rounded,
 )
-from ..ops.ranges import fit_range
+from ..ops.ranges import fit_rows
 from .bit_stages import FLOAT
 from .lowbit_step import LearnedStep, TrainingPart, beside, damping_at
 from .trained import TunedWeight
 
 __all__ = ["LowBitWeight"]
+
+_TINY = 1e-6  # scale of weights that are all zero
 
 
 class LowBitWeight(TrainingPart):
@@ -126,18 +128,20 @@ class LowBitWeight(TrainingPart):
         else:
             bits = int(math.log2(high + 1)) + 1
             parts = rows if self.per_row else rows.reshape(1, -1)
-            clips = [fit_range(part, bits, signed=True) for part in parts]
-            self.step.fit(torch.tensor(clips).to(rows) / high)
+            self.step.fit(fit_rows(parts, bits, signed=True).to(rows) / high)
 
     def _fit_scale(self, rows: Tensor) -> None:
-        """Set DoReFa's scale: 1 where a normalization follows, else that of least error."""
+        """Set DoReFa's scale: 1 where a normalization follows, else that of least error.
+
+        Zeros have no level, so a row of nothing but zeros is put next to zero.
+        """
         self.step.fit(1.0)
         if not self.scaled:
             return
         levels = self.levels(rows)
         parts = (rows, levels) if self.per_row else (rows.reshape(1, -1), levels.reshape(1, -1))
         scale = (parts[0] * parts[1]).sum(1) / parts[1].square().sum(1)
-        self.step.fit(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        self.step.fit(scale.clamp_min(_TINY))
 
     @torch.no_grad()
     def hold(self) -> None:

@@ -7,23 +7,35 @@ from torch import Tensor
 
 from .quantizers import bounds
 
-__all__ = ["SHARES", "fit_percentile", "fit_range", "fit_shifted", "shifted_percentile"]
+__all__ = ["SHARES", "fit_percentile", "fit_range", "fit_rows", "fit_shifted", "shifted_percentile"]
 
 SHARES = 96  # clips that are tried, of the largest magnitude
+_AT_ONCE = 1 << 16  # values that are tried at once
 
 
 def fit_range(values: Tensor, bits: int, *, signed: bool) -> float:
-    """Return the clip (value of the highest level) of least squared rounding error.
+    """Return the clip of :func:`fit_rows` for all of ``values`` together, any shape."""
+    return float(fit_rows(values.reshape(1, -1), bits, signed=signed))
 
-    Tries 96 shares of the largest magnitude, from a hundredth up, in even ratios. Cost: 96 passes
-    over ``values``, any shape. 1.0 where all values are zero.
+
+def fit_rows(rows: Tensor, bits: int, *, signed: bool) -> Tensor:
+    """Return each row's clip (value of the highest level) of least squared rounding error.
+
+    Tries 96 shares of a row's largest magnitude, from a hundredth up, in even ratios. Cost: 96
+    passes over ``rows`` (rows, columns), in runs of rows that fit into a cache. The result (rows,)
+    is float64 on the CPU; 1.0 where all values are zero.
     """
-    values = values.detach().float().reshape(-1)
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    low, high = bounds(bits, signed)
-    if not largest:
-        return 1.0
-    return _least_error(values, largest, (low, high), max(1, high), SHARES)
+    rows, (low, high) = rows.detach().float(), bounds(bits, signed)
+    clips = torch.ones(len(rows), dtype=torch.float64)
+    if not rows.numel():
+        return clips
+    count = max(1, _AT_ONCE // rows.shape[1])
+    for first in range(0, len(rows), count):
+        part = rows[first : first + count]
+        reach = part.abs().amax(1).cpu().double()
+        reach[reach == 0] = 1.0
+        clips[first : first + count] = _least_error(part, reach, (low, high), max(1, high), SHARES)
+    return clips
 
 
 def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, int]:
@@ -35,22 +47,28 @@ def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, 
     """
     values, top = values.detach().float().reshape(-1), (1 << bits) - 1
     reach, zero = _spanning(values, bits)
-    return _least_error(values, reach, (-zero, top - zero), top, tries), zero
+    whole, ends = torch.tensor([reach], dtype=torch.float64), (-zero, top - zero)
+    return float(_least_error(values[None], whole, ends, top, tries)), zero
 
 
 def _least_error(
-    values: Tensor, reach: float, ends: tuple[int, int], steps: int, tries: int
-) -> float:
-    """Return the share of ``reach``, in ``steps`` steps, with which rounding errs least."""
-    best, least = reach, float("inf")
-    for number in range(tries):
-        clip = reach * 0.01 ** (number / max(1, tries - 1))
-        step = clip / steps
-        kept = (values / step).round_().clamp_(*ends).mul_(step)
-        error = float(torch.mean(kept.sub_(values).square_()))
-        if error < least:
-            best, least = clip, error
-    return best
+    rows: Tensor, reach: Tensor, ends: tuple[int, int], steps: int, tries: int
+) -> Tensor:
+    """Return the share of each row's ``reach``, in ``steps`` steps, with which rounding errs least.
+
+    ``rows`` is (rows, columns) float32; ``reach`` and the result are (rows,) float64 on the CPU.
+    """
+    shares = [0.01 ** (number / max(1, tries - 1)) for number in range(tries)]
+    best = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    least = torch.full((len(rows),), float("inf"), device=rows.device)
+    for number, share in enumerate(shares):
+        step = (reach * share / steps).to(rows)[:, None]
+        kept = (rows / step).round_().clamp_(*ends).mul_(step)
+        error = kept.sub_(rows).square_().mean(1)
+        better = error < least
+        best.masked_fill_(better, number)
+        least = torch.where(better, error, least)
+    return reach * torch.tensor(shares, dtype=torch.float64)[best.cpu()]
 
 
 def fit_percentile(values: Tensor, percentile: float) -> float:

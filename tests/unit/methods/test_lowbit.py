@@ -470,6 +470,27 @@ def test_dorefa_scales_layers_that_no_normalization_follows(net):
         prepare(copy.deepcopy(net), LowBit(quantizer="dorefa", first_last="same", rescale="never"))
 
 
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_dorefa_keeps_a_layer_of_zeros_near_zero(per, net):
+    """Zero is no level of its grid: with a scale of 1 they would be 1/15 in size."""
+    with torch.no_grad():
+        net.fc.weight.zero_()
+        net.stages[0][0].conv1.weight[1] = 0.0
+    method = LowBit(quantizer="dorefa", first_last="same", per=per, rescale="always")
+    tuner = prepare(net, method, zeros=False)
+    net.train()
+    F.cross_entropy(net(batch()[0]), batch()[1]).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in tuner.parameters())
+    with tuner.quantized():
+        assert float(net.fc.weight.detach().abs().max()) < 1e-5
+        if per == "channel":
+            assert float(net.stages[0][0].conv1.weight.detach()[1].abs().max()) < 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*values are clipped")
+        tuner.finish()
+
+
 def test_wasted_levels_and_clipped_inputs_are_told(net):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

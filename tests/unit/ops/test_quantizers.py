@@ -21,7 +21,13 @@ from fewbits.ops.quantizers import (
     lsq_step,
     pact,
 )
-from fewbits.ops.ranges import fit_percentile, fit_range, fit_shifted, shifted_percentile
+from fewbits.ops.ranges import (
+    fit_percentile,
+    fit_range,
+    fit_rows,
+    fit_shifted,
+    shifted_percentile,
+)
 
 W = torch.tensor([-1.5, -0.6, -0.2, -0.001, 0, 0.001, 0.25, 0.7, 1.2])
 TABLE = {
@@ -301,6 +307,36 @@ def test_ranges_of_least_error(bits, signed):
     for factor in (0.7, 0.85, 1.2, 1.5):
         assert least <= slow_error(values, clip * factor / high, low, high) * 1.01
     assert 0 < clip <= float(values.abs().max()) * 1.01
+
+
+def slow_range(values, bits, signed):
+    low, high = bounds(bits, signed)
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    best, least = largest or 1.0, float("inf")
+    for number in range(96 if largest else 0):
+        clip = largest * 0.01 ** (number / 95)
+        step = clip / max(1, high)
+        error = float(((values / step).round().clamp(low, high) * step - values).square().mean())
+        if error < least:
+            best, least = clip, error
+    return best
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_ranges_of_rows_are_those_of_each_row(bits, signed, monkeypatch):
+    """Whatever their size, and in however many runs."""
+    generator = torch.Generator().manual_seed(bits)
+    rows = torch.randn(23, 67, generator=generator) * 10 ** torch.linspace(-6, 3, 23)[:, None]
+    rows[3], rows[5, :-1], rows[7] = 0.0, 0.0, 2.5
+    rows = rows if signed else rows.abs()
+    expected = [slow_range(row, bits, signed) for row in rows]
+    for at_once in (1 << 20, 300, 1):
+        monkeypatch.setattr("fewbits.ops.ranges._AT_ONCE", at_once)
+        assert fit_rows(rows, bits, signed=signed).tolist() == expected
+    assert [fit_range(row, bits, signed=signed) for row in rows] == expected
+    for empty in (torch.zeros(0, 5), torch.zeros(2, 0)):
+        assert fit_rows(empty, bits, signed=signed).tolist() == [1.0] * len(empty)
 
 
 def test_ranges_by_percentile():
