@@ -7,17 +7,21 @@ What one follows of another is a constant to it: nobody's gradient reaches anybo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..engine.batches import Forward, call_model, labels_of
 from ..errors import CalibrationError, ConfigError, require
+from .features import FeatureMaps, hint_loss
 from .losses import Told, distillation_loss, logits_of
+from .processes import average_gradients, take_from_first
 
 __all__ = ["JointDistillation", "JointTrainer", "JointWeights", "joint_losses"]
 
@@ -71,8 +75,19 @@ def joint_losses(
 class JointDistillation:
     """A loss for :func:`fewbits.training.fit` that trains the teacher along with the student.
 
-    Called while training, it also does the teacher's backward pass and step, by the student's
-    logits before its own step. Called without gradients it only tells the loss.
+    In your own loop, a call returns the student's loss and does the teacher's backward pass and
+    step, by the student's logits before its own step. Called without gradients it only tells the
+    loss. With micro-batches or float16, take :meth:`losses` and :meth:`step` apart, as ``fit``
+    does where it is given this loss itself and no function around it::
+
+        for batch, weight in micro_batches:
+            student, teacher, told = joint.losses(model, batch)
+            ((student + teacher) * weight).backward()
+        optimizer.step()
+        joint.step()
+
+    In a ``torch.distributed`` group the teacher starts as the first process's, and steps by the
+    mean gradient of all; it needs no DistributedDataParallel around it.
 
     Attributes:
         teacher: float network of the student's task; it may be a copy of it, sharing nothing.
@@ -98,23 +113,60 @@ class JointDistillation:
             raise ConfigError("rate= of the teacher needs total=, the number of its steps.")
         for group in self.optimizer.param_groups if self.optimizer else ():
             group.setdefault("initial_lr", group["lr"])
+        self._begun = False  # no field: a run is the same whether its teacher has begun or not
 
     def __call__(self, model: nn.Module, batch: Any) -> Told:
-        """Return the student's loss, with "distil", "accuracy" and "teacher_loss"."""
+        """Return the student's loss, with "distil", "accuracy" and "teacher_loss".
+
+        Raises:
+            CalibrationError: a batch without labels.
+            ConfigError: the teacher would step by gradients of float16 that nobody has scaled.
+        """
+        loss, taught, told = self.losses(model, batch)
+        if taught.requires_grad:
+            with without_autocast(taught.device.type):
+                taught.backward()  # type: ignore[no-untyped-call]
+                self.step()
+        return loss, told
+
+    def losses(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the student's loss, the teacher's, and figures to be shown; nobody steps.
+
+        The gradient of their sum is everybody's own; a frozen teacher's has none.
+        """
         labels = _labels(batch)
-        learning = torch.is_grad_enabled()
-        with _Features(model, self.teacher, self.hints) as features:
-            wanted = self._teach(batch, learning)
+        with FeatureMaps(self.teacher, [theirs for _, theirs in self.hints]) as followed:
+            wanted = self._teach(batch)
+        with FeatureMaps(model, [ours for ours, _ in self.hints]) as features:
             logits = logits_of(self.forward, model, batch)
-            labels = labels.to(logits.device)
-            (loss,), taught = joint_losses(wanted, [logits], labels, self.weights)
-            hint = features.distance()
-        if learning and self.optimizer is not None:
-            self._step(taught)
+        labels = labels.to(logits.device)
+        (loss,), taught = joint_losses(wanted, [logits], labels, self.weights)
+        hint = hint_loss(features.outputs, followed.outputs)
         distil = distillation_loss(logits.detach(), wanted.detach(), self.weights.temperature)
         right = (logits.detach().argmax(1) == labels).float().mean()
         told = {"distil": distil, "teacher_loss": taught.detach(), "accuracy": right}
-        return loss + self.weights.hints * hint, told
+        return loss + self.weights.hints * hint, taught, told
+
+    def step(self, scaler: GradScaler | None = None) -> None:
+        """Let the teacher step by the gradients that it has, and clear them; frozen, do nothing.
+
+        With ``scaler``, which scaled the losses, call this before ``scaler.update()``.
+        """
+        optimizer = self.optimizer
+        if optimizer is None:
+            return
+        if self.rate is not None:
+            factor = self.rate(min(1.0, self.steps / self.total))
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+        optimizer.zero_grad()
+        take_from_first(self.teacher.buffers())  # statistics are of a process's own samples
+        self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: teacher, its optimizer, its steps."""
@@ -128,24 +180,15 @@ class JointDistillation:
             self.optimizer.load_state_dict(state["optimizer"])
         self.steps = int(state["steps"])
 
-    def _teach(self, batch: Any, learning: bool) -> Tensor:
-        trains = learning and self.optimizer is not None
+    def _teach(self, batch: Any) -> Tensor:
+        trains = self.optimizer is not None and torch.is_grad_enabled()
+        if trains and self.optimizer is not None and not self._begun:
+            self.optimizer.zero_grad()  # what an earlier training has left
+            take_from_first([*self.teacher.parameters(), *self.teacher.buffers()])
+            self._begun = True
         self.teacher.train(trains)
         with torch.set_grad_enabled(trains):
             return logits_of(self.forward, self.teacher, batch)
-
-    def _step(self, loss: Tensor) -> None:
-        optimizer = self.optimizer
-        if optimizer is None:
-            return
-        if self.rate is not None:
-            factor = self.rate(min(1.0, self.steps / self.total))
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        self.steps += 1
 
 
 class JointTrainer:
@@ -202,40 +245,19 @@ class JointTrainer:
         return told, float(taught.detach())
 
 
-class _Features:
-    """Outputs of pairs of modules, while both networks run."""
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Return a block for backward passes and steps, which run as their forward passes did.
 
-    def __init__(
-        self, model: nn.Module, teacher: nn.Module, pairs: Sequence[tuple[str, str]]
-    ) -> None:
-        self.pairs, self.outputs = pairs, {}  # type: ignore[var-annotated]
-        inner = getattr(model, "module", model) if pairs else model
-        self.modules = [
-            (inner.get_submodule(ours), teacher.get_submodule(theirs)) for ours, theirs in pairs
-        ]
-
-    def __enter__(self) -> _Features:
-        self.handles = []
-        for number, pair in enumerate(self.modules):
-            for side, module in enumerate(pair):
-
-                def keep(_m: Any, _a: Any, output: Tensor, key: Any = (number, side)) -> None:
-                    self.outputs[key] = output
-
-                self.handles.append(module.register_forward_hook(keep))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def distance(self) -> Tensor:
-        """Return half the mean squared difference, over the pairs; the teacher is a constant."""
-        total = torch.zeros(())
-        for number in range(len(self.modules)):
-            ours, theirs = self.outputs[number, 0], self.outputs[number, 1].detach()
-            total = total.to(ours.device) + F.mse_loss(ours.float(), theirs.float()) / 2
-        return total / max(1, len(self.modules))
+    Raises:
+        ConfigError: autocast to float16 is on, and small gradients would be lost without a scaler.
+    """
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16:
+        raise ConfigError(
+            "a joint loss was called under autocast to float16, where gradients need a scaler. "
+            "Take bfloat16, or give JointDistillation to fit() itself; in your own loop scale what "
+            "joint.losses() returns, and call joint.step(scaler)."
+        )
+    return torch.autocast(kind, enabled=False)
 
 
 def _labels(batch: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from ..errors import ConfigError, require
 from .feed import Feed, Micro
 from .joint import JointDistillation
 from .losses import Distillation, Loss
+from .processes import average_gradients
 from .rates import Rate
 from .select import Selection
 from .tunable import Tunable
@@ -54,6 +56,7 @@ class Stepper:
         self.model, self.optimizer = fabric.setup(tuner.model, optimizer)
         if isinstance(loss, (Distillation, JointDistillation)):
             fabric.to_device(loss.teacher)
+        self.joint = loss if isinstance(loss, JointDistillation) else None
         shared = {id(parameter) for parameter in tuner.model.parameters()}
         self.apart = [p for p in tuner.parameters() if id(p) not in shared]
 
@@ -81,8 +84,7 @@ class Stepper:
                     told["penalty"] = penalty.detach()
                     total = total + penalty
                 self.fabric.backward(total)
-        if self.fabric.world_size > 1:
-            self._reduce_apart()
+        average_gradients(self.apart)
         if self.clip is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
@@ -94,21 +96,19 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a step changes."""
-        keeping = _keeping(self.loss)
         return {
             "model": self.tuner.model.state_dict(),
             "tuner": self.tuner.state_dict(),
             "optimizer": self.plain.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
-            "loss": {} if keeping is None else keeping.state_dict(),
+            "loss": {} if self.joint is None else self.joint.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.load_network(state)
-        keeping = _keeping(self.loss)
-        if keeping is not None:
-            keeping.load_state_dict(state["loss"])
+        if self.joint is not None:
+            self.joint.load_state_dict(state["loss"])
         self.plain.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
 
@@ -139,30 +139,30 @@ class Stepper:
     def _loss(self, micro: Micro, told: dict[str, Tensor]) -> Tensor:
         batch = self.fabric.to_device(micro.batch)
         with self.fabric.autocast():
-            found = self.loss(self.model, batch)
-        loss, more = found if isinstance(found, tuple) else (found, {})
+            loss, taught, more = self._losses(batch)
         for name, value in {"loss": loss, **more}.items():
             part = value.detach() * micro.weight
             told[name] = told[name] + part if name in told else part
-        return loss * micro.weight
+        return (loss if taught is None else loss + taught) * micro.weight
 
-    def _reduce_apart(self) -> None:
-        """Average the gradients of learnables that are outside the network, as DDP does inside."""
-        for parameter in self.apart:
-            if parameter.grad is not None:
-                self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+    def _losses(self, batch: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        """Return the loss, that of a teacher which trains along, and figures to be shown."""
+        if self.joint is not None:
+            return self.joint.losses(self.model, batch)
+        found = self.loss(self.model, batch)
+        return (found[0], None, found[1]) if isinstance(found, tuple) else (found, None, {})
 
     def _optimize(self) -> bool:
-        """Step, and tell whether that was done: a float16 scaler leaves out overflowing steps."""
+        """Step, and tell whether that was done: a float16 scaler leaves out overflowing steps.
+
+        Where only a teacher's overflows, the method waits for the next step too.
+        """
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         before = 0.0 if scaler is None else scaler.get_scale()
+        if self.joint is not None:
+            self.joint.step(scaler)  # before the network's, after which the scale is another
         self.optimizer.step()
         return scaler is None or bool(scaler.get_scale() >= before)
-
-
-def _keeping(loss: Loss) -> JointDistillation | None:
-    """Return the loss where it has a network of its own to be kept."""
-    return loss if isinstance(loss, JointDistillation) else None
 
 
 def _stage(tuner: Tunable) -> int:

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +15,7 @@ import fewbits
 from fewbits.errors import CalibrationError, ConfigError
 from fewbits.sources.data import ArraySplit
 from fewbits.training import JointDistillation, JointTrainer, JointWeights, fit
+from fewbits.training.devices import make_fabric
 from fewbits.training.joint import joint_losses
 from fewbits.training.losses import distillation_loss
 from fewbits.training.optimizers import make_optimizer
@@ -174,6 +177,112 @@ def test_a_resumed_run_with_stages_and_a_teacher_ends_the_same(tmp_path):
         run(tmp_path / "part", 6, stop=5)
     again, _ = run(tmp_path / "part", 6, resume=True)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def unnormalized():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def taught(steps=4, **more):
+    """Return the loss after ``fit``, its teacher, and whether autocast was on in any step of it."""
+    net, teacher = unnormalized(), unnormalized()
+    tuner = tuned(net)
+    teaching = sgd(teacher.parameters(), lr=0.1)
+    cast, own = [], teaching.step
+
+    def watched(*args, **given):
+        cast.append(torch.is_autocast_enabled("cpu"))
+        return own(*args, **given)
+
+    teaching.step = watched
+    teacher[0].weight.register_hook(lambda _: cast.append(torch.is_autocast_enabled("cpu")))
+    loss = JointDistillation(teacher, teaching, rate=WarmCosine(), total=steps)
+    data = ArraySplit(X[: 24 * steps], Y[: 24 * steps])
+    optimizer = make_optimizer(tuner, learning_rate=0.01)
+    fit(tuner, loss, data, epochs=1, batch_size=24, optimizer=optimizer, **more)
+    return loss, teacher.state_dict(), cast
+
+
+def same_but_for(rounding, found, wanted):
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_the_teacher_steps_with_the_student_and_not_with_micro_batches(accumulate):
+    whole, wanted, _ = taught()
+    loss, found, _ = taught(accumulate=accumulate)
+    assert loss.steps == whole.steps == 4
+    same_but_for(1e-6, found, wanted)
+
+
+def test_micro_batches_in_a_loop_of_your_own():
+    nets = []
+    for parts in (1, 2):
+        teacher, net = unnormalized(), unnormalized()
+        tuned(net)
+        joint = JointDistillation(teacher, sgd(teacher.parameters(), lr=0.1))
+        for _ in range(3):
+            if parts == 1:
+                joint(net, (X, Y))
+                continue
+            for rows, weight in ((slice(0, 32), 1 / 3), (slice(32, 96), 2 / 3)):
+                own, theirs, _ = joint.losses(net, (X[rows], Y[rows]))
+                ((own + theirs) * weight).backward()
+            joint.step()
+        assert joint.steps == 3
+        nets.append(teacher.state_dict())
+    same_but_for(1e-6, nets[1], nets[0])
+
+
+def test_gradients_left_from_an_earlier_training_do_not_count():
+    teachers = [unnormalized() for _ in range(2)]
+    F.cross_entropy(teachers[1](X), Y).backward()
+    for teacher in teachers:
+        net = unnormalized()
+        JointDistillation(teacher, sgd(teacher.parameters()))(net, (X, Y))
+    same_but_for(0, teachers[1].state_dict(), teachers[0].state_dict())
+
+
+def test_bfloat16_is_for_the_forward_pass_only():
+    _, wanted, _ = taught()
+    _, found, cast = taught(fabric=make_fabric("cpu", precision="bfloat16"))
+    assert len(cast) == 8
+    assert not any(cast)
+    same_but_for(5e-3, found, wanted)
+    teacher = unnormalized()
+    teacher[0].weight.register_hook(lambda _: cast.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        JointDistillation(teacher, sgd(teacher.parameters()))(unnormalized(), (X, Y))
+    assert len(cast) == 9
+    assert not cast[-1]
+
+
+def float16():
+    """Return a Fabric that does on the CPU what float16 does on a GPU."""
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision])
+    fabric.launch()
+    return fabric
+
+
+def test_float16_gradients_of_the_teacher_are_scaled():
+    _, wanted, _ = taught()
+    loss, found, cast = taught(fabric=float16())
+    assert not any(cast)
+    assert loss.steps == 4
+    same_but_for(5e-3, found, wanted)
+
+
+def test_float16_without_a_scaler_is_refused():
+    teacher = unnormalized()
+    joint = JointDistillation(teacher, sgd(teacher.parameters()))
+    with torch.autocast("cpu", torch.float16), pytest.raises(ConfigError, match="scaler"):
+        joint(unnormalized(), (X, Y))
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = JointDistillation(teacher)(unnormalized(), (X, Y))  # frozen, it needs none
+    assert torch.isfinite(loss)
 
 
 def test_the_optimizer_forgets_at_a_new_stage():
