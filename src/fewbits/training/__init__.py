@@ -1,7 +1,8 @@
 """Training: what methods that train share, in the user's loop or in ours."""
 
 from .augment import FlipAndCrop
-from .joint import JointDistillation, JointTrainer, JointWeights
+from .joint import JointDistillation, JointWeights
+from .joint_trainer import JointTrainer
 from .loop import Fitted, fit
 from .losses import CrossEntropy, Distillation
 from .masks import Lobster, Magnitude

@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 
 from ..engine.batches import Forward, call_model, labels_of
 from ..errors import CalibrationError, ConfigError, require
-from .features import FeatureMaps, hint_loss
+from .features import FeatureMaps, check_hints, hint_loss
 from .losses import Told, distillation_loss, logits_of
 from .processes import average_gradients, take_from_first
 
-__all__ = ["JointDistillation", "JointTrainer", "JointWeights", "joint_losses"]
+__all__ = ["JointDistillation", "JointWeights", "joint_losses"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class JointWeights:
         teacher_labels: of the teacher's cross-entropy.
         teacher_student: of the mean over students of T^2 KL(student || teacher), followed by the
             teacher.
-        hints: of half the mean squared difference of feature maps, followed by the student.
+        hints: of half the mean squared difference of feature maps, followed by the student; to be
+            set where pairs of modules are named, and only there.
         temperature: T, which divides the logits.
     """
 
@@ -111,6 +112,7 @@ class JointDistillation:
     def __post_init__(self) -> None:
         if self.rate is not None and self.total < 1:
             raise ConfigError("rate= of the teacher needs total=, the number of its steps.")
+        check_hints(self.hints, self.weights.hints, self.teacher)
         for group in self.optimizer.param_groups if self.optimizer else ():
             group.setdefault("initial_lr", group["lr"])
         self._begun = False  # no field: a run is the same whether its teacher has begun or not
@@ -120,7 +122,8 @@ class JointDistillation:
 
         Raises:
             CalibrationError: a batch without labels.
-            ConfigError: the teacher would step by gradients of float16 that nobody has scaled.
+            ConfigError: hints of modules that cannot be compared; or the teacher would step by
+                gradients of float16 that nobody has scaled.
         """
         loss, taught, told = self.losses(model, batch)
         if taught.requires_grad:
@@ -134,10 +137,10 @@ class JointDistillation:
 
         The gradient of their sum is everybody's own; a frozen teacher's has none.
         """
-        labels = _labels(batch)
-        with FeatureMaps(self.teacher, [theirs for _, theirs in self.hints]) as followed:
+        labels = needed_labels(batch)
+        with FeatureMaps(self.teacher, [theirs for _, theirs in self.hints], "teacher") as followed:
             wanted = self._teach(batch)
-        with FeatureMaps(model, [ours for ours, _ in self.hints]) as features:
+        with FeatureMaps(model, [ours for ours, _ in self.hints], "student") as features:
             logits = logits_of(self.forward, model, batch)
         labels = labels.to(logits.device)
         (loss,), taught = joint_losses(wanted, [logits], labels, self.weights)
@@ -191,60 +194,6 @@ class JointDistillation:
             return logits_of(self.forward, self.teacher, batch)
 
 
-class JointTrainer:
-    """One teacher and several students, in your own loop: :meth:`step` per batch.
-
-    Args:
-        teacher: float network, with ``teacher_optimizer``; None for that freezes it.
-        students: pairs (tuner, optimizer); each tuner's network is a student.
-        teacher_optimizer: over the teacher's parameters.
-        weights: of the terms, the same for all students.
-        forward: ``forward(model, batch) -> logits``.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        students: Sequence[tuple[Any, Optimizer]],
-        teacher_optimizer: Optimizer | None = None,
-        *,
-        weights: JointWeights | None = None,
-        forward: Forward = call_model,
-    ) -> None:
-        require(len(students) > 0, "students", "at least one (tuner, optimizer)", students)
-        self.teacher, self.students, self.optimizer = teacher, list(students), teacher_optimizer
-        self.weights, self.forward = weights or JointWeights(), forward
-
-    def step(self, batch: Any) -> tuple[list[float], float]:
-        """Do one step of everybody; the teacher's by the students' logits before their steps.
-
-        Advance the tuners yourself: ``tuner.advance(done / total)``.
-
-        Returns:
-            The losses of the students, and the teacher's.
-        """
-        self.teacher.train(self.optimizer is not None)
-        with torch.set_grad_enabled(self.optimizer is not None):
-            wanted = logits_of(self.forward, self.teacher, batch)
-        labels = _labels(batch).to(wanted.device)
-        before, told = [], []
-        for tuner, optimizer in self.students:
-            logits = logits_of(self.forward, tuner.model, batch)
-            (loss,), _ = joint_losses(wanted.detach(), [logits], labels, self.weights)
-            optimizer.zero_grad()
-            (loss + tuner.penalty()).backward()
-            optimizer.step()
-            tuner.step()
-            before.append(logits.detach())
-            told.append(float(loss.detach()))
-        _, taught = joint_losses(wanted, before, labels, self.weights)
-        if self.optimizer is not None:
-            self.optimizer.zero_grad()
-            taught.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        return told, float(taught.detach())
-
-
 def without_autocast(kind: str) -> AbstractContextManager[Any]:
     """Return a block for backward passes and steps, which run as their forward passes did.
 
@@ -253,14 +202,15 @@ def without_autocast(kind: str) -> AbstractContextManager[Any]:
     """
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16:
         raise ConfigError(
-            "a joint loss was called under autocast to float16, where gradients need a scaler. "
-            "Take bfloat16, or give JointDistillation to fit() itself; in your own loop scale what "
-            "joint.losses() returns, and call joint.step(scaler)."
+            "a joint step was asked for under autocast to float16, where gradients need a scaler. "
+            "Take bfloat16. Or, with one student, give JointDistillation itself to fit(); in your "
+            "own loop scale what its losses() returns, and call its step(scaler)."
         )
     return torch.autocast(kind, enabled=False)
 
 
-def _labels(batch: Any) -> Tensor:
+def needed_labels(batch: Any) -> Tensor:
+    """Return the labels (n,) of a batch, or raise a :class:`CalibrationError`."""
     labels = labels_of(batch)
     if labels is None:
         raise CalibrationError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fewbits
 from fewbits.errors import CalibrationError, ConfigError
 from fewbits.sources.data import ArraySplit
-from fewbits.training import JointDistillation, JointTrainer, JointWeights, fit
+from fewbits.training import JointDistillation, JointWeights, fit
 from fewbits.training.devices import make_fabric
 from fewbits.training.joint import joint_losses
 from fewbits.training.losses import distillation_loss
@@ -124,21 +124,46 @@ def test_a_frozen_teacher_stays_as_it_is_and_hints_are_followed():
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_several_students_at_once():
-    teacher = network()
-    tuners = [tuned(network(), weights=bits, activations=bits) for bits in (2, 4)]
-    students = [(t, sgd(dict.fromkeys([*t.model.parameters(), *t.parameters()]))) for t in tuners]
-    for tuner in tuners:
-        tuner.model.train()
-    trainer = JointTrainer(teacher, students, sgd(teacher.parameters()))
-    before = copy.deepcopy(teacher.state_dict())
-    first = trainer.step((X, Y))
-    for _ in range(25):
-        last = trainer.step((X, Y))
-    assert len(first[0]) == 2
-    assert last[1] < first[1]
-    assert sum(last[0]) < sum(first[0])
-    assert not torch.equal(teacher.state_dict()["0.weight"], before["0.weight"])
+HINTED = JointWeights(hints=1.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "hints", "told"),
+    [
+        (PLAIN, [("4", "4")], "weighs them 0"),
+        (HINTED, [], "no pair"),
+        (HINTED, ["44"], "pairs of"),
+        (HINTED, [("4", "44")], "teacher has no module '44'.* Did you mean '4'"),
+    ],
+)
+def test_hints_that_would_do_nothing_are_refused(weights, hints, told):
+    with pytest.raises(ConfigError, match=told):
+        JointDistillation(network(), weights=weights, hints=hints)
+
+
+def test_hints_of_unknown_modules_and_of_outputs_that_do_not_compare():
+    net, teacher = network(), network()
+    teacher.never = nn.Identity()
+    for pair, told in (
+        (("44", "4"), "student has no module '44'.* Did you mean '4'"),
+        (("4", "6"), r"hints\[0\].*\(96, 8\).*\(96, 4\)"),
+        (("4", "never"), "module 'never' of the teacher gave no output"),
+    ):
+        loss = JointDistillation(
+            teacher, weights=HINTED, hints=[pair], forward=lambda net, batch: net[:7](batch[0])
+        )
+        with pytest.raises(ConfigError, match=told):
+            loss(net, (X, Y))
+
+
+def test_hints_reach_into_a_wrapped_network():
+    net, teacher = network(), network()
+    with torch.no_grad():
+        net[4].weight.mul_(2)
+    loss = JointDistillation(teacher, weights=HINTED, hints=[("4", "4"), ("0", "0")])
+    with torch.no_grad():
+        found = [loss(one, (X, Y))[0] for one in (net, nn.DataParallel(net))]
+    assert found[0] == found[1]
 
 
 def run(folder, epochs, resume=False, stop=None):

@@ -1,0 +1,104 @@
+"""Joint distillation of several students by one teacher, in a loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..engine.batches import Forward, call_model
+from ..errors import ConfigError, require
+from .features import FeatureMaps, check_hints, hint_loss
+from .joint import JointWeights, joint_losses, needed_labels, without_autocast
+from .losses import logits_of
+from .processes import process_count
+
+__all__ = ["JointTrainer"]
+
+
+class JointTrainer:
+    """One teacher and several students, in your own loop of one process: :meth:`step` per batch.
+
+    Args:
+        teacher: float network, with ``teacher_optimizer``; None for that freezes it.
+        students: pairs (tuner, optimizer); each tuner's network is a student.
+        teacher_optimizer: over the teacher's parameters.
+        weights: of the terms, the same for all students.
+        hints: pairs (module of every student, module of the teacher) whose outputs are compared.
+        forward: ``forward(model, batch) -> logits``.
+
+    Raises:
+        ConfigError: no student, several processes, or hints that name no module or have no weight.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        students: Sequence[tuple[Any, Optimizer]],
+        teacher_optimizer: Optimizer | None = None,
+        *,
+        weights: JointWeights | None = None,
+        hints: Sequence[tuple[str, str]] = (),
+        forward: Forward = call_model,
+    ) -> None:
+        require(len(students) > 0, "students", "at least one (tuner, optimizer)", students)
+        if process_count() > 1:
+            raise ConfigError(
+                f"JointTrainer is for one process, and {process_count()} train together: nobody "
+                "would average gradients. Train one student, by fit() with JointDistillation."
+            )
+        self.teacher, self.students, self.optimizer = teacher, list(students), teacher_optimizer
+        self.weights, self.hints, self.forward = weights or JointWeights(), hints, forward
+        check_hints(hints, self.weights.hints, teacher)
+        for tuner, _ in self.students:
+            self._student_maps(tuner.model)
+
+    def step(self, batch: Any) -> tuple[list[float], float]:
+        """Do one step of everybody; the teacher's by the students' logits before their steps.
+
+        Advance the tuners yourself: ``tuner.advance(done / total)``.
+
+        Returns:
+            The losses of the students, and the teacher's.
+
+        Raises:
+            CalibrationError: a batch without labels.
+            ConfigError: hints of modules that cannot be compared, or autocast to float16.
+        """
+        self.teacher.train(self.optimizer is not None)
+        names = [theirs for _, theirs in self.hints]
+        with (
+            torch.set_grad_enabled(self.optimizer is not None),
+            FeatureMaps(self.teacher, names, "teacher") as followed,
+        ):
+            wanted = logits_of(self.forward, self.teacher, batch)
+        labels = needed_labels(batch).to(wanted.device)
+        before, told = [], []
+        for tuner, optimizer in self.students:
+            with self._student_maps(tuner.model) as features:
+                logits = logits_of(self.forward, tuner.model, batch)
+            (loss,), _ = joint_losses(wanted.detach(), [logits], labels, self.weights)
+            loss = loss + self.weights.hints * hint_loss(features.outputs, followed.outputs)
+            self._learn(tuner, optimizer, loss)
+            before.append(logits.detach())
+            told.append(float(loss.detach()))
+        _, taught = joint_losses(wanted, before, labels, self.weights)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+            with without_autocast(taught.device.type):
+                taught.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+        return told, float(taught.detach())
+
+    def _student_maps(self, model: nn.Module) -> FeatureMaps:
+        return FeatureMaps(model, [ours for ours, _ in self.hints], "student")
+
+    def _learn(self, tuner: Any, optimizer: Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        with without_autocast(loss.device.type):
+            (loss + tuner.penalty()).backward()
+            optimizer.step()
+            tuner.step()
