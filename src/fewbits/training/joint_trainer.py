@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,48 @@ class JointTrainer:
                 taught.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
         return told, float(taught.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: all networks, tuners and optimizers."""
+        return {
+            "teacher": self.teacher.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "students": [
+                {
+                    "model": tuner.model.state_dict(),
+                    "tuner": tuner.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
+                for tuner, optimizer in self.students
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave.
+
+        Raises:
+            ConfigError: it is of another number of students, or of a teacher that was frozen where
+                this one trains, or the other way round.
+        """
+        kept, own = state["students"], self.students
+        if len(kept) != len(own):
+            raise ConfigError(
+                f"the state is of {len(kept)} students, and this JointTrainer has {len(own)}. Make "
+                "it with the same students, in the same order."
+            )
+        if (state["optimizer"] is None) != (self.optimizer is None):
+            was, now = ("frozen", "trains") if self.optimizer else ("trained", "is frozen")
+            raise ConfigError(
+                f"the teacher of the state was {was}, and this one {now}. Make the JointTrainer "
+                "with teacher_optimizer= as it was."
+            )
+        self.teacher.load_state_dict(state["teacher"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        for part, (tuner, optimizer) in zip(kept, own, strict=True):
+            tuner.model.load_state_dict(part["model"])
+            tuner.load_state_dict(part["tuner"])
+            optimizer.load_state_dict(part["optimizer"])
 
     def _student_maps(self, model: nn.Module) -> FeatureMaps:
         return FeatureMaps(model, [ours for ours, _ in self.hints], "student")

@@ -106,3 +106,34 @@ def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr("fewbits.training.joint_trainer.process_count", lambda: 2)
     with pytest.raises(ConfigError, match="one process"):
         JointTrainer(network(), several(1))
+
+
+def stepping(trainer, first, last):
+    for number in range(first, last):
+        for tuner, _ in trainer.students:
+            tuner.advance(number / 8)
+        trainer.step((X[number * 8 :][:32], Y[number * 8 :][:32]))
+    networks = [trainer.teacher, *(tuner.model for tuner, _ in trainer.students)]
+    return [copy.deepcopy(net.state_dict()) for net in networks]
+
+
+def fresh(count=2):
+    teacher = network()
+    students = several(count, schedule="stochastic", gates="layer", quantizer="lsq")
+    return JointTrainer(teacher, students, sgd(teacher.parameters()))
+
+
+def test_a_resumed_run_goes_on_to_the_same_bits(tmp_path):
+    whole = stepping(fresh(), 0, 8)
+    part = fresh()
+    stepping(part, 0, 4)
+    torch.save(part.state_dict(), tmp_path / "state.pt")
+    again = fresh()
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for wanted, found in zip(whole, stepping(again, 4, 8), strict=True):
+        assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+    with pytest.raises(ConfigError, match=r"2 students.* 1"):
+        fresh(1).load_state_dict(part.state_dict())
+    frozen = JointTrainer(network(), several(2))
+    with pytest.raises(ConfigError, match="teacher_optimizer"):
+        frozen.load_state_dict(part.state_dict())
