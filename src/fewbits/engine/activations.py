@@ -179,17 +179,22 @@ def remove_inputs(model: nn.Module) -> int:
     """Let modules see their inputs, and give their outputs, as they are.
 
     Returns:
-        How many did not.
+        How many of them a file had put on grids.
     """
     found = 0
     for module in model.modules():
         before, after = module._forward_pre_hooks, module._forward_hooks
         for key in [key for key, hook in before.items() if _is_ours(hook)]:
-            found += isinstance(before.pop(key), InputHook)
+            found += _is_fixed(before.pop(key))
             module._forward_pre_hooks_with_kwargs.pop(key, None)
         for key in [key for key, hook in after.items() if _is_ours(hook)]:
-            found += isinstance(after.pop(key), OutputHook)
+            found += _is_fixed(after.pop(key))
     return found
+
+
+def _is_fixed(hook: object) -> bool:
+    changes = hook.changes.values() if isinstance(hook, _Hook) else ()
+    return any(isinstance(change, FixedInput) for change in changes)
 
 
 def _is_ours(hook: object) -> bool:

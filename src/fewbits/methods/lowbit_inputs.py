@@ -55,6 +55,7 @@ class LowBitInput(TrainingPart):
         step: (1,) learned; of "dorefa" constant, of "pact" the clip.
         shift: (1,) learned value of the lowest level; of "lsq+" alone.
         bits: width now; 32 leaves inputs as they are.
+        ceiling: the module cuts what is above, and the clip stays below.
         gated: whether a training looks at ``gate``; not while all are open.
         gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float input.
         sample: some values of the latest batch. No buffer: each process has its own, of any length.
@@ -78,7 +79,7 @@ class LowBitInput(TrainingPart):
         super().__init__()
         self._owner = (owner,)  # in a tuple: it is no part of this module
         fixed = kind in ("dorefa", "pact") and not site.signed
-        self.name, self.module = site.name, site.module
+        self.name, self.module, self.ceiling = site.name, site.module, site.ceiling
         self.kind = kind if fixed or kind == "lsq+" else "lsq"
         self.signed = site.signed and self.kind != "lsq+"
         self.asymmetric = site.signed and self.kind == "lsq+"
@@ -161,7 +162,8 @@ class LowBitInput(TrainingPart):
 
     def _fit(self) -> None:
         high = max(1, self._bounds()[1])
-        sample = self.sample if self.signed or self.asymmetric else self.sample.clamp_min(0)
+        sample = self.sample.clamp(max=self.ceiling)
+        sample = sample if self.signed or self.asymmetric else sample.clamp_min(0)
         if self.kind == "dorefa":
             self.step.fit(1 / high)
             return
@@ -195,7 +197,8 @@ class LowBitInput(TrainingPart):
     @torch.no_grad()
     def hold(self) -> None:
         """Keep steps positive and near what they were, and the zero on the grid."""
-        self.step.hold()
+        high = 1 if self.kind == "pact" else max(1, self._bounds()[1])
+        self.step.hold(self.ceiling / high)
         self.shift.clamp_(max=0)
 
     @torch.no_grad()

@@ -102,11 +102,12 @@ class LearnedStep(TrainingPart):
         self._last.zero_()
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Let no step change by more than a factor of 2 at a time, nor leave float32."""
+    def hold(self, most: float = math.inf) -> None:
+        """Let no step change by more than a factor of 2, leave float32, or exceed ``most``."""
         low, high = self._last - _MOST, self._last + _MOST
         found = self.stretch.nan_to_num(0.0)
-        self.stretch.copy_(found.clamp(low.clamp_min(-40), high.clamp_max(40)))
+        found = found.clamp(low.clamp_min(-40), high.clamp_max(40))
+        self.stretch.copy_(torch.minimum(found, (most / self.base).log()))
         self._last.copy_(self.stretch)
 
     def state(self) -> dict[str, Any]:

@@ -65,8 +65,13 @@ def test_the_grid_of_a_relu6_ends_where_it_cuts():
     bits = Activations(bits=4, placement="output", ranges="percentile")
     grids = fewbits.compress(net, Nearest(bits=8), X, activations=bits).contents.activations
     assert 4 < grids["acts.0"].clip <= 6
-    made = prepare(net, LowBit(activations=2, placement="output")).course.inputs["acts.0"]
+    tuner = prepare(net, LowBit(activations=2, placement="output"))
+    made = tuner.course.inputs["acts.0"]
     assert 4 < made.grid().clip <= 6
+    with torch.no_grad():
+        made.step.stretch += 0.5  # an optimizer's step
+    tuner.step()
+    assert made.grid().clip == pytest.approx(6)
 
 
 @pytest.mark.parametrize("weights", [4, 32])
