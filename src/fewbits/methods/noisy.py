@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..ops.powers_of_two import LEAST
+from ..ops.seeds import seed_at
 
 __all__ = ["NoiseSource", "Noisy"]
 
@@ -33,12 +33,12 @@ class NoiseSource:
     def draw(self, like: Tensor) -> Tensor:
         """Return standard normal noise in the shape of ``like``, on its device."""
         rank = torch.distributed.get_rank() if _in_group() else 0
-        words = np.random.SeedSequence([self.seed, rank, self.count]).generate_state(1, np.uint64)
+        seed = seed_at(self.seed, rank, self.count)
         self.count += 1
         generator = self._generators.get(like.device)
         if generator is None:
             generator = self._generators[like.device] = torch.Generator(like.device)
-        generator.manual_seed(int(words[0]) >> 1)
+        generator.manual_seed(seed)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
