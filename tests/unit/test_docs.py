@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import fewbits
 import fewbits.stages
+from fewbits.sources import DATA, MODELS
+from fewbits.sources.builtin import BUILTIN
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
@@ -58,3 +63,34 @@ def test_every_method_has_a_page():
     pages = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "methods").glob("*.md"))
     for name in (*fewbits.METHODS, *fewbits.TRAINED):
         assert name in pages.lower(), name
+
+
+def test_the_page_of_sources_names_every_scheme_and_network():
+    text = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
+    schemes = {*MODELS, *DATA} - {"module"}
+    missing = [name for name in (*schemes, *BUILTIN) if not re.search(rf"`{name}[:`]", text)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("method", ["hemp", "pwfn", "lowbit"])
+def test_loops_of_the_docs_train_in_training_mode(method):
+    text = (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert code.index("model.train()") < code.index("for done,")
+
+
+def test_the_recipe_of_the_docs_fits_the_network_of_the_examples():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
+    network = runpy.run_path(str(ROOT / "examples" / "mynet.py"))["build"]()
+    recipe = replace(fewbits.Recipe.from_dict(yaml.safe_load(block)), train=None)
+    coded = fewbits.compress(network, recipe, [torch.rand(8, 1, 8, 8)])
+    assert [entry.method is None for entry in coded.plan.entries] == [False, False, True]
+
+
+def test_the_keys_of_a_recipe_are_explained():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    keys = {entry.name for entry in fields(fewbits.Recipe)}
+    settings = {entry.name for entry in fields(fewbits.Activations)}
+    assert keys <= set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
+    assert settings <= set(re.findall(r"`(\w+)`", text))
