@@ -10,7 +10,7 @@ __all__ = ["brevitas_qat", "lowbit_cifar100", "lowbit_digits", "lowbit_resnet"]
 
 
 def lowbit_digits(record: dict[str, Any]) -> str:
-    """Accuracy of every variant over the seeds, and the dossier's verdicts."""
+    """Accuracy of every variant over the seeds, and which checks hold."""
     rows = [
         (
             row["variant"],
@@ -22,7 +22,8 @@ def lowbit_digits(record: dict[str, Any]) -> str:
     ]
     said = ", ".join(f"{name} {verdict}" for name, verdict in record["verdicts"].items())
     head = ("training", "test %", "deviation over seeds", "file bytes")
-    return f"{len(record['seeds'])} seeds; {said}.\n\n{table(head, rows)}"
+    checks = f"Checks (`verdicts` in `lowbit_digits.py`): {said}."
+    return f"{len(record['seeds'])} seeds. {checks}\n\n{table(head, rows)}"
 
 
 def lowbit_resnet(record: dict[str, Any]) -> str:
@@ -66,7 +67,8 @@ def brevitas_qat(record: dict[str, Any]) -> str:
         for row in _sorted(record["summary"])
     ]
     head = ("bits", "weight scale", "seeds", "test %", "range", "held out %", "state dict")
-    return f"Brevitas {record['brevitas']}.\n\n{table((*head, 'written by fewbits', 's'), rows)}"
+    told = f"Brevitas {record['brevitas']}. Runs missing: {record['missing']}."
+    return f"{told}\n\n{table((*head, 'written by fewbits', 's'), rows)}"
 
 
 def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ def pwfn_resnet(record: dict[str, Any]) -> str:
     rows = [
         (
             row["kind"],
+            str(row["seeds"]),
             f"{row['accuracy']:.2f}",
             f"{min(runs[row['kind']]):.2f} to {max(runs[row['kind']]):.2f}",
             f"{row['file_bytes']:,.0f}",
@@ -27,10 +28,11 @@ def pwfn_resnet(record: dict[str, Any]) -> str:
         )
         for row in record["summary"]
     ]
-    head = ("kind", "top-1 %", "range", "file bytes", "values", "bits per weight")
+    head = ("kind", "seeds", "top-1 %", "range", "file bytes", "values", "bits per weight")
     head = (*head, *(f"% at noise {size}" for size in sizes))
     reference = record["float_accuracy"]["resnet20"]
-    return f"Float: {reference:.2f} %.\n\n{table(head, rows)}"
+    told = f"Float: {reference:.2f} %. Runs missing: {record['missing']}."
+    return f"{told}\n\n{table(head, rows)}"
 
 
 def pwfn_clustering(record: dict[str, Any]) -> str:

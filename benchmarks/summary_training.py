@@ -25,6 +25,7 @@ def hemp_mnist(record: dict[str, Any]) -> str:
             row["network"],
             row["start"],
             row["term"],
+            str(row["seeds"]),
             f"{row['file_bytes_mean']:,.0f}",
             f"{min(row['file_bytes']):,} to {max(row['file_bytes']):,}",
             f"{row['test_error_mean']:.2f}",
@@ -36,9 +37,10 @@ def hemp_mnist(record: dict[str, Any]) -> str:
         )
         for row in record["summary"]
     ]
-    head = ("network", "start", "entropy", "file bytes", "range", "test error %", "range")
+    head = ("network", "start", "entropy", "seeds", "file bytes", "range", "test error %", "range")
     head = (*head, "held out %", "CPU s", "goal")
-    return f"Float test errors: {_float_errors(record)}.\n\n{table(head, rows)}"
+    told = f"Float test errors: {_float_errors(record)}. Runs missing: {record['missing']}."
+    return f"{told}\n\n{table(head, rows)}"
 
 
 def hemp_resnet(record: dict[str, Any]) -> str:

@@ -1,0 +1,92 @@
+"""Tables of the benchmarks of loading files and of running exported ones, for summary.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables import table
+
+__all__ = ["loading", "onnx_w8a8"]
+
+
+def loading(record: dict[str, Any]) -> str:
+    """Seconds and memory of loading 25 million weights, beside safetensors."""
+    found = record["loading"]
+    seconds, memory = found["seconds"], found["peak_growth_mib"]
+    ways = {
+        "a state dict": ("state_dict", "state_dict"),
+        "a state dict, two processes": ("state_dict_by_two", "state_dict_by_two"),
+        "into a network": ("into_network", "into"),
+        "into a network, two processes": ("into_network_by_two", "into_by_two"),
+        f"one tensor, {found['one_tensor_name']}": ("one_tensor", ""),
+        "safetensors": ("safetensors", "safetensors"),
+        "safetensors, values not touched": ("safetensors_untouched", ""),
+    }
+    rows = [
+        (way, f"{seconds[timed]:.3f}", f"{memory[measured]:.0f}" if measured else "")
+        for way, (timed, measured) in ways.items()
+    ]
+    return (
+        f"{found['weights']:,} weights: {found['file_bytes']:,} bytes at effort "
+        f"`{found['effort']}`, {found['safetensors_bytes']:,} as safetensors, "
+        f"{found['float_mib']:.1f} MiB of values. A worker process takes "
+        f"{found['peak_of_a_worker_mib']:.0f} MiB.\n\n"
+        f"{table(('loading', 's', 'growth MiB'), rows)}\n\n{_efforts(found)}\n\n{_codecs(found)}"
+    )
+
+
+def _efforts(found: dict[str, Any]) -> str:
+    """Bytes and seconds by effort, with one and with two processes."""
+    rows = [
+        (
+            f"`{effort}`",
+            f"{row['file_bytes']:,}",
+            *(f"{row[f'{way}_seconds'][n]:.2f}" for way in ("encode", "load") for n in "12"),
+            f"{found['weights'] / 1e6 / row['load_seconds']['1']:.1f}",
+        )
+        for effort, row in found["efforts"].items()
+    ]
+    head = ("effort", "file bytes", "encodes, s", "by two, s", "loads, s", "by two, s")
+    return table((*head, "loads, million weights a second"), rows)
+
+
+def _codecs(found: dict[str, Any]) -> str:
+    """Symbols a second by codec, in the file of the default effort."""
+    rows = [
+        (
+            codec,
+            f"{row['streams']}",
+            f"{row['symbols']:,}",
+            f"{row['symbols'] / 1e6 / row['seconds']:.2f}",
+        )
+        for codec, row in found["codecs"].items()
+    ]
+    return table((f"codec in `{found['effort']}`", "streams", "symbols", "decodes, Msym/s"), rows)
+
+
+def onnx_w8a8(record: dict[str, Any]) -> str:
+    """Bytes, top-1 here and in onnxruntime, and latency over that of float32."""
+    times = {batch: {k: v["median_ms"] for k, v in by.items()} for batch, by in _latency(record)}
+    rows = [
+        (
+            row["case"],
+            f"{row['file_bytes']:,}",
+            f"{row['onnx_bytes']:,}",
+            f"{row['accuracy']:.2f}",
+            f"{row['onnxruntime_accuracy']:.2f}",
+            f"{row['same_answer']:.2f}",
+            *(f"{by[row['case']] / by['float32']:.2f}" for by in times.values()),
+        )
+        for row in record["summary"]
+    ]
+    head = ("case", "`.fewbits` bytes", "ONNX bytes", "top-1 %", "in onnxruntime", "same answer %")
+    floats = ", ".join(f"{by['float32']:.2f} ms at batch {batch}" for batch, by in times.items())
+    return (
+        f"onnxruntime {record['onnxruntime']}, one thread. Float32: "
+        f"{record['float_onnx_bytes']:,} bytes, {floats} (medians).\n\n"
+        f"{table((*head, *(f'time over float32, batch {batch}' for batch in times)), rows)}"
+    )
+
+
+def _latency(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return sorted(record["latency"].items(), key=lambda item: int(item[0]))
