@@ -24,7 +24,8 @@ __all__ = ["app"]
 app = typer.Typer(
     cls=Group,
     help="The smallest file at a wanted accuracy, from any trained PyTorch network.\n\n"
-    "Begin with [bold]fewbits demo[/bold]: it trains a small network and compresses it every way.",
+    "Begin with [bold]fewbits demo[/bold]: it trains a small network, and compresses it with every "
+    "method that needs no training.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,

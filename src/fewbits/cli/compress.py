@@ -39,9 +39,16 @@ def compress(
     data: shared.Data = None,
     method: Annotated[
         str | None,
-        typer.Option(help="See 'fewbits methods'. \\[default: gpfq]", rich_help_panel=_METHOD),
+        typer.Option(
+            help="See 'fewbits methods'; hemp, lowbit and pwfn train. \\[default: gpfq; with a "
+            "budget, the recipe smallest]",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Index width.", rich_help_panel=_METHOD)] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Index width. \\[default: the method's, 4]", rich_help_panel=_METHOD),
+    ] = None,
     settings: shared.MethodSettings = None,
     recipe: Annotated[
         Path | None,
@@ -65,7 +72,8 @@ def compress(
         int | None,
         typer.Option(
             min=1,
-            help="Go on by training (hemp), or train by --method hemp. See 'fewbits train'.",
+            help="Go on by training (hemp), or train so long by --method hemp. \\[default: 10 by a "
+            "method that trains, else none]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -97,13 +105,16 @@ def compress(
 
     A budget is met by a search on the slope of a method that has one; exit code 3 if it is not.
 
-    Example: fewbits compress builtin:digits-cnn --weights digits-cnn.safetensors
+    With --epochs, a method that trains, or a recipe that has 'train', the network is trained as
+    well; checkpoints are in OUT.run, and 'fewbits train --resume OUT.run' goes on with them.
+
+    Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --method gpfq --bits 4 -o digits.fewbits
 
-    With --epochs, or a recipe that has 'train', the network is trained as well; checkpoints are in
-    OUT.run, and 'fewbits train --resume OUT.run' goes on with them.
+    Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
+    --data digits --max-drop 0.5% -o digits.fewbits
 
-    Example: the same, with --max-drop 0.5% in place of method and bits
+    ('fewbits demo' writes these weights.)
     """
     wanted = Wanted(target_size, target_bits, max_drop, selection, evaluations, time_budget, trace)
     if out is None and not dry_run:

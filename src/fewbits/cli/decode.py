@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .verb import Force, Json, MaxDecoded, Outcome, Workers, check_output, in_bytes, verb
+from .verb import DecodeWorkers, Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
 
 __all__ = ["decode"]
 
@@ -22,7 +22,7 @@ def decode(
     out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors, .pt or .pth file.")],
     *,
     max_decoded_mib: MaxDecoded = None,
-    workers: Workers = 0,
+    workers: DecodeWorkers = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:

@@ -1,4 +1,4 @@
-"""``fewbits demo``: train a small network on real digits, then compress it every way there is."""
+"""``fewbits demo``: train a small network on real digits, then compress it without training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
     as_json: Json = False,
 ) -> Outcome:
-    """Train a small CNN on 1,348 handwritten digits and compress it with every method.
+    """Train a small CNN on 1,348 digits; compress it with every method that needs no training.
 
     Accuracies are of the networks read back from their files, on 449 test images that neither
     training nor calibration saw. No download; half a minute on two cores.

@@ -24,7 +24,10 @@ __all__ = [
     "check_effort",
 ]
 
-_SOURCES = "module:callable, builtin:NAME, transformers:NAME, timm:NAME ..."
+_SOURCES = (
+    "module:callable, builtin:NAME, transformers:NAME, timm:NAME or torchvision:NAME. See "
+    "docs/sources.md."
+)
 
 Network: TypeAlias = Annotated[str, typer.Argument(help=_SOURCES)]
 NetworkOrNone: TypeAlias = Annotated[str | None, typer.Argument(help=_SOURCES)]
@@ -33,7 +36,11 @@ Weights: TypeAlias = Annotated[
     Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
 ]
 Data: TypeAlias = Annotated[
-    str | None, typer.Option(help="digits, FILE.npz, a folder, datasets:NAME or module:callable.")
+    str | None,
+    typer.Option(
+        help="digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable; a path "
+        "alone will do. See docs/sources.md."
+    ),
 ]
 MethodSettings: TypeAlias = Annotated[
     list[str] | None,

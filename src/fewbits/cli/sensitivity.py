@@ -41,8 +41,10 @@ def sensitivity(
     Columns: squared error of the layer's output over the output, mean squared change of the logits,
     Kullback-Leibler divergence from the float network, on calibration data; bytes of the layer.
 
-    Example: fewbits sensitivity builtin:digits-cnn --weights digits-cnn.safetensors
+    Example: fewbits sensitivity builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --bits 2,3,4
+
+    ('fewbits demo' writes these weights.)
     """
     widths = whole_numbers("--bits", bits)
     from .survey import layer_rows  # noqa: PLC0415  (brings torch)

@@ -25,11 +25,17 @@ def sweep(
     ],
     data: Annotated[str, typer.Option(help="Labelled data.")],
     weights: shared.Weights = None,
-    methods: Annotated[str, typer.Option(help="See 'fewbits methods'.")] = "gpfq",
-    bits: Annotated[str | None, typer.Option(help="For methods with bits: 2,3,4.")] = None,
-    slopes: Annotated[str | None, typer.Option(help="For methods with a slope: 1e-4,1e-3.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="As gpfq,rdoq; see 'fewbits methods'. gpfq needs --bits.")
+    ] = "gpfq",
+    bits: Annotated[
+        str | None, typer.Option(help="Widths, as 2,3,4, of methods that have bits.")
+    ] = None,
+    slopes: Annotated[
+        str | None, typer.Option(help="Slopes, as 1e-4,1e-3, of methods that have one.")
+    ] = None,
     target_sizes: Annotated[
-        str | None, typer.Option("--sizes", help="The same, by a search: 60KB,80KB.")
+        str | None, typer.Option("--sizes", help="Sizes, as 60KB,80KB: their slopes are searched.")
     ] = None,
     split: Annotated[
         str, typer.Option(help="Where accuracy is taken: test or selection.")
@@ -45,8 +51,10 @@ def sweep(
 ) -> Outcome:
     """Measure bytes and accuracy of every method at every setting. Stop and go on at any time.
 
-    Example: fewbits sweep builtin:digits-cnn --weights digits-cnn.safetensors --data digits
-    --methods gpfq,nearest --bits 2,3,4 -o sweep.json
+    Example: fewbits sweep builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
+    --data digits --methods gpfq,nearest --bits 2,3,4 -o sweep.json
+
+    ('fewbits demo' writes these weights.)
     """
     if split not in ("test", "selection"):
         raise typer.BadParameter(f"--split is test or selection, not {split!r}.")

@@ -89,10 +89,12 @@ def train(
 
     The epoch is chosen on training samples that are held out; the test split only reports.
 
-    Example: fewbits train builtin:digits-cnn --weights digits-cnn.safetensors --data digits
-    --method hemp --epochs 20 -o digits.fewbits
+    Example: fewbits train builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
+    --data digits --method hemp --epochs 20 -o digits.fewbits
 
     Example: fewbits train --resume digits.fewbits.run
+
+    ('fewbits demo' writes the weights.)
     """
     loop: Given = {
         "epochs": epochs,

@@ -88,7 +88,11 @@ Padding: TypeAlias = Annotated[
 ]
 Prune: TypeAlias = Annotated[float | None, _option("Share of the weights to prune by size.", _LOOP)]
 VectorBits: TypeAlias = Annotated[
-    int | None, _option("Grid of biases and scales. \\[default: float16]", _LOOP)
+    int | None,
+    _option(
+        "Biases and scales on grids of so many bits, 2 to 12. \\[default: no grid, 16-bit floats]",
+        _LOOP,
+    ),
 ]
 Norms: TypeAlias = Annotated[
     str | None, _option("Absorbed ones: absorbed, or live again. \\[default: absorbed]", _LOOP)
@@ -103,11 +107,17 @@ SelectionData: TypeAlias = Annotated[
     str | None, _option("Labelled data to judge on instead; never the test.", _CHOICE)
 ]
 SelectFrom: TypeAlias = Annotated[
-    float | None, _option("Share of the training before it. \\[default: 0.8]", _CHOICE)
+    float | None,
+    _option("Choose among the epochs after this share of the training. \\[default: 0.8]", _CHOICE),
 ]
 MaxDropWhile: TypeAlias = Annotated[
     float | None,
-    _option("The smallest rate within this drop, as 0.005.", _CHOICE, "--max-drop"),
+    _option(
+        "Of the epochs within this drop of accuracy keep the one with the fewest bits, as 0.005. "
+        "\\[default: keep the most accurate]",
+        _CHOICE,
+        "--max-drop",
+    ),
 ]
 RunFolderOption: TypeAlias = Annotated[
     Path | None, _option("Folder of checkpoints and logs. \\[default: OUT.run]", _RUN, "--run")

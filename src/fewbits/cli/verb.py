@@ -24,6 +24,7 @@ from ..report import Table, printable, show
 
 __all__ = [
     "NOT_MET",
+    "DecodeWorkers",
     "Force",
     "Json",
     "MaxDecoded",
@@ -52,6 +53,10 @@ MaxDecoded: TypeAlias = Annotated[
 Workers: TypeAlias = Annotated[
     int,
     typer.Option(min=0, max=256, help="Processes that code tensors; 0: as many as pay."),
+]
+DecodeWorkers: TypeAlias = Annotated[
+    int,
+    typer.Option(min=0, max=256, help="Processes that decode tensors; 0: as many as pay."),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 NoMetadata: TypeAlias = Annotated[

@@ -73,6 +73,28 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
     assert "--json" in text
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("demo", "with every method that needs no training"),
+        ("compress", "gpfq; with a budget, the recipe smallest"),
+        ("compress", "[default: the method's, 4]"),
+        ("compress", "digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable"),
+        ("compress", "timm:NAME or torchvision:NAME"),
+        ("compress", "Processes that code tensors"),
+        ("decode", "Processes that decode tensors"),
+        ("evaluate", "Processes that decode tensors"),
+        ("train", "[default: no grid, 16-bit floats]"),
+        ("train", "Choose among the epochs after this share of the training"),
+        ("train", "Of the epochs within this drop of accuracy keep the one with the fewest bits"),
+        ("sweep", "gpfq needs --bits"),
+    ],
+)
+def test_help_says_what_happens(verb, said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert said in " ".join(run(verb, "--help").stdout.split())
+
+
 def test_an_unknown_verb_is_a_usage_error():
     assert run("compres", code=2).stdout == ""
 
