@@ -193,7 +193,7 @@ def one_seed(seed: int, data: Data, unit: int) -> dict[str, dict[str, float]]:
 
 
 def verdicts(table: dict[str, list[float]], seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return L1 to L12 of the dossier: True, False, or "no power"."""
+    """Return L1 to L12, the checks of this benchmark: True, False, or "no power"."""
     m = {name: mean(values) for name, values in table.items()}
     base = table["direct 1x"]
 

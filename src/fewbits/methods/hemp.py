@@ -2,7 +2,7 @@
 
 Weights are pulled to their levels and, along the gradient of the entropy of soft indices, to the
 more popular of their two neighbours. The entropy's weight is set by what it does: a weight may
-leave its cell when the neighbour is likelier by more than ``1 / rate_weight`` bits (dossier 5.2).
+leave its cell when the neighbour is likelier by more than ``1 / rate_weight`` bits.
 
 Reference:
     Tartaglione, Lathuiliere, Fiandrotti, Cagnazzo and Grangetto, "HEMP: High-order entropy

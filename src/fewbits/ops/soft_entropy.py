@@ -113,7 +113,7 @@ def largest_order(levels: int, weights: int) -> int:
     """Return the largest order whose table has ten tuples for each cell; at least 1.
 
     With fewer, the plug-in entropy is too low by about (levels^n - 1) / (2 weights ln 2) bits per
-    weight, and what is minimized is noise (dossier section 3.5).
+    weight, and what is minimized is noise.
     """
     fitting = [n for n in ORDERS if levels**n * _SPARSE <= weights // n]
     return max(fitting, default=1)
@@ -149,7 +149,7 @@ def entropy_gradient(groups: Sequence[Brackets], histogram: Histogram) -> list[T
     """Return the exact gradient of ``histogram.entropy()`` in the values of each group.
 
     ``1/(n M width_j) * sum over the partners' corners of their masses times log2 of the chance of
-    the lower over that of the upper cell`` (dossier 3.3): every weight goes to the more likely of
+    the lower over that of the upper cell``: every weight goes to the more likely of
     its two levels. Zero for the values that no tuple holds. float64 inside, then the dtype of the
     values. Cost: as the histogram.
     """
