@@ -197,16 +197,13 @@ class PwfnCourse:
         return _Final(levels, index, self._lines.versions())
 
     def _check_optimizer(self) -> None:
-        """Refuse an optimizer that trains the weights, but not their deviations."""
+        """Refuse a training of the weights that leaves their deviations as they were."""
         line = next(line for line in self._lines if line.grows)
         now = line.weight.parameter.detach(), line.noise.deviation.detach()
         if self._seen is not None:
             moved, learned = (not torch.equal(a, b) for a, b in zip(now, self._seen, strict=True))
             if moved and not learned:
-                raise ConfigError(
-                    "the optimizer trains the weights, but not the deviations that pwfn learns. "
-                    "Make it after fewbits.prepare, over model.parameters(), which has both."
-                )
+                raise ConfigError(_why_unlearned(line.noise.training))
             self._checked = learned
         self._seen = None if self._checked else (now[0].clone(), now[1].clone())
 
@@ -224,3 +221,15 @@ class PwfnCourse:
                 "rounds.",
                 stacklevel=5,
             )
+
+
+def _why_unlearned(training: bool) -> str:
+    if not training:
+        return (
+            "the weights are trained, but not the deviations that pwfn learns: the network is in "
+            "evaluation mode, where no noise is drawn. Call model.train() before the training."
+        )
+    return (
+        "the optimizer trains the weights, but not the deviations that pwfn learns. "
+        "Make it after fewbits.prepare, over model.parameters(), which has both."
+    )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import fewbits
 from fewbits import PWFN, Ramp
 from fewbits.engine.views import WeightView
 from fewbits.errors import ConfigError, ModelError
@@ -269,6 +270,25 @@ def test_an_optimizer_without_the_deviations_is_refused():
     optimizer = torch.optim.SGD([w.parameter for w in weights], lr=0.01)
     with pytest.raises(ConfigError, match=r"after fewbits\.prepare"):
         run(course, weights, optimizer, 2, total=100)
+
+
+def test_a_network_in_evaluation_mode_is_told_to_be_in_it():
+    model = nn.Linear(6, 3).eval()
+    tuner = fewbits.prepare(model, PWFN())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        (model(torch.ones(2, 6)).square().sum() + tuner.penalty()).backward()
+        optimizer.step()
+        tuner.step()
+
+    step()
+    with pytest.raises(ConfigError, match=r"evaluation mode.*model\.train\(\)"):
+        step()
+    model.train()
+    step()
+    step()
 
 
 def test_constant_and_relative_deviations():
