@@ -30,10 +30,10 @@ def npz(spec: Spec) -> DataSource:
     """
     options = spec.parsed({"mean": numbers, "std": numbers, "classes": whole, "test": fraction})
     path = Path(spec.need_target("file", "npz:data.npz"))
-    arrays = _read(path)
+    arrays, names = _read(path)
     classes = options.get("classes")
     parts = {
-        name: _pair(arrays, name, classes, path)
+        name: _pair(arrays, name, classes, path, names)
         for name in ("x", "x_train", "x_test")
         if name in arrays
     }
@@ -43,7 +43,7 @@ def npz(spec: Spec) -> DataSource:
         parts = {"x_train": (x[train], y[train]), "x_test": (x[test], y[test])}
     if not parts:
         raise SourceError(
-            f"{path}: holds no array x or x_train; it has: {', '.join(sorted(arrays)) or 'none'}. "
+            f"{path}: holds no array x or x_train; it has: {names}. "
             "Save it with numpy.savez(path, x=inputs, y=labels)."
         )
     normalization = image_normalization(options, next(iter(parts.values()))[0].dtype)
@@ -64,7 +64,8 @@ def image_normalization(options: dict[str, Any], dtype: torch.dtype) -> Normaliz
     return Normalization(scale, options.get("mean", (0.0,)), options.get("std", (1.0,)))
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
+    """Return the arrays of known names, and the names of all, for messages."""
     if not path.is_file():
         raise SourceError(f"data file {str(path)!r} does not exist (looked in {Path.cwd()}).")
     try:
@@ -72,17 +73,18 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             stored = np.load(file, allow_pickle=False)
             if isinstance(stored, np.ndarray):
                 raise SourceError(f"{path}: is a single array; expected a .npz with x and y.")
-            return {name: stored[name] for name in stored.files if name in _NAMES}
+            found = {name: stored[name] for name in stored.files if name in _NAMES}
+            return found, ", ".join(sorted(stored.files)) or "none"
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"{path}: cannot be read as .npz without pickles: {error}") from error
 
 
 def _pair(
-    arrays: dict[str, NDArray[Any]], name: str, classes: int | None, path: Path
+    arrays: dict[str, NDArray[Any]], name: str, classes: int | None, path: Path, names: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     label_name = name.replace("x", "y", 1)
     if label_name not in arrays:
-        raise SourceError(f"{path}: holds {name!r} but no labels {label_name!r}.")
+        raise SourceError(f"{path}: holds {name!r} but no labels {label_name!r}; it has: {names}.")
     x, y = arrays[name], labels_from(arrays[label_name], classes, f"{path}: {label_name}")
     if len(x) != len(y) or not len(y):
         raise SourceError(
