@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from ..errors import ConfigError
+from .budget import as_drop
 from .choice import for_training
 from .lists import words
 
@@ -111,10 +112,10 @@ SelectFrom: TypeAlias = Annotated[
     _option("Choose among the epochs after this share of the training. \\[default: 0.8]", _CHOICE),
 ]
 MaxDropWhile: TypeAlias = Annotated[
-    float | None,
+    str | None,
     _option(
-        "Of the epochs within this drop of accuracy keep the one with the fewest bits, as 0.005. "
-        "\\[default: keep the most accurate]",
+        "Of the epochs within this drop of accuracy keep the one with the fewest bits, as 0.5% "
+        "(points). \\[default: keep the most accurate]",
         _CHOICE,
         "--max-drop",
     ),
@@ -184,6 +185,8 @@ def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = No
     given = {name: value for name, value in loop.items() if value is not None}
     if isinstance(given.get("augment"), str):
         given["augment"] = tuple(words("--augment", given["augment"]))
+    if "max_drop" in given:
+        given["max_drop"] = as_drop(given["max_drop"])
     try:
         if chosen.train is not None:
             section = replace(chosen.train, **given)
