@@ -27,8 +27,8 @@ from ..search import Sweep
 from ..sources import load_data, load_model, with_selection
 from .budget import Wanted
 from .choice import choose
-from .verb import check_output
-from .work import Job, selecting
+from .verb import check_output, note
+from .work import Job, doubts, selecting
 
 __all__ = ["Curve", "layer_rows"]
 
@@ -51,6 +51,8 @@ def layer_rows(
     """Return the harm of every layer alone; ``source`` is (model, checkpoint, data)."""
     name, widths = quantizer
     network, data = load_model(*source[:2]), load_data(source[2])
+    for text in doubts(network):
+        note(f"note: {text}")
     score = None
     if selection is not None:
         _, split = selecting(data, selection)
@@ -79,6 +81,8 @@ class Curve:
         self.source, self.split, self.batch_size = source, split, batch_size
         self.points = _points(asked)
         self.job = Job(*source, self.points[0][0], batch_size=batch_size)
+        for text in self.job.notes:
+            note(f"note: {text}")
         if split == "test":
             self.job.check_can_judge()
         elif self.job.data is not None:

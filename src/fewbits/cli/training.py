@@ -18,7 +18,7 @@ from ..training.devices import make_fabric, release
 from ..training.loop import Fitted
 from ..training.recipes import train
 from .runs import Order
-from .verb import Outcome
+from .verb import Outcome, note
 from .work import Job, summary
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class _Done:
     seconds: float
     before: Evaluation | None
     after: Evaluation | None
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; the accuracy is that of the file, loaded again."""
@@ -59,7 +60,7 @@ class _Done:
             "history": self.fitted.history,
         }
         report = {"size": self.coded.size_report().to_dict(), "plan": self.coded.plan.to_dict()}
-        return {**found, **report, "notes": list(self.coded.notes)}
+        return {**found, **report, "notes": [*self.notes, *self.coded.notes]}
 
     def shown(self) -> tuple[Table | str, ...]:
         """Return what people read."""
@@ -100,6 +101,9 @@ def carry_out(
     )
     if order.evaluate:
         job.check_can_judge()
+    notes = job.notes if order.start is None else ()
+    for text in notes if main else ():
+        note(f"note: {text}")
     if main and not resume:
         RunFolder(order.folder).clear()
         order.keep()
@@ -115,7 +119,7 @@ def carry_out(
     seconds = time.perf_counter() - started
     release(fabric)
     after = job.accuracy(progress, out, workers) if order.evaluate else None
-    done = _Done(order, coded, fitted, out.stat().st_size, seconds, before, after)
+    done = _Done(order, coded, fitted, out.stat().st_size, seconds, before, after, notes)
     return Outcome(done.to_dict(), done.shown())
 
 

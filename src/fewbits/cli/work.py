@@ -17,6 +17,7 @@ from ..recipe import Recipe
 from ..report import Table, trace_table
 from ..sources import (
     DataSource,
+    LoadedModel,
     Split,
     load_data,
     load_model,
@@ -25,7 +26,7 @@ from ..sources import (
 )
 from .budget import Wanted
 
-__all__ = ["Done", "Job", "remarks", "selecting", "summary"]
+__all__ = ["Done", "Job", "doubts", "remarks", "selecting", "summary"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Done:
     seconds: float
     before: Evaluation | None = None
     after: Evaluation | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -49,7 +51,7 @@ class Done:
         if coded.trace is not None:
             found["trace"] = coded.trace.to_dict()
         report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
-        return {**found, **report, "notes": list(coded.notes)}
+        return {**found, **report, "notes": [*self.notes, *coded.notes]}
 
     def shown(self) -> tuple[Table | str, ...]:
         """Return what people read: the trace of a search, the size, the accuracies."""
@@ -93,6 +95,11 @@ class Job:
         if self.wanted.judges:
             self.data, self.selection = selecting(self.data, self.wanted.selection)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth a word before the work begins."""
+        return doubts(self.model)
+
     def plan(self) -> dict[str, Any]:
         """Return what would happen to every tensor."""
         return api.plan(self.model.module, self.recipe).to_dict()
@@ -120,7 +127,7 @@ class Job:
         seconds = time.perf_counter() - started
         size = coded.save(out, workers=workers)
         after = self.accuracy(progress, out, workers) if evaluate or told else None
-        return Done(out, coded, size, seconds, before, after)
+        return Done(out, coded, size, seconds, before, after, self.notes)
 
     def compress(
         self,
@@ -182,6 +189,16 @@ class Job:
         if file is not None:
             module = api.load(file, into=module, workers=workers)
         return judge(module, self.data.batches("test", self.batch_size), progress=progress)
+
+
+def doubts(network: LoadedModel) -> tuple[str, ...]:
+    """Return why the results may not be worth much."""
+    if not network.untrained:
+        return ()
+    return (
+        f"the network has its random initial weights: {network.source} brings no others, and no "
+        "--weights is given",
+    )
 
 
 def selecting(data: DataSource | None, named: str | None) -> tuple[DataSource | None, Split]:

@@ -24,11 +24,13 @@ class LoadedModel:
         module: the network.
         source: the string that names it; stored in files as metadata "source".
         weights: the checkpoint that was loaded on top, or None.
+        untrained: whether it surely has random weights; of one's own code nobody can tell.
     """
 
     module: nn.Module
     source: str
     weights: str | None = None
+    untrained: bool = False
 
 
 def load_model(
@@ -50,7 +52,9 @@ def load_model(
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
     if weights is not None:
         load_weights(module, weights)
-    return LoadedModel(module.eval(), source, None if weights is None else str(weights))
+    told = None if weights is None else str(weights)
+    untrained = weights is None and spec.scheme == "builtin"
+    return LoadedModel(module.eval(), source, told, untrained)
 
 
 def load_data(source: str) -> DataSource:
