@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import ConfigError, did_you_mean
 
@@ -39,10 +39,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise ConfigError(
-                f"unknown {self.kind} {name!r}. Known: {', '.join(sorted(self._entries))}."
-                + did_you_mean(name, self._entries)
-            )
+            raise self.unknown(name)
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -53,6 +50,12 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def unknown(self, name: str, *others: Registry[Any]) -> ConfigError:
+        """Return the error for a name that neither this nor one of ``others`` has."""
+        names = sorted({*self, *(entry for other in others for entry in other)})
+        known = f"Known: {', '.join(names)}."
+        return ConfigError(f"unknown {self.kind} {name!r}. {known}" + did_you_mean(name, names))
 
     def items(self) -> list[tuple[str, T]]:
         """Return (name, entry) pairs in order of registration."""

@@ -16,7 +16,14 @@ from ..yaml_text import read_yaml
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-__all__ = ["choose", "for_training", "settings_of", "with_activations"]
+__all__ = [
+    "choose",
+    "for_training",
+    "kind_of",
+    "refuse_training",
+    "settings_of",
+    "with_activations",
+]
 
 
 def choose(
@@ -49,7 +56,10 @@ def choose(
             if "bits" in values:
                 raise typer.BadParameter("bits are given twice: by --bits and by --set.")
             values["bits"] = bits
-        chosen = _for_all(method or ("rdoq" if searching else "gpfq"), values, has_data)
+        if searching and method is None:
+            chosen = _for_budget(values, has_data)
+        else:
+            chosen = _for_all(method or "gpfq", values, has_data)
     needing = [
         rule.method.name
         for rule in chosen.rules
@@ -86,6 +96,34 @@ def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: 
     return recipe
 
 
+def kind_of(name: str) -> Any:
+    """Return the method of this name, whether it trains or not.
+
+    Raises:
+        ConfigError: there is none; names all of both kinds.
+    """
+    from ..methods import METHODS, TRAINED  # noqa: PLC0415
+
+    if name not in METHODS and name not in TRAINED:
+        raise METHODS.unknown(name, TRAINED)
+    return TRAINED[name] if name in TRAINED else METHODS[name]
+
+
+def refuse_training(name: str) -> None:
+    """Refuse a method that trains where nothing is trained.
+
+    Raises:
+        typer.BadParameter: it trains.
+    """
+    from ..methods import METHODS, TRAINED  # noqa: PLC0415
+
+    if name in TRAINED:
+        raise typer.BadParameter(
+            f"{name} trains, which this does not: see 'fewbits train'. Methods that do not: "
+            f"{', '.join(METHODS)}."
+        )
+
+
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``--set key=value`` options; a value is written as in YAML.
 
@@ -106,6 +144,22 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _for_budget(values: dict[str, Any], has_data: bool) -> Recipe:
+    """Return the recipe of the default method of budgets."""
+    name = "rdoq"
+    if "bits" in values:
+        raise typer.BadParameter(
+            f"a budget replaces --bits: leave it out. The default method of budgets, {name!r}, "
+            "has none; --method names another."
+        )
+    try:
+        return _for_all(name, values, has_data)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(
+            f"{error} ({name!r} is the default method of budgets; --method names another.)"
+        ) from None
+
+
 def _for_all(name: str, values: dict[str, Any], has_data: bool, *, trains: bool = False) -> Recipe:
     """Return the recipe of one method for all weights."""
     from ..methods import TRAINED, from_settings, trained_from_settings  # noqa: PLC0415
@@ -113,8 +167,9 @@ def _for_all(name: str, values: dict[str, Any], has_data: bool, *, trains: bool 
 
     described = {**values, "method": name}
     try:
-        if name not in TRAINED and not trains:
-            return Recipe.of(from_settings(described), calibrated=has_data)
-        return Recipe((Rule("*", trained_from_settings(described)),), raw_dtype="float16")
+        if trains or name in TRAINED:
+            return Recipe((Rule("*", trained_from_settings(described)),), raw_dtype="float16")
+        kind_of(name)  # its error names those that train too
+        return Recipe.of(from_settings(described), calibrated=has_data)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..report import methods_table, settings_table
+from .choice import kind_of
 from .verb import Json, Outcome, verb
 
 __all__ = ["methods"]
@@ -23,12 +24,12 @@ def methods(
 
     Example: fewbits methods gpfq
     """
-    from ..methods import METHODS, TRAINED  # noqa: PLC0415  (brings torch)
-
     if name is None:
+        from ..methods import METHODS, TRAINED  # noqa: PLC0415  (brings torch)
+
         entries = [_describe(kind) for _, kind in (*METHODS.items(), *TRAINED.items())]
         return Outcome({"methods": entries}, (methods_table(entries),))
-    kind: Any = TRAINED[name] if name in TRAINED else METHODS[name]
+    kind = kind_of(name)
     entry = _describe(kind)
     head = f"{name}: {entry['summary']}\npaper: {entry['paper']}\nneeds: {entry['needs']}"
     shown = (f"{head}\n\n{getdoc(kind)}\n", settings_table(entry["settings"]))

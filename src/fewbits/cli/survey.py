@@ -26,7 +26,7 @@ from ..report import rate_chart, render
 from ..search import Sweep
 from ..sources import load_data, load_model, with_selection
 from .budget import Wanted
-from .choice import choose
+from .choice import choose, refuse_training
 from .verb import check_output, note
 from .work import Job, doubts, selecting
 
@@ -50,6 +50,7 @@ def layer_rows(
 ) -> list[LayerHarm]:
     """Return the harm of every layer alone; ``source`` is (model, checkpoint, data)."""
     name, widths = quantizer
+    refuse_training(name)
     network, data = load_model(*source[:2]), load_data(source[2])
     for text in doubts(network):
         note(f"note: {text}")
@@ -175,6 +176,7 @@ def _points(asked: Asked) -> list[Point]:
     """
     points: list[Point] = []
     for name in asked["methods"]:
+        refuse_training(name)
         before, kind = len(points), METHODS[name]
         if "bits" in {entry.name for entry in fields(kind)}:  # type: ignore[arg-type]
             points += [(choose(name, width, (), None, True), None) for width in asked["bits"]]
