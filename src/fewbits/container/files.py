@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -60,9 +61,13 @@ class FileInfo:
 def write(data: bytes, path: str | os.PathLike[str]) -> None:
     """Write ``data`` to ``path``, wholly or not at all: a crash leaves the old file or the new.
 
-    Links are followed. Raises OSError as the system gives it, and then leaves nothing behind.
+    Links are followed. Raises OSError as the system gives it, but names ``path`` and not what is
+    written before it, and leaves nothing behind then.
     """
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        told = f"the folder {str(Path(path).parent)!r} does not exist. Create it first"
+        raise FileNotFoundError(errno.ENOENT, told, os.fspath(path))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -70,8 +75,10 @@ def write(data: bytes, path: str | os.PathLike[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(temporary):
+            error.filename, error.filename2 = os.fspath(path), None
         raise
 
 

@@ -63,10 +63,22 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, s
 
 
 def test_a_missing_folder_is_an_error_of_the_system(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write(b"x", tmp_path / "no" / "net.fewbits")
+    path = tmp_path / "no" / "net.fewbits"
+    with pytest.raises(FileNotFoundError, match=r"folder '.*no' does not exist") as told:
+        write(b"x", path)
+    assert told.value.filename == str(path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "no.fewbits")
+
+
+def test_what_cannot_be_written_is_named_and_not_what_was_written_before(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    with pytest.raises(OSError, match="folder") as told:
+        write(b"x", path)
+    assert told.value.filename == str(path)
+    assert ".tmp" not in str(told.value)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_errors_name_the_file(tmp_path):
