@@ -76,7 +76,9 @@ class Pipeline:
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
-            self.notes.append(f"reestimate_batchnorm: {len(self.measured)} normalizations measured")
+            if self.measured:
+                count = len(self.measured)
+                self.notes.append(f"reestimate_batchnorm: {count} normalizations measured")
         coded = self._pack(self._settled(network, original), source)
         if recipe.activations is None:
             return coded
@@ -134,7 +136,8 @@ class Pipeline:
             self.folded = fold_batchnorm(reference, batches[0], forward, kept)
             if self.memory is not None:
                 self.memory["fold_batchnorm"] = self.folded, _states(reference, self.folded)
-        self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
+        if self.folded:
+            self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
 
     def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         """Measure what errors of the weights do to the output, where a method asks for it."""
@@ -208,10 +211,11 @@ class Pipeline:
             needs_reference=any(w.both for group in work.values() for w in group),
             progress=self.progress,
         )
-        self.notes.append(
-            f"lockstep: {report.live_batches} of {len(batches)} batches suspended at a time, "
-            f"{report.reruns} runs repeated"
-        )
+        if report.reruns:
+            self.notes.append(
+                f"calibration: memory for {report.live_batches} of {len(batches)} batches at a "
+                f"time, so that {report.reruns} forward passes were repeated"
+            )
         self.results.update(observer.results)
         for name, note in observer.notes.items():
             self.plan = self.plan.noted(name, note)

@@ -77,7 +77,7 @@ def test_a_weight_that_a_rule_keeps_is_not_folded_into():
     net = _conv_bn()
     coded = fewbits.compress(net, recipe, calibration=_data(3, 8, 8))
     assert torch.equal(coded.state_dict()["0.weight"], net[0].weight)
-    assert "0 normalizations absorbed" in coded.notes[0]
+    assert not any("absorbed" in note for note in coded.notes)
 
 
 def test_the_plan_tells_what_became_of_kept_tensors():

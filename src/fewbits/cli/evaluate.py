@@ -36,7 +36,9 @@ def evaluate(
     batch_size: shared.BatchSize = 128,
     transform_domain: Annotated[
         bool,
-        typer.Option(help="Run layers that the file holds in a basis as pairs of layers."),
+        typer.Option(
+            "--transform-domain", help="Run layers that the file holds in a basis as pairs."
+        ),
     ] = False,
     weight_noise: Annotated[
         str | None,
