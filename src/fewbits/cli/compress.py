@@ -142,8 +142,6 @@ def compress(
         return Outcome({"plan": plan}, (plan_table(plan),))
     if evaluate:
         job.check_can_judge()
-    for text in job.notes:
-        note(f"note: {text}")
     with listening() as progress:
         done = job.run(
             out,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
 from ..report import comparison_table
 from .progress import listening
 from .verb import Json, Outcome, note, verb
@@ -29,6 +30,8 @@ def demo(
 
     Example: fewbits demo
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"output {str(out)!r} is a file. Name a folder, or one to be made.")
     from .showcase import compare, one_thread, train  # noqa: PLC0415  (brings torch)
 
     out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
 from .stored import stored_source
 from .verb import Force, Json, Outcome, check_output, verb
 
@@ -37,6 +38,8 @@ def export(
     """
     if to not in _TARGETS:
         raise typer.BadParameter(f"--to is one of {', '.join(_TARGETS)}, not {to!r}.")
+    if out.suffix != ".onnx":
+        raise ConfigError(f"output {str(out)!r} must end in .onnx.")
     source = model or stored_source(file, data)
     check_output(out, force)
     from ..export import export_onnx  # noqa: PLC0415

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,31 @@ from typing import Any
 from ..container import write
 from ..errors import ConfigError, SourceError
 
-__all__ = ["Order"]
+__all__ = ["Order", "only_if_begun"]
 
 _SCHEMA = "fewbits.run/1"
 _FILE = "run.json"
+_RESUMABLE = ("last.pt", "start.fewbits")
+_LOGS = ("metrics.csv", "tensorboard")
+
+
+@contextmanager
+def only_if_begun(folder: Path) -> Iterator[None]:
+    """Leave nothing of a run behind if the block fails before there is what to resume.
+
+    Other files of the folder stay; who interrupts the block keeps everything.
+    """
+    there = folder.is_dir()
+    before = {name for name in (_FILE, *_LOGS) if (folder / name).exists()}
+    try:
+        yield
+    except Exception:
+        if folder.is_dir() and not any((folder / name).exists() for name in _RESUMABLE):
+            for name in {_FILE, *_LOGS} - before:
+                _remove(folder / name)
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +102,10 @@ class Order:
             return cls(**{**data, "logs": tuple(data["logs"]), "folder": str(folder)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(f"{path}: cannot be read: {error}. Train again.") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ..training.checkpoint import RunFolder
 from ..training.devices import make_fabric, release
 from ..training.loop import Fitted
 from ..training.recipes import train
-from .runs import Order
+from .runs import Order, only_if_begun
 from .verb import Outcome, note
 from .work import Job, summary
 
@@ -87,8 +88,16 @@ def carry_out(
     progress: Progress,
 ) -> Outcome:
     """Train and compress as ordered; all processes call it, and the first one writes and tells."""
-    recipe = Recipe.from_dict(order.recipe)
     fabric = make_fabric(device, devices, order.precision)
+    new = fabric.is_global_zero and not resume
+    with only_if_begun(Path(order.folder)) if new else nullcontext():
+        return _carried_out(order, fabric, resume=resume, workers=workers, progress=progress)
+
+
+def _carried_out(
+    order: Order, fabric: Fabric, *, resume: bool, workers: int, progress: Progress
+) -> Outcome:
+    recipe = Recipe.from_dict(order.recipe)
     main = fabric.is_global_zero
     progress = progress if main else silent
     size = 128 if recipe.train is None else recipe.train.batch_size

@@ -185,6 +185,11 @@ def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = No
     given = {name: value for name, value in loop.items() if value is not None}
     if isinstance(given.get("augment"), str):
         given["augment"] = tuple(words("--augment", given["augment"]))
+    if not 0 <= given.get("prune", 0) < 1:
+        raise typer.BadParameter(
+            "--prune takes a share of the weights, at least 0 and below 1: 0.9 for 90 %. "
+            f"Got {given['prune']:g}."
+        )
     if "max_drop" in given:
         given["max_drop"] = as_drop(given["max_drop"])
     try:

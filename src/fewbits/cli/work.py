@@ -25,6 +25,7 @@ from ..sources import (
     with_selection,
 )
 from .budget import Wanted
+from .verb import note
 
 __all__ = ["Done", "Job", "doubts", "remarks", "selecting", "summary"]
 
@@ -117,6 +118,8 @@ class Job:
         progress: Progress,
     ) -> Done:
         """Compress to the file ``out``; with a drop as budget, the test tells its own drop too."""
+        for text in self.notes:
+            note(f"note: {text}")
         can_judge = self.data is not None and self.data.test is not None
         told = self.wanted.max_drop is not None and can_judge and not self._one_loader
         before = self.accuracy(progress) if evaluate or told else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,11 @@ def _read_pickled(path: Path) -> Any:
             f"{path}: is damaged, or holds Python objects and not only tensors; code is never "
             "unpickled. Save it again with torch.save(model.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: {error}") from error
+    except Exception as error:  # a file that is no pickle makes the unpickler stumble anywhere
+        raise SourceError(
+            f"{path}: is no PyTorch checkpoint, or is damaged ({type(error).__name__}: {error}). "
+            "Save it again with torch.save(model.state_dict(), path)."
+        ) from error
 
 
 def _unwrap(value: Any, path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import FewbitsError, SourceError, did_you_mean
 from .data import SPLITS, DataSource, StreamSplit
 from .registries import DATA, MODELS
-from .spec import Spec
+from .spec import Spec, module_of_file
 
 __all__ = ["load_callable", "module_data", "module_model"]
 
@@ -48,9 +48,14 @@ def module_data(spec: Spec) -> DataSource:
     """
     spec.parsed({})
     found = load_callable(spec)
-    data = found if isinstance(found, DataSource) else _call(found, spec)
+    data = found if isinstance(found, (DataSource, nn.Module)) else _call(found, spec)
     if isinstance(data, DataSource):
         return data
+    if isinstance(data, nn.Module):
+        raise SourceError(
+            f"data source {spec.text!r} gave a network ({type(data).__name__}); expected a loader "
+            "of (inputs, labels) batches, or (train, test). The network is named by MODEL."
+        )
     if isinstance(data, Mapping) and set(data) & set(SPLITS):
         unknown = [str(name) for name in data if name not in SPLITS]
         if unknown:
@@ -101,7 +106,7 @@ def _import_message(spec: Spec, module_name: str, error: Exception) -> str:
         return (
             f"source {spec.text!r}: there is no module {module_name!r} in {Path.cwd()} or among "
             "the installed packages. Run from the folder that holds it, or set PYTHONPATH."
-            + did_you_mean(scheme, dict.fromkeys([*MODELS, *DATA]))
+            + (module_of_file(spec.target) or did_you_mean(scheme, dict.fromkeys([*MODELS, *DATA])))
         )
     return f"source {spec.text!r}: importing {module_name!r} failed: {_describe(error)}"
 

@@ -23,6 +23,7 @@ __all__ = [
     "Spec",
     "choice",
     "fraction",
+    "module_of_file",
     "numbers",
     "optional_import",
     "parse",
@@ -110,8 +111,17 @@ def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:
     listing = ", ".join(sorted(name for name in known if name != "module"))
     raise SourceError(
         f"{kind} source {source!r} is not known. Known schemes: {listing}; or 'module:callable' "
-        f"for your own code." + did_you_mean(name, known)
+        f"for your own code." + (module_of_file(spec.target) or did_you_mean(name, known))
     )
+
+
+def module_of_file(source: str) -> str:
+    """Return ``" Did you mean 'net:build'?"`` for ``net.py:build``, else an empty string."""
+    match = re.fullmatch(r"(?:\./)?([\w/\\]+)\.py:([A-Za-z_][\w.]*)", source)
+    if match is None:
+        return ""
+    module = ".".join(re.split(r"[/\\]+", match[1].strip("/\\")))
+    return f" A module is named without '.py'. Did you mean '{module}:{match[2]}'?"
 
 
 def optional_import(package: str, extra: str, purpose: str) -> ModuleType:
