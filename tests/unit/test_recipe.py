@@ -48,6 +48,7 @@ def test_one_method_absorbs_batchnorm_where_it_is_free():
         ({"rules": [7]}, "rule 1 must be a mapping"),
         ({"rules": [{"method": "gpfq"}]}, "rule 1 must be a mapping with 'match"),
         ({"rules": [{"match": "*", "method": "gpqf"}]}, "rule 1.*gpqf.*'gpfq'"),
+        ({"rules": [{"match": "*", "method": "hempp"}]}, "rule 1.*hempp.*'hemp'"),
         ({"rules": [{"match": "*", "method": "gpfq", "bit": 4}]}, "rule 1.*bit.*bits"),
         ({"rules": [{"match": "*", "method": "gpfq", "bits": 40}]}, "rule 1.*bits must be"),
         ({"rules": [{"match": "*", "method": "keep", "bits": 4}]}, "unknown key 'bits'"),

@@ -103,6 +103,8 @@ def _built(registry: Registry[type[T]], settings: Mapping[str, Any]) -> T:
     name = rest.pop("method", None)
     if not isinstance(name, str):
         raise ConfigError(f"method settings need a name under the key 'method'. Got {settings!r}.")
+    if name not in METHODS and name not in TRAINED:
+        raise METHODS.unknown(name, TRAINED)
     kind = registry[name]
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     for key in rest:
