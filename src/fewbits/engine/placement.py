@@ -61,7 +61,8 @@ def choose_sites(
 
 def first_of(layers: Mapping[str, Sequence[str]], ends: Sequence[str]) -> str:
     """Return the network's first layer where it is one of ``layers``, by weight; else ""."""
-    return next(iter(layers.get(name, ("",))[0] for name in (*ends[:1], *layers)), "")
+    first = ends[0] if ends else next(iter(layers), "")
+    return layers[first][0] if first in layers else ""
 
 
 def left_in_float(
