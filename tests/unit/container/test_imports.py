@@ -12,8 +12,8 @@ ALLOWED = {
     "container": {"errors", "coded", "coding", "container"},
 }
 OUTSIDE = {
-    "__future__", "collections", "contextlib", "dataclasses", "functools", "io", "json", "math",
-    "numpy", "os", "pathlib", "re", "secrets", "struct", "typing", "zlib",
+    "__future__", "collections", "contextlib", "dataclasses", "errno", "functools", "io", "json",
+    "math", "numpy", "os", "pathlib", "re", "secrets", "struct", "typing", "zlib",
 }  # fmt: skip
 PROCESSES = {"concurrent", "subprocess", "sys", "threading"}  # only what starts and is a worker
 FILES = [path for name in ALLOWED for path in sorted((SOURCE / name).glob("*.py"))]

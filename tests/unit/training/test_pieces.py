@@ -166,7 +166,7 @@ def test_a_step_that_overflowed_is_none():
     stepper = Stepper.__new__(Stepper)
     precision = SimpleNamespace(scaler=scaler)
     stepper.fabric = SimpleNamespace(strategy=SimpleNamespace(precision=precision))
-    stepper.optimizer = SimpleNamespace(step=lambda: None)
+    stepper.optimizer, stepper.joint = SimpleNamespace(step=lambda: None), None
     assert [stepper._optimize() for _ in range(3)] == [False, True, True]
 
 
