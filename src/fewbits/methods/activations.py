@@ -11,7 +11,7 @@ from torch import nn
 from ..coded import ActivationGrid
 from ..engine.batches import Forward
 from ..engine.outputs import loose_outputs
-from ..engine.placement import PLACEMENTS, choose_sites, first_of, left_in_float
+from ..engine.placement import PLACEMENTS, QuantizedLayers, choose_sites, left_in_float
 from ..engine.sites import Site, observe
 from ..errors import ConfigError, did_you_mean, require
 from ..ops.ranges import SHARES, fit_percentile, fit_range, fit_shifted
@@ -103,28 +103,23 @@ def calibrate_inputs(
     Raises:
         ConfigError: no input is left to quantize.
     """
-    outer = {path for name in ends for path in layers.get(name, ())}
-    paths = list(dict.fromkeys(path for own in layers.values() for path in own))
-    if settings.first_last == "fp":
-        paths = [path for path in paths if path not in outer]
-    if not paths:
+    chosen = QuantizedLayers(layers, ends, settings.first_last)
+    if not chosen.paths:
         raise ConfigError(
             f"activations={settings.bits}: no layer has quantized weights (of those that are not "
             "first or last, with first_last='fp'), so there is no input to quantize. Leave "
             "activations out, or quantize more weights."
         )
-    first = "" if settings.first_last == "fp" else first_of(layers, ends)
-    sites = choose_sites(network, paths, settings.placement, batches, forward, first=first)
-    eight = outer if settings.first_last == "8bit" else set()
+    sites = choose_sites(network, chosen, settings.placement, batches, forward)
     found = {}
     for site in sites:
-        bits = 8 if {site.module, site.feeds} & eight else settings.bits
+        bits = 8 if chosen.is_wide(site) else settings.bits
         found[site.name] = _grid(site, bits, settings)
     if settings.outputs:
-        loose = loose_outputs(network, paths, batches[0], forward)
+        loose = loose_outputs(network, chosen.paths, batches[0], forward)
         for site in observe(network, loose, batches, forward, outputs=True):
             found[site.name] = _shifted(site, settings)
-    return found, left_in_float(network, paths, sites) if settings.placement == "input" else ()
+    return found, left_in_float(network, chosen, sites) if settings.placement == "input" else ()
 
 
 def _shifted(site: Site, settings: Activations) -> ActivationGrid:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from ..coded import ActivationGrid
+from ..engine.processes import average
 from ..engine.sites import Site
 from ..errors import ConfigError
 from ..ops.quantizers import bounds, lsq, lsq_step, rounded, wide
@@ -155,10 +155,7 @@ class LowBitInput(TrainingPart):
         self.bits = bits
         if bits != FLOAT:
             self._fit()
-            if dist.is_available() and dist.is_initialized():
-                for fitted in (self.step.base, self.shift):
-                    dist.all_reduce(fitted.data)
-                    fitted.data /= dist.get_world_size()
+            average((self.step.base, self.shift))
 
     def _fit(self) -> None:
         high = max(1, self._bounds()[1])

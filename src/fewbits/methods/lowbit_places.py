@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..engine.batches import Forward
-from ..engine.placement import choose_sites, first_of, left_in_float
+from ..engine.placement import QuantizedLayers, choose_sites, left_in_float
 from ..engine.sites import Site, normalized
 from .bit_stages import FLOAT
 from .lowbit_weights import LowBitWeight
@@ -41,21 +41,16 @@ def find_inputs(
 
     Warns of layers with quantized weights whose input stays in float.
     """
-    outer = {path for name in ends for path in layers.get(name, ())}
-    paths = list(dict.fromkeys(path for own in layers.values() for path in own))
-    if method.first_last == "fp":
-        paths = [path for path in paths if path not in outer]
-    first = "" if method.first_last == "fp" else first_of(layers, ends)
-    sites = choose_sites(model, paths, method.placement, batches, forward, first=first)
+    chosen = QuantizedLayers(layers, ends, method.first_last)
+    sites = choose_sites(model, chosen, method.placement, batches, forward)
     if method.placement == "input":
-        left = left_in_float(model, paths, sites)
+        left = left_in_float(model, chosen, sites)
         if left:
             warnings.warn(
                 f"inputs stay in float: {'; '.join(left)}. Weights of these layers are quantized.",
                 stacklevel=5,
             )
-    eight = outer if method.first_last == "8bit" else set()
-    return [(site, bool({site.module, site.feeds} & eight)) for site in sites]
+    return [(site, chosen.is_wide(site)) for site in sites]
 
 
 def settle_scales(

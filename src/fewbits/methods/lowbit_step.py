@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
+from ..engine.processes import in_group
 from ..ops.quantizers import lsq_damping
 
 __all__ = ["LearnedStep", "TrainingPart", "beside", "damping_at", "kept_dtype"]
@@ -29,7 +29,7 @@ def beside(values: Tensor, *learned: Tensor) -> Tensor:
     Processes that train together wait for a gradient of every parameter.
     """
     waited = [found for found in learned if found.requires_grad]
-    if not waited or not (dist.is_available() and dist.is_initialized()):
+    if not waited or not in_group():
         return values
     unused = torch.cat(waited).sum().to(values.dtype)
     return torch.where(torch.ones_like(unused, dtype=torch.bool), values, unused)

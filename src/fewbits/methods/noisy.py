@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.processes import in_group
 from ..ops.powers_of_two import LEAST
 from ..ops.seeds import seed_at
 
@@ -32,7 +33,7 @@ class NoiseSource:
 
     def draw(self, like: Tensor) -> Tensor:
         """Return standard normal noise in the shape of ``like``, on its device."""
-        rank = torch.distributed.get_rank() if _in_group() else 0
+        rank = torch.distributed.get_rank() if in_group() else 0
         seed = seed_at(self.seed, rank, self.count)
         self.count += 1
         generator = self._generators.get(like.device)
@@ -103,7 +104,3 @@ class _Sample(torch.autograd.Function):
         if noise is not None and ctx.needs_input_grad[1]:
             own = gradient.to(ctx.dtype) * noise
         return gradient, own, None, None
-
-
-def _in_group() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

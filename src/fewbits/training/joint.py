@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..engine.batches import Forward, call_model, labels_of
+from ..engine.processes import average_gradients, take_from_first
 from ..errors import CalibrationError, ConfigError, require
 from .features import FeatureMaps, check_hints, hint_loss
 from .losses import Told, distillation_loss, logits_of
-from .processes import average_gradients, take_from_first
 
 __all__ = ["JointDistillation", "JointWeights", "joint_losses"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..engine.batches import Forward, call_model
+from ..engine.processes import process_count
 from ..errors import ConfigError, require
 from .features import FeatureMaps, check_hints, hint_loss
 from .joint import JointWeights, joint_losses, needed_labels, without_autocast
 from .losses import logits_of
-from .processes import process_count
 
 __all__ = ["JointTrainer"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..engine.processes import average_gradients
 from ..errors import ConfigError, require
 from .feed import Feed, Micro
 from .joint import JointDistillation
 from .losses import Distillation, Loss
-from .processes import average_gradients
 from .rates import Rate
 from .select import Selection
 from .tunable import Tunable

@@ -78,7 +78,7 @@ def test_noise_follows_from_seed_count_and_process(monkeypatch):
     two.count = 1
     assert torch.equal(two.draw(like), first[1])
     assert torch.equal(copy.deepcopy(one).draw(like), one.draw(like))
-    monkeypatch.setattr(noisy, "_in_group", lambda: True)
+    monkeypatch.setattr(noisy, "in_group", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     assert not torch.equal(NoiseSource(3).draw(like), first[0])
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from joint_network import X, Y, network
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
@@ -21,22 +22,7 @@ from fewbits.training.losses import distillation_loss
 from fewbits.training.optimizers import make_optimizer
 from fewbits.training.rates import PerStage, WarmCosine, constant
 
-X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
-Y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0)
 PLAIN = JointWeights()
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 8, bias=False),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Linear(8, 8, bias=False),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Linear(8, 4),
-    )
 
 
 def tuned(net, **settings):

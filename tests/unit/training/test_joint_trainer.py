@@ -6,28 +6,13 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from joint_network import X, Y, network
 
 import fewbits
 from fewbits.errors import ConfigError
 from fewbits.training import JointTrainer, JointWeights
 
-X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
-Y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0)
 PLAIN, HINTED = JointWeights(), JointWeights(hints=1.0)
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 8, bias=False),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Linear(8, 8, bias=False),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Linear(8, 4),
-    )
 
 
 def sgd(parameters, lr=0.01):

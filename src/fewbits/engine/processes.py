@@ -12,12 +12,31 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["average_gradients", "process_count", "take_from_first"]
+__all__ = ["average", "average_gradients", "in_group", "process_count", "take_from_first"]
+
+
+def in_group() -> bool:
+    """Whether this process is one of a group, be it alone there."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def process_count() -> int:
     """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if in_group() else 1
+
+
+@torch.no_grad()
+def average(tensors: Iterable[Tensor]) -> None:
+    """Put the mean over the processes in the place of every tensor."""
+    count = process_count()
+    if count == 1:
+        return
+    own = [tensor.detach() for tensor in tensors]
+    # All under way at once: small tensors wait for the network, not for its width.
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in own]:
+        work.wait()
+    for tensor in own:
+        tensor.div_(count)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -25,15 +44,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     All processes must have gradients of the same parameters, in the same order.
     """
-    count = process_count()
-    if count == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    # All under way at once: small tensors wait for the network, not for its width.
-    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
-        work.wait()
-    for gradient in gradients:
-        gradient.div_(count)
+    average(p.grad for p in parameters if p.grad is not None)
 
 
 @torch.no_grad()
