@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
 from .budgets import Budget, Evaluate
@@ -16,9 +16,10 @@ from .container import read_lazily, read_tensor
 from .engine.activations import check_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
+from .engine.copying import copied
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
-from .errors import ConfigError, ModelError, require
+from .errors import ConfigError, require
 from .methods import Activations, Method
 from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
@@ -32,6 +33,7 @@ __all__ = ["compress", "load", "load_tensor", "plan"]
 HowToCompress = Method | Recipe | Mapping[str, Any] | str | PathLike[str]
 
 
+@torch.inference_mode(False)  # copies of a network that may need gradients are made inside
 def compress(
     model: nn.Module,
     method: HowToCompress,
@@ -113,7 +115,7 @@ def compress(
     def run(recipe: Recipe) -> CodedModel:
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        made = replace(pipeline.run(_copied(model), source), effort=effort)
+        made = replace(pipeline.run(copied(model).eval(), source), effort=effort)
         return made if metadata else made.without_metadata()
 
     if goal is None:
@@ -220,17 +222,6 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``.
     """
     return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deepcopy(model).eval()
-    except Exception as error:
-        raise ModelError(
-            f"the network cannot be copied ({type(error).__name__}: {error}), and compressing "
-            "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
-            "old weight_norm or pruning (remove_weight_norm, prune.remove)."
-        ) from error
 
 
 def _check_untrained(plan: Plan) -> None:

@@ -100,7 +100,7 @@ def test_nothing_imports_the_command_line():
 
 
 def test_files_and_functions_are_small():
-    long = [p.name for p in FILES if len(p.read_text().splitlines()) > 300]
+    long = [p.name for p in FILES if len(p.read_text().splitlines()) > 500]
     assert long == []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -17,7 +17,7 @@ twin in float64, :func:`fake_quantized_network`, gives the classes that the inte
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..coded import ActivationGrid, Contents, GridTensor, Place
 from ..errors import ModelError
 from .activations import hooks_of
 from .batches import call_model
+from .copying import copied
 from .fold import affine_of, is_batchnorm
 from .sites import quiet_pass
 
@@ -117,7 +118,7 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
 
     Its inputs may be of any floating dtype. Arguments and errors as in :func:`integer_network`.
     """
-    network = deepcopy(model).eval().double()
+    network = copied(model).eval().double()
     modules = dict(network.named_modules())
     places = [Place.of(name, modules) for name in contents.activations]
     absent = sorted({p.module for p in places if not p.output} - set(hooks_of(network)))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..coded import Contents
@@ -17,7 +18,7 @@ from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
 from ..engine.targets import Target, check_finite, vector_targets
-from ..errors import ConfigError, require
+from ..errors import ConfigError, ModelError, require
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
@@ -33,6 +34,7 @@ from .tuner import Tuner, find_parameter
 __all__ = ["prepare"]
 
 
+@torch.inference_mode(False)
 def prepare(
     model: nn.Module,
     method: TrainedMethod | Recipe,
@@ -82,6 +84,7 @@ def prepare(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
+    _check_trainable(model)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
     _check_bits(vector_bits)
@@ -111,6 +114,15 @@ def prepare(
     course = trained.start(weights, recipe.seed)
     attach(course, model, plan, calibration, forward)
     return Tuner(model, plan, course, weights, settling=settling, prune=prune, source=source)
+
+
+def _check_trainable(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ModelError(
+                f"parameter {name!r} was made in torch.inference_mode and can have no gradients. "
+                "Build the network, or load it, outside of inference_mode."
+            )
 
 
 def _recipe(
