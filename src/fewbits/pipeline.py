@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .coded import Contents, Place
@@ -19,6 +18,7 @@ from .engine.collect import LayerQuantizer, Work, quantize_blind
 from .engine.fold import Folded, fold_batchnorm
 from .engine.layer import Quantized
 from .engine.lockstep import run_lockstep
+from .engine.memory import same_values
 from .engine.probes import Sensitivity, probe
 from .engine.reestimate import reestimate_batchnorm
 from .engine.targets import retie
@@ -101,7 +101,8 @@ class Pipeline:
         )
         if left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
-        outputs = sum(Place.of(name).output for name in grids)
+        modules = dict(network.named_modules(remove_duplicate=False))
+        outputs = sum(Place.of(name, modules).output for name in grids)
         more = f", {outputs} outputs" if outputs else ""
         self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
         contents = replace(coded.contents, activations=grids)
@@ -244,7 +245,7 @@ class Pipeline:
             owner = name.rpartition(".")[0]
             if name in buffers and owner not in stages:
                 state[name] = original[name]  # a forward may count its calls
-            elif not torch.equal(state[name], original[name]):
+            elif not same_values(state[name], original[name]):
                 what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
                 self.plan = self.plan.kept_after(name, what)
         return state
@@ -258,6 +259,7 @@ class Pipeline:
             targets=targets,
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
+            exact=self.plan.exact,
         )
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if source:

@@ -221,7 +221,8 @@ def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, settling:
     if settling.bits is None:
         return plan
     reason = f"a vector, on a grid of {settling.bits} bits"
-    targets = [t for t in vector_targets(model, plan.kept) if t.module not in settling.names]
+    alone = [name for name in plan.kept if name not in plan.exact]
+    targets = [t for t in vector_targets(model, alone) if t.module not in settling.names]
     entries = [PlanEntry(target, None, reason, method) for target in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}
