@@ -24,7 +24,7 @@ from ..ops.transforms import SIDES
 from .layer import Quantized, QuantizedMatrix, QuantizedTransform
 from .targets import Target
 
-__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "unpack"]
+__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "torch_dtype", "unpack"]
 
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -190,16 +190,17 @@ def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:
 
 def to_torch(coded: CodedTensor) -> Tensor:
     """Return the values of any coded tensor, in its shape and dtype, in fresh memory."""
-    dtype = _dtype(coded.dtype)
+    dtype = torch_dtype(coded.dtype)
     if not isinstance(coded, RawTensor):
         return torch.from_numpy(coded.dequantize()).to(dtype)
     if coded.data.size == 0:
         return torch.empty(coded.shape, dtype=dtype)
-    stored = _dtype(coded.stored)
+    stored = torch_dtype(coded.stored)
     return torch.from_numpy(coded.data.copy()).view(stored).to(dtype).reshape(coded.shape)
 
 
-def _dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype of a name (ModelError where this torch has none)."""
     known = getattr(torch, name, None)
     if not isinstance(known, torch.dtype):
         raise ModelError(

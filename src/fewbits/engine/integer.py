@@ -29,6 +29,7 @@ from ..errors import ModelError
 from .activations import hooks_of
 from .batches import call_model
 from .fold import affine_of, is_batchnorm
+from .naming import fitted
 from .sites import quiet_pass
 
 __all__ = ["fake_quantized_network", "integer_network", "whole_integers"]
@@ -57,6 +58,7 @@ def integer_network(
         ModelError: no layer has both weights and inputs on grids, sums are too large to be exact,
             or ``model`` was not loaded.
     """
+    contents = fitted(contents, model)
     network = fake_quantized_network(model, contents)
     layers = _layers_of(network, contents)
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -117,6 +119,7 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
 
     Its inputs may be of any floating dtype. Arguments and errors as in :func:`integer_network`.
     """
+    contents = fitted(contents, model)
     network = deepcopy(model).eval().double()
     modules = dict(network.named_modules(remove_duplicate=False))
     places = [Place.of(name, modules) for name in contents.activations]

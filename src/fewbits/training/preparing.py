@@ -16,6 +16,7 @@ from ..engine.activations import remove_inputs
 from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
+from ..engine.naming import fitted
 from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, require
 from ..methods import TrainedMethod, TunedWeight
@@ -88,6 +89,7 @@ def prepare(
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
     coded = _contents(start)
     if coded is not None:
+        coded = fitted(coded, model)
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     _without_inputs(model)
