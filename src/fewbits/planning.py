@@ -91,8 +91,8 @@ class Plan:
         """
         if name in self.exact:
             raise ModelError(
-                f"{name!r} is {what}, but it is a view of memory that other tensors show too. "
-                "Give it memory of its own, a clone() of its values, before compressing."
+                f"{name!r} is {what}, but other tensors show a part of its memory, or it is "
+                "expanded. Give it memory of its own, a clone() of its values, before compressing."
             )
         return replace(self, kept={**self.kept, name: f"{self.kept[name]}; {what}"})
 
@@ -152,6 +152,12 @@ def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
         name = next((name for name in names if name in found.overlaps), None)
         if name is not None and (entry.method or entry.trained):
             other = found.overlaps[name][0]
+            if other == name:
+                raise ModelError(
+                    f"{name!r} is expanded: one value in memory stands for several weights, which "
+                    "quantizing would not keep equal. Give it memory for each (a clone()), or keep "
+                    "it, by a rule with the method keep."
+                )
             raise ModelError(
                 f"{name!r} and {other!r} are views of one memory, in other shapes or places. A "
                 "file holds each tensor by itself, so that quantizing one would change the other "

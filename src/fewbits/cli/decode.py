@@ -75,6 +75,6 @@ def _check_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
             load(save({"x": state[name].reshape(-1)[:0].clone()}))
         except Exception as error:  # whatever its version raises
             raise ConfigError(
-                f"{file}: tensor {name!r} is {str(dtype).removeprefix('torch.')}, which safetensors "
-                "does not hold. Write a .pt file instead."
+                f"{file}: tensor {name!r} is {str(dtype).removeprefix('torch.')}, which "
+                "safetensors does not hold. Write a .pt file instead."
             ) from error

@@ -85,7 +85,7 @@ def inspect(
             shown.append(values_table(found_values, "values"))
         if energy:
             uses = None if data is None else uses_of(file, data, model)
-            stored = {row.name: row.bytes for row in info.report.rows}
+            stored = {row.name: row.bytes for row in info.report.rows if row.is_tensor}
             cost = energy_of(tensors, stored, uses)
             told["energy"] = cost.to_dict()
             shown.append(energy_table(cost, "energy", positions=uses is not None))

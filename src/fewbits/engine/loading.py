@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .memory import Extent, extent_of, is_same, overlaps, ties
+from .memory import Extent, extent_of, hindrance, is_same, overlaps, put, ties
 
 __all__ = ["load_values", "plain_targets", "unsuited"]
 
@@ -64,6 +64,10 @@ def load_values(
     if targets is None:
         _load_own_way(network, {name: value(name) for name in names}, versions)
         return
+    for name, target in targets.items():
+        why = hindrance(target)
+        if why:
+            raise ModelError(f"tensor {name!r} of the network {why}")
     by_source: dict[Hashable, list[str]] = {}
     for name in names:
         by_source.setdefault(source(name), []).append(name)
@@ -71,7 +75,7 @@ def load_values(
         for places in by_source.values():
             values = value(places[0])
             for place in places:
-                _put(targets[place], values)
+                put(targets[place], values)
 
 
 def unsuited(theirs: torch.dtype, ours: torch.dtype) -> bool:
@@ -85,13 +89,6 @@ def _is_it(target: Tensor, value: object) -> bool:
     if not isinstance(value, Tensor) or target.shape != value.shape:
         return False
     return is_same(target, value) or extent_of(target) is extent_of(value) is None
-
-
-def _put(target: Tensor, values: Tensor) -> None:
-    for axis, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
-        if size > 1 and not stride:  # expanded: one value for all places, as was checked
-            target, values = target.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
-    target.copy_(values)
 
 
 def _load_own_way(
@@ -129,7 +126,7 @@ def _restored(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for tensor, copy in copies:
                 if tensor.shape == copy.shape:
-                    _put(tensor, copy)
+                    put(tensor, copy)
                 else:
                     tensor.data = copy
         raise
@@ -145,9 +142,6 @@ def _check_views(
         if source(alias) != source(owner) or owner in met:
             met.setdefault(alias, set()).add(owner)
             met.setdefault(owner, set()).add(alias)
-    for name, extent in extents.items():
-        if extent is not None and any(n > 1 and not s for s, n in _axes(extent)):
-            met.setdefault(name, set())
     while met:
         group, open_ = {}, [next(iter(met))]
         while open_:
@@ -157,10 +151,6 @@ def _check_views(
                 group[name] = extent
                 open_ += met.pop(name)
         _check_group({name: group[name] for name in tensors if name in group}, tensors, value)
-
-
-def _axes(extent: Extent) -> Iterator[tuple[int, int]]:
-    return zip(extent.strides, extent.shape, strict=True)
 
 
 def _check_group(group: Mapping[str, Extent], tensors: Mapping[str, Tensor], value: Value) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Extent", "extent_of", "hindrance", "is_same", "overlaps", "same_values", "ties"]
+__all__ = ["Extent", "extent_of", "hindrance", "is_same", "overlaps", "put", "same_values", "ties"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Extent:
                 return False
             reach *= count
         return True
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether one value stands for several places along an axis."""
+        return any(n > 1 and not s for s, n in zip(self.strides, self.shape, strict=True))
 
     def units(self, origin: int, unit: int) -> Tensor:
         """Return which runs of ``unit`` bytes from the address ``origin`` the elements are.
@@ -137,7 +142,8 @@ def ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def overlaps(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """Return the tensors that share a part of their memory, each with the others it meets.
 
-    Slices, transposes and other views; names that are one tensor are not told of each other.
+    Slices, transposes and other views; names that are one tensor are not told of each other. A
+    tensor that is expanded meets itself.
 
     Cost: elements of those tensors alone whose first and last bytes enclose each other's.
     """
@@ -153,7 +159,19 @@ def overlaps(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
                 found.setdefault(name, {})[other] = None
                 found.setdefault(other, {})[name] = None
         open_.append((extent, name))
+        if extent.is_expanded:
+            found.setdefault(name, {})[name] = None
     return {name: tuple(found[name]) for name in tensors if name in found}
+
+
+def put(target: Tensor, values: Tensor) -> None:
+    """Copy ``values`` into ``target``: where it is expanded, one for all places of an axis."""
+    extent = extent_of(target)
+    if extent is not None and extent.is_expanded:
+        for axis, (size, stride) in enumerate(zip(extent.shape, extent.strides, strict=True)):
+            if size > 1 and not stride:
+                target, values = target.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+    target.copy_(values)
 
 
 def _address(tensor: Tensor) -> int:

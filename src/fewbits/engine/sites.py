@@ -16,6 +16,7 @@ from ..coded import site_name
 from ..errors import CalibrationError
 from .batches import Forward
 from .isolation import evaluating, isolated_pass
+from .memory import put
 
 __all__ = [
     "NORMS",
@@ -223,11 +224,17 @@ def normalized(
 @torch.no_grad()
 def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
     """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
-    state = {name: value.clone() for name, value in model.named_buffers()}
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    held = [value for _, own in tables for value in own.values() if value is not None]
+    state = [(value, value.clone()) for value in held]
     try:
         with evaluating(model):
             isolated_pass(forward, model, batch, seed)
     finally:
-        for name, value in model.named_buffers():
-            if name in state:
-                value.copy_(state[name])
+        for table, own in tables:
+            table.update(own)
+        for value, before in state:
+            if value.shape == before.shape:
+                put(value, before)
+            else:
+                value.data = before
