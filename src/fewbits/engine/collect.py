@@ -144,13 +144,20 @@ class LayerQuantizer:
 
     def _shift_bias(self, target: Target, shift: Tensor) -> None:
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
-        parameters = dict(self.network.named_parameters())
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
-        if sink in parameters:
+        if sink in parameters and _is_shared(self.network, parameters[sink]):
+            self.notes[target.name] = "no bias to correct: it is another layer's too"
+        elif sink in parameters:
             with torch.no_grad():
                 parameters[sink].add_(shift.to(parameters[sink]))
         else:
             self.notes[target.name] = "no bias to correct: the layer has none"
+
+
+def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
+    held = [p for module in network.modules() for p in module._parameters.values()]
+    return sum(p is parameter for p in held) > 1
 
 
 def _share(budget: int, place: int, places: int) -> int:

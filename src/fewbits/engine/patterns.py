@@ -15,17 +15,17 @@ __all__ = ["selected", "unmatched"]
 def selected(pattern: str, targets: Iterable[Target]) -> tuple[Target, ...]:
     """Return those of ``targets`` that a pattern means.
 
-    A pattern is the name of a weight or of its layer; where there is none of that name, a layer
-    class (``Conv2d``), a glob on these names (``layer1.*``), or a regular expression on them after
-    ``re:``. Names may hold what a glob reads otherwise: ``blk[0]`` means the layer of that name. A
-    tied weight goes by all of its names.
+    ``*`` is all of them. Another pattern is the name of a weight or of its layer; where there is
+    none of that name, a layer class (``Conv2d``), a glob on these names (``layer1.*``), or a
+    regular expression on them after ``re:``. Names may hold what a glob reads otherwise:
+    ``blk[0]`` means the layer of that name. A tied weight goes by all of its names.
 
     Raises:
         TargetError: no regular expression.
     """
     targets = tuple(targets)
     exact = tuple(target for target in targets if pattern in _names(target))
-    if exact:
+    if exact and pattern != "*":
         return exact
     if pattern.startswith("re:"):
         try:

@@ -199,6 +199,11 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
         )
     state = model.state_dict()
     for name, tensor in state.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ModelError(
+                f"the name {name!r} holds half of a character (a surrogate), which no file can "
+                "hold. Rename the module."
+            )
         if not isinstance(tensor, Tensor):
             raise ModelError(
                 f"state-dict entry {name!r} is a {type(tensor).__name__}, not a tensor; a network "

@@ -96,3 +96,10 @@ def test_the_last_rule_decides_by_names_as_by_patterns():
     rules = (Rule("*", Nearest(bits=8)), Rule("layers.x[1]", None))
     entries = plan(Named("x[1]", "x1"), Recipe(rules)).entries
     assert [entry.method is None for entry in entries] == [True, False]
+
+
+def test_an_asterisk_is_all_even_where_a_layer_is_called_so():
+    network = Named("a")
+    network.add_module("*", nn.Linear(4, 4))
+    assert meant("*", network) == {"layers.a.weight", "*.weight"}
+    assert meant("[*]", network) == {"*.weight"}
