@@ -17,6 +17,7 @@ from .engine.activations import check_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.copying import copied
+from .engine.naming import fit_names, fit_sites
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
 from .errors import ConfigError, require
@@ -170,7 +171,8 @@ def load(
 
     Args:
         path: a file that :meth:`CodedModel.save` wrote.
-        into: a network of the same architecture; its values are replaced, all or none. Inputs of
+        into: a network of the same architecture; its values are replaced, all or none. Its names
+            may differ by what wraps a network: DataParallel, torch.compile. Inputs of
             layers that the file quantizes are quantized by forward pre-hooks, bit for bit as when
             it was written; a file without such inputs removes them.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
@@ -197,6 +199,7 @@ def load(
             return state_dict(tensors, aliases)
         grids = tensors.activations()
         if isinstance(into, nn.Module):
+            grids = fit_sites(grids, unwrapped(into))
             check_inputs(unwrapped(into), grids)
         if grids and transform_domain:
             raise ConfigError(
@@ -206,7 +209,9 @@ def load(
         load_into(tensors, aliases, into, f"file {fspath(path)!r}")
         load_inputs(unwrapped(into), grids)
         if transform_domain:
-            into_transform_domain(unwrapped(into), tensors)
+            inner = unwrapped(into)
+            names = fit_names(tensors, inner.state_dict())
+            into_transform_domain(inner, tensors, names)
         return into
 
 

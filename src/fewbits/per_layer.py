@@ -289,7 +289,7 @@ def _row(one: _Alone, mse: float, kl: float, score: float | None, effort: str) -
     coded = pack(one.result, one.target, torch.float32)
     report = measure(encode(Contents({name: coded}), effort))
     count = one.values.numel()
-    size = sum(row.bytes for row in report.rows if row.name != "(header)")
+    size = sum(row.bytes for row in report.rows if row.kind != "file")
     return LayerHarm(
         name, one.method.name, one.bits, count, size, 4 * count - size, one.error, mse, kl, score
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .coded import Contents, Place
@@ -20,6 +19,7 @@ from .engine.fold import Folded, fold_batchnorm
 from .engine.layer import Quantized
 from .engine.layer_check import LayerCheck, check_layers
 from .engine.lockstep import run_lockstep
+from .engine.memory import same_values
 from .engine.probes import Sensitivity, probe
 from .engine.reestimate import reestimate_batchnorm
 from .engine.targets import retie
@@ -108,7 +108,8 @@ class Pipeline:
         left = (*left, *(f"{name} ({failed[name]})" for name in self.results if name in failed))
         if left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
-        outputs = sum(Place.of(name).output for name in grids)
+        modules = dict(network.named_modules(remove_duplicate=False))
+        outputs = sum(Place.of(name, modules).output for name in grids)
         more = f", {outputs} outputs" if outputs else ""
         self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
         contents = replace(coded.contents, activations=grids)
@@ -279,7 +280,7 @@ class Pipeline:
             owner = name.rpartition(".")[0]
             if name in buffers and owner not in stages:
                 state[name] = original[name]  # a forward may count its calls
-            elif not torch.equal(state[name], original[name]):
+            elif not same_values(state[name], original[name]):
                 what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
                 self.plan = self.plan.kept_after(name, what)
         return state
@@ -293,6 +294,7 @@ class Pipeline:
             targets=targets,
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
+            exact=self.plan.exact,
         )
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if source:

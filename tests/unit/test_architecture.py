@@ -51,7 +51,7 @@ MAY = {
     "planning": {"errors", "engine", "methods", "recipe"},
     "search": {"errors"},
     "model": {"errors", "coded", "container", "engine", "planning", "search"},
-    "sources": {"errors", "registry", "progress"},
+    "sources": {"errors", "registry", "progress", "engine"},
     "report": {"errors", "coded"},
     "evaluate": {"errors", "progress", "engine"},
     "resilience": {"errors", "progress", "engine", "evaluate"},

@@ -159,9 +159,11 @@ class LayerQuantizer:
             self._note(target.name, "bias not corrected: the layer does not add it to its output")
             return
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
-        parameters = dict(self.network.named_parameters())
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
-        if sink in parameters:
+        if sink in parameters and _is_shared(self.network, parameters[sink]):
+            self._note(target.name, "no bias to correct: it is another layer's too")
+        elif sink in parameters:
             with torch.no_grad():
                 parameters[sink].add_(shift.to(parameters[sink]))
         else:
@@ -169,6 +171,11 @@ class LayerQuantizer:
 
     def _note(self, name: str, text: str) -> None:
         self.notes[name] = "; ".join(filter(None, [self.notes.get(name), text]))
+
+
+def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
+    held = [p for module in network.modules() for p in module._parameters.values()]
+    return sum(p is parameter for p in held) > 1
 
 
 def _share(budget: int, place: int, places: int) -> int:

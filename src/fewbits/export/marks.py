@@ -13,6 +13,7 @@ from ..coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
 from ..engine.activations import apply_grid, install_inputs
 from ..engine.copying import copied
 from ..engine.integer import whole_integers
+from ..engine.naming import fitted
 from ..model import load_into, unwrapped
 
 __all__ = ["Marked", "marked"]
@@ -93,6 +94,7 @@ def marked(model: nn.Module, contents: Contents) -> Marked:
     held = (*network.parameters(), *network.buffers())
     dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
     network.float()
+    contents = fitted(contents, network)
     load_into(contents.tensors, contents.aliases, network, "the compressed network")
     install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
     found = Marked(network, dtypes)

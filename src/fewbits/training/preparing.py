@@ -17,6 +17,7 @@ from ..engine.activations import remove_inputs
 from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
+from ..engine.naming import fitted
 from ..engine.targets import Target, check_finite, vector_targets
 from ..errors import ConfigError, ModelError, require
 from ..methods import TrainedMethod, TunedWeight
@@ -91,6 +92,7 @@ def prepare(
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
     coded = _contents(start)
     if coded is not None:
+        coded = fitted(coded, model)
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     _without_inputs(model)
@@ -233,7 +235,8 @@ def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, settling:
     if settling.bits is None:
         return plan
     reason = f"a vector, on a grid of {settling.bits} bits"
-    targets = [t for t in vector_targets(model, plan.kept) if t.module not in settling.names]
+    alone = [name for name in plan.kept if name not in plan.exact]
+    targets = [t for t in vector_targets(model, alone) if t.module not in settling.names]
     entries = [PlanEntry(target, None, reason, method) for target in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}
