@@ -218,11 +218,9 @@ def _facts(tensors: Mapping[str, CodedTensor]) -> dict[str, tuple[tuple[int, ...
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside what torch.compile returns, whose names are the real ones."""
-    kind = type(model)  # by name: importing torch._dynamo takes a second
-    if kind.__name__ != "OptimizedModule" or not kind.__module__.startswith("torch._dynamo"):
-        return model
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    own = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
+    children = dict(model.named_children())
+    return children["_orig_mod"] if list(children) == ["_orig_mod"] and not own else model
 
 
 def _takes_values(tensor: object) -> bool:

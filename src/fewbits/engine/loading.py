@@ -114,9 +114,10 @@ def _restored(network: nn.Module) -> Iterator[None]:
         (table, dict(table))
         for module in network.modules()
         for table in (module._parameters, module._buffers)
+        if isinstance(table, dict)  # not of scripts
     ]
-    tensors = {id(t): t for _, held in tables for t in held.values() if t is not None}
-    copies = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    tensors = (*network.parameters(), *network.buffers())
+    copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     except Exception:

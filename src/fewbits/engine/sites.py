@@ -224,9 +224,9 @@ def normalized(
 @torch.no_grad()
 def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
     """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
-    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    held = [value for _, own in tables for value in own.values() if value is not None]
-    state = [(value, value.clone()) for value in held]
+    found = [module._buffers for module in model.modules()]
+    tables = [(table, dict(table)) for table in found if isinstance(table, dict)]  # not of scripts
+    state = [(value, value.clone()) for value in model.buffers()]
     try:
         with evaluating(model):
             isolated_pass(forward, model, batch, seed)

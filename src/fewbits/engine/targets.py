@@ -230,7 +230,7 @@ def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         own = first.setdefault(id(module), path)
-        for leaf in (*module._parameters, *module._buffers):
+        for leaf in (*module._parameters.keys(), *module._buffers.keys()):  # scripts have no dicts
             found[_joined(path, leaf)] = (own, module, leaf)
     return found
 
