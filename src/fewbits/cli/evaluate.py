@@ -62,7 +62,7 @@ def evaluate(
     from ..sources import load_data, load_model  # noqa: PLC0415
 
     batches = load_data(data).batches("test", batch_size)
-    empty = load_model(source, pretrained=False).module
+    empty = load_model(source, pretrained=False, fetch=model is not None).module
     limit = in_bytes(max_decoded_mib)
     before = _multiplications(empty, batches) if transform_domain else 0
     network = load(
