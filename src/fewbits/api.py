@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from .budgets import Budget, Evaluate
 from .coding import EFFORTS
 from .container import read_lazily, read_tensor
-from .engine.activations import check_inputs, load_inputs
+from .engine.activations import check_inputs, count_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
-from .errors import ConfigError, ModelError, require
+from .errors import ConfigError, LossWarning, ModelError, require
 from .methods import Activations, Method
 from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
@@ -108,6 +109,13 @@ def compress(
         recipe = replace(recipe, activations=Activations.of(activations))
     _check_untrained(make_plan(model, recipe))
     check_finite(model)
+    if count := count_inputs(model):
+        warnings.warn(
+            f"{count} inputs or outputs of layers are quantized, by a file that was loaded. They "
+            "are in float in the new one; activations= quantizes them again.",
+            LossWarning,
+            stacklevel=2,
+        )
     memory: dict[str, Any] | None = None if goal is None else {}
 
     def run(recipe: Recipe) -> CodedModel:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..coded import Contents
 from ..coding import EFFORTS
 from ..engine.targets import Target, check_finite
-from ..errors import ConfigError, ModelError, require
+from ..errors import ConfigError, require
 from ..methods import Course, InputCourse, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
+from .inherited import Inherited, tell
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
 from .neurons import tidy
 from .norms import let_go
@@ -60,6 +62,7 @@ class Tuner:
         settling: Settling,
         prune: Pruning | None = None,
         source: str = "",
+        inherited: Inherited | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -68,6 +71,7 @@ class Tuner:
         self._settling = settling
         self._prune = prune
         self._source = source
+        self._inherited = inherited or Inherited()
         self._progress = 0.0
         self._done = False
         self._installed: dict[str, nn.Module] = {}
@@ -243,6 +247,8 @@ class Tuner:
         contents = packed(
             self.model, self.plan, self._targets(), results, grids=grids, source=self._source
         )
+        contents = self._inherited.unchanged(contents, self.model.state_dict())
+        notes += self._told(contents)
         info = {name: dict(result.info) for name, result in results.items()}
         coded = CodedModel(contents, self.plan, info, effort=effort, notes=tuple(notes))
         coded.load_into(self.model)
@@ -250,6 +256,15 @@ class Tuner:
         return coded if metadata else coded.without_metadata()
 
     # -- the network's parts
+
+    def _told(self, contents: Contents) -> list[str]:
+        """Return notes on what the start had, and warn of what was not foreseen."""
+        foreseen = self._inherited.foreseen
+        changes = self._inherited.changes(contents, self.model)
+        known = {change.kind for change in foreseen}
+        tell([change for change in changes if change.kind not in known], stacklevel=3)
+        lasting = [change for change in foreseen if change.kind == "loaded"]
+        return [f"start: {change.text}" for change in (*lasting, *changes)]
 
     def _targets(self) -> dict[str, Target]:
         return {entry.target.name: entry.target for entry in self.plan.entries}
@@ -282,19 +297,3 @@ class Tuner:
                 "this tuner has finished: its network is a plain one again. Call fewbits.prepare "
                 "for another training."
             )
-
-
-def find_parameter(model: nn.Module, target: Target) -> nn.Parameter:
-    """Return the parameter of a target.
-
-    Raises:
-        ModelError: it is a buffer, or made by a parametrization, and no optimizer trains it.
-    """
-    path, _, leaf = target.name.rpartition(".")
-    found = model.get_submodule(path)._parameters.get(leaf)
-    if not isinstance(found, nn.Parameter):
-        raise ModelError(
-            f"weight {target.name!r} is no parameter of its module, so it cannot be trained. "
-            "Remove what makes it (weight norm, pruning), or keep it: keep=[...]."
-        )
-    return found
