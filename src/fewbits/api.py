@@ -122,15 +122,15 @@ def compress(
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
         made = replace(pipeline.run(_copied(model), source), effort=effort)
-        return made if metadata else made.without_metadata()
+        return made.explained() if metadata else made.without_metadata()
 
     if goal is None:
         _check_no_goal(evaluate, seconds, trace)
-        return run(recipe)
+        return _covering(run(recipe))
     budget = Budget(goal, evaluate, evaluations, seconds, trace, effort, workers)
     if calibration is not None:
         calibration = as_batches(calibration, model if forward is None else None)
-    return budget.meet(model, recipe, run, calibration, progress)
+    return _covering(budget.meet(model, recipe, run, calibration, progress))
 
 
 def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
@@ -228,6 +228,12 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``.
     """
     return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
+
+
+def _covering(coded: CodedModel) -> CodedModel:
+    """Return the network, with a warning where most of it is left in float."""
+    coded.doubt(stacklevel=3)
+    return coded
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from .coded import Coverage, html_table
 from .engine.targets import Target, matches, survey, unmatched
 from .errors import TargetError
 from .methods import Method, Nearest, TrainedMethod, to_settings
@@ -49,12 +50,26 @@ class Plan:
         entries: every weight that can be coded, in the network's order.
         kept: name to reason of every other tensor.
         aliases: other names of tied tensors, each to the name that is coded.
+        sizes: number of values of every floating-point tensor by name, tied ones once.
     """
 
     recipe: Recipe
     entries: tuple[PlanEntry, ...]
     kept: Mapping[str, str]
     aliases: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why tensors are left in float, by name."""
+        left = {e.target.name: e.reason for e in self.entries if not (e.method or e.trained)}
+        return {**self.kept, **left}
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the network the recipe quantizes, and the largest of the rest."""
+        coded = {e.target.name for e in self.entries if e.method or e.trained}
+        return Coverage.of(self.sizes, coded, self.reasons)
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -92,15 +107,28 @@ class Plan:
             "weights": [entry.to_dict() for entry in self.entries],
             "kept": dict(self.kept),
             "aliases": dict(self.aliases),
+            "quantized": self.coverage.to_dict(),
         }
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = [
             (e.target.name, e.target.kind, _short(e.trained or e.method), e.reason)
             for e in self.entries
         ]
         rows += [(name, "-", "keep", reason) for name, reason in self.kept.items()]
         rows += [(name, "-", "tied", f"same tensor as {to}") for name, to in self.aliases.items()]
+        return rows
+
+    def __repr__(self) -> str:
+        count = len(self.entries) + len(self.kept)
+        return f"<Plan for {count} tensors, which print() lists: {self.coverage}>"
+
+    def _repr_html_(self) -> str:
+        names = ("tensor", "kind", "method", "reason")
+        return html_table(names, self._rows(), footer=str(self.coverage))
+
+    def __str__(self) -> str:
+        rows = self._rows()
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = [
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
@@ -126,7 +154,10 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         if not any(matches(rule.match, target) for target in found.targets):
             raise unmatched(rule.match, found.targets)
     entries = tuple(_entry(target, recipe.rules) for target in found.targets)
-    return Plan(recipe, entries, found.others, found.aliases)
+    state = model.state_dict()
+    names = [n for n in state if n not in found.aliases and state[n].is_floating_point()]
+    sizes = {name: state[name].numel() for name in names}
+    return Plan(recipe, entries, found.others, found.aliases, sizes)
 
 
 def fallback_of(method: Method) -> Method:

@@ -21,7 +21,7 @@ from ..report import (
 )
 from .indices import entropy_row, histogram, index_matrices
 from .stored import uses_of
-from .verb import Json, Outcome, verb
+from .verb import Json, Outcome, doubt, verb
 
 __all__ = ["inspect"]
 
@@ -64,7 +64,8 @@ def inspect(
     lines = [f"{name} is the same tensor as {to}" for name, to in info.aliases.items()]
     lines += [_told(site, grid) for site, grid in info.activations.items()]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
-    told = info.to_dict()
+    told = {**info.to_dict(), "quantized": info.report.coverage.to_dict()}
+    doubt(info.report.coverage)
     if entropy or tensor is not None:
         found = index_matrices(file)
         if entropy:

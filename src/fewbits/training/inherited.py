@@ -131,6 +131,14 @@ class Inherited:
             *([_revived(norms)] if norms else []),
         ]
 
+    def told(self, after: Contents, model: nn.Module) -> list[str]:
+        """Return notes on :meth:`changes`, and warn of what was not foreseen."""
+        found = self.changes(after, model)
+        known = {change.kind for change in self.foreseen}
+        tell([change for change in found if change.kind not in known], stacklevel=3)
+        loaded = [change for change in self.foreseen if change.kind == "loaded"]
+        return [f"start: {change.text}" for change in (*loaded, *found)]
+
     def unchanged(self, after: Contents, state: Mapping[str, Tensor]) -> Contents:
         """Return the contents with the start's codes of what ``state`` has with the same values."""
         kept = {}

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coded import Contents
+from ..coded import html_table
 from ..coding import EFFORTS
 from ..engine.targets import Target, check_finite
 from ..errors import ConfigError, require
 from ..methods import Course, InputCourse, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
-from .inherited import Inherited, tell
+from .inherited import Inherited
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
 from .neurons import tidy
 from .norms import let_go
@@ -93,6 +93,15 @@ class Tuner:
     def settled_from(self) -> float:
         """Share of the training from which an epoch can be chosen as its result."""
         return self.course.settled_from if isinstance(self.course, InputCourse) else 0.0
+
+    def __repr__(self) -> str:
+        name, count = type(self.course).__name__, len(self.weights)
+        state = "finished" if self._done else f"{self._progress:.0%} done"
+        return f"<Tuner of {count} weights by {name}, {state}: {self.plan.coverage}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(weight.name, "x".join(map(str, weight.shape))) for weight in self.weights]
+        return html_table(("weight in training", "shape"), rows, title=repr(self))
 
     # -- in the loop
 
@@ -248,23 +257,15 @@ class Tuner:
             self.model, self.plan, self._targets(), results, grids=grids, source=self._source
         )
         contents = self._inherited.unchanged(contents, self.model.state_dict())
-        notes += self._told(contents)
+        notes += self._inherited.told(contents, self.model)
         info = {name: dict(result.info) for name, result in results.items()}
         coded = CodedModel(contents, self.plan, info, effort=effort, notes=tuple(notes))
         coded.load_into(self.model)
+        coded.doubt(stacklevel=2)
         self._done = True
-        return coded if metadata else coded.without_metadata()
+        return coded.explained() if metadata else coded.without_metadata()
 
     # -- the network's parts
-
-    def _told(self, contents: Contents) -> list[str]:
-        """Return notes on what the start had, and warn of what was not foreseen."""
-        foreseen = self._inherited.foreseen
-        changes = self._inherited.changes(contents, self.model)
-        known = {change.kind for change in foreseen}
-        tell([change for change in changes if change.kind not in known], stacklevel=3)
-        lasting = [change for change in foreseen if change.kind == "loaded"]
-        return [f"start: {change.text}" for change in (*lasting, *changes)]
 
     def _targets(self) -> dict[str, Target]:
         return {entry.target.name: entry.target for entry in self.plan.entries}
