@@ -27,6 +27,7 @@ from .planning import Plan, make_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .search import Goal
+from .sources.spec import unmistakable
 
 __all__ = ["compress", "load", "load_tensor", "plan"]
 
@@ -121,7 +122,7 @@ def compress(
     def run(recipe: Recipe) -> CodedModel:
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        made = replace(pipeline.run(_copied(model), source), effort=effort)
+        made = replace(pipeline.run(_copied(model), unmistakable(source)), effort=effort)
         return made.explained() if metadata else made.without_metadata()
 
     if goal is None:

@@ -91,7 +91,8 @@ class SizeReport:
         tensors = [row for row in self.rows if row.kind not in ("shared", "file")]
         sizes = {row.name: row.elements for row in tensors if row.dtype in FLOAT_DTYPES}
         coded = {row.name for row in tensors if row.kind != "raw"}
-        return Coverage.of(sizes, coded, self.reasons)
+        plain = {row.name: "a vector" for row in tensors if len(row.shape) < 2}
+        return Coverage.of(sizes, coded, {**plain, **self.reasons})
 
     @property
     def summary(self) -> str:

@@ -11,11 +11,9 @@ from .checkpoint import load_weights
 from .data import DataSource
 from .idx import has_idx_files
 from .registries import DATA, MODELS
-from .spec import as_path, parse, resolve
+from .spec import HUBS, as_path, parse, resolve
 
 __all__ = ["LoadedModel", "load_data", "load_model"]
-
-_HUBS = ("transformers",)  # schemes whose targets are names of a hub, or paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ def load_model(
         MissingExtraError: the scheme needs a package that is not installed.
     """
     spec = replace(resolve(source, "model", MODELS), fetch=fetch)
-    if spec.scheme in _HUBS:
+    if spec.scheme in HUBS:
         spec = as_path(spec)
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
     if weights is not None:

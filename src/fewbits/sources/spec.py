@@ -20,6 +20,7 @@ from ..errors import MissingExtraError, SourceError, did_you_mean
 from ..registry import Registry
 
 __all__ = [
+    "HUBS",
     "OptionParser",
     "Spec",
     "as_path",
@@ -33,8 +34,11 @@ __all__ = [
     "resolve",
     "switch",
     "text",
+    "unmistakable",
     "whole",
 ]
+
+HUBS = ("transformers",)  # schemes whose targets are names of a hub, or paths
 
 OptionParser: TypeAlias = Callable[[str], Any]
 # One letter before the colon is a drive ("C:\..."), not a scheme.
@@ -115,6 +119,12 @@ def as_path(spec: Spec) -> Spec:
     before, target = f"{spec.scheme}:{spec.target}", f"./{spec.target}"
     text = spec.text.replace(before, f"{spec.scheme}:{target}", 1)
     return replace(spec, text=text, target=target)
+
+
+def unmistakable(source: str) -> str:
+    """Return how a source is stored: a folder that a hub could have a name for, as a path."""
+    spec = parse(source)
+    return as_path(spec).text if spec.scheme in HUBS else source
 
 
 def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:

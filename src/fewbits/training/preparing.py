@@ -15,7 +15,7 @@ from ..engine.activations import remove_inputs
 from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
-from ..engine.targets import Target, check_finite, vector_targets
+from ..engine.targets import check_finite, vector_targets
 from ..errors import ConfigError, require
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
@@ -106,9 +106,7 @@ def prepare(
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     plan = as_clustered(model, plan, trained)
     plan = without_kept(plan, trained)
-    weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
-    for weight in weights:
-        weight.end = weight.name in plan.ends
+    weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     if prune is not None or zeros:
         _check_maskable(weights)
     if zeros or (zeros is None and coded is None):
@@ -118,7 +116,11 @@ def prepare(
     inherited = _inherited(coded, trained, weights, absorbed)
     found += inherited.foresee(model, getattr(course, "inputs", ()), recipe.raw_dtype)
     tell(found, stacklevel=2)
-    how: Any = {"settling": settling, "prune": prune, "source": source or inherited.source}
+    how: Any = {
+        "settling": settling,
+        "prune": prune,
+        "source": source or inherited.source,
+    }
     how["inherited"] = replace(inherited, foreseen=tuple(found))
     return Tuner(model, plan, course, weights, **how)
 
@@ -214,15 +216,16 @@ def _told(start: CodedModel | str | PathLike[str] | None) -> str:
 
 
 def _weight(
-    model: nn.Module, target: Target, coded: Contents | None, bits: int | None
+    model: nn.Module, entry: PlanEntry, plan: Plan, coded: Contents | None, bits: int | None
 ) -> TunedWeight:
+    target, end = entry.target, entry.target.name in plan.ends
     parameter = find_parameter(model, target)
     start = None
     if coded is not None:
         known = coded.aliases.get(target.name, target.name)
         start = unpack(coded.tensors[known], target)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
-    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels)
+    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels, end=end)
 
 
 def _check_maskable(weights: Sequence[TunedWeight]) -> None:

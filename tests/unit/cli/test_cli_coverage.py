@@ -80,8 +80,8 @@ def test_every_summary_tells_the_share_and_the_largest_left(verb, net, line, run
     words = VERBS[verb].format(net=net)
     told = run(words)
     low = line == LOW
-    if not low and verb in ("evaluate", "inspect"):  # the file need not tell why
-        line = line.removesuffix(": biases are kept")
+    if not low and verb in ("evaluate", "inspect"):  # the file need not tell why, but what it is
+        line = line.removesuffix(": biases are kept") + ": a vector"
     assert line in told.stdout
     assert (f"warning: less than half of the network is compressed: {LOW}" in told.stderr) == low
     assert told.stderr.count("warning: less") == low

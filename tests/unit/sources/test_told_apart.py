@@ -176,3 +176,17 @@ def test_torchvision_fetches_no_backbone(fetch, pretrained, monkeypatch):
     for name in known:
         load_model(f"torchvision:{name}", pretrained=pretrained, fetch=fetch)
     assert seen == [(None, None), (None, None)]
+
+
+def test_python_stores_a_folder_as_a_path_too(tmp_path, monkeypatch):
+    (tmp_path / "vit").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for given, kept in (
+        ("transformers:vit", "transformers:./vit"),
+        ("transformers:google/vit", "transformers:google/vit"),
+        ("nets:build", "nets:build"),
+    ):
+        coded = fewbits.compress(nn.Linear(2, 2), fewbits.Nearest(), source=given)
+        assert coded.contents.metadata["source"] == kept
+        tuned = fewbits.prepare(nn.Linear(2, 2), fewbits.HEMP(), source=given).finish()
+        assert tuned.contents.metadata["source"] == kept
