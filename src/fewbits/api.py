@@ -27,7 +27,6 @@ from .planning import Plan, make_plan
 from .progress import Progress, silent
 from .recipe import Recipe
 from .search import Goal
-from .sources.spec import unmistakable
 
 __all__ = ["compress", "load", "load_tensor", "plan"]
 
@@ -122,7 +121,7 @@ def compress(
     def run(recipe: Recipe) -> CodedModel:
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        made = replace(pipeline.run(_copied(model), unmistakable(source)), effort=effort)
+        made = replace(pipeline.run(_copied(model), _stored(source)), effort=effort)
         return made.explained() if metadata else made.without_metadata()
 
     if goal is None:
@@ -142,7 +141,14 @@ def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) ->
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    return make_plan(unwrapped(model), Recipe.of(method, calibrated))
+    model = unwrapped(model)
+    made = make_plan(model, Recipe.of(method, calibrated))
+    trained = next((entry.trained for entry in made.entries if entry.trained), None)
+    if trained is None:
+        return made
+    from .training.inputs import as_trained  # noqa: PLC0415  (seconds, for training only)
+
+    return as_trained(model, made, trained)
 
 
 @overload
@@ -229,6 +235,14 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``.
     """
     return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
+
+
+def _stored(source: str) -> str:
+    if not source:
+        return ""
+    from .sources.spec import unmistakable  # noqa: PLC0415  (not needed to load a file)
+
+    return unmistakable(source)
 
 
 def _covering(coded: CodedModel) -> CodedModel:

@@ -227,7 +227,7 @@ def test_what_a_loaded_network_quantized_is_told_of(starts, tmp_path):
     assert any("float again" in note for note in made.notes)
     with pytest.warns(LossWarning, match="inputs or outputs of layers are quantized"):
         tuner = fewbits.prepare(net, HEMP())
-    assert any("are in float from now on" in note for note in tuner.finish().notes)
+    assert any("grids are given up" in note for note in tuner.finish().notes)
 
 
 def test_quantized_inputs_are_named(starts):

@@ -136,3 +136,11 @@ def test_public_names():
 def test_import_and_inspect_need_no_torch():
     code = "import sys, fewbits; fewbits.inspect; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compressing_waits_for_no_import_of_training_or_data():
+    code = (
+        "import sys, torch, fewbits; fewbits.compress, fewbits.plan; "
+        "assert not {'fewbits.training', 'fewbits.sources', 'lightning_fabric'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -144,3 +144,15 @@ def test_a_file_that_is_mostly_float_tells_why(tmp_path):
     assert info.metadata["skipped"] == {"table": "no layer kind takes Table"}
     fewbits.compress(Table(), Nearest(bits=4), metadata=False).save(tmp_path / "net.fewbits")
     assert fewbits.inspect(tmp_path / "net.fewbits").report.coverage.reason == ""
+
+
+def test_a_plan_for_training_tells_what_the_method_leaves_alone():
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    assert fewbits.plan(net, LowBit(weights=32, activations=8)).coverage.share == 0
+    assert fewbits.plan(net, HEMP()).coverage.share == 0.8
+    assert fewbits.plan(net, fewbits.PWFN()).coverage.share == 1  # biases too
+    ends = fewbits.plan(net, LowBit(first_last="fp"))
+    assert (ends.coverage.share, ends.reasons["0.weight"]) == (
+        0.4,
+        "the first layer, left in float",
+    )

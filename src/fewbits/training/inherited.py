@@ -190,7 +190,7 @@ def tell(changes: Iterable[Change], stacklevel: int) -> None:
     lost = [change.text for change in changes if change.loss]
     if lost:
         text = "; ".join(lost)
-        warnings.warn(f"not kept of the start: {text}.", LossWarning, stacklevel=stacklevel + 1)
+        warnings.warn(f"not kept: {text}.", LossWarning, stacklevel=stacklevel + 1)
 
 
 def narrow_dtype(contents: Contents | None) -> str:

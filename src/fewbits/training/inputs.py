@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from ..engine.batches import Forward, as_batches, as_forward, explained
 from ..methods import Course, InputCourse, TrainedMethod
 from ..planning import Plan
+from .clustered import as_clustered
 
-__all__ = ["attach", "without_kept"]
+__all__ = ["as_trained", "attach"]
 
 
-def without_kept(plan: Plan, method: TrainedMethod) -> Plan:
+def as_trained(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
+    """Return the plan with what the method clusters besides, and without what it leaves alone."""
+    return _without_kept(as_clustered(model, plan, method), method)
+
+
+def _without_kept(plan: Plan, method: TrainedMethod) -> Plan:
     """Return the plan without the weights that the method itself leaves as they are."""
     kept = getattr(method, "kept", None)
     if kept is None:

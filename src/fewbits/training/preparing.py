@@ -21,9 +21,8 @@ from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
-from .clustered import as_clustered
 from .inherited import Change, Inherited, narrow_dtype, tell
-from .inputs import attach, without_kept
+from .inputs import as_trained, attach
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
 from .parametrized import find_parameter
@@ -104,8 +103,7 @@ def prepare(
     names = () if exact else to_settle(model, plan.aliases, held)
     settling = Settling(model, names, vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
-    plan = as_clustered(model, plan, trained)
-    plan = without_kept(plan, trained)
+    plan = as_trained(model, plan, trained)
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     if prune is not None or zeros:
         _check_maskable(weights)
@@ -193,8 +191,8 @@ def _without_inputs(model: nn.Module, coded: Contents | None) -> list[Change]:
     if not count or (coded is not None and coded.activations):
         return []  # those of the start are told of one by one
     text = (
-        f"{count} inputs or outputs of layers are quantized, by a file that was loaded. They are "
-        f"in float from now on; fewbits.LowBit trains quantized ones"
+        f"{count} inputs or outputs of layers are quantized, by a file that was loaded, and its "
+        "grids are given up (fewbits.LowBit fits its own)"
     )
     return [Change("loaded", text)]
 
