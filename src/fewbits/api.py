@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import PathLike, fspath
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from .budgets import Budget, Evaluate
 from .coding import EFFORTS
 from .container import read_lazily, read_tensor
-from .engine.activations import check_inputs, load_inputs
+from .engine.activations import check_inputs, count_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
 from .engine.copying import copied
 from .engine.naming import fit_names, fit_sites
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
-from .errors import ConfigError, require
+from .errors import ConfigError, LossWarning, require
 from .methods import Activations, Method
 from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
@@ -111,21 +112,28 @@ def compress(
         recipe = replace(recipe, activations=Activations.of(activations))
     _check_untrained(make_plan(model, recipe))
     check_finite(model)
+    if count := count_inputs(model):
+        warnings.warn(
+            f"{count} inputs or outputs of layers are quantized, by a file that was loaded. They "
+            "are in float in the new one; activations= quantizes them again.",
+            LossWarning,
+            stacklevel=3,
+        )
     memory: dict[str, Any] | None = None if goal is None else {}
 
     def run(recipe: Recipe) -> CodedModel:
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        made = replace(pipeline.run(copied(model).eval(), source), effort=effort)
-        return made if metadata else made.without_metadata()
+        made = replace(pipeline.run(copied(model).eval(), _stored(source)), effort=effort)
+        return made.explained() if metadata else made.without_metadata()
 
     if goal is None:
         _check_no_goal(evaluate, seconds, trace)
-        return run(recipe)
+        return _covering(run(recipe))
     budget = Budget(goal, evaluate, evaluations, seconds, trace, effort, workers)
     if calibration is not None:
         calibration = as_batches(calibration, model if forward is None else None)
-    return budget.meet(model, recipe, run, calibration, progress)
+    return _covering(budget.meet(model, recipe, run, calibration, progress))
 
 
 def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
@@ -136,7 +144,14 @@ def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) ->
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    return make_plan(unwrapped(model), Recipe.of(method, calibrated))
+    model = unwrapped(model)
+    made = make_plan(model, Recipe.of(method, calibrated))
+    trained = next((entry.trained for entry in made.entries if entry.trained), None)
+    if trained is None:
+        return made
+    from .training.inputs import as_trained  # noqa: PLC0415  (seconds, for training only)
+
+    return as_trained(model, made, trained)
 
 
 @overload
@@ -227,6 +242,20 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``.
     """
     return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
+
+
+def _stored(source: str) -> str:
+    if not source:
+        return ""
+    from .sources.spec import unmistakable  # noqa: PLC0415  (not needed to load a file)
+
+    return unmistakable(source)
+
+
+def _covering(coded: CodedModel) -> CodedModel:
+    """Return the network, with a warning where most of it is left in float."""
+    coded.doubt(stacklevel=4)
+    return coded
 
 
 def _check_untrained(plan: Plan) -> None:

@@ -13,6 +13,12 @@
     ├── WorkerError (ChildProcessError) a process that was to share the work ended early
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
+and the warnings::
+
+    FewbitsWarning (UserWarning)
+    ├── CoverageWarning                 less than half of the weights are quantized
+    └── LossWarning                     something of a compressed network does not go on
+
 Every message says what failed, where, what was received, and what to do.
 """
 
@@ -26,7 +32,10 @@ __all__ = [
     "CalibrationError",
     "ConfigError",
     "CorruptFileError",
+    "CoverageWarning",
     "FewbitsError",
+    "FewbitsWarning",
+    "LossWarning",
     "MissingExtraError",
     "ModelError",
     "SourceError",
@@ -81,6 +90,18 @@ class MissingExtraError(FewbitsError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed. "
             f'Run: pip install "fewbits[{extra}]"'
         )
+
+
+class FewbitsWarning(UserWarning):
+    """Base of the warnings that have a category of their own."""
+
+
+class CoverageWarning(FewbitsWarning):
+    """Less than half of the weights of a compressed network are quantized."""
+
+
+class LossWarning(FewbitsWarning):
+    """Something that a compressed network holds does not go on: a grid, a codebook, ..."""
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:

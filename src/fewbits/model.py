@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 
 from torch import Tensor, nn
 
-from .coded import CodedTensor, Contents, SizeReport
+from .coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
 from .container import LazyTensors, encode, measure, write
 from .engine.activations import check_inputs, load_inputs
 from .engine.bridge import to_torch, torch_dtype
 from .engine.loading import load_values, plain_targets, unsuited
 from .engine.naming import fit_names, fitted
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, CoverageWarning, ModelError
 from .planning import Plan
 from .search import Trace
 
@@ -75,7 +76,12 @@ class CodedModel:
 
     def size_report(self, effort: str | None = None) -> SizeReport:
         """Return the itemised size; its rows sum to the file's length exactly."""
-        return measure(self.encode(effort))
+        return replace(measure(self.encode(effort)), reasons=self.plan.reasons)
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the network is quantized, and the largest of the rest."""
+        return Coverage.of_tensors(self.tensors, self.plan.reasons)
 
     @property
     def bits_per_weight(self) -> float:
@@ -92,6 +98,23 @@ class CodedModel:
         made = replace(self, trace=trace)
         made._files.update(self._files)
         return made
+
+    def doubt(self, stacklevel: int = 1) -> None:
+        """Warn (:class:`CoverageWarning`) where less than half of the network is quantized."""
+        if text := self.coverage.warning:
+            warnings.warn(text, CoverageWarning, stacklevel=stacklevel + 1)
+
+    def explained(self) -> CodedModel:
+        """Return the same network, whose file tells why its largest tensor is left in float.
+
+        Where less than half of it is quantized; the others' files need not.
+        """
+        found = self.coverage
+        if not found.low or not found.reason:
+            return self
+        why: JSONValue = {found.largest: found.reason}
+        metadata = {**self.contents.metadata, "skipped": why}
+        return replace(self, contents=replace(self.contents, metadata=metadata))
 
     def without_metadata(self) -> CodedModel:
         """Return the same network, whose file holds neither recipe nor source: some bytes less.
@@ -116,6 +139,33 @@ class CodedModel:
         load_into(contents.tensors, contents.aliases, model, "the compressed network")
         load_inputs(unwrapped(model), contents.activations)
         return model
+
+    def __repr__(self) -> str:
+        told = f"{self.coverage}; not encoded yet"
+        if self.effort in self._files:  # what is long to compute is not computed to be shown
+            told = self.size_report().summary
+        inputs = len(self.contents.activations)
+        also = f", {inputs} quantized inputs" if inputs else ""
+        return (
+            f"<CodedModel of {len(self.tensors)} tensors{also}: {told}>\n"
+            "print(coded.plan) and print(coded.size_report()) list every tensor"
+        )
+
+    def _repr_html_(self) -> str:
+        reasons = self.plan.reasons
+        rows = (
+            (name, _kind(tensor), "x".join(map(str, tensor.shape)), reasons.get(name, ""))
+            for name, tensor in self.tensors.items()
+        )
+        told = repr(self).partition("\n")[0].strip("<>")
+        notes = "; ".join(self.notes)
+        names = ("tensor", "kind", "shape", "reason")
+        return html_table(names, rows, title=told, footer=notes)
+
+
+def _kind(tensor: CodedTensor) -> str:
+    kind = type(tensor).__name__.removesuffix("Tensor").lower()
+    return f"{kind} {tensor.dtype}" if kind == "raw" else kind
 
 
 def state_dict(tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:

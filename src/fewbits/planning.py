@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from .coded import Coverage, html_table
 from .engine.patterns import selected, unmatched
 from .engine.targets import Survey, Target, survey
 from .errors import ModelError, TargetError
@@ -51,6 +52,7 @@ class Plan:
         kept: name to reason of every other tensor.
         aliases: other names of tied tensors, each to the name that is coded.
         exact: of the tensors that are kept, those that share memory: stored as they are.
+        sizes: number of values of every floating-point tensor by name, tied ones once.
     """
 
     recipe: Recipe
@@ -58,6 +60,19 @@ class Plan:
     kept: Mapping[str, str]
     aliases: Mapping[str, str]
     exact: frozenset[str] = frozenset()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why tensors are left in float, by name."""
+        left = {e.target.name: e.reason for e in self.entries if not (e.method or e.trained)}
+        return {**self.kept, **left}
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the network the recipe quantizes, and the largest of the rest."""
+        coded = {e.target.name for e in self.entries if e.method or e.trained}
+        return Coverage.of(self.sizes, coded, self.reasons)
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -103,15 +118,28 @@ class Plan:
             "weights": [entry.to_dict() for entry in self.entries],
             "kept": dict(self.kept),
             "aliases": dict(self.aliases),
+            "quantized": self.coverage.to_dict(),
         }
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = [
             (e.target.name, e.target.kind, _short(e.trained or e.method), e.reason)
             for e in self.entries
         ]
         rows += [(name, "-", "keep", reason) for name, reason in self.kept.items()]
         rows += [(name, "-", "tied", f"same tensor as {to}") for name, to in self.aliases.items()]
+        return rows
+
+    def __repr__(self) -> str:
+        count = len(self.entries) + len(self.kept)
+        return f"<Plan for {count} tensors, which print() lists: {self.coverage}>"
+
+    def _repr_html_(self) -> str:
+        names = ("tensor", "kind", "method", "reason")
+        return html_table(names, self._rows(), footer=str(self.coverage))
+
+    def __str__(self) -> str:
+        rows = self._rows()
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = [
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
@@ -134,15 +162,18 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             f"recurrent or attention layer among its modules ({type(model).__name__})."
         )
     meant = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
-    for rule, names in zip(recipe.rules, meant, strict=True):
-        if not names:
+    for rule, chosen in zip(recipe.rules, meant, strict=True):
+        if not chosen:
             raise unmatched(rule.match, found.targets)
     entries = tuple(
         _entry(target, [r for r, n in zip(recipe.rules, meant, strict=True) if target.name in n])
         for target in found.targets
     )
     _check_views(found, entries)
-    return Plan(recipe, entries, found.others, found.aliases, frozenset(found.overlaps))
+    state = model.state_dict()
+    names = [n for n in state if n not in found.aliases and state[n].is_floating_point()]
+    sizes = {name: state[name].numel() for name in names}
+    return Plan(recipe, entries, found.others, found.aliases, frozenset(found.overlaps), sizes)
 
 
 def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:

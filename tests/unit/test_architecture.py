@@ -48,8 +48,8 @@ MAY = {
     "yaml_text": set(),
     "stages": {"errors", "methods", "schedule"},
     "recipe": {"errors", "methods", "registry", "stages", "yaml_text"},
-    "planning": {"errors", "engine", "methods", "recipe"},
-    "search": {"errors"},
+    "planning": {"errors", "coded", "engine", "methods", "recipe"},
+    "search": {"errors", "coded"},
     "model": {"errors", "coded", "container", "engine", "planning", "search"},
     "sources": {"errors", "registry", "progress", "engine"},
     "report": {"errors", "coded"},
@@ -135,4 +135,12 @@ def test_public_names():
 
 def test_import_and_inspect_need_no_torch():
     code = "import sys, fewbits; fewbits.inspect; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compressing_waits_for_no_import_of_training_or_data():
+    code = (
+        "import sys, torch, fewbits; fewbits.compress, fewbits.plan; "
+        "assert not {'fewbits.training', 'fewbits.sources', 'lightning_fabric'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

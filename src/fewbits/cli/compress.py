@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..coded import Coverage
 from ..report import plan_table
 from . import options as shared
 from .budget import (
@@ -23,7 +24,7 @@ from .choice import choose, with_activations
 from .progress import listening
 from .train import order_of
 from .training_options import with_training
-from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, note, verb
+from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, doubt, note, verb
 
 __all__ = ["compress"]
 
@@ -138,8 +139,7 @@ def compress(
 
     job = Job(model, weights, data, chosen, batch_size=batch_size, wanted=wanted)
     if dry_run or out is None:
-        plan = job.plan()
-        return Outcome({"plan": plan}, (plan_table(plan),))
+        return _planned(job.plan())
     if evaluate:
         job.check_can_judge()
     with listening() as progress:
@@ -156,6 +156,12 @@ def compress(
     for text in remarks(done.coded):
         note(f"note: {text}")
     return Outcome(done.to_dict(), done.shown())
+
+
+def _planned(plan: dict[str, Any]) -> Outcome:
+    covered = Coverage.of_dict(plan["quantized"])
+    doubt(covered)
+    return Outcome({"plan": plan, "quantized": covered.to_dict()}, (plan_table(plan),))
 
 
 def _train(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..container import inspect as look
 from ..errors import ConfigError
 from ..report import comparison_table
 from .progress import listening
@@ -43,6 +44,8 @@ def demo(
         f"accuracy: of each file read back, on test images. Files are in {out}/. Look inside: "
         f"fewbits inspect {out / rows[1].file}"
     )
-    table = comparison_table(rows, footer=footer)
+    covered = look(out / rows[1].file).report.coverage
+    table = comparison_table(rows, footer=f"{covered}\n{footer}")
     found = {"folder": str(out), "training_seconds": seconds, "rows": [r.to_dict() for r in rows]}
+    found["quantized"] = covered.to_dict()
     return Outcome(found, (table,))

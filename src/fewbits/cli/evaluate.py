@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..container import inspect as look
 from ..report import noise_table
 from . import options as shared
 from .progress import listening
 from .stored import stored_source
-from .verb import NOT_MET, DecodeWorkers, Json, MaxDecoded, Outcome, in_bytes, verb
+from .verb import NOT_MET, DecodeWorkers, Json, MaxDecoded, Outcome, doubt, in_bytes, verb
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ def evaluate(
     from ..sources import load_data, load_model  # noqa: PLC0415
 
     batches = load_data(data).batches("test", batch_size)
-    empty = load_model(source, pretrained=False).module
+    empty = load_model(source, pretrained=False, fetch=model is not None).module
     limit = in_bytes(max_decoded_mib)
     before = _multiplications(empty, batches) if transform_domain else 0
     network = load(
@@ -77,8 +78,11 @@ def evaluate(
         found = judge(network, batches, progress=progress)
         noisy = _under_noise(network, batches, sizes, how) if sizes else []
     met = wanted is None or found.accuracy >= wanted
+    covered = look(file).report.coverage
+    doubt(covered)
     shown = {"file": str(file), "model": source, "data": data, **found.to_dict()}
-    told = f"{file}: {found}"
+    shown["quantized"] = covered.to_dict()
+    told = f"{file}: {found}; {covered}"
     if transform_domain:
         after = _multiplications(network, batches)
         shown["multiplications"] = {"layers": before, "pairs": after}

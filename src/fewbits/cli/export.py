@@ -47,7 +47,7 @@ def export(
 
     batch = next(iter(load_data(data).batches("test", _SAMPLES, _SAMPLES)))
     example = batch[0] if isinstance(batch, (tuple, list)) else batch
-    network = load_model(source, pretrained=False).module
+    network = load_model(source, pretrained=False, fetch=model is not None).module
     made = export_onnx(file, network, out, example)
     told = {
         "file": str(made.path),

@@ -22,7 +22,7 @@ from ..report import (
 )
 from .indices import entropy_row, histogram, index_matrices
 from .stored import uses_of
-from .verb import Json, Outcome, verb
+from .verb import Json, Outcome, doubt, verb
 
 __all__ = ["inspect"]
 
@@ -66,7 +66,8 @@ def inspect(
     modules = {row.name.rpartition(".")[0] for row in info.report.rows}
     lines += [_told(site, grid, modules) for site, grid in info.activations.items()]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
-    told = info.to_dict()
+    told = {**info.to_dict(), "quantized": info.report.coverage.to_dict()}
+    doubt(info.report.coverage)
     if entropy or tensor is not None:
         found = index_matrices(file)
         if entropy:

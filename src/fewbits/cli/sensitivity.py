@@ -10,7 +10,7 @@ from ..report import sensitivity_table
 from . import options as shared
 from .lists import whole_numbers
 from .progress import listening
-from .verb import Json, Outcome, verb
+from .verb import Json, Outcome, doubt, verb
 
 __all__ = ["sensitivity"]
 
@@ -50,7 +50,7 @@ def sensitivity(
     from .survey import layer_rows  # noqa: PLC0415  (brings torch)
 
     with listening() as progress:
-        rows = layer_rows(
+        rows, covered = layer_rows(
             (model, weights, data),
             (method, widths),
             selection=selection,
@@ -61,4 +61,6 @@ def sensitivity(
             progress=progress,
         )
     told = [row.to_dict() for row in rows]
-    return Outcome({"model": model, "data": data, "rows": told}, (sensitivity_table(told),))
+    doubt(covered)
+    found = {"model": model, "data": data, "rows": told, "quantized": covered.to_dict()}
+    return Outcome(found, (sensitivity_table(told, coverage=covered),))

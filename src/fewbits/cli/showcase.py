@@ -75,7 +75,8 @@ def compare(folder: Path, seed: int, progress: Progress) -> list[Comparison]:
         restored = load(path, into=load_model(SOURCE, pretrained=False).module)
         accuracy = evaluate(restored, data.batches("test")).accuracy
         costs = (size, report.bits_per_weight, report.compression_ratio, seconds)
-        rows.append(Comparison(method.name, width, accuracy, *costs, path.name))
+        told = (path.name, coded.coverage.share)
+        rows.append(Comparison(method.name, width, accuracy, *costs, *told))
     return rows
 
 

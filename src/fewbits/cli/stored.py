@@ -17,6 +17,7 @@ __all__ = ["stored_source", "uses_of"]
 def stored_source(file: Path, data: str) -> str:
     """Return how the file says its network is built.
 
+    Whoever builds it passes ``fetch=False``: a file names what may be built, not what is fetched.
     Of one's own modules, a file may only name the one that the command line names too: otherwise
     a file from elsewhere could have any installed function called.
     """
@@ -24,6 +25,11 @@ def stored_source(file: Path, data: str) -> str:
     if not isinstance(source, str) or not source:
         raise SourceError(f"{file}: does not say how to build its network. Add --model SOURCE.")
     scheme, _, attribute = source.partition(":")
+    if attribute.startswith(("//", "\\\\")):
+        raise SourceError(
+            f"{file}: names the network {source!r}, which is on another machine. "
+            f"Add --model {source} if you trust it."
+        )
     listed = scheme in ("builtin", "transformers", "timm", "torchvision")
     named = attribute.isidentifier() and scheme == data.partition(":")[0]
     if not (listed or named):
@@ -47,7 +53,7 @@ def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:
     from ..engine.uses import count_uses  # noqa: PLC0415
     from ..sources import load_data, load_model  # noqa: PLC0415
 
-    network = load(file, into=load_model(source, pretrained=False).module)
+    network = load(file, into=load_model(source, pretrained=False, fetch=model is not None).module)
     batch = next(iter(load_data(data).batches("test", 1)), None)
     if batch is None:
         raise ConfigError(f"data {data!r} has no sample to run the network on.")

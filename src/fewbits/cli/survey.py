@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 import typer
 
+from .. import api
 from ..budgets import has_slope
+from ..coded import Coverage
 from ..container import write
 from ..engine.copying import copied
 from ..errors import BudgetError, ConfigError
@@ -47,8 +49,11 @@ def layer_rows(
     seed: int,
     effort: str,
     progress: Progress,
-) -> list[LayerHarm]:
-    """Return the harm of every layer alone; ``source`` is (model, checkpoint, data)."""
+) -> tuple[list[LayerHarm], Coverage]:
+    """Return the harm of every layer alone, and how much of the network they are together.
+
+    ``source`` is (model, checkpoint, data).
+    """
     name, widths = quantizer
     refuse_training(name)
     network, data = load_model(*source[:2]), load_data(source[2])
@@ -63,16 +68,18 @@ def layer_rows(
             return judge(model, batches).accuracy
 
         data = with_selection(data) if selection == data.source else data
-    return measure_layers(
+    chosen = from_settings({"method": name})
+    rows = measure_layers(
         network.module,
         data.batches("calibration", batch_size, samples, seed),
-        from_settings({"method": name}),
+        chosen,
         widths,
         evaluate=score,
         effort=effort,
         seed=seed,
         progress=progress,
     )
+    return rows, api.plan(network.module, chosen).coverage
 
 
 class Curve:
@@ -132,7 +139,11 @@ class Curve:
             return {"bytes": None, "missed": str(error)}
         report = coded.size_report()
         seconds = time.perf_counter() - began
-        found = {"bytes": report.file_bytes, "bits_per_weight": report.bits_per_weight}
+        found: dict[str, Any] = {
+            "bytes": report.file_bytes,
+            "bits_per_weight": report.bits_per_weight,
+        }
+        found["quantized"] = coded.coverage.to_dict()
         found["score"] = self._score(coded)
         if coded.trace is not None and coded.trace.best is not None:
             found["slope"] = coded.trace.best.slope

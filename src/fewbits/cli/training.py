@@ -61,6 +61,7 @@ class _Done:
             "history": self.fitted.history,
         }
         report = {"size": self.coded.size_report().to_dict(), "plan": self.coded.plan.to_dict()}
+        report["quantized"] = self.coded.coverage.to_dict()
         return {**found, **report, "notes": [*self.notes, *self.coded.notes]}
 
     def shown(self) -> tuple[Table | str, ...]:
@@ -123,6 +124,8 @@ def _carried_out(
         release(fabric)
         return Outcome({}, silent=True)
     coded = coded if order.metadata else coded.without_metadata()
+    for text in coded.notes:
+        note(f"note: {text}")
     out = Path(order.out)
     coded.save(out, workers=workers)
     seconds = time.perf_counter() - started

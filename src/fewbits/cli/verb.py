@@ -1,7 +1,8 @@
 """What all verbs share: how an outcome is printed, and how an error becomes an exit code.
 
 A verb returns an :class:`Outcome` and prints nothing. With ``--json`` standard output gets one JSON
-object and nothing else; whatever people's own code prints goes to standard error.
+object and nothing else; whatever people's own code prints goes to standard error. Our own warnings
+are told there in one line each, and with ``--json`` in the list "warnings".
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeAlias
@@ -19,7 +21,8 @@ from typing import Annotated, Any, ParamSpec, TypeAlias
 import typer
 from rich.console import Console
 
-from ..errors import BudgetError, ConfigError, FewbitsError
+from ..coded import Coverage
+from ..errors import BudgetError, ConfigError, CoverageWarning, FewbitsError, FewbitsWarning
 from ..report import Table, printable, show
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Outcome",
     "Workers",
     "check_output",
+    "doubt",
     "in_bytes",
     "note",
     "print_error",
@@ -85,7 +89,7 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json"))
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), _hearing() as heard:
                 outcome = function(*args, **kwargs)
         except BudgetError as error:
             _fail(type(error).__name__, str(error), as_json, NOT_MET)
@@ -101,11 +105,38 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _fail("KeyboardInterrupt", "interrupted", as_json, 130)
         else:
+            if heard:
+                outcome = replace(outcome, data={**outcome.data, "warnings": heard})
             if not outcome.silent:
                 _print(outcome, as_json)
             raise typer.Exit(outcome.exit_code)
 
     return run
+
+
+@contextmanager
+def _hearing() -> Iterator[list[str]]:
+    """Tell our own warnings on standard error, each text once, and yield the list of them."""
+    heard: list[str] = []
+    others = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, FewbitsWarning):
+            others(message, category, *where, **more)
+        elif str(message) not in heard:
+            heard.append(str(message))
+            note(f"warning: {printable(str(message))}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FewbitsWarning)
+        warnings.showwarning = tell
+        yield heard
+
+
+def doubt(coverage: Coverage) -> None:
+    """Warn where less than half of a network is quantized."""
+    if coverage.warning:
+        warnings.warn(coverage.warning, CoverageWarning, stacklevel=2)
 
 
 def note(text: str) -> None:

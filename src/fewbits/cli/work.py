@@ -52,6 +52,7 @@ class Done:
         if coded.trace is not None:
             found["trace"] = coded.trace.to_dict()
         report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
+        report["quantized"] = coded.coverage.to_dict()
         return {**found, **report, "notes": [*self.notes, *coded.notes]}
 
     def shown(self) -> tuple[Table | str, ...]:
@@ -215,12 +216,8 @@ def selecting(data: DataSource | None, named: str | None) -> tuple[DataSource | 
 
 
 def summary(coded: CodedModel) -> str:
-    """Return the size in one line."""
-    report = coded.size_report()
-    return (
-        f"{report.file_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight, "
-        f"{report.compression_ratio:.1f}x smaller than float32"
-    )
+    """Return the size, and how much is quantized, in one line."""
+    return coded.size_report().summary
 
 
 def remarks(coded: CodedModel) -> list[str]:

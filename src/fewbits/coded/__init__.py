@@ -1,7 +1,9 @@
 """The currency: what a method returns, the container stores, and the report counts."""
 
+from .coverage import Coverage
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .places import Place, site_name
+from .shown import html_table, printable, shortened
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
@@ -30,6 +32,7 @@ __all__ = [
     "CodebookTensor",
     "CodedTensor",
     "Contents",
+    "Coverage",
     "Energy",
     "GridTensor",
     "JSONValue",
@@ -44,7 +47,10 @@ __all__ = [
     "Use",
     "energy_of",
     "entropy_of",
+    "html_table",
     "network_values",
+    "printable",
+    "shortened",
     "site_name",
     "terms_of",
     "value_counts",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from .coverage import Coverage
+from .shown import html_table
+from .tensors import FLOAT_DTYPES
 
 __all__ = ["SizeReport", "SizeRow"]
 
@@ -20,6 +25,7 @@ class SizeRow:
         float_bytes: bytes of the same tensor uncompressed: 4 per floating-point value.
         payload: bytes of coded symbols (or raw data).
         side: bytes of everything else that belongs to it (steps, offsets, scales, codebooks).
+        dtype: of the tensor; empty for parts that are none.
     """
 
     name: str
@@ -30,6 +36,7 @@ class SizeRow:
     float_bytes: int
     payload: int
     side: int
+    dtype: str = "float32"
 
     @property
     def bytes(self) -> int:
@@ -49,9 +56,13 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class SizeReport:
-    """Rows of one file. ``file_bytes`` is their sum, and the file's length on disk."""
+    """Rows of one file. ``file_bytes`` is their sum, and the file's length on disk.
+
+    ``reasons``, where they are known: name to why a tensor is left in float.
+    """
 
     rows: tuple[SizeRow, ...]
+    reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def file_bytes(self) -> int:
@@ -79,6 +90,23 @@ class SizeReport:
         """Uncompressed bytes divided by the file's bytes."""
         return self.float_bytes / max(1, self.file_bytes)
 
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the network is quantized, and the largest of the rest."""
+        tensors = [row for row in self.rows if row.kind not in ("shared", "file")]
+        sizes = {row.name: row.elements for row in tensors if row.dtype in FLOAT_DTYPES}
+        coded = {row.name for row in tensors if row.kind != "raw"}
+        plain = {row.name: "a vector" for row in tensors if len(row.shape) < 2}
+        return Coverage.of(sizes, coded, {**plain, **self.reasons})
+
+    @property
+    def summary(self) -> str:
+        """The totals in one line."""
+        return (
+            f"{self.file_bytes:,} bytes, {self.bits_per_weight:.3f} bits per weight, "
+            f"{self.compression_ratio:.1f}x smaller than float32; {self.coverage}"
+        )
+
     def to_dict(self) -> dict[str, object]:
         """Return the totals and the rows as JSON-ready values."""
         return {
@@ -87,6 +115,7 @@ class SizeReport:
             "weights": self.weights,
             "bits_per_weight": self.bits_per_weight,
             "compression_ratio": self.compression_ratio,
+            "quantized": self.coverage.to_dict(),
             "rows": [asdict(row) | {"bytes": row.bytes} for row in self.rows],
         }
 
@@ -100,8 +129,24 @@ class SizeReport:
                 f"{row.name:{width}}  {row.kind:9} {row.elements:>10,} {row.bytes:>9,}"
                 f" {row.side:>7,} {bits}"
             )
-        lines.append(
-            f"{self.file_bytes:,} bytes, {self.bits_per_weight:.3f} bits per weight, "
-            f"{self.compression_ratio:.1f}x smaller than float32"
+        return "\n".join([*lines, self.summary])
+
+    def __repr__(self) -> str:
+        return f"<SizeReport of {len(self.rows)} rows: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        names = ("tensor", "kind", "shape", "codec", "values", "bytes", "side", "bits")
+        rows = (
+            (
+                row.name,
+                row.kind,
+                "x".join(map(str, row.shape)),
+                row.codecs,
+                f"{row.elements:,}" if row.elements else "",
+                f"{row.bytes:,}",
+                f"{row.side:,}",
+                f"{row.bits_per_element:.2f}" if row.elements else "",
+            )
+            for row in self.rows
         )
-        return "\n".join(lines)
+        return html_table(names, rows, footer=self.summary, numbers=(4, 5, 6, 7))

@@ -294,3 +294,8 @@ class Contents:
         for alias, name in self.aliases.items():
             require(name in self.tensors, f"aliases[{alias!r}]", "the name of a tensor", name)
             require(alias not in self.tensors, "aliases", "names that are not tensors", alias)
+
+    def __repr__(self) -> str:
+        counts = {"tensors": self.tensors, "aliases": self.aliases, "grids": self.activations}
+        told = ", ".join(f"{len(entries)} {what}" for what, entries in counts.items() if entries)
+        return f"<Contents: {told or 'nothing'}>"

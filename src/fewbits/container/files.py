@@ -8,11 +8,19 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from ..coded import ActivationGrid, CodedTensor, Contents, JSONValue, SizeReport
+from ..coded import (
+    ActivationGrid,
+    CodedTensor,
+    Contents,
+    JSONValue,
+    SizeReport,
+    html_table,
+    shortened,
+)
 from ..coding.workers import Workers, usable_workers
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
@@ -56,6 +64,22 @@ class FileInfo:
             "activations": {name: asdict(grid) for name, grid in self.activations.items()},
             "metadata": dict(self.metadata),
         }
+
+    def __repr__(self) -> str:
+        version = ".".join(map(str, self.version))
+        inputs = f", {len(self.activations)} quantized inputs" if self.activations else ""
+        return (
+            f"<FileInfo of {shortened(self.path)}, format {version}: {len(self.report.rows)} parts"
+            f"{inputs}, {self.report.summary}>"
+        )
+
+    def _repr_html_(self) -> str:
+        told = (f"{key}: {shortened(str(value), 200)}" for key, value in self.metadata.items())
+        rows = [(f"input {site}", f"{grid.bits} bits") for site, grid in self.activations.items()]
+        rows += [(alias, f"same tensor as {name}") for alias, name in self.aliases.items()]
+        more = html_table(("also", ""), rows) if rows else ""
+        head = html_table((self.path,), [(line,) for line in told])
+        return f"{head}{self.report._repr_html_()}{more}"
 
 
 def write(data: bytes, path: str | os.PathLike[str]) -> None:
@@ -135,7 +159,7 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
             return FileInfo(
                 path=os.fspath(path),
                 version=opened.version,
-                report=size_report(opened),
+                report=replace(size_report(opened), reasons=_skipped(opened.header.metadata)),
                 aliases=opened.header.aliases,
                 activations=decode_activations(opened),
                 metadata=opened.header.metadata,
@@ -148,6 +172,13 @@ def measure(data: bytes) -> SizeReport:
     """Return where the bytes of the file ``data`` went; the rows sum to ``len(data)``."""
     with guard("the file"):
         return size_report(open_file(data))
+
+
+def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:
+    """Return why tensors are left in float, as far as the file tells."""
+    told = metadata.get("skipped")
+    found = told.items() if isinstance(told, dict) else ()
+    return {name: why for name, why in found if isinstance(why, str)}
 
 
 @contextmanager

@@ -68,6 +68,7 @@ def _tensor_row(name: str, entry: Entry, tally: _Tally) -> SizeRow:
         float_bytes=width * elements,
         payload=tally.payload,
         side=tally.side,
+        dtype=entry.dtype,
     )
 
 
@@ -75,9 +76,9 @@ def _other_rows(opened: Opened, tallies: dict[str, _Tally]) -> list[SizeRow]:
     rows = []
     for place in range(len(opened.header.codebooks)):
         name = f"(codebook {place})"
-        rows.append(SizeRow(name, "shared", (), "", 0, 0, 0, tallies[name].side))
+        rows.append(SizeRow(name, "shared", (), "", 0, 0, 0, tallies[name].side, ""))
     if "(activations)" in tallies:
         side = tallies["(activations)"].side
-        rows.append(SizeRow("(activations)", "file", (), "", 0, 0, 0, side))
-    rows.append(SizeRow("(header)", "file", (), "", 0, 0, 0, opened.payload_start))
+        rows.append(SizeRow("(activations)", "file", (), "", 0, 0, 0, side, ""))
+    rows.append(SizeRow("(header)", "file", (), "", 0, 0, 0, opened.payload_start, ""))
     return rows

@@ -22,6 +22,7 @@ __all__ = [
     "OutputHook",
     "apply_grid",
     "check_inputs",
+    "count_inputs",
     "hooks_of",
     "install_inputs",
     "load_inputs",
@@ -199,6 +200,14 @@ def remove_inputs(model: nn.Module) -> int:
         for key in [key for key, hook in after.items() if _is_ours(hook)]:
             found += _is_fixed(after.pop(key))
     return found
+
+
+def count_inputs(model: nn.Module) -> int:
+    """Return how many inputs and outputs of modules a file has put on grids."""
+    modules = list(model.modules())
+    hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    hooks += [hook for module in modules for hook in module._forward_hooks.values()]
+    return sum(map(_is_fixed, hooks))
 
 
 def _is_fixed(hook: object) -> bool:

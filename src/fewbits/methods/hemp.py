@@ -68,6 +68,8 @@ class HEMP:
     summary: ClassVar[str] = "trains towards a low entropy of the indices, for small files"
     paper: ClassVar[str] = "Tartaglione et al. 2021"
 
+    keeps_levels: ClassVar[bool] = True
+
     levels: int = 15
     spacing: str = "lloyd"
     order: int = 1

@@ -256,12 +256,16 @@ class HempCourse:
         line.weight.write(matrix + moved + alphabet.moved(inside - units))
 
     def _refit(self) -> None:
+        sharing: dict[tuple[float, ...], list[Line]] = {}
         for line in self._lines.values():
-            alphabet = line.alphabet
-            if not alphabet.even:
-                count = len(alphabet.levels)
-                levels = lloyd_max(line.units(), count, alphabet.levels, iterations=10)
-                line.rounding.alphabet = alphabet.with_levels(levels.to(line.target))
+            if not line.alphabet.even:
+                sharing.setdefault(tuple(line.alphabet.levels.tolist()), []).append(line)
+        for lines in sharing.values():  # one codebook stays one
+            before = lines[0].alphabet.levels
+            units = torch.cat([line.units().reshape(-1) for line in lines])
+            levels = lloyd_max(units, len(before), before, iterations=10).to(before)
+            for line in lines:
+                line.rounding.alphabet = line.alphabet.with_levels(levels)
 
 
 def _steering(method: HEMP) -> Steering | None:

@@ -48,7 +48,7 @@ def find_inputs(
         if left:
             warnings.warn(
                 f"inputs stay in float: {'; '.join(left)}. Weights of these layers are quantized.",
-                stacklevel=5,
+                stacklevel=6,
             )
     return [(site, chosen.is_wide(site)) for site in sites]
 
@@ -76,7 +76,7 @@ def settle_scales(
             warnings.warn(
                 f"layer {(*own, name)[0]!r}: its DoReFa weights are from -1 to 1, and no "
                 "normalization follows that makes up for it. Use rescale='auto'.",
-                stacklevel=5,
+                stacklevel=6,
             )
         if line.bits != FLOAT:
             line.refit()

@@ -161,7 +161,10 @@ class InputCourse(Course, Protocol):
 
 @runtime_checkable
 class TrainedMethod(Protocol):
-    """A way to compress by training: a frozen, keyword-only dataclass registered in ``TRAINED``."""
+    """A way to compress by training: a frozen, keyword-only dataclass registered in ``TRAINED``.
+
+    One that trains each weight on the levels that it starts with says so: ``keeps_levels`` is true.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]

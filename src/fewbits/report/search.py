@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..coded import Coverage
 from .table import Column, Table
 
 __all__ = ["sensitivity_table", "sweep_table", "trace_table"]
@@ -36,8 +37,13 @@ def score_text(score: float | None) -> str:
     return "-" if score is None else f"{score:.4f}"
 
 
-def sensitivity_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """Return one line per weight and width of ``LayerHarm.to_dict()``, as they are ordered."""
+def sensitivity_table(
+    rows: Sequence[Mapping[str, Any]], title: str = "", coverage: Coverage | None = None
+) -> Table:
+    """Return one line per weight and width of ``LayerHarm.to_dict()``, as they are ordered.
+
+    ``coverage``: of all of these weights together.
+    """
     scored = any(row["score"] is not None for row in rows)
     names = ["tensor", "method", "bits", "bytes", "saved", "layer error", "output MSE", "KL"]
     names += [*(["score"] if scored else []), "KL per saved kB"]
@@ -50,12 +56,16 @@ def sensitivity_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Tab
         lines.append(tuple(line))
     columns = tuple(Column(name, place > 1) for place, name in enumerate(names))
     footer = "each weight quantized alone; the most harm per byte saved comes first"
+    if coverage is not None:
+        footer += f"; together {coverage}"
     return Table(columns, tuple(lines), title, footer)
 
 
 def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
     """Return one line per point of ``Sweep.to_dict()``, the smallest files first."""
-    names = ("method", "settings", "goal", "score", "bytes", "bits/weight", "seconds")
+    names = ("method", "settings", "goal", "score", "bytes", "bits/weight", "quantized", "seconds")
+    told = ((id(p), p.get("quantized")) for p in sweep["points"])
+    covering = {place: Coverage.of_dict(values) for place, values in told if values}
     rows = []
     for point in sorted(sweep["points"], key=lambda p: p.get("bytes") or 0):
         settings = (f"{k}={v}" for k, v in point["settings"].items() if k != "method")
@@ -63,11 +73,15 @@ def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
         asked = "" if goal is None else f"{goal['limit']:,.0f} bytes"
         line = (point["settings"]["method"], " ".join(settings), asked)
         if point.get("bytes") is None:
-            rows.append((*line, "missed", "", "", ""))
+            rows.append((*line, "missed", "", "", "", ""))
             continue
         size = (f"{point['bytes']:,}", f"{point['bits_per_weight']:.3f}")
-        rows.append((*line, score_text(point["score"]), *size, f"{point['seconds']:.1f}"))
+        covered = covering.get(id(point))
+        share = "-" if covered is None else covered.percent
+        rows.append((*line, score_text(point["score"]), *size, share, f"{point['seconds']:.1f}"))
     columns = tuple(Column(name, place > 2) for place, name in enumerate(names))
     exact = sweep["float"]
     footer = f"float32: {exact['bytes']:,} bytes, score {score_text(exact['score'])}"
+    if covering:
+        footer += f"; {min(covering.values(), key=lambda one: one.share)}"
     return Table(columns, tuple(rows), title, footer)

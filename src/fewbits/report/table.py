@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..coded import printable
+
 __all__ = ["Column", "Table", "human_bytes", "printable", "show"]
 
 
@@ -68,11 +70,6 @@ def show(table: Table, console: Console) -> None:
     console.print(drawn)
     if table.footer:
         console.print(Text(printable(table.footer)))
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with control characters escaped: names in a file may hold any."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def human_bytes(count: int) -> str:

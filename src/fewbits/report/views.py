@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..coded import SizeReport
+from ..coded import Coverage, SizeReport
 from .table import Column, Table, human_bytes
 
 __all__ = [
@@ -32,6 +32,7 @@ class Comparison:
         ratio: float32 bytes of all tensors over the file's bytes.
         seconds: time to compress; None for what was not compressed.
         file: name of the file.
+        quantized: share of the weights that are; None for what is not compressed.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Comparison:
     ratio: float
     seconds: float | None
     file: str
+    quantized: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -76,7 +78,7 @@ def size_table(report: SizeReport, title: str = "") -> Table:
     total = ("total", "", "", "", "", "", f"{sum(r.side for r in report.rows):,}")
     footer = (
         f"{human_bytes(report.file_bytes)}, {report.bits_per_weight:.3f} bits per weight, "
-        f"{report.compression_ratio:.1f}x smaller than float32"
+        f"{report.compression_ratio:.1f}x smaller than float32; {report.coverage}"
     )
     return Table(columns, (*rows, (*total, f"{report.file_bytes:,}")), title, footer)
 
@@ -89,7 +91,8 @@ def comparison_table(rows: Iterable[Comparison], title: str = "", footer: str = 
         Column("accuracy", True),
         Column("bytes", True),
         Column("bits/weight", True),
-        Column("ratio", True),
+        Column("quantized", True),
+        Column("to float32", True),
         Column("seconds", True),
     )
     cells = tuple(
@@ -99,6 +102,7 @@ def comparison_table(rows: Iterable[Comparison], title: str = "", footer: str = 
             f"{row.accuracy:.2%}",
             f"{row.bytes:,}",
             f"{row.bits_per_weight:.2f}",
+            "" if row.quantized is None else f"{row.quantized:.1%}",
             f"{row.ratio:.1f}x",
             "" if row.seconds is None else f"{row.seconds:.1f}",
         )
@@ -114,16 +118,19 @@ def plan_table(plan: Mapping[str, Any], title: str = "") -> Table:
         (
             str(entry["name"]),
             "x".join(map(str, entry["shape"])),
-            str((entry["method"] or {}).get("method", "keep")),
-            ", ".join(filter(None, (_settings(entry["method"] or {}), entry["reason"]))),
+            str(method.get("method", "keep")),
+            ", ".join(filter(None, (_settings(method), entry["reason"]))),
         )
         for entry in plan["weights"]
+        for method in [entry.get("trained") or entry["method"] or {}]
     ]
-    coded = sum(entry["method"] is not None for entry in plan["weights"])
+    coded = sum(row[2] != "keep" for row in rows)
     rows += [(name, "", "keep", reason) for name, reason in plan["kept"].items()]
     rows += [(name, "", "tied", f"same tensor as {to}") for name, to in plan["aliases"].items()]
     stages = [*plan["recipe"].get("prepare", ()), *plan["recipe"].get("finish", ())]
     footer = f"{coded} of {len(rows)} tensors are quantized"
+    if "quantized" in plan:
+        footer += f"; {Coverage.of_dict(plan['quantized'])}"
     if stages:
         footer += f"; stages: {', '.join(stages)}"
     return Table(columns, tuple(rows), title, footer)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..coded import html_table, shortened
 from ..errors import ConfigError
 
 __all__ = ["SCHEMA", "Trace", "Trial"]
@@ -124,13 +125,27 @@ class Trace:
         found = [Trial.from_dict(trial) for trial in trials]
         return cls(goal, str(data.get("key")), reference, found, chosen, str(data.get("ended")))
 
-    def __str__(self) -> str:
-        rows = [("", "slope", "bytes", "bits/weight", "score", "seconds")]
+    def __repr__(self) -> str:
+        goal = ", ".join(f"{key}={value}" for key, value in self.goal.items())
+        best = "none within the budget yet" if self.best is None else f"best {self.best}"
+        ended = f"; {shortened(self.ended, 200)}" if self.ended else ""
+        return f"<Trace of {len(self.trials)} trials ({shortened(goal, 100)}): {best}{ended}>"
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        return html_table(head, rows, footer=self.ended, numbers=range(1, 6))
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("", "slope", "bytes", "bits/weight", "score", "seconds")]
         for place, trial in enumerate(self.trials):
             score = "-" if trial.score is None else f"{trial.score:.4f}"
             mark = "*" if place == self.chosen else ""
             size = (f"{trial.bytes:,}", f"{trial.bits_per_weight:.3f}")
             rows.append((mark, f"{trial.slope:.3e}", *size, score, f"{trial.seconds:.1f}"))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self._rows()
         widths = [max(len(row[k]) for row in rows) for k in range(6)]
         lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
         return "\n".join([*lines, *([self.ended] if self.ended else [])])

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..errors import SourceError, did_you_mean
 from .data import DataSource, IndexedSplit, labels_from
 from .images import IMAGE_OPTIONS, ImageReader
+from .offline import NOT_FETCHED, offline
 from .registries import DATA, MODELS
-from .spec import Spec, choice, optional_import, text
+from .spec import Spec, choice, is_path, optional_import, text
 
 __all__ = ["DatasetSplit", "datasets_data", "transformers_model"]
 
@@ -25,6 +26,8 @@ _TEST_NAMES = ("test", "validation", "val")
 @MODELS.register("transformers")
 def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
     """Load a network by the name of a hub or from a folder; code of the hub is never run.
+
+    A path ("./vit", "/models/vit") is a folder or a ``config.json``, and no hub is asked for it.
 
     Options: ``class=AutoModelForImageClassification`` (by default the class the configuration
     names) and ``weights=random``, which a ``config.json`` alone needs.
@@ -38,19 +41,34 @@ def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
             f"source {spec.text!r} is a configuration without weights. Add ?weights=random to "
             "build it with random ones, or --weights FILE to load trained ones."
         )
+    if is_path(name):
+        name = _existing(name, spec)
+    here: dict[str, Any] = {} if spec.fetch else {"local_files_only": True}
     try:
-        config = library.AutoConfig.from_pretrained(name)
-        builder = _model_class(library, config, options.get("class"), spec)
-        automatic = hasattr(builder, "from_config")
-        if not random:
-            model = builder.from_pretrained(name)
-        else:
-            model = builder.from_config(config) if automatic else builder(config)
+        with offline(not spec.fetch):
+            config = library.AutoConfig.from_pretrained(name, **here)
+            builder = _model_class(library, config, options.get("class"), spec)
+            automatic = hasattr(builder, "from_config")
+            if not random:
+                model = builder.from_pretrained(name, **here)
+            else:
+                model = builder.from_config(config) if automatic else builder(config)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise SourceError(f"source {spec.text!r}: transformers failed: {error}") from error
+        hint = "" if spec.fetch else NOT_FETCHED.format(source=spec.text)
+        raise SourceError(f"source {spec.text!r}: transformers failed: {error}{hint}") from error
     if not isinstance(model, nn.Module):
         raise SourceError(f"source {spec.text!r} gave a {type(model).__name__}, not a network.")
     return model
+
+
+def _existing(name: str, spec: Spec) -> str:
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise SourceError(
+            f"source {spec.text!r} is a path, and nothing is there (no hub is asked for a path). "
+            "Name the folder where it is now, as 'transformers:/path/to/folder' (--model)."
+        )
+    return str(path) if path.is_absolute() else name
 
 
 def _model_class(library: Any, config: Any, name: str | None, spec: Spec) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +11,7 @@ from .checkpoint import load_weights
 from .data import DataSource
 from .idx import has_idx_files
 from .registries import DATA, MODELS
-from .spec import parse, resolve
+from .spec import HUBS, as_path, parse, resolve
 
 __all__ = ["LoadedModel", "load_data", "load_model"]
 
@@ -22,7 +22,8 @@ class LoadedModel:
 
     Attributes:
         module: the network.
-        source: the string that names it; stored in files as metadata "source".
+        source: the string that names it, folders written as paths; stored in files as metadata
+            "source".
         weights: the checkpoint that was loaded on top, or None.
         untrained: whether it surely has random weights; of one's own code nobody can tell.
     """
@@ -34,7 +35,11 @@ class LoadedModel:
 
 
 def load_model(
-    source: str, weights: str | Path | None = None, *, pretrained: bool = True
+    source: str,
+    weights: str | Path | None = None,
+    *,
+    pretrained: bool = True,
+    fetch: bool = True,
 ) -> LoadedModel:
     """Build the network that ``source`` names, and load ``weights`` into it strictly.
 
@@ -43,18 +48,22 @@ def load_model(
             ``torchvision:NAME``.
         weights: a ``.safetensors`` or PyTorch checkpoint.
         pretrained: False builds the architecture only, for weights that come from elsewhere.
+        fetch: False downloads nothing: for a source that a file names, not the caller. Names of a
+            hub are looked up in its local cache.
 
     Raises:
         SourceError: unknown name, failing import, checkpoint that does not fit.
         MissingExtraError: the scheme needs a package that is not installed.
     """
-    spec = resolve(source, "model", MODELS)
+    spec = replace(resolve(source, "model", MODELS), fetch=fetch)
+    if spec.scheme in HUBS:
+        spec = as_path(spec)
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
     if weights is not None:
         load_weights(module, weights)
     told = None if weights is None else str(weights)
     untrained = weights is None and spec.scheme == "builtin"
-    return LoadedModel(module.eval(), source, told, untrained)
+    return LoadedModel(module.eval(), spec.text, told, untrained)
 
 
 def load_data(source: str) -> DataSource:

@@ -10,7 +10,8 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
@@ -19,10 +20,13 @@ from ..errors import MissingExtraError, SourceError, did_you_mean
 from ..registry import Registry
 
 __all__ = [
+    "HUBS",
     "OptionParser",
     "Spec",
+    "as_path",
     "choice",
     "fraction",
+    "is_path",
     "module_of_file",
     "numbers",
     "optional_import",
@@ -30,12 +34,16 @@ __all__ = [
     "resolve",
     "switch",
     "text",
+    "unmistakable",
     "whole",
 ]
+
+HUBS = ("transformers",)  # schemes whose targets are names of a hub, or paths
 
 OptionParser: TypeAlias = Callable[[str], Any]
 # One letter before the colon is a drive ("C:\..."), not a scheme.
 _SCHEME = re.compile(r"([A-Za-z][\w.-]+):(.*)", re.DOTALL)
+_PATH = re.compile(r"\.{0,2}[/\\]|\.{1,2}$|~|[A-Za-z]:[/\\]")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -48,12 +56,14 @@ class Spec:
         scheme: name in the registry of models or of data.
         target: what follows the scheme: a path, a name, ``module:callable``; may be empty.
         options: what follows the question mark.
+        fetch: whether anything may be downloaded; what a file says of itself must not.
     """
 
     text: str
     scheme: str
     target: str
     options: Mapping[str, str]
+    fetch: bool = True
 
     def parsed(self, allowed: Mapping[str, OptionParser]) -> dict[str, Any]:
         """Return the options as typed values.
@@ -92,6 +102,29 @@ def parse(source: str) -> Spec:
     if match:
         return Spec(source, match[1], match[2], options)
     return Spec(source, "", body, options)
+
+
+def is_path(target: str) -> bool:
+    """Tell whether a target is written as a path; a name of a hub is NAME or OWNER/NAME."""
+    return _PATH.match(target) is not None or target.count("/") > 1
+
+
+def as_path(spec: Spec) -> Spec:
+    """Return ``spec`` with a file or folder that is there written as a path.
+
+    Elsewhere, where it is not, nobody takes it for the name of something on a hub then.
+    """
+    if not spec.target or is_path(spec.target) or not Path(spec.target).exists():
+        return spec
+    before, target = f"{spec.scheme}:{spec.target}", f"./{spec.target}"
+    text = spec.text.replace(before, f"{spec.scheme}:{target}", 1)
+    return replace(spec, text=text, target=target)
+
+
+def unmistakable(source: str) -> str:
+    """Return how a source is stored: a folder that a hub could have a name for, as a path."""
+    spec = parse(source)
+    return as_path(spec).text if spec.scheme in HUBS else source
 
 
 def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from typing import Any
+
 from torch import nn
 
 from ..errors import SourceError, did_you_mean
+from .offline import NOT_FETCHED, offline
 from .registries import MODELS
 from .spec import Spec, optional_import, switch, whole
 
@@ -19,16 +23,19 @@ def timm_model(spec: Spec, pretrained: bool) -> nn.Module:
     timm = optional_import("timm", "vision", f"model source {spec.text!r}")
     sizes = {"classes": "num_classes", "channels": "in_chans"}
     settings = {sizes[key]: options[key] for key in sizes if key in options}
-    wanted = pretrained and options.get("pretrained", True)
+    wanted = pretrained and options.get("pretrained", True) and spec.fetch
     if ":" not in name and not timm.is_model(name.partition(".")[0]):
         raise SourceError(
             f"source {spec.text!r}: timm has no network {name!r}."
             + did_you_mean(name, timm.list_models())
         )
     try:
-        model = timm.create_model(name, pretrained=wanted, **settings)
+        with offline(not spec.fetch):
+            model = timm.create_model(name, pretrained=wanted, **settings)
     except Exception as error:
-        raise SourceError(f"source {spec.text!r}: timm failed: {error}") from error
+        named = ":" in name and not spec.fetch
+        hint = NOT_FETCHED.format(source=spec.text) if named else ""
+        raise SourceError(f"source {spec.text!r}: timm failed: {error}{hint}") from error
     return _checked(model, spec)
 
 
@@ -43,9 +50,12 @@ def torchvision_model(spec: Spec, pretrained: bool) -> nn.Module:
             f"source {spec.text!r}: torchvision has no network {name!r}."
             + did_you_mean(name, models.list_models())
         )
-    wanted = pretrained and options.get("pretrained", True)
+    wanted = pretrained and options.get("pretrained", True) and spec.fetch
+    settings: dict[str, Any] = {"weights": "DEFAULT" if wanted else None}
+    if not wanted and "weights_backbone" in signature(models.get_model_builder(name)).parameters:
+        settings["weights_backbone"] = None  # or the backbone's own would be downloaded
     try:
-        model = models.get_model(name, weights="DEFAULT" if wanted else None)
+        model = models.get_model(name, **settings)
     except Exception as error:
         raise SourceError(f"source {spec.text!r}: torchvision failed: {error}") from error
     return _checked(model, spec)

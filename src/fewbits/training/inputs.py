@@ -13,11 +13,17 @@ from ..engine.batches import Forward, as_batches, as_forward, explained
 from ..engine.layer_check import check_layers
 from ..methods import Course, InputCourse, TrainedMethod
 from ..planning import Plan
+from .clustered import as_clustered
 
-__all__ = ["attach", "without_kept"]
+__all__ = ["as_trained", "attach"]
 
 
-def without_kept(plan: Plan, method: TrainedMethod) -> Plan:
+def as_trained(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
+    """Return the plan with what the method clusters besides, and without what it leaves alone."""
+    return _without_kept(as_clustered(model, plan, method), method)
+
+
+def _without_kept(plan: Plan, method: TrainedMethod) -> Plan:
     """Return the plan without the weights that the method itself leaves as they are."""
     kept = getattr(method, "kept", None)
     if kept is None:
@@ -51,6 +57,6 @@ def attach(
     failed = check_layers(model, targets, batches, call).failed
     if failed:
         told = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        warnings.warn(f"inputs stay in float, of {told}", stacklevel=3)
+        warnings.warn(f"inputs stay in float, of {told}", stacklevel=4)
     layers = {t.name: plan.modules_of(t.name) for t in targets if t.name not in failed}
     course.attach(model, layers, batches, call, plan.ends)

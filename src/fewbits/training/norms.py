@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..engine.fold import is_batchnorm
 
-__all__ = ["hold_absorbed", "let_go"]
+__all__ = ["hold_absorbed", "let_go", "without_statistics"]
 
 _FROZEN = "_fewbits_frozen"
 _NEAR = 2.0**-8  # of 1: what float16 or bfloat16 leaves of 1 - eps
@@ -45,6 +45,12 @@ def hold_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
             module.__dict__["train"] = MethodType(_stay, module)
             held.append(name)
     return held
+
+
+def without_statistics(model: nn.Module) -> set[str]:
+    """Return the names of the normalizations that are absorbed or settled."""
+    norms = ((name, module) for name, module in model.named_modules() if is_batchnorm(module))
+    return {name for name, norm in norms if _has_no_statistics(norm, _NEAR)}
 
 
 def let_go(model: nn.Module) -> None:

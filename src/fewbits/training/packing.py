@@ -12,6 +12,7 @@ from ..engine.bridge import pack_state
 from ..engine.layer import Quantized
 from ..engine.targets import Target, vector_targets
 from ..planning import Plan
+from ..sources.spec import unmistakable
 
 __all__ = ["packed"]
 
@@ -46,5 +47,5 @@ def packed(
     )
     metadata: dict[str, Any] = {"recipe": plan.recipe.to_dict()}
     if source:
-        metadata["source"] = source
+        metadata["source"] = unmistakable(source)
     return Contents(tensors, dict(plan.aliases), dict(grids), metadata)

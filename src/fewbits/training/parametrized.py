@@ -8,9 +8,26 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..errors import ConfigError
+from ..engine.targets import Target
+from ..errors import ConfigError, ModelError
 
-__all__ = ["install", "remove"]
+__all__ = ["find_parameter", "install", "remove"]
+
+
+def find_parameter(model: nn.Module, target: Target) -> nn.Parameter:
+    """Return the parameter of a target.
+
+    Raises:
+        ModelError: it is a buffer, or made by a parametrization, and no optimizer trains it.
+    """
+    path, _, leaf = target.name.rpartition(".")
+    found = model.get_submodule(path)._parameters.get(leaf)
+    if not isinstance(found, nn.Parameter):
+        raise ModelError(
+            f"weight {target.name!r} is no parameter of its module, so it cannot be trained. "
+            "Remove what makes it (weight norm, pruning), or keep it: keep=[...]."
+        )
+    return found
 
 
 def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
@@ -18,19 +17,20 @@ from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
 from ..engine.naming import fitted
-from ..engine.targets import Target, check_finite, vector_targets
+from ..engine.targets import check_finite, vector_targets
 from ..errors import ConfigError, ModelError, require
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
 from ..recipe import Recipe, Rule
-from .clustered import as_clustered
-from .inputs import attach, without_kept
+from .inherited import Change, Inherited, narrow_dtype, tell
+from .inputs import as_trained, attach
 from .masks import Pruning, keep_zeros
 from .norms import hold_absorbed
+from .parametrized import find_parameter
 from .reviving import revive
 from .settling import Settling, to_settle
-from .tuner import Tuner, find_parameter
+from .tuner import Tuner
 
 __all__ = ["prepare"]
 
@@ -46,7 +46,7 @@ def prepare(
     zeros: bool | None = None,
     vector_bits: int | None = None,
     norms: str = "absorbed",
-    raw_dtype: str = "keep",
+    raw_dtype: str | None = None,
     seed: int = 0,
     source: str = "",
     calibration: Iterable[Any] | Tensor | None = None,
@@ -59,7 +59,8 @@ def prepare(
         method: a training method, such as ``fewbits.HEMP(levels=9)``, for all weights; or a
             recipe whose rules name one.
         start: a compressed network, or its file, that the training goes on from: its values are
-            loaded into ``model``, and each tensor keeps its grid, codebook or basis.
+            loaded into ``model``. HEMP keeps each tensor's grid, codebook or basis. What else is
+            not kept (levels, quantized inputs, ...) is a warning now, and a note in the result.
         keep: patterns of weights that stay as they are, as in a recipe.
         prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
         zeros: whether weights that are exactly zero now stay zero; None: from a float network. Like
@@ -69,9 +70,11 @@ def prepare(
             the end; None leaves them as ``raw_dtype`` says.
         norms: batch normalizations that ``start`` has absorbed stay "absorbed", or are "live": they
             get the statistics of ``calibration``, and normalize again while training.
-        raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16".
+        raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16"; None: as
+            ``start`` has it, else "keep".
         seed: of every random choice.
-        source: how to build the network again ("module:callable"), kept in the file.
+        source: how to build the network again ("module:callable"), kept in the file; by default
+            what ``start`` says.
         calibration: some batches of training data, for methods that quantize inputs of layers, and
             for live normalizations.
         forward: ``forward(model, batch)`` calls the network on them.
@@ -84,19 +87,20 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
+    coded = _contents(start)
+    model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed, coded)
     _check_trainable(model)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
     _check_bits(vector_bits)
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
-    coded = _contents(start)
     if coded is not None:
         coded = fitted(coded, model)
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
-    _without_inputs(model)
-    held = hold_absorbed(model, coded=coded is not None)
+    found = _without_inputs(model, coded)
+    absorbed = held = hold_absorbed(model, coded=coded is not None)
+    _check_measured(trained, held, norms)
     if norms == "live" and held:
         revive(model, held, calibration, forward)
         held = []
@@ -104,18 +108,27 @@ def prepare(
     names = () if exact else to_settle(model, plan.aliases, held)
     settling = Settling(model, names, vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
-    plan = as_clustered(model, plan, trained)
-    plan = without_kept(plan, trained)
-    weights = [_weight(model, e.target, coded, vector_bits) for e in plan.entries if e.trained]
-    for weight in weights:
-        weight.end = weight.name in plan.ends
+    plan = as_trained(model, plan, trained)
+    weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     if prune is not None or zeros:
         _check_maskable(weights)
     if zeros or (zeros is None and coded is None):
         keep_zeros(weights)
     course = trained.start(weights, recipe.seed)
     attach(course, model, plan, calibration, forward)
-    return Tuner(model, plan, course, weights, settling=settling, prune=prune, source=source)
+    inherited = _inherited(coded, trained, weights, absorbed)
+    found += inherited.foresee(model, getattr(course, "inputs", ()), recipe.raw_dtype)
+    tell(found, stacklevel=3)
+    return Tuner(
+        model,
+        plan,
+        course,
+        weights,
+        settling=settling,
+        prune=prune,
+        source=source or inherited.source,
+        inherited=replace(inherited, foreseen=tuple(found)),
+    )
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -128,10 +141,14 @@ def _check_trainable(model: nn.Module) -> None:
 
 
 def _recipe(
-    method: TrainedMethod | Recipe, keep: Sequence[str], raw_dtype: str, seed: int
+    method: TrainedMethod | Recipe,
+    keep: Sequence[str],
+    raw_dtype: str | None,
+    seed: int,
+    start: Contents | None,
 ) -> Recipe:
     if isinstance(method, Recipe):
-        if keep or raw_dtype != "keep" or seed:
+        if keep or raw_dtype not in (None, "keep") or seed:
             raise ConfigError("a recipe has keep, raw_dtype and seed of its own. Set them there.")
         return method
     if isinstance(method, type) or not isinstance(method, TrainedMethod):
@@ -140,6 +157,8 @@ def _recipe(
             f"with one. Got {method!r} instead."
         )
     rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
+    if raw_dtype is None:
+        raw_dtype = narrow_dtype(start) or "keep"
     return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
 
 
@@ -173,14 +192,35 @@ def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None
     )
 
 
-def _without_inputs(model: nn.Module) -> None:
+def _inherited(
+    start: Contents | None,
+    method: TrainedMethod,
+    weights: Sequence[TunedWeight],
+    norms: Sequence[str],
+) -> Inherited:
+    keeps = bool(getattr(method, "keeps_levels", False))
+    return Inherited(start, method.name, keeps, [weight.name for weight in weights], norms)
+
+
+def _without_inputs(model: nn.Module, coded: Contents | None) -> list[Change]:
     """Take quantized inputs off a network that was loaded: no gradient passes their rounding."""
     count = remove_inputs(model)
-    if count:
-        warnings.warn(
-            f"{count} inputs or outputs of layers are quantized, by a file that was loaded. They "
-            "are in float from now on; fewbits.LowBit trains quantized ones.",
-            stacklevel=3,
+    if not count or (coded is not None and coded.activations):
+        return []  # those of the start are told of one by one
+    text = (
+        f"{count} inputs or outputs of layers are quantized, by a file that was loaded, and its "
+        "grids are given up (fewbits.LowBit fits its own)"
+    )
+    return [Change("loaded", text)]
+
+
+def _check_measured(method: TrainedMethod, held: Sequence[str], norms: str) -> None:
+    """Refuse to measure normalizations anew that are absorbed, and have no statistics."""
+    if getattr(method, "reestimate", False) and held and norms == "absorbed":
+        raise ConfigError(
+            f"reestimate=True measures normalizations anew, and {len(held)} of this network are "
+            f"absorbed by the layers before them, {held[0]!r} the first. Pass norms='live', which "
+            "gives them statistics again, or leave out reestimate."
         )
 
 
@@ -191,15 +231,16 @@ def _told(start: CodedModel | str | PathLike[str] | None) -> str:
 
 
 def _weight(
-    model: nn.Module, target: Target, coded: Contents | None, bits: int | None
+    model: nn.Module, entry: PlanEntry, plan: Plan, coded: Contents | None, bits: int | None
 ) -> TunedWeight:
+    target, end = entry.target, entry.target.name in plan.ends
     parameter = find_parameter(model, target)
     start = None
     if coded is not None:
         known = coded.aliases.get(target.name, target.name)
         start = unpack(coded.tensors[known], target)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
-    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels)
+    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels, end=end)
 
 
 def _check_maskable(weights: Sequence[TunedWeight]) -> None:

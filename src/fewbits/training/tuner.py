@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..coded import html_table
 from ..coding import EFFORTS
 from ..engine.targets import Target, check_finite
-from ..errors import ConfigError, ModelError, require
+from ..errors import ConfigError, require
 from ..methods import Course, InputCourse, TunedWeight
 from ..model import CodedModel
 from ..planning import Plan
+from .inherited import Inherited
 from .masks import Pruning, largest_threshold, prune_below, pruned_share
 from .neurons import tidy
 from .norms import let_go
@@ -60,6 +62,7 @@ class Tuner:
         settling: Settling,
         prune: Pruning | None = None,
         source: str = "",
+        inherited: Inherited | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -68,6 +71,7 @@ class Tuner:
         self._settling = settling
         self._prune = prune
         self._source = source
+        self._inherited = inherited or Inherited()
         self._progress = 0.0
         self._done = False
         self._installed: dict[str, nn.Module] = {}
@@ -89,6 +93,15 @@ class Tuner:
     def settled_from(self) -> float:
         """Share of the training from which an epoch can be chosen as its result."""
         return self.course.settled_from if isinstance(self.course, InputCourse) else 0.0
+
+    def __repr__(self) -> str:
+        name, count = type(self.course).__name__, len(self.weights)
+        state = "finished" if self._done else f"{self._progress:.0%} done"
+        return f"<Tuner of {count} weights by {name}, {state}: {self.plan.coverage}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(weight.name, "x".join(map(str, weight.shape))) for weight in self.weights]
+        return html_table(("weight in training", "shape"), rows, title=repr(self))
 
     # -- in the loop
 
@@ -243,11 +256,14 @@ class Tuner:
         contents = packed(
             self.model, self.plan, self._targets(), results, grids=grids, source=self._source
         )
+        contents = self._inherited.unchanged(contents, self.model.state_dict())
+        notes += self._inherited.told(contents, self.model)
         info = {name: dict(result.info) for name, result in results.items()}
         coded = CodedModel(contents, self.plan, info, effort=effort, notes=tuple(notes))
         coded.load_into(self.model)
+        coded.doubt(stacklevel=2)
         self._done = True
-        return coded if metadata else coded.without_metadata()
+        return coded.explained() if metadata else coded.without_metadata()
 
     # -- the network's parts
 
@@ -282,19 +298,3 @@ class Tuner:
                 "this tuner has finished: its network is a plain one again. Call fewbits.prepare "
                 "for another training."
             )
-
-
-def find_parameter(model: nn.Module, target: Target) -> nn.Parameter:
-    """Return the parameter of a target.
-
-    Raises:
-        ModelError: it is a buffer, or made by a parametrization, and no optimizer trains it.
-    """
-    path, _, leaf = target.name.rpartition(".")
-    found = model.get_submodule(path)._parameters.get(leaf)
-    if not isinstance(found, nn.Parameter):
-        raise ModelError(
-            f"weight {target.name!r} is no parameter of its module, so it cannot be trained. "
-            "Remove what makes it (weight norm, pruning), or keep it: keep=[...]."
-        )
-    return found

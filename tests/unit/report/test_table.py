@@ -72,7 +72,10 @@ def test_size_table_adds_up():
     lines = size_table(REPORT, "title").plain().splitlines()
     assert lines[0] == "title"
     assert lines[-2].split() == ["total", "100", "500"]
-    assert lines[-1] == "500 bytes, 4.000 bits per weight, 8.0x smaller than float32"
+    assert lines[-1] == (
+        "500 bytes, 4.000 bits per weight, 8.0x smaller than float32; 100.0% of 1,000 weights "
+        "quantized"
+    )
     assert lines[2].split() == [
         "a.weight",
         "grid",
