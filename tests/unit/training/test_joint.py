@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from joint_network import X, Y, network
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
@@ -21,6 +20,7 @@ from fewbits.training.joint import joint_losses
 from fewbits.training.losses import distillation_loss
 from fewbits.training.optimizers import make_optimizer
 from fewbits.training.rates import PerStage, WarmCosine, constant
+from joint_network import X, Y, network
 
 PLAIN = JointWeights()
 

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from joint_network import X, Y, network
 
 import fewbits
 from fewbits.errors import ConfigError
 from fewbits.training import JointTrainer, JointWeights
+from joint_network import X, Y, network
 
 PLAIN, HINTED = JointWeights(), JointWeights(hints=1.0)
 
