@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .container import write
+from .disk import check_target, write
 from .errors import ConfigError, require
 from .fingerprint import fingerprint
 from .methods import METHODS, Method, TrainedMethod
@@ -112,6 +112,8 @@ class Budget:
 
     def _trace(self, key: str) -> Trace:
         """Return the trace to go on with: the file's, or a new one."""
+        if self.trace is not None:
+            check_target(self.trace)
         if self.trace is None or not Path(self.trace).exists():
             return Trace(self.goal.to_dict(), key)
         where = f"trace {fspath(self.trace)!r}"

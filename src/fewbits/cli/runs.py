@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..container import write
+from ..disk import write
 from ..errors import ConfigError, SourceError
 
 __all__ = ["Order", "only_if_begun"]

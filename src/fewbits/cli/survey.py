@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import typer
 
 from ..budgets import has_slope
-from ..container import write
+from ..disk import write
 from ..errors import BudgetError, ConfigError
 from ..evaluate import evaluate as judge
 from ..fingerprint import fingerprint

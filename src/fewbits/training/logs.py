@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from ..disk import write
 from ..errors import MissingExtraError
 
 __all__ = ["CSVLog", "Log", "TensorBoardLog", "open_logs"]
@@ -66,9 +66,7 @@ class CSVLog:
         writer = self._writer(held)
         writer.writeheader()
         writer.writerows(rows)
-        temporary = self.path.with_suffix(".writing")
-        temporary.write_text(held.getvalue(), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)  # noqa: PTH105  (one name for it everywhere)
+        write(held.getvalue().encode(), self.path)
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
