@@ -47,7 +47,7 @@ MAY = {
     },
     "export": {"errors", "disk", "coded", "container", "engine", "model"},
     "fingerprint": set(),
-    "yaml_text": set(),
+    "yaml_text": {"errors"},
     "stages": {"errors", "methods", "schedule"},
     "recipe": {"errors", "methods", "registry", "stages", "yaml_text"},
     "planning": {"errors", "engine", "methods", "recipe"},

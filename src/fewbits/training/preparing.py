@@ -17,7 +17,7 @@ from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
 from ..engine.targets import Target, check_finite, vector_targets
-from ..errors import ConfigError, require
+from ..errors import ConfigError, require, shorten
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
@@ -123,7 +123,7 @@ def _recipe(
     if isinstance(method, type) or not isinstance(method, TrainedMethod):
         raise ConfigError(
             "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
-            f"with one. Got {method!r} instead."
+            f"with one. Got {shorten(method)} instead."
         )
     rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
     return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
