@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .disk import check_target, write
 from .errors import ConfigError, require
 from .fingerprint import fingerprint
+from .json_values import read_text
 from .methods import METHODS, Method, TrainedMethod
 from .model import CodedModel
 from .progress import Progress, ProgressEvent
@@ -118,8 +119,8 @@ class Budget:
             return Trace(self.goal.to_dict(), key)
         where = f"trace {fspath(self.trace)!r}"
         try:
-            found = Trace.from_json(Path(self.trace).read_text(encoding="utf-8"))
-        except (ConfigError, UnicodeDecodeError) as error:
+            found = Trace.from_json(read_text(self.trace))
+        except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if dict(found.goal) != self.goal.to_dict() or found.key != key:
             other = "goal" if found.key == key else "network, recipe, data or effort"
