@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import SourceError
+from .bounded import check_zip
 
 __all__ = ["load_weights", "read_state_dict"]
 
@@ -82,6 +83,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path}: unknown kind of checkpoint {path.suffix!r}; expected .safetensors or one of "
             f"{', '.join(sorted(_PICKLED))}."
         )
+    check_zip(path)
     return _without_prefix(_unwrap(_read_pickled(path), path))
 
 
