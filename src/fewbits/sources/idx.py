@@ -93,7 +93,8 @@ def _shape(file: gzip.GzipFile | BufferedReader, path: Path) -> tuple[int, ...]:
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] != _UNSIGNED_BYTE or not start[3]:
         raise SourceError(
-            f"{path}: cannot be read: it is no idx file of unsigned bytes; it begins with {start!r}."
+            f"{path}: cannot be read: it is no idx file of unsigned bytes; "
+            f"it begins with {start!r}."
         )
     if start[3] > _MOST_AXES:
         raise SourceError(f"{path}: states {start[3]} axes; at most {_MOST_AXES} are read.")
