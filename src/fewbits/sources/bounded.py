@@ -41,9 +41,9 @@ def check_zip(path: Path) -> None:
     Raises:
         SourceError: damaged, or not as torch.save writes.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             check_archive(archive, path)
             bad = archive.testzip()

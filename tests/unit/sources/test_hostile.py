@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import zipfile
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -185,6 +186,18 @@ def test_no_changed_byte_of_weights_goes_unnoticed(tmp_path, count):
             continue
         assert found.keys() == STATE.keys()
         assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_nor_any_in_the_directory_at_the_end(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save(STATE, path)
+    sound = path.read_bytes()
+    for place in range(len(sound) - 110, len(sound)):
+        for changed in {0, 1, 255, sound[place] ^ 128} - {sound[place]}:
+            path.write_bytes(sound[:place] + bytes([changed]) + sound[place + 1 :])
+            with suppress(SourceError):
+                found = read_state_dict(path)
+                assert all(torch.equal(found[name], STATE[name]) for name in STATE)
 
 
 def test_weights_in_the_old_form_are_read_and_damage_is_named(tmp_path):
