@@ -19,7 +19,7 @@ from torch import nn
 
 import fewbits
 from fewbits.disk import TEMPORARY, check_target, clear_stale, replacing, write
-from fewbits.errors import ConfigError
+from fewbits.errors import ConfigError, SourceError
 from fewbits.export import export_onnx
 from fewbits.search import Trace
 from fewbits.training.checkpoint import RunFolder
@@ -214,6 +214,26 @@ def test_a_full_disk_is_an_error_of_the_system_for_checkpoints_too(tmp_path, mon
     with pytest.raises(OSError, match=r"No space left on device: .*last\.pt"):
         RunFolder.write(tmp_path / "last.pt", {"weight": torch.zeros(1000)})
     assert names(tmp_path) == []
+
+
+def test_a_run_folder_removes_and_reads_regular_files_only(tmp_path):
+    run = RunFolder(tmp_path)
+    os.mkfifo(run.last)
+    with pytest.raises(ConfigError, match="is a FIFO"):
+        run.clear()
+    with pytest.raises(SourceError, match="cannot be read"):
+        run.load("key")
+    os.mkfifo(run.epoch_file(1))
+    run.last.unlink()
+    run.save({"key": "key"}, None)
+    assert stat.S_ISFIFO(run.epoch_file(1).stat().st_mode)
+
+
+@pytest.mark.parametrize("content", [b"step\n\xff", b"step,x\n1," + b"2" * 200_000])
+def test_a_log_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=r"metrics\.csv: is no log of a run"):
+        CSVLog(tmp_path / "metrics.csv", 5)
 
 
 def test_a_trace_is_written_with_the_mode_it_had(tmp_path):

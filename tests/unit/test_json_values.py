@@ -13,7 +13,7 @@ import pytest
 from fewbits.cli.runs import Order
 from fewbits.errors import ConfigError, SourceError
 from fewbits.json_values import read_json, read_text
-from fewbits.search import Sweep, Trace, Trial
+from fewbits.search import Goal, Sweep, Trace, Trial, next_move
 
 HOSTILE = {
     "empty": "",
@@ -77,7 +77,7 @@ def test_every_score_survives_a_trace_of_plain_json(score):
 @pytest.mark.parametrize("key", ["slope", "bytes", "bits_per_weight", "score", "seconds", "chosen"])
 def test_a_trial_of_another_kind_is_refused(key):
     taken = {"score": [-1, 2**70, "inf", -0.5], "chosen": [True, False]}
-    taken |= {name: [2**70] for name in ("slope", "bits_per_weight", "seconds")}
+    taken |= {name: [2**70] for name in ("slope", "seconds")}
     for value in ODD:
         data = SOUND.to_dict()
         data["trials"][1][key] = value
@@ -93,6 +93,27 @@ def test_a_trial_of_another_kind_is_refused(key):
     if key != "chosen":
         with pytest.raises(ConfigError, match="not a trial"):
             Trace.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("slopes", [(0.5, 0.5), (1e10, math.nextafter(1e10, 0))])
+def test_a_slope_that_is_there_twice_gives_no_direction(slopes):
+    again = Trace({}, trials=[Trial(slope, 90, 1.8, 0.7) for slope in slopes])
+    with pytest.raises(ConfigError, match="every slope once"):
+        Trace.from_json(again.to_json())
+
+
+def test_whatever_a_trace_holds_the_search_goes_on():
+    draw, values = random.Random(0), [5e-324, 1e-300, 1e-11, 1.0, 1 + 2e-16, 1e11, 1.7e308]
+    for _ in range(5000):
+        trials = [
+            Trial(draw.choice(values), draw.choice([1, 2**62]), draw.choice(values),
+                  draw.choice([None, math.nan, math.inf, 1e308, 0.5]))
+            for _ in range(draw.randrange(5))
+        ]  # fmt: skip
+        goal = Goal(draw.choice(["target_bytes", "target_bits", "max_drop"]), draw.choice(values))
+        with suppress(ConfigError):
+            trace = Trace.from_json(Trace(goal.to_dict(), "", 0.5, trials).to_json())
+            next_move(goal, draw.choice(values), trace.trials, trace.reference)
 
 
 def test_a_trace_has_one_chosen_trial_and_texts():

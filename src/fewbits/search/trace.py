@@ -49,10 +49,17 @@ class Trial:
         whole = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63
         sound = whole and scored and is_number(seconds) and seconds >= 0
         slope, bits = data.get("slope"), data.get("bits_per_weight")
-        if not (sound and is_number(slope) and slope > 0 and is_number(bits) and bits > 0):
+        if not (
+            sound
+            and is_number(slope)
+            and 1e-150 < slope < 1e150
+            and is_number(bits)
+            and 1e-12 < bits < 1e12
+        ):
             raise ConfigError(
-                "not a trial of a search: slope, bytes and bits_per_weight are numbers > 0, "
-                f"seconds >= 0, score a number or null. Got {shorten(data)} instead."
+                "not a trial of a search: bytes > 0, slope in (1e-150, 1e150), bits_per_weight in "
+                "(1e-12, 1e12), seconds >= 0, score a number or null. "
+                f"Got {shorten(data)} instead."
             )
         told = None if score is None else float(score)
         return cls(float(slope), int(size or 0), float(bits), told, float(seconds or 0))
@@ -132,6 +139,8 @@ class Trace:
             raise ConfigError("a trace must have texts 'key' and 'ended', and one chosen trial.")
         chosen = marks.index(True) if any(marks) else None
         found = [Trial.from_dict(trial) for trial in trials]
+        if len({math.log2(trial.slope) for trial in found}) < len(found):
+            raise ConfigError("a trace must have every slope once.")
         return cls(goal, key, reference, found, chosen, ended)
 
     def __str__(self) -> str:

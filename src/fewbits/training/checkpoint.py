@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..disk import clear_stale, replacing
+from ..disk import check_target, clear_stale, replacing
 from ..errors import ConfigError, SourceError
 
 __all__ = ["SCHEMA", "RunFolder"]
@@ -63,8 +63,15 @@ class RunFolder:
             left.unlink()
 
     def clear(self) -> None:
-        """Forget the run that the folder holds."""
-        for file in (self.last, *self.path.glob("epoch-*.pt")):
+        """Forget the run that the folder holds.
+
+        Raises:
+            ConfigError: one of its files is no regular file: these are not removed.
+        """
+        files = [self.last, *self.path.glob("epoch-*.pt")]
+        for file in files if self.path.is_dir() else ():
+            check_target(file)
+        for file in files:
             file.unlink(missing_ok=True)
 
     def save(self, state: Mapping[str, Any], keep_epoch: int | None) -> None:
@@ -72,7 +79,7 @@ class RunFolder:
         self.write(self.last, state)
         kept = None if keep_epoch is None else self.epoch_file(keep_epoch)
         for file in self.path.glob("epoch-*.pt"):
-            if file != kept:
+            if file != kept and file.is_file():
                 file.unlink()
 
     def load(self, key: str) -> dict[str, Any] | None:
@@ -119,6 +126,8 @@ class RunFolder:
         Raises:
             SourceError: the file is missing, damaged, or was not written by :meth:`write`.
         """
+        if not path.is_file():
+            raise _refused(path, "there is no such file")
         try:
             with path.open("rb") as file:
                 _check_seal(file, path)
