@@ -10,7 +10,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,8 +199,8 @@ def _special(kind: str, path: Path) -> None:
         os.mkfifo(path.with_name("fifo"))
         path.symlink_to("fifo")
     elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made, chdir(path.parent):
-            made.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
     elif kind == "device":  # /dev/null in a folder of ours
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     elif kind == "block device":  # of a number that no driver has

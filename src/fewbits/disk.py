@@ -154,9 +154,12 @@ def _locked(file: BinaryIO) -> bool:
 def _take_over(file: BinaryIO, old: os.stat_result) -> None:
     """Give the new file owner and mode of the old one; the owner only where that is allowed."""
     if sys.platform != "win32":
-        with suppress(OSError):
+        mode = stat.S_IMODE(old.st_mode)
+        try:
             os.fchown(file.fileno(), old.st_uid, old.st_gid)
-        os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+        except OSError:
+            mode &= 0o777  # to run as somebody is meant for the old owner
+        os.fchmod(file.fileno(), mode)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -81,6 +81,8 @@ def folder(spec: Spec) -> DataSource:
 
 def _opened(pillow: ModuleType, path: Path) -> Any:
     """Open a picture: its header is read, and must not state more pixels than its length allows."""
+    if not path.is_file():
+        raise ValueError("it is no regular file")
     picture = pillow.open(path, formats=_FORMATS)
     length = path.stat().st_size
     if math.prod(picture.size) > allowed_bytes(length) // _BYTES_PER_PIXEL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import random
 import struct
 import time
@@ -165,6 +166,18 @@ def test_pictures_are_refused_by_their_headers(tmp_path, content, told):
             (tmp_path / name / f"{k}.png").write_bytes(content())
     data = load_data(f"folder:{tmp_path}?size=4096" if "resized" in told else f"folder:{tmp_path}")
     with pytest.raises(SourceError, match=told):
+        next(iter(data.split("train").batches(2, None, None)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="special files are POSIX's")
+def test_a_special_file_among_pictures_is_not_waited_for(tmp_path):
+    pytest.importorskip("PIL")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "0.png")
+        (tmp_path / name / "1.png").symlink_to("/dev/zero")
+    data = load_data(f"folder:{tmp_path}")
+    with pytest.raises(SourceError, match="is no regular file"):
         next(iter(data.split("train").batches(2, None, None)))
 
 
