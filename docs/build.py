@@ -40,7 +40,8 @@ def support() -> str:
     return (
         f"{NOTE}# Support\n\n## Layer kinds\n\n"
         'A weight "falls back" to rounding with least squared error where a method needs inputs\n'
-        "that cannot be seen; the plan says so for each.\n\n"
+        "that cannot be seen, and where a layer does not return them times its weight (subclasses\n"
+        "with a forward of their own are compared once); the plan says so for each.\n\n"
         f"| kind | modules |\n|---|---|\n{kinds}\n\n## Codecs\n\n{codecs}\n"
     )
 

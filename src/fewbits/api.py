@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
 from .budgets import Budget, Evaluate
@@ -16,9 +16,11 @@ from .container import read_lazily, read_tensor
 from .engine.activations import check_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import to_torch
+from .engine.copying import copied
+from .engine.naming import fit_names, fit_sites
 from .engine.targets import check_finite
 from .engine.transform_domain import into_transform_domain
-from .errors import ConfigError, ModelError, require
+from .errors import ConfigError, require
 from .methods import Activations, Method
 from .model import CodedModel, load_into, state_dict, unwrapped
 from .pipeline import Pipeline
@@ -32,6 +34,7 @@ __all__ = ["compress", "load", "load_tensor", "plan"]
 HowToCompress = Method | Recipe | Mapping[str, Any] | str | PathLike[str]
 
 
+@torch.inference_mode(False)  # copies of a network that may need gradients are made inside
 def compress(
     model: nn.Module,
     method: HowToCompress,
@@ -113,7 +116,7 @@ def compress(
     def run(recipe: Recipe) -> CodedModel:
         steps = make_plan(model, recipe)
         pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        made = replace(pipeline.run(_copied(model), source), effort=effort)
+        made = replace(pipeline.run(copied(model).eval(), source), effort=effort)
         return made if metadata else made.without_metadata()
 
     if goal is None:
@@ -168,7 +171,8 @@ def load(
 
     Args:
         path: a file that :meth:`CodedModel.save` wrote.
-        into: a network of the same architecture; its values are replaced, all or none. Inputs of
+        into: a network of the same architecture; its values are replaced, all or none. Its names
+            may differ by what wraps a network: DataParallel, torch.compile. Inputs of
             layers that the file quantizes are quantized by forward pre-hooks, bit for bit as when
             it was written; a file without such inputs removes them.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
@@ -195,6 +199,7 @@ def load(
             return state_dict(tensors, aliases)
         grids = tensors.activations()
         if isinstance(into, nn.Module):
+            grids = fit_sites(grids, unwrapped(into))
             check_inputs(unwrapped(into), grids)
         if grids and transform_domain:
             raise ConfigError(
@@ -204,7 +209,9 @@ def load(
         load_into(tensors, aliases, into, f"file {fspath(path)!r}")
         load_inputs(unwrapped(into), grids)
         if transform_domain:
-            into_transform_domain(unwrapped(into), tensors)
+            inner = unwrapped(into)
+            names = fit_names(tensors, inner.state_dict())
+            into_transform_domain(inner, tensors, names)
         return into
 
 
@@ -220,17 +227,6 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``.
     """
     return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deepcopy(model).eval()
-    except Exception as error:
-        raise ModelError(
-            f"the network cannot be copied ({type(error).__name__}: {error}), and compressing "
-            "must not change the original. Remove what copy.deepcopy refuses: open files, locks, "
-            "old weight_norm or pruning (remove_weight_norm, prune.remove)."
-        ) from error
 
 
 def _check_untrained(plan: Plan) -> None:

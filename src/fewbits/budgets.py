@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .disk import check_target, write
+from .engine.copying import copied
 from .errors import ConfigError, require
 from .fingerprint import fingerprint
 from .json_values import read_text
@@ -167,7 +167,7 @@ class _Run:
 
     def score(self, coded: CodedModel | None) -> float:
         """Return the caller's score of the network as compressed, or of the float one for None."""
-        judged = deepcopy(self.model).eval()
+        judged = copied(self.model).eval()
         if coded is not None:
             coded.load_into(judged)
         if self.budget.evaluate is None:

@@ -19,6 +19,7 @@ def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
     for name, tensor in tensors:
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+            flat = plain.contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 
-import torch
 from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents, SizeReport
 from .container import LazyTensors, encode, measure
 from .disk import check_target, write
 from .engine.activations import check_inputs, load_inputs
-from .engine.bridge import to_torch
+from .engine.bridge import to_torch, torch_dtype
+from .engine.loading import load_values, plain_targets, unsuited
+from .engine.naming import fit_names, fitted
 from .errors import ConfigError, ModelError
 from .planning import Plan
 from .search import Trace
@@ -119,6 +120,7 @@ class CodedModel:
         """
         contents = self.contents
         if isinstance(model, nn.Module):
+            contents = fitted(contents, unwrapped(model))
             check_inputs(unwrapped(model), contents.activations)
         load_into(contents.tensors, contents.aliases, model, "the compressed network")
         load_inputs(unwrapped(model), contents.activations)
@@ -136,65 +138,78 @@ def load_into(
 ) -> nn.Module:
     """Copy ``tensors`` into the parameters and buffers of ``model``, all or nothing.
 
-    Values are cast to the network's own dtypes where these differ from the file's. One tensor is
-    decoded at a time, unless the network has hooks or methods of its own for loading.
+    Names may differ by what wraps a network (``module.``, ``_orig_mod.``, ``model.``). Values are
+    cast to the network's own dtypes where these differ from the file's. One tensor is decoded at a
+    time, unless the network has hooks or methods of its own for loading: then these decide what
+    fits, and buffers may get their sizes from the file.
 
     Raises:
-        ModelError: names or shapes differ, or the network cannot take values (lists the first of
-            each kind). ``model`` is unchanged.
+        ModelError: names, shapes or dtypes differ, or the network cannot take values (lists the
+            first of each kind), or has one memory for values that differ. ``model`` is unchanged.
         CorruptFileError: a tensor cannot be decoded. ``model`` is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"into must be a torch.nn.Module. Got {type(model).__name__} instead.")
     inner = unwrapped(model)
-    _check_fit(_shapes(tensors, aliases), inner, where)
-    targets = _plain_targets(inner)
-    if targets is None:
-        inner.load_state_dict(state_dict(tensors, aliases), strict=True)
-        return model
+    targets = plain_targets(inner)
+    theirs = {name: name for name in tensors} | dict(aliases)
+    names = fit_names(theirs, inner.state_dict())
+    found = {names.get(name, name): name for name in theirs}
+    _check_fit(tensors, theirs, found, inner, where, own=targets is None)
     if isinstance(tensors, LazyTensors):
         tensors.check()
-    names: dict[str, list[str]] = {name: [name] for name in tensors}
-    for alias, name in aliases.items():
-        names[name].append(alias)
-    with torch.no_grad():
-        for name, places in names.items():
-            values = to_torch(tensors[name])
-            for place in places:
-                targets[place].copy_(values)
+    load_values(
+        inner,
+        found,
+        lambda name: to_torch(tensors[theirs[found[name]]]),
+        lambda name: theirs[found[name]],
+        targets=targets,
+        versions=getattr(inner.state_dict(), "_metadata", {}),
+    )
     return model
 
 
-def _shapes(
-    tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]
-) -> dict[str, tuple[int, ...]]:
-    if isinstance(tensors, LazyTensors):
-        shapes = dict(tensors.shapes)
-    else:
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return shapes | {alias: shapes[name] for alias, name in aliases.items()}
-
-
-def _check_fit(theirs: Mapping[str, tuple[int, ...]], inner: nn.Module, where: str) -> None:
+def _check_fit(
+    tensors: Mapping[str, CodedTensor],
+    theirs: Mapping[str, str],
+    found: Mapping[str, str],
+    inner: nn.Module,
+    where: str,
+    *,
+    own: bool,
+) -> None:
+    """Refuse a file of another architecture; ``own``: the network itself decides on sizes."""
     ours = inner.state_dict()
-    problems = [
-        _listed("not in the network", [name for name in theirs if name not in ours]),
-        _listed("missing from the file", [name for name in ours if name not in theirs]),
-        _listed(
-            "of another shape",
-            [
-                f"{name} (file {tuple(shape)}, network {tuple(ours[name].shape)})"
-                for name, shape in theirs.items()
-                if name in ours and tuple(ours[name].shape) != tuple(shape)
-            ],
-        ),
-    ]
     vain = [name for name, tensor in ours.items() if not _takes_values(tensor)]
     if vain:
         raise ModelError(
-            f"{_listed('that hold no values of their own', vain)} (meta, lazy or expanded). Build "
-            "the network on a real device first."
+            f"{_listed('that hold no values of their own', vain)} (meta or lazy). Build the "
+            "network on a real device first."
         )
+    if own:
+        return
+    facts = _facts(tensors)
+    both = {name: facts[theirs[other]] for name, other in found.items() if name in ours}
+    problems = [
+        _listed("not in the network", [o for name, o in found.items() if name not in ours]),
+        _listed("missing from the file", [name for name in ours if name not in found]),
+        _listed(
+            "of another shape",
+            [
+                f"{name} (file {shape}, network {tuple(ours[name].shape)})"
+                for name, (shape, _) in both.items()
+                if tuple(ours[name].shape) != shape
+            ],
+        ),
+        _listed(
+            "of another kind of values",
+            [
+                f"{name} (file {dtype}, network {ours[name].dtype})"
+                for name, (_, dtype) in both.items()
+                if unsuited(torch_dtype(dtype), ours[name].dtype)
+            ],
+        ),
+    ]
     if any(problems):
         raise ModelError(
             f"{where} belongs to another architecture than {type(inner).__name__}: "
@@ -203,25 +218,18 @@ def _check_fit(theirs: Mapping[str, tuple[int, ...]], inner: nn.Module, where: s
         )
 
 
-def _plain_targets(inner: nn.Module) -> dict[str, Tensor] | None:
-    """Return the tensors that loading fills, or None where the network loads in its own way."""
-    for module in inner.modules():
-        hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
-        own = type(module)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
-        if hooks or not own or type(module).load_state_dict is not nn.Module.load_state_dict:
-            return None
-    targets: dict[str, Tensor] = dict(inner.named_parameters(remove_duplicate=False))
-    targets |= dict(inner.named_buffers(remove_duplicate=False))
-    values = inner.state_dict()
-    plain = all(
-        name in targets and targets[name].data_ptr() == value.data_ptr()
-        for name, value in values.items()
-    )
-    return {name: targets[name] for name in values} if plain else None
+def _facts(tensors: Mapping[str, CodedTensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of each tensor, from the header alone where they are in a file."""
+    if isinstance(tensors, LazyTensors):
+        return {name: (shape, tensors.dtypes[name]) for name, shape in tensors.shapes.items()}
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside what torch.compile returns, whose names are the real ones."""
+    kind = type(model)  # by name: importing torch._dynamo takes a second
+    if kind.__name__ != "OptimizedModule" or not kind.__module__.startswith("torch._dynamo"):
+        return model
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 
@@ -229,9 +237,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _takes_values(tensor: object) -> bool:
     if not isinstance(tensor, Tensor):
         return True
-    if tensor.is_meta or nn.parameter.is_lazy(tensor):
-        return False
-    return all(step or size < 2 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return not (tensor.is_meta or nn.parameter.is_lazy(tensor))
 
 
 def _listed(what: str, names: list[str]) -> str:

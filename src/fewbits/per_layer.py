@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -17,8 +16,10 @@ from .container import encode, measure
 from .engine.batches import Forward, as_batches, as_forward
 from .engine.bridge import pack
 from .engine.collect import LayerQuantizer, Work, quantize_blind
+from .engine.copying import copied
 from .engine.isolation import isolated_pass
 from .engine.layer import LayerMatrix, Quantized
+from .engine.layer_check import check_layers
 from .engine.lockstep import run_lockstep
 from .engine.targets import Target, check_finite, retie
 from .errors import CalibrationError, ConfigError, require
@@ -70,6 +71,7 @@ class LayerHarm:
         return {**asdict(self), "harm": self.harm}
 
 
+@torch.inference_mode(False)
 def sensitivity(
     model: nn.Module,
     calibration: Iterable[Any] | Tensor,
@@ -108,7 +110,7 @@ def sensitivity(
     batches = as_batches(calibration, model if forward is None else None)
     plan = make_plan(model, Recipe((Rule("*", chosen[bits[0]]),), seed=seed))
     check_finite(model)
-    network = deepcopy(model).eval()
+    network = copied(model).eval()
     retie(network, plan.aliases)
     targets = [entry.target for entry in plan.entries]
     alone = _quantize_alone(network, targets, chosen, batches, as_forward(forward), seed=seed)
@@ -186,8 +188,9 @@ def _quantize_alone(
 ) -> list[_Alone]:
     peeks = {t.name: _Peek(methods) for t in targets}
     work: defaultdict[str, list[Work]] = defaultdict(list)
+    failed = check_layers(network, targets, batches, forward).failed
     for target in targets:
-        if target.view.inputs is not None:
+        if target.view.inputs is not None and target.name not in failed:
             work[target.module].append(Work(target, peeks[target.name].encode, False))
     if work:
         observer = _Looking(network, work, len(batches), seed)
@@ -286,7 +289,7 @@ def _row(one: _Alone, mse: float, kl: float, score: float | None, effort: str) -
     coded = pack(one.result, one.target, torch.float32)
     report = measure(encode(Contents({name: coded}), effort))
     count = one.values.numel()
-    size = sum(row.bytes for row in report.rows if row.name != "(header)")
+    size = sum(row.bytes for row in report.rows if row.kind != "file")
     return LayerHarm(
         name, one.method.name, one.bits, count, size, 4 * count - size, one.error, mse, kl, score
     )

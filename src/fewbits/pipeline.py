@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from .coded import Contents, Place
@@ -16,9 +14,12 @@ from .engine.activations import remove_inputs
 from .engine.batches import Forward, as_batches, as_forward, explained
 from .engine.bridge import pack_state
 from .engine.collect import LayerQuantizer, Work, quantize_blind
+from .engine.copying import copied
 from .engine.fold import Folded, fold_batchnorm
 from .engine.layer import Quantized
+from .engine.layer_check import LayerCheck, check_layers
 from .engine.lockstep import run_lockstep
+from .engine.memory import same_values
 from .engine.probes import Sensitivity, probe
 from .engine.reestimate import reestimate_batchnorm
 from .engine.targets import retie
@@ -29,6 +30,8 @@ from .planning import Plan, PlanEntry, fallback_of
 from .progress import Progress
 
 __all__ = ["Pipeline"]
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Pipeline:
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
+    checked: LayerCheck = field(default_factory=LayerCheck)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
 
     def run(self, reference: nn.Module, source: str) -> CodedModel:
@@ -66,8 +70,9 @@ class Pipeline:
         original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
         if "fold_batchnorm" in recipe.prepare:
             self._fold(reference, batches)
+        self._check(reference, batches)
         self._probe(reference, batches)
-        network = deepcopy(reference)
+        network = copied(reference)
         retie(network, self.plan.aliases)
         self._quantize_blind(network)
         seeing = [e for e in self.plan.entries if e.method and e.method.needs != "nothing"]
@@ -94,14 +99,17 @@ class Pipeline:
                 "none. Pass calibration=, some batches of training data."
             )
         coded.load_into(network)
-        layers = {name: self.plan.modules_of(name) for name in self.results}
+        failed = self.checked.failed
+        layers = {name: self.plan.modules_of(name) for name in self.results if name not in failed}
         forward = explained(self._call, "activations")
         grids, left = calibrate_inputs(
             network, layers, settings, batches, forward, ends=self.plan.ends
         )
+        left = (*left, *(f"{name} ({failed[name]})" for name in self.results if name in failed))
         if left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
-        outputs = sum(Place.of(name).output for name in grids)
+        modules = dict(network.named_modules(remove_duplicate=False))
+        outputs = sum(Place.of(name, modules).output for name in grids)
         more = f", {outputs} outputs" if outputs else ""
         self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
         contents = replace(coded.contents, activations=grids)
@@ -115,7 +123,7 @@ class Pipeline:
         if self.calibration is not None:
             return as_batches(self.calibration, reference if self.forward is None else None)
         methods = [entry.method for entry in self.plan.entries if entry.method]
-        needing = [m.name for m in methods if m.needs != "nothing" or gradients_of(m)]
+        needing = [m.name for m in methods if _sees(m)]
         needing += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
         if needing:
             raise CalibrationError(
@@ -139,30 +147,46 @@ class Pipeline:
         if self.folded:
             self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
 
+    def _check(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+        """Let weights of layers fall back whose inputs are not what their weight multiplies."""
+        seeing = [e for e in self.plan.entries if _sees(e.method)]
+        looked = self.plan.entries if self.plan.recipe.activations and batches else seeing
+        targets, forward = [e.target for e in looked], explained(self._call, "check of layers")
+        if targets:
+            self.checked = self._remembered(
+                "check", lambda: check_layers(reference, targets, batches, forward)
+            )
+        for entry in seeing:
+            if entry.target.name in self.checked.failed:
+                self._fall_back(entry, self.checked.failed[entry.target.name])
+
     def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         """Measure what errors of the weights do to the output, where a method asks for it."""
         asking = [entry for entry in self.plan.entries if gradients_of(entry.method)]
         if not asking:
             return
-        known = (self.memory or {}).get("probe")
-        self.sensitivities = self._probed(reference, asking, batches) if known is None else known
-        if self.memory is not None:
-            self.memory["probe"] = self.sensitivities
+        self.sensitivities = self._remembered(
+            "probe",
+            lambda: probe(
+                reference,
+                [entry.target for entry in asking],
+                batches,
+                explained(self._call, "gradient probes"),
+                seed=self.plan.recipe.seed,
+                progress=self.progress,
+            ),
+        )
         for entry in asking:
             if entry.target.name not in self.sensitivities:
                 self._fall_back(entry, "no gradient that can be seen reaches the weight")
 
-    def _probed(
-        self, reference: nn.Module, asking: Sequence[PlanEntry], batches: Sequence[Any]
-    ) -> dict[str, Sensitivity]:
-        return probe(
-            reference,
-            [entry.target for entry in asking],
-            batches,
-            explained(self._call, "gradient probes"),
-            seed=self.plan.recipe.seed,
-            progress=self.progress,
-        )
+    def _remembered(self, stage: str, run: Callable[[], _T]) -> _T:
+        """Return the result of a stage that does not depend on slopes, run once for all runs."""
+        memory = {} if self.memory is None else self.memory
+        if stage not in memory:
+            memory[stage] = run()
+        result: _T = memory[stage]
+        return result
 
     def _fall_back(self, entry: PlanEntry, why: str) -> Method:
         """Give one weight the method for what cannot be seen, and say why in the plan."""
@@ -191,15 +215,11 @@ class Pipeline:
         entries: Sequence[PlanEntry],
         batches: Sequence[Any],
     ) -> None:
-        recipe = self.plan.recipe
         work: dict[str, list[Work]] = defaultdict(list)
         for entry in entries:
             if entry.method:
                 work[entry.target.module].append(self._work(entry, entry.method))
-        sinks = {pair.layer: f"{pair.norm}.bias" for pair in self.folded}
-        observer = LayerQuantizer(
-            network, work, len(batches), recipe.seed, recipe.calibration_rows, sinks
-        )
+        observer = self._observer(network, work, len(batches))
         report = run_lockstep(
             reference,
             network,
@@ -221,6 +241,20 @@ class Pipeline:
             self.plan = self.plan.noted(name, note)
         self._quantize_unreached(network, entries)
 
+    def _observer(
+        self, network: nn.Module, work: Mapping[str, Sequence[Work]], batches: int
+    ) -> LayerQuantizer:
+        recipe = self.plan.recipe
+        return LayerQuantizer(
+            network,
+            work,
+            batches,
+            recipe.seed,
+            recipe.calibration_rows,
+            sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
+            fixed_bias=self.checked.without_bias,
+        )
+
     def _quantize_unreached(self, network: nn.Module, entries: Sequence[PlanEntry]) -> None:
         unreached = [entry for entry in entries if entry.target.name not in self.results]
         if len(unreached) == len(entries):
@@ -229,7 +263,9 @@ class Pipeline:
                 "call the network that it is given (a copy), not one that it captured."
             )
         for entry in unreached:
-            method = self._fall_back(entry, "no calibration batch reaches the layer")
+            method = self._fall_back(
+                entry, "no calibration batch reaches the layer in both networks"
+            )
             work = self._work(entry, method)
             self.results[entry.target.name] = quantize_blind(network, work, self.plan.recipe.seed)
 
@@ -244,7 +280,7 @@ class Pipeline:
             owner = name.rpartition(".")[0]
             if name in buffers and owner not in stages:
                 state[name] = original[name]  # a forward may count its calls
-            elif not torch.equal(state[name], original[name]):
+            elif not same_values(state[name], original[name]):
                 what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
                 self.plan = self.plan.kept_after(name, what)
         return state
@@ -258,6 +294,7 @@ class Pipeline:
             targets=targets,
             aliases=self.plan.aliases,
             raw_dtype=recipe.raw_dtype,
+            exact=self.plan.exact,
         )
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if source:
@@ -265,6 +302,10 @@ class Pipeline:
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
         info = {name: dict(result.info) for name, result in self.results.items()}
         return CodedModel(contents, self.plan, info, tuple(self.notes))
+
+
+def _sees(method: Method | None) -> bool:
+    return method is not None and (method.needs != "nothing" or bool(gradients_of(method)))
 
 
 def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from .engine.targets import Target, matches, survey, unmatched
-from .errors import TargetError
+from .engine.patterns import selected, unmatched
+from .engine.targets import Survey, Target, survey
+from .errors import ModelError, TargetError
 from .methods import Method, Nearest, TrainedMethod, to_settings
 from .recipe import Recipe, Rule
 
@@ -49,12 +50,14 @@ class Plan:
         entries: every weight that can be coded, in the network's order.
         kept: name to reason of every other tensor.
         aliases: other names of tied tensors, each to the name that is coded.
+        exact: of the tensors that are kept, those that share memory: stored as they are.
     """
 
     recipe: Recipe
     entries: tuple[PlanEntry, ...]
     kept: Mapping[str, str]
     aliases: Mapping[str, str]
+    exact: frozenset[str] = frozenset()
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -63,10 +66,9 @@ class Plan:
         return (names[0], names[-1]) if len(names) > 2 else ()
 
     def modules_of(self, name: str) -> tuple[str, ...]:
-        """Return the modules that have a weight: several where it is tied."""
+        """Return the modules that have a weight, each once: several where it is tied."""
         target = next(e.target for e in self.entries if e.target.name == name)
-        owners = (other.rpartition(".")[0] for other in target.also)
-        return tuple(dict.fromkeys((target.module, *owners)))
+        return target.homes
 
     def changed(self, name: str, method: Method | None, reason: str) -> Plan:
         """Return the plan with another outcome for one weight."""
@@ -82,7 +84,16 @@ class Plan:
         return self.changed(name, method, note)
 
     def kept_after(self, name: str, what: str) -> Plan:
-        """Return the plan with what happened to a tensor that is not quantized but has changed."""
+        """Return the plan with what happened to a tensor that is not quantized but has changed.
+
+        Raises:
+            ModelError: it shares memory with others, which cannot all have changed with it.
+        """
+        if name in self.exact:
+            raise ModelError(
+                f"{name!r} is {what}, but other tensors show a part of its memory, or it is "
+                "expanded. Give it memory of its own, a clone() of its values, before compressing."
+            )
         return replace(self, kept={**self.kept, name: f"{self.kept[name]}; {what}"})
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,11 +133,38 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             "this network has no weight that can be coded: no linear, convolution, embedding, "
             f"recurrent or attention layer among its modules ({type(model).__name__})."
         )
-    for rule in recipe.rules:
-        if not any(matches(rule.match, target) for target in found.targets):
+    meant = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
+    for rule, names in zip(recipe.rules, meant, strict=True):
+        if not names:
             raise unmatched(rule.match, found.targets)
-    entries = tuple(_entry(target, recipe.rules) for target in found.targets)
-    return Plan(recipe, entries, found.others, found.aliases)
+    entries = tuple(
+        _entry(target, [r for r, n in zip(recipe.rules, meant, strict=True) if target.name in n])
+        for target in found.targets
+    )
+    _check_views(found, entries)
+    return Plan(recipe, entries, found.others, found.aliases, frozenset(found.overlaps))
+
+
+def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
+    """Refuse to change a weight of which another tensor shows a part, or another shape."""
+    for entry in entries:
+        names = (entry.target.name, *entry.target.also)
+        name = next((name for name in names if name in found.overlaps), None)
+        if name is not None and (entry.method or entry.trained):
+            other = found.overlaps[name][0]
+            if other == name:
+                raise ModelError(
+                    f"{name!r} is expanded: one value in memory stands for several weights, which "
+                    "quantizing would not keep equal. Give it memory for each (a clone()), or keep "
+                    "it, by a rule with the method keep."
+                )
+            raise ModelError(
+                f"{name!r} and {other!r} are views of one memory, in other shapes or places. A "
+                "file holds each tensor by itself, so that quantizing one would change the other "
+                f"behind its back. Give {other!r} memory of its own (a clone() of its values), "
+                "make it in the forward pass and not a parameter or buffer, or keep both, by rules "
+                "with the method keep."
+            )
 
 
 def fallback_of(method: Method) -> Method:
@@ -139,8 +177,7 @@ def fallback_of(method: Method) -> Method:
     )
 
 
-def _entry(target: Target, rules: tuple[Rule, ...]) -> PlanEntry:
-    chosen = [rule for rule in rules if matches(rule.match, target)]
+def _entry(target: Target, chosen: Sequence[Rule]) -> PlanEntry:
     if not chosen:
         return PlanEntry(target, None, "no rule matches it")
     rule = chosen[-1]

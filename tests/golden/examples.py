@@ -15,6 +15,9 @@ from fewbits.coded import (
 
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+NEWER = {"uint64": 8, "uint32": 4, "uint16": 2, "complex128": 16, "complex64": 8, "complex32": 4}
+NEWER |= dict.fromkeys(["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"], 1)
+NEWER |= dict.fromkeys(["float8_e4m3fnuz", "float8_e5m2fnuz"], 1)
 
 
 def noise(count, seed):
@@ -39,7 +42,8 @@ def f32(*values):
 
 def raw(shape, dtype, seed=1, stored=None):
     stored = stored or dtype
-    data = noise(int(np.prod(shape)) * WIDTHS[stored], seed).astype(np.uint8)
+    width = (WIDTHS | NEWER)[stored]
+    data = noise(int(np.prod(shape)) * width, seed).astype(np.uint8)
     return RawTensor(shape, dtype, data % 2 if stored == "bool" else data, stored)
 
 
@@ -249,6 +253,15 @@ def zeros():
     return Contents({"stem.weight": weight}, activations=grids)
 
 
+def dtypes():
+    """Every dtype that came with 1.4: small tensors in groups, and one with a stream of its own."""
+    tensors = {f"raw.{dtype}.x": raw((3, 4), dtype, 3) for dtype in NEWER}
+    tensors["raw.none"] = raw((0, 2), "complex64")
+    large = np.full(4400 * 16, 63, np.uint8)
+    tensors["raw.large"] = RawTensor((4400,), "complex128", large)
+    return Contents(tensors)
+
+
 EXAMPLES = {
     "v1.0/network": network,
     "v1.0/kinds": kinds,
@@ -262,4 +275,5 @@ EXAMPLES = {
     "v1.2/joined": joined,
     "v1.2/pictures": pictures,
     "v1.3/zeros": zeros,
+    "v1.4/dtypes": dtypes,
 }

@@ -24,6 +24,9 @@ LEARNING = {4: adaptive.symbols, 6: adaptive.contexts, 7: binary.symbols, 8: ada
 P = 24
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+WIDTHS |= {"uint64": 8, "uint32": 4, "uint16": 2, "complex128": 16, "complex64": 8, "complex32": 4}
+WIDTHS |= dict.fromkeys(["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"], 1)
+WIDTHS |= dict.fromkeys(["float8_e4m3fnuz", "float8_e5m2fnuz"], 1)
 MANTISSAS = [round(2**15 * 2 ** (j / 16)) for j in range(16)]
 
 

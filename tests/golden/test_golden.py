@@ -33,6 +33,7 @@ SHA256 = {
     "v1.2/joined": "4efcd1ca8dc27d023e55fa0034b32203297db85e0f578e97f352f98f654adf25",
     "v1.2/pictures": "cff32c6df1601f627486e0590a417600274c27d3535313882ba1773ae6e81010",
     "v1.3/zeros": "879ce46ff0f33605f986daa07a80ef323d5693858033b56efa33f69b511a2b0c",
+    "v1.4/dtypes": "527a282af24528a75a2a1f429372918bae37cf60017360f822d3f670463cf661",
 }
 
 
@@ -43,7 +44,7 @@ def load(name):
     return module
 
 
-EFFORT = {"v1.0": "fast", "v1.1": "smallest", "v1.2": "smallest", "v1.3": "smallest"}
+EFFORT = {"v1.0": "fast"} | dict.fromkeys(["v1.1", "v1.2", "v1.3"], "smallest") | {"v1.4": "fast"}
 # Codecs that came later, or that would take a file from the codec that it is for.
 WITHOUT = {
     "v1.1/filters": ("binary", "split"),

@@ -281,3 +281,23 @@ def test_a_network_that_loads_in_its_own_way_is_asked_to(tmp_path):
     fewbits.load(path, into=net)
     assert net.loaded
     assert torch.equal(net.weight, fewbits.load(path)["weight"])
+
+
+@pytest.mark.parametrize("name", ["gpfq", "rdoq", "transform"])
+def test_compressing_inside_inference_mode_is_as_outside(name):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(64, 12)
+    method = fewbits.METHODS[name]()
+    outside = fewbits.compress(net, method, calibration=[x]).state_dict()
+    with torch.inference_mode():
+        inside = fewbits.compress(net, method, calibration=[x]).state_dict()
+    assert all(torch.equal(inside[key], value) for key, value in outside.items())
+
+
+def test_a_network_made_in_inference_mode_compresses_and_does_not_train():
+    with torch.inference_mode():
+        net, x = nn.Sequential(nn.Linear(12, 4)).eval(), torch.randn(64, 12)
+    assert fewbits.compress(net, fewbits.RDOQ(), calibration=[x]).plan.entries
+    assert fewbits.sensitivity(net, [x], bits=(4,))
+    with pytest.raises(fewbits.FewbitsError, match=r"'0.weight' was made in torch.inference_mode"):
+        fewbits.prepare(net, fewbits.HEMP(levels=9))

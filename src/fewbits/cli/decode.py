@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +13,12 @@ from ..disk import write
 from ..errors import ConfigError
 from .verb import DecodeWorkers, Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["decode"]
 
+_RESERVED = "__metadata__"
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -43,6 +48,7 @@ def decode(
     found = load(file, max_decoded_bytes=in_bytes(max_decoded_mib), workers=workers)
     state = {name: tensor.clone().contiguous() for name, tensor in found.items()}
     if out.suffix == ".safetensors":
+        _check_safetensors(state, file)
         data = save(state)
     else:
         buffer = io.BytesIO()
@@ -53,3 +59,22 @@ def decode(
     told = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
     line = f"{out}: {len(state)} tensors, {values:,} values, {len(data):,} bytes"
     return Outcome(told, (line,))
+
+
+def _check_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse what a safetensors file would not give back: a name of its own, and some dtypes."""
+    if _RESERVED in state:
+        raise ConfigError(
+            f"{file} has a tensor named {_RESERVED!r}, and safetensors keeps that name for itself. "
+            "Write a .pt file instead."
+        )
+    from safetensors.torch import load, save  # noqa: PLC0415
+
+    for dtype, name in {tensor.dtype: name for name, tensor in state.items()}.items():
+        try:
+            load(save({"x": state[name].reshape(-1)[:0].clone()}))
+        except Exception as error:  # whatever its version raises
+            raise ConfigError(
+                f"{file}: tensor {name!r} is {str(dtype).removeprefix('torch.')}, which "
+                "safetensors does not hold. Write a .pt file instead."
+            ) from error

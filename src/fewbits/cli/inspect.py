@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,8 @@ def inspect(
     info = look(file)
     version = ".".join(map(str, info.version))
     lines = [f"{name} is the same tensor as {to}" for name, to in info.aliases.items()]
-    lines += [_told(site, grid) for site, grid in info.activations.items()]
+    modules = {row.name.rpartition(".")[0] for row in info.report.rows}
+    lines += [_told(site, grid, modules) for site, grid in info.activations.items()]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
     told = info.to_dict()
     if entropy or tensor is not None:
@@ -83,15 +85,15 @@ def inspect(
             shown.append(values_table(found_values, "values"))
         if energy:
             uses = None if data is None else uses_of(file, data, model)
-            stored = {row.name: row.bytes for row in info.report.rows}
+            stored = {row.name: row.bytes for row in info.report.rows if row.is_tensor}
             cost = energy_of(tensors, stored, uses)
             told["energy"] = cost.to_dict()
             shown.append(energy_table(cost, "energy", positions=uses is not None))
     return Outcome(told, (*shown, *lines, *_as_yaml(dict(info.metadata))))
 
 
-def _told(site: str, grid: ActivationGrid) -> str:
-    place = Place.of(site)
+def _told(site: str, grid: ActivationGrid, modules: Container[str]) -> str:
+    place = Place.of(site, modules)
     where = f"{'output' if place.output else 'input'} of {place.module}"
     where += f", call {place.call}" if place.call is not None else ""
     zero = f", zero at {grid.zero}" if grid.zero else ""

@@ -43,6 +43,7 @@ def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:
     source = model or stored_source(file, data)
     from ..api import load  # noqa: PLC0415  (brings torch)
     from ..engine.batches import as_forward  # noqa: PLC0415
+    from ..engine.naming import fit_names  # noqa: PLC0415
     from ..engine.uses import count_uses  # noqa: PLC0415
     from ..sources import load_data, load_model  # noqa: PLC0415
 
@@ -50,4 +51,7 @@ def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:
     batch = next(iter(load_data(data).batches("test", 1)), None)
     if batch is None:
         raise ConfigError(f"data {data!r} has no sample to run the network on.")
-    return count_uses(network, batch, 1, as_forward(None))
+    uses = count_uses(network, batch, 1, as_forward(None))
+    rows = look(file).report.rows
+    names = fit_names((row.name for row in rows if row.is_tensor), network.state_dict())
+    return {theirs: uses[ours] for theirs, ours in names.items() if ours in uses}

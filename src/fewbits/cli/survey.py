@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ import typer
 
 from ..budgets import has_slope
 from ..disk import write
+from ..engine.copying import copied
 from ..errors import BudgetError, ConfigError
 from ..evaluate import evaluate as judge
 from ..fingerprint import fingerprint
@@ -142,7 +142,7 @@ class Curve:
     def _score(self, coded: CodedModel | None) -> float:
         network = self.job.model.module
         if coded is not None:
-            network = coded.load_into(deepcopy(network))
+            network = coded.load_into(copied(network))
         data = self.job.data or load_data(self.source[2])
         return judge(network, data.batches(self.split, self.batch_size)).accuracy
 

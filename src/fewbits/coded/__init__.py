@@ -5,6 +5,7 @@ from .places import Place, site_name
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
+    NEW_DTYPES,
     RAW_DTYPES,
     ActivationGrid,
     Codebook,
@@ -21,6 +22,7 @@ from .values import NetworkValues, entropy_of, network_values, terms_of, value_c
 
 __all__ = [
     "FLOAT_DTYPES",
+    "NEW_DTYPES",
     "PICOJOULES",
     "RAW_DTYPES",
     "ActivationGrid",

@@ -37,6 +37,11 @@ class SizeRow:
         return self.payload + self.side
 
     @property
+    def is_tensor(self) -> bool:
+        """Whether it is a tensor's, whatever the name."""
+        return self.kind not in ("shared", "file")
+
+    @property
     def bits_per_element(self) -> float:
         """All bits of this row per value; 0 for a row without values."""
         return 8 * self.bytes / self.elements if self.elements else 0.0

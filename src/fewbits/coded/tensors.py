@@ -17,6 +17,7 @@ from ..errors import ConfigError, require
 
 __all__ = [
     "FLOAT_DTYPES",
+    "NEW_DTYPES",
     "RAW_DTYPES",
     "ActivationGrid",
     "Codebook",
@@ -35,7 +36,13 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
 FLOAT_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_FLOAT8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
+# Since format 1.4; float8 and complex values are kept as they are, never converted.
+NEW_DTYPES = {f"float8_{form}": 1 for form in _FLOAT8}
+NEW_DTYPES |= {"uint64": 8, "uint32": 4, "uint16": 2}
+NEW_DTYPES |= {"complex128": 16, "complex64": 8, "complex32": 4}
 RAW_DTYPES = FLOAT_DTYPES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+RAW_DTYPES |= NEW_DTYPES
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,14 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     Attributes:
         shapes: name to shape, from the header alone.
+        dtypes: name to dtype when restored, likewise.
     """
 
     def __init__(self, opened: Opened, workers: Workers | None = None) -> None:
         self._opened = opened
         self._entries = opened.header.entries
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
         self._spans: defaultdict[str, list[Span]] = defaultdict(list)
         self._side: list[Span] = []
         self._shared: Found = {}

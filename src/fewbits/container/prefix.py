@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89FWB\r\n\x1a\n"
-VERSION = (1, 3)  # the newest; a file names the oldest that has all it uses
+VERSION = (1, 4)  # the newest; a file names the oldest that has all it uses
 PREFIX = 32
 MAX_HEADER = 1 << 26
 FIELDS = struct.Struct("<8sHHIIQ")

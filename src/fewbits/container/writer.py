@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..coded import (
-    ActivationGrid,
+    NEW_DTYPES,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -33,6 +33,7 @@ __all__ = ["encode"]
 
 NEW = (4, 7)  # the first codec that minor version 1 brought, and 2
 PLACES = 3  # the minor version that brought grids with a zero inside, and grids of outputs
+DTYPES = 4  # the minor version that brought ``NEW_DTYPES``
 
 
 def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> bytes:
@@ -57,7 +58,7 @@ def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> by
     lengths = tuple(len(body) for _, body in coded)
     header = replace(header, codecs=tuple(codecs), lengths=lengths)
     text = _checked(dump_header(header), header)
-    minor = max([_minor_of(contents.activations), *map(_since, codecs)])
+    minor = max([_minor_of(contents), *map(_since, codecs)])
     return b"".join([join_prefix(text, sum(map(len, pieces)), minor), *pieces])
 
 
@@ -93,9 +94,12 @@ def _since(number: int) -> int:
     return sum(number >= first for first in NEW)
 
 
-def _minor_of(activations: Mapping[str, ActivationGrid]) -> int:
-    placed = any(grid.zero or Place.of(name).output for name, grid in activations.items())
-    return PLACES if placed else 0
+def _minor_of(contents: Contents) -> int:
+    """Return the minor version that brought the dtypes and grids."""
+    if any(tensor.dtype in NEW_DTYPES for tensor in contents.tensors.values()):
+        return DTYPES
+    grids = contents.activations.items()
+    return PLACES if any(grid.zero or Place.of(name).output for name, grid in grids) else 0
 
 
 def _checked(text: bytes, header: Header) -> bytes:

@@ -124,8 +124,9 @@ class _Pass:
 
 
 def check_inputs(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse sites of modules that the network does not have (ModelError)."""
-    modules = dict(model.named_modules())
+    """Refuse sites of modules that the network does not have, or has as one (ModelError)."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first: dict[tuple[int, int | None, bool], str] = {}
     for name in names:
         place = Place.of(name, modules)
         if place.module not in modules:
@@ -133,6 +134,12 @@ def check_inputs(model: nn.Module, names: Iterable[str]) -> None:
                 f"the quantized {'output' if place.output else 'input'} {name!r} is of a module "
                 "that the network does not have. Build the network with the settings it was "
                 "compressed with."
+            )
+        other = first.setdefault((id(modules[place.module]), place.call, place.output), name)
+        if other != name:
+            raise ModelError(
+                f"{other!r} and {name!r} have quantized inputs or outputs of their own in the "
+                "file, and are one module in the network. Build it with a module for each."
             )
 
 
@@ -142,17 +149,19 @@ def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
     Raises:
         ModelError: a site's module is not in the network. ``model`` is unchanged.
     """
-    by_module: dict[tuple[str, bool], dict[int | None, Change]] = {}
-    modules = dict(model.named_modules())
+    by_module: dict[tuple[int, bool], dict[int | None, Change]] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known = {id(module): module for module in modules.values()}
     check_inputs(model, changes)
     for name, change in changes.items():
         place = Place.of(name, modules)
-        by_module.setdefault((place.module, place.output), {})[place.call] = change
+        key = (id(modules[place.module]), place.output)
+        by_module.setdefault(key, {})[place.call] = change
     remove_inputs(model)
     counting: list[_Hook] = []
-    for (path, output), known in by_module.items():
-        hook = _install(modules[path], known, output)
-        if None not in known:
+    for (number, output), calls in by_module.items():
+        hook = _install(known[number], calls, output)
+        if None not in calls:
             counting.append(hook)
     if counting:
         counted = _Pass(counting)
@@ -205,7 +214,7 @@ def hooks_of(model: nn.Module) -> dict[str, InputHook]:
     """Return the hooks on inputs of a network by module name."""
     return {
         name: hook
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         for hook in module._forward_pre_hooks.values()
         if isinstance(hook, InputHook)
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..ops.transforms import SIDES
 from .layer import Quantized, QuantizedMatrix, QuantizedTransform
 from .targets import Target
 
-__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "unpack"]
+__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "torch_dtype", "unpack"]
 
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -150,10 +150,12 @@ def pack_state(
     targets: Mapping[str, Target],
     aliases: Mapping[str, str],
     raw_dtype: str,
+    exact: Container[str] = (),
 ) -> dict[str, CodedTensor]:
     """Return every tensor of a state dict, coded or raw; other names of tied ones are left out.
 
-    Equal codebooks become one, which a file stores once.
+    Equal codebooks become one, which a file stores once. Tensors of ``exact`` keep their own dtype:
+    they are views of one memory, which must not be told to hold two values.
     """
     tensors: dict[str, CodedTensor] = {}
     codebooks: dict[bytes, Codebook] = {}
@@ -163,7 +165,7 @@ def pack_state(
         if name in results:
             tensors[name] = pack(results[name], targets[name], tensor.dtype, codebooks)
         else:
-            tensors[name] = pack_raw(tensor, raw_dtype)
+            tensors[name] = pack_raw(tensor, "keep" if name in exact else raw_dtype)
     return tensors
 
 
@@ -174,7 +176,8 @@ def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:
     tensor keeps its own dtype.
     """
     own = _name(tensor.dtype)
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    flat = plain.contiguous().reshape(-1)
     stored = own
     if raw_dtype in _NARROW and own in FLOAT_DTYPES and FLOAT_DTYPES[own] > 2:
         narrow = flat.to(_NARROW[raw_dtype])
@@ -187,13 +190,24 @@ def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:
 
 def to_torch(coded: CodedTensor) -> Tensor:
     """Return the values of any coded tensor, in its shape and dtype, in fresh memory."""
-    dtype: torch.dtype = getattr(torch, coded.dtype)
+    dtype = torch_dtype(coded.dtype)
     if not isinstance(coded, RawTensor):
         return torch.from_numpy(coded.dequantize()).to(dtype)
     if coded.data.size == 0:
         return torch.empty(coded.shape, dtype=dtype)
-    stored: torch.dtype = getattr(torch, coded.stored)
+    stored = torch_dtype(coded.stored)
     return torch.from_numpy(coded.data.copy()).view(stored).to(dtype).reshape(coded.shape)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype of a name (ModelError where this torch has none)."""
+    known = getattr(torch, name, None)
+    if not isinstance(known, torch.dtype):
+        raise ModelError(
+            f"a tensor of the file has the dtype {name}, which torch {torch.__version__} does not "
+            "have. Install a newer torch."
+        )
+    return known
 
 
 def _name(dtype: torch.dtype) -> str:

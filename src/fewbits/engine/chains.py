@@ -7,7 +7,6 @@ evaluation mode. Found in the graph that ``torch.fx`` traces; what it cannot tra
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .copying import copied
 from .fold import is_batchnorm
 
 __all__ = ["Chain", "Chains", "find_chains"]
@@ -88,7 +88,7 @@ def find_chains(model: nn.Module) -> Chains:
     making. The network itself is not called: a copy is traced.
     """
     try:
-        traced = copy.deepcopy(model).eval()
+        traced = copied(model).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = fx.Tracer().trace(traced)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from zlib import crc32
@@ -15,6 +15,7 @@ from ..ops.grid import FLOAT32_MAX
 from .isolation import autocast_off
 from .layer import LayerMatrix, Quantized
 from .lockstep import Call
+from .pairing import mispairing
 from .probes import Sensitivity
 from .rows import Rows, draw_rows
 from .statistics import StatisticsAccumulator
@@ -75,6 +76,7 @@ class LayerQuantizer:
         rows: row budget of every layer; None for :func:`row_budget`.
         sinks: layer name to the parameter that takes its output shift, where the layer has no
             bias of its own but a batch normalization it absorbed has.
+        fixed_bias: weights whose layer has a bias that takes no shift.
         results: weight name to its quantized matrix, filled as layers complete.
         notes: weight name to what the person should know.
     """
@@ -85,10 +87,12 @@ class LayerQuantizer:
     seed: int
     rows: int | None = None
     sinks: Mapping[str, str] = field(default_factory=dict)
+    fixed_bias: Collection[str] = ()
     results: dict[str, Quantized] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     _calls: Mapping[str, int] = field(default_factory=dict)
     _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
+    _unpaired: set[str] = field(default_factory=set)
 
     def expect(self, calls: Mapping[str, int]) -> None:
         """Take the number of calls of each module in a batch, to spread the row budget over."""
@@ -102,15 +106,23 @@ class LayerQuantizer:
             if view.inputs is None:
                 continue
             seen = view.inputs(quantized)
-            known = seen if reference is quantized or not work.both else view.inputs(reference)
-            if seen.count != known.count:
-                raise CalibrationError(
-                    f"layer {module!r}, batch {batch}: {known.count} input rows in the float "
-                    f"network and {seen.count} in the quantized one. Its control flow depends on "
-                    "values; quantize it with a method that needs no inputs, such as nearest."
-                )
+            known = seen
+            if reference is not quantized and work.both and work.target.name not in self._unpaired:
+                known = self._paired(work.target.name, view.inputs(reference), seen, batch, call)
             if seen.count:
                 self._add(work, seen, known, batch, call)
+
+    def _paired(self, name: str, known: Rows, seen: Rows, batch: int, call: int) -> Rows:
+        """Return the float network's rows, or the quantized one's where they have no partners."""
+        seed = layer_seed(self.seed, name, batch, call)
+        cause = mispairing(known, seen, seed, moved_before=bool(self._unpaired))
+        if not cause:
+            return known
+        self._unpaired.add(name)
+        self._note(name, f"calibrated on the quantized network's inputs alone: {cause}")
+        if name in self._sums:
+            self._sums[name].forget_reference()
+        return seen
 
     def _add(self, work: Work, seen: Rows, known: Rows, batch: int, call: int) -> None:
         view, name = work.target.view, work.target.name
@@ -143,14 +155,27 @@ class LayerQuantizer:
                 self._shift_bias(work.target, result.bias_shift)
 
     def _shift_bias(self, target: Target, shift: Tensor) -> None:
+        if target.name in self.fixed_bias:
+            self._note(target.name, "bias not corrected: the layer does not add it to its output")
+            return
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
-        parameters = dict(self.network.named_parameters())
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
-        if sink in parameters:
+        if sink in parameters and _is_shared(self.network, parameters[sink]):
+            self._note(target.name, "no bias to correct: it is another layer's too")
+        elif sink in parameters:
             with torch.no_grad():
                 parameters[sink].add_(shift.to(parameters[sink]))
         else:
-            self.notes[target.name] = "no bias to correct: the layer has none"
+            self._note(target.name, "no bias to correct: the layer has none")
+
+    def _note(self, name: str, text: str) -> None:
+        self.notes[name] = "; ".join(filter(None, [self.notes.get(name), text]))
+
+
+def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
+    held = [p for module in network.modules() for p in module._parameters.values()]
+    return sum(p is parameter for p in held) > 1
 
 
 def _share(budget: int, place: int, places: int) -> int:

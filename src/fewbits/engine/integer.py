@@ -17,7 +17,7 @@ twin in float64, :func:`fake_quantized_network`, gives the classes that the inte
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ from ..coded import ActivationGrid, Contents, GridTensor, Place
 from ..errors import ModelError
 from .activations import hooks_of
 from .batches import call_model
+from .copying import copied
 from .fold import affine_of, is_batchnorm
+from .naming import fitted
 from .sites import quiet_pass
 
 __all__ = ["fake_quantized_network", "integer_network", "whole_integers"]
@@ -57,9 +59,10 @@ def integer_network(
         ModelError: no layer has both weights and inputs on grids, sums are too large to be exact,
             or ``model`` was not loaded.
     """
+    contents = fitted(contents, model)
     network = fake_quantized_network(model, contents)
     layers = _layers_of(network, contents)
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))
     places = (Place.of(name, modules) for name in contents.activations)
     done = {place.module for place in places if not place.output and place.module in layers}
     if example is not None:
@@ -71,7 +74,7 @@ def integer_network(
             "integers. Quantize activations at the input of layers too; where they are quantized "
             "at ReLUs (placement='output'), pass example=, a batch of inputs."
         )
-    for name, module in modules.items():
+    for name, module in network.named_modules():
         if name in done:
             setattr(module, "forward", layers[name])  # noqa: B010
         elif is_batchnorm(module):
@@ -117,8 +120,9 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
 
     Its inputs may be of any floating dtype. Arguments and errors as in :func:`integer_network`.
     """
-    network = deepcopy(model).eval().double()
-    modules = dict(network.named_modules())
+    contents = fitted(contents, model)
+    network = copied(model).eval().double()
+    modules = dict(network.named_modules(remove_duplicate=False))
     places = [Place.of(name, modules) for name in contents.activations]
     absent = sorted({p.module for p in places if not p.output} - set(hooks_of(network)))
     if absent:
@@ -126,7 +130,7 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
             f"the network does not quantize the input of {absent[0]!r}, which its file does. Pass "
             "the network that fewbits.load(path, into=...) or coded.load_into(...) returned."
         )
-    for name, module in modules.items():
+    for name, module in network.named_modules():
         weight = contents.tensors.get(f"{name}.weight")
         if isinstance(module, _LAYERS) and isinstance(weight, GridTensor):
             integers, step = whole_integers(weight)

@@ -19,58 +19,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .batches import Forward
+from .copying import attributes, deepcopied
+from .draws import Draws, OwnGenerators, preserved_draws, uses_cuda
 
 __all__ = [
     "CallerState",
-    "Draws",
     "autocast_off",
     "cloned",
     "evaluating",
     "fast_path_off",
     "isolated_pass",
     "plain_tensors",
-    "preserved_draws",
     "replica",
 ]
 
 _DEVICES = ("cpu", "cuda")  # whose autocast is looked at
-
-
-@dataclass(frozen=True)
-class Draws:
-    """State of the default generators of torch: CPU, and CUDA once something uses it."""
-
-    cpu: Tensor
-    cuda: tuple[Tensor, ...]
-
-    @classmethod
-    def read(cls) -> Draws:
-        """Return the present state."""
-        cuda = torch.cuda.get_rng_state_all() if _uses_cuda() else ()
-        return cls(torch.get_rng_state(), tuple(cuda))
-
-    @staticmethod
-    def seed(number: int) -> None:
-        """Start the draws of a forward pass."""
-        torch.default_generator.manual_seed(number)
-        if _uses_cuda():  # torch.manual_seed would queue a call for a CUDA that is not in use
-            torch.cuda.manual_seed_all(number)
-
-    def write(self) -> None:
-        """Make this the present state."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(list(self.cuda))
-
-
-@contextmanager
-def preserved_draws() -> Iterator[None]:
-    """Leave the random draws of the caller as they were."""
-    before = Draws.read()
-    try:
-        yield
-    finally:
-        before.write()
 
 
 @dataclass(frozen=True)
@@ -95,7 +58,7 @@ class CallerState:
         return cls(
             tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds),
             None if device.type == "cpu" else device,
-            torch.cuda.current_stream() if _uses_cuda() else None,
+            torch.cuda.current_stream() if uses_cuda() else None,
         )
 
     @contextmanager
@@ -135,10 +98,17 @@ def cloned(batch: Any, memo: dict[int, Tensor] | None = None) -> Any:
 
 
 def isolated_pass(forward: Forward, network: nn.Module, batch: Any, seed: int) -> Any:
-    """Run one forward pass on a copy of ``batch``, with its own draws; the caller's stay as is."""
-    with preserved_draws():
-        Draws.seed(seed)
-        return forward(network, cloned(batch))
+    """Run one forward pass on a copy of ``batch``, with its own draws; the caller's stay as is.
+
+    Generators that the network keeps are back where they were afterwards.
+    """
+    generators = OwnGenerators(network)
+    try:
+        with preserved_draws():
+            Draws.seed(seed)
+            return forward(network, cloned(batch))
+    finally:
+        generators.rewind(network)
 
 
 @contextmanager
@@ -208,7 +178,7 @@ def replica(network: nn.Module) -> nn.Module | None:
             if tensor is not None:
                 memo[id(tensor)] = tensor
     try:
-        twin = copy.deepcopy(network, memo)
+        twin = deepcopied(network, memo)
     except Exception:  # whatever a foreign module raises, the caller goes on without a replica
         return None
     return twin if _weights(twin) == _weights(network) else None
@@ -216,23 +186,13 @@ def replica(network: nn.Module) -> nn.Module | None:
 
 def plain_tensors(network: nn.Module) -> list[Tensor]:
     """Return the tensors in attributes of modules that are neither parameter nor buffer."""
-    attributes = [
-        value
-        for module in network.modules()
-        for name, value in vars(module).items()
-        if name != "_modules" and not _is_shared(name)
-    ]
+    beside = [value for module in network.modules() for _, value in attributes(module)]
     kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    leaves = tree_leaves(attributes)
-    return [x for x in leaves if isinstance(x, Tensor) and id(x) not in kept]
+    return [x for x in tree_leaves(beside) if isinstance(x, Tensor) and id(x) not in kept]
 
 
 def _is_shared(attribute: str) -> bool:
     return "hook" in attribute or attribute in ("_parameters", "_buffers")
-
-
-def _uses_cuda() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _weights(network: nn.Module) -> list[tuple[str, int]]:

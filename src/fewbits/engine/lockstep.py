@@ -26,7 +26,8 @@ from torch import nn
 from ..errors import CalibrationError, ConfigError, did_you_mean, require
 from ..progress import Progress, silent
 from .batches import Forward, as_sequence
-from .isolation import fast_path_off, preserved_draws
+from .draws import preserved_draws
+from .isolation import fast_path_off
 from .schedule import LockstepReport, Observer, Schedule, Stream, stuck_message
 from .tasks import Call, watch
 

@@ -70,8 +70,8 @@ def loose_outputs(
     as it is or above zero, is the input of one of ``layers``, which has a grid of its own; and the
     last layer. Found by the values of one forward pass.
     """
-    modules = dict(model.named_modules())
-    norms = {name for name, module in modules.items() if isinstance(module, NORMS)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
     seen, handles = _Seen(), []
     for name in (*dict.fromkeys(layers), *norms):
         norm = name in norms

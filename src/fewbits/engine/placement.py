@@ -76,14 +76,14 @@ def choose_sites(
     Raises:
         ConfigError: no such place, as where a network calls ReLU as a function.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     able = [name for name in layers.paths if isinstance(modules[name], _LAYERS)]
     if placement == "input":
         found = observe(model, able, batches, forward)
         if not found:
             raise _nowhere("no linear or convolution layer is reached")
         return found
-    rectifiers = [name for name, module in modules.items() if isinstance(module, RECTIFIERS)]
+    rectifiers = [name for name, m in model.named_modules() if isinstance(m, RECTIFIERS)]
     found = observe(model, [*able, *rectifiers], batches, forward)
     last = max((site.order for site in found if not site.rectified), default=-1)
     chosen = [site for site in found if site.rectified and site.order < last]
@@ -99,7 +99,8 @@ def left_in_float(
     model: nn.Module, layers: QuantizedLayers, sites: Iterable[Site]
 ) -> tuple[str, ...]:
     """Return which of ``layers`` have a float input, and why; embeddings have none to quantize."""
-    reached, modules = {site.module for site in sites}, dict(model.named_modules())
+    reached = {site.module for site in sites}
+    modules = dict(model.named_modules(remove_duplicate=False))
     told = []
     for name in layers.paths:
         if name in reached or isinstance(modules[name], (nn.Embedding, nn.EmbeddingBag)):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent, silent
-from .batches import Forward
+from .batches import Forward, describe
 from .isolation import autocast_off, fast_path_off, isolated_pass
 from .lockstep import Call
 from .targets import Target
@@ -70,10 +70,13 @@ class _Sums:
         """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
         plain = gradients[..., :-1]
         squares = _squares(plain, 3).sum(1)
-        if self._shares is None:
+        shares = self._shares
+        if shares is None:
             mean = squares.mean(1, keepdim=True)
-            self._shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
-        weighed = (gradients * self._shares[:, None, :, None]).flatten(1, 2)
+            shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
+            if bool((mean > 0).all()):  # the first samples may have no gradient at all
+                self._shares = shares
+        weighed = (gradients * shares[:, None, :, None]).flatten(1, 2)
         self.rows = self.rows + squares
         self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
         across = plain.transpose(1, 2).flatten(2)
@@ -82,14 +85,19 @@ class _Sums:
         self.drawn += gradients.shape[1]
         self.positions += inputs.shape[1] * inputs.shape[2]
 
+    @property
+    def reached(self) -> bool:
+        """Whether a gradient other than zero came."""
+        return self.drawn > 0 and bool(torch.as_tensor(self.rows).sum() > 0)
+
     def finish(self, probes: int) -> Sensitivity:
         """Return the moments."""
         rows, joint, outputs = (
             torch.as_tensor(total) / self.drawn for total in (self.rows, self.columns, self.outputs)
         )
         energy = (torch.as_tensor(self.energy) / self.positions).clamp_min(_tiny())
-        trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1).clamp_min(_tiny())
-        joint = joint * (energy / trace)[:, None, None]
+        trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1)
+        joint = joint * torch.where(trace > 0, energy / trace, 0.0)[:, None, None]
         cross, bias = joint[:, :-1, -1:], joint[:, -1:, -1:].clamp_min(_tiny())
         return Sensitivity(
             rows=rows / energy[:, None],
@@ -170,7 +178,7 @@ def probe(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Sensitivity]:
-    """Return the sensitivity of every weight that a gradient reaches, by name.
+    """Return the sensitivity of every weight that a gradient other than zero reaches, by name.
 
     Args:
         network: in evaluation mode; as it was afterwards.
@@ -211,7 +219,7 @@ def probe(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found.finish(probes) for name, found in sums.items() if found.drawn}
+    return {name: found.finish(probes) for name, found in sums.items() if found.reached}
 
 
 def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
@@ -223,17 +231,36 @@ def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: ra
 
 
 def _logits(output: Any) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    output = getattr(output, "logits", output)
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not (isinstance(output, Tensor) and output.requires_grad):
-        raise CalibrationError(
-            "gradient probes need the output of the network: forward= must return its logits, with "
-            f"gradients (no torch.no_grad inside). Got {type(output).__name__}."
+    found = output.get("logits") if isinstance(output, Mapping) else output
+    found = getattr(found, "logits", found)
+    if isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if isinstance(found, Tensor) and found.requires_grad:
+        return found
+    raise CalibrationError(
+        "gradient probes need the output of the network: forward= must return its logits, with "
+        f"gradients. {_instead(found, output)}"
+    )
+
+
+def _instead(found: Any, output: Any) -> str:
+    """Say what a forward returned in place of logits with gradients, and what to change."""
+    if isinstance(found, Tensor):
+        if not found.is_floating_point():
+            return f"It returned a {describe(found)}, which has none: return what argmax was given."
+        if found.is_inference():
+            return (
+                f"It returned a {describe(found)} made in torch.inference_mode: take that off the "
+                "network's forward, or off forward=."
+            )
+        return (
+            f"It returned a {describe(found)} without a history: take torch.no_grad, detach() or "
+            ".data off the network's forward, or off forward=."
         )
-    return output
+    if isinstance(output, Mapping):
+        known = ", ".join(map(repr, list(output)[:6]))
+        return f"It returned a dict without 'logits' ({known}): pick one, forward=lambda m, b: ..."
+    return f"It returned {type(output).__name__}: return the network's output from forward=."
 
 
 def _direction(output: Tensor, metric: str, generator: torch.Generator) -> Tensor:

@@ -32,10 +32,13 @@ class Rows:
     Attributes:
         count: rows in all.
         take: picks, int64 (r,), or None for all, to rows (groups, r, columns).
+        points: the inputs that rows are cut from, one a position (1, r, channels), where they are
+            fewer numbers than the rows; None where rows are what the layer gets.
     """
 
     count: int
     take: Callable[[Tensor | None], Tensor]
+    points: Rows | None = None
 
 
 def draw_rows(count: int, quota: int, seed: int) -> Tensor | None:
@@ -77,9 +80,9 @@ def conv_rows(x: Tensor, module: nn.Module) -> Rows:
     x = x.unsqueeze(0) if x.dim() == len(kernel) + 1 else x
     padding: list[int] = list(getattr(module, "_reversed_padding_repeated_twice"))  # noqa: B009
     mode = str(module.padding_mode)
-    x = F.pad(x, padding, mode="constant" if mode == "zeros" else mode)
+    padded = F.pad(x, padding, mode="constant" if mode == "zeros" else mode)
     window = _Window(kernel, _sizes(module, "stride"), _sizes(module, "dilation"))
-    return _window_rows(x, window, _groups(module))
+    return _window_rows(padded, window, _groups(module), _pixels(x))
 
 
 def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
@@ -102,7 +105,7 @@ def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
         margin = d * (k - 1) - p
         padding = [margin, margin + extra, *padding]
     window = _Window(kernel, (1,) * len(kernel), dilation, mirrored=True)
-    return _window_rows(F.pad(spread, padding), window, _groups(module))
+    return _window_rows(F.pad(spread, padding), window, _groups(module), _pixels(x))
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,19 @@ def _flat_index(axes: Sequence[Tensor], steps: Sequence[int], space: Sequence[in
     return total.reshape(-1)
 
 
-def _window_rows(x: Tensor, window: _Window, groups: int) -> Rows:
+def _pixels(x: Tensor) -> Rows:
+    """Return the channels of (batch, channels, *space), position by position."""
+    last = x.movedim(1, -1)
+    places = last.shape[:-1]
+
+    def take(picks: Tensor | None) -> Tensor:
+        chosen = torch.arange(prod(places)) if picks is None else picks
+        return last[torch.unravel_index(chosen.to(x.device), places)].unsqueeze(0)
+
+    return Rows(prod(places), take)
+
+
+def _window_rows(x: Tensor, window: _Window, groups: int, points: Rows) -> Rows:
     """Return the rows of padded ``x``; gathered channels last, so that each copy is contiguous."""
     batch, channels, space = x.shape[0], x.shape[1], x.shape[2:]
     count = batch * prod(window.positions(space))
@@ -157,7 +172,7 @@ def _window_rows(x: Tensor, window: _Window, groups: int) -> Rows:
         patches = pixels.index_select(0, where).reshape(len(begins), -1, groups, channels // groups)
         return patches.permute(2, 0, 3, 1).reshape(groups, len(begins), columns)
 
-    return Rows(count, take)
+    return Rows(count, take, points)
 
 
 def _sizes(module: nn.Module, name: str) -> tuple[int, ...]:

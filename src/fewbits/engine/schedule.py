@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent
 from .batches import Forward, describe
 from .discovery import LiveBytes, discover, plain_bytes
+from .draws import OwnGenerators
 from .isolation import CallerState, cloned, replica
+from .pairing import unified
 from .tasks import Call, PassTask
 
 __all__ = ["Expecting", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
@@ -74,6 +76,7 @@ class Stream:
         self.name = name
         self.network = network
         self.trees = [network]
+        self.generators = OwnGenerators(network)
 
     def provide(self, trees: int) -> bool:
         """Make module trees for that many passes at once; False if the network cannot be copied."""
@@ -154,6 +157,8 @@ class Schedule:
         self._kept.clear()
         stuck = [task.title for task in self._alive if not task.cancel()]
         self._alive.clear()
+        for stream in self._streams:
+            stream.generators.rewind(stream.network)
         return stuck
 
     def _survey(self, batch: int, meter: LiveBytes) -> Mapping[str, int]:
@@ -161,7 +166,7 @@ class Schedule:
 
         def body() -> None:
             with meter:
-                self._forward(lead.network, cloned(self._batches[batch]))
+                self._pass(lead, lead.network, batch)
 
         task = self._task(batch, lead, body, probe=meter.sample)
         task.run_to(None)
@@ -207,7 +212,7 @@ class Schedule:
             if quantized is None:
                 self._unmatched += 1
                 continue
-            shared = _unified(reference, quantized)
+            shared = unified(reference, quantized)
             self._observer.observe(module, pair.batch, call, reference, shared)
             self._observed[module] = self._observed.get(module, 0) + 1
             del reference, quantized, shared  # before the passes go on and make more
@@ -223,12 +228,16 @@ class Schedule:
         tree, batch = pair.trees[stream.name], pair.batch
 
         def body() -> None:
-            self._forward(tree, cloned(self._batches[batch]))
+            self._pass(stream, tree, batch)
 
         self._reruns += (batch, stream.name) in self._begun
         self._begun.add((batch, stream.name))
         pair.tasks[stream.name] = self._task(batch, stream, body)
         return pair.tasks[stream.name]
+
+    def _pass(self, stream: Stream, tree: nn.Module, batch: int) -> None:
+        stream.generators.rewind(tree)
+        self._forward(tree, cloned(self._batches[batch]))
 
     def _task(
         self,
@@ -260,35 +269,3 @@ def stuck_message(titles: Sequence[str]) -> str:
         "BaseException around a layer, or runs on for long without calling one. Its thread stays "
         "until the process ends. Catch Exception instead."
     )
-
-
-def _unified(reference: Call, quantized: Call) -> Call:
-    """Return ``quantized`` with the objects of ``reference`` wherever their values are equal."""
-    if len(reference.args) != len(quantized.args) or list(reference.kwargs) != list(
-        quantized.kwargs
-    ):
-        return quantized
-    values = [*reference.args, *reference.kwargs.values()]
-    others = [*quantized.args, *quantized.kwargs.values()]
-    same = [_equal(a, b) for a, b in zip(values, others, strict=True)]
-    if all(same):
-        return reference
-    merged = [a if equal else b for a, b, equal in zip(values, others, same, strict=True)]
-    split = len(reference.args)
-    return Call(tuple(merged[:split]), dict(zip(reference.kwargs, merged[split:], strict=True)))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        plain = a.layout == b.layout == torch.strided and not (a.is_nested or a.is_quantized)
-        like = (a.dtype, a.device, a.shape) == (b.dtype, b.device, b.shape)
-        return plain and like and torch.equal(a, b)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
-    return isinstance(a, (bool, int, float, str)) and bool(a == b)

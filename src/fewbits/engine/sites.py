@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -16,6 +16,7 @@ from ..coded import site_name
 from ..errors import CalibrationError
 from .batches import Forward
 from .isolation import evaluating, isolated_pass
+from .memory import put
 
 __all__ = [
     "NORMS",
@@ -134,8 +135,10 @@ def observe(
     Raises:
         CalibrationError: values that are not finite (names the module).
     """
-    by_name = dict(model.named_modules())
-    names = {by_name[name]: name for name in modules}
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    names: dict[nn.Module, str] = {}
+    for name in modules:
+        names.setdefault(by_name[name], name)
     room = max(256, _KEPT // max(1, len(batches)))
     known: dict[tuple[str, int], Site] = {}
     counts: dict[str, set[int]] = {}
@@ -159,7 +162,7 @@ def observe(
             if (name, call) not in known:
                 known[name, call] = _site(by_name[name], name, call, order, outputs)
             known[name, call].add(values, room)
-    return _named(known, counts)
+    return _named(known, counts, by_name)
 
 
 def _site(module: nn.Module, name: str, call: int, order: int, output: bool) -> Site:
@@ -168,12 +171,14 @@ def _site(module: nn.Module, name: str, call: int, order: int, output: bool) -> 
     return Site(name, name, call, order, rectified, output, ceiling)
 
 
-def _named(known: dict[tuple[str, int], Site], counts: dict[str, set[int]]) -> list[Site]:
+def _named(
+    known: dict[tuple[str, int], Site], counts: dict[str, set[int]], modules: Container[str]
+) -> list[Site]:
     found = []
     for (name, call), site in known.items():
         steady = len(counts[name]) == 1
         calls = max(counts[name]) if steady else 1
-        site.name = site_name(name, call, calls, output=site.output)
+        site.name = site_name(name, call, calls, output=site.output, modules=modules)
         if steady:
             found.append(site)
         elif call == 0:
@@ -191,7 +196,7 @@ def normalized(
     """Return those of ``layers`` whose output goes straight into a normalization."""
     made: dict[int, tuple[str, ReferenceType[Tensor]]] = {}
     found: set[str] = set()
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     handles = []
     for name in layers:
 
@@ -206,7 +211,7 @@ def normalized(
         if known is not None and known[1]() is args[0]:
             found.add(known[0])
 
-    norms = [module for module in modules.values() if isinstance(module, NORMS)]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     handles += [module.register_forward_pre_hook(look) for module in norms]
     try:
         quiet_pass(forward, model, batch, 0)
@@ -219,11 +224,17 @@ def normalized(
 @torch.no_grad()
 def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
     """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
-    state = {name: value.clone() for name, value in model.named_buffers()}
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    held = [value for _, own in tables for value in own.values() if value is not None]
+    state = [(value, value.clone()) for value in held]
     try:
         with evaluating(model):
             isolated_pass(forward, model, batch, seed)
     finally:
-        for name, value in model.named_buffers():
-            if name in state:
-                value.copy_(state[name])
+        for table, own in tables:
+            table.update(own)
+        for value, before in state:
+            if value.shape == before.shape:
+                put(value, before)
+            else:
+                value.data = before

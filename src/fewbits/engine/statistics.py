@@ -109,6 +109,15 @@ class StatisticsAccumulator:
         if folds:
             self._fold()
 
+    def forget_reference(self) -> None:
+        """Take the quantized network's rows for the float network's, in all that was added."""
+        self._buffer = [(rows, rows) for _, rows in self._buffer]
+        if self._sums is not None:
+            self._sums = (self._sums[1], self._sums[1])
+        if self._totals is not None:
+            self._totals = (self._totals[0], self._totals[0])
+        self._energy = self._weight = None  # of the float network's rows
+
     def finish(self) -> Statistics:
         """Return the statistics of everything added so far."""
         means = self._means()

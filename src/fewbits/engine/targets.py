@@ -6,16 +6,17 @@ another name of a tied weight, or it stays as it is for a stated reason.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ..coded import FLOAT_DTYPES, RAW_DTYPES
-from ..errors import ModelError, TargetError, did_you_mean
+from ..errors import ModelError
+from .memory import hindrance, overlaps, ties
 from .views import WeightView, kind_of
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "Target",
     "biases_beside",
     "check_finite",
-    "matches",
     "retie",
     "survey",
-    "unmatched",
     "vector_targets",
 ]
+
+_DERIVED = "it feeds a parametrization; remove that to code the weight it makes"
+_ENDINGS = ("orig", "g", "v", "u", "mask")
+_Homes: TypeAlias = "Mapping[str, tuple[str, nn.Module, str]]"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Target:
         shape: shape of the tensor.
         view: its matrix view.
         also: other state-dict names of the same tensor (tied weights).
+        places: of all names, those of different modules: of one module under two names, the first.
+        homes: the modules that have it, each once, under the first of its names.
     """
 
     name: str
@@ -50,15 +55,25 @@ class Target:
     shape: tuple[int, ...]
     view: WeightView
     also: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    homes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Targets in order of the network, and (name, reason) of every other tensor."""
+    """What there is to code, and what not.
+
+    Attributes:
+        targets: in order of the network.
+        others: name to reason of every other tensor.
+        aliases: other names of tied tensors, each to the first.
+        overlaps: tensors that are views of one memory without being one tensor, with the others.
+    """
 
     targets: tuple[Target, ...]
     others: Mapping[str, str]
     aliases: Mapping[str, str]
+    overlaps: Mapping[str, tuple[str, ...]]
 
 
 def survey(model: nn.Module) -> Survey:
@@ -68,7 +83,7 @@ def survey(model: nn.Module) -> Survey:
         ModelError: a tensor that is not materialised, or an extra state that is no tensor.
     """
     state = _checked_state(model)
-    aliases = _aliases(state)
+    aliases, homes = ties(state), _homes(model)
     targets: list[Target] = []
     found: set[str] = set()
     for prefix, module in model.named_modules():
@@ -76,32 +91,35 @@ def survey(model: nn.Module) -> Survey:
         if kind is None:
             continue
         for view in kind.views(module):
-            name = f"{prefix}.{view.parameter}".lstrip(".")
+            name = _joined(prefix, view.parameter)
             tensor = state.get(name)
             first = aliases.get(name, name)
-            if tensor is None or first in found or not _is_codable(tensor):
+            if tensor is None or first in found or not _is_trained(homes, name, tensor):
                 continue
             found.add(first)
             also = tuple(alias for alias, owner in aliases.items() if owner == first)
-            names = [n for n in (first, *also) if n != name]
-            shape = tuple(tensor.shape)
-            targets.append(Target(name, prefix, type(module).__name__, shape, view, tuple(names)))
+            names = tuple(n for n in (first, *also) if n != name)
+            shape, kind_name = tuple(tensor.shape), type(module).__name__
+            places = _places(homes, (name, *names))
+            owners = (homes[other][0] for other in places[1:])
+            held = tuple(dict.fromkeys((prefix, *owners)))
+            targets.append(Target(name, prefix, kind_name, shape, view, names, places, held))
     coded = {target.name: target for target in targets}
     renamed = {other: t.name for t in targets for other in t.also}
     others = {
-        name: _reason(model, name, tensor)
+        name: _reason(homes, name, tensor)
         for name, tensor in state.items()
         if name not in coded and name not in renamed and name not in aliases
     }
     kept = {alias: owner for alias, owner in aliases.items() if owner in others}
-    return Survey(tuple(targets), others, renamed | kept)
+    return Survey(tuple(targets), others, renamed | kept, overlaps(state))
 
 
 def biases_beside(weights: Iterable[str], names: Iterable[str]) -> list[str]:
     """Return those of ``names`` that are biases of the modules of ``weights``."""
     homes = {name.rpartition(".")[0] for name in weights}
     split = [(name, *name.rpartition(".")[::2]) for name in names]
-    return [name for name, home, leaf in split if home in homes and "bias" in leaf]
+    return [name for name, home, leaf in split if home in homes and _is_bias(leaf)]
 
 
 def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]:
@@ -118,42 +136,8 @@ def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]
             continue
         if _is_codable(parameter):
             kind, shape = type(module).__name__, tuple(parameter.shape)
-            found.append(Target(name, path, kind, shape, WeightView(leaf, 1)))
+            found.append(Target(name, path, kind, shape, WeightView(leaf, 1), (), (name,), (path,)))
     return tuple(found)
-
-
-def matches(pattern: str, target: Target) -> bool:
-    """Tell whether a pattern means ``target``.
-
-    A pattern is a layer class (``Conv2d``), a glob on the name of the weight or of its layer
-    (``layer1.*``), or a regular expression on either after ``re:``. A tied weight goes by all of
-    its names.
-    """
-    owners = (name.rpartition(".")[0] for name in target.also)
-    names = (target.name, target.module, *target.also, *owners)
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from None
-        return any(expression.fullmatch(name) for name in names)
-    return pattern == target.kind or any(fnmatchcase(name, pattern) for name in names)
-
-
-def unmatched(pattern: str, targets: Iterable[Target]) -> TargetError:
-    """Return the error for a pattern that matches nothing, naming the nearest layers."""
-    targets = list(targets)
-    known = {name for target in targets for name in (target.module, target.name, target.kind)}
-    known.discard("")
-    hint = did_you_mean(pattern.removeprefix("re:").strip("*."), sorted(known))
-    modules = dict.fromkeys(target.module or target.name for target in targets)
-    first = ", ".join(list(modules)[:5])
-    listing = hint or (f" Layers of this network: {first}, ..." if targets else "")
-    return TargetError(
-        f"pattern {pattern!r} matches no weight of this network ({len(targets)} can be coded)."
-        f"{listing} A pattern is a glob on layer or weight names, a layer class such as 'Conv2d', "
-        "or a regular expression after 're:'."
-    )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -164,10 +148,15 @@ def check_finite(model: nn.Module) -> None:
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        floating = isinstance(tensor, Tensor) and (
+            tensor.is_floating_point() or tensor.is_complex()
+        )
+        if not floating:
             continue
+        # Of float8, torch knows NaN but no infinity.
+        values = tensor.float() if tensor.element_size() < 2 else tensor
         exact = name in parameters or "running_" in name
-        bad = ~torch.isfinite(tensor) if exact else torch.isnan(tensor)
+        bad = ~torch.isfinite(values) if exact else torch.isnan(values)
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
             raise ModelError(
@@ -179,14 +168,20 @@ def check_finite(model: nn.Module) -> None:
 def retie(model: nn.Module, aliases: Mapping[str, str]) -> None:
     """Make tied names one tensor again: a copy unties what shared only memory."""
     for alias, owner in aliases.items():
-        homes = [_home(model, name) for name in (alias, owner)]
-        if homes[0] is None or homes[1] is None:
+        home, other = (_home(model, name) for name in (alias, owner))
+        if home is None or other is None:
             continue
-        for table in ("_parameters", "_buffers"):
-            ours, theirs = (getattr(home, table) for home in homes)
-            leaves = [name.rpartition(".")[2] for name in (alias, owner)]
-            if leaves[0] in ours and leaves[1] in theirs:
-                ours[leaves[0]] = theirs[leaves[1]]
+        leaf, shared_leaf = (name.rpartition(".")[2] for name in (alias, owner))
+        mine = (home._parameters | home._buffers).get(leaf)
+        shared = (other._parameters | other._buffers).get(shared_leaf)
+        if mine is None or shared is None:
+            continue
+        if leaf in home._buffers:
+            home._buffers[leaf] = shared.detach() if isinstance(shared, nn.Parameter) else shared
+        elif isinstance(shared, nn.Parameter):
+            home._parameters[leaf] = shared
+        else:
+            mine.data = shared
 
 
 def _home(model: nn.Module, name: str) -> nn.Module | None:
@@ -204,16 +199,19 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
         )
     state = model.state_dict()
     for name, tensor in state.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ModelError(
+                f"the name {name!r} holds half of a character (a surrogate), which no file can "
+                "hold. Rename the module."
+            )
         if not isinstance(tensor, Tensor):
             raise ModelError(
                 f"state-dict entry {name!r} is a {type(tensor).__name__}, not a tensor; a network "
                 "with extra state cannot be written. Remove it, or compress the inner network."
             )
-        if tensor.is_meta or nn.parameter.is_lazy(tensor):
-            raise ModelError(
-                f"tensor {name!r} has no values yet (lazy or meta). Run one forward pass, or load "
-                "the weights, before compressing."
-            )
+        why = hindrance(tensor)
+        if why:
+            raise ModelError(f"tensor {name!r} {why}")
         if _dtype(tensor) not in RAW_DTYPES:
             raise ModelError(
                 f"tensor {name!r} has dtype {_dtype(tensor)}, which a file cannot hold. Convert it "
@@ -222,40 +220,72 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return later names of the same memory, each to its first name."""
-    first: dict[tuple[object, ...], str] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in state.items():
-        if tensor.numel() == 0:
-            continue
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        owner = first.setdefault(place, name)
-        if owner != name:
-            aliases[name] = owner
-    return aliases
+def _joined(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
+    """Return, by name of a tensor, the first name of its module, the module, and the leaf."""
+    first: dict[int, str] = {}  # by object: modules may define equality
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = first.setdefault(id(module), path)
+        for leaf in (*module._parameters, *module._buffers):
+            found[_joined(path, leaf)] = (own, module, leaf)
+    return found
+
+
+def _places(homes: _Homes, names: Iterable[str]) -> tuple[str, ...]:
+    """Return one name for each module and leaf that ``names`` mean."""
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        if name in homes:
+            found.setdefault((homes[name][0], homes[name][2]), name)
+    return tuple(found.values())
+
+
+def _is_trained(homes: _Homes, name: str, tensor: Tensor) -> bool:
+    """Tell whether a weight can be coded: a floating parameter, which methods may change."""
+    home = homes.get(name)
+    return _is_codable(tensor) and home is not None and home[2] in home[1]._parameters
 
 
 def _is_codable(tensor: Tensor) -> bool:
     return _dtype(tensor) in FLOAT_DTYPES and tensor.numel() > 0
 
 
-def _reason(model: nn.Module, name: str, tensor: Tensor) -> str:
-    leaf = name.rpartition(".")[2]
-    module = _home(model, name)
-    if module is None:
+def _is_bias(leaf: str) -> bool:
+    return "bias" in leaf.split("_")
+
+
+def _reason(homes: _Homes, name: str, tensor: Tensor) -> str:
+    if name not in homes:
         return "its name is of no module"
+    _, module, leaf = homes[name]
     kind = type(module).__name__
-    derived = "parametrizations" in name or leaf.endswith(("_orig", "_g", "_v"))
+    known = kind_of(module) is not None
     causes = [
-        (not tensor.is_floating_point(), f"{_dtype(tensor)} values are kept exactly"),
+        (_dtype(tensor) not in FLOAT_DTYPES, f"{_dtype(tensor)} values are kept exactly"),
         (tensor.numel() == 0, "it is empty"),
-        (derived, "it feeds a parametrization; remove that to code the weight it makes"),
+        (_is_derived(module, leaf), _DERIVED),
         (leaf in module._buffers, f"it is a buffer of {kind}"),
-        ("bias" in leaf, "biases are kept"),
+        (_is_bias(leaf), "biases are kept"),
         (tensor.dim() < 2, f"a vector of {kind} is kept"),
+        (known, f"it is none of the matrices that {kind} multiplies by"),
     ]
     return next((text for holds, text in causes if holds), f"no layer kind takes {kind}")
+
+
+def _is_derived(module: nn.Module, leaf: str) -> bool:
+    """Tell whether a module makes its weight from this tensor and others.
+
+    Parametrizations have a module for it; weight norm, spectral norm and pruning of old leave the
+    weight as a plain attribute, beside ``weight_orig`` or ``weight_g`` and ``weight_v``.
+    """
+    if isinstance(module, ParametrizationList):
+        return True
+    base, _, ending = leaf.rpartition("_")
+    return ending in _ENDINGS and isinstance(module.__dict__.get(base), Tensor)
 
 
 def _dtype(tensor: Tensor) -> str:

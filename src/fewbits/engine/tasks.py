@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CalibrationError
-from .isolation import CallerState, Draws, preserved_draws
+from .draws import Draws, preserved_draws
+from .isolation import CallerState
 
 __all__ = ["Call", "PassTask", "watch"]
 

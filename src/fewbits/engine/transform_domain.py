@@ -36,12 +36,15 @@ class Multiplications:
         return sum(self.layers.values())
 
 
-def into_transform_domain(model: nn.Module, tensors: Mapping[str, CodedTensor]) -> tuple[str, ...]:
+def into_transform_domain(
+    model: nn.Module, tensors: Mapping[str, CodedTensor], names: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Replace layers of ``model`` by pairs where ``tensors`` holds their weight as a transform.
 
     Stride, padding and dilation stay with the larger kernel, the bias comes last. Layers that are
     neither nn.Linear nor nn.Conv1d to nn.Conv3d themselves, that have hooks or whose weight is
-    tied stay as they are: a subclass may do more than its base.
+    tied stay as they are: a subclass may do more than its base. ``names``: what the model calls the
+    tensors, where it does not by their names here.
 
     Returns:
         The names of the layers that were replaced.
@@ -53,7 +56,7 @@ def into_transform_domain(model: nn.Module, tensors: Mapping[str, CodedTensor]) 
     for name, tensor in tensors.items():
         if not isinstance(tensor, TransformTensor):
             continue
-        path = name.rpartition(".")[0]
+        path = (names or {}).get(name, name).rpartition(".")[0]
         module = model.get_submodule(path)
         plain = type(module) in (nn.Linear, *_CONVS) and path and not _is_hooked(module)
         if not plain or owners[id(module._parameters["weight"])] > 1:

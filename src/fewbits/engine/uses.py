@@ -41,7 +41,8 @@ def count_uses(model: nn.Module, batch: Any, samples: int, forward: Forward) -> 
 
     for target in survey(model).targets:
         if "Embedding" not in target.kind:
-            handles.append(model.get_submodule(target.module).register_forward_hook(watch(target)))
+            homes = [model.get_submodule(path) for path in target.homes]
+            handles += [home.register_forward_hook(watch(target)) for home in homes]
     try:
         with torch.no_grad(), evaluating(model):
             isolated_pass(forward, model, batch, 0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..coded import Layout
+from ..errors import CalibrationError
 from ..registry import Registry
 from .lockstep import Call
 from .rows import Rows, conv_rows, conv_transpose_rows, feature_rows, stacked_rows
@@ -89,7 +90,17 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def _argument(call: Call, position: int, name: str) -> Tensor:
-    value = call.args[position] if len(call.args) > position else call.kwargs[name]
+    """Return an input by its place or name; the only tensor of a call needs neither."""
+    value = call.args[position] if len(call.args) > position else call.kwargs.get(name)
+    if value is None:
+        given = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)]
+        if len(given) != 1 or position:
+            raise CalibrationError(
+                f"a layer is called without its input {name!r} (argument {position}); it gets "
+                f"{len(call.args)} arguments and {', '.join(call.kwargs) or 'no keywords'}. Keep "
+                "the layer by a rule of the recipe, or use a method that needs no inputs: nearest."
+            )
+        value = given[0]
     return value.data if isinstance(value, PackedSequence) else value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +11,9 @@ from torch.nn.utils import parametrize
 
 from ..coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
 from ..engine.activations import apply_grid, install_inputs
+from ..engine.copying import copied
 from ..engine.integer import whole_integers
+from ..engine.naming import fitted
 from ..model import load_into, unwrapped
 
 __all__ = ["Marked", "marked"]
@@ -89,10 +90,11 @@ def marked(model: nn.Module, contents: Contents) -> Marked:
 
     Steps are float32: with values of another dtype they make no sound graph.
     """
-    network = deepcopy(unwrapped(model)).cpu().eval()
+    network = copied(unwrapped(model)).cpu().eval()
     held = (*network.parameters(), *network.buffers())
     dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
     network.float()
+    contents = fitted(contents, network)
     load_into(contents.tensors, contents.aliases, network, "the compressed network")
     install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
     found = Marked(network, dtypes)

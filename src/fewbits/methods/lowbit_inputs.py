@@ -23,19 +23,30 @@ _SAMPLE = 2048  # values of the latest batch that a new width is fitted to
 _NAME = "lowbit_inputs"  # on the modules whose inputs, or outputs, are quantized
 
 
+class _Inputs(nn.ModuleList):
+    """The quantizers of one module, told from what a network may have under that name."""
+
+
 def join_network(model: nn.Module, inputs: Iterable[LowBitInput]) -> None:
     """Let each of ``inputs`` be a part of the module that it acts on."""
     for made in inputs:
         owner = model.get_submodule(made.module)
         if not hasattr(owner, _NAME):
-            owner.add_module(_NAME, nn.ModuleList())
-        owner.get_submodule(_NAME).append(made)  # type: ignore[operator]
+            owner.add_module(_NAME, _Inputs())
+        parts = getattr(owner, _NAME)
+        if not isinstance(parts, _Inputs):
+            raise ConfigError(
+                f"module {made.module!r} has an attribute {_NAME!r} of its own, the name under "
+                "which LowBit keeps its quantizers while it trains. Rename it."
+            )
+        parts.append(made)
 
 
 def leave_network(model: nn.Module) -> None:
     """Undo :func:`join_network`."""
     for module in list(model.modules()):
-        module._modules.pop(_NAME, None)
+        if isinstance(module._modules.get(_NAME), _Inputs):
+            del module._modules[_NAME]
 
 
 def _one_sided(module: str) -> ConfigError:

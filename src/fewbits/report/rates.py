@@ -39,7 +39,7 @@ class EntropyRow:
 def entropy_table(rows: Iterable[EntropyRow], report: SizeReport) -> Table:
     """Return one line per tensor: bits per index as coded, then the entropies."""
     names = ("tensor", "codec", "levels", "coded", "order 0", "order 1", "order 2")
-    coded = {row.name: row for row in report.rows}
+    coded = {row.name: row for row in report.rows if row.is_tensor}
     lines = []
     for row in rows:
         size = coded[row.name]

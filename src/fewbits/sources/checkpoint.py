@@ -2,137 +2,102 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import SourceError
-from .bounded import check_zip
+from ..engine.loading import load_values, plain_targets, unsuited
+from ..engine.memory import hindrance, ties
+from ..engine.naming import fit_modules, fit_names
+from ..errors import ModelError, SourceError
+from .state_dicts import read_checkpoint, read_state_dict, some
 
 __all__ = ["load_weights", "read_state_dict"]
 
-_PICKLED = {".pt", ".pth", ".th", ".bin", ".ckpt", ".tar"}
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
-_PREFIXES = ("module.", "_orig_mod.")
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged weights
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into ``model`` in place; every tensor must be there and fit.
 
-    Two absences are harmless and allowed: another name of a tied weight, and batch norm's
-    ``num_batches_tracked``, which no result depends on.
+    Names may differ by what wraps a network (``module.``, ``_orig_mod.``, ``model.``), on either
+    side. Two absences are harmless and allowed: another name of a tied weight, and counters such as
+    batch norm's ``num_batches_tracked``, which no result depends on. A network that loads state
+    dicts in its own way decides itself what fits.
 
     Raises:
         SourceError: unreadable file, or the first missing, unexpected or misshapen names.
+            ``model`` is unchanged.
     """
-    found = read_state_dict(path)
+    checkpoint = read_checkpoint(path)
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    present = {_place(wanted[name]) for name in found if name in wanted}
-    missing = [
-        name
-        for name, tensor in wanted.items()
-        if name not in found
-        and not name.endswith("num_batches_tracked")
-        and _place(tensor) not in present
-    ]
+    names = fit_names(checkpoint.tensors, wanted)
+    found = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
+    for name, tensor in found.items():
+        why = hindrance(tensor)
+        if why:
+            raise SourceError(f"{path}: tensor {name!r} {why}")
+    targets = plain_targets(model)
+    found = _completed(found, wanted)
+    if targets is not None:
+        _check_fit(found, wanted, f"{path}: does not fit {type(model).__name__}")
+    versions = fit_modules(checkpoint.versions, model)
+    try:
+        load_values(
+            model,
+            found,
+            found.__getitem__,
+            lambda name: name,
+            targets=targets,
+            versions=versions,
+        )
+    except ModelError as error:
+        raise SourceError(f"{path}: {error}") from error
+
+
+def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``found`` with what may be absent, and without what is no part of a network."""
+    known = {n: t for n, t in found.items() if n in wanted or n.rpartition(".")[2] != "n_averaged"}
+    first = ties(wanted)
+    there = {first.get(name, name): name for name in known if name in wanted}
+    for name, tensor in wanted.items():
+        if name in known:
+            continue
+        owner = there.get(first.get(name, name))
+        if owner is not None:
+            known[name] = known[owner]
+        elif name.endswith(_COUNTERS):
+            known[name] = tensor
+    return known
+
+
+def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    both = {name: (found[name], tensor) for name, tensor in wanted.items() if name in found}
+    missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     misshapen = [
-        f"{name} {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} {tuple(theirs.shape)}, expected {tuple(ours.shape)}"
+        for name, (theirs, ours) in both.items()
+        if theirs.shape != ours.shape
+    ]
+    unlike = [
+        f"{name} {theirs.dtype}, expected {ours.dtype}"
+        for name, (theirs, ours) in both.items()
+        if unsuited(theirs.dtype, ours.dtype)
     ]
     problems = [
-        f"{len(names)} {what} ({_some(names)})"
-        for what, names in (
+        f"{len(names)} {which} ({some(names)})"
+        for which, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshapen),
+            ("of another kind of values", unlike),
         )
         if names
     ]
     if problems:
         raise SourceError(
-            f"{path}: does not fit {type(model).__name__}, {len(wanted)} tensors: "
-            f"{'; '.join(problems)}. Use the factory the checkpoint was made with."
+            f"{what}, {len(wanted)} tensors: {'; '.join(problems)}. Use the factory the "
+            "checkpoint was made with."
         )
-    model.load_state_dict(found, strict=False)
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a flat state dict to the CPU; no code is unpickled.
-
-    A dict that wraps it under a usual key ("state_dict", "model", ...) is opened, and a prefix that
-    all names share from ``DataParallel`` or ``torch.compile`` is dropped.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SourceError(f"weights {str(path)!r} do not exist (looked in {Path.cwd()}).")
-    if path.suffix == ".safetensors":
-        try:
-            return _without_prefix(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise SourceError(f"{path}: is not a sound safetensors file: {error}") from error
-    if path.suffix not in _PICKLED:
-        raise SourceError(
-            f"{path}: unknown kind of checkpoint {path.suffix!r}; expected .safetensors or one of "
-            f"{', '.join(sorted(_PICKLED))}."
-        )
-    check_zip(path)
-    return _without_prefix(_unwrap(_read_pickled(path), path))
-
-
-def _read_pickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SourceError(
-            f"{path}: is damaged, or holds Python objects and not only tensors; code is never "
-            "unpickled. Save it again with torch.save(model.state_dict(), path)."
-        ) from error
-    except Exception as error:  # a file that is no pickle makes the unpickler stumble anywhere
-        raise SourceError(
-            f"{path}: is no PyTorch checkpoint, or is damaged ({type(error).__name__}: {error}). "
-            "Save it again with torch.save(model.state_dict(), path)."
-        ) from error
-
-
-def _unwrap(value: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(value, Mapping) and not any(isinstance(v, Tensor) for v in value.values()):
-        key = next((key for key in _WRAPPERS if isinstance(value.get(key), Mapping)), None)
-        if key is None:
-            break
-        value = value[key]
-    if not isinstance(value, Mapping) or not value:
-        raise SourceError(f"{path}: holds a {type(value).__name__}; expected a dict of tensors.")
-    wrong = [
-        f"{name} ({type(v).__name__})" for name, v in value.items() if not isinstance(v, Tensor)
-    ]
-    if wrong:
-        raise SourceError(
-            f"{path}: {len(wrong)} entries are no tensors: {_some(wrong)}. "
-            "Save it again with torch.save(model.state_dict(), path)."
-        )
-    return {str(name): tensor for name, tensor in value.items()}
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            return _without_prefix({name.removeprefix(prefix): v for name, v in state.items()})
-    return state
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    # Empty tensors share the null pointer; their names never stand for each other.
-    return (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride())
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -24,7 +24,8 @@ def as_clustered(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
         plan = replace(plan, entries=tuple(_without_table(entry) for entry in plan.entries))
     trained = [entry.target for entry in plan.entries if entry.trained is not None]
     weights = [name for target in trained for name in (target.name, *target.also)]
-    targets = vector_targets(model, biases_beside(weights, plan.kept))
+    biases = [name for name in biases_beside(weights, plan.kept) if name not in plan.exact]
+    targets = vector_targets(model, biases)
     entries = [PlanEntry(t, None, "a bias, with the weights", method) for t in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}

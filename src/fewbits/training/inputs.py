@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine.batches import Forward, as_batches, as_forward, explained
+from ..engine.layer_check import check_layers
 from ..methods import Course, InputCourse, TrainedMethod
 from ..planning import Plan
 
@@ -41,13 +43,14 @@ def attach(
     """Let a course that quantizes inputs find them in ``model``; nothing for others."""
     if not isinstance(course, InputCourse):
         return
-    layers = {
-        e.target.name: plan.modules_of(e.target.name)
-        for e in plan.entries
-        if e.trained is not None or "weights=32" in e.reason
-    }
+    targets = [e.target for e in plan.entries if e.trained is not None or "weights=32" in e.reason]
     batches = []
     if calibration is not None:
         batches = list(as_batches(calibration, model if forward is None else None))
     call = explained(as_forward(forward), "calibration of inputs")
+    failed = check_layers(model, targets, batches, call).failed
+    if failed:
+        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        warnings.warn(f"inputs stay in float, of {told}", stacklevel=3)
+    layers = {t.name: plan.modules_of(t.name) for t in targets if t.name not in failed}
     course.attach(model, layers, batches, call, plan.ends)

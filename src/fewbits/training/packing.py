@@ -42,6 +42,7 @@ def packed(
         targets={**vectors, **targets},
         aliases=plan.aliases,
         raw_dtype=plan.recipe.raw_dtype,
+        exact=plan.exact,
     )
     metadata: dict[str, Any] = {"recipe": plan.recipe.to_dict()}
     if source:

@@ -20,7 +20,8 @@ def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:
     there the parameter is called ``...parametrizations.NAME.original``.
 
     Raises:
-        ConfigError: the module reads its parameters past its attributes (recurrent layers).
+        ConfigError: the module reads its parameters past its attributes (recurrent layers), or has
+            the name that torch needs.
     """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -28,6 +29,11 @@ def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:
         raise ConfigError(
             f"weight {name!r}: a {type(module).__name__} computes with its parameters past any "
             "parametrization. Keep this layer: keep=[...]; HEMP with forward='continuous' takes it."
+        )
+    if not parametrize.is_parametrized(module) and hasattr(module, "parametrizations"):
+        raise ConfigError(
+            f"weight {name!r}: its {type(module).__name__} has an attribute 'parametrizations' of "
+            "its own, the name under which torch keeps what a training puts on a weight. Rename it."
         )
     order = _order(module)
     parametrize.register_parametrization(module, leaf, parametrization, unsafe=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..coded import Contents
@@ -16,8 +17,9 @@ from ..engine.activations import remove_inputs
 from ..engine.batches import Forward
 from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
+from ..engine.naming import fitted
 from ..engine.targets import Target, check_finite, vector_targets
-from ..errors import ConfigError, require, shorten
+from ..errors import ConfigError, ModelError, require, shorten
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
@@ -33,6 +35,7 @@ from .tuner import Tuner, find_parameter
 __all__ = ["prepare"]
 
 
+@torch.inference_mode(False)
 def prepare(
     model: nn.Module,
     method: TrainedMethod | Recipe,
@@ -82,12 +85,14 @@ def prepare(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed)
+    _check_trainable(model)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
     _check_bits(vector_bits)
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
     coded = _contents(start)
     if coded is not None:
+        coded = fitted(coded, model)
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     _without_inputs(model)
@@ -111,6 +116,15 @@ def prepare(
     course = trained.start(weights, recipe.seed)
     attach(course, model, plan, calibration, forward)
     return Tuner(model, plan, course, weights, settling=settling, prune=prune, source=source)
+
+
+def _check_trainable(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ModelError(
+                f"parameter {name!r} was made in torch.inference_mode and can have no gradients. "
+                "Build the network, or load it, outside of inference_mode."
+            )
 
 
 def _recipe(
@@ -221,7 +235,8 @@ def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, settling:
     if settling.bits is None:
         return plan
     reason = f"a vector, on a grid of {settling.bits} bits"
-    targets = [t for t in vector_targets(model, plan.kept) if t.module not in settling.names]
+    alone = [name for name in plan.kept if name not in plan.exact]
+    targets = [t for t in vector_targets(model, alone) if t.module not in settling.names]
     entries = [PlanEntry(target, None, reason, method) for target in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}

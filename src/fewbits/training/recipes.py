@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..engine.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluate import evaluate
 from ..fingerprint import fingerprint
@@ -97,7 +97,7 @@ def train(
     judge = None if judged is None else _Judge(judged, settings.batch_size)
     # Every process judges: the float network is the same in all of them.
     reference = None if judge is None else judge(model)
-    teacher = deepcopy(model).eval() if settings.distil else None
+    teacher = copied(model).eval() if settings.distil else None
     tuner = prepare(
         model,
         stage,

@@ -261,7 +261,7 @@ class Tuner:
             if module is None:
                 continue
             target = targets[weight.name]
-            for name in (target.name, *target.also):
+            for name in target.places:
                 install(self.model, name, module)
                 self._installed[name] = module
 

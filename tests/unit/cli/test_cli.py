@@ -508,3 +508,20 @@ def test_demo_reaches_what_it_promises(here):
     assert rows["gpfq", 4]["accuracy"] >= exact - 0.01
     assert rows["gpfq", 4]["ratio"] > 8
     assert rows["gpfq", 2]["accuracy"] > rows["nearest", 2]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "told"),
+    [("__metadata__", torch.float32, "'__metadata__'"), ("x", torch.complex128, "complex128")],
+)
+def test_decode_to_safetensors_refuses_what_it_would_not_give_back(here, name, dtype, told):
+    network = torch.nn.Linear(4, 4)
+    network.register_buffer(name, torch.ones(3, dtype=dtype))
+    fewbits.compress(network, fewbits.Nearest()).save("odd.fewbits")
+    error = one_line_error("decode", "odd.fewbits", "-o", "odd.safetensors")
+    assert told in error
+    assert ".pt" in error
+    assert not Path("odd.safetensors").exists()
+    run("decode", "odd.fewbits", "-o", "odd.pt")
+    state = torch.load("odd.pt", weights_only=True)
+    assert torch.equal(state[name], torch.ones(3, dtype=dtype))

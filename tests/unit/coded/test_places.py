@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fewbits.coded import Place, site_name
+from fewbits.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,24 @@ def test_names_of_places(name, place):
 def test_a_module_with_such_a_name_is_meant_by_it():
     assert Place.of("a@3", {"a@3"}) == Place("a@3")
     assert Place.of("a:out", {"a:out"}) == Place("a:out")
+
+
+def test_a_name_that_a_module_has_is_given_to_no_call():
+    modules = {"a", "a@1", "a@01", "b:out"}
+    for call in range(3):
+        name = site_name("a", call, 3, modules=modules)
+        assert name not in modules
+        assert Place.of(name, modules) == Place("a", call)
+    assert site_name("a", 1, 3, modules=modules) == "a@001"
+    assert site_name("a", 2, 3, modules=modules) == "a@2"
+    assert Place.of("a@1", modules) == Place("a@1")
+    assert Place.of("a@1@0", modules) == Place("a@1", 0)
+    assert Place.of("b:out@2", modules) == Place("b:out", 2)
+
+
+def test_an_output_without_a_name_of_its_own_is_refused():
+    assert site_name("a", 0, 1, output=True, modules={"a"}) == "a:out"
+    with pytest.raises(ConfigError, match="Rename"):
+        site_name("a", 0, 1, output=True, modules={"a", "a:out"})
+    with pytest.raises(ConfigError, match="Rename"):
+        site_name("a", 1, 2, output=True, modules={"a", "a:out"})

@@ -131,7 +131,7 @@ def test_a_transform_that_cannot_be_is_refused(shape, side):
     ("shape", "dtype", "data"),
     [
         ((2,), "float32", np.zeros(7, np.uint8)),
-        ((2,), "complex64", np.zeros(16, np.uint8)),
+        ((2,), "complex256", np.zeros(16, np.uint8)),
         ((2,), "int16", np.zeros(4, np.int8)),
     ],
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from fewbits.engine.batches import call_model
 from fewbits.engine.probes import probe
 from fewbits.engine.targets import survey
+from fewbits.errors import CalibrationError
 
 PROBES = 1000
 LAYERS = ("0", "2", "5")
@@ -98,3 +102,48 @@ def test_the_mean_of_many_runs_is_exact(network, images):
         found = torch.stack([run[f"{name}.weight"].outputs[0] for run in runs])
         single = sum(apart(one, wanted) for one in found) / len(found)
         assert apart(found.mean(0), wanted) < 0.45 * single
+
+
+class Answering(nn.Module):
+    """One layer, and ``answer`` of what it gives."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.layer, self.answer = nn.Linear(6, 4), answer
+
+    def forward(self, x):
+        return self.answer(self.layer(x))
+
+
+@torch.inference_mode()
+def without_autograd(y):
+    return y * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (lambda y: y.argmax(-1), "return what argmax was given"),
+        (lambda y: y.detach(), "detach"),
+        (without_autograd, "inference_mode"),
+        (lambda y: {"out": y}, "'out'"),
+        (lambda y: None, "returned NoneType"),
+    ],
+)
+def test_an_output_without_gradients_is_told_with_its_cause(answer, cause):
+    net = Answering(answer).eval()
+    with pytest.raises(CalibrationError, match=re.escape(cause)):
+        probe(net, survey(net).targets, [torch.randn(5, 6)], call_model)
+
+
+def test_first_samples_without_gradients_do_not_stand_for_all():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(-5)
+    dead, alive = torch.zeros(3, 6), 9 * torch.randn(40, 6)
+    for batches in ([dead, alive], [alive, dead]):
+        found = probe(net, survey(net).targets, batches, call_model)
+        assert all(bool(s.columns.isfinite().all()) for s in found.values())
+        assert float(found["0.weight"].columns.abs().sum()) > 0
+    assert set(probe(net, survey(net).targets, [dead], call_model)) == set()

@@ -12,6 +12,7 @@ import tracemalloc
 import zipfile
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fewbits.sources import load_data
 from fewbits.sources.bounded import allowed_bytes
 from fewbits.sources.checkpoint import read_state_dict
 from fewbits.sources.idx import read_idx
+from fewbits.sources.state_dicts import _unwrapped
 
 
 @pytest.fixture
@@ -211,6 +213,27 @@ def test_nor_any_in_the_directory_at_the_end(tmp_path):
             with suppress(SourceError):
                 found = read_state_dict(path)
                 assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.usefixtures("frugal")
+def test_a_pickle_that_is_shared_or_contains_itself_ends():
+    doubled = {"none": 1}
+    for _ in range(60):
+        doubled = {"a": doubled, "b": doubled}
+    itself = {"w": {"t": torch.ones(2)}}
+    itself["model"] = itself
+    for value in ({"x": doubled}, {"state_dict": doubled}, itself):
+        file = io.BytesIO()
+        torch.save(value, file)
+        with pytest.raises(SourceError, match="are no tensors"):
+            _unwrapped(torch.load(io.BytesIO(file.getvalue()), weights_only=True), Path("net.pt"))
+
+
+def test_an_index_of_shards_is_plain_json(tmp_path):
+    for text in ("[" * 10_000, '{"weight_map": {"a": "b", "a": "c"}}', '{"x": 1e400}', "\xff"):
+        (tmp_path / "m.safetensors.index.json").write_text(text, encoding="latin-1")
+        with pytest.raises(SourceError, match="cannot be read as JSON: it must be JSON"):
+            read_state_dict(tmp_path / "m.safetensors.index.json")
 
 
 def test_weights_in_the_old_form_are_read_and_damage_is_named(tmp_path):

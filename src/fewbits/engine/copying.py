@@ -1,0 +1,90 @@
+"""Copies of a network, also of one that has run and kept what it computed on its modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ModelError
+
+__all__ = ["attributes", "copied", "deepcopied"]
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """Return an independent copy, in the modes that the network is in.
+
+    A tensor that a forward pass with gradients left in an attribute is copied without its history,
+    which belongs to that pass.
+
+    Raises:
+        ModelError: an attribute cannot be copied; says which one, of which module.
+    """
+    try:
+        return deepcopied(network, {})
+    except Exception as error:  # whatever a foreign object raises when it is copied
+        raise ModelError(_told(network, error)) from error
+
+
+def deepcopied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Call ``copy.deepcopy`` where tensors with a gradient history are copied without it."""
+    with _WithoutHistory():
+        return copy.deepcopy(network, memo)
+
+
+def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what a module keeps beside submodules, parameters, buffers and hooks."""
+    for name, value in vars(module).items():
+        if name not in ("_modules", "_parameters", "_buffers") and "hook" not in name:
+            yield name, value
+
+
+class _WithoutHistory(TorchFunctionMode):
+    """Answers ``copy.deepcopy`` of tensors that autograd made, which torch refuses to copy."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, or copy the values alone."""
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _told(network: nn.Module, error: Exception) -> str:
+    where, cause = _culprit(network) or ("", error)
+    found = f"{type(cause).__name__}: {cause}"
+    if not where:
+        return (
+            f"the network cannot be copied ({found}), and compressing must not change the "
+            "original. Give its class a __deepcopy__ that works, or compress a network that was "
+            "built anew and loaded from a state dict."
+        )
+    return (
+        f"the network cannot be copied, because of {where} ({found}); compressing must not change "
+        "the original. Remove that attribute before (del), or keep it outside of the module."
+    )
+
+
+def _culprit(network: nn.Module) -> tuple[str, Exception] | None:
+    """Return which attribute cannot be copied by itself, and what it raises."""
+    for path, module in network.named_modules():
+        owner = f"module {path!r} ({type(module).__name__})" if path else type(module).__name__
+        for name, value in vars(module).items():
+            if name == "_modules":
+                continue
+            try:
+                with _WithoutHistory():
+                    copy.deepcopy(value)
+            except Exception as error:
+                return f"attribute {name!r} of {owner}, a {type(value).__name__}", error
+    return None
