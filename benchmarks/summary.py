@@ -249,6 +249,15 @@ def fuzz(record: dict[str, Any]) -> str:
     )
 
 
+def writing(record: dict[str, Any]) -> str:
+    """What was tried on the files that are written, and how often it went otherwise."""
+    rows = []
+    for row in record["rows"]:
+        told = f"skipped: {row['skipped']}" if row["skipped"] else str(row["failures"])
+        rows.append((row["what"], row["wanted"], f"{row['times']:,}", told, row["note"]))
+    return table(("what", "what must come of it", "times", "otherwise", "note"), rows)
+
+
 PRINTERS = {
     printer.__name__: printer
     for printer in (
@@ -268,6 +277,7 @@ PRINTERS = {
         coding_sources,
         loading,
         fuzz,
+        writing,
         hemp_mnist,
         hemp_resnet,
         pwfn_resnet,

@@ -15,6 +15,7 @@ from fewbits.engine.views import KINDS
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results"
 NOTE = "<!-- Written by docs/build.py; `make docs` writes it again. -->\n\n"
+WRITING = "<!-- files that are written: by docs/build.py -->\n"
 BEGIN, END = "<!-- results: written by docs/build.py -->\n", "<!-- end of results -->\n"
 
 
@@ -93,12 +94,15 @@ def readme() -> str:
 
 
 def robustness() -> str:
-    """docs/robustness.md with the figures of the fuzzer."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), "fuzz"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    figures = told.partition("\n\n")[2].rstrip("\n")
-    head, rest = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8").split(BEGIN)
-    return f"{head}{BEGIN}{figures}\n{END}{rest.split(END)[1]}"
+    """docs/robustness.md with the figures of the fuzzer, and of the files that are written."""
+    text = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+    for name, begin in (("fuzz", BEGIN), ("writing", WRITING)):
+        command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        figures = told.partition("\n\n")[2].rstrip("\n")
+        head, rest = text.split(begin)
+        text = f"{head}{begin}{figures}\n{END}{rest.partition(END)[2]}"
+    return text
 
 
 def main() -> None:

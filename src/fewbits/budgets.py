@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .container import write
+from .disk import check_target, write
 from .engine.copying import copied
 from .errors import ConfigError, require
 from .fingerprint import fingerprint
+from .json_values import read_text
 from .methods import METHODS, Method, TrainedMethod
 from .model import CodedModel
 from .progress import Progress, ProgressEvent
@@ -112,12 +113,14 @@ class Budget:
 
     def _trace(self, key: str) -> Trace:
         """Return the trace to go on with: the file's, or a new one."""
+        if self.trace is not None:
+            check_target(self.trace)
         if self.trace is None or not Path(self.trace).exists():
             return Trace(self.goal.to_dict(), key)
         where = f"trace {fspath(self.trace)!r}"
         try:
-            found = Trace.from_json(Path(self.trace).read_text(encoding="utf-8"))
-        except (ConfigError, UnicodeDecodeError) as error:
+            found = Trace.from_json(read_text(self.trace))
+        except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if dict(found.goal) != self.goal.to_dict() or found.key != key:
             other = "goal" if found.key == key else "network, recipe, data or effort"

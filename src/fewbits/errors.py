@@ -24,8 +24,12 @@ Every message says what failed, where, what was received, and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import reprlib
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import islice
+from typing import Any, TypeGuard
 
 __all__ = [
     "BudgetError",
@@ -42,12 +46,21 @@ __all__ = [
     "TargetError",
     "WorkerError",
     "did_you_mean",
+    "is_number",
     "require",
+    "shorten",
 ]
+
+_LONGEST = 4000  # characters of a message
+_LONGEST_VALUE = 300
+_LONGEST_WORD = 100
 
 
 class FewbitsError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. A message of over 4,000 characters loses its middle."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_cut(a, _LONGEST) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(FewbitsError, ValueError):
@@ -107,10 +120,86 @@ class LossWarning(FewbitsWarning):
 def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Raise a :class:`ConfigError` of one fixed shape unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(f"{name} must be {expected}. Got {got!r} instead.")
+        raise ConfigError(f"{name} must be {expected}. Got {shorten(got)} instead.")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether ``value`` is a number that a finite float can be; True and False are none."""
+    try:
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:
+        return False
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x' or 'y'?"``, or an empty string when nothing is near."""
+    if len(word) > _LONGEST_WORD:
+        return ""
     near = get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def shorten(value: object) -> str:
+    """Return ``repr(value)``, abbreviated: bounded in time and length however large the value.
+
+    >>> shorten([1, "two", {"three": 3}])
+    "[1, 'two', {'three': 3}]"
+    >>> len(shorten("x" * 10**6)) < 400
+    True
+    """
+    return _cut(_SHORT.repr(value), _LONGEST_VALUE)
+
+
+class _Short(reprlib.Repr):
+    """At most a few levels, a few entries of each, and the ends of what is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 8
+        self.maxstring = self.maxother = self.maxlong = _LONGEST_WORD
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return a huge integer by its size: its digits take quadratic time."""
+        return repr(x) if x.bit_length() <= 256 else f"<an integer of {x.bit_length()} bits>"
+
+    def repr_dict(self, x: Mapping[Any, Any], level: int) -> str:
+        """Keep the order of the keys."""
+        if level <= 0 and x:
+            return "{...}"
+        pairs = islice(x.items(), self.maxdict)
+        parts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in pairs]
+        return "{" + ", ".join(parts + ["..."] * (len(x) > self.maxdict)) + "}"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        """Cut before, not after, all of it is written out."""
+        return repr(x) if len(x) <= _LONGEST_WORD else f"{x[:_LONGEST_WORD]!r}..."
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Return what a class says of itself; one of mappings may be as deep as a dict."""
+        if isinstance(x, Mapping):
+            return self.repr_dict(x, level)
+        if isinstance(x, int) and not isinstance(x, bool):
+            return self.repr_int(x, level) if x.bit_length() > 256 else repr(x)
+        if isinstance(x, str):
+            return self.repr_str(x, level)
+        return _cut(_said(x), _LONGEST_VALUE)
+
+
+_SHORT = _Short()
+
+
+def _said(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # of somebody's own class, or of one that holds a huge integer
+        return f"<{type(value).__name__}>"
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    kept = (longest - 40) // 2
+    return f"{text[:kept]} ... ({len(text) - 2 * kept:,} characters) ... {text[-kept:]}"

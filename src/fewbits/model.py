@@ -10,7 +10,8 @@ from os import PathLike
 from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
-from .container import LazyTensors, encode, measure, write
+from .container import LazyTensors, encode, measure
+from .disk import check_target, write
 from .engine.activations import check_inputs, load_inputs
 from .engine.bridge import to_torch, torch_dtype
 from .engine.loading import load_values, plain_targets, unsuited
@@ -70,7 +71,15 @@ class CodedModel:
     def save(
         self, path: str | PathLike[str], effort: str | None = None, *, workers: int = 1
     ) -> int:
-        """Write the file atomically, and return its length in bytes; see :meth:`encode`."""
+        """Write the file atomically, and return its length in bytes; see :meth:`encode`.
+
+        A link is followed; a file that is replaced gives its mode.
+
+        Raises:
+            ConfigError: ``path`` is a device, a FIFO or a socket, which are never replaced.
+            OSError: the system cannot write there; an old file stays as it is.
+        """
+        check_target(path)
         write(self.encode(effort, workers=workers), path)
         return len(self.encode(effort))
 

@@ -26,12 +26,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .errors import ConfigError, SourceError, did_you_mean, require
+from .errors import ConfigError, SourceError, did_you_mean, require, shorten
 from .methods import (
     METHODS,
     RDOQ,
@@ -46,7 +45,7 @@ from .methods import (
 )
 from .registry import Registry
 from .stages import Training
-from .yaml_text import read_yaml
+from .yaml_text import read_yaml_file
 
 __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
 
@@ -196,26 +195,25 @@ class Recipe:
 
         Raises:
             SourceError: the file cannot be read, or is no YAML.
-            ConfigError: it is no recipe; the message names file and key.
+            ConfigError: it is no recipe, or holds more than plain values, each key once, within
+                the bounds of ``read_yaml``; the message names file and key.
         """
         try:
-            data = read_yaml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SourceError(f"recipe {str(path)!r} cannot be read: {error}") from None
-        try:
-            return cls.from_dict(data)
-        except ConfigError as error:
+            return cls.from_dict(read_yaml_file(path))
+        except (ConfigError, SourceError) as error:
             raise type(error)(f"recipe {str(path)!r}: {error}") from None
 
     @classmethod
     def from_dict(cls, data: Any) -> Recipe:
         """Return the recipe of plain values, as YAML gives them. Unknown keys are errors."""
         if not isinstance(data, Mapping):
-            raise ConfigError(f"a recipe must be a mapping with 'rules'. Got {data!r} instead.")
+            raise ConfigError(
+                f"a recipe must be a mapping with 'rules'. Got {shorten(data)} instead."
+            )
         _check_keys(data, _KEYS, "recipe")
         rules = data.get("rules")
         if not isinstance(rules, list) or not rules:
-            raise ConfigError(f"'rules' must be a list of rules. Got {rules!r} instead.")
+            raise ConfigError(f"'rules' must be a list of rules. Got {shorten(rules)} instead.")
         fields: dict[str, Any] = {key: data[key] for key in _WHOLE if key in data}
         return cls(
             tuple(_rule(i, entry) for i, entry in enumerate(rules)),
@@ -252,7 +250,7 @@ def _check_method(method: object) -> None:
     if isinstance(method, type) or not isinstance(method, (Method, TrainedMethod)):
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
-            f"path of a recipe file. Got {method!r} instead."
+            f"path of a recipe file. Got {shorten(method)} instead."
         )
 
 
@@ -260,7 +258,7 @@ def _check_keys(data: Mapping[Any, Any], known: tuple[str, ...], what: str) -> N
     for key in data:
         if key not in known:
             raise ConfigError(
-                f"unknown key {key!r} in the {what}. Known: {', '.join(known)}."
+                f"unknown key {shorten(key)} in the {what}. Known: {', '.join(known)}."
                 + did_you_mean(str(key), known)
             )
 
@@ -269,7 +267,7 @@ def _stages(key: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(stage, str) for stage in value):
-        raise ConfigError(f"{key!r} must be a list of stage names. Got {value!r} instead.")
+        raise ConfigError(f"{key!r} must be a list of stage names. Got {shorten(value)} instead.")
     return tuple(value)
 
 
@@ -277,7 +275,7 @@ def _rule(position: int, entry: Any) -> Rule:
     where = f"rule {position + 1}"
     if not isinstance(entry, Mapping) or not isinstance(entry.get("match"), str):
         raise ConfigError(
-            f"{where} must be a mapping with 'match: PATTERN'. Got {entry!r} instead."
+            f"{where} must be a mapping with 'match: PATTERN'. Got {shorten(entry)} instead."
         )
     settings = {key: value for key, value in entry.items() if key != "match"}
     if settings.get("method") == "keep":
@@ -287,7 +285,7 @@ def _rule(position: int, entry: Any) -> Rule:
         build = trained_from_settings if settings.get("method") in TRAINED else from_settings
         return Rule(entry["match"], build(settings))
     except ConfigError as error:
-        raise ConfigError(f"{where} (match: {entry['match']!r}): {error}") from None
+        raise ConfigError(f"{where} (match: {shorten(entry['match'])}): {error}") from None
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, shorten
 
 __all__ = ["Registry"]
 
@@ -43,7 +43,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -55,7 +55,9 @@ class Registry(Generic[T]):
         """Return the error for a name that neither this nor one of ``others`` has."""
         names = sorted({*self, *(entry for other in others for entry in other)})
         known = f"Known: {', '.join(names)}."
-        return ConfigError(f"unknown {self.kind} {name!r}. {known}" + did_you_mean(name, names))
+        return ConfigError(
+            f"unknown {self.kind} {shorten(name)}. {known}" + did_you_mean(name, names)
+        )
 
     def items(self) -> list[tuple[str, T]]:
         """Return (name, entry) pairs in order of registration."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError, require
+from .errors import ConfigError, is_number, require, shorten
 
 __all__ = ["Ramp", "value_at"]
 
@@ -39,8 +39,7 @@ class Ramp:
     def __post_init__(self) -> None:
         for name in ("start", "end", "begin", "until"):
             value = getattr(self, name)
-            sound = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(sound and math.isfinite(value), name, "a finite number", value)
+            require(is_number(value), name, "a finite number", value)
         require(0 <= self.begin <= self.until <= 1, "begin, until", "shares in order", self)
         require(self.shape in _SHAPES, "shape", f"one of {', '.join(_SHAPES)}", self.shape)
         positive = self.shape != "geometric" or (self.start > 0 and self.end > 0)
@@ -69,7 +68,7 @@ class Ramp:
         except TypeError:
             raise ConfigError(
                 "a schedule must be a mapping of start, end, begin, until and shape. "
-                f"Got {dict(value)!r} instead."
+                f"Got {shorten(dict(value))} instead."
             ) from None
 
     def to_dict(self) -> dict[str, Any]:

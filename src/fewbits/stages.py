@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import ConfigError, did_you_mean, require
+from .errors import ConfigError, did_you_mean, is_number, require, shorten
 from .methods import TRAINED, TrainedMethod, to_settings, trained_from_settings
 from .schedule import Ramp
 
@@ -114,13 +114,15 @@ class Training:
             ConfigError: not acceptable; the message names the key.
         """
         if not isinstance(data, Mapping):
-            raise ConfigError(f"'train' must be a mapping of settings. Got {data!r} instead.")
+            raise ConfigError(
+                f"'train' must be a mapping of settings. Got {shorten(data)} instead."
+            )
         own = {name: data[name] for name in loop_settings() if name in data}
         rest = {key: value for key, value in data.items() if key not in own}
         if "method" not in rest and rest:
             key = str(next(iter(rest)))
             raise ConfigError(
-                f"unknown key {key!r} in 'train'. Known: {', '.join(loop_settings())}; with "
+                f"unknown key {shorten(key)} in 'train'. Known: {', '.join(loop_settings())}; with "
                 f"'method' ({', '.join(TRAINED)}) also the method's settings."
                 + did_you_mean(key, loop_settings())
             )
@@ -156,8 +158,7 @@ def _check_whole(name: str, value: object, least: int) -> None:
 def _check_number(
     name: str, value: Any, least: float, most: float, *, above: bool = False, below: bool = False
 ) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    inside = number and math.isfinite(value) and least <= value <= most
+    inside = is_number(value) and least <= value <= most
     good = inside and not (above and value == least) and not (below and value == most)
     opening, closing = "(" if above else "[", ")" if below or most == math.inf else "]"
     told = f"a number in {opening}{least:g}, {most:g}{closing}"

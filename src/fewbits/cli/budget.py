@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from ..errors import shorten
+
 __all__ = [
     "Evaluations",
     "MaxDrop",
@@ -128,7 +130,7 @@ def as_bytes(text: str, option: str = "--target-size") -> int:
     """Read a size: KB is 1,000 bytes, KiB 1,024."""
     number = _number(text, _SIZES)
     if number is None or number < 1:
-        raise typer.BadParameter(f"{option} takes bytes: 66200, 100KB, 0.1MB. Got {text!r}.")
+        raise typer.BadParameter(f"{option} takes bytes: 66200, 100KB, 0.1MB. Got {shorten(text)}.")
     return int(number)
 
 
@@ -137,7 +139,7 @@ def as_drop(text: str) -> float:
     number = _number(text.removesuffix("%"), {"": 1})
     share = None if number is None else number / (100 if text.endswith("%") else 1)
     if share is None or not 0 <= share <= 1:
-        raise typer.BadParameter(f"--max-drop takes points of accuracy: 0.5%. Got {text!r}.")
+        raise typer.BadParameter(f"--max-drop takes points of accuracy: 0.5%. Got {shorten(text)}.")
     if share >= 0.1 and not text.endswith("%"):
         raise typer.BadParameter(
             f"--max-drop {text} means {share:.0%} of all samples. Write {text}% for {text} points, "
@@ -150,7 +152,9 @@ def as_seconds(text: str) -> float:
     """Read a duration: 90s, 10m, 2h."""
     number = _number(text, _SECONDS)
     if number is None or number <= 0:
-        raise typer.BadParameter(f"--time-budget takes a duration: 90s, 10m, 2h. Got {text!r}.")
+        raise typer.BadParameter(
+            f"--time-budget takes a duration: 90s, 10m, 2h. Got {shorten(text)}."
+        )
     return number
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
-from ..errors import ConfigError
-from ..yaml_text import read_yaml
+from ..errors import ConfigError, shorten
+from ..yaml_text import RefusedError, read_yaml
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -134,13 +134,16 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise typer.BadParameter(f"--set takes key=value. Got {pair!r}.")
+            raise typer.BadParameter(f"--set takes key=value. Got {shorten(pair)}.")
         if key == "method" or key in values:
-            raise typer.BadParameter(f"--set: {key!r} is given twice or has its own option.")
+            raise typer.BadParameter(f"--set: {shorten(key)} is given twice or has its own option.")
         try:
             values[key] = read_yaml(value)
+        except RefusedError as error:
+            raise typer.BadParameter(f"--set {shorten(key)}: {error}") from None
         except yaml.YAMLError:
-            raise typer.BadParameter(f"--set {key}: {value!r} is no value.") from None
+            told = f"--set {shorten(key)}: {shorten(value)} is no value."
+            raise typer.BadParameter(told) from None
     return values
 
 

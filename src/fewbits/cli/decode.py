@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..disk import write
 from ..errors import ConfigError
 from .verb import DecodeWorkers, Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
 
@@ -42,7 +43,6 @@ def decode(
     from safetensors.torch import save  # noqa: PLC0415
 
     from ..api import load  # noqa: PLC0415
-    from ..container import write  # noqa: PLC0415
 
     # Tied tensors share memory, which safetensors refuses: every name gets values of its own.
     found = load(file, max_decoded_bytes=in_bytes(max_decoded_mib), workers=workers)

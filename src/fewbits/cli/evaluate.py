@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..container import inspect as look
+from ..errors import shorten
 from ..report import noise_table
 from . import options as shared
 from .progress import listening
@@ -120,7 +121,9 @@ def _sizes(text: str) -> list[float]:
     except ValueError:
         sizes = [-1.0]
     if not all(0 < size < float("inf") for size in sizes):
-        raise typer.BadParameter(f"--weight-noise takes sizes above 0, as 0.05,0.1. Got {text!r}.")
+        raise typer.BadParameter(
+            f"--weight-noise takes sizes above 0, as 0.05,0.1. Got {shorten(text)}."
+        )
     return sizes
 
 
@@ -131,5 +134,5 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise typer.BadParameter(f"--min-accuracy takes 0.97 or 97%. Got {text!r}.")
+        raise typer.BadParameter(f"--min-accuracy takes 0.97 or 97%. Got {shorten(text)}.")
     return value

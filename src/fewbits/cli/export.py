@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shorten
 from .stored import stored_source
 from .verb import Force, Json, Outcome, check_output, verb
 
@@ -37,7 +37,7 @@ def export(
     Example: fewbits export digits.fewbits --data digits -o digits.onnx
     """
     if to not in _TARGETS:
-        raise typer.BadParameter(f"--to is one of {', '.join(_TARGETS)}, not {to!r}.")
+        raise typer.BadParameter(f"--to is one of {', '.join(_TARGETS)}, not {shorten(to)}.")
     if out.suffix != ".onnx":
         raise ConfigError(f"output {str(out)!r} must end in .onnx.")
     source = model or stored_source(file, data)

@@ -6,6 +6,7 @@ import math
 
 import typer
 
+from ..errors import shorten
 from .budget import as_bytes
 
 __all__ = ["numbers", "sizes", "whole_numbers", "words"]
@@ -15,7 +16,7 @@ def words(option: str, text: str) -> list[str]:
     """Read names."""
     found = [part.strip() for part in text.split(",")]
     if not all(found):
-        raise typer.BadParameter(f"{option} takes values with commas between. Got {text!r}.")
+        raise typer.BadParameter(f"{option} takes values with commas between. Got {shorten(text)}.")
     return list(dict.fromkeys(found))
 
 
@@ -23,7 +24,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
     """Read whole numbers."""
     found = words(option, text)
     if not all(part.isdecimal() for part in found):
-        raise typer.BadParameter(f"{option} takes whole numbers: 2,3,4. Got {text!r}.")
+        raise typer.BadParameter(f"{option} takes whole numbers: 2,3,4. Got {shorten(text)}.")
     return [int(part) for part in found]
 
 
@@ -34,7 +35,7 @@ def numbers(option: str, text: str) -> list[float]:
     except ValueError:
         found = [-1.0]
     if not all(0 < number < math.inf for number in found):
-        raise typer.BadParameter(f"{option} takes numbers > 0: 1e-4,1e-3. Got {text!r}.")
+        raise typer.BadParameter(f"{option} takes numbers > 0: 1e-4,1e-3. Got {shorten(text)}.")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from ..coding import EFFORTS
+from ..errors import shorten
 
 __all__ = [
     "BatchSize",
@@ -66,4 +67,4 @@ def check_effort(effort: str) -> None:
         typer.BadParameter: names those that there are.
     """
     if effort not in EFFORTS:
-        raise typer.BadParameter(f"--effort is one of {', '.join(EFFORTS)}, not {effort!r}.")
+        raise typer.BadParameter(f"--effort is one of {', '.join(EFFORTS)}, not {shorten(effort)}.")

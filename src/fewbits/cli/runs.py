@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..container import write
-from ..errors import ConfigError, SourceError
+import typer
 
-__all__ = ["Order", "only_if_begun"]
+from ..coding import EFFORTS
+from ..disk import write
+from ..errors import ConfigError, SourceError, is_number, shorten
+from ..json_values import read_json, read_text
+
+__all__ = ["Order", "only_if_begun", "resumed"]
 
 _SCHEMA = "fewbits.run/1"
 _FILE = "run.json"
 _RESUMABLE = ("last.pt", "start.fewbits")
 _LOGS = ("metrics.csv", "tensorboard")
+_LOG_NAMES = ("csv", "tensorboard")
 
 
 @contextmanager
@@ -94,14 +99,102 @@ class Order:
                 "folder that was given by --run, or FILE.run beside the output FILE."
             )
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            known = {entry.name for entry in fields(cls)}
-            data.setdefault("metadata", True)  # runs begun before there was a choice
-            if data.pop("schema") != _SCHEMA or set(data) != known:
-                raise ValueError("it is of another version")
-            return cls(**{**data, "logs": tuple(data["logs"]), "folder": str(folder)})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"{path}: cannot be read: {error}. Train again.") from None
+            data = read_json(read_text(path))
+        except (ConfigError, OSError) as error:
+            raise SourceError(f"{path}: cannot be read: it {error} Train again.") from None
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(data, dict) or data.pop("schema", None) != _SCHEMA:
+            raise SourceError(f"{path}: cannot be read: it is of another version. Train again.")
+        data.setdefault("metadata", True)  # runs begun before there was a choice
+        wrong = sorted(known ^ set(data)) or [k for k in data if not _CHECKS[k](data[k])]
+        if wrong:
+            raise SourceError(
+                f"{path}: cannot be read: {shorten(wrong[0])} is not as it was written. "
+                "Train again."
+            )
+        return cls(**{**data, "logs": tuple(data["logs"]), "folder": str(folder)})
+
+
+def resumed(folder: Path, given: Mapping[str, str | None]) -> Order:
+    """Return the order of a folder, if the command line names the code that it would import.
+
+    Otherwise a folder from elsewhere could have any installed function called.
+
+    Args:
+        folder: of the run.
+        given: sources beside ``--resume``: "model", "data" and "selection"; None where not given.
+
+    Raises:
+        ConfigError, SourceError: as :meth:`Order.of_folder`.
+        typer.BadParameter: a source is given, and another than the run was started with.
+        SourceError: a source of the run is a module of one's own, which no given one names.
+    """
+    from ..sources import code_of  # noqa: PLC0415  (brings torch)
+
+    order = Order.of_folder(folder)
+    kept = {"model": order.model, "data": order.data, "selection": order.selection}
+    given = {name: given.get(name) for name in kept}
+    for name, source in given.items():
+        if source is not None and source != kept[name]:
+            raise typer.BadParameter(
+                f"--resume goes on with what the run was started with: the {name} is "
+                f"{shorten(kept[name])}, not {shorten(source)}. Start another run for that."
+            )
+    kinds = {name: "model" if name == "model" else "data" for name in kept}
+    named = {code_of(source, kinds[name]) for name, source in given.items() if source is not None}
+    foreign = {
+        name: source
+        for name, source in kept.items()
+        if source is not None and code_of(source, kinds[name]) not in {*named, ""}
+    }
+    if foreign:
+        words = " ".join(
+            source if name == "model" else f"--{name} {source}" for name, source in foreign.items()
+        )
+        raise SourceError(
+            f"{Path(order.folder) / _FILE}: names {', '.join(map(shorten, foreign.values()))}, "
+            f"which would import and call code. Add {words} if you trust it."
+        )
+    return order
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+
+
+def _is_list_of_logs(value: object) -> bool:
+    return isinstance(value, list) and all(log in _LOG_NAMES for log in value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "model": _is_text,
+    "weights": _is_text_or_none,
+    "data": _is_text,
+    "selection": _is_text_or_none,
+    "start": _is_text_or_none,
+    "recipe": lambda value: isinstance(value, dict),
+    "out": _is_text,
+    "folder": _is_text,
+    "effort": lambda value: value in EFFORTS,
+    "calibration_samples": _is_count,
+    "evaluate": _is_switch,
+    "save_seconds": lambda value: is_number(value) and value >= 0,
+    "logs": _is_list_of_logs,
+    "precision": _is_text,
+    "metadata": _is_switch,
+}
 
 
 def _remove(path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ..api import compress, load, plan
+from ..disk import write
 from ..evaluate import evaluate
 from ..methods import METHODS, Method, Nearest, from_settings
 from ..progress import Progress
@@ -45,7 +46,7 @@ def train(folder: Path, seed: int, progress: Progress) -> float:
     started = time.perf_counter()
     module = load_model(SOURCE).module
     train_classifier(module, load_data(DATA), seed=seed, progress=progress)
-    save_file(module.state_dict(), folder / CHECKPOINT)
+    write(save(module.state_dict()), folder / CHECKPOINT)
     return time.perf_counter() - started
 
 

@@ -13,11 +13,12 @@ import typer
 from .. import api
 from ..budgets import has_slope
 from ..coded import Coverage
-from ..container import write
+from ..disk import write
 from ..engine.copying import copied
 from ..errors import BudgetError, ConfigError
 from ..evaluate import evaluate as judge
 from ..fingerprint import fingerprint
+from ..json_values import read_text
 from ..methods import METHODS, from_settings
 from ..model import CodedModel
 from ..per_layer import LayerHarm
@@ -121,8 +122,8 @@ class Curve:
         if not out.exists():
             return Sweep(key, self._float())
         try:
-            return Sweep.from_json(out.read_text(encoding="utf-8"), key)
-        except (ConfigError, UnicodeDecodeError) as error:
+            return Sweep.from_json(read_text(out), key)
+        except ConfigError as error:
             raise ConfigError(f"sweep {str(out)!r}: {error}") from None
 
     def _point(

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..disk import check_target
+from ..errors import shorten
 from ..report import check_plot, sweep_table
 from . import options as shared
 from .lists import numbers, sizes, whole_numbers, words
@@ -57,7 +59,7 @@ def sweep(
     ('fewbits demo' writes these weights.)
     """
     if split not in ("test", "selection"):
-        raise typer.BadParameter(f"--split is test or selection, not {split!r}.")
+        raise typer.BadParameter(f"--split is test or selection, not {shorten(split)}.")
     shared.check_effort(effort)
     asked: dict[str, list[Any]] = {
         "methods": words("--methods", methods),
@@ -67,6 +69,7 @@ def sweep(
     }
     if plot is not None:
         check_plot(plot)
+        check_target(plot)
     from .survey import Curve  # noqa: PLC0415  (brings torch)
 
     curve = Curve((model, weights, data), asked, split, batch_size=batch_size)

@@ -11,7 +11,7 @@ from . import options as shared
 from . import training_options as options
 from .lists import words
 from .progress import listening
-from .runs import Order
+from .runs import Order, resumed
 from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, verb
 
 __all__ = ["order_of", "train"]
@@ -65,7 +65,8 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run of this folder, and nothing else said.", rich_help_panel="Run"
+            help="Go on with the run of this folder; only sources may be named again.",
+            rich_help_panel="Run",
         ),
     ] = None,
     save_seconds: options.SaveSeconds = None,
@@ -93,6 +94,9 @@ def train(
     --data digits --method hemp --epochs 20 -o digits.fewbits
 
     Example: fewbits train --resume digits.fewbits.run
+
+    A run with a network or data of your own code (module:callable) names it again: fewbits train
+    net:build --data net:data --resume DIR. A folder alone has no code imported.
 
     ('fewbits demo' writes the weights.)
     """
@@ -125,9 +129,9 @@ def train(
     how: Given = {"method": method, "settings": settings or [], "recipe": recipe, "seed": seed}
     if resume is not None:
         options.refuse_beside_resume(
-            {"out": out, **sources, **how, **loop, **means, "no_metadata": no_metadata}
+            {"out": out, "weights": weights, **how, **loop, **means, "no_metadata": no_metadata}
         )
-        order = Order.of_folder(resume)
+        order = resumed(resume, sources)
     else:
         chosen = options.choose_training(loop=loop, **how)
         order = order_of(out, sources, chosen.to_dict(), means, force=force)

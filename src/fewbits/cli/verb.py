@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 
 from ..coded import Coverage
+from ..disk import check_target
 from ..errors import BudgetError, ConfigError, CoverageWarning, FewbitsError, FewbitsWarning
 from ..report import Table, printable, show
 
@@ -153,12 +154,14 @@ def check_output(path: Path, force: bool) -> None:
     """Refuse, before any work is done, an output that could not or should not be written.
 
     Raises:
-        ConfigError: the folder does not exist, or the file does and ``force`` is not given.
+        ConfigError: the folder does not exist, or the file does and ``force`` is not given, or it
+            is a device, a FIFO or a socket.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"output folder {str(path.parent)!r} does not exist. Create it first.")
     if path.is_dir():
         raise ConfigError(f"output {str(path)!r} is a folder. Name a file in it.")
+    check_target(path)
     if path.exists() and not force:
         raise ConfigError(f"output {str(path)!r} exists. Name another file, or add --force.")
 

@@ -1,11 +1,9 @@
-"""Files on disk: atomic writing, bounded reading, and a look inside without decoding."""
+"""Files on disk: bounded reading, and a look inside without decoding."""
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +27,7 @@ from .opened import Fetch, Opened, open_source
 from .reader import decode, decode_activations, open_file
 from .sizes import size_report
 
-__all__ = ["FileInfo", "inspect", "measure", "read", "read_lazily", "read_tensor", "write"]
+__all__ = ["FileInfo", "inspect", "measure", "read", "read_lazily", "read_tensor"]
 
 T = TypeVar("T")
 
@@ -80,30 +78,6 @@ class FileInfo:
         more = html_table(("also", ""), rows) if rows else ""
         head = html_table((self.path,), [(line,) for line in told])
         return f"{head}{self.report._repr_html_()}{more}"
-
-
-def write(data: bytes, path: str | os.PathLike[str]) -> None:
-    """Write ``data`` to ``path``, wholly or not at all: a crash leaves the old file or the new.
-
-    Links are followed. Raises OSError as the system gives it, but names ``path`` and not what is
-    written before it, and leaves nothing behind then.
-    """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        told = f"the folder {str(Path(path).parent)!r} does not exist. Create it first"
-        raise FileNotFoundError(errno.ENOENT, told, os.fspath(path))
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and str(error.filename) == str(temporary):
-            error.filename, error.filename2 = os.fspath(path), None
-        raise
 
 
 def read(

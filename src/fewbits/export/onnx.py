@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..coded import ActivationGrid, Contents, Place
 from ..container import read
+from ..disk import check_target, write
 from ..errors import ConfigError, MissingExtraError, ModelError, require
 from ..model import CodedModel
 from .graph import absorb_norms, drop_cuts, pack_int4, strip
@@ -70,10 +71,12 @@ def export_onnx(
         dynamic_batch: leave the first axis of every input open.
 
     Raises:
+        ConfigError: ``path`` is a device, a FIFO or a socket.
         MissingExtraError: onnx or onnxscript is not installed (``pip install fewbits[onnx]``).
         ModelError: torch.export cannot follow the network, or its graph is not sound ONNX.
     """
     onnx = _needed()
+    check_target(path)
     contents = coded.contents if isinstance(coded, CodedModel) else read(coded)
     inputs = example if isinstance(example, tuple) else (example,)
     require(all(isinstance(x, Tensor) for x in inputs), "example", "a tensor or several", example)
@@ -90,8 +93,6 @@ def export_onnx(
         raise ModelError(f"the exported graph is not sound ONNX: {error}") from error
     target = Path(path)
     data = graph.SerializeToString()
-    from ..container import write  # noqa: PLC0415
-
     write(data, target)
     grids = {name: grid.bits for name, grid in contents.activations.items()}
     notes = (*_notes(found, contents), *_slow(graph, contents))

@@ -13,7 +13,7 @@ from ..engine.batches import Forward
 from ..engine.outputs import loose_outputs
 from ..engine.placement import PLACEMENTS, QuantizedLayers, choose_sites, left_in_float
 from ..engine.sites import Site, observe
-from ..errors import ConfigError, did_you_mean, require
+from ..errors import ConfigError, did_you_mean, require, shorten
 from ..ops.ranges import SHARES, fit_percentile, fit_range, fit_shifted
 from .gridded import check_number, check_one_of, check_switch, is_whole
 
@@ -65,7 +65,7 @@ class Activations:
         if not isinstance(value, Mapping):
             raise ConfigError(
                 f"activations must be a number of bits, or a mapping of {', '.join(known)}. "
-                f"Got {value!r} instead."
+                f"Got {shorten(value)} instead."
             )
         for key in value:
             if key not in known:

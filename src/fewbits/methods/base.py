@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from ..engine.layer import LayerMatrix, Quantized
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, shorten
 from ..registry import Registry
 from ..schedule import Ramp
 from .trained import TRAINED, TrainedMethod
@@ -102,7 +102,9 @@ def _built(registry: Registry[type[T]], settings: Mapping[str, Any]) -> T:
     rest = dict(settings)
     name = rest.pop("method", None)
     if not isinstance(name, str):
-        raise ConfigError(f"method settings need a name under the key 'method'. Got {settings!r}.")
+        raise ConfigError(
+            f"method settings need a name under the key 'method'. Got {shorten(settings)}."
+        )
     if name not in METHODS and name not in TRAINED:
         raise METHODS.unknown(name, TRAINED)
     kind = registry[name]
@@ -110,7 +112,7 @@ def _built(registry: Registry[type[T]], settings: Mapping[str, Any]) -> T:
     for key in rest:
         if key not in known:
             raise ConfigError(
-                f"the method {name!r} has no setting {key!r}. It has: {', '.join(known)}."
+                f"the method {name!r} has no setting {shorten(key)}. It has: {', '.join(known)}."
                 + did_you_mean(str(key), known)
             )
     return kind(**rest)

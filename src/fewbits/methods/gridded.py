@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..engine.layer import LayerMatrix, QuantizedMatrix
 from ..engine.statistics import Statistics
-from ..errors import CalibrationError, ConfigError, ModelError, require
+from ..errors import CalibrationError, ConfigError, ModelError, is_number, require
 from ..ops.device import check_float64
 from ..ops.grid import (
     FLOAT32_MAX,
@@ -63,8 +62,7 @@ def check_switch(name: str, value: object) -> None:
 
 def check_number(name: str, value: object, low: float, *, inclusive: bool = False) -> None:
     """Raise a ConfigError unless ``value`` is a finite number above ``low`` (or equal)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    good = number and math.isfinite(value) and (value > low or (inclusive and value == low))  # type: ignore[arg-type, operator]
+    good = is_number(value) and (value > low or (inclusive and value == low))
     require(good, name, f"a number {'>=' if inclusive else '>'} {low}", value)
 
 

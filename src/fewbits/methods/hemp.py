@@ -11,12 +11,11 @@ Reference:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..errors import require
+from ..errors import is_number, require
 from ..ops.soft_entropy import ORDERS
 from ..schedule import Ramp
 from .gridded import check_number, check_one_of, check_switch, is_whole
@@ -128,6 +127,4 @@ class HEMP:
 def _check_scheduled(name: str, value: object) -> None:
     values = (value.start, value.end) if isinstance(value, Ramp) else (value,)
     for one in values:
-        number = isinstance(one, (int, float)) and not isinstance(one, bool)
-        good = number and math.isfinite(one) and one >= 0  # type: ignore[arg-type, operator]
-        require(good, name, "a number >= 0, or a Ramp between such", value)
+        require(is_number(one) and one >= 0, name, "a number >= 0, or a Ramp between such", value)

@@ -12,12 +12,11 @@ Reference:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import require
+from ..errors import is_number, require
 from ..ops.weight_fixing import Ladder
 from ..schedule import Ramp
 from .gridded import check_number, check_one_of, check_switch, is_whole
@@ -162,8 +161,7 @@ class PWFN:
 
 
 def _is_share(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value <= 1  # type: ignore[arg-type, operator]
+    return is_number(value) and 0 <= value <= 1
 
 
 def _check_whole(name: str, value: object, least: int, most: int) -> None:

@@ -19,12 +19,13 @@ def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """Return the chart of ``Sweep.to_dict()``: score over bytes, one line per method."""
     points = [
         {
-            "method": point["settings"]["method"] + (" to a size" if point.get("goal") else ""),
+            "method": point["settings"].get("method", "")
+            + (" to a size" if point.get("goal") else ""),
             "bytes": point["bytes"],
             "score": point["score"],
         }
         for point in sweep["points"]
-        if point.get("bytes") is not None
+        if point.get("bytes") is not None and point.get("score") is not None
     ]
     size = {"field": "bytes", "type": "quantitative", "scale": {"type": "log", "nice": False}}
     score = {"field": "score", "type": "quantitative", "scale": {"zero": False}}

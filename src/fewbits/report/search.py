@@ -69,16 +69,19 @@ def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
     rows = []
     for point in sorted(sweep["points"], key=lambda p: p.get("bytes") or 0):
         settings = (f"{k}={v}" for k, v in point["settings"].items() if k != "method")
+        name = point["settings"].get("method", "")
         goal = point.get("goal")
         asked = "" if goal is None else f"{goal['limit']:,.0f} bytes"
-        line = (point["settings"]["method"], " ".join(settings), asked)
+        line = (name, " ".join(settings), asked)
         if point.get("bytes") is None:
             rows.append((*line, "missed", "", "", "", ""))
             continue
-        size = (f"{point['bytes']:,}", f"{point['bits_per_weight']:.3f}")
+        bits, seconds = point.get("bits_per_weight"), point.get("seconds")
+        size = (f"{point['bytes']:,}", "-" if bits is None else f"{bits:.3f}")
+        took = "-" if seconds is None else f"{seconds:.1f}"
         covered = covering.get(id(point))
         share = "-" if covered is None else covered.percent
-        rows.append((*line, score_text(point["score"]), *size, share, f"{point['seconds']:.1f}"))
+        rows.append((*line, score_text(point.get("score")), *size, share, took))
     columns = tuple(Column(name, place > 2) for place, name in enumerate(names))
     exact = sweep["float"]
     footer = f"float32: {exact['bytes']:,} bytes, score {score_text(exact['score'])}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, require
+from ..errors import ConfigError, is_number, require
 from .trace import Trial
 
 __all__ = ["TOLERANCE", "Goal"]
@@ -52,9 +52,8 @@ class Goal:
                 "all but one."
             )
         for kind, value in given.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
             least = math.ulp(0.0) if kind != "max_drop" else 0.0
-            sound = number and math.isfinite(value) and value >= least
+            sound = is_number(value) and value >= least
             require(sound, kind, f"a number {'>=' if least == 0 else '>'} 0", value)
             return cls(kind, float(value))
         return None

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, is_number, shorten
+from ..json_values import read_json
 
 __all__ = ["SCHEMA", "Sweep", "same_point"]
 
 SCHEMA = "fewbits.sweep/1"
+_FIGURES = ("bytes", "score", "bits_per_weight", "seconds", "slope")
 
 
 @dataclass
@@ -53,13 +55,15 @@ class Sweep:
             ConfigError: it is none, or shares something else than ``key``; says what differs.
         """
         try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"a sweep must be JSON: {error}") from None
+            data = read_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"a sweep {error}") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ConfigError(f"not a sweep: expected the schema {SCHEMA!r}.")
         found, reference, points = (data.get(name) for name in ("key", "float", "points"))
-        sound = isinstance(reference, dict) and {"bytes", "score"} <= set(reference)
+        sound = isinstance(reference, dict) and all(
+            is_number(reference.get(name)) for name in ("bytes", "score")
+        )
         if not isinstance(found, dict) or not isinstance(reference, dict) or not sound:
             raise ConfigError("a sweep must have a key, and bytes and score of the float network.")
         if not isinstance(points, list) or not all(map(_is_point, points)):
@@ -67,7 +71,8 @@ class Sweep:
         for name in dict.fromkeys([*key, *found]):
             if found.get(name) != key.get(name):
                 raise ConfigError(
-                    f"made with {name} {found.get(name)!r}, and this run has {key.get(name)!r}. "
+                    f"made with {name} {shorten(found.get(name))}, and this run has "
+                    f"{shorten(key.get(name))}. "
                     "Name another file, or remove it."
                 )
         return cls(dict(key), reference, points)
@@ -81,4 +86,10 @@ def same_point(
 
 
 def _is_point(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("settings"), dict)
+    """Tell whether a value is a point: its settings, its goal, and figures where there are any."""
+    if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
+        return False
+    goal, method = value.get("goal"), value["settings"].get("method", "")
+    aimed = goal is None or (isinstance(goal, dict) and is_number(goal.get("limit")))
+    figures = [value[name] for name in _FIGURES if name in value]
+    return isinstance(method, str) and aimed and all(f is None or is_number(f) for f in figures)

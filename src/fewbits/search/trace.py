@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..coded import html_table, shortened
-from ..errors import ConfigError
+from ..errors import ConfigError, is_number, shorten
+from ..json_values import read_json
 
 __all__ = ["SCHEMA", "Trace", "Trial"]
 
 SCHEMA = "fewbits.trace/1"
+_NOT_FINITE = {str(value): value for value in (math.nan, math.inf, -math.inf)}
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,27 @@ class Trial:
         Raises:
             ConfigError: not the values of a trial.
         """
-        try:
-            score = data["score"]
-            made = cls(
-                float(data["slope"]),
-                int(data["bytes"]),
-                float(data["bits_per_weight"]),
-                None if score is None else float(score),
-                float(data["seconds"]),
+        score = data.get("score", "")
+        score = _NOT_FINITE.get(score, score) if isinstance(score, str) else score
+        scored = score is None or isinstance(score, float) or is_number(score)
+        size, seconds = data.get("bytes"), data.get("seconds")
+        whole = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63
+        sound = whole and scored and is_number(seconds) and seconds >= 0
+        slope, bits = data.get("slope"), data.get("bits_per_weight")
+        if not (
+            sound
+            and is_number(slope)
+            and 1e-150 < slope < 1e150
+            and is_number(bits)
+            and 1e-12 < bits < 1e12
+        ):
+            raise ConfigError(
+                "not a trial of a search: bytes > 0, slope in (1e-150, 1e150), bits_per_weight in "
+                "(1e-12, 1e12), seconds >= 0, score a number or null. "
+                f"Got {shorten(data)} instead."
             )
-        except (KeyError, TypeError, ValueError):
-            made = cls(0.0, 0, 0.0)
-        sound = math.isfinite(made.slope) and made.slope > 0 and made.bytes > 0
-        if not (sound and made.bits_per_weight > 0):
-            raise ConfigError(f"not a trial of a search: {dict(data)!r}")
-        return made
+        told = None if score is None else float(score)
+        return cls(float(slope), int(size or 0), float(bits), told, float(seconds or 0))
 
 
 @dataclass
@@ -101,7 +109,11 @@ class Trace:
 
     def to_json(self) -> str:
         """Return the trace as text that :meth:`from_json` reads."""
-        return json.dumps(self.to_dict(), indent=1)
+        told = self.to_dict()
+        for trial in told["trials"]:
+            if trial["score"] is not None and not math.isfinite(trial["score"]):
+                trial["score"] = str(trial["score"])  # JSON has no such numbers
+        return json.dumps(told, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
@@ -111,19 +123,26 @@ class Trace:
             ConfigError: it is none.
         """
         try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"a trace must be JSON: {error}") from None
+            data = read_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"a trace {error}") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ConfigError(f"not a trace of a search: expected the schema {SCHEMA!r}.")
         goal, trials, reference = data.get("goal"), data.get("trials"), data.get("reference")
-        number = reference is None or isinstance(reference, (int, float))
+        number = reference is None or is_number(reference)
         listed = isinstance(trials, list) and all(isinstance(t, dict) for t in trials)
         if not isinstance(goal, dict) or not isinstance(trials, list) or not (number and listed):
             raise ConfigError("a trace must have a goal, a list of trials and a reference.")
-        chosen = next((k for k, trial in enumerate(trials) if trial.get("chosen")), None)
+        key, ended = (data.get(name) for name in ("key", "ended"))
+        marks = [trial.get("chosen", False) for trial in trials]
+        marked = all(isinstance(mark, bool) for mark in marks) and sum(marks) <= 1
+        if not isinstance(key, str) or not isinstance(ended, str) or not marked:
+            raise ConfigError("a trace must have texts 'key' and 'ended', and one chosen trial.")
+        chosen = marks.index(True) if any(marks) else None
         found = [Trial.from_dict(trial) for trial in trials]
-        return cls(goal, str(data.get("key")), reference, found, chosen, str(data.get("ended")))
+        if len({math.log2(trial.slope) for trial in found}) < len(found):
+            raise ConfigError("a trace must have every slope once.")
+        return cls(goal, key, reference, found, chosen, ended)
 
     def __repr__(self) -> str:
         goal = ", ".join(f"{key}={value}" for key, value in self.goal.items())

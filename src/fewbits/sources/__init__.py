@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import arrays, builtin, digits, folder, huggingface, idx, module, vision
 from .data import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
-from .load import LoadedModel, load_data, load_model
+from .load import LoadedModel, code_of, load_data, load_model
 from .registries import DATA, MODELS
 from .selection import held_out, selection_of, with_selection
 
@@ -18,6 +18,7 @@ __all__ = [
     "Normalization",
     "Split",
     "StreamSplit",
+    "code_of",
     "held_out",
     "load_data",
     "load_model",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import SourceError
+from .bounded import allowed_bytes
 from .data import DataSource, IndexedSplit, divide, labels_from
 from .images import IMAGE_OPTIONS, ImageReader
 from .registries import DATA
@@ -18,7 +22,10 @@ from .spec import Spec, fraction, optional_import
 
 __all__ = ["FolderSplit", "folder"]
 
+_BYTES_PER_PIXEL = 4
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+# Pillow looks at the content: without this list a .png could be PostScript, run by Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _TEST_NAMES = ("test", "val", "validation")
 
 
@@ -38,7 +45,7 @@ class FolderSplit(IndexedSplit):
         """Decode these pictures."""
         pillow = optional_import("PIL.Image", "image", "decoding pictures")
         paths = [self.paths[int(index)] for index in indices]
-        inputs = self.reader.batch([str(p) for p in paths], lambda k: pillow.open(paths[k]))
+        inputs = self.reader.batch([str(p) for p in paths], lambda k: _opened(pillow, paths[k]))
         return inputs, self.labels[indices]
 
     def part(self, indices: NDArray[np.int64]) -> FolderSplit:
@@ -70,6 +77,18 @@ def folder(spec: Spec) -> DataSource:
         parts = divide(len(every), options.get("test", 0.25), seed=0)
         train, test = (every.part(indices) for indices in parts)
     return DataSource(spec.text, train, test, classes=len(classes), preprocessing=str(reader))
+
+
+def _opened(pillow: ModuleType, path: Path) -> Any:
+    """Open a picture: its header is read, and must not state more pixels than its length allows."""
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    picture = pillow.open(path, formats=_FORMATS)
+    length = path.stat().st_size
+    if math.prod(picture.size) > allowed_bytes(length) // _BYTES_PER_PIXEL:
+        picture.close()
+        raise ValueError(f"it states {picture.size} pixels in {length:,} bytes")
+    return picture
 
 
 def _classes(root: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import SourceError
 from .arrays import image_normalization
+from .bounded import allowed_bytes
 from .data import ArraySplit, DataSource, labels_from
 from .registries import DATA
 from .spec import Spec, numbers, whole
@@ -20,6 +22,7 @@ from .spec import Spec, numbers, whole
 __all__ = ["has_idx_files", "idx", "read_idx"]
 
 _UNSIGNED_BYTE = 8
+_MOST_AXES = 4
 _SUFFIXES = ("-idx{rank}-ubyte.gz", "-idx{rank}-ubyte", ".idx{rank}-ubyte.gz", ".idx{rank}-ubyte")
 
 
@@ -68,19 +71,44 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         SourceError: damaged gzip, wrong magic, or a length that the header does not state.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            shape = _shape(file, path)
+            count = math.prod(shape)
+            data = file.read(count)
+            longer = file.read(1)  # at its end gzip checks its checksum
+            if len(data) < count or longer:
+                start = 4 + 4 * len(shape)
+                found = "more" if longer else f"{start + len(data):,}"
+                raise SourceError(
+                    f"{path}: has {found} bytes where its header, shape {shape}, states "
+                    f"{start + count:,}. It is truncated or damaged; download it again."
+                )
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be read: {error}. Download it again.") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UNSIGNED_BYTE or not data[3]:
-        raise SourceError(f"{path}: is no idx file of unsigned bytes; it begins with {data[:4]!r}.")
-    start = 4 + 4 * data[3]
-    shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
-    if len(data) != start + math.prod(shape):
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _shape(file: gzip.GzipFile | BufferedReader, path: Path) -> tuple[int, ...]:
+    """Read the header alone, and return the shape that it states."""
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != _UNSIGNED_BYTE or not start[3]:
         raise SourceError(
-            f"{path}: has {len(data):,} bytes where its header, shape {shape}, states "
-            f"{start + math.prod(shape):,}. It is truncated or damaged; download it again."
+            f"{path}: cannot be read: it is no idx file of unsigned bytes; "
+            f"it begins with {start!r}."
         )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    if start[3] > _MOST_AXES:
+        raise SourceError(f"{path}: states {start[3]} axes; at most {_MOST_AXES} are read.")
+    sizes = file.read(4 * start[3])
+    if len(sizes) < 4 * start[3]:
+        raise SourceError(f"{path}: ends inside its header; download it again.")
+    shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
+    length = path.stat().st_size
+    if math.prod(max(1, size) for size in shape) > allowed_bytes(length):
+        raise SourceError(
+            f"{path}: states shape {shape} in {length:,} bytes; at most {allowed_bytes(length):,} "
+            "values are unpacked. Download it again, or unpack it with gunzip."
+        )
+    return shape
 
 
 def _find(folder: Path, stem: str, rank: int) -> Path | None:

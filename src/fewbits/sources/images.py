@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ IMAGE_OPTIONS: Mapping[str, OptionParser] = {
 }
 
 
+_MOST_PIXELS = 1 << 26  # of a picture that is resized: long and thin ones grow without bound
 _UNIT = Normalization(1 / 255)
 
 
@@ -64,6 +66,8 @@ class ImageReader:
         if shorter is not None and min(image.size) != shorter:
             ratio = shorter / min(image.size)
             sides = tuple(max(shorter, round(side * ratio)) for side in image.size)
+            if math.prod(sides) > _MOST_PIXELS:
+                raise ValueError(f"resized to a shorter side of {shorter} it would be {sides}")
             image = image.resize(sides, resample=2)  # 2 is bilinear, with antialiasing
         if self.size is not None:
             left, top = ((side - self.size) // 2 for side in image.size)
@@ -77,13 +81,13 @@ class ImageReader:
         Raises:
             SourceError: a picture that cannot be decoded, or sizes that differ; names the picture.
         """
-        pillow = optional_import("PIL.Image", "image", "decoding pictures")
+        optional_import("PIL.Image", "image", "decoding pictures")
         tensors: list[Tensor] = []
         for position, name in enumerate(names):
             try:
                 with open_image(position) as opened:
                     tensors.append(self(opened))
-            except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+            except Exception as error:  # each format of Pillow stumbles over damage in its own way
                 raise SourceError(f"picture {name} cannot be decoded: {error}") from error
             if tensors[-1].shape != tensors[0].shape:
                 raise SourceError(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from ..registry import Registry
 from .checkpoint import load_weights
 from .data import DataSource
 from .idx import has_idx_files
 from .registries import DATA, MODELS
 from .spec import HUBS, as_path, parse, resolve
 
-__all__ = ["LoadedModel", "load_data", "load_model"]
+__all__ = ["LoadedModel", "code_of", "load_data", "load_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,19 @@ def load_model(
     return LoadedModel(module.eval(), spec.text, told, untrained)
 
 
+def code_of(source: str, kind: str) -> str:
+    """Return the module whose code loading ``source`` would import and call; empty for none.
+
+    ``kind`` is "model" or "data". Imports nothing.
+
+    Raises:
+        SourceError: no such scheme.
+    """
+    known: Registry[Any] = MODELS if kind == "model" else DATA
+    spec = resolve(source if kind == "model" else _with_scheme(source), kind, known)
+    return spec.target.partition(":")[0] if spec.scheme == "module" else ""
+
+
 def load_data(source: str) -> DataSource:
     """Load data by name.
 
@@ -76,11 +91,16 @@ def load_data(source: str) -> DataSource:
         SourceError: unknown name, missing or damaged files, labels out of range.
         MissingExtraError: the scheme needs a package that is not installed.
     """
+    spec = resolve(_with_scheme(source), "data", DATA)
+    return DATA[spec.scheme](spec)
+
+
+def _with_scheme(source: str) -> str:
+    """Return the source of data with its scheme, which the path of a file or folder may lack."""
     path = Path(source.partition("?")[0])
     if parse(source).scheme not in DATA and source not in DATA:
         if path.suffix == ".npz":
-            source = f"npz:{source}"
-        elif path.is_dir():
-            source = f"{'idx' if has_idx_files(path) else 'folder'}:{source}"
-    spec = resolve(source, "data", DATA)
-    return DATA[spec.scheme](spec)
+            return f"npz:{source}"
+        if path.is_dir():
+            return f"{'idx' if has_idx_files(path) else 'folder'}:{source}"
+    return source

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from ..errors import MissingExtraError, SourceError, did_you_mean
+from ..errors import MissingExtraError, SourceError, did_you_mean, shorten
 from ..registry import Registry
 
 __all__ = [
@@ -83,7 +83,8 @@ class Spec:
                 values[name] = allowed[name](value)
             except ValueError as error:
                 raise SourceError(
-                    f"source {self.text!r}: option {name!r} must be {error}. Got {value!r} instead."
+                    f"source {self.text!r}: option {name!r} must be {error}. "
+                    f"Got {shorten(value)} instead."
                 ) from None
         return values
 

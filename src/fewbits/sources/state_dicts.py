@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -15,12 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import SourceError
+from ..errors import ConfigError, SourceError
+from ..json_values import read_json, read_text
+from .bounded import check_zip
 
 __all__ = ["Checkpoint", "read_checkpoint", "read_state_dict", "some"]
 
 _PICKLED = {".pt", ".pth", ".th", ".bin", ".ckpt", ".tar"}
 _INDEX = ".index.json"
+_MOST_WRAPPERS = 8
 # Under which keys training scripts keep a state dict, the one that is taken first of all first.
 _WRAPPERS = (
     "state_dict",
@@ -96,6 +98,7 @@ def _single(path: Path) -> Checkpoint:
             f"{path}: unknown kind of checkpoint {path.suffix!r}; expected .safetensors, one of "
             f"{', '.join(sorted(_PICKLED))}, or the {_INDEX} of shards."
         )
+    check_zip(path)
     return _unwrapped(_read_pickled(path), path)
 
 
@@ -152,9 +155,9 @@ def _sharded(index: Path) -> Checkpoint:
 def _weight_map(index: Path) -> dict[str, str]:
     """Return the file of each name; files are beside the index, and nowhere else."""
     try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{index}: cannot be read as JSON: {error}") from error
+        data = read_json(read_text(index))
+    except (OSError, ConfigError) as error:
+        raise SourceError(f"{index}: cannot be read as JSON: it {error}") from error
     found = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(found, dict) or not found:
         raise SourceError(f"{index}: is no index of shards: it has no 'weight_map' of names.")
@@ -198,7 +201,9 @@ def _read_pickled(path: Path) -> Any:
 
 
 def _unwrapped(value: Any, path: Path) -> Checkpoint:
-    while isinstance(value, Mapping):
+    for _ in range(_MOST_WRAPPERS):  # a pickled dict may even contain itself
+        if not isinstance(value, Mapping):
+            break
         inside = {k: v for k, v in value.items() if isinstance(v, Mapping) and _has_tensors(v)}
         key = next((key for key in _WRAPPERS if key in inside), None)
         plain = not any(isinstance(v, Tensor) and v.dim() for v in value.values())
@@ -230,12 +235,16 @@ def _unwrapped(value: Any, path: Path) -> Checkpoint:
 
 
 def _has_tensors(value: Mapping[Any, Any]) -> bool:
-    """Tell whether tensors are under a key, or under one below; nesting is that of a pickle."""
-    open_ = [value]
+    """Tell whether tensors are under a key, or under one below; nesting is that of a pickle.
+
+    In a pickle a mapping may be in many places, and in itself: each is looked at once.
+    """
+    open_, seen = [value], {id(value)}
     while open_:
         for part in open_.pop().values():
             if isinstance(part, Tensor):
                 return True
-            if isinstance(part, Mapping):
+            if isinstance(part, Mapping) and id(part) not in seen:
+                seen.add(id(part))
                 open_.append(part)
     return False

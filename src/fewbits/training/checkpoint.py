@@ -1,27 +1,31 @@
 """The folder of a run: the latest checkpoint, the best epoch, and nothing half written.
 
 A checkpoint is a dictionary of tensors and plain values, written by ``torch.save`` and read back
-with ``weights_only=True``, so that reading one runs no code.
+with ``weights_only=True``, so that reading one runs no code. Behind it comes one line with the
+SHA-256 of all bytes before: the zip's own checksums are not looked at by torch, and do not cover
+all of it. ``torch.load`` reads such a file as any other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
-import secrets
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from ..disk import check_target, clear_stale, replacing
 from ..errors import ConfigError, SourceError
 
 __all__ = ["SCHEMA", "RunFolder"]
 
-SCHEMA = "fewbits.checkpoint/1"
-_TEMPORARY = ".writing"
+SCHEMA = "fewbits.checkpoint/2"
+_SEAL = f"\n{SCHEMA} sha256 ".encode()
+_SEAL_LENGTH = len(_SEAL) + 64 + 1  # the digest in hexadecimal, and the end of the line
+_OLD_TEMPORARY = ".writing"  # of runs begun with an earlier version
+_LATEST = ("key", "best", "reference")
 
 
 class RunFolder:
@@ -54,20 +58,28 @@ class RunFolder:
                 f"folder {str(self.path)!r} holds a run. Resume it, or name another folder."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in self.path.glob(f"*{_TEMPORARY}"):
+        clear_stale(self.path)
+        for left in self.path.glob(f"*{_OLD_TEMPORARY}"):
             left.unlink()
 
     def clear(self) -> None:
-        """Forget the run that the folder holds."""
-        for file in (self.last, *self.path.glob("epoch-*.pt")):
+        """Forget the run that the folder holds.
+
+        Raises:
+            ConfigError: one of its files is no regular file: these are not removed.
+        """
+        files = [self.last, *self.path.glob("epoch-*.pt")]
+        for file in files if self.path.is_dir() else ():
+            check_target(file)
+        for file in files:
             file.unlink(missing_ok=True)
 
     def save(self, state: Mapping[str, Any], keep_epoch: int | None) -> None:
         """Write the latest checkpoint; of the kept epochs only ``keep_epoch`` stays."""
-        self.write(self.last, {"schema": SCHEMA, **state})
+        self.write(self.last, state)
         kept = None if keep_epoch is None else self.epoch_file(keep_epoch)
         for file in self.path.glob("epoch-*.pt"):
-            if file != kept:
+            if file != kept and file.is_file():
                 file.unlink()
 
     def load(self, key: str) -> dict[str, Any] | None:
@@ -75,16 +87,14 @@ class RunFolder:
 
         Raises:
             ConfigError: it is of a run with other settings than ``key`` stands for.
-            SourceError: it cannot be read.
+            SourceError: it cannot be read; see :meth:`read`.
         """
         if not self.last.exists():
             return None
         state = self.read(self.last)
-        if state.get("schema") != SCHEMA:
-            raise SourceError(
-                f"{self.last}: is no checkpoint of this version ({SCHEMA}). It has schema "
-                f"{state.get('schema')!r}; train again in another folder."
-            )
+        missing = [name for name in _LATEST if name not in state]
+        if missing:
+            raise _refused(self.last, f"it has no {missing[0]!r}")
         if state["key"] != key:
             raise ConfigError(
                 f"{self.last}: is of a run with another network, data, loss or settings. Resume it "
@@ -94,30 +104,90 @@ class RunFolder:
 
     @staticmethod
     def write(path: Path, state: Mapping[str, Any]) -> None:
-        """Write a file wholly or not at all: who is killed here leaves the old file or the new."""
-        temporary = path.with_name(f"{secrets.token_hex(8)}{_TEMPORARY}")
-        try:
-            with temporary.open("xb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        """Write a file wholly or not at all: who is killed here leaves the old file or the new.
+
+        Raises:
+            OSError: the system cannot write it: a full disk, say.
+        """
+        with replacing(path) as file:
+            sealing: Any = _Sealing(file)
+            try:
+                torch.save(dict(state), sealing)
+            except RuntimeError:
+                if sealing.failure is not None:  # torch hides it behind the position it expected
+                    raise sealing.failure from None
+                raise
+            file.write(sealing.seal())
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
         """Return what :meth:`write` wrote, on the CPU.
 
         Raises:
-            SourceError: the file is missing, damaged, or holds more than plain values.
+            SourceError: the file is missing, damaged, or was not written by :meth:`write`.
         """
+        if not path.is_file():
+            raise _refused(path, "there is no such file")
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
-            reason = str(e).partition("\n")[0]
-            raise SourceError(f"checkpoint {str(path)!r} cannot be read: {reason}") from e
+            with path.open("rb") as file:
+                _check_seal(file, path)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except SourceError:
+            raise
+        except Exception as error:  # a seal can be forged, and torch then stumbles anywhere
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise _refused(path, reason) from error
         if not isinstance(state, dict):
-            raise SourceError(f"{path}: is no checkpoint of a run.")
+            raise _refused(path, "it holds no state of a run")
         return state
+
+
+class _Sealing:
+    """A file being written, which takes the digest of what goes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Pass bytes on."""
+        self.digest.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the writer of the whole file flushes it."""
+
+    def seal(self) -> bytes:
+        """Return the line that ends the file."""
+        return _SEAL + self.digest.hexdigest().encode() + b"\n"
+
+
+def _check_seal(file: BinaryIO, path: Path) -> None:
+    """Read all of a file once: its last line must be ours, and tell the digest of the rest."""
+    length = file.seek(0, os.SEEK_END) - _SEAL_LENGTH
+    file.seek(max(0, length))
+    seal = file.read(_SEAL_LENGTH)
+    if length < 0 or not seal.startswith(_SEAL):
+        raise _refused(path, "its last line is not the one that is written")
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length:
+        piece = file.read(min(length, 1 << 20))
+        if not piece:
+            raise _refused(path, "it became shorter while it was read")
+        digest.update(piece)
+        length -= len(piece)
+    if seal != _SEAL + digest.hexdigest().encode() + b"\n":
+        raise _refused(path, "its checksum differs from what was written")
+    file.seek(0)
+
+
+def _refused(path: Path, reason: str) -> SourceError:
+    return SourceError(
+        f"checkpoint {str(path)!r} cannot be read: {reason}. It is damaged, or no checkpoint of "
+        f"this version ({SCHEMA}): train again in another folder."
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from ..errors import MissingExtraError
+from ..disk import check_target, write
+from ..errors import MissingExtraError, SourceError
 
 __all__ = ["CSVLog", "Log", "TensorBoardLog", "open_logs"]
 
@@ -36,22 +36,21 @@ class CSVLog:
     """
 
     def __init__(self, path: Path, resumed_at: int | None) -> None:
+        check_target(path)
         self.path = path
         self.columns: list[str] = ["step"]
         rows: list[dict[str, str]] = []
         if resumed_at is not None and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if _before(row, resumed_at)]
-                self.columns = list(reader.fieldnames or self.columns)
+            known, found = _read(path)
+            rows = [row for row in found if _before(row, resumed_at)]
+            self.columns = known or self.columns
         self._write_all(rows)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Append a row; it is on disk when this returns."""
         new = [name for name in row if name not in self.columns]
         if new:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            rows = _read(self.path)[1]
             self.columns += new
             self._write_all(rows)
         values = {"step": str(step), **{name: repr(value) for name, value in row.items()}}
@@ -66,9 +65,7 @@ class CSVLog:
         writer = self._writer(held)
         writer.writeheader()
         writer.writerows(rows)
-        temporary = self.path.with_suffix(".writing")
-        temporary.write_text(held.getvalue(), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)  # noqa: PTH105  (one name for it everywhere)
+        write(held.getvalue().encode(), self.path)
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
@@ -139,6 +136,20 @@ def open_logs(folder: Path | None, names: tuple[str, ...], resumed_at: int | Non
     if "tensorboard" in names:
         logs.append(TensorBoardLog(folder / "tensorboard", resumed_at))
     return Logs(tuple(logs))
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns of a log, and its rows.
+
+    Raises:
+        SourceError: it is no CSV.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: is no log of a run: {error}. Remove it.") from None
 
 
 def _before(row: Mapping[str, Any], step: int) -> bool:

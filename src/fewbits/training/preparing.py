@@ -18,7 +18,7 @@ from ..engine.bridge import unpack
 from ..engine.layer import QuantizedTransform
 from ..engine.naming import fitted
 from ..engine.targets import check_finite, vector_targets
-from ..errors import ConfigError, ModelError, require
+from ..errors import ConfigError, ModelError, require, shorten
 from ..methods import TrainedMethod, TunedWeight
 from ..model import CodedModel, load_into, unwrapped
 from ..planning import Plan, PlanEntry, make_plan
@@ -154,7 +154,7 @@ def _recipe(
     if isinstance(method, type) or not isinstance(method, TrainedMethod):
         raise ConfigError(
             "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
-            f"with one. Got {method!r} instead."
+            f"with one. Got {shorten(method)} instead."
         )
     rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
     if raw_dtype is None:

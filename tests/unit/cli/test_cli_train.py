@@ -202,3 +202,44 @@ def test_other_weights_are_not_resumed(here, monkeypatch):
     save_file(load_model(MODEL).module.state_dict(), here / "net.safetensors")
     told = run("train", "--resume", "net.fewbits.run", "--device", "cpu", code=1).stderr
     assert "another network" in told
+
+
+OWN = """
+from pathlib import Path
+Path("imported").touch()
+from fewbits.sources import load_data, load_model
+def build(): return load_model("builtin:digits-mlp").module
+def data(): return load_data("digits")
+"""
+
+
+def test_a_folder_alone_has_no_code_imported(here, monkeypatch):
+    (here / "ownnet.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    start = ["train", "ownnet:build", "--data", "ownnet:data", "-o", "net.fewbits"]
+    run(*start, "--epochs", "1", "--device", "cpu")
+    first = (here / "net.fewbits").read_bytes()
+    (here / "imported").unlink()
+    sys.modules.pop("ownnet")
+    resume = ["train", "--resume", "net.fewbits.run", "--device", "cpu"]
+    told = " ".join(run(*resume, code=1).stderr.split())
+    assert "would import and call code. Add ownnet:build --data ownnet:data if you trust it" in told
+    told = " ".join(run(*resume, "--data", "digits", code=2).output.replace("│", " ").split())
+    assert "the data is 'ownnet:data', not 'digits'" in told
+    assert not (here / "imported").exists()
+    run("train", "ownnet:build", *resume[1:], "--data", "ownnet:data")
+    assert (here / "net.fewbits").read_bytes() == first
+    run(*resume, "--data", "ownnet:data")  # one that names the module is enough, as in evaluate
+    sys.modules.pop("ownnet")
+
+
+@pytest.mark.parametrize("key", ["model", "data", "selection"])
+def test_nor_by_a_forged_description(here, key):
+    (here / "ownnet.py").write_text(OWN)
+    run(*order("net.fewbits", epochs=1))
+    file = here / "net.fewbits.run" / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: "ownnet:build"}))
+    for more in ([], ["--device", "cpu"]):
+        told = run("train", "--resume", "net.fewbits.run", *more, code=1).stderr
+        assert "would import and call code" in told
+    assert not (here / "imported").exists()

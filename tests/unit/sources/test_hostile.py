@@ -1,0 +1,252 @@
+"""Data and weights that others made: headers before bodies, bounded unpacking, one error."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import random
+import struct
+import time
+import tracemalloc
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fewbits.errors import SourceError
+from fewbits.sources import load_data
+from fewbits.sources.bounded import allowed_bytes
+from fewbits.sources.checkpoint import read_state_dict
+from fewbits.sources.idx import read_idx
+from fewbits.sources.state_dicts import _unwrapped
+
+
+@pytest.fixture
+def frugal():
+    """No test of this file may hold more than 100 MB at a time, nor take 10 s of the processor."""
+    before = time.process_time()
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert time.process_time() - before < 10
+
+
+def bomb(start, count):
+    """Return ``start`` and ``count`` zero bytes, gzipped."""
+    made = zlib.compressobj(9, zlib.DEFLATED, 31)
+    pieces = [made.compress(start)]
+    pieces += [made.compress(bytes(1 << 20)) for _ in range(count >> 20)]
+    return b"".join([*pieces, made.flush()])
+
+
+def idx_header(*shape):
+    return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+
+
+@pytest.mark.usefixtures("frugal")
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (bomb(b"no idx", 256 << 20), "no idx file"),
+        (bomb(idx_header(2**20, 16, 16), 256 << 20), r"states shape \(1048576, 16, 16\)"),
+        (bomb(idx_header(3, 2, 2), 256 << 20), "has more bytes where its header"),
+        (gzip.compress(idx_header(2**32 - 1, 2**32 - 1, 2**32 - 1)), "states shape"),
+        (gzip.compress(idx_header(0, 2**32 - 1, 2**32 - 1)), "states shape"),
+        (gzip.compress(b"\0\0\x08\xff" + bytes(1020)), "states 255 axes"),
+        (gzip.compress(idx_header(3, 2)[:-2]), "ends inside its header"),
+        (gzip.compress(idx_header(3) + bytes(3))[:-6], "cannot be read"),
+        (gzip.compress(idx_header(3) + bytes(3))[:-8] + bytes(8), "cannot be read"),
+        (b"no gzip", "cannot be read"),
+    ],
+)
+def test_idx_is_refused_by_its_header(tmp_path, content, told):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=told):
+        read_idx(path)
+
+
+def npy(shape, dtype="<f4", body=b"", version=b"\x01\x00"):
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}}}".encode()
+    return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + body
+
+
+def npz(path, compression=zipfile.ZIP_STORED, **entries):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(f"{name}.npy", content)
+
+
+@pytest.mark.usefixtures("frugal")
+@pytest.mark.parametrize(
+    "x",
+    [
+        npy((10**12,)),
+        npy((2**40, 2**40)),
+        npy((3, 2), body=bytes(23)),
+        npy((3, 2), body=bytes(25)),
+        npy((3,), "|O", bytes(24)),
+        npy((3,), "no dtype"),
+        npy((3,), version=b"\x03\x00"),
+        b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10_000,
+        b"\x93NUMPY\x01\x00\x10\x00" + b"{'descr': [], 1:",
+        b"no array",
+        b"",
+    ],
+)
+def test_npz_is_refused_by_its_headers(tmp_path, x):
+    npz(tmp_path / "d.npz", x=x, y=npy((3,), "<i8", bytes(24)))
+    with pytest.raises(SourceError, match=r"d\.npz: cannot be read as \.npz"):
+        load_data(str(tmp_path / "d.npz"))
+
+
+@pytest.mark.usefixtures("frugal")
+def test_an_npz_that_unpacks_to_too_much(tmp_path):
+    zeros = npy((90 << 20,), "|u1") + bytes(90 << 20)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", memoryview(zeros)[: 1 << 20])
+        with archive.open("other.npy", "w") as entry:
+            for _ in range(160):
+                entry.write(bytes(1 << 20))
+    del zeros
+    tracemalloc.reset_peak()
+    with pytest.raises(SourceError, match="bytes that unpack to 168,"):
+        load_data(str(tmp_path / "d.npz"))
+
+
+def test_random_damage_to_an_npz_is_an_error_or_the_same_data(tmp_path):
+    x = np.arange(24, dtype=np.float32).reshape(6, 4)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(6) % 2)
+    sound, draw = (tmp_path / "d.npz").read_bytes(), random.Random(0)
+    want = load_data(str(tmp_path / "d.npz")).split("train").inputs
+    same = 0
+    for _ in range(300):
+        place = draw.randrange(len(sound))
+        changed = bytes([sound[place] ^ draw.randrange(1, 256)])
+        (tmp_path / "d.npz").write_bytes(sound[:place] + changed + sound[place + 1 :])
+        try:
+            found = load_data(str(tmp_path / "d.npz"))
+        except SourceError:
+            continue
+        assert torch.equal(found.split("train").inputs, want)
+        same += 1
+    assert same < 200
+
+
+def picture(kind, size):
+    """Return the bytes of a blank picture."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", size).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (lambda: picture("PNG", (9000, 9000)), r"states \(9000, 9000\) pixels"),
+        (lambda: picture("PNG", (60_000, 1)), "resized to a shorter side of 4096"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be decoded"),
+        (lambda: picture("PNG", (9, 9))[:-30], "cannot be decoded"),
+        (lambda: b"II*\0" + bytes(200), "cannot be decoded"),
+        (lambda: b"P5\n99999999 99999999\n255\n", "cannot be decoded"),
+    ],
+)
+def test_pictures_are_refused_by_their_headers(tmp_path, content, told):
+    pytest.importorskip("PIL")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            (tmp_path / name / f"{k}.png").write_bytes(content())
+    data = load_data(f"folder:{tmp_path}?size=4096" if "resized" in told else f"folder:{tmp_path}")
+    with pytest.raises(SourceError, match=told):
+        next(iter(data.split("train").batches(2, None, None)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="special files are POSIX's")
+def test_a_special_file_among_pictures_is_not_waited_for(tmp_path):
+    pytest.importorskip("PIL")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "0.png")
+        (tmp_path / name / "1.png").symlink_to("/dev/zero")
+    data = load_data(f"folder:{tmp_path}")
+    with pytest.raises(SourceError, match="is no regular file"):
+        next(iter(data.split("train").batches(2, None, None)))
+
+
+STATE = {"a.weight": torch.linspace(-1, 1, 30), "b": torch.arange(5)}
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_changed_byte_of_weights_goes_unnoticed(tmp_path, count):
+    path, draw = tmp_path / "net.pt", random.Random(1)
+    torch.save(STATE, path)
+    sound = path.read_bytes()
+    for _ in range(count):
+        place = draw.randrange(len(sound))
+        changed = bytes([sound[place] ^ draw.randrange(1, 256)])
+        path.write_bytes(sound[:place] + changed + sound[place + 1 :])
+        try:
+            found = read_state_dict(path)
+        except SourceError:
+            continue
+        assert found.keys() == STATE.keys()
+        assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_nor_any_in_the_directory_at_the_end(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save(STATE, path)
+    sound = path.read_bytes()
+    for place in range(len(sound) - 110, len(sound)):
+        for changed in {0, 1, 255, sound[place] ^ 128} - {sound[place]}:
+            path.write_bytes(sound[:place] + bytes([changed]) + sound[place + 1 :])
+            with suppress(SourceError):
+                found = read_state_dict(path)
+                assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.usefixtures("frugal")
+def test_a_pickle_that_is_shared_or_contains_itself_ends():
+    doubled = {"none": 1}
+    for _ in range(60):
+        doubled = {"a": doubled, "b": doubled}
+    itself = {"w": {"t": torch.ones(2)}}
+    itself["model"] = itself
+    for value in ({"x": doubled}, {"state_dict": doubled}, itself):
+        file = io.BytesIO()
+        torch.save(value, file)
+        with pytest.raises(SourceError, match="are no tensors"):
+            _unwrapped(torch.load(io.BytesIO(file.getvalue()), weights_only=True), Path("net.pt"))
+
+
+def test_an_index_of_shards_is_plain_json(tmp_path):
+    for text in ("[" * 10_000, '{"weight_map": {"a": "b", "a": "c"}}', '{"x": 1e400}', "\xff"):
+        (tmp_path / "m.safetensors.index.json").write_text(text, encoding="latin-1")
+        with pytest.raises(SourceError, match="cannot be read as JSON: it must be JSON"):
+            read_state_dict(tmp_path / "m.safetensors.index.json")
+
+
+def test_weights_in_the_old_form_are_read_and_damage_is_named(tmp_path):
+    torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_state_dict(tmp_path / "old.pt")["b"], STATE["b"])
+    torch.save(STATE, tmp_path / "net.pt")
+    data = bytearray((tmp_path / "net.pt").read_bytes())
+    data[data.index(STATE["a.weight"].numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "net.pt").write_bytes(data)
+    with pytest.raises(SourceError, match=r"is damaged: the checksum of '.*data/0' is wrong"):
+        read_state_dict(tmp_path / "net.pt")
+
+
+def test_the_bound_is_told_and_grows_with_the_length():
+    assert allowed_bytes(0) == 64 << 20
+    assert allowed_bytes(1000) - allowed_bytes(0) == 64_000
