@@ -246,6 +246,20 @@ class Versioned(nn.Linear):
         super()._load_from_state_dict(state, prefix, metadata, *others)
 
 
+class Whole(Sized):
+    """Sizes its table in ``load_state_dict`` itself, which takes nothing else."""
+
+    def load_state_dict(self, state):
+        self.table = torch.zeros_like(state["table"])
+        return super().load_state_dict(state)
+
+
+def test_a_loader_may_take_the_state_dict_alone(tmp_path):
+    fewbits.compress(Whole(7), NEAREST).save(tmp_path / "net.fewbits")
+    network = fewbits.load(tmp_path / "net.fewbits", into=Whole())
+    assert torch.equal(network.table, torch.arange(7))
+
+
 @pytest.mark.parametrize("kind", [Replaced, Resized])
 @pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
 def test_a_network_gives_its_buffers_their_sizes(tmp_path, kind, wrap):
