@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -50,6 +50,7 @@ class Plan:
         entries: every weight that can be coded, in the network's order.
         kept: name to reason of every other tensor.
         aliases: other names of tied tensors, each to the name that is coded.
+        bound: buffers that no file holds and that are one tensor with what it holds.
         exact: of the tensors that are kept, those that share memory: stored as they are.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     kept: Mapping[str, str]
     aliases: Mapping[str, str]
+    bound: Mapping[str, str] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
 
     @property
@@ -142,7 +144,9 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         for target in found.targets
     )
     _check_views(found, entries)
-    return Plan(recipe, entries, found.others, found.aliases, frozenset(found.overlaps))
+    return Plan(
+        recipe, entries, found.others, found.aliases, found.bound, frozenset(found.overlaps)
+    )
 
 
 def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
