@@ -111,7 +111,7 @@ def sensitivity(
     plan = make_plan(model, Recipe((Rule("*", chosen[bits[0]]),), seed=seed))
     check_finite(model)
     network = copied(model).eval()
-    retie(network, plan.aliases)
+    retie(network, {**plan.aliases, **plan.bound})
     targets = [entry.target for entry in plan.entries]
     alone = _quantize_alone(network, targets, chosen, batches, as_forward(forward), seed=seed)
     changes = _Changes(network, alone, as_forward(forward))

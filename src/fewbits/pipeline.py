@@ -66,14 +66,14 @@ class Pipeline:
                 f"activations: {count} places that were quantized before are float again"
             )
         batches = self._batches(reference)
-        retie(reference, self.plan.aliases)
+        retie(reference, {**self.plan.aliases, **self.plan.bound})
         original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
         if "fold_batchnorm" in recipe.prepare:
             self._fold(reference, batches)
         self._check(reference, batches)
         self._probe(reference, batches)
         network = copied(reference)
-        retie(network, self.plan.aliases)
+        retie(network, {**self.plan.aliases, **self.plan.bound})
         self._quantize_blind(network)
         seeing = [e for e in self.plan.entries if e.method and e.method.needs != "nothing"]
         if seeing:

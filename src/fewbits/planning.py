@@ -51,6 +51,7 @@ class Plan:
         entries: every weight that can be coded, in the network's order.
         kept: name to reason of every other tensor.
         aliases: other names of tied tensors, each to the name that is coded.
+        bound: buffers that no file holds and that are one tensor with what it holds.
         exact: of the tensors that are kept, those that share memory: stored as they are.
         sizes: number of values of every floating-point tensor by name, tied ones once.
     """
@@ -59,6 +60,7 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     kept: Mapping[str, str]
     aliases: Mapping[str, str]
+    bound: Mapping[str, str] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
     sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -173,7 +175,15 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     state = model.state_dict()
     names = [n for n in state if n not in found.aliases and state[n].is_floating_point()]
     sizes = {name: state[name].numel() for name in names}
-    return Plan(recipe, entries, found.others, found.aliases, frozenset(found.overlaps), sizes)
+    return Plan(
+        recipe,
+        entries,
+        found.others,
+        found.aliases,
+        found.bound,
+        frozenset(found.overlaps),
+        sizes,
+    )
 
 
 def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:

@@ -99,7 +99,7 @@ def _load_own_way(
         state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     with _restored(network):
         try:
-            network.load_state_dict(state, strict=True)
+            network.load_state_dict(state)  # strictly; a loader of its own may not take that word
         except Exception as error:  # code of the network's own may raise anything
             raise ModelError(
                 f"{type(network).__name__} has a way of its own to load a state dict, and it "

@@ -68,12 +68,14 @@ class Survey:
         others: name to reason of every other tensor.
         aliases: other names of tied tensors, each to the first.
         overlaps: tensors that are views of one memory without being one tensor, with the others.
+        bound: buffers that are in no state dict and are one tensor with what is.
     """
 
     targets: tuple[Target, ...]
     others: Mapping[str, str]
     aliases: Mapping[str, str]
     overlaps: Mapping[str, tuple[str, ...]]
+    bound: Mapping[str, str]
 
 
 def survey(model: nn.Module) -> Survey:
@@ -83,7 +85,11 @@ def survey(model: nn.Module) -> Survey:
         ModelError: a tensor that is not materialised, or an extra state that is no tensor.
     """
     state = _checked_state(model)
-    aliases, homes = ties(state), _homes(model)
+    homes = _homes(model)
+    everything = {**state, **dict(model.named_buffers())}
+    tied = ties(everything)
+    aliases = {alias: owner for alias, owner in tied.items() if alias in state}
+    bound = {alias: owner for alias, owner in tied.items() if alias not in state}
     targets: list[Target] = []
     found: set[str] = set()
     for prefix, module in model.named_modules():
@@ -112,7 +118,7 @@ def survey(model: nn.Module) -> Survey:
         if name not in coded and name not in renamed and name not in aliases
     }
     kept = {alias: owner for alias, owner in aliases.items() if owner in others}
-    return Survey(tuple(targets), others, renamed | kept, overlaps(state))
+    return Survey(tuple(targets), others, renamed | kept, overlaps(everything), bound)
 
 
 def biases_beside(weights: Iterable[str], names: Iterable[str]) -> list[str]:

@@ -525,3 +525,18 @@ def test_decode_to_safetensors_refuses_what_it_would_not_give_back(here, name, d
     run("decode", "odd.fewbits", "-o", "odd.pt")
     state = torch.load("odd.pt", weights_only=True)
     assert torch.equal(state[name], torch.ones(3, dtype=dtype))
+
+
+def test_a_file_of_a_wrapped_network_is_evaluated_and_counted_like_another(here):
+    network = load_model(MODEL, "net.safetensors").module
+    wrapped = torch.nn.DataParallel(network)
+    fewbits.compress(wrapped, fewbits.Nearest(bits=6), source=MODEL).save("wrapped.fewbits")
+    plain, other = (
+        run_json("evaluate", f, "--data", "digits") for f in ("net.fewbits", "wrapped.fewbits")
+    )
+    assert plain["accuracy"] == other["accuracy"]
+    plain, other = (
+        run_json("inspect", f, "--energy", "--data", "digits")["energy"]
+        for f in ("net.fewbits", "wrapped.fewbits")
+    )
+    assert len(plain["layers"]) == len(other["layers"]) > 0

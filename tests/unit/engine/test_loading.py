@@ -188,6 +188,41 @@ def test_buffers_that_show_what_is_changed_are_refused(make, message):
         fewbits.compress(Buffered(view=make).eval(), fewbits.GPFQ(bits=4), [INPUTS])
 
 
+class Beside(nn.Module):
+    """Computes with a buffer that no state dict has, and whose memory is a weight's."""
+
+    def __init__(self, part: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        weight = self.layer.weight.data
+        self.register_buffer("used", weight[:4] if part else weight, persistent=False)
+
+    def forward(self, x):
+        return self.head(self.layer(x) + x @ self.used.T)
+
+
+def test_a_buffer_beside_the_state_dict_stays_one_with_its_weight(tmp_path):
+    coded = fewbits.compress(Beside().eval(), fewbits.GPFQ(bits=2), [INPUTS], activations=8)
+    assert set(coded.state_dict()) == set(Beside().state_dict())
+    loaded = filled(coded, tmp_path, Beside().eval())
+    assert torch.equal(loaded.used, loaded.layer.weight)
+    seen = []
+    fewbits.compress(
+        Beside().eval(),
+        NEAREST,
+        [INPUTS],
+        lambda model, batch: (
+            seen.append(torch.equal(model.used, model.layer.weight)) or model(batch)
+        ),
+        activations=8,
+    )
+    assert seen
+    assert all(seen)
+    with pytest.raises(ModelError, match=r"'layer.weight' and 'used' are views"):
+        fewbits.compress(Beside(part=True), NEAREST)
+
+
 def test_expanded_weights_are_refused():
     network = small()
     network[0].weight = nn.Parameter(torch.randn(8, 1).expand(8, 8))
@@ -244,6 +279,20 @@ class Versioned(nn.Linear):
         if (metadata.get("version") or 1) < 2:
             state[prefix + "weight"] = state[prefix + "weight"] + 1
         super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+class Whole(Sized):
+    """Sizes its table in ``load_state_dict`` itself, which takes nothing else."""
+
+    def load_state_dict(self, state):
+        self.table = torch.zeros_like(state["table"])
+        return super().load_state_dict(state)
+
+
+def test_a_loader_may_take_the_state_dict_alone(tmp_path):
+    fewbits.compress(Whole(7), NEAREST).save(tmp_path / "net.fewbits")
+    network = fewbits.load(tmp_path / "net.fewbits", into=Whole())
+    assert torch.equal(network.table, torch.arange(7))
 
 
 @pytest.mark.parametrize("kind", [Replaced, Resized])
