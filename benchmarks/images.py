@@ -107,9 +107,12 @@ def _idx(path: Path) -> Bytes:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def mnist(part: str) -> tuple[Tensor, Tensor]:
-    """Return float32 images (n, 784) of raw pixels 0..255 and int64 labels (n,)."""
-    prefix = data_folder("mnist") / ("t10k" if part == "test" else "train")
+def mnist(part: str, folder: str = "mnist") -> tuple[Tensor, Tensor]:
+    """Return float32 images (n, 784) of raw pixels 0..255 and int64 labels (n,).
+
+    Fashion-MNIST, in ``fashion_mnist``, has the same files.
+    """
+    prefix = data_folder(folder) / ("t10k" if part == "test" else "train")
     images = _idx(Path(f"{prefix}-images-idx3-ubyte.gz"))
     labels = _idx(Path(f"{prefix}-labels-idx1-ubyte.gz"))
     pixels = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32))

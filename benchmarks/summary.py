@@ -13,7 +13,7 @@ from typing import Any
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
 from summary_pwfn import pwfn_clustering, pwfn_resnet
-from summary_running import loading, onnx_w8a8
+from summary_running import loading, onnx_processors, onnx_w8a8
 from summary_training import hemp_mnist, hemp_resnet, step_cost
 from summary_transform import (
     transform_baselines,
@@ -287,6 +287,7 @@ PRINTERS = {
         lowbit_cifar100,
         brevitas_qat,
         onnx_w8a8,
+        onnx_processors,
         step_cost,
     )
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["loading", "onnx_w8a8"]
+__all__ = ["loading", "onnx_processors", "onnx_w8a8"]
 
 
 def loading(record: dict[str, Any]) -> str:
@@ -85,6 +85,34 @@ def onnx_w8a8(record: dict[str, Any]) -> str:
         f"onnxruntime {record['onnxruntime']}, one thread. Float32: "
         f"{record['float_onnx_bytes']:,} bytes, {floats} (medians).\n\n"
         f"{table((*head, *(f'time over float32, batch {batch}' for batch in times)), rows)}"
+    )
+
+
+def onnx_processors(record: dict[str, Any]) -> str:
+    """Top-1 of each form in torch, here and without VNNI, and time over that of float32."""
+    rows = [
+        (
+            row["network"],
+            row["form"],
+            f"{row['unsigned']} of {row['weights']}",
+            f"{row['accuracy']:.2f}",
+            f"{row['onnxruntime_accuracy']:.2f}",
+            f"{row['emulated_images']:,}",
+            f"{row['accuracy_of_these']:.2f}",
+            "-" if row["emulated_accuracy"] is None else f"{row['emulated_accuracy']:.2f}",
+            f"{row['time_over_float32_batch_1']:.2f}",
+            f"{row['time_over_float32_batch_32']:.2f}",
+        )
+        for row in record["summary"]
+    ]
+    head = ("network", "form", "unsigned", "top-1 %", "in onnxruntime", "images without VNNI")
+    more = ("top-1 % of these", "in onnxruntime without VNNI")
+    ratios = ("time over float32, batch 1", "time over float32, batch 32")
+    floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
+    kind = "with" if record["this_processor_has_vnni"] else "without"
+    return (
+        f"onnxruntime {record['onnxruntime']}, one thread, a processor {kind} VNNI; without it: "
+        f"{record['emulator']}. Float32: {floats}.\n\n{table((*head, *more, *ratios), rows)}"
     )
 
 

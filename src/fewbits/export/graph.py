@@ -13,6 +13,7 @@ __all__ = [
     "cuts_nothing",
     "drop_cuts",
     "maker_of",
+    "own_zeros",
     "pack_int4",
     "readers_of",
     "strip",
@@ -41,7 +42,7 @@ def absorb_norms(model: Any) -> int:
             continue
         # What the network gives keeps its name and its values.
         outside = not given.isdisjoint((conv.output[0], norm.output[0]))
-        if outside or len(weight.input) > 2 or len(readers_of(graph, weight.output[0])) != 1:
+        if outside or len(weight.input) != 3 or len(readers_of(graph, weight.output[0])) != 1:
             continue
         if _absorb(graph, norm, conv, weight):
             count += 1
@@ -50,20 +51,22 @@ def absorb_norms(model: Any) -> int:
 
 def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
     parts = [values_of(graph, name) for name in norm.input[1:5]]
-    index, step = values_of(graph, weight.input[0]), values_of(graph, weight.input[1])
-    if any(part is None for part in (*parts, index, step)):
+    index, step, zero = (values_of(graph, name) for name in weight.input)
+    if any(part is None for part in (*parts, index, step, zero)):
         return False
     gamma, beta, mean, variance = (part.astype(np.float64) for part in parts)
     epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
     gain = gamma / np.sqrt(variance + epsilon)
     if not gain.all():
         return False  # a channel that is constant: its step would be zero
-    lowest = np.iinfo(index.dtype).min
+    zero = np.broadcast_to(zero.reshape(-1), gain.shape)
     flip = gain < 0
-    if flip.any() and (index[flip] == lowest).any():
-        return False
-    index = index.copy()
-    index[flip] = -index[flip]
+    turned = index.astype(np.int64)
+    middle = zero[flip].astype(np.int64).reshape(-1, *[1] * (index.ndim - 1))
+    turned[flip] = 2 * middle - turned[flip]
+    if (turned != turned.astype(index.dtype)).any():
+        return False  # the lowest integer has no counterpart
+    index = turned.astype(index.dtype)
     scaled = (np.broadcast_to(step.reshape(-1), gain.shape) * np.abs(gain)).astype(np.float32)
     old = values_of(graph, conv.input[2]) if len(conv.input) > 2 else np.zeros_like(gain)
     if old is None:
@@ -72,6 +75,7 @@ def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
     name = conv.output[0]
     weight.input[0] = _add(graph, f"{name}.index", index)
     weight.input[1] = _add(graph, f"{name}.step", scaled)
+    weight.input[2] = _add(graph, f"{name}.zero", zero)
     bias_name = _add(graph, f"{name}.bias", bias)
     if len(conv.input) > 2:
         conv.input[2] = bias_name
@@ -105,11 +109,15 @@ def drop_cuts(model: Any) -> int:
 
 
 def pack_int4(model: Any) -> int:
-    """Store 8-bit integers of weights that fit as 4-bit ones; count them."""
+    """Store 8-bit integers of weights that fit as 4-bit ones; count them.
+
+    The zero point goes: it is zero, and would need the same type.
+    """
     from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
 
     graph = model.graph
-    read = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    makers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    read = {node.input[0] for node in makers}
     others = {n for node in graph.node for n in node.input[1:]}
     count = 0
     for tensor in list(graph.initializer):
@@ -121,12 +129,35 @@ def pack_int4(model: Any) -> int:
         packed = helper.make_tensor(
             tensor.name, TensorProto.INT4, tensor.dims, values.reshape(-1).tolist()
         )
+        for node in makers:
+            if node.input[0] == tensor.name:
+                del node.input[2:]
         graph.initializer.remove(tensor)
         graph.initializer.append(packed)
         for info in list(graph.value_info):
             if info.name == tensor.name:
                 graph.value_info.remove(info)
         count += 1
+    _sweep(graph)
+    return count
+
+
+def own_zeros(model: Any) -> int:
+    """Give each dequantizer of a constant a zero point that no other node reads; count the new.
+
+    onnxruntime replaces both by unsigned ones if asked (``session.x64quantprecision``), under names
+    made of the old, and refuses a second layer that would make the same.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    count = 0
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        if len(node.input) < 3 or node.input[0] not in constants:
+            continue
+        name = node.input[2]
+        if name in constants and len(readers_of(graph, name)) > 1:
+            node.input[2] = _add(graph, f"{node.output[0]}.zero", values_of(graph, name))
+            count += 1
     return count
 
 

@@ -54,7 +54,7 @@ def _narrow(graph: Any, node: Any) -> bool:
     if maker is None or maker.op_type != "DequantizeLinear":
         return False
     weight = values_of(graph, maker.input[0])
-    return weight is not None and weight.dtype == np.int8
+    return weight is not None and weight.dtype in (np.int8, np.uint8)
 
 
 def _dequantized(graph: Any, name: str) -> bool:

@@ -15,6 +15,7 @@ from ..engine.copying import copied
 from ..engine.integer import whole_integers
 from ..engine.naming import fitted
 from ..model import load_into, unwrapped
+from .processors import pairs_may_overflow
 
 __all__ = ["Marked", "marked"]
 
@@ -33,13 +34,14 @@ def _(values: Tensor, clip: float, bits: int, signed: bool, zero: int) -> Tensor
 
 
 @torch.library.custom_op("fewbits::from_grid", mutates_args=())
-def from_grid(index: Tensor, step: Tensor) -> Tensor:
-    """Return ``index * step``, a step for each entry of the first axis, or one."""
-    return index.float() * step.reshape(-1, *[1] * (index.dim() - 1))
+def from_grid(index: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """Return ``(index - zero) * step``, both for each entry of the first axis, or one."""
+    ones = [1] * (index.dim() - 1)
+    return (index.float() - zero.float().reshape(-1, *ones)) * step.reshape(-1, *ones)
 
 
 @from_grid.register_fake
-def _(index: Tensor, step: Tensor) -> Tensor:
+def _(index: Tensor, step: Tensor, zero: Tensor) -> Tensor:
     return torch.empty(index.shape, dtype=torch.float32)
 
 
@@ -52,24 +54,32 @@ class Marked:
         dtypes: the other floating dtypes that the original has.
         widths: weight name to the bits that its integers take, 4, 8 or 16.
         floats: weight name to why it is exported in floats.
+        wide: weights of 8 bits that a processor without VNNI may multiply wrongly when signed.
+        unsigned: those of them that are unsigned, around 128.
     """
 
     network: nn.Module
     dtypes: frozenset[torch.dtype] = frozenset()
     widths: dict[str, int] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
+    wide: list[str] = field(default_factory=list)
+    unsigned: list[str] = field(default_factory=list)
 
 
 class _FromGrid(nn.Module):
-    def __init__(self, index: Tensor, step: Tensor) -> None:
+    def __init__(self, index: Tensor, step: Tensor, *, unsigned: bool) -> None:
         super().__init__()
         self.index: Tensor
         self.step: Tensor
-        self.register_buffer("index", index)
+        self.zero: Tensor
+        middle = 128 if unsigned else 0
+        dtype = torch.uint8 if unsigned else index.dtype
+        self.register_buffer("index", (index.int() + middle).to(dtype))
         self.register_buffer("step", step)
+        self.register_buffer("zero", torch.full_like(step, middle, dtype=dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
-        made: Tensor = torch.ops.fewbits.from_grid(self.index, self.step)
+        made: Tensor = torch.ops.fewbits.from_grid(self.index, self.step, self.zero)
         return made
 
 
@@ -85,10 +95,15 @@ class _OnGrid:
         return made.to(values.dtype)  # a forward pass may cast
 
 
-def marked(model: nn.Module, contents: Contents) -> Marked:
+def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> Marked:
     """Return a float32 copy of ``model`` with the values of ``contents``, its integers marked.
 
     Steps are float32: with values of another dtype they make no sound graph.
+
+    Args:
+        model: a network of its architecture; it is not changed.
+        contents: of the compressed network.
+        unsigned: make the weights unsigned that would be wide.
     """
     network = copied(unwrapped(model)).cpu().eval()
     held = (*network.parameters(), *network.buffers())
@@ -110,8 +125,12 @@ def marked(model: nn.Module, contents: Contents) -> Marked:
             continue
         index, step, width = whole
         found.widths[name] = width
-        made = _FromGrid(index, step)
+        wide = bool(contents.activations) and width == 8 and pairs_may_overflow(index)
+        if wide:
+            found.wide.append(name)
+        made = _FromGrid(index, step, unsigned=wide and unsigned)
         parametrize.register_parametrization(modules[path], leaf, made, unsafe=True)
+    found.unsigned = found.wide if unsigned else []
     return found
 
 

@@ -25,13 +25,18 @@ from ..container import read
 from ..disk import check_target, write
 from ..errors import ConfigError, MissingExtraError, ModelError, require
 from ..model import CodedModel
-from .graph import absorb_norms, drop_cuts, pack_int4, strip
+from .graph import absorb_norms, drop_cuts, own_zeros, pack_int4, strip
 from .kernels import float_convs, float_gemms
 from .marks import Marked, marked
+from .processors import PROCESSORS, overflows_here
 
 __all__ = ["OnnxExport", "export_onnx"]
 
 OPSET = 21  # the first with 4-bit integers
+_OVERFLOWS = (
+    "this processor has no VNNI: onnxruntime loses sums of products of signed 8-bit weights here, "
+    "and this file's answers will be wrong. Export with processor='any' for this machine."
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class OnnxExport:
         weights: weight name to the bits of its integers: 4, 8 or 16.
         inputs: site to bits, of quantized inputs.
         notes: what differs from plain 8-bit integers, and what a runtime does with it.
+        processor: where the file gives right answers: "any", or "vnni".
+        unsigned: the weights that are unsigned integers around 128.
     """
 
     path: Path
@@ -51,6 +58,8 @@ class OnnxExport:
     weights: dict[str, int]
     inputs: dict[str, int]
     notes: tuple[str, ...]
+    processor: str = "any"
+    unsigned: tuple[str, ...] = ()
 
 
 def export_onnx(
@@ -60,6 +69,7 @@ def export_onnx(
     example: Tensor | tuple[Any, ...],
     *,
     dynamic_batch: bool = True,
+    processor: str = "any",
 ) -> OnnxExport:
     """Write a compressed network as ONNX, checked by ONNX's own checker.
 
@@ -69,6 +79,9 @@ def export_onnx(
         path: the file to write.
         example: inputs of the network, to trace it with; two samples or more.
         dynamic_batch: leave the first axis of every input open.
+        processor: "any" makes 8-bit weights unsigned wherever signed ones may go wrong in
+            onnxruntime on x86 without VNNI; the products are the same. "vnni" leaves all of them
+            signed, which is faster, and wrong on such a processor; on this one, it warns.
 
     Raises:
         ConfigError: ``path`` is a device, a FIFO or a socket.
@@ -80,12 +93,15 @@ def export_onnx(
     contents = coded.contents if isinstance(coded, CodedModel) else read(coded)
     inputs = example if isinstance(example, tuple) else (example,)
     require(all(isinstance(x, Tensor) for x in inputs), "example", "a tensor or several", example)
-    found = marked(model, contents)
+    require(processor in PROCESSORS, "processor", f"one of {', '.join(PROCESSORS)}", processor)
+    anywhere = processor == "any"
+    found = marked(model, contents, unsigned=anywhere)
     inputs = tuple(x.float() if x.dtype in found.dtypes else x for x in inputs)
-    graph = _traced(found.network, inputs, dynamic_batch)
+    graph = _traced(found.network, inputs, dynamic_batch, unsigned=anywhere)
     absorb_norms(graph)
     drop_cuts(graph)
     pack_int4(graph)
+    own_zeros(graph)
     strip(graph)
     try:
         onnx.checker.check_model(graph, full_check=True)
@@ -95,8 +111,11 @@ def export_onnx(
     data = graph.SerializeToString()
     write(data, target)
     grids = {name: grid.bits for name, grid in contents.activations.items()}
-    notes = (*_notes(found, contents), *_slow(graph, contents))
-    return OnnxExport(target, len(data), dict(found.widths), grids, notes)
+    if found.wide and not anywhere and overflows_here():
+        warnings.warn(_OVERFLOWS, stacklevel=2)
+    notes = (*_notes(found, contents), *_form(found, contents), *_slow(graph, contents))
+    unsigned = tuple(found.unsigned)
+    return OnnxExport(target, len(data), dict(found.widths), grids, notes, processor, unsigned)
 
 
 def _needed() -> Any:
@@ -108,8 +127,8 @@ def _needed() -> Any:
     return onnx
 
 
-def _traced(network: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> Any:
-    """Return the ModelProto of ``network``."""
+def _traced(network: nn.Module, inputs: tuple[Any, ...], dynamic: bool, *, unsigned: bool) -> Any:
+    """Return the ModelProto of ``network``, all its inputs unsigned if asked."""
     shapes: Any = None
     if dynamic:
         if any(len(value) < 2 for value in inputs):
@@ -123,7 +142,7 @@ def _traced(network: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> Any:
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=_translations(),
+                custom_translation_table=_translations(unsigned=unsigned),
                 optimize=True,
                 verbose=False,
             )
@@ -138,7 +157,7 @@ def _traced(network: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> Any:
     return made.model_proto
 
 
-def _translations() -> dict[Any, Any]:
+def _translations(*, unsigned: bool) -> dict[Any, Any]:
     from onnx import TensorProto, helper  # noqa: PLC0415
     from onnxscript import opset21 as op  # noqa: PLC0415
 
@@ -147,17 +166,18 @@ def _translations() -> dict[Any, Any]:
 
     def on_grid(values: Any, clip: float, bits: int, signed: bool, zero: int) -> Any:
         grid = ActivationGrid(bits, clip, signed, zero)
-        kind = TensorProto.INT8 if signed else TensorProto.UINT8
+        shift = 128 if unsigned and signed else 0  # runtimes have no signed by unsigned products
+        kind = TensorProto.INT8 if signed and not shift else TensorProto.UINT8
         step = scalar("step", TensorProto.FLOAT, float(grid.step))
         if bits < 8:  # the 8-bit type is wider than the grid
             low = scalar("low", TensorProto.FLOAT, (grid.low - zero) * float(grid.step))
             high = scalar("high", TensorProto.FLOAT, (grid.high - zero) * float(grid.step))
             values = op.Clip(values, low, high)
-        middle = scalar("zero", kind, zero)
+        middle = scalar("zero", kind, zero + shift)
         return op.DequantizeLinear(op.QuantizeLinear(values, step, middle), step, middle)
 
-    def from_grid(index: Any, step: Any) -> Any:
-        return op.DequantizeLinear(index, step, axis=0)
+    def from_grid(index: Any, step: Any, zero: Any) -> Any:
+        return op.DequantizeLinear(index, step, zero, axis=0)
 
     ops = torch.ops.fewbits
     return {ops.on_grid.default: on_grid, ops.from_grid.default: from_grid}
@@ -190,6 +210,32 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
         )
     if not contents.activations:
         notes.append("inputs are floats: weights are unpacked, products are computed in floats.")
+    return notes
+
+
+def _form(found: Marked, contents: Contents) -> list[str]:
+    """Return which form 8-bit weights that meet quantized inputs have, and why."""
+    if not contents.activations:
+        return []
+    notes = []
+    if found.unsigned:
+        notes.append(
+            f"{len(found.unsigned)} weights are unsigned (around 128), for any processor: signed "
+            "ones would lose sums of two products that exceed 16 bits, in onnxruntime on x86 "
+            "without VNNI. processor='vnni', or --processor vnni, leaves them signed, which is "
+            "faster where there is VNNI; weights of 7 bits are signed, and right, anywhere."
+        )
+    elif found.wide:
+        notes.append(
+            f"{len(found.wide)} weights are signed, for processors with VNNI: on x86 without it "
+            "onnxruntime may lose sums of two of their products, and answers are wrong."
+        )
+    narrow = sum(bits == 8 for bits in found.widths.values()) - len(found.wide)
+    if narrow:
+        notes.append(
+            f"{narrow} weights are signed, for any processor: no sum of two of their products "
+            "exceeds 16 bits."
+        )
     return notes
 
 

@@ -104,16 +104,11 @@ def prepare(
     if norms == "live" and held:
         revive(model, held, calibration, forward)
         held = []
-    exact = not getattr(trained, "settles", True)
-    names = () if exact else to_settle(model, plan.aliases, held)
-    settling = Settling(model, names, vector_bits)
+    settling = _settling(model, plan, trained, held, vector_bits)
     plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
     plan = as_trained(model, plan, trained)
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
-    if prune is not None or zeros:
-        _check_maskable(weights)
-    if zeros or (zeros is None and coded is None):
-        keep_zeros(weights)
+    _keep_zeros(weights, prune, zeros, coded)
     course = trained.start(weights, recipe.seed)
     attach(course, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
@@ -129,6 +124,30 @@ def prepare(
         source=source or inherited.source,
         inherited=replace(inherited, foreseen=tuple(found)),
     )
+
+
+def _settling(
+    model: nn.Module,
+    plan: Plan,
+    trained: TrainedMethod,
+    held: Sequence[str],
+    vector_bits: int | None,
+) -> Settling:
+    exact = not getattr(trained, "settles", True)
+    names = () if exact else to_settle(model, plan.aliases, held)
+    return Settling(model, names, vector_bits)
+
+
+def _keep_zeros(
+    weights: Sequence[TunedWeight],
+    prune: Pruning | None,
+    zeros: bool | None,
+    start: Contents | None,
+) -> None:
+    if prune is not None or zeros:
+        _check_maskable(weights)
+    if zeros or (zeros is None and start is None):
+        keep_zeros(weights)
 
 
 def _check_trainable(model: nn.Module) -> None:
