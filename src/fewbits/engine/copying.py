@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -43,7 +44,7 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Answers ``copy.deepcopy`` of tensors that autograd made, which torch refuses to copy."""
+    """Answers ``copy.deepcopy`` of tensors that torch refuses: of autograd, of sparse rows."""
 
     def __torch_function__(
         self,
@@ -53,10 +54,12 @@ class _WithoutHistory(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call the function, or copy the values alone."""
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__:
             tensor, memo = args
-            memo[id(tensor)] = tensor.detach().clone()
-            return memo[id(tensor)]
+            if not tensor.is_leaf or tensor.layout not in (torch.strided, torch.sparse_coo):
+                trains = tensor.is_leaf and tensor.requires_grad
+                twin = tensor.detach().clone().requires_grad_(trains)
+                return memo.setdefault(id(tensor), twin)
         return func(*args, **(kwargs or {}))
 
 
@@ -79,8 +82,9 @@ def _culprit(network: nn.Module) -> tuple[str, Exception] | None:
     """Return which attribute cannot be copied by itself, and what it raises."""
     for path, module in network.named_modules():
         owner = f"module {path!r} ({type(module).__name__})" if path else type(module).__name__
-        for name, value in vars(module).items():
-            if name == "_modules":
+        held = {**vars(module), **module._parameters, **module._buffers}
+        for name, value in held.items():
+            if name in ("_modules", "_parameters", "_buffers"):
                 continue
             try:
                 with _WithoutHistory():

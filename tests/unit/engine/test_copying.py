@@ -75,3 +75,33 @@ def test_the_history_of_a_network_is_named():
     net.graph = net(torch.randn(2, 6)).grad_fn
     with pytest.raises(ModelError, match="attribute 'graph' of Linear"):
         fewbits.compress(net, fewbits.Nearest(bits=4))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* support is in beta state")
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo"])
+def test_sparse_tensors_that_no_file_holds_are_copied(layout):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            dense = torch.eye(6) + torch.eye(6).roll(1, 0)
+            edges = dense.to_sparse(layout=getattr(torch, f"sparse_{layout}"))
+            self.register_buffer("edges", edges, persistent=False)
+            self.layer = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.edges @ self.layer(x)
+
+    coded = fewbits.compress(Graph(), fewbits.GPFQ(bits=4), calibration=[torch.randn(6, 5)] * 3)
+    assert not coded.plan.entries[0].reason
+
+
+class Stubborn(torch.Tensor):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("not me")
+
+
+def test_a_parameter_that_cannot_be_copied_is_named():
+    net = nn.Sequential(nn.Linear(3, 2))
+    net[0].register_buffer("mask", torch.ones(2).as_subclass(Stubborn), persistent=False)
+    with pytest.raises(ModelError, match=r"'mask' of module '0' \(Linear\), a Stubborn"):
+        fewbits.compress(net, fewbits.Nearest(bits=4))
