@@ -50,25 +50,37 @@ def idx_header(*shape):
     return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
 
 
+def gzipped(content):
+    return gzip.compress(content, mtime=0)
+
+
+HUGE = 2**32 - 1
+IDX = {
+    "bomb of another kind": (lambda: bomb(b"no idx", 256 << 20), "no idx file"),
+    "bomb": (
+        lambda: bomb(idx_header(2**20, 16, 16), 256 << 20),
+        r"states shape \(1048576, 16, 16\)",
+    ),
+    "bomb behind a body": (
+        lambda: bomb(idx_header(3, 2, 2), 256 << 20),
+        "has more bytes where its",
+    ),
+    "huge axes": (lambda: gzipped(idx_header(HUGE, HUGE, HUGE)), "states shape"),
+    "no rows, huge axes": (lambda: gzipped(idx_header(0, HUGE, HUGE)), "states shape"),
+    "255 axes": (lambda: gzipped(b"\0\0\x08\xff" + bytes(1020)), "states 255 axes"),
+    "half a header": (lambda: gzipped(idx_header(3, 2)[:-2]), "ends inside its header"),
+    "no end": (lambda: gzipped(idx_header(3) + bytes(3))[:-6], "cannot be read"),
+    "wrong checksum": (lambda: gzipped(idx_header(3) + bytes(3))[:-8] + bytes(8), "cannot be read"),
+    "no gzip": (lambda: b"no gzip", "cannot be read"),
+}
+
+
 @pytest.mark.usefixtures("frugal")
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (bomb(b"no idx", 256 << 20), "no idx file"),
-        (bomb(idx_header(2**20, 16, 16), 256 << 20), r"states shape \(1048576, 16, 16\)"),
-        (bomb(idx_header(3, 2, 2), 256 << 20), "has more bytes where its header"),
-        (gzip.compress(idx_header(2**32 - 1, 2**32 - 1, 2**32 - 1)), "states shape"),
-        (gzip.compress(idx_header(0, 2**32 - 1, 2**32 - 1)), "states shape"),
-        (gzip.compress(b"\0\0\x08\xff" + bytes(1020)), "states 255 axes"),
-        (gzip.compress(idx_header(3, 2)[:-2]), "ends inside its header"),
-        (gzip.compress(idx_header(3) + bytes(3))[:-6], "cannot be read"),
-        (gzip.compress(idx_header(3) + bytes(3))[:-8] + bytes(8), "cannot be read"),
-        (b"no gzip", "cannot be read"),
-    ],
-)
-def test_idx_is_refused_by_its_header(tmp_path, content, told):
+@pytest.mark.parametrize("name", IDX)
+def test_idx_is_refused_by_its_header(tmp_path, name):
+    make, told = IDX[name]
     path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(content)
+    path.write_bytes(make())
     with pytest.raises(SourceError, match=told):
         read_idx(path)
 
