@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
-from .flags import MOST_PACE, Shape, walk
+from .flags import CELLS, MOST_PACE, Shape, walk
 from .queue import FlagDecoder, FlagEncoder, FlagMeter
 from .varint import Cursor, signed_varint, varint
+from .work import FLAG, UNLIMITED, Work
 
 __all__ = [
     "MAX_ALPHABET",
@@ -35,6 +36,7 @@ MAX_ALPHABET = 64
 MAX_SYMBOLS = 1 << 20  # of a stream: some seconds
 MAX_COLUMNS = 1 << 16  # bounds the states to 8 MiB
 MAX_PER_BYTE = 1 << 12  # symbols for each byte: what a short stream can ask for is bounded
+ROW, STATES = 300, 16  # units of work of a row, and of each column and cell of contexts
 MAX_FLAGS = 8  # for each symbol: above, time is spent on what other codecs do as well
 KERNELS = (3, 5, 7)
 SAMPLE = 1 << 13  # symbols that walks are tried on
@@ -58,14 +60,19 @@ class Binary:
         """
         return encode_below(symbols, math.inf)
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the time of one flag for each symbol; of more, only decoding tells."""
+        _, _, shape = _head(Cursor(data), rows, columns, len(data))
+        states = STATES * (shape.columns + CELLS)
+        return Work(FLAG * rows * columns + ROW * shape.rows + states, len(data))
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; every word must have been reached."""
         cursor = Cursor(data)
-        lowest = cursor.symbol()
-        turned, shape = _parse(cursor, rows, columns, len(data))
-        if lowest + shape.size - 1 > MAX_SYMBOL:
-            raise CorruptFileError(f"an alphabet of {shape.size} symbols from {lowest}")
-        coder = FlagDecoder(cursor.rest())
+        lowest, turned, shape = _head(cursor, rows, columns, len(data))
+        coder = FlagDecoder(cursor.rest(), rows * columns + flags_per_byte * len(data))
         found = walk([0] * (rows * columns), shape, coder.take_flag)
         coder.finish()
         places = np.array(found, np.int32).reshape(shape.rows, shape.columns)
@@ -175,6 +182,15 @@ def _walks(shape: tuple[int, ...], size: int, centre: int) -> Iterator[tuple[boo
             yield False, Shape(rows, columns, size, centre, width, PACE)
     if rows <= MAX_COLUMNS:
         yield True, Shape(columns, rows, size, centre, 0, PACE)
+
+
+def _head(cursor: Cursor, rows: int, columns: int, length: int) -> tuple[int, bool, Shape]:
+    """Return lowest symbol, whether the matrix is turned, and its shape."""
+    lowest = cursor.symbol()
+    turned, shape = _parse(cursor, rows, columns, length)
+    if lowest + shape.size - 1 > MAX_SYMBOL:
+        raise CorruptFileError(f"an alphabet of {shape.size} symbols from {lowest}")
+    return lowest, turned, shape
 
 
 def _parse(cursor: Cursor, rows: int, columns: int, length: int) -> tuple[bool, Shape]:
