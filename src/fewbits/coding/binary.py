@@ -29,6 +29,7 @@ __all__ = [
     "MAX_SYMBOLS",
     "Binary",
     "encode_below",
+    "flags_of",
     "measure_below",
 ]
 
@@ -95,6 +96,19 @@ def encode_below(symbols: Symbols, limit: float) -> bytes | None:
     walk(known, shape, coder.take_flag)
     data = head + coder.to_bytes()
     return data if symbols.size <= MAX_PER_BYTE * len(data) else None
+
+
+def flags_of(symbols: Symbols, data: bytes) -> int:
+    """Return how many flags the stream ``data`` has, which codes ``symbols``."""
+    rows, columns = symbols.shape
+    lowest, _, shape = _head(Cursor(data), rows, columns, len(data))
+    values = symbols.astype(np.int64) - (lowest + shape.centre)
+    below, above = shape.centre, shape.size - 1 - shape.centre
+    # The flag after the last magnitude is not coded: nothing else is left.
+    magnitudes = np.minimum(np.abs(values), np.where(values > 0, above, below) - 1)
+    away = int((values != 0).sum())
+    signs = away if below and above else 0
+    return symbols.size + signs + int(magnitudes[values != 0].sum())
 
 
 def measure_below(symbols: Symbols, limit: float) -> float | None:

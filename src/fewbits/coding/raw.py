@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .varint import Cursor, signed_varint
-from .work import UNLIMITED, Work, cell
+from .work import UNLIMITED, Work, are_bytes
 
 __all__ = ["Raw", "raw_bits"]
 
@@ -32,9 +32,10 @@ class Raw:
         return head + b"".join(_pack(block.astype(np.int64) - lowest, width) for block in blocks)
 
     def work(self, data: bytes, rows: int, columns: int) -> Work:
-        """Return the bytes of the matrix, and the time of wide fields."""
+        """Return the time of fields, wide ones more."""
         lowest, width = _head(Cursor(data))
-        return Work(rows * columns * (cell(lowest, lowest + (1 << width) - 1) + width // 8))
+        wide = 0 if are_bytes(lowest, lowest + (1 << width) - 1) else rows * columns
+        return Work(rows * columns * (1 + width // 8), wide=wide)
 
     def decode(
         self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
@@ -45,7 +46,7 @@ class Raw:
         total = rows * columns
         fields = cursor.take((total * width + 7) // 8)
         cursor.finish()
-        narrow = cell(lowest, lowest + (1 << width) - 1) == 1
+        narrow = are_bytes(lowest, lowest + (1 << width) - 1)
         out: Symbols = np.full(total, lowest, np.uint8 if narrow else np.int32)
         step = BLOCK * width // 8
         for block, start in enumerate(range(0, total if width else 0, BLOCK)):

@@ -17,7 +17,7 @@ from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .table import decode_table, encode_table
 from .varint import Cursor, signed_varint, varint
-from .work import UNLIMITED, Work, cell
+from .work import UNLIMITED, Work, are_bytes
 
 __all__ = ["CHUNK", "MAX_ALPHABET", "Static", "static_bits"]
 
@@ -56,7 +56,8 @@ class Static:
         lowest, size = _head(Cursor(data))
         table = size + 100 * min(size, 8 * len(data))
         search = (size - 1).bit_length() // 2
-        return Work(table + rows * columns * (cell(lowest, lowest + size - 1) + 1 + search))
+        wide = 0 if are_bytes(lowest, lowest + size - 1) else rows * columns
+        return Work(table + rows * columns * (1 + search), wide=wide)
 
     def decode(
         self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
@@ -68,7 +69,7 @@ class Static:
         cursor.take(used)
         model = Categorical(table_weights, perfect=False)
         total = rows * columns
-        narrow = cell(lowest, lowest + size - 1) == 1
+        narrow = are_bytes(lowest, lowest + size - 1)
         out: Symbols = np.empty(total, np.uint8 if narrow else np.int32)
         for start in range(0, total, CHUNK):
             last = start + CHUNK >= total

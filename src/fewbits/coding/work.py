@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["FLAG", "UNLIMITED", "Work", "cell", "total"]
+__all__ = ["FLAG", "UNLIMITED", "Work", "are_bytes", "total"]
 
 FLAG = 120  # of a flag of `binary`
 UNLIMITED = 1 << 62  # flags for each byte
@@ -21,15 +21,18 @@ class Work:
 
     Attributes:
         units: known from the sizes and settings of a stream.
+        wide: symbols that are decoded to 4 bytes each though their codec is a fast one; where
+            symbols should be bytes, that is more than the caller counts.
         flagged: bytes coded by `binary`. ``units`` has one flag for each of its symbols; what more
             there are, only decoding tells. They are allowed in proportion to these bytes.
     """
 
     units: int
     flagged: int = 0
+    wide: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.units + other.units, self.flagged + other.flagged)
+        return Work(self.units + other.units, self.flagged + other.flagged, self.wide + other.wide)
 
     def flags_per_byte(self, limit: int) -> int:
         """Return how many more flags there may be for each flagged byte, within ``limit`` units."""
@@ -41,6 +44,6 @@ def total(works: Iterable[Work]) -> Work:
     return sum(works, Work(0))
 
 
-def cell(lowest: int, highest: int) -> int:
-    """Return the bytes of a decoded symbol: 1 where all in this range are bytes, else 4."""
-    return 1 if lowest >= 0 and highest <= 255 else 4
+def are_bytes(lowest: int, highest: int) -> bool:
+    """Tell whether all symbols in this range are bytes."""
+    return lowest >= 0 and highest <= 255

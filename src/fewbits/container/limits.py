@@ -17,6 +17,8 @@ __all__ = [
     "NAME_SHARE",
     "PER_BYTE_OF_JSON",
     "STREAM",
+    "WIDE",
+    "WORK_PER_BYTE",
     "Limits",
     "default_limit",
     "held_bytes",
@@ -26,16 +28,18 @@ __all__ = [
 
 PER_BYTE_OF_JSON = 32  # bytes held, and units of work
 NAME_SHARE = 16  # bytes held for each byte of a name: as a label, as a key, in reports
+WORK_PER_BYTE = 4096  # of the file, beside what the caller allows
 ENTRY, STREAM, ITEM = 4096, 4096, 1024  # units of work
-VALUE = 2  # units of work of a value that is restored
-FACTOR = 8  # products of a transform that take a unit
-STEP = 400  # units of work of a vector of a basis, for each tile of values
+WIDE = 2  # units of work of a symbol that should be a byte, and is decoded to four
+VALUE = 1  # units of work of a value that is restored
+FACTOR = 16  # products of a transform that take a unit
+STEP = 800  # units of work of a vector of a basis, for each tile of values
 TILE = 1 << 16  # values
 
 
 def default_limit(size: int) -> int:
     """Return how many bytes a file of ``size`` may decode to unless the caller knows better."""
-    return 2**26 + 1024 * size
+    return 2**26 + 256 * size
 
 
 class Limits:
@@ -48,7 +52,7 @@ class Limits:
 
     def __init__(self, size: int, decoded: int | None = None) -> None:
         self.decoded = default_limit(size) if decoded is None else decoded
-        self._more = 4096 * size
+        self._more = WORK_PER_BYTE * size
         self.work = self.decoded + self._more
 
     def check_size(self, total: int) -> None:

@@ -17,7 +17,15 @@ from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry
 from .header import Header, header_work, parse_header
-from .limits import PER_BYTE_OF_JSON, STREAM, Limits, default_limit, held_bytes, restoring_work
+from .limits import (
+    PER_BYTE_OF_JSON,
+    STREAM,
+    WIDE,
+    Limits,
+    default_limit,
+    held_bytes,
+    restoring_work,
+)
 from .prefix import PREFIX, header_end, split_prefix
 from .streams import CHECKSUM, Span, spans
 
@@ -93,15 +101,19 @@ class Opened:
         CorruptFileError where a stream fails its checksum, or where they decode to more bytes or
         take more work than the limits allow. Nothing is decoded; the bytes of the streams are read.
         """
-        restored = list(entries)
+        entries = list(entries)
         held = sum(span.stream.width * span.stream.rows * span.stream.columns for span in wanted)
-        held += PER_BYTE_OF_JSON * self.header_bytes + sum(map(held_bytes, restored))
+        held += PER_BYTE_OF_JSON * self.header_bytes + sum(map(held_bytes, entries))
         self.limits.check_size(held)
-        known = header_work(self.header, self.header_bytes) + restoring_work(restored)
-        self.limits.check_work(known)
-        work = Work(known) + total(self._work(span) for span in wanted)
+        self.limits.check_work(restoring_work(entries))
+        work = self.work(wanted, entries)
         self.limits.check_work(work.units)
         return replace(self, flags_per_byte=work.flags_per_byte(self.limits.work))
+
+    def work(self, wanted: Iterable[Span], entries: Iterable[Entry]) -> Work:
+        """Return the work of the header, the streams ``wanted`` and the tensors ``entries``."""
+        known = header_work(self.header, self.header_bytes) + restoring_work(entries)
+        return Work(known) + total(self._work(span) for span in wanted)
 
     def _work(self, span: Span) -> Work:
         stream, body = span.stream, self.body(span)
@@ -109,7 +121,8 @@ class Opened:
             if stream.joined:
                 return Work(STREAM) + group_work(body, stream.joined)
             codec = name_of(span.codec)
-            return Work(STREAM) + stream_work(codec, body, stream.rows, stream.columns)
+            work = stream_work(codec, body, stream.rows, stream.columns)
+            return work + Work(STREAM if stream.is_index else STREAM + WIDE * work.wide)
 
 
 def open_source(fetch: Fetch, size: int, limit: int | None = None) -> Opened:

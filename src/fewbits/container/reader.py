@@ -16,7 +16,7 @@ def decode(data: bytes, *, max_decoded_bytes: int | None = None, workers: int = 
 
     ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index and each value of
     a transform, 1 for each byte of the rest) before any of it is taken, and with it the working
-    memory, which is a few times as much, and the time; by default 64 MiB + 1024 times the file's
+    memory, which is a few times as much, and the time; by default 64 MiB + 256 times the file's
     size, far above what networks compress to (SPEC.md, section 5.1). ``workers``: processes that
     decode, as in :func:`encode`.
     """
