@@ -34,7 +34,7 @@ class Planes:
     def work(self, data: bytes, rows: int, columns: int) -> Work:
         """Return the work of all columns."""
         works = (stream_work(name, body, rows, 1) for name, body in _columns(data, columns))
-        return total(works) + Work(rows * columns)
+        return total(works) + Work(rows * columns // 4)
 
     def decode(
         self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED

@@ -50,16 +50,19 @@ def frugal(coded: Sequence[Coded], quick: Sequence[Coded], units: Sequence[int])
 
     ``units``: of each stream. Matrices that are joined stay so, or none of them does.
     """
-    found: list[Coded] = []
+    found = list(coded)
     left = iter(units)
-    group: list[int] = []
+    waiting: list[int] = []
     for place, (name, body) in enumerate(coded):
-        group.append(place)
         if name == "joined" and not body:
+            waiting.append(place)
             continue
-        pays = next(left) <= WORK_PER_BYTE * (len(body) + CHECKSUM)
-        found += [(coded if pays else quick)[member] for member in group]
-        group.clear()
+        members = [*waiting, place] if name == "joined" else [place]
+        if name == "joined":
+            waiting.clear()
+        if next(left) > WORK_PER_BYTE * (len(body) + CHECKSUM):
+            for member in members:
+                found[member] = quick[member]
     return found
 
 

@@ -93,4 +93,5 @@ def test_joined_matrices_stay_together():
     quick = [("raw", b"1"), ("raw", b"2"), ("raw", b"3"), ("raw", b"4")]
     assert frugal(coded, quick, [10, 10, 10]) == coded
     dear = frugal(coded, quick, [10, 10**9, 10])
-    assert [name for name, _ in dear] == ["raw", "raw", "raw", "binary"]
+    assert [name for name, _ in dear] == ["raw", "static", "raw", "binary"]
+    assert frugal(coded, quick, [10**9, 10, 10])[:2] == [("joined", b""), ("raw", b"2")]
