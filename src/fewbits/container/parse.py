@@ -9,7 +9,7 @@ from ..coded import FLOAT_DTYPES, RAW_DTYPES, Layout
 from ..errors import CorruptFileError
 from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, convertible, default_matrix
 
-__all__ = ["MAX_DIMENSIONS", "MAX_LEVELS", "MAX_OFFSET", "integer", "parse_entry"]
+__all__ = ["MAX_DIMENSIONS", "MAX_LEVELS", "MAX_OFFSET", "MAX_SIZE", "integer", "parse_entry"]
 
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48  # of a dimension, and of the product of those that are not 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fewbits import inspect, load, load_tensor
+from fewbits.coded import Contents, RawTensor
 from fewbits.coding import CODECS
 from fewbits.coding.adaptive import dump_settings
 from fewbits.coding.filters import Settings
@@ -16,9 +17,10 @@ from fewbits.coding.flags import Shape
 from fewbits.coding.flags import walk as walk_flags
 from fewbits.coding.queue import FlagEncoder
 from fewbits.coding.varint import signed_varint, varint
+from fewbits.container import encode
 from fewbits.container.json_text import parse_json
 from fewbits.container.prefix import join_prefix
-from fewbits.errors import CorruptFileError
+from fewbits.errors import ConfigError, CorruptFileError
 
 SECONDS = 2.0
 BYTES = 200_000_000
@@ -136,6 +138,12 @@ def test_sizes_that_no_library_takes_are_refused_without_values_too(path, kind, 
     for use in (inspect, load, one):
         with pytest.raises(CorruptFileError, match="product is beyond"):
             use(path)
+
+
+def test_such_sizes_are_not_written():
+    tensor = RawTensor((0, 2**40, 2**9), "float32", np.zeros(0, np.uint8))
+    with pytest.raises(ConfigError, match=r"'w' has the shape.*at most 281474976710656"):
+        encode(Contents({"w": tensor}))
 
 
 @pytest.mark.parametrize("shape", [[0, 2**48], [2**48, 0], [2**24, 0, 2**24], [0, 2**20, 2**20, 4]])
