@@ -82,14 +82,14 @@ def _plain(*texts: str) -> Callable[[], list[Genome]]:
 
 
 RECIPES = (
-    "rules:\n- {method: nearest, bits: 4, pattern: '*'}\nseed: 1\n",
-    "a: &a {method: gpfq, bits: 3}\nrules: [*a, *a]\nprepare: [fold]\nactivations: 8\n",
-    "rules:\n- method: lowbit\n  bits: 1e0\ntrain: {epochs: 2, lr: 1e-4}\nraw_dtype: keep\n",
+    "rules:\n- {match: '*', method: nearest, bits: 4}\nseed: 1\n",
+    "rules:\n- &a {match: 'a.*', method: gpfq, bits: 3}\n- {<<: *a, match: b}\nactivations: 8\n",
+    "rules:\n- match: '*'\n  method: lowbit\ntrain: {epochs: 2}\nraw_dtype: keep\n",
 )
 TRIAL = {"slope": 0.5, "bytes": 9, "bits_per_weight": 2.0, "score": None, "seconds": 1}
 TRACES = tuple(
     json.dumps(
-        {"schema": "fewbits.search/1", "goal": {"bytes": 9}, "key": "k", "reference": 0.5}
+        {"schema": "fewbits.trace/1", "goal": {"bytes": 9}, "key": "k", "reference": 0.5}
         | {"trials": [TRIAL | {"chosen": k == 1} for k in range(count)], "ended": ""}
     )
     for count in (0, 2)

@@ -36,6 +36,13 @@ def test_nothing_dear_is_found(fuzz, name):
     assert found.best["seconds"][0][0] > 0
 
 
+def test_searches_begin_with_sound_inputs(fuzz, tmp_path):
+    targets = fuzz[2]
+    for name in ("recipe", "trace", "run", "checkpoint"):
+        for gene in targets.TARGETS[name].seeds():
+            assert targets.judge(targets.TARGETS[name], gene.data(), tmp_path) == "read", name
+
+
 def test_what_is_dear_fails(fuzz, tmp_path, monkeypatch):
     search, _, targets = fuzz
     assert search.bounds(500) == (2, 2e8)
