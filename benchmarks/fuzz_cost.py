@@ -34,6 +34,7 @@ __all__ = ["Reader", "Search", "bounds", "search"]
 HANG = 60  # seconds that a case may take before its process is ended
 MEMORY = 8 << 30  # bytes of address space of the child
 KEPT = 24  # inputs of each objective
+ALIKE = 40  # characters of a reason: one failure of each is kept
 OBJECTIVES = ("seconds", "bytes", "seconds_per_byte", "bytes_per_byte")
 
 
@@ -149,7 +150,7 @@ def search(
             continue
         outcome, seconds, held = reader.read(data)
         wrong = _wrong(outcome, seconds, held, len(data))
-        if wrong:
+        if wrong and all(wrong[:ALIKE] != reason[:ALIKE] for reason, _ in found.failures):
             found.failures.append((wrong, data))
             print(f"{name}: {wrong}", flush=True)
         found.outcomes[outcome if outcome in ("read", "refused") else "failed"] += 1

@@ -22,6 +22,7 @@ OWN = ("inspect", "load", "load_tensor")  # files with checksums
 TARGETS = (*OWN, "recipe", "trace", "run", "checkpoint")
 MOST = 10_000  # bytes of an input
 HANG = 60  # seconds
+ALIKE = 40  # characters of a reason: one failure of each is kept
 
 
 def one(name: str, seconds: int, seed: int, report: Path) -> None:
@@ -58,10 +59,11 @@ def one(name: str, seconds: int, seed: int, report: Path) -> None:
         told["cases"] += 1
         if spent > told["seconds"]["value"]:
             told["seconds"] = {"value": round(spent, 4), "input_bytes": len(data)}
-        if wrong and len(told["failures"]) < 100:
+        if wrong and all(wrong[:ALIKE] != reason[:ALIKE] for reason in told["failures"]):
             told["failures"].append(wrong)
+            state["said"] = 0.0
             (report.parent / f"{name}-coverage-{len(told['failures'])}.bin").write_bytes(data)
-        if wrong or time.monotonic() > state["said"] + 1:
+        if time.monotonic() > state["said"] + 1:
             state["said"] = time.monotonic()
             report.write_text(json.dumps(told))
 
