@@ -22,7 +22,7 @@ from fewbits.coding.varint import signed_varint, varint
 from fuzz_mutations import change_bytes, change_tree
 from fuzz_seeds import Bodies, dump, join, seeds
 
-__all__ = ["Genome", "Plain", "Stored", "Zipped", "files", "packed", "stored", "unpacked"]
+__all__ = ["Genome", "Plain", "Stored", "Zipped", "files", "packed", "unpacked"]
 
 LONGEST = 1 << 20  # bytes that are changed: what is longer is not read anyway
 NOWHERE = (1 << 24) - 1  # length of a stream that is joined to a later one
@@ -273,13 +273,12 @@ CHANGES: tuple[Callable[[Stored, Generator], Stored], ...]
 CHANGES = (_tree, _body, _body, _codec, _grow, _grow, _repeat, _settings, _list)
 
 
-def stored(data: bytes, header: dict[str, Any], bodies: Bodies, minor: int) -> Stored:
-    return Stored(header, tuple(header.get("c", [])), bodies, minor)
-
-
 def files() -> list[Genome]:
     """Return the sound files of ``fuzz.py``, taken apart."""
-    return [stored(seed.data, seed.header, seed.bodies, seed.minor) for seed in seeds()]
+    return [
+        Stored(seed.header, tuple(seed.header.get("c", [])), seed.bodies, seed.minor)
+        for seed in seeds()
+    ]
 
 
 def packed(gene: Genome) -> bytes:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,11 +60,6 @@ def judge(target: Target, data: bytes, folder: Path) -> str:
 
 def _first_tensor(path: Path) -> object:
     return fewbits.load_tensor(path, fewbits.inspect(path).report.rows[0].name)
-
-
-@cache
-def _folder() -> Path:
-    return Path(tempfile.mkdtemp())
 
 
 def _recipe(path: Path) -> object:
