@@ -12,7 +12,7 @@ from numpy.random import Generator
 from fewbits.coding import CODECS
 from fuzz_seeds import Seed, dump, join
 
-__all__ = ["MAKERS"]
+__all__ = ["MAKERS", "change_bytes", "change_tree"]
 
 NUMBERS = (0, 1, -1, 2, 15, 16, 17, 64, 255, 256, 65_535, 65_536, 1 << 20, (1 << 24) + 1)
 NUMBERS += (1 << 31, (1 << 32) - 1, 1 << 48, (1 << 48) + 1, 1 << 63, 10**30, 0.5, -0.0, 1e308)
@@ -51,7 +51,7 @@ def _few(rng: Generator, most: int = 4) -> int:
     return min(most, int(rng.geometric(0.6)))
 
 
-def _bytes(data: bytes, rng: Generator, most: int = 4) -> bytes:
+def change_bytes(data: bytes, rng: Generator, most: int = 4) -> bytes:
     """Flip, set, insert, delete, repeat or cut bytes, one to ``most`` times."""
     out = bytearray(data)
     for _ in range(_few(rng, most)):
@@ -79,7 +79,7 @@ def _bytes(data: bytes, rng: Generator, most: int = 4) -> bytes:
 def _raw(seed: Seed, rng: Generator) -> bytes:
     if rng.random() < 0.1:
         return seed.data[: int(rng.integers(len(seed.data)))]
-    return _bytes(seed.data, rng, 6)
+    return change_bytes(seed.data, rng, 6)
 
 
 def _slots(value: Any) -> list[tuple[Any, Any]]:
@@ -107,7 +107,7 @@ def _value(old: Any, rng: Generator) -> Any:
     return NUMBERS[int(rng.integers(len(NUMBERS)))]
 
 
-def _tree(header: Any, rng: Generator) -> None:
+def change_tree(header: Any, rng: Generator) -> None:
     """Change, delete, repeat or move one value of the header."""
     top = [(header, key) for key in header]
     slots = top if rng.random() < 0.1 else _slots(header)
@@ -132,7 +132,7 @@ def _tree(header: Any, rng: Generator) -> None:
 def _header(seed: Seed, rng: Generator) -> bytes:
     header = json.loads(json.dumps(seed.header))
     for _ in range(_few(rng)):
-        _tree(header, rng)
+        change_tree(header, rng)
     text, minor = (
         dump(header),
         int(rng.choice([seed.minor, seed.minor, seed.minor, 0, 1, 2, 65_535])),
@@ -141,7 +141,7 @@ def _header(seed: Seed, rng: Generator) -> bytes:
         at = int(rng.integers(len(text) + 1))
         text = text[:at] + TEXTS[int(rng.integers(len(TEXTS)))].encode() + text[at + 1 :]
     elif rng.random() < 0.1:
-        text = _bytes(text, rng)
+        text = change_bytes(text, rng)
     data = join(text, seed.bodies, minor)
     return _prefix(data, rng) if rng.random() < 0.1 else data
 
@@ -169,9 +169,9 @@ def _streams(seed: Seed, rng: Generator) -> bytes:
             bodies[place] = bodies[int(rng.integers(len(bodies)))]
         elif kind < 4:
             head = int(rng.integers(1, 17))  # fields come first, symbols after them
-            bodies[place] = _bytes(body[:head], rng) + body[head:]
+            bodies[place] = change_bytes(body[:head], rng) + body[head:]
         else:
-            bodies[place] = _bytes(body, rng)
+            bodies[place] = change_bytes(body, rng)
     header = seed.header | {"c": codecs, "l": [len(body or b"") for body in bodies]}
     return join(dump(header), tuple(bodies), seed.minor)
 

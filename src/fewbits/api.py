@@ -191,7 +191,7 @@ def load(
             layers that the file quantizes are quantized by forward pre-hooks, bit for bit as when
             it was written; a file without such inputs removes them.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
-            package writes (64 MiB and 1,024 times the file).
+            package writes (64 MiB and 256 times the file). The time that it may take grows with it.
         workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
             are cores where that pays. Each takes 50 to 80 MiB of its own, more for tensors of many
             millions of weights. The values are the same.

@@ -6,6 +6,7 @@ same bits on every machine. numpy only; nothing here knows a network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, require
+from .restore import arrange, per_value, product, restore
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -70,20 +72,18 @@ def _check_rows(name: str, values: Float32, rows: int) -> None:
 
 
 def _check_index(index: Int32, shape: tuple[int, ...], layout: Layout | None, dtype: str) -> None:
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     got = f"{index.dtype} of shape {index.shape}"
     require(index.dtype == np.int32 and index.ndim == 2, "index", "an int32 matrix", got)
     require(index.size == size, "index.size", f"{size}, the size of shape {shape}", index.size)
     require(dtype in FLOAT_DTYPES, "dtype", f"one of {sorted(FLOAT_DTYPES)}", dtype)
     if layout is not None:
-        split = int(np.prod(layout.split, dtype=np.int64))
+        split = math.prod(layout.split)
         require(split == size, "layout.split", f"of size {size}", layout.split)
 
 
-def _to_tensor(matrix: Float32, shape: tuple[int, ...], layout: Layout | None) -> Float32:
-    if layout is not None:
-        matrix = matrix.reshape(layout.split).transpose(layout.axes)
-    return np.ascontiguousarray(matrix).reshape(shape)
+def _order(layout: Layout | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    return None if layout is None else (layout.split, layout.axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +115,15 @@ class GridTensor:
 
     def dequantize(self) -> Float32:
         """Return the float32 values in ``shape``: one subtraction and one product per weight."""
-        matrix = (self.index.astype(np.float32) - self.offset[:, None]) * self.step[:, None]
-        return _to_tensor(matrix, self.shape, self.layout)
+        columns = self.index.shape[1]
+
+        def values(index: Int32, run: slice) -> Float32:
+            found = index.astype(np.float32)
+            found -= per_value(self.offset, columns, run)
+            found *= per_value(self.step, columns, run)
+            return found
+
+        return restore(self.index, self.shape, _order(self.layout), values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +165,12 @@ class CodebookTensor:
 
     def dequantize(self) -> Float32:
         """Return the float32 values in ``shape``: one look-up and one product per weight."""
-        matrix = self.codebook.values[self.index] * self.scale[:, None]
-        return _to_tensor(matrix, self.shape, self.layout)
+        columns = self.index.shape[1]
+
+        def values(index: Int32, run: slice) -> Float32:
+            return self.codebook.values[index] * per_value(self.scale, columns, run)
+
+        return restore(self.index, self.shape, _order(self.layout), values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +195,7 @@ class TransformTensor:
         left, right = self._factors()
         fits = len(left.shape) == len(right.shape) == 2 and left.shape[1] == right.shape[0]
         require(fits, "basis and coefficients", "matrices that multiply", (left.shape, right.shape))
-        size = int(np.prod(self.shape, dtype=np.int64))
+        size = math.prod(self.shape)
         require(
             left.shape[0] * right.shape[1] == size, "shape", "the size of the product", self.shape
         )
@@ -195,11 +206,8 @@ class TransformTensor:
 
     def dequantize(self) -> Float32:
         """Return the float32 values in ``shape``. Cost: rank * size multiply-adds."""
-        left, right = (part.dequantize().astype(np.float64) for part in self._factors())
-        total = np.zeros((left.shape[0], right.shape[1]))
-        for k in range(left.shape[1]):
-            total += left[:, k, None] * right[k]
-        return _to_tensor(total.astype(np.float32), self.shape, self.layout)
+        left, right = (part.dequantize() for part in self._factors())
+        return arrange(product(left, right), self.shape, _order(self.layout))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +232,7 @@ class RawTensor:
         for name in ("dtype", "stored"):
             value = getattr(self, name)
             require(value in RAW_DTYPES, name, f"one of {sorted(RAW_DTYPES)}", value)
-        size = int(np.prod(self.shape, dtype=np.int64)) * RAW_DTYPES[self.stored]
+        size = math.prod(self.shape) * RAW_DTYPES[self.stored]
         require(self.data.dtype == np.uint8, "data", "uint8", self.data.dtype)
         require(
             self.data.size == size, "data.size", f"{size} bytes for {self.shape}", self.data.size

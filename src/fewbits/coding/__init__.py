@@ -13,10 +13,10 @@ from . import (
     static,
     tuples,
 )
-from .choose import EFFORTS, decode_stream, encode_stream, name_of
+from .choose import EFFORTS, decode_stream, encode_stream, name_of, stream_work
 from .codec import CODECS, Codec, Symbols
 from .grouping import join_small
-from .joined import decode_group
+from .joined import decode_group, group_work
 from .pricing import Alternatives, alternatives
 from .rate import Rate, entropy, estimate
 
@@ -38,6 +38,7 @@ __all__ = [
     "encode_stream",
     "entropy",
     "estimate",
+    "group_work",
     "join_small",
     "joined",
     "name_of",
@@ -45,5 +46,6 @@ __all__ = [
     "raw",
     "split",
     "static",
+    "stream_work",
     "tuples",
 ]

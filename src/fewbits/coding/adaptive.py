@@ -19,6 +19,7 @@ from .filters import UNIT, Settings, centre_and_spread, run, walk_of
 from .learners import STRENGTHS
 from .queue import Decoder, Encoder, Meter
 from .varint import Cursor, signed_varint, varint
+from .work import UNLIMITED, Work
 
 __all__ = [
     "KERNELS",
@@ -31,9 +32,11 @@ __all__ = [
     "block_height",
     "check_settings",
     "dump_settings",
+    "law_work",
     "measure_bits",
     "parse_settings",
     "places_of",
+    "walk_work",
 ]
 
 MAX_ALPHABET = 64
@@ -69,12 +72,17 @@ class Adaptive:
         run(places, (places.shape[0], places.shape[1]), size, settings, coder)
         return head + coder.to_bytes()
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the time of laws, blocks and symbols."""
+        _, size, settings = _checked(Cursor(data), rows, columns)
+        return Work(law_work(size) + walk_work(settings, size, rows, columns))
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; every word must have been reached."""
         cursor = Cursor(data)
-        lowest = cursor.symbol()
-        size, settings = parse_settings(cursor, lowest)
-        check_settings(settings, size, rows, columns)
+        lowest, size, settings = _checked(cursor, rows, columns)
         coder = Decoder(cursor.rest())
         places = run(None, (rows, columns), size, settings, coder)
         coder.finish()
@@ -187,6 +195,26 @@ def parse_settings(cursor: Cursor, lowest: int) -> tuple[int, Settings]:
     if lowest + size - 1 > MAX_SYMBOL:
         raise CorruptFileError(f"an alphabet of {size} symbols from {lowest}")
     return size, Settings(taps, order, width, strength, height, centre, spread)
+
+
+def law_work(size: int) -> int:
+    """Return the units of work that the laws of an alphabet take, once for a stream."""
+    return 10_000 + 300 * size**2
+
+
+def walk_work(settings: Settings, size: int, rows: int, columns: int) -> int:
+    """Return the units of work that walking a matrix takes, by its blocks and its symbols."""
+    blocks = settings.taps * -(-rows // settings.height)
+    block = 8000 + 50 * size + 250 * settings.order
+    return blocks * block + rows * columns * (16 + size // 4)
+
+
+def _checked(cursor: Cursor, rows: int, columns: int) -> tuple[int, int, Settings]:
+    """Return lowest symbol, size of the alphabet and settings, which suit the matrix."""
+    lowest = cursor.symbol()
+    size, settings = parse_settings(cursor, lowest)
+    check_settings(settings, size, rows, columns)
+    return lowest, size, settings
 
 
 def check_settings(settings: Settings, size: int, rows: int, columns: int) -> None:

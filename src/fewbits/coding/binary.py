@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
-from .flags import MOST_PACE, Shape, walk
+from .flags import CELLS, MOST_PACE, Shape, walk
 from .queue import FlagDecoder, FlagEncoder, FlagMeter
 from .varint import Cursor, signed_varint, varint
+from .work import FLAG, UNLIMITED, Work
 
 __all__ = [
     "MAX_ALPHABET",
@@ -28,6 +29,7 @@ __all__ = [
     "MAX_SYMBOLS",
     "Binary",
     "encode_below",
+    "flags_of",
     "measure_below",
 ]
 
@@ -35,6 +37,7 @@ MAX_ALPHABET = 64
 MAX_SYMBOLS = 1 << 20  # of a stream: some seconds
 MAX_COLUMNS = 1 << 16  # bounds the states to 8 MiB
 MAX_PER_BYTE = 1 << 12  # symbols for each byte: what a short stream can ask for is bounded
+ROW, STATES = 300, 16  # units of work of a row, and of each column and cell of contexts
 MAX_FLAGS = 8  # for each symbol: above, time is spent on what other codecs do as well
 KERNELS = (3, 5, 7)
 SAMPLE = 1 << 13  # symbols that walks are tried on
@@ -58,14 +61,19 @@ class Binary:
         """
         return encode_below(symbols, math.inf)
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the time of one flag for each symbol; of more, only decoding tells."""
+        _, _, shape = _head(Cursor(data), rows, columns, len(data))
+        states = STATES * (shape.columns + CELLS)
+        return Work(FLAG * rows * columns + ROW * shape.rows + states, len(data))
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; every word must have been reached."""
         cursor = Cursor(data)
-        lowest = cursor.symbol()
-        turned, shape = _parse(cursor, rows, columns, len(data))
-        if lowest + shape.size - 1 > MAX_SYMBOL:
-            raise CorruptFileError(f"an alphabet of {shape.size} symbols from {lowest}")
-        coder = FlagDecoder(cursor.rest())
+        lowest, turned, shape = _head(cursor, rows, columns, len(data))
+        coder = FlagDecoder(cursor.rest(), rows * columns + flags_per_byte * len(data))
         found = walk([0] * (rows * columns), shape, coder.take_flag)
         coder.finish()
         places = np.array(found, np.int32).reshape(shape.rows, shape.columns)
@@ -88,6 +96,19 @@ def encode_below(symbols: Symbols, limit: float) -> bytes | None:
     walk(known, shape, coder.take_flag)
     data = head + coder.to_bytes()
     return data if symbols.size <= MAX_PER_BYTE * len(data) else None
+
+
+def flags_of(symbols: Symbols, data: bytes) -> int:
+    """Return how many flags the stream ``data`` has, which codes ``symbols``."""
+    rows, columns = symbols.shape
+    lowest, _, shape = _head(Cursor(data), rows, columns, len(data))
+    values = symbols.astype(np.int64) - (lowest + shape.centre)
+    below, above = shape.centre, shape.size - 1 - shape.centre
+    # The flag after the last magnitude is not coded: nothing else is left.
+    magnitudes = np.minimum(np.abs(values), np.where(values > 0, above, below) - 1)
+    away = int((values != 0).sum())
+    signs = away if below and above else 0
+    return symbols.size + signs + int(magnitudes[values != 0].sum())
 
 
 def measure_below(symbols: Symbols, limit: float) -> float | None:
@@ -175,6 +196,15 @@ def _walks(shape: tuple[int, ...], size: int, centre: int) -> Iterator[tuple[boo
             yield False, Shape(rows, columns, size, centre, width, PACE)
     if rows <= MAX_COLUMNS:
         yield True, Shape(columns, rows, size, centre, 0, PACE)
+
+
+def _head(cursor: Cursor, rows: int, columns: int, length: int) -> tuple[int, bool, Shape]:
+    """Return lowest symbol, whether the matrix is turned, and its shape."""
+    lowest = cursor.symbol()
+    turned, shape = _parse(cursor, rows, columns, length)
+    if lowest + shape.size - 1 > MAX_SYMBOL:
+        raise CorruptFileError(f"an alphabet of {shape.size} symbols from {lowest}")
+    return lowest, turned, shape
 
 
 def _parse(cursor: Cursor, rows: int, columns: int, length: int) -> tuple[bool, Shape]:

@@ -11,13 +11,16 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..errors import CorruptFileError
-from .choose import decode_stream, encode_stream, name_of
+from .choose import decode_stream, encode_stream, name_of, stream_work
 from .codec import CODECS, Symbols
 from .cut import block_rows
 from .narrow import narrow
 from .varint import Cursor, varint
+from .work import UNLIMITED, Work, total
 
 __all__ = ["Blocks", "cut", "pack_blocks", "unpack_blocks"]
+
+BLOCK = 2000  # units of work
 
 
 class Blocks:
@@ -33,11 +36,21 @@ class Blocks:
             return None
         return pack_blocks(len(pieces[0]), (encode_stream(piece, "smallest") for piece in pieces))
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
-        """Return the matrix, in 8 or 16 bits where its symbols fit."""
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the work of all blocks, and of putting them together."""
         blocks = unpack_blocks(data, rows)
+        works = (stream_work(name, body, height, columns) for name, body, height in blocks)
+        return total(works) + Work(BLOCK * len(blocks) + 2 * rows * columns)
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
+        """Return the matrix, in 8 or 16 bits where its symbols fit."""
         return np.concatenate(
-            [narrow(decode_stream(name, body, height, columns)) for name, body, height in blocks]
+            [
+                narrow(decode_stream(name, body, height, columns, flags_per_byte))
+                for name, body, height in unpack_blocks(data, rows)
+            ]
         )
 
 

@@ -14,6 +14,7 @@ from ..registry import Registry
 from .binary import encode_below
 from .codec import CODECS, MAX_SYMBOL, MIN_SYMBOL, Symbols
 from .cut import block_rows
+from .work import UNLIMITED, Work
 
 __all__ = [
     "EFFORTS",
@@ -24,6 +25,7 @@ __all__ = [
     "is_cut",
     "name_of",
     "select",
+    "stream_work",
 ]
 
 Found = TypeVar("Found")
@@ -136,16 +138,24 @@ def encode_stream(
     return found
 
 
-def decode_stream(name: str, data: bytes, rows: int, columns: int) -> Symbols:
+def stream_work(name: str, data: bytes, rows: int, columns: int) -> Work:
+    """Return what :func:`decode_stream` costs at most; CorruptFileError for wrong settings."""
+    return CODECS[name].work(data, rows, columns) if rows * columns else Work(0)
+
+
+def decode_stream(
+    name: str, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+) -> Symbols:
     """Return the (rows, columns) integer matrix that ``data`` codes with the codec ``name``.
 
-    Raises CorruptFileError for anything but exactly that. The caller bounds ``rows * columns``.
+    Raises CorruptFileError for anything but exactly that. The caller bounds ``rows * columns``, and
+    the work (:func:`stream_work`, ``flags_per_byte``) where ``data`` may be hostile.
     """
     if rows * columns == 0:
         if data:
             raise CorruptFileError("bytes for a matrix without symbols")
         return np.zeros((rows, columns), np.int32)
-    return CODECS[name].decode(data, rows, columns)
+    return CODECS[name].decode(data, rows, columns, flags_per_byte)
 
 
 def name_of(number: int) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..registry import Registry
+from .work import UNLIMITED, Work
 
 __all__ = ["CODECS", "MAX_SYMBOL", "MIN_SYMBOL", "Codec", "Symbols"]
 
@@ -30,10 +31,19 @@ class Codec(Protocol):
     def encode(self, symbols: Symbols) -> bytes | None:
         """Return the bytes of a non-empty (rows, columns) matrix, or None if it cannot be coded."""
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return what ``decode`` costs at most; CorruptFileError where settings tell enough.
+
+        Reads settings alone. ``rows * columns`` is positive, and may be of any size.
+        """
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the (rows, columns) matrix; raise CorruptFileError unless ``data`` is just that.
 
-        The caller has bounded ``rows * columns`` and found it positive.
+        The caller has bounded ``rows * columns`` and found it positive, and has bounded the work.
+        ``flags_per_byte``: what :class:`Work` says of `binary`.
         """
 
 

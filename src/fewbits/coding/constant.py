@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import CorruptFileError
 from .codec import CODECS, Symbols
 from .varint import Cursor, signed_varint
+from .work import UNLIMITED, Work
 
 __all__ = ["Constant"]
 
@@ -24,14 +25,25 @@ class Constant:
             return None
         return signed_varint(first) if first else b""
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
-        """Return the matrix filled with the value."""
-        cursor = Cursor(data)
-        value = cursor.symbol() if data else 0
-        cursor.finish()
-        if data and value == 0:
-            raise CorruptFileError("a zero takes no bytes")
-        return np.full((rows, columns), value, np.int32)
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return none: the matrix takes neither time nor memory."""
+        _value(data)
+        return Work(0)
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
+        """Return a matrix of the value, which takes no memory and cannot be written to."""
+        return np.broadcast_to(np.int32(_value(data)), (rows, columns))
+
+
+def _value(data: bytes) -> int:
+    cursor = Cursor(data)
+    value = cursor.symbol() if data else 0
+    cursor.finish()
+    if data and value == 0:
+        raise CorruptFileError("a zero takes no bytes")
+    return value
 
 
 CODECS.register("constant")(Constant())

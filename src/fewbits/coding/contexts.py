@@ -14,6 +14,7 @@ from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .queue import Decoder, Encoder, Taker
 from .varint import Cursor, signed_varint, varint
+from .work import UNLIMITED, Work
 
 __all__ = ["MAX_ALPHABET", "Contexts"]
 
@@ -55,34 +56,45 @@ class Contexts:
         head = signed_varint(lowest) + bytes([size - 2, order]) + varint(lanes)
         return head + coder.to_bytes()
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the time of steps, which go through all counts, and of symbols."""
+        total = rows * columns
+        _, size, order, lanes = _head(Cursor(data), total)
+        step = 2000 + size ** (order + 1) // 6
+        return Work(-(-total // lanes) * step + total * (8 + size // 8))
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; every word must have been reached."""
         cursor = Cursor(data)
-        lowest, size, order, lanes = (
-            cursor.symbol(),
-            cursor.byte() + 2,
-            cursor.byte(),
-            cursor.varint(),
-        )
         total = rows * columns
-        allowed = (
-            size <= MAX_ALPHABET
-            and lowest + size - 1 <= MAX_SYMBOL
-            and order in ORDERS
-            and total <= MAX_SYMBOLS
-            and 1 <= lanes <= MAX_LANES
-            and (lanes - 1) * -(-total // lanes) < total <= lanes * MAX_STEPS
-        )
-        if not allowed:
-            raise CorruptFileError(
-                f"settings beyond their bounds: {size} symbols from {lowest}, contexts of {order}, "
-                f"{lanes} lanes for {total} symbols"
-            )
+        lowest, size, order, lanes = _head(cursor, total)
         coder = Decoder(cursor.rest())
         flat = _run(None, total, size=size, order=order, lanes=lanes, taker=coder)
         coder.finish()
         flat += np.int32(lowest)
         return flat.reshape(rows, columns)
+
+
+def _head(cursor: Cursor, total: int) -> tuple[int, int, int, int]:
+    """Return lowest symbol, alphabet, order and lanes, which suit ``total`` symbols."""
+    lowest, size, order = cursor.symbol(), cursor.byte() + 2, cursor.byte()
+    lanes = cursor.varint()
+    allowed = (
+        size <= MAX_ALPHABET
+        and lowest + size - 1 <= MAX_SYMBOL
+        and order in ORDERS
+        and total <= MAX_SYMBOLS
+        and 1 <= lanes <= MAX_LANES
+        and (lanes - 1) * -(-total // lanes) < total <= lanes * MAX_STEPS
+    )
+    if not allowed:
+        raise CorruptFileError(
+            f"settings beyond their bounds: {size} symbols from {lowest}, contexts of {order}, "
+            f"{lanes} lanes for {total} symbols"
+        )
+    return lowest, size, order, lanes
 
 
 def _best_order(flat: NDArray[np.int32], size: int) -> int:

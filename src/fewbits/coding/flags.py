@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from .mixing import Flag, Take, mixer, weight_set
 
-__all__ = ["MOST_PACE", "Shape", "walk"]
+__all__ = ["CELLS", "MOST_PACE", "Shape", "walk"]
 
 MOST_PACE = 15
 KINDS = 15  # of flags: not the centre, sign, magnitude over 1, 2, ... 13 and more

@@ -21,18 +21,31 @@ from .adaptive import (
     block_height,
     check_settings,
     dump_settings,
+    law_work,
     parse_settings,
+    walk_work,
 )
 from .codec import CODECS, Symbols
 from .filters import Settings, centre_and_spread, run, walk_of
 from .learners import Knowledge
 from .queue import Decoder, Encoder, Taker
 from .varint import Cursor, signed_varint
+from .work import UNLIMITED, Work
 
-__all__ = ["MAX_GROUP", "MAX_ROWS", "Group", "Joined", "decode_group", "kernel_of", "walk_group"]
+__all__ = [
+    "MAX_GROUP",
+    "MAX_ROWS",
+    "Group",
+    "Joined",
+    "decode_group",
+    "group_work",
+    "kernel_of",
+    "walk_group",
+]
 
 MAX_GROUP = 1 << 20  # symbols of a stream
 MAX_ROWS = 1 << 16  # of a stream, times taps: bounds the blocks, which take longer than symbols
+MATRIX = 10_000  # units of work
 
 
 class Group:
@@ -76,7 +89,7 @@ def walk_group(
     knowledge: Knowledge,
 ) -> NDArray[np.int32]:
     """Walk the next matrix of a group, which begins with what is left of ``knowledge``."""
-    settings = replace(settings, height=min(settings.height, shape[0]))
+    settings = _fitted(settings, shape[0])
     found = run(places, shape, knowledge.law.size, settings, taker, knowledge=knowledge)
     knowledge.fade()
     return found
@@ -92,22 +105,39 @@ def decode_group(data: bytes, shapes: Sequence[tuple[int, int]]) -> list[NDArray
 
     Everything is checked before anything is allocated; none of the shapes is empty.
     """
-    total = sum(rows * columns for rows, columns in shapes)
-    if total > MAX_GROUP:
-        raise CorruptFileError(f"{total} symbols are joined, at most {MAX_GROUP} are allowed")
     cursor = Cursor(data)
-    lowest = cursor.symbol()
-    size, settings = parse_settings(cursor, lowest)
-    if settings.taps * sum(rows for rows, _ in shapes) > MAX_ROWS:
-        raise CorruptFileError(f"more than {MAX_ROWS} rows of taps are joined: beyond their bounds")
-    for rows, columns in shapes:
-        fitted = replace(settings, height=min(settings.height, rows))
-        check_settings(fitted, size, rows, columns)
+    lowest, size, settings = _checked(cursor, shapes)
     coder = Decoder(cursor.rest())
     knowledge = Knowledge(size, settings.strength, refined=True)
     found = [walk_group(None, shape, settings, coder, knowledge) for shape in shapes]
     coder.finish()
     return [places + np.int32(lowest) for places in found]
+
+
+def group_work(data: bytes, shapes: Sequence[tuple[int, int]]) -> Work:
+    """Return what :func:`decode_group` costs at most."""
+    _, size, settings = _checked(Cursor(data), shapes)
+    walks = sum(walk_work(_fitted(settings, rows), size, rows, columns) for rows, columns in shapes)
+    return Work(law_work(size) + MATRIX * len(shapes) + walks + walks // 4)
+
+
+def _fitted(settings: Settings, rows: int) -> Settings:
+    """Return the settings for a matrix of so many rows."""
+    return replace(settings, height=min(settings.height, rows))
+
+
+def _checked(cursor: Cursor, shapes: Sequence[tuple[int, int]]) -> tuple[int, int, Settings]:
+    """Return lowest symbol, size of the alphabet and settings, which suit all matrices."""
+    total = sum(rows * columns for rows, columns in shapes)
+    if total > MAX_GROUP:
+        raise CorruptFileError(f"{total} symbols are joined, at most {MAX_GROUP} are allowed")
+    lowest = cursor.symbol()
+    size, settings = parse_settings(cursor, lowest)
+    if settings.taps * sum(rows for rows, _ in shapes) > MAX_ROWS:
+        raise CorruptFileError(f"more than {MAX_ROWS} rows of taps are joined: beyond their bounds")
+    for rows, columns in shapes:
+        check_settings(_fitted(settings, rows), size, rows, columns)
+    return lowest, size, settings
 
 
 class Joined:
@@ -134,7 +164,13 @@ class Joined:
             return None
         return group.encode(1)
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the work of a group of one."""
+        return group_work(data, [(rows, columns)])
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the one matrix of the group."""
         return decode_group(data, [(rows, columns)])[0]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
+from .work import UNLIMITED
 
 __all__ = [
     "CHANCES",
@@ -140,14 +141,20 @@ class FlagMeter(FlagEncoder):
 
 
 class FlagDecoder(Decoder):
-    """A range decoder over ``data`` that gives flags one at a time."""
+    """A range decoder over ``data`` that gives flags one at a time, and so many at ``most``."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most: int = UNLIMITED) -> None:
         super().__init__(data)
         self._decode, self._models = self._coder.decode, _flag_models()
+        self._left = most
 
     def take_flag(self, chance: int, flag: int) -> int:
         """Return the next flag, which is 1 with ``chance``; ``flag`` is not looked at."""
+        self._left -= 1
+        if self._left < 0:
+            raise CorruptFileError(
+                "it has more flags than the limit allows. If you trust it, raise max_decoded_bytes"
+            )
         try:
             found: int = self._decode(self._models[chance])
         except AssertionError as error:

@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .varint import Cursor, signed_varint
+from .work import UNLIMITED, Work, are_bytes
 
 __all__ = ["Raw", "raw_bits"]
 
@@ -30,16 +31,23 @@ class Raw:
         blocks = (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
         return head + b"".join(_pack(block.astype(np.int64) - lowest, width) for block in blocks)
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the time of fields, wide ones more."""
+        lowest, width = _head(Cursor(data))
+        wide = 0 if are_bytes(lowest, lowest + (1 << width) - 1) else rows * columns
+        return Work(rows * columns * (1 + width // 8), wide=wide)
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; the number of bytes must be exact and the last bits zero."""
         cursor = Cursor(data)
-        lowest, width = cursor.symbol(), cursor.byte()
-        if width > 32:
-            raise CorruptFileError(f"fields of {width} bits: at most 32 are allowed")
+        lowest, width = _head(cursor)
         total = rows * columns
         fields = cursor.take((total * width + 7) // 8)
         cursor.finish()
-        out = np.full(total, lowest, np.int32)
+        narrow = are_bytes(lowest, lowest + (1 << width) - 1)
+        out: Symbols = np.full(total, lowest, np.uint8 if narrow else np.int32)
         step = BLOCK * width // 8
         for block, start in enumerate(range(0, total if width else 0, BLOCK)):
             count = min(BLOCK, total - start)
@@ -48,6 +56,14 @@ class Raw:
                 raise CorruptFileError("a symbol does not fit 32 bits")
             out[start : start + count] = values
         return out.reshape(rows, columns)
+
+
+def _head(cursor: Cursor) -> tuple[int, int]:
+    """Return lowest symbol and width."""
+    lowest, width = cursor.symbol(), cursor.byte()
+    if width > 32:
+        raise CorruptFileError(f"fields of {width} bits: at most 32 are allowed")
+    return lowest, width
 
 
 def _pack(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]], width: int) -> bytes:

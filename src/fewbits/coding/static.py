@@ -17,6 +17,7 @@ from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .table import decode_table, encode_table
 from .varint import Cursor, signed_varint, varint
+from .work import UNLIMITED, Work, are_bytes
 
 __all__ = ["CHUNK", "MAX_ALPHABET", "Static", "static_bits"]
 
@@ -50,23 +51,31 @@ class Static:
         body = b"".join(varint(len(chunk)) + chunk for chunk in chunks[:-1]) + chunks[-1]
         return signed_varint(lowest) + varint(size - 2) + table + body
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the time of the table, and for each symbol of a search in it."""
+        lowest, size = _head(Cursor(data))
+        table = size + 100 * min(size, 8 * len(data))
+        search = (size - 1).bit_length() // 2
+        wide = 0 if are_bytes(lowest, lowest + size - 1) else rows * columns
+        return Work(table + rows * columns * (1 + search), wide=wide)
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; the words must be used up exactly."""
         cursor = Cursor(data)
-        lowest, size = cursor.symbol(), cursor.varint() + 2
-        if size > MAX_ALPHABET or lowest + size - 1 > MAX_SYMBOL:
-            raise CorruptFileError(f"an alphabet of {size} symbols from {lowest}")
+        lowest, size = _head(cursor)
         table_weights, used = decode_table(data[cursor.position :], size)
         cursor.take(used)
         model = Categorical(table_weights, perfect=False)
         total = rows * columns
-        out = np.empty(total, np.int32)
+        narrow = are_bytes(lowest, lowest + size - 1)
+        out: Symbols = np.empty(total, np.uint8 if narrow else np.int32)
         for start in range(0, total, CHUNK):
             last = start + CHUNK >= total
             chunk = cursor.rest() if last else cursor.take(cursor.varint())
             count = min(CHUNK, total - start)
-            out[start : start + count] = _decode_chunk(chunk, model, count)
-        out += np.int32(lowest)
+            out[start : start + count] = _decode_chunk(chunk, model, count) + np.int32(lowest)
         return out.reshape(rows, columns)
 
 
@@ -81,6 +90,14 @@ def static_bits(symbols: Symbols) -> float | None:
     shares = np.log2(weights.sum()) - np.log2(weights[used])
     head = len(signed_varint(lowest)) + len(varint(counts.size - 2)) + len(table)
     return 8.0 * head + float((counts[used] * shares).sum())
+
+
+def _head(cursor: Cursor) -> tuple[int, int]:
+    """Return lowest symbol and size of the alphabet."""
+    lowest, size = cursor.symbol(), cursor.varint() + 2
+    if size > MAX_ALPHABET or lowest + size - 1 > MAX_SYMBOL:
+        raise CorruptFileError(f"an alphabet of {size} symbols from {lowest}")
+    return lowest, size
 
 
 def _encode_chunk(values: NDArray[np.int64], model: Any) -> bytes:

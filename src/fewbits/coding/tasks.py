@@ -15,6 +15,7 @@ from .blocks import cut, pack_blocks, unpack_blocks
 from .choose import EFFORTS, SLOW, decode_stream, encode_stream, is_cut
 from .codec import CODECS, Symbols
 from .narrow import narrow
+from .work import UNLIMITED
 
 __all__ = [
     "DecodeTask",
@@ -79,6 +80,7 @@ class DecodeTask:
     data: bytes
     rows: int
     columns: int
+    flags_per_byte: int = UNLIMITED
 
     @property
     def size(self) -> int:
@@ -87,17 +89,18 @@ class DecodeTask:
 
     def run(self) -> Symbols:
         """Return the matrix."""
-        return decode_stream(self.codec, self.data, self.rows, self.columns)
+        return decode_stream(self.codec, self.data, self.rows, self.columns, self.flags_per_byte)
 
     def request(self) -> list[bytes]:
         """Return the task as fields."""
-        return [self.codec.encode(), self.data, b"%d" % self.rows, b"%d" % self.columns]
+        numbers = (self.rows, self.columns, self.flags_per_byte)
+        return [self.codec.encode(), self.data, *(b"%d" % number for number in numbers)]
 
     @classmethod
     def perform(cls, fields: Sequence[bytes]) -> list[bytes]:
         """Do what a request asks, and return the result as fields."""
-        codec, data, rows, columns = fields
-        return _matrix_fields(cls("", codec.decode(), data, int(rows), int(columns)).run())
+        codec, data, *numbers = fields
+        return _matrix_fields(cls("", codec.decode(), data, *map(int, numbers)).run())
 
     def result(self, fields: Sequence[bytes]) -> Symbols:
         """Return the matrix, in 8 or 16 bits where its symbols fit."""
@@ -123,12 +126,22 @@ def join_encoded(
     return ("blocks", joined) if len(joined) < len(whole[1]) else whole
 
 
-def decode_tasks(label: str, codec: str, data: bytes, rows: int, columns: int) -> list[DecodeTask]:
+def decode_tasks(
+    label: str,
+    codec: str,
+    data: bytes,
+    rows: int,
+    columns: int,
+    *,
+    flags_per_byte: int = UNLIMITED,
+) -> list[DecodeTask]:
     """Return the tasks whose results, one below the other, are the matrix that ``data`` codes."""
     if codec != "blocks":
-        return [DecodeTask(label, codec, data, rows, columns)]
-    blocks = unpack_blocks(data, rows)
-    return [DecodeTask(label, name, body, height, columns) for name, body, height in blocks]
+        return [DecodeTask(label, codec, data, rows, columns, flags_per_byte)]
+    return [
+        DecodeTask(label, name, body, height, columns, flags_per_byte)
+        for name, body, height in unpack_blocks(data, rows)
+    ]
 
 
 def join_decoded(results: Sequence[Symbols]) -> Symbols:

@@ -14,6 +14,7 @@ from ..errors import CorruptFileError
 from .codec import CODECS, MAX_SYMBOL, Symbols
 from .static import MAX_ALPHABET
 from .varint import Cursor, signed_varint, varint
+from .work import UNLIMITED, Work
 
 __all__ = ["LENGTHS", "Tuples", "join"]
 
@@ -40,12 +41,19 @@ class Tuples:
                 found.append(varint(size - 2) + bytes([length]) + body)
         return signed_varint(lowest) + min(found, key=len) if found else None
 
-    def decode(self, data: bytes, rows: int, columns: int) -> Symbols:
+    def work(self, data: bytes, rows: int, columns: int) -> Work:
+        """Return the work of the cells, and of taking them apart."""
+        cursor = Cursor(data)
+        _, _, length = _head(cursor)
+        cells = CODECS["static"].work(cursor.rest(), 1, -(-rows * columns // length))
+        return cells + Work(6 * rows * columns)
+
+    def decode(
+        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
+    ) -> Symbols:
         """Return the matrix; what fills the last tuple must be zeros."""
         cursor = Cursor(data)
-        lowest, size, length = cursor.symbol(), cursor.varint() + 2, cursor.byte()
-        if length not in LENGTHS or size**length > MAX_ALPHABET or lowest + size - 1 > MAX_SYMBOL:
-            raise CorruptFileError(f"tuples of {length} out of {size} symbols from {lowest}")
+        lowest, size, length = _head(cursor)
         total = rows * columns
         cells = CODECS["static"].decode(cursor.rest(), 1, -(-total // length)).reshape(-1)
         if cells.min() < 0 or cells.max() >= size**length:
@@ -58,6 +66,16 @@ class Tuples:
             raise CorruptFileError("the last tuple is not filled with zeros")
         flat += np.int32(lowest)
         return flat[:total].reshape(rows, columns)
+
+
+def _head(cursor: Cursor) -> tuple[int, int, int]:
+    """Return lowest symbol, size of the alphabet, and symbols of a tuple."""
+    lowest, size, length = cursor.symbol(), cursor.varint() + 2, cursor.byte()
+    # The size is looked at first: a huge one to the power of 255 would take long to know.
+    narrow = size <= MAX_ALPHABET and length in LENGTHS and size**length <= MAX_ALPHABET
+    if not narrow or lowest + size - 1 > MAX_SYMBOL:
+        raise CorruptFileError(f"tuples of {length} out of {size} symbols from {lowest}")
+    return lowest, size, length
 
 
 def join(places: NDArray[np.int64], size: int, length: int) -> NDArray[np.int32]:

@@ -56,4 +56,5 @@ class Ahead:
         body, stream = self._opened.body(span), span.stream
         with self._opened.decoding(span):
             codec = name_of(span.codec)
-            return decode_tasks(stream.label, codec, body, stream.rows, stream.columns)
+            shape, flags = (stream.rows, stream.columns), self._opened.flags_per_byte
+            return decode_tasks(stream.label, codec, body, *shape, flags_per_byte=flags)

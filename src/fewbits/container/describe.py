@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ..coded import Codebook, CodebookTensor, CodedTensor, GridTensor, RawTensor
 from ..errors import ConfigError
 from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, convertible, default_matrix
-from .parse import MAX_DIMENSIONS, MAX_LEVELS, MAX_OFFSET
+from .parse import MAX_DIMENSIONS, MAX_LEVELS, MAX_OFFSET, MAX_SIZE
 
 __all__ = ["describe", "entry_json"]
 
@@ -22,6 +23,11 @@ def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> 
     if max(len(shape), len(layout.split) if layout else 0) > MAX_DIMENSIONS:
         raise ConfigError(
             f"{name!r} has {len(shape)} dimensions; a file holds at most {MAX_DIMENSIONS}."
+        )
+    if math.prod(filter(None, shape)) > MAX_SIZE:
+        raise ConfigError(
+            f"{name!r} has the shape {shape}; in a file the product of its sizes, without those "
+            f"that are 0, is at most {MAX_SIZE}."
         )
     if isinstance(tensor, RawTensor):
         return _raw(name, shape, tensor)

@@ -97,10 +97,9 @@ def read_lazily(
     Every checksum has been checked. See :func:`decode` for ``max_decoded_bytes`` and ``workers``.
     """
     with _opened(path, max_decoded_bytes) as opened:
-        opened.check_size(opened.spans, opened.header.entries.values())
-        opened.verify()
+        ready = opened.admitted(opened.spans, opened.header.entries.values())
         with Workers(usable_workers(workers, opened.cost())) as pool:
-            yield LazyTensors(opened, pool), opened.header.aliases
+            yield LazyTensors(ready, pool), opened.header.aliases
 
 
 def read_tensor(
@@ -120,8 +119,8 @@ def read_tensor(
                 f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
                 + did_you_mean(name, names)
             )
-        opened.check_size(tensors.spans(own), [opened.header.entries[own]])
-        return tensors[own]
+        ready = opened.admitted(tensors.spans(own), [opened.header.entries[own]])
+        return LazyTensors(ready)[own]
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:

@@ -13,11 +13,12 @@ from ..errors import ConfigError, CorruptFileError
 from .describe import describe, entry_json
 from .entries import Entry
 from .json_text import check_json, dump_json, parse_json
+from .limits import NAME_SHARE, Limits, items_work
 from .names import MAX_NAME, pack_names, unpack_names, utf8_size
 from .parse import MAX_LEVELS, integer, parse_entry
 from .prefix import VERSION
 
-__all__ = ["Header", "describe_contents", "dump_header", "parse_header"]
+__all__ = ["Header", "describe_contents", "dump_header", "header_work", "parse_header"]
 
 KEYS = ("n", "t", "b", "a", "q", "g", "v", "m", "c", "l")
 
@@ -89,7 +90,7 @@ def dump_header(header: Header) -> bytes:
     return dump_json({key: value for key, value in values.items() if value})
 
 
-def parse_header(text: bytes, version: tuple[int, int], max_bytes: int) -> Header:
+def parse_header(text: bytes, version: tuple[int, int], limits: Limits) -> Header:
     """Return the header of ``text``; CorruptFileError for all that the format does not allow."""
     values = parse_json(text)
     if not isinstance(values, dict):
@@ -97,12 +98,16 @@ def parse_header(text: bytes, version: tuple[int, int], max_bytes: int) -> Heade
     unknown = sorted(set(values) - set(KEYS))
     if unknown and version <= VERSION:
         raise CorruptFileError(f"the header has an unknown key {unknown[0][:80]!r}")
-    names = unpack_names(values.get("n", []), "the tensors", max_bytes)
+    listed = (values.get(key) for key in ("b", "a", "q"))
+    items = sum(len(value) for value in listed if isinstance(value, list | dict))
+    limits.check_work(items_work(len(text), len(_list(values, "t")), items))
+    most_names = limits.decoded // NAME_SHARE
+    names = unpack_names(values.get("n", []), "the tensors", most_names)
     levels = _integers(values, "b", 1, MAX_LEVELS)
-    items = _list(values, "t")
-    if len(items) != len(names):
-        raise CorruptFileError(f"the header has {len(names)} names for {len(items)} entries")
-    layers = unpack_names(values.get("q", []), "the activations", max_bytes)
+    entries = _list(values, "t")
+    if len(entries) != len(names):
+        raise CorruptFileError(f"the header has {len(names)} names for {len(entries)} entries")
+    layers = unpack_names(values.get("q", []), "the activations", most_names)
     grids = _integers(values, "g", 2, 33 if version < (1, 3) else 1 << 22)
     metadata = values.get("m", {})
     if len(layers) != len(grids) or not isinstance(metadata, dict):
@@ -110,7 +115,7 @@ def parse_header(text: bytes, version: tuple[int, int], max_bytes: int) -> Heade
     return Header(
         entries={
             name: parse_entry(item, repr(name), len(levels))
-            for name, item in zip(names, items, strict=True)
+            for name, item in zip(names, entries, strict=True)
         },
         codebooks=levels,
         aliases=_aliases(values.get("a", {}), names),
@@ -120,6 +125,12 @@ def parse_header(text: bytes, version: tuple[int, int], max_bytes: int) -> Heade
         codecs=_integers(values, "c", 0, 1 << 16),
         lengths=_integers(values, "l", 0, 1 << 62),
     )
+
+
+def header_work(header: Header, json: int) -> int:
+    """Return the units of work of a header whose JSON takes so many bytes."""
+    items = len(header.codebooks) + len(header.aliases) + len(header.activations)
+    return items_work(json, len(header.entries), items)
 
 
 def _grid_code(grid: ActivationGrid) -> int:

@@ -51,7 +51,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def _file_spans(self) -> None:
         for span in self._opened.spans:
             parts = span.stream.parts
-            if any(part.role == "levels" for part in parts):
+            if span.stream.holds("levels"):
                 self._side.append(span)
             for name in {part.name for part in parts if part.role not in ("levels", "clips")}:
                 self._spans[name].append(span)
@@ -94,8 +94,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def activations(self) -> dict[str, ActivationGrid]:
         """Return the activation grids; decodes the side stream, and only where it holds clips."""
         for span in self._opened.spans:
-            if any(part.role == "clips" for part in span.stream.parts):
-                self._opened.check_size([span])
+            if span.stream.holds("clips"):
                 self._share(span)
         return build_activations(self._opened.header, self._shared)
 

@@ -43,8 +43,13 @@ def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
         name = ".".join(parts)
         size = utf8_size(name)
         total += size
-        if size > MAX_NAME or total > max_bytes:
+        if size > MAX_NAME:
             raise CorruptFileError(f"name {position} of {what} is too long, or not Unicode")
+        if total > max_bytes:
+            raise CorruptFileError(
+                f"the names of {what} are too long: more than {max_bytes} bytes in all. If you "
+                "trust the file, raise max_decoded_bytes."
+            )
         if name in names:
             raise CorruptFileError(f"the name {name!r} occurs twice in {what}")
         names[name] = None

@@ -9,10 +9,10 @@ from ..coded import FLOAT_DTYPES, RAW_DTYPES, Layout
 from ..errors import CorruptFileError
 from .entries import Entry, MatrixEntry, RawEntry, TransformEntry, convertible, default_matrix
 
-__all__ = ["MAX_DIMENSIONS", "MAX_LEVELS", "MAX_OFFSET", "integer", "parse_entry"]
+__all__ = ["MAX_DIMENSIONS", "MAX_LEVELS", "MAX_OFFSET", "MAX_SIZE", "integer", "parse_entry"]
 
 MAX_DIMENSIONS = 16
-MAX_SIZE = 1 << 48
+MAX_SIZE = 1 << 48  # of a dimension, and of the product of those that are not 0
 MAX_LEVELS = 1 << 24  # of one codebook
 MAX_OFFSET = 1 << 33  # twice an offset; larger ones are kept as floats
 
@@ -124,7 +124,11 @@ def _choice(value: object, what: str, known: Any) -> str:
 def _shape(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         raise CorruptFileError(f"{what} must be a list of at most {MAX_DIMENSIONS} sizes")
-    return tuple(integer(size, what, 0, MAX_SIZE) for size in value)
+    sizes = tuple(integer(size, what, 0, MAX_SIZE) for size in value)
+    # Strides of a tensor without values are products of sizes too, and must fit 64 bits.
+    if math.prod(filter(None, sizes)) > MAX_SIZE:
+        raise CorruptFileError(f"{what} has sizes whose product is beyond {MAX_SIZE}: {sizes}")
+    return sizes
 
 
 def _layout(value: object, what: str, size: int) -> Layout | None:

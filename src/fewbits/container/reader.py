@@ -16,13 +16,14 @@ def decode(data: bytes, *, max_decoded_bytes: int | None = None, workers: int = 
 
     ``max_decoded_bytes`` bounds what is kept of the file (4 bytes for each index and each value of
     a transform, 1 for each byte of the rest) before any of it is taken, and with it the working
-    memory, which is a few times as much; by default 64 MiB + 1024 times the file's size, far above
-    what networks compress to. ``workers``: processes that decode, as in :func:`encode`.
+    memory, which is a few times as much, and the time; by default 64 MiB + 256 times the file's
+    size, far above what networks compress to (SPEC.md, section 5.1). ``workers``: processes that
+    decode, as in :func:`encode`.
     """
     check_workers(workers)
     with guard("the file"):
         opened = open_file(data, max_decoded_bytes)
-        opened.check_size(opened.spans, opened.header.entries.values())
+        opened = opened.admitted(opened.spans, opened.header.entries.values())
         with Workers(usable_workers(workers, opened.cost())) as pool:
             lazy = LazyTensors(opened, pool)
             tensors = dict(lazy)
@@ -40,4 +41,5 @@ def open_file(data: bytes, limit: int | None = None) -> Opened:
 
 def decode_activations(opened: Opened) -> dict[str, ActivationGrid]:
     """Return the activation grids; decodes the side stream, and only where it holds clips."""
-    return LazyTensors(opened).activations()
+    clips = [span for span in opened.spans if span.stream.holds("clips")]
+    return LazyTensors(opened.admitted(clips, ())).activations()

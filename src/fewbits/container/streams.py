@@ -64,6 +64,10 @@ class Stream:
         """Whether one tensor has the stream for itself; steps and scales never do."""
         return len(self.parts) == 1 and (self.is_index or self.parts[0].role == "raw")
 
+    def holds(self, role: str) -> bool:
+        """Tell whether a part is for ``role``."""
+        return any(part.role == role for part in self.parts)
+
     @property
     def width(self) -> int:
         """Bytes that a decoded symbol takes once the stream has been read."""

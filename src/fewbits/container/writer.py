@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..coding import CODECS, EFFORTS, Symbols, join_small
 from ..coding.tasks import EncodeTask, encode_tasks, encoding_cost, join_encoded
 from ..coding.workers import Workers, usable_workers
 from ..errors import ConfigError
+from .affordable import frugal, is_affordable, units_of_streams
 from .header import Header, describe_contents, dump_header
 from .prefix import MAX_HEADER, join_prefix
 from .streams import CHECKSUM, Part, Stream, plan_streams
@@ -43,14 +44,31 @@ def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> by
     the same. ``workers``: processes that share the work; 1 for none but this one, 0 for as many as
     there are cores where that pays. The bytes are the same for any number.
 
+    Streams that would take a reader longer than it allows by default are coded by faster codecs.
+
     Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond the format's
     bounds (SPEC.md). Cost: every codec of the effort is tried on every stream; per weight about 0.1
     microseconds for "fast", a few for the others.
     """
     header, codebooks = describe_contents(contents)
+    streams = plan_streams(header)
+
+    def symbols(stream: Stream) -> Symbols:
+        return _symbols(stream, contents, codebooks)
+
+    coded = _coded(streams, symbols, effort, workers)
+    data = _file(header, coded, contents)
+    if is_affordable(data, symbols):
+        return data
+    quick = _coded(streams, symbols, "fast", workers)
+    mixed = _file(header, frugal(coded, quick, units_of_streams(data, symbols)), contents)
+    return mixed if is_affordable(mixed, symbols) else _file(header, quick, contents)
+
+
+def _file(header: Header, coded: Sequence[tuple[str, bytes]], contents: Contents) -> bytes:
+    """Return the file of these streams."""
     pieces: list[bytes] = []
     codecs = []
-    coded = _coded(plan_streams(header), contents, codebooks, effort, workers)
     for name, body in coded:
         codecs.append(CODECS[name].number)
         if body or name != "joined":  # else it is in a stream that follows
@@ -64,8 +82,7 @@ def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> by
 
 def _coded(
     streams: list[Stream],
-    contents: Contents,
-    codebooks: tuple[Codebook, ...],
+    symbols_of: Callable[[Stream], Symbols],
     effort: str,
     workers: int,
 ) -> list[tuple[str, bytes]]:
@@ -76,7 +93,7 @@ def _coded(
 
     def jobs() -> Iterator[list[EncodeTask]]:
         for stream in streams:
-            symbols = _symbols(stream, contents, codebooks)
+            symbols = symbols_of(stream)
             matrices.append(symbols if stream.is_index else None)
             begun.append(encode_tasks(stream.label, symbols, effort))
             yield begun[-1]

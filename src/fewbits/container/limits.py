@@ -1,0 +1,114 @@
+"""How much a file may ask for: bytes that it decodes to, and units of work (SPEC.md, section 5.1).
+
+Both grow with the length of the file, and with what the caller allows. Nothing is decoded before
+the sums are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ..coded import RAW_DTYPES
+from ..errors import CorruptFileError
+from .entries import Entry, RawEntry, TransformEntry
+
+__all__ = [
+    "NAME_SHARE",
+    "PER_BYTE_OF_JSON",
+    "STREAM",
+    "WIDE",
+    "WORK_PER_BYTE",
+    "Limits",
+    "default_limit",
+    "held_bytes",
+    "items_work",
+    "restoring_work",
+]
+
+PER_BYTE_OF_JSON = 32  # bytes held, and units of work
+NAME_SHARE = 16  # bytes held for each byte of a name: as a label, as a key, in reports
+WORK_PER_BYTE = 4096  # of the file, beside what the caller allows
+ENTRY, STREAM, ITEM = 4096, 4096, 1024  # units of work
+WIDE = 2  # units of work of a symbol that should be a byte, and is decoded to four
+VALUE = 1  # units of work of a value that is restored
+FACTOR = 16  # products of a transform that take a unit
+STEP = 800  # units of work of a vector of a basis, for each tile of values
+TILE = 1 << 16  # values
+
+
+def default_limit(size: int) -> int:
+    """Return how many bytes a file of ``size`` may decode to unless the caller knows better."""
+    return 2**26 + 256 * size
+
+
+class Limits:
+    """What a file of ``size`` bytes may ask for, where the caller allows ``decoded`` bytes.
+
+    Attributes:
+        decoded: bytes that it may decode to.
+        work: units of work that it may take.
+    """
+
+    def __init__(self, size: int, decoded: int | None = None) -> None:
+        self.decoded = default_limit(size) if decoded is None else decoded
+        self._more = WORK_PER_BYTE * size
+        self.work = self.decoded + self._more
+
+    def check_size(self, total: int) -> None:
+        """Raise CorruptFileError if a file decodes to more bytes than allowed."""
+        if total > self.decoded:
+            raise CorruptFileError(
+                f"the file decodes to about {total} bytes, more than the limit of {self.decoded}. "
+                + _advice(total)
+            )
+
+    def check_work(self, units: int) -> None:
+        """Raise CorruptFileError if it takes more work than allowed."""
+        if units > self.work:
+            raise CorruptFileError(
+                f"the file takes {units} units of work to decode, some {units / 1e8:.1f} seconds, "
+                f"more than the limit of {self.work}. " + _advice(units - self._more)
+            )
+
+
+def _advice(total: int) -> str:
+    return (
+        f"If you trust it, pass max_decoded_bytes={total} to fewbits.load, or "
+        f"--max-decoded-mib {-(-total >> 20)} on the command line."
+    )
+
+
+def items_work(json: int, entries: int, items: int) -> int:
+    """Return the units of work of a header: its bytes of JSON, tensors, and whatever else it lists.
+
+    That is: codebooks, aliases and layers with a quantized input.
+    """
+    return PER_BYTE_OF_JSON * json + ENTRY * entries + ITEM * items
+
+
+def held_bytes(entry: Entry) -> int:
+    """Return the bytes that restoring a tensor holds beside its decoded streams.
+
+    Where its dtype is wider than what is decoded, or another than float32; for a transform the
+    values, which may be many more than its factors have.
+    """
+    values, width = math.prod(entry.shape), RAW_DTYPES[entry.dtype]
+    if isinstance(entry, RawEntry):
+        return values * max(0, width - entry.width)
+    other = 0 if entry.dtype == "float32" else width
+    return values * (other + 4 * isinstance(entry, TransformEntry))
+
+
+def restoring_work(entries: Iterable[Entry]) -> int:
+    """Return the units of work from indices to values."""
+    return sum(map(_restoring, entries))
+
+
+def _restoring(entry: Entry) -> int:
+    values = math.prod(entry.shape)
+    if not isinstance(entry, TransformEntry):
+        return VALUE * values
+    parts = sum(_restoring(part) for part in (entry.coefficients, entry.basis))
+    rank = entry.basis.shape[1 if entry.side == "left" else 0] if values else 0
+    return parts + VALUE * values + rank * (values // FACTOR + STEP * (values // TILE + 1))
