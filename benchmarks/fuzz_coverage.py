@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 OWN = ("inspect", "load", "load_tensor")  # files with checksums
-TARGETS = (*OWN, "recipe", "trace", "run", "checkpoint")
+TARGETS = (*OWN, "recipe", "trace", "run", "checkpoint", "weights")
 MOST = 10_000  # bytes of an input
 HANG = 60  # seconds
 ALIKE = 40  # characters of a reason: one failure of each is kept
@@ -31,11 +31,12 @@ def one(name: str, seconds: int, seed: int, report: Path) -> None:
 
     with atheris.instrument_imports(include=["fewbits"]):
         from fuzz_cost import bounds  # noqa: PLC0415
-        from fuzz_genes import packed, unpacked  # noqa: PLC0415
+        from fuzz_genes import packed, sealed, unpacked  # noqa: PLC0415
         from fuzz_targets import TARGETS as KNOWN  # noqa: PLC0415
         from fuzz_targets import judge  # noqa: PLC0415
 
     target = KNOWN[name]
+    render = unpacked if name in OWN else sealed if name == "checkpoint" else bytes
     folder = Path(tempfile.mkdtemp())
     corpus = folder / "corpus"
     corpus.mkdir()
@@ -46,7 +47,7 @@ def one(name: str, seconds: int, seed: int, report: Path) -> None:
     state = {"said": time.monotonic()}
 
     def try_one(given: bytes) -> None:
-        data = unpacked(given) if name in OWN else given
+        data = render(given)
         begin, wrong = time.process_time(), ""
         try:
             told[judge(target, data, folder)] += 1

@@ -6,6 +6,7 @@ A genome renders to bytes. Its mutations keep checksums and lengths right, and s
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from fewbits.coding import CODECS
 from fewbits.coding.adaptive import dump_settings
 from fewbits.coding.filters import Settings
 from fewbits.coding.varint import signed_varint, varint
+from fewbits.training.checkpoint import SCHEMA
 from fuzz_mutations import change_bytes, change_tree
 from fuzz_seeds import Bodies, dump, join, seeds
 
-__all__ = ["Genome", "Plain", "Stored", "Zipped", "files", "packed", "unpacked"]
+__all__ = ["Genome", "Plain", "Sealed", "Stored", "Zipped", "files", "packed", "sealed", "unpacked"]
 
 LONGEST = 1 << 20  # bytes that are changed: what is longer is not read anyway
 NOWHERE = (1 << 24) - 1  # length of a stream that is joined to a later one
@@ -134,6 +136,19 @@ class Zipped:
         else:
             members[place] = name, Plain(body).changed(rng).text
         return replace(self, members=tuple(members))
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A checkpoint of a run: what is inside, and the line at its end, made right again."""
+
+    inside: Genome
+
+    def data(self) -> bytes:
+        return sealed(self.inside.data())
+
+    def changed(self, rng: Generator) -> Sealed:
+        return Sealed(self.inside.changed(rng))
 
 
 @dataclass(frozen=True)
@@ -283,6 +298,8 @@ def files() -> list[Genome]:
 
 def packed(gene: Genome) -> bytes:
     """Return a genome as bytes that :func:`unpacked` takes, with nothing that needs a checksum."""
+    if isinstance(gene, Sealed):
+        return gene.inside.data()
     if not isinstance(gene, Stored):
         return gene.data()
     known = {key: value for key, value in gene.header.items() if key != "l"}
@@ -291,6 +308,11 @@ def packed(gene: Genome) -> bytes:
     for body in gene.bodies:
         out += (NOWHERE if body is None else len(body)).to_bytes(3, "little") + (body or b"")
     return out
+
+
+def sealed(inside: bytes) -> bytes:
+    """Return a checkpoint with the line at its end that fits what is inside."""
+    return inside + f"\n{SCHEMA} sha256 {hashlib.sha256(inside).hexdigest()}\n".encode()
 
 
 def unpacked(data: bytes) -> bytes:

@@ -16,8 +16,9 @@ from fewbits import Recipe
 from fewbits.cli.runs import Order
 from fewbits.errors import ConfigError, CorruptFileError, SourceError
 from fewbits.search.trace import Trace
-from fewbits.training.checkpoint import RunFolder
-from fuzz_genes import Genome, Plain, Zipped, files
+from fewbits.sources.state_dicts import read_state_dict
+from fewbits.training.checkpoint import SCHEMA, RunFolder
+from fuzz_genes import Genome, Plain, Sealed, Zipped, files
 
 __all__ = ["TARGETS", "Target", "judge"]
 
@@ -83,7 +84,8 @@ TRIAL = {"slope": 0.5, "bytes": 9, "bits_per_weight": 2.0, "score": None, "secon
 TRACES = tuple(
     json.dumps(
         {"schema": "fewbits.trace/1", "goal": {"bytes": 9}, "key": "k", "reference": 0.5}
-        | {"trials": [TRIAL | {"chosen": k == 1} for k in range(count)], "ended": ""}
+        | {"trials": [TRIAL | {"slope": 2.0**k, "chosen": k == 1} for k in range(count)]}
+        | {"ended": ""}
     )
     for count in (0, 2)
 )
@@ -94,8 +96,15 @@ ORDER |= {"logs": ["csv"], "precision": "float32", "metadata": True}
 
 
 def _checkpoints() -> list[Genome]:
-    state: dict[str, Any] = {"schema": "fewbits.checkpoint/1", "key": "k", "epoch": 1}
-    state["network"] = {"w": torch.zeros(3, 4), "b": torch.arange(3)}
+    return [Sealed(gene) for gene in _pickled({"schema": SCHEMA, "key": "k", "epoch": 1})]
+
+
+def _weights() -> list[Genome]:
+    return _pickled({"epoch": 3, "optimizer": {"lr": 0.1}})
+
+
+def _pickled(beside: dict[str, Any]) -> list[Genome]:
+    state = {**beside, "network": {"w": torch.zeros(3, 4), "b": torch.arange(3)}}
     out = io.BytesIO()
     torch.save(state, out)
     return [Zipped.of(out.getvalue()), Plain(out.getvalue())]
@@ -113,4 +122,5 @@ TARGETS = {
         lambda path: Order.of_folder(path.parent), PLAIN, _plain(json.dumps(ORDER)), "run.json"
     ),
     "checkpoint": Target(RunFolder.read, PLAIN, _checkpoints, "last.pt"),
+    "weights": Target(read_state_dict, PLAIN, _weights, "weights.pt"),
 }
