@@ -249,6 +249,47 @@ def fuzz(record: dict[str, Any]) -> str:
     )
 
 
+def fuzz_cost(record: dict[str, Any]) -> str:
+    """The dearest input that a search of each reader found."""
+    head = ("reader", "inputs", "refused", "most CPU seconds", "most MB", "otherwise")
+    rows = [
+        (
+            row["target"],
+            f"{row['cases']:,}",
+            f"{row['refused']:,}",
+            f"{row['seconds']['value']:.2f}, of {row['seconds']['input_bytes']:,} bytes",
+            f"{row['bytes']['value'] / 1e6:.0f}, of {row['bytes']['input_bytes']:,} bytes",
+            f"{len(row['failures'])}",
+        )
+        for row in record["targets"]
+    ]
+    bound = record["bounds"]
+    return (
+        f"{table(head, rows)}\n\nInputs of up to {record['input_bytes']:,} bytes, "
+        f"{record['minutes']:g} minutes, seed {record['seed']}; allowed: "
+        f"{bound['cpu_seconds']:.1f} CPU seconds and {bound['bytes'] / 1e6:.0f} MB."
+    )
+
+
+def fuzz_coverage(record: dict[str, Any]) -> str:
+    """What fuzzing guided by coverage came upon."""
+    head = ("reader", "inputs", "refused", "edges seen", "otherwise")
+    rows = [
+        (
+            row["target"],
+            f"{row['cases']:,}",
+            f"{row['refused']:,}",
+            f"{row.get('edges', 0):,}",
+            f"{len(row['failures'])}",
+        )
+        for row in record["targets"]
+    ]
+    return (
+        f"{table(head, rows)}\n\nInputs of up to {record['input_bytes']:,} bytes, "
+        f"{record['minutes']:g} minutes, seed {record['seed']}, atheris {record['atheris']}."
+    )
+
+
 def writing(record: dict[str, Any]) -> str:
     """What was tried on the files that are written, and how often it went otherwise."""
     rows = []
@@ -277,6 +318,8 @@ PRINTERS = {
         coding_sources,
         loading,
         fuzz,
+        fuzz_cost,
+        fuzz_coverage,
         writing,
         hemp_mnist,
         hemp_resnet,

@@ -15,6 +15,8 @@ from fewbits.engine.views import KINDS
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results"
 NOTE = "<!-- Written by docs/build.py; `make docs` writes it again. -->\n\n"
+COST = "<!-- inputs that cost most: by docs/build.py -->\n"
+COVERAGE = "<!-- guided by coverage: by docs/build.py -->\n"
 WRITING = "<!-- files that are written: by docs/build.py -->\n"
 BEGIN, END = "<!-- results: written by docs/build.py -->\n", "<!-- end of results -->\n"
 
@@ -96,7 +98,13 @@ def readme() -> str:
 def robustness() -> str:
     """docs/robustness.md with the figures of the fuzzer, and of the files that are written."""
     text = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
-    for name, begin in (("fuzz", BEGIN), ("writing", WRITING)):
+    places = (
+        ("fuzz", BEGIN),
+        ("fuzz_cost", COST),
+        ("fuzz_coverage", COVERAGE),
+        ("writing", WRITING),
+    )
+    for name, begin in places:
         command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), name]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         figures = told.partition("\n\n")[2].rstrip("\n")

@@ -109,5 +109,5 @@ def test_what_a_start_loses_is_told_on_standard_error_and_in_json(run):
     found = json.loads(run(f"{words} --json").stdout)
     assert "2 quantized inputs" in found["warnings"][0]
     assert any("2 quantized inputs" in text for text in found["notes"])
-    resumed = run("train --resume on.fewbits.run")
+    resumed = run("train summary_net:two --data summary_net:loaders --resume on.fewbits.run")
     assert "warning: not kept" in resumed.stderr
