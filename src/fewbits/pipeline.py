@@ -32,6 +32,10 @@ from .progress import Progress
 __all__ = ["Pipeline"]
 
 _T = TypeVar("_T")
+_UNREPEATABLE = (
+    "calibrated on the quantized network's inputs alone: two passes of the float network over one "
+    "batch give it different inputs (random numbers or state that cannot be put back)"
+)
 
 
 @dataclass
@@ -237,6 +241,9 @@ class Pipeline:
                 f"time, so that {report.reruns} forward passes were repeated"
             )
         self.results.update(observer.results)
+        for module in report.unrepeatable:
+            for found in work[module]:
+                observer.note(found.target.name, _UNREPEATABLE)
         for name, note in observer.notes.items():
             self.plan = self.plan.noted(name, note)
         self._quantize_unreached(network, entries)
@@ -263,9 +270,7 @@ class Pipeline:
                 "call the network that it is given (a copy), not one that it captured."
             )
         for entry in unreached:
-            method = self._fall_back(
-                entry, "no calibration batch reaches the layer in both networks"
-            )
+            method = self._fall_back(entry, "no calibration batch calls the layer in both networks")
             work = self._work(entry, method)
             self.results[entry.target.name] = quantize_blind(network, work, self.plan.recipe.seed)
 

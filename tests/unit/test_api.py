@@ -141,7 +141,7 @@ def test_unreached_layers_fall_back_and_say_so():
     coded = fewbits.compress(Part(), GPFQ, calibration=DATA)
     entry = next(e for e in coded.plan.entries if e.target.name == "unused.weight")
     assert entry.method.name == "nearest"
-    assert "no calibration batch reaches" in entry.reason
+    assert "no calibration batch calls" in entry.reason
 
 
 def test_bias_correction_reaches_a_bias_or_the_absorbed_normalization():

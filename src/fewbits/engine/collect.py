@@ -15,7 +15,7 @@ from ..ops.grid import FLOAT32_MAX
 from .isolation import autocast_off
 from .layer import LayerMatrix, Quantized
 from .lockstep import Call
-from .pairing import mispairing
+from .pairing import Pairing
 from .probes import Sensitivity
 from .rows import Rows, draw_rows
 from .statistics import StatisticsAccumulator
@@ -92,6 +92,7 @@ class LayerQuantizer:
     notes: dict[str, str] = field(default_factory=dict)
     _calls: Mapping[str, int] = field(default_factory=dict)
     _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
+    _pairings: dict[str, Pairing] = field(default_factory=dict)
     _unpaired: set[str] = field(default_factory=set)
 
     def expect(self, calls: Mapping[str, int]) -> None:
@@ -115,14 +116,18 @@ class LayerQuantizer:
     def _paired(self, name: str, known: Rows, seen: Rows, batch: int, call: int) -> Rows:
         """Return the float network's rows, or the quantized one's where they have no partners."""
         seed = layer_seed(self.seed, name, batch, call)
-        cause = mispairing(known, seen, seed, moved_before=bool(self._unpaired))
+        pairing = self._pairings.setdefault(name, Pairing())
+        self._unpair(name, pairing.look(known, seen, seed, moved_before=bool(self._unpaired)))
+        return seen if name in self._unpaired else known
+
+    def _unpair(self, name: str, cause: str) -> None:
+        """Leave the float network's rows of a weight out of account, if there is a cause."""
         if not cause:
-            return known
+            return
         self._unpaired.add(name)
-        self._note(name, f"calibrated on the quantized network's inputs alone: {cause}")
+        self.note(name, f"calibrated on the quantized network's inputs alone: {cause}")
         if name in self._sums:
             self._sums[name].forget_reference()
-        return seen
 
     def _add(self, work: Work, seen: Rows, known: Rows, batch: int, call: int) -> None:
         view, name = work.target.view, work.target.name
@@ -146,6 +151,9 @@ class LayerQuantizer:
         """Quantize every weight of ``module`` from what was observed."""
         for work in self.work[module]:
             name = work.target.name
+            pairing = self._pairings.pop(name, None)
+            if pairing is not None and name not in self._unpaired:
+                self._unpair(name, pairing.judge(moved_before=bool(self._unpaired)))
             sums = self._sums.pop(name, None)
             if sums is None:
                 continue
@@ -156,20 +164,21 @@ class LayerQuantizer:
 
     def _shift_bias(self, target: Target, shift: Tensor) -> None:
         if target.name in self.fixed_bias:
-            self._note(target.name, "bias not corrected: the layer does not add it to its output")
+            self.note(target.name, "bias not corrected: the layer does not add it to its output")
             return
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
         if sink in parameters and _is_shared(self.network, parameters[sink]):
-            self._note(target.name, "no bias to correct: it is another layer's too")
+            self.note(target.name, "no bias to correct: it is another layer's too")
         elif sink in parameters:
             with torch.no_grad():
                 parameters[sink].add_(shift.to(parameters[sink]))
         else:
-            self._note(target.name, "no bias to correct: the layer has none")
+            self.note(target.name, "no bias to correct: the layer has none")
 
-    def _note(self, name: str, text: str) -> None:
+    def note(self, name: str, text: str) -> None:
+        """Add something that the person should know of a weight."""
         self.notes[name] = "; ".join(filter(None, [self.notes.get(name), text]))
 
 

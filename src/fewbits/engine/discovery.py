@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,7 @@ class LiveBytes(TorchFunctionMode):
         kept = (*network.parameters(), *network.buffers(), *plain_tensors(network))
         self._known = {ref for tensor in kept if (ref := _storage(tensor)) is not None}
         self._made: dict[StorageWeakRef, int] = {}
+        self._paused = False
 
     def __torch_function__(
         self,
@@ -95,8 +97,18 @@ class LiveBytes(TorchFunctionMode):
     ) -> Any:
         """Call the function and note what it returned."""
         result = func(*args, **(kwargs or {}))
-        self._note(result)
+        if not self._paused:
+            self._note(result)
         return result
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing that is made inside: it is the observer's, not the pass's."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def sample(self, call: Call) -> None:
         """Take a measurement at a call, whose inputs are alive wherever they were made."""

@@ -16,43 +16,72 @@ from torch import Tensor
 from .rows import Rows
 from .tasks import Call
 
-__all__ = ["mispairing", "unified"]
+__all__ = ["Pairing", "alike", "sampled", "unified"]
 
 _BLOCK = 256  # rows that are compared with each other: partners that moved are near, as a rule
 _CLOSER = 4.0  # squared distance: a partner elsewhere is that much closer than the one in place
 _FAR = 0.05  # of the other rows are nearer than what is at a row's own position
-_CROWDED = 5.0  # dimensions: in fewer, rows of another sample are near by chance
 _SMALL, _TINY = 1e-2, 1e-30  # of the typical deviation: below it a feature is next to constant
 _MOVED = 0.01  # of the rows: fewer could be chance
+_DRAWS = 3  # of noise as large as what is seen, to know what chance gives
 _ROUNDING = 1e-9  # of the mean square: float32 arithmetic makes about 1e-13
 _ENOUGH = 24  # rows whose mean rank is no chance
+_SAMPLED = 4096  # values of a tensor that are compared with those of another pass
+_REPEATED = 2e-2  # relative difference: 16 bits added in another order differ by less
 _UNRELATED = 0.3  # mean rank; 0.5 where a row's partner is no closer than any other row
 
+_ORDER = "their order depends on values"
+_STRANGE = "they have too little in common with the float network's to be paired"
 
-def mispairing(reference: Rows, quantized: Rows, seed: int, *, moved_before: bool = False) -> str:
-    """Return why the rows of two calls cannot be paired by position; "" where they can.
 
-    Args:
-        reference: rows of a call in the float network.
-        quantized: rows of the same call in the quantized network.
-        seed: places the rows that are looked at, up to 256 that follow each other.
-        moved_before: rows of an earlier layer had other places, so that a weaker sign is enough.
+class Pairing:
+    """Whether the rows of one weight are paired by position, looked at call by call.
 
-    Cost: ``256^2 * features`` products.
+    Rows of small calls are put together until there are enough of them to tell.
     """
-    if reference.count != quantized.count:
-        return (
-            f"their number depends on values ({reference.count} in the float network, "
-            f"{quantized.count} in the quantized one)"
-        )
-    ours, theirs = reference.points or reference, quantized.points or quantized
-    if ours.count != theirs.count:
-        return "the positions of its inputs depend on values"
-    picks = _block(ours.count, seed)
-    for x, y in zip(ours.take(picks), theirs.take(picks), strict=True):
-        if _moved(x, y, 0.0 if moved_before else _FAR):
-            return "their order depends on values"
-    return ""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def look(
+        self, reference: Rows, quantized: Rows, seed: int, *, moved_before: bool = False
+    ) -> str:
+        """Return why the rows of a call cannot be paired; "" where they can, or it is too early.
+
+        Args:
+            reference: rows of a call in the float network.
+            quantized: rows of the same call in the quantized network.
+            seed: places the rows that are looked at, up to 256 that follow each other.
+            moved_before: rows of an earlier layer had other places: a weaker sign is enough.
+
+        Cost: about ``3 * 256^2 * features`` products for every 256 rows, or large call.
+        """
+        if reference.count != quantized.count:
+            return (
+                f"their number depends on values ({reference.count} in the float network, "
+                f"{quantized.count} in the quantized one)"
+            )
+        ours, theirs = reference.points or reference, quantized.points or quantized
+        if ours.count != theirs.count:
+            return "the positions of its inputs depend on values"
+        picks = _block(ours.count, seed)
+        self._held.append((_kept(ours.take(picks)), _kept(theirs.take(picks))))
+        enough = sum(x.shape[1] for x, _ in self._held) >= _BLOCK
+        return self.judge(moved_before=moved_before) if enough else ""
+
+    def judge(self, *, moved_before: bool = False) -> str:
+        """Return what the rows tell that were put together since they were last looked at."""
+        held, self._held = self._held, []
+        if not held:
+            return ""
+        far = 0.0 if moved_before else _FAR
+        sides = (torch.cat(side, 1) for side in zip(*held, strict=True))
+        causes = [_cause(x, y, far) for x, y in zip(*sides, strict=True)]
+        return next(filter(None, causes), "")
+
+
+def _kept(rows: Tensor) -> Tensor:
+    return rows.cpu().double()
 
 
 def _block(count: int, seed: int) -> Tensor:
@@ -61,47 +90,83 @@ def _block(count: int, seed: int) -> Tensor:
     return torch.arange(start, min(count, start + _BLOCK))
 
 
-def _moved(x: Tensor, y: Tensor, far: float) -> bool:
-    """Tell whether rows of X have their partners in X~ elsewhere, or none that can be told.
+def _cause(x: Tensor, y: Tensor, far: float) -> str:
+    """Return why rows of X (rows, features) and of X~ cannot be paired by position, or "".
 
-    Two signs. Rows that a partner elsewhere is far nearer to than what is at their own position,
-    and the same from the other side: what is at their position belongs elsewhere too. And rows that
-    are no nearer to the one at their position than to any other. Noise as large as the signal gives
-    neither: it moves rows away from their partners, but not onto other rows' places in a circle.
-
-    Args:
-        x: rows (rows, features) of the float network.
-        y: rows of the quantized network.
-        far: share of the other rows that are nearer than what is at a row's own position, before
-            the row may count as moved.
+    Two signs. More rows have moved than noise alone would move: noise is what is seen, put on other
+    rows. Or rows are no nearer to the one at their position than to any other.
     """
-    x, y = (part.cpu().double() - part.cpu().double().mean(0) for part in (x, y))
-    rows, places = len(x), torch.arange(len(x))
+    rows = len(x)
     if rows < 2:
-        return False
+        return ""
+    x, y = x - x.mean(0), y - y.mean(0)
     deviation = x.square().mean(0).sqrt()  # a few features far larger than all others tell little
     deviation = deviation.clamp_min(_SMALL * deviation.square().mean().sqrt() + _TINY)
     x, y = x / deviation, y / deviation
+    distances = _distances(x, y)
+    moved = _moved(distances, far)
+    if moved >= max(2, round(_MOVED * rows)):
+        chance = 0.0
+        for draw in range(_DRAWS):
+            order = torch.randperm(rows, generator=torch.Generator().manual_seed(draw))
+            chance += _moved(_distances(x, x + (y - x)[order]), far) / _DRAWS
+        if moved >= 2 * (chance + chance**0.5 + 1):
+            return _ORDER
+    apart = rows >= _ENOUGH and bool(_rank(distances).mean() >= _UNRELATED)
+    return _STRANGE if apart else ""
+
+
+def _moved(distances: Tensor, far: float) -> int:
+    """Return how many rows have a partner elsewhere, as has what is in their place.
+
+    A partner is far nearer than what either has at its own position, and each other's nearest (of
+    rows that are alike, each is). Noise moves rows away from their partners, but seldom onto other
+    rows' places in a circle.
+
+    Args:
+        distances: from rows of X to rows of X~, squared.
+        far: share of the other rows that are nearer than the one at a row's own position, above
+            which a row may count as moved.
+    """
+    own = distances.diagonal()
+    nearest = (distances <= distances.amin(1, keepdim=True)) & (distances <= distances.amin(0))
+    strange = _rank(distances) > far
+    apart = _CLOSER * distances < torch.minimum(own[:, None], own)
+    partners = nearest & apart & strange[:, None] & strange
+    return int((partners.any(0) & partners.any(1)).sum())
+
+
+def _rank(distances: Tensor) -> Tensor:
+    """Return which share of the other rows is nearer than the one at a row's own position."""
+    own = distances.diagonal()
+    return (distances < own[:, None]).double().sum(1) / (len(own) - 1)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return squared distances, those of rows at one position a little less: rows alike stay."""
     distances = torch.cdist(x, y).square()
-    own = distances.diagonal() - _ROUNDING * x.square().sum(1).mean()  # rows that are alike stay
-    rank = (distances < own[:, None]).double().sum(1) / (rows - 1)
-    nearest, back = distances.min(1), distances.argmin(0)
-    there = nearest.indices
-    strange = (_CLOSER * nearest.values < own) & (rank > far)
-    gone = strange & strange[there] & (back[there] == places) & (there != places)
-    gone &= _CLOSER * nearest.values < own[there]
-    came = torch.zeros(rows, dtype=torch.bool)
-    came[there[gone]] = True
-    moved = int((gone & came).sum())
-    if moved >= max(2, round(_MOVED * rows)) and _dimension(x) >= _CROWDED:
-        return True
-    return rows >= _ENOUGH and bool(rank.mean() >= _UNRELATED)
+    distances.diagonal().sub_(_ROUNDING * x.square().sum(1).mean())
+    return distances
 
 
-def _dimension(x: Tensor) -> float:
-    """Return how many directions of equal strength would have the spread of the rows of X."""
-    gram = x @ x.mT
-    return float(gram.trace().square() / gram.square().sum().clamp_min(_TINY))
+def sampled(call: Call) -> list[Tensor]:
+    """Return some values of every tensor that a call is made with, evenly spread, float64."""
+    given = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
+    kept = []
+    for value in given:
+        if value.layout == torch.strided and not (value.is_nested or value.is_complex()):
+            flat = value.detach().reshape(-1)
+            part = flat[:: max(1, len(flat) // _SAMPLED)]
+            kept.append(part.to("cpu", torch.float64, copy=True))
+    return kept
+
+
+def alike(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Tell whether two samples have equal values, but for rounding in another order."""
+    if [len(values) for values in before] != [len(values) for values in after]:
+        return False
+    pairs = zip(before, after, strict=True)
+    return all(bool((a - b).norm() <= _REPEATED * a.norm()) or torch.equal(a, b) for a, b in pairs)
 
 
 def unified(reference: Call, quantized: Call) -> Call:

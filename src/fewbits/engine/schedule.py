@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent
@@ -15,7 +15,7 @@ from .batches import Forward, describe
 from .discovery import LiveBytes, discover, plain_bytes
 from .draws import OwnGenerators
 from .isolation import CallerState, cloned, replica
-from .pairing import unified
+from .pairing import alike, sampled, unified
 from .tasks import Call, PassTask
 
 __all__ = ["Expecting", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
@@ -58,6 +58,8 @@ class LockstepReport:
         pair_bytes: what the suspended passes of one batch hold at most, as far as Python sees, with
             the copies of plain tensors (tables, caches) that its module trees hold.
         unmatched: calls of the reference network that the quantized one did not make, dropped.
+        unrepeatable: modules whose inputs differ between two passes of the reference network over
+            one batch; the observer got the quantized network's calls twice.
     """
 
     order: tuple[str, ...]
@@ -67,6 +69,7 @@ class LockstepReport:
     reruns: int
     pair_bytes: int = 0
     unmatched: int = 0
+    unrepeatable: tuple[str, ...] = ()
 
 
 class Stream:
@@ -121,6 +124,8 @@ class Schedule:
         self._begun: set[tuple[int, str]] = set()
         self._reruns = 0
         self._unmatched = 0
+        self._seen: dict[str, list[Tensor]] = {}
+        self._unrepeatable: set[str] = set()
 
     def run(
         self, targets: Sequence[str], max_live_bytes: int, progress: Progress
@@ -149,7 +154,14 @@ class Schedule:
         order = tuple(module for module in found.order if module in self._completed)
         missed = tuple(module for module in targets if module not in self._completed)
         return LockstepReport(
-            order, self._observed, missed, live, self._reruns, pair_bytes, self._unmatched
+            order,
+            self._observed,
+            missed,
+            live,
+            self._reruns,
+            pair_bytes,
+            self._unmatched,
+            tuple(module for module in order if module in self._unrepeatable),
         )
 
     def close(self) -> list[str]:
@@ -168,7 +180,13 @@ class Schedule:
             with meter:
                 self._pass(lead, lead.network, batch)
 
-        task = self._task(batch, lead, body, probe=meter.sample)
+        def probe(module: str, call: Call) -> None:
+            meter.sample(call)
+            if batch == 0 and lead is not self._streams[-1] and module not in self._seen:
+                with meter.paused():
+                    self._seen[module] = sampled(call)
+
+        task = self._task(batch, lead, body, probe)
         task.run_to(None)
         self._alive.discard(task)
         return task.counts
@@ -212,10 +230,18 @@ class Schedule:
             if quantized is None:
                 self._unmatched += 1
                 continue
+            self._check_repeated(module, reference)
             shared = unified(reference, quantized)
+            reference = shared if module in self._unrepeatable else reference
             self._observer.observe(module, pair.batch, call, reference, shared)
             self._observed[module] = self._observed.get(module, 0) + 1
             del reference, quantized, shared  # before the passes go on and make more
+
+    def _check_repeated(self, module: str, call: Call) -> None:
+        """Compare the first call of a module with that of the survey, which had the same batch."""
+        before = self._seen.pop(module, None)
+        if before is not None and not alike(before, sampled(call)):
+            self._unrepeatable.add(module)
 
     def _ready(self, pair: _Pair, stream: Stream, module: str, call: int) -> PassTask:
         """Return the pass of one batch, from the start if it is beyond what is to be seen."""
@@ -244,7 +270,7 @@ class Schedule:
         batch: int,
         stream: Stream,
         body: Callable[[], None],
-        probe: Callable[[Call], None] | None = None,
+        probe: Callable[[str, Call], None] | None = None,
     ) -> PassTask:
         title = (
             f"calibration batch {batch} ({describe(self._batches[batch])}) "

@@ -85,7 +85,7 @@ class PassTask:
         seed: int,
         completed: set[str],
         state: CallerState,
-        probe: Callable[[Call], None] | None = None,
+        probe: Callable[[str, Call], None] | None = None,
     ) -> None:
         self.counts: dict[str, int] = {}
         self.passed: set[str] = set()
@@ -154,7 +154,7 @@ class PassTask:
         self.counts[name] = self.counts.pop(name, 0) + 1  # re-inserted: order of last calls
         self.last = name
         if self._probe is not None:
-            self._probe(call)
+            self._probe(name, call)
         if name == self._goal:
             self._outbox.put(call)
             self._goal = self._inbox.get()
