@@ -1,0 +1,100 @@
+"""One source for every hot loop: plain Python, which numba compiles where that pays.
+
+A kernel is a function over integers and NumPy arrays. It runs as it is, or compiled without the
+global lock; both give the same bytes, so small streams need no compiler. Two rules keep them the
+same: what is read from an array passes through ``int`` before arithmetic, and no intermediate
+leaves 64 signed bits. numba is imported on the first compiled call, never before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
+from typing import Any, TypeVar, cast
+
+__all__ = ["compiled", "is_compiled", "kernel", "on_compile", "pick", "plain"]
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+WORTH = 200_000  # plain steps, about a microsecond each, from which loading compiled code pays
+
+_sources: dict[str, FunctionType] = {}
+_loaded: list[SimpleNamespace] = []
+_lock = threading.Lock()
+_listeners: list[Callable[[str], None]] = []
+
+
+def kernel(function: Kernel) -> Kernel:
+    """Register ``function`` under its name, which no other kernel may have, and return it."""
+    source = cast(FunctionType, function)
+    if source.__name__ in _sources:
+        raise ValueError(f"two kernels are called {source.__name__!r}. Rename one of them.")
+    _sources[source.__name__] = source
+    return function
+
+
+def on_compile(listener: Callable[[str], None]) -> None:
+    """Have ``listener`` told, once, if kernels are about to be compiled for the first time."""
+    _listeners.append(listener)
+
+
+def plain() -> SimpleNamespace:
+    """Return the kernels as they are."""
+    return SimpleNamespace(**_sources)
+
+
+def is_compiled() -> bool:
+    """Return whether this process has loaded compiled kernels."""
+    return bool(_loaded)
+
+
+def pick(steps: int) -> SimpleNamespace:
+    """Return the kernels to use for ``steps`` of plain work, of about a microsecond each."""
+    return compiled() if _loaded or steps >= WORTH else plain()
+
+
+def compiled() -> SimpleNamespace:
+    """Return the kernels compiled: from numba's cache on disk, or in some seconds, once."""
+    with _lock:
+        if not _loaded:
+            _loaded.append(SimpleNamespace(**_compile()))
+    return _loaded[0]
+
+
+def _compile() -> dict[str, Any]:
+    """Return a dispatcher for each kernel; numba compiles, or loads, each on its first call."""
+    from numba import njit  # noqa: PLC0415 - `import fewbits` must not wait for it
+
+    digest = _digest()
+    found: dict[str, Any] = {}
+    scopes = []
+    for name, source in _sources.items():
+        # A copy that calls compiled kernels. numba's cache knows a function by its name and file,
+        # not by what it calls: the digest in the name makes it know the callees as well.
+        scopes.append(dict(source.__globals__))
+        copy = FunctionType(source.__code__, scopes[-1], name)
+        copy.__qualname__ = f"{name}_{digest}"
+        try:
+            found[name] = njit(copy, nogil=True, cache=True)
+        except RuntimeError:  # no folder that can be written: compile for this process alone
+            found[name] = njit(copy, nogil=True)
+    for scope in scopes:
+        scope.update((name, found[name]) for name in found if name in scope)
+    if not _is_cached(found, digest):
+        for listener in _listeners:
+            listener("compiling the coder's kernels: some seconds, once on this machine")
+    return found
+
+
+def _is_cached(dispatchers: dict[str, Any], digest: str) -> bool:
+    folders = {dispatcher.stats.cache_path for dispatcher in dispatchers.values()}
+    return any(any(Path(folder).glob(f"*{digest}*.nbi")) for folder in folders if folder)
+
+
+def _digest() -> str:
+    files = sorted({source.__code__.co_filename for source in _sources.values()})
+    text = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+    return hashlib.sha256(text).hexdigest()[:12]

@@ -1,0 +1,153 @@
+"""An asymmetric numeral system in four interleaved lanes, with a table for each symbol's class.
+
+Duda's rANS: states of 32 bits, 16 bits at a time, chances in 1/4096. Symbol ``i`` of a segment
+belongs to lane ``i % 4``; lanes do not wait for each other, which is what makes them fast. The
+encoder walks backwards and begins with states of ``1 << 16``, which a decoder must end with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels import kernel
+
+__all__ = ["LANES", "LOWEST", "PRECISION", "TOTAL", "count_symbols", "pull_symbols", "push_symbols", "sum_sizes"]
+
+LANES = 4
+PRECISION = 12
+TOTAL = 1 << PRECISION
+LOWEST = 1 << 16
+
+Ints = NDArray[np.int64]
+Bins = NDArray[np.uint8]
+Words = NDArray[np.uint16]
+Slots = NDArray[np.uint32]
+Cells = NDArray[np.int32]
+
+
+@kernel
+def sum_sizes(bins: Bins, centre: int, by_row: Ints, by_column: Ints) -> None:
+    """Add the distances of symbols from ``centre`` to sums by row and by column."""
+    for row in range(bins.shape[0]):
+        total = 0
+        for column in range(bins.shape[1]):
+            size = abs(int(bins[row, column]) - centre)
+            by_column[column] += size
+            total += size
+        by_row[row] += total
+
+
+@kernel
+def count_symbols(bins: Bins, cells: Cells, levels: Bins, counts: Ints) -> None:
+    """Add to ``counts`` (classes, 256) how often each class has each symbol."""
+    for row in range(bins.shape[0]):
+        level = int(levels[row])
+        for column in range(bins.shape[1]):
+            counts[cells[level, column], bins[row, column]] += 1
+
+
+@kernel
+def push_symbols(
+    bins: Bins, tables: Cells, cells: Cells, levels: Bins,
+    start: int, stop: int, words: Words, states: Ints,
+) -> int:  # fmt: skip
+    """Encode flat symbols [start, stop) into the end of ``words``; return where they begin.
+
+    Args:
+        bins: (rows, columns) symbols.
+        tables: (classes, 256, 2) where each symbol's share of 4096 begins, and how large it is.
+        cells: (levels, columns) the class of a symbol by the level of its row and by its column.
+        levels: (rows,) of rows.
+        start, stop: the segment.
+        words: room for it.
+        states: (4,) the lanes, written.
+    """
+    columns, place = bins.shape[1], words.size
+    for lane in range(LANES):
+        states[lane] = LOWEST
+    row, column = (stop - 1) // columns, (stop - 1) % columns
+    for at in range(stop - start - 1, -1, -1):
+        table = int(cells[levels[row], column])
+        symbol = int(bins[row, column])
+        begin, size = int(tables[table, symbol, 0]), int(tables[table, symbol, 1])
+        state = int(states[at & 3])
+        if state >= size << 20:
+            place -= 1
+            words[place] = state & 0xFFFF
+            state >>= 16
+        quotient = state // size
+        states[at & 3] = (quotient << PRECISION) + begin + state - quotient * size
+        column -= 1
+        if column < 0:
+            row, column = row - 1, columns - 1
+    return place
+
+
+@kernel
+def pull_symbols(
+    out: Bins, slots: Slots, cells: Cells, levels: Bins,
+    start: int, stop: int, words: Words, states: Ints,
+) -> int:  # fmt: skip
+    """Decode flat symbols [start, stop); return how many words they took, or -1 for too many.
+
+    Args:
+        out: (rows, columns) symbols, written.
+        slots: (classes * 4096,) symbol in 8 bits, its share in 12, place in the share in 12.
+        cells: as for ``push_symbols``, times 4096.
+        levels: (rows,) of rows.
+        start, stop: the segment.
+        words: with ``LANES`` zeros at the end, which are read but not counted.
+        states: (4,) the lanes, changed.
+    """
+    columns, place, last = out.shape[1], 0, words.size - LANES
+    a, b, c, d = int(states[0]), int(states[1]), int(states[2]), int(states[3])
+    row, column = start // columns, start % columns
+    left = stop - start
+    while left > 0:
+        level = int(levels[row])
+        end = min(columns, column + left)
+        left -= end - column
+        quads = column + ((end - column) & -4)
+        while column < quads:
+            w = int(slots[int(cells[level, column]) + (a & 4095)])
+            x = int(slots[int(cells[level, column + 1]) + (b & 4095)])
+            y = int(slots[int(cells[level, column + 2]) + (c & 4095)])
+            z = int(slots[int(cells[level, column + 3]) + (d & 4095)])
+            a = ((w >> 8) & 4095) * (a >> 12) + (w >> 20)
+            b = ((x >> 8) & 4095) * (b >> 12) + (x >> 20)
+            c = ((y >> 8) & 4095) * (c >> 12) + (y >> 20)
+            d = ((z >> 8) & 4095) * (d >> 12) + (z >> 20)
+            out[row, column] = w & 255
+            out[row, column + 1] = x & 255
+            out[row, column + 2] = y & 255
+            out[row, column + 3] = z & 255
+            if a < LOWEST:
+                a = (a << 16) | int(words[place])
+                place += 1
+            if b < LOWEST:
+                b = (b << 16) | int(words[place])
+                place += 1
+            if c < LOWEST:
+                c = (c << 16) | int(words[place])
+                place += 1
+            if d < LOWEST:
+                d = (d << 16) | int(words[place])
+                place += 1
+            if place > last:
+                return -1
+            column += 4
+        while column < end:  # the lanes take turns: the next symbol is always the first one's
+            w = int(slots[int(cells[level, column]) + (a & 4095)])
+            a = ((w >> 8) & 4095) * (a >> 12) + (w >> 20)
+            out[row, column] = w & 255
+            if a < LOWEST:
+                a = (a << 16) | int(words[place])
+                place += 1
+            if place > last:
+                return -1
+            a, b, c, d = b, c, d, a
+            column += 1
+        row, column = row + 1, 0
+    states[0], states[1], states[2], states[3] = a, b, c, d
+    return place

@@ -1,0 +1,258 @@
+"""A matrix of integers, symbol by symbol, and what is expected of each: the model of ``mix``.
+
+Rows are walked from left to right. A symbol's mean is predicted from its neighbours: earlier taps
+of its filter, the filter before, the rows above. Its distance from that mean is predicted from how
+far off earlier symbols were in its filter, row, input and column. Both predictions are least
+squares over what has been seen. A logistic law with both, and contexts, are for ``flags.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bitcoder import FAILED
+from .desk import (
+    AROUND,
+    AT_CONTEXTS,
+    AT_DISTANCES,
+    AT_MEANS,
+    CENTRE,
+    COUNT,
+    COUNTERS,
+    DISTANCES,
+    EXPECTED,
+    FILTER,
+    INVERSE,
+    MEAN,
+    MEANS,
+    NEAR,
+    PERIOD,
+    RATE,
+    ROW,
+    SCALE,
+    SEEN,
+    SHIFT,
+    TAPS,
+    TOTAL,
+    USUAL,
+)
+from .flags import SHARPNESS, take_number, unit_of
+from .kernels import kernel
+from .logistic import octaves
+from .mixer import SPAN, STILL
+from .regression import accumulate, predict, sweep
+
+__all__ = ["DISTANCE_SHIFT", "MEAN_SHIFT", "walk"]
+
+MEAN_SHIFT, DISTANCE_SHIFT = 16, 14
+MEAN_RIDGE, DISTANCE_RIDGE = 100, 16 << 16
+EVERY = 63  # symbols between sweeps, less 1
+FAR = 1 << 13
+RATIO = 12  # bits below the point of a row's size over the usual
+PLENTY = 1 << 16
+LARGEST = 1023  # of a feature
+LAST_COLUMN = (SPAN[3] >> 6) - 1
+OF_ROW = sum(SPAN[:5])  # where counters of the row begin
+
+Ints = NDArray[np.int64]
+Values = NDArray[np.int32]
+
+
+@kernel
+def value_at(values: Values, desk: Ints, row: int, column: int) -> int:
+    """Return a value less the centre."""
+    return int(values[row, column]) - int(desk[CENTRE])
+
+
+@kernel
+def level_at(values: Values, desk: Ints, row: int, column: int) -> int:
+    """Return a value less the centre, in the levels of the statistics; 0 outside the matrix."""
+    if row < 0 or column < 0:
+        return 0
+    return value_at(values, desk, row, column) >> int(desk[SHIFT])
+
+
+@kernel
+def back(values: Values, desk: Ints, row: int, column: int, distance: int) -> int:
+    """Return the level some columns back in the row; 0 if there is none."""
+    if distance <= 0:
+        return 0
+    return level_at(values, desk, row, column - distance)
+
+
+@kernel
+def clip(number: int, bound: int) -> int:
+    """Return the nearest number within ``bound`` of 0."""
+    return min(max(number, -bound), bound)
+
+
+@kernel
+def predict_mean(values: Values, near: Ints, means: Ints, desk: Ints, row: int, column: int) -> None:
+    """Fill the features of the mean, and predict it."""
+    taps, slot = int(desk[TAPS]), column % near.shape[0]
+    for j in range(NEAR):
+        found = back(values, desk, row, column, int(near[slot, j]))
+        desk[AT_MEANS + j] = clip(found, LARGEST)
+    above = level_at(values, desk, row - 1, column)
+    beside = level_at(values, desk, row, column - taps)
+    if taps == 1:
+        beside = level_at(values, desk, row - 1, column - 1)
+    desk[AT_MEANS + NEAR] = clip(above, LARGEST)
+    desk[AT_MEANS + NEAR + 1] = clip(level_at(values, desk, row - 2, column), LARGEST)
+    desk[AT_MEANS + NEAR + 2] = clip(beside, LARGEST)
+    desk[AT_MEANS + NEAR + 3] = 2
+    mean = predict(means, slot, desk, AT_MEANS, MEANS)
+    desk[MEAN] = clip(mean >> MEAN_SHIFT - 6, PLENTY)
+
+
+@kernel
+def predict_distance(
+    tallies: Ints, distances: Ints, desk: Ints, around: int, row: int, column: int
+) -> int:
+    """Fill the features of the distance from the mean, and return the distance expected."""
+    taps = int(desk[TAPS])
+    at = column // taps
+    usual = max((int(desk[TOTAL]) + (int(desk[COUNT]) >> 1)) // int(desk[COUNT]), 1)
+    by_input = (int(tallies[0, at]) + 4 * usual) << RATIO
+    by_input = max(by_input // (int(tallies[1, at]) + (4 << RATIO)), 1)
+    rate = (int(desk[ROW]) + 4 * usual) << RATIO
+    rate //= int(desk[EXPECTED]) + 4 * usual
+    product = min(rate * by_input >> RATIO, FAR)
+    by_column = (int(tallies[2, column]) + 2 * by_input) // (row + 2)
+    by_filter = (int(desk[FILTER]) + 2 * product) // (int(desk[SEEN]) + 2)
+    desk[AT_DISTANCES] = product
+    desk[AT_DISTANCES + 1] = min(rate * usual >> RATIO, FAR)
+    desk[AT_DISTANCES + 2] = by_input
+    desk[AT_DISTANCES + 3] = by_column
+    desk[AT_DISTANCES + 4] = by_filter
+    desk[AT_DISTANCES + 5] = min(around << 5, FAR)
+    desk[AT_DISTANCES + 6] = usual
+    desk[AT_DISTANCES + 7] = min(abs(int(desk[MEAN])), FAR)
+    desk[USUAL] = by_input
+    desk[RATE] = rate
+    distance = predict(distances, 1 if column % taps else 0, desk, AT_DISTANCES, DISTANCES)
+    return min(max(distance >> DISTANCE_SHIFT, 1), FAR)
+
+
+@kernel
+def set_contexts(desk: Ints, left: int, upper: int, corners: int, phase: int, column: int) -> None:
+    """Fill the contexts of a symbol from its neighbours and the distances expected."""
+    mean, scale = int(desk[MEAN]), int(desk[SCALE])
+    around = (clip(left, 3) + 3) * 7 + clip(upper, 3) + 3
+    past = (clip(left, 7) + 7) * 15 + clip(int(desk[AT_MEANS + 1]), 7) + 7
+    contexts = (
+        (clip(mean >> 4, 20) + 20) * 53 + scale,
+        around * 16 + corners,
+        past * 3 + phase,
+        min(column, LAST_COLUMN),
+        (clip((mean + 32) >> 6, 6) + 6) * 49 + around,
+        0,
+    )
+    base = 0
+    for j in range(COUNTERS):
+        desk[AT_CONTEXTS + j] = base + contexts[j] * 64
+        base += SPAN[j]
+    desk[AROUND] = around
+    desk[AT_CONTEXTS + COUNTERS] = scale
+    desk[AT_CONTEXTS + COUNTERS + 1] = around
+    for j in range(2):
+        first = min(octaves(int(desk[AT_DISTANCES + 1 + 2 * j])) >> 2, 7)
+        second = min(octaves(int(desk[AT_DISTANCES + 2 + 2 * j])) >> 2, 7)
+        desk[AT_CONTEXTS + COUNTERS + 2 + j] = first * 8 + second
+
+
+@kernel
+def expect(
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, desk: Ints,
+    row: int, column: int,
+) -> int:  # fmt: skip
+    """Fill the desk for a symbol, and return the distance expected from its mean."""
+    predict_mean(values, near, means, desk, row, column)
+    slot = column % near.shape[0]
+    left = back(values, desk, row, column, int(near[slot, NEAR]))
+    upper = back(values, desk, row, column, int(near[slot, NEAR + 1]))
+    corner = min(abs(back(values, desk, row, column, int(near[slot, NEAR + 2]))), 3)
+    other = min(abs(back(values, desk, row, column, int(near[slot, NEAR + 3]))), 3)
+    expected = predict_distance(tallies, distances, desk, abs(left) + abs(upper), row, column)
+    desk[SCALE] = octaves(expected)
+    desk[INVERSE] = (SHARPNESS << 16) // max(expected, 4)
+    phase = (row * values.shape[1] + column) % int(desk[PERIOD])
+    set_contexts(desk, left, upper, corner * 4 + other, phase, column)
+    return expected
+
+
+@kernel
+def learn_distance(
+    tallies: Ints, distances: Ints, desk: Ints, expected: int, off: int, column: int
+) -> None:
+    """Add a distance to all averages, and to the regression as a part of what was expected."""
+    taps = int(desk[TAPS])
+    at = column // taps
+    desk[FILTER] += off
+    desk[SEEN] += 1
+    desk[ROW] += off
+    desk[EXPECTED] += desk[USUAL]
+    desk[TOTAL] += off
+    desk[COUNT] += 1
+    if desk[COUNT] > PLENTY:
+        desk[TOTAL] >>= 1
+        desk[COUNT] >>= 1
+    tallies[0, at] += off
+    tallies[1, at] += desk[RATE]
+    tallies[2, column] += off
+    unit = max(expected, 4)
+    for j in range(DISTANCES):
+        desk[AT_DISTANCES + j] = min((int(desk[AT_DISTANCES + j]) << 8) // unit, 4095)
+    chosen, target = 1 if column % taps else 0, min((off << 8) // unit, 4095)
+    accumulate(distances, chosen, desk, AT_DISTANCES, DISTANCES, target)
+
+
+@kernel
+def refresh(means: Ints, distances: Ints, place: int, slot: int, last: bool) -> None:
+    """Solve again, every 64 symbols; what belongs to a tap at the end of a row as well."""
+    due = place & EVERY == EVERY
+    if due or last:
+        sweep(distances, 0, DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        sweep(distances, 1, DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+    for chosen in range(means.shape[0]):
+        if last or (due and chosen == slot):
+            sweep(means, chosen, MEANS, MEAN_RIDGE, MEAN_SHIFT)
+
+
+@kernel
+def walk(
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
+    model: Values, desk: Ints, buffer: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Code a matrix.
+
+    Args:
+        values: (rows, columns); a decoder writes them.
+        near: (taps or 1, NEAR + 4) columns back to each neighbour, 0 for none; then to the left,
+            the upper, the upper left and the upper right one.
+        tallies: (3, columns) distances so far by input, what rows made expected of them, and
+            distances by column.
+        means, distances: tables of regressions.
+        model, desk, buffer: of the flags, of everything, of the bits.
+    """
+    rows, columns = values.shape
+    for row in range(rows):
+        desk[ROW] = desk[EXPECTED] = 0
+        for j in range(64):
+            model[OF_ROW + j] = STILL
+        for column in range(columns):
+            if column % int(desk[TAPS]) == 0:
+                desk[FILTER] = desk[SEEN] = 0
+            expected = expect(values, near, tallies, means, distances, desk, row, column)
+            number = take_number(model, desk, buffer, value_at(values, desk, row, column))
+            if desk[FAILED]:
+                return
+            values[row, column] = number + int(desk[CENTRE])
+            shift = int(desk[SHIFT])
+            off = min(abs(unit_of(number, shift) - int(desk[MEAN])), FAR)
+            learn_distance(tallies, distances, desk, expected, off, column)
+            slot = column % near.shape[0]
+            accumulate(means, slot, desk, AT_MEANS, MEANS, clip(number >> shift, LARGEST))
+            last = column == columns - 1 and near.shape[0] > 1
+            refresh(means, distances, row * columns + column, slot, last)
