@@ -1,7 +1,8 @@
 """A binary arithmetic coder: the carryless kind with 32-bit bounds, chances in 1/65536.
 
-One kernel measures, encodes and decodes, so the three cannot differ. Its state is an array of integers (its first eight; see ``desk.py``); the bytes lie in a buffer that never grows: who encodes into a full one, or
-decodes past its end, is told by ``FAILED``.
+One kernel measures, encodes and decodes, so the three cannot differ. Its state is the begin of
+the desk; the bytes lie in a buffer that never grows: ``FAILED`` is set by who encodes into a
+full one, or decodes past its end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
-from .desk import SIZE
+from . import desk as on
 from .kernels import kernel
 from .logistic import COSTS, ONE
 
@@ -38,7 +39,7 @@ Bytes = NDArray[np.uint8]
 
 def open_coder(mode: int, data: bytes = b"", room: int = 0) -> tuple[Ints, Bytes]:
     """Return state and buffer: ``data`` to decode, ``room`` bytes to encode into."""
-    state = np.zeros(SIZE, np.int64)
+    state = np.zeros(on.SIZE, np.int64)
     state[MODE], state[HIGH] = mode, FULL
     if mode == DECODE:
         buffer = np.frombuffer(data + bytes(TAIL), np.uint8).copy()

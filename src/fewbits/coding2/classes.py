@@ -8,6 +8,7 @@ or too small for a table of their own, share one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = ["Classes", "fit", "take_classes"]
 MOST_LEVELS, MOST_TABLES = 16, 16
 STEPS = (0.7, 0.35)  # of levels, in octaves
 SAMPLE = 1 << 18  # symbols on which a division is chosen
+LEAST = 8  # symbols that share a level
 PRIOR = 2.0  # symbols of the usual size that each row, input and tap begins with
 
 Ints = NDArray[np.int64]
@@ -65,10 +67,13 @@ def undivided(layout: Layout) -> Classes:
 
 def _levels(sums: Ints, count: int, usual: float, step: float) -> Ints:
     """Return the levels of rows, inputs or taps with these sums of ``count`` distances each."""
+    if count < LEAST:
+        return np.zeros(sums.size, np.int64)
     means = (sums + PRIOR * usual) / (count + PRIOR)
     levels = np.rint(np.log2(np.maximum(means / usual, 2.0**-16)) / step).astype(np.int64)
     lowest = max(int(levels.min()), int(np.median(levels)) - MOST_LEVELS // 2)
-    return np.clip(levels - lowest, 0, MOST_LEVELS - 1)
+    found: Ints = np.clip(levels - lowest, 0, MOST_LEVELS - 1)
+    return found
 
 
 def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace) -> list[Classes]:
@@ -87,7 +92,11 @@ def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace
         )
         full = replace(none, rows=rows, inputs=inputs, taps=taps)
         found += [full, replace(full, taps=none.taps), replace(full, rows=none.rows)]
-        found += [replace(full, inputs=none.inputs), replace(none, rows=rows), replace(none, taps=taps)]
+        found += [
+            replace(full, inputs=none.inputs),
+            replace(none, rows=rows),
+            replace(none, taps=taps),
+        ]
     return found
 
 
@@ -114,7 +123,7 @@ def _merge(counts: Ints) -> tuple[float, Ints, Ints]:
     alive = [at for at in range(len(counts)) if counts[at].any()]
     groups = [counts[at] for at in alive]
     bits = [_bits(group) for group in groups]
-    joined = [_bits(a + b) for a, b in zip(groups[:-1], groups[1:], strict=True)]
+    joined = [_bits(a + b) for a, b in pairwise(groups)]
     first = list(alive)  # of each group
     while len(groups) > 1:
         gains = [bits[at] + bits[at + 1] - joined[at] for at in range(len(joined))]
@@ -141,7 +150,7 @@ def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, 
     stride = max(1, layout.size // SAMPLE)
     sample = np.ascontiguousarray(bins[::stride])
     share = len(bins) / len(sample)
-    tried = []
+    tried: list[tuple[float, int, Classes]] = []
     for division in _divisions(bins, layout, centre, kernels):
         part = division.part(slice(None, None, stride))
         bits = _merge(_count(sample, part, kernels))[0] * share
@@ -161,12 +170,13 @@ def _side_bits(classes: Classes) -> float:
 def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
     """Write the levels, or read them: nothing but a flag where all are 0."""
     found = []
-    for kind, levels in enumerate((classes.rows, classes.inputs, classes.taps)):
-        head = numbers.take(np.array([levels.max(), np.median(levels)], np.int64), 3)
+    for kind, known in enumerate((classes.rows, classes.inputs, classes.taps)):
+        head = numbers.take(np.array([known.max(), np.median(known)], np.int64), 3)
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
+        levels = np.zeros_like(known)
         if head[0]:
-            levels = head[1] + numbers.take(levels - head[1], kind)
+            levels = head[1] + numbers.take(known - head[1], kind)
             if levels.min() < 0 or levels.max() > head[0]:
                 raise CorruptFileError(f"a level beyond {head[0]}")
         found.append(levels)

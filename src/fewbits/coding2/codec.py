@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 
-__all__ = ["CODECS", "Bound", "Codec", "Layout", "Symbols", "check_bound", "register"]
+__all__ = ["CODECS", "NO_LIMIT", "Bound", "Codec", "Layout", "Symbols", "check_bound", "register"]
 
 Symbols: TypeAlias = NDArray[np.integer[Any]]
+
+NO_LIMIT = 1 << 62  # bytes
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ class Codec(Protocol):
     bound: Bound
     tier: int
 
-    def encode(self, symbols: Symbols, layout: Layout, threads: int = 1) -> bytes | None:
-        """Return the bytes of a non-empty matrix, or None where the codec does not suit it.
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
+        """Return the bytes of a non-empty matrix: at most ``limit``, else None.
 
-        The bytes do not depend on ``threads``.
+        None also where the codec does not suit the matrix. The bytes do not depend on ``threads``.
         """
 
-    def decode(self, data: bytes, layout: Layout, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
         """Return the matrix; CorruptFileError for bytes that ``encode`` does not give."""
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:

@@ -6,41 +6,6 @@ are told of it (the frame), scratch of the mixer, what a walk carries on, and tw
 
 from __future__ import annotations
 
-__all__ = [
-    "AROUND",
-    "AT_CELLS",
-    "AT_CONTEXTS",
-    "AT_DISTANCES",
-    "AT_FRAME",
-    "AT_INPUTS",
-    "AT_MEANS",
-    "AT_SLOTS",
-    "CENTRE",
-    "COUNT",
-    "COUNTERS",
-    "DISTANCES",
-    "EXPECTED",
-    "FILTER",
-    "HIGHEST",
-    "INPUTS",
-    "INVERSE",
-    "LOWEST",
-    "MAPS",
-    "MEAN",
-    "MEANS",
-    "NEAR",
-    "PERIOD",
-    "RATE",
-    "ROW",
-    "SCALE",
-    "SEEN",
-    "SHIFT",
-    "SIZE",
-    "TAPS",
-    "TOTAL",
-    "USUAL",
-]
-
 COUNTERS, MAPS = 6, 4  # estimates of a flag from contexts, and from maps of the law
 INPUTS = COUNTERS + 1 + MAPS
 NEAR = 8  # neighbours in a row that a mean is predicted from

@@ -5,25 +5,13 @@ the bits below the first. A flag that can only be what it is, given the alphabet
 Every flag cuts an interval of numbers in two, so the law tells its chance.
 """
 
+# ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .desk import (
-    AROUND,
-    AT_CELLS,
-    AT_CONTEXTS,
-    AT_SLOTS,
-    COUNTERS,
-    HIGHEST,
-    INVERSE,
-    LOWEST,
-    MAPS,
-    MEAN,
-    SCALE,
-    SHIFT,
-)
+from . import desk as on
 from .kernels import kernel
 from .logistic import ONE, SQUASH, stretch
 from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, SPAN, take_flag
@@ -51,8 +39,8 @@ def unit_of(number: int, shift: int) -> int:
 @kernel
 def tail(desk: Ints, edge: int) -> int:
     """Return the chance, in 1/65536, to be ``edge`` halves of a level or more above 0."""
-    away = ((edge << (UNIT_BITS - 1)) >> int(desk[SHIFT])) - int(desk[MEAN])
-    return int(SQUASH[3071 - min(max((away * int(desk[INVERSE])) >> 16, -3000), 3000)])
+    away = ((edge << (UNIT_BITS - 1)) >> int(desk[on.SHIFT])) - int(desk[on.MEAN])
+    return int(SQUASH[3071 - min(max((away * int(desk[on.INVERSE])) >> 16, -3000), 3000)])
 
 
 @kernel
@@ -75,36 +63,60 @@ def node_of(depth: int, size: int, value: int) -> int:
 
 @kernel
 def ask(
-    model: Model, desk: Ints, buffer: Bytes, stage: int, node: int, negative: int, cut: int, span: int, bit: int
+    model: Model,
+    desk: Ints,
+    buffer: Bytes,
+    stage: int,
+    node: int,
+    negative: int,
+    cut: int,
+    span: int,
+    bit: int,
 ) -> int:
     """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
-    scale = int(desk[SCALE]) >> 2
-    for j in range(COUNTERS):
-        desk[AT_SLOTS + j] = int(desk[AT_CONTEXTS + j]) + node + 32 * negative
+    scale = int(desk[on.SCALE]) >> 2
+    for j in range(on.COUNTERS):
+        desk[on.AT_SLOTS + j] = int(desk[on.AT_CONTEXTS + j]) + node + 32 * negative
     if stage >= CLASS:  # the mean as seen from this side of 0
-        mean = min(max(int(desk[MEAN]) >> 4, -MEANS), MEANS)
+        mean = min(max(int(desk[on.MEAN]) >> 4, -MEANS), MEANS)
         seen = -mean if negative else mean
-        desk[AT_SLOTS] = ((seen + MEANS) * 53 + int(desk[SCALE])) * 64 + node
-        desk[AT_SLOTS + 4] = FOURTH + ((mean + MEANS) * 14 + scale) * 64 + node + 32 * negative
-    for j in range(MAPS):
-        desk[AT_CELLS + j] = AT_MAPS + ((j * NODES + node) * CELLS + int(desk[AT_CONTEXTS + COUNTERS + j])) * MAP
-    desk[AT_CELLS + MAPS] = FINAL + (node * FINAL_SIZE[0] + scale) * MAP
-    around = NODES * FINAL_SIZE[0] + node * FINAL_SIZE[1] + int(desk[AROUND])
-    desk[AT_CELLS + MAPS + 1] = FINAL + around * MAP
-    desk[AT_CELLS + MAPS + 2] = node
-    desk[AT_CELLS + MAPS + 3] = NODES + node * 16 + scale
+        desk[on.AT_SLOTS] = ((seen + MEANS) * 53 + int(desk[on.SCALE])) * 64 + node
+        desk[on.AT_SLOTS + 4] = FOURTH + ((mean + MEANS) * 14 + scale) * 64 + node + 32 * negative
+    for j in range(on.MAPS):
+        cell = (j * NODES + node) * CELLS + int(desk[on.AT_CONTEXTS + on.COUNTERS + j])
+        desk[on.AT_CELLS + j] = AT_MAPS + cell * MAP
+    desk[on.AT_CELLS + on.MAPS] = FINAL + (node * FINAL_SIZE[0] + scale) * MAP
+    around = NODES * FINAL_SIZE[0] + node * FINAL_SIZE[1] + int(desk[on.AROUND])
+    desk[on.AT_CELLS + on.MAPS + 1] = FINAL + around * MAP
+    desk[on.AT_CELLS + on.MAPS + 2] = node
+    desk[on.AT_CELLS + on.MAPS + 3] = NODES + node * 16 + scale
     law = stretch(min(max((cut << 16) // max(span, 1), 16), ONE - 1))
     return take_flag(model, desk, buffer, law, bit)
 
 
 @kernel
-def take_magnitude(model: Model, desk: Ints, buffer: Bytes, negative: int, most: int, span: int, known: int) -> int:
+def take_magnitude(
+    model: Model, desk: Ints, buffer: Bytes, negative: int, most: int, span: int, known: int
+) -> int:
     """Code a magnitude less 1, at most ``most``, whose side of 0 has the chance ``span``."""
     size, beyond = 0, 0
     while 1 << size <= most:
         beyond = tail_beyond(desk, negative, (1 << size) + 1)
         node = 2 + min(size, 11)
-        if ask(model, desk, buffer, CLASS, node, negative, beyond, span, 1 if known >= 1 << size else 0) == 0:
+        if (
+            ask(
+                model,
+                desk,
+                buffer,
+                CLASS,
+                node,
+                negative,
+                beyond,
+                span,
+                1 if known >= 1 << size else 0,
+            )
+            == 0
+        ):
             break
         size, span, beyond = size + 1, beyond, 0
     value = 1 if size else 0
@@ -123,7 +135,7 @@ def take_magnitude(model: Model, desk: Ints, buffer: Bytes, negative: int, most:
 @kernel
 def take_number(model: Model, desk: Ints, buffer: Bytes, known: int) -> int:
     """Code a number between the frame's bounds; a decoder returns what it was."""
-    lowest, highest = int(desk[LOWEST]), int(desk[HIGHEST])
+    lowest, highest = int(desk[on.LOWEST]), int(desk[on.HIGHEST])
     if lowest == highest:
         return 0
     below = tail_beyond(desk, 1, 1) if lowest < 0 else 0

@@ -1,15 +1,15 @@
-"""Which columns are neighbours, what they are worth at first, and whether symbols come in tuples."""
+"""Which columns are neighbours, what they are worth at first, and where symbols come in tuples."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import desk as on
 from .codec import Layout
-from .desk import DISTANCES, MEANS, NEAR
 from .walk import DISTANCE_SHIFT, MEAN_SHIFT
 
-__all__ = ["means_prior", "neighbours", "period_of", "distances_prior"]
+__all__ = ["distances_prior", "means_prior", "neighbours", "period_of"]
 
 Ints = NDArray[np.int64]
 
@@ -37,19 +37,24 @@ def neighbours(layout: Layout) -> Ints:
     for tap in range(layout.taps):
         y, x = divmod(tap, width)
         steps = [(up, left) for up in range(y + 1) for left in range(x - width + 1, x + 1)]
-        far = [(up * up + left * left, up * width + left) for up, left in steps]
-        near = [distance for _, distance in sorted(far) if distance > 0][:NEAR]
+        ranked = sorted((up * up + left * left, up * width + left) for up, left in steps)
+        near = [distance for _, distance in ranked if distance > 0][: on.NEAR]
         over = width if y else 0
-        around = [min(x, 1), over, over + 1 if y and x else 0, over - 1 if 0 < y and x < width - 1 else 0]
-        rows.append(near + [0] * (NEAR - len(near)) + around)
+        around = [
+            min(x, 1),
+            over,
+            over + 1 if y and x else 0,
+            over - 1 if y > 0 and x < width - 1 else 0,
+        ]
+        rows.append(near + [0] * (on.NEAR - len(near)) + around)
     return np.array(rows, np.int64)
 
 
 def means_prior(layout: Layout, near: Ints) -> Ints:
     """Return the weights of the features of a mean before anything is seen."""
-    prior = np.zeros((len(near), MEANS), np.int64)
+    prior = np.zeros((len(near), on.MEANS), np.int64)
     if len(near) > 1:
-        for tap, row in enumerate(near[:, :NEAR].tolist()):
+        for tap, row in enumerate(near[:, : on.NEAR].tolist()):
             y, x = divmod(tap, layout.width)
             worth = {1: WORTH} if x else {}
             worth |= {layout.width: WORTH} if y else {}
@@ -61,7 +66,7 @@ def means_prior(layout: Layout, near: Ints) -> Ints:
 
 def distances_prior() -> Ints:
     """Return those of a distance, for the first tap and for later ones: row times input, filter."""
-    prior = np.zeros((2, DISTANCES), np.int64)
+    prior = np.zeros((2, on.DISTANCES), np.int64)
     prior[:, [0, 4]] = 1 << (DISTANCE_SHIFT - 1)
     return prior
 

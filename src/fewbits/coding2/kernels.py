@@ -3,7 +3,8 @@
 A kernel is a function over integers and NumPy arrays. It runs as it is, or compiled without the
 global lock; both give the same bytes, so small streams need no compiler. Two rules keep them the
 same: what is read from an array passes through ``int`` before arithmetic, and no intermediate
-leaves 64 signed bits. numba is imported on the first compiled call, never before.
+leaves 64 signed bits. They allocate nothing, divide by nothing that can be 0, and check what
+they index: no one else does. numba is imported on the first compiled call, never before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -66,8 +68,6 @@ def compiled() -> SimpleNamespace:
 
 def _compile() -> dict[str, Any]:
     """Return a dispatcher for each kernel; numba compiles, or loads, each on its first call."""
-    from numba import njit  # noqa: PLC0415 - `import fewbits` must not wait for it
-
     digest = _digest()
     found: dict[str, Any] = {}
     scopes = []
@@ -77,10 +77,7 @@ def _compile() -> dict[str, Any]:
         scopes.append(dict(source.__globals__))
         copy = FunctionType(source.__code__, scopes[-1], name)
         copy.__qualname__ = f"{name}_{digest}"
-        try:
-            found[name] = njit(copy, nogil=True, cache=True)
-        except RuntimeError:  # no folder that can be written: compile for this process alone
-            found[name] = njit(copy, nogil=True)
+        found[name] = _dispatcher(copy)
     for scope in scopes:
         scope.update((name, found[name]) for name in found if name in scope)
     if not _is_cached(found, digest):
@@ -89,12 +86,25 @@ def _compile() -> dict[str, Any]:
     return found
 
 
+def _dispatcher(function: FunctionType) -> Any:
+    """Return what compiles ``function`` when it is called."""
+    from numba import njit  # noqa: PLC0415 - `import fewbits` must not wait for it
+
+    # Kernels allocate nothing, so arrays need no counting of references: it halved the speed.
+    # The option is not public; a numba without it compiles slower code. The cache needs a folder
+    # that can be written, without which kernels are compiled for this process alone.
+    for options in ({"cache": True, "_nrt": False}, {"cache": True}, {}):
+        with suppress(RuntimeError, KeyError, TypeError, NameError):
+            return njit(function, nogil=True, error_model="numpy", **options)
+    raise RuntimeError(f"numba cannot compile {function.__name__}. Install another version of it.")
+
+
 def _is_cached(dispatchers: dict[str, Any], digest: str) -> bool:
     folders = {dispatcher.stats.cache_path for dispatcher in dispatchers.values()}
     return any(any(Path(folder).glob(f"*{digest}*.nbi")) for folder in folders if folder)
 
 
 def _digest() -> str:
-    files = sorted({source.__code__.co_filename for source in _sources.values()})
-    text = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
-    return hashlib.sha256(text).hexdigest()[:12]
+    """Return what stands for the text of this package, constants included."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

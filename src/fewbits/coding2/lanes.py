@@ -5,6 +5,7 @@ belongs to lane ``i % 4``; lanes do not wait for each other, which is what makes
 encoder walks backwards and begins with states of ``1 << 16``, which a decoder must end with.
 """
 
+# ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
 import numpy as np
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 
 from .kernels import kernel
 
-__all__ = ["LANES", "LOWEST", "PRECISION", "TOTAL", "count_symbols", "pull_symbols", "push_symbols", "sum_sizes"]
+__all__ = [
+    "LANES",
+    "LOWEST",
+    "PRECISION",
+    "TOTAL",
+    "count_symbols",
+    "pull_symbols",
+    "push_symbols",
+    "sum_sizes",
+]
 
 LANES = 4
 PRECISION = 12

@@ -5,17 +5,15 @@ A chance is in 1/65536, a logarithm of odds ("stretched" chance) in 1/256 of a n
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from .kernels import kernel
 
 __all__ = [
-    "CLASSES",
     "COSTS",
     "ONE",
+    "QUARTERS",
     "REACH",
     "RECIPROCALS",
     "SQUASH",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
+from . import desk as on
 from .bitcoder import (
     DECODE,
     ENCODE,
@@ -25,11 +26,11 @@ from .bitcoder import (
     finish_decoding,
     open_coder,
 )
-from .codec import Bound, Layout, Symbols, check_bound, register
+from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
 from .cursor import MAX_SYMBOL, Cursor, framed, signed_varint, varint
-from .desk import CENTRE, COUNT, DISTANCES, HIGHEST, LOWEST, MEANS, PERIOD, SHIFT, TAPS, TOTAL
 from .geometry import distances_prior, means_prior, neighbours, period_of
 from .kernels import pick
+from .logistic import QUARTERS, octaves
 from .mixer import SPAN, STILL, new_model
 from .regression import age, new_table
 
@@ -40,6 +41,8 @@ STEPS = 200  # of plain work for a symbol
 FADE = 4  # bits by which what regressions have seen counts less in the next matrix
 SAMPLE = 1 << 17  # symbols that an estimate walks
 COLUMNS = slice(sum(SPAN[:3]), sum(SPAN[:4]))
+SAME = 64  # in the first byte of settings
+USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size of each class
 LEAST = 1 << 11  # symbols per byte: what a short stream can ask for is bounded
 
 Values = NDArray[np.int32]
@@ -64,23 +67,30 @@ class Settings:
     period: int
     shift: int
 
-    def to_bytes(self) -> bytes:
-        """Return the settings as a stream begins with them."""
-        numbers = (self.highest - self.lowest, self.centre - self.lowest, self.usual)
-        body = b"".join(map(varint, numbers))
-        return signed_varint(self.lowest) + body + bytes([self.period + 4 * self.shift])
+    def to_bytes(self, before: Settings | None) -> bytes:
+        """Return the settings as a stream has them: one byte if they are as ``before``."""
+        mark = octaves(self.usual)
+        if before == replace(self, usual=before.usual if before else 0):
+            return bytes([SAME + mark])
+        numbers = (self.highest - self.lowest, self.centre - self.lowest)
+        body = signed_varint(self.lowest) + b"".join(map(varint, numbers))
+        return bytes([mark]) + body + bytes([self.period + 4 * self.shift])
 
     @classmethod
-    def parse(cls, cursor: Cursor) -> Settings:
-        """Return the settings that a stream begins with, checked."""
+    def parse(cls, cursor: Cursor, before: Settings | None) -> Settings:
+        """Return the settings that come next in a stream, checked."""
+        same, mark = divmod(cursor.byte(), SAME)
+        usual = int(USUAL[min(mark, len(USUAL) - 1)])
+        if same and before:
+            return replace(before, usual=usual)
         lowest = cursor.symbol()
-        size, centre, usual, last = cursor.varint(), cursor.varint(), cursor.varint(), cursor.byte()
-        shift, period = divmod(last, 4)
-        allowed = lowest + size <= MAX_SYMBOL and centre <= size and usual <= 1 << 13
-        if not allowed or period == 0 or shift > 32:
+        size, centre = cursor.varint(), cursor.varint()
+        shift, period = divmod(cursor.byte(), 4)
+        allowed = not same and mark < len(USUAL) and period >= 1 and shift <= 32
+        if not (allowed and lowest + size <= MAX_SYMBOL and centre <= size):
             raise CorruptFileError(
                 f"settings beyond their bounds: {size} symbols from {lowest}, centre {centre}, "
-                f"distance {usual}, tuples of {period}, shift {shift}"
+                f"tuples of {period}, shift {shift}, mark {mark}"
             )
         return cls(lowest, lowest + size, lowest + centre, usual, period, shift)
 
@@ -91,7 +101,7 @@ def _settings(values: Values, layout: Layout) -> Settings:
     centre = lowest + _mode(values, lowest, highest)
     away = float(np.abs(values.astype(np.int64) - centre).mean())
     shift = max(0, int(away).bit_length() - 5)
-    usual = min(round(64 * away) >> shift, 1 << 13)
+    usual = int(USUAL[octaves(round(64 * away) >> shift)])
     return Settings(lowest, highest, centre, usual, period_of(values, layout), shift)
 
 
@@ -117,15 +127,17 @@ class _Stream:
         near = neighbours(layout)
         key = (layout.taps, layout.width)
         if key in self.means:
-            age(self.means[key], MEANS, FADE)
+            age(self.means[key], on.MEANS, FADE)
         else:
             self.means[key] = new_table(means_prior(layout, near))
-        age(self.distances, DISTANCES, FADE)
+        age(self.distances, on.DISTANCES, FADE)
         self.model[COLUMNS] = STILL  # what columns were like means nothing in another matrix
-        self.desk[[LOWEST, HIGHEST]] = np.array([settings.lowest, settings.highest]) - settings.centre
-        self.desk[[SHIFT, CENTRE]] = settings.shift, settings.centre
-        self.desk[[TAPS, PERIOD]] = layout.taps, settings.period
-        self.desk[[TOTAL, COUNT]] = 16 * settings.usual, 16
+        self.desk[[on.LOWEST, on.HIGHEST]] = (
+            np.array([settings.lowest, settings.highest]) - settings.centre
+        )
+        self.desk[[on.SHIFT, on.CENTRE]] = settings.shift, settings.centre
+        self.desk[[on.TAPS, on.PERIOD]] = layout.taps, settings.period
+        self.desk[[on.TOTAL, on.COUNT]] = 16 * settings.usual, 16
         tallies = np.zeros((3, layout.columns), np.int64)
         tables = (tallies, self.means[key], self.distances)
         self.kernels.walk(values, near, *tables, self.model, self.desk, self.buffer)
@@ -138,7 +150,9 @@ class Mix:
     summary = "flags with chances learnt from neighbours and sizes: the fewest bytes"
     bound = Bound(LEAST, nanoseconds_per_symbol=700, bytes_per_symbol=5, fixed_bytes=1 << 23)
 
-    def encode(self, symbols: Symbols, layout: Layout, threads: int = 1) -> bytes | None:
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
         """Return the segments, each on its own; None where raw fields take less."""
         cuts = _cuts(layout)
 
@@ -150,9 +164,10 @@ class Mix:
             found = list(pool.map(segment, range(len(cuts) - 1)))
         parts = [part for part in found if part is not None]
         data = framed(parts) if len(parts) == len(found) else None
-        return data if data is not None and layout.size <= LEAST * len(data) else None
+        fits = data is not None and len(data) <= limit and layout.size <= LEAST * len(data)
+        return data if fits else None
 
-    def decode(self, data: bytes, layout: Layout, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
         """Return the matrix."""
         check_bound(self, len(data), layout)
         cuts = _cuts(layout)
@@ -175,7 +190,7 @@ class Mix:
         settings = _settings(values, layout)
         stream = _Stream(MEASURE, values.size)
         stream.walk(values, _part(layout, rows), settings)
-        return 8 * len(settings.to_bytes()) + bits_of(stream.desk) * layout.rows / rows + 8
+        return 8 * len(settings.to_bytes(None)) + bits_of(stream.desk) * layout.rows / rows + 8
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
         """Return one stream for several matrices, in order; None where raw fields take less."""
@@ -187,7 +202,8 @@ class Mix:
         for item in zip(values, layouts, settings, strict=True):
             stream.walk(*item)
         body = coded_bytes(stream.desk, stream.buffer)
-        head = b"".join(setting.to_bytes() for setting in settings)
+        pairs = zip(settings, [None, *settings[:-1]], strict=True)
+        head = b"".join(setting.to_bytes(before) for setting, before in pairs)
         return None if body is None else head + body
 
     def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
@@ -201,7 +217,9 @@ class Mix:
 def _decode_into(out: Sequence[Values], data: bytes, layouts: Sequence[Layout]) -> None:
     """Decode one stream into the matrices ``out``."""
     cursor = Cursor(data)
-    settings = [Settings.parse(cursor) for _ in layouts]
+    settings: list[Settings] = []
+    for _ in layouts:
+        settings.append(Settings.parse(cursor, settings[-1] if settings else None))
     body = cursor.rest()
     stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=body)
     for item in zip(out, layouts, settings, strict=True):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from . import desk as on
 from .bitcoder import take_bit
-from .desk import AT_CELLS, AT_INPUTS, AT_SLOTS, COUNTERS, INPUTS, MAPS
 from .kernels import kernel
 from .logistic import ONE, RECIPROCALS, SQUASH, interpolated, squash, stretch
 
@@ -38,15 +38,14 @@ SCALES = 16  # classes of sizes that choose weights
 PATIENCE = 1023
 STILL = 1 << 29  # a counter that has seen nothing: chance of a half in 20 bits, above a count of 10
 SURE = 1 << 20
-HEAVY = 1 << 24  # of a weight, at most
 MARGIN = 16  # of a chance, from 0 and 1
 # Counters by context: mean and scale, neighbours, tuples, column, mean and neighbours, row.
 SPAN = (41 * 53 * 64, 784 * 64, 675 * 64, 4096 * 64, 637 * 64, 64)
 # Where parts of a model begin: counters first, then maps, final maps, and sets of weights.
 AT_MAPS = sum(SPAN)
-FINAL = AT_MAPS + MAPS * NODES * CELLS * MAP
+FINAL = AT_MAPS + on.MAPS * NODES * CELLS * MAP
 WEIGHTS = FINAL + NODES * sum(FINAL_SIZE) * MAP
-SET = INPUTS + 1  # weights in 1/65536, and how often they moved
+SET = on.INPUTS + 1  # weights in 1/65536, and how often they moved
 
 Ints = NDArray[np.int64]
 Model = NDArray[np.int32]
@@ -60,9 +59,9 @@ def new_model() -> Model:
     chance of the law. Weights are a set for each kind of flag, then one for each kind and scale.
     """
     weights = np.zeros((NODES * (1 + SCALES), SET), np.int32)
-    weights[:, :COUNTERS] = round(0.11 * ONE)
-    weights[:, COUNTERS] = round(0.3 * ONE)
-    weights[:, COUNTERS + 1 : INPUTS] = round(0.15 * ONE)
+    weights[:, : on.COUNTERS] = round(0.11 * ONE)
+    weights[:, on.COUNTERS] = round(0.3 * ONE)
+    weights[:, on.COUNTERS + 1 : on.INPUTS] = round(0.15 * ONE)
     identity = SQUASH[[min(128 * k, 4095) + 1023 for k in range(MAP)]].astype(np.int32)
     maps = np.tile(identity, (WEIGHTS - AT_MAPS) // MAP)
     return np.concatenate([np.full(AT_MAPS, STILL, np.int32), maps, weights.reshape(-1)])
@@ -71,13 +70,13 @@ def new_model() -> Model:
 @kernel
 def gather(model: Model, desk: Ints, law: int, at: int) -> None:
     """Fill the inputs; ``at`` is the place of ``law`` in a map, in 1/4096 of a step."""
-    for j in range(COUNTERS):
-        desk[AT_INPUTS + j] = stretch(int(model[desk[AT_SLOTS + j]]) >> 14)
-    desk[AT_INPUTS + COUNTERS] = law
+    for j in range(on.COUNTERS):
+        desk[on.AT_INPUTS + j] = stretch(int(model[desk[on.AT_SLOTS + j]]) >> 14)
+    desk[on.AT_INPUTS + on.COUNTERS] = law
     step, part = at >> 12, at & 4095
-    for j in range(MAPS):
-        chance = interpolated(model, int(desk[AT_CELLS + j]) + step, part)
-        desk[AT_INPUTS + COUNTERS + 1 + j] = stretch(chance)
+    for j in range(on.MAPS):
+        chance = interpolated(model, int(desk[on.AT_CELLS + j]) + step, part)
+        desk[on.AT_INPUTS + on.COUNTERS + 1 + j] = stretch(chance)
 
 
 @kernel
@@ -91,34 +90,37 @@ def learn_map(model: Model, at: int, part: int, target: int) -> None:
 def learn(model: Model, desk: Ints, at: int, bit: int) -> None:
     """Teach counters and maps a flag."""
     target = SURE - 1 if bit else 0
-    for j in range(COUNTERS):
-        slot = int(desk[AT_SLOTS + j])
+    for j in range(on.COUNTERS):
+        slot = int(desk[on.AT_SLOTS + j])
         count, chance = int(model[slot]) & 1023, int(model[slot]) >> 10
         chance += ((target - chance) * int(RECIPROCALS[count])) >> 16
         model[slot] = (chance << 10) | min(count + 1, PATIENCE)
     step, part = at >> 12, at & 4095
-    for j in range(MAPS):
-        learn_map(model, int(desk[AT_CELLS + j]) + step, part, ONE - 1 if bit else 0)
+    for j in range(on.MAPS):
+        learn_map(model, int(desk[on.AT_CELLS + j]) + step, part, ONE - 1 if bit else 0)
 
 
 @kernel
 def weigh(model: Model, desk: Ints, chosen: int) -> int:
     """Return the sum of the inputs by one set of weights."""
     total = 0
-    for j in range(INPUTS):
-        total += int(model[chosen + j]) * int(desk[AT_INPUTS + j])
+    for j in range(on.INPUTS):
+        total += int(model[chosen + j]) * int(desk[on.AT_INPUTS + j])
     return min(max(total >> 16, -2047), 2047)
 
 
 @kernel
 def reweigh(model: Model, desk: Ints, chosen: int, error: int) -> None:
-    """Move one set of weights by the error of what they gave, in 1/65536."""
-    moved = int(model[chosen + INPUTS])
+    """Move one set of weights by the error of what they gave, in 1/65536.
+
+    They stay within 2**26: a step is below 2**14, and none is made in a direction that is sure.
+    """
+    moved = int(model[chosen + on.INPUTS])
     pull = (error * int(RATES[moved])) >> 10
-    model[chosen + INPUTS] = min(moved + 1, PATIENCE)
-    for j in range(INPUTS):
-        weight = int(model[chosen + j]) + ((pull * int(desk[AT_INPUTS + j]) + 8192) >> 14)
-        model[chosen + j] = min(max(weight, -HEAVY), HEAVY)
+    model[chosen + on.INPUTS] = min(moved + 1, PATIENCE)
+    for j in range(on.INPUTS):
+        weight = int(model[chosen + j]) + ((pull * int(desk[on.AT_INPUTS + j]) + 8192) >> 14)
+        model[chosen + j] = weight
 
 
 @kernel
@@ -129,12 +131,12 @@ def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit
     """
     at = (law + 2048) << 5
     gather(model, desk, law, at)
-    first = WEIGHTS + SET * int(desk[AT_CELLS + MAPS + 2])
-    second = WEIGHTS + SET * int(desk[AT_CELLS + MAPS + 3])
+    first = WEIGHTS + SET * int(desk[on.AT_CELLS + on.MAPS + 2])
+    second = WEIGHTS + SET * int(desk[on.AT_CELLS + on.MAPS + 3])
     odds, other = weigh(model, desk, first), weigh(model, desk, second)
     mean = ((odds + other) >> 1) + 2048
-    by_scale, part = int(desk[AT_CELLS + MAPS]) + (mean >> 7), (mean << 5) & 4095
-    by_around = int(desk[AT_CELLS + MAPS + 1]) + (at >> 12)
+    by_scale, part = int(desk[on.AT_CELLS + on.MAPS]) + (mean >> 7), (mean << 5) & 4095
+    by_around = int(desk[on.AT_CELLS + on.MAPS + 1]) + (at >> 12)
     scaled = interpolated(model, by_scale, part)
     placed = interpolated(model, by_around, at & 4095)
     chance = (5 * squash(mean - 2048) + scaled + 2 * placed + 4) >> 3

@@ -30,15 +30,12 @@ Ints = NDArray[np.int64]
 
 
 @kernel
-def take_adaptive(
-    desk: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int, bit: int
-) -> int:
+def take_adaptive(desk: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int, bit: int) -> int:
     """Code a bit with an adaptive chance."""
     chance = int(chances[at])
     bit = take_bit(desk, buffer, chance, bit)
-    chances[at] = chance + ((((1 << 16) - 1 if bit else 0) - chance) >> SPEED)
-    if chances[at] < 64:
-        chances[at] = 64
+    moved = chance + ((((1 << 16) - 1 if bit else 0) - chance) >> SPEED)
+    chances[at] = max(moved, 64)
     return bit
 
 
@@ -53,7 +50,10 @@ def take_numbers(
         code = (2 * known if known >= 0 else -2 * known - 1) + 1
         size = 0
         while size < LENGTHS - 1:
-            if take_adaptive(desk, buffer, chances, base + size, 1 if code >> (size + 1) else 0) == 0:
+            if (
+                take_adaptive(desk, buffer, chances, base + size, 1 if code >> (size + 1) else 0)
+                == 0
+            ):
                 break
             size += 1
         value = 1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from .classes import Classes, fit, take_classes, undivided
-from .codec import Bound, Layout, Symbols, check_bound, register
+from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
 from .cursor import MAX_SYMBOL, MIN_SYMBOL, Cursor, signed_varint, varint
 from .kernels import pick
 from .lanes import LANES, LOWEST, TOTAL
@@ -62,11 +62,17 @@ class Window:
     @classmethod
     def parse(cls, cursor: Cursor) -> Window:
         """Return the window that a stream begins with, checked."""
-        first, alphabet, low, escape = cursor.symbol(), cursor.byte() + 2, cursor.byte(), cursor.byte()
+        first, alphabet, low, escape = (
+            cursor.symbol(),
+            cursor.byte() + 2,
+            cursor.byte(),
+            cursor.byte(),
+        )
         lowest = cursor.symbol() if escape else 0
-        last = (first + alphabet - 1 << low) + (1 << low) - 1
+        own = alphabet - 1 if escape else alphabet  # bins that stand for symbols
+        last = (first + own << low) - 1
         most = lowest + (1 << escape) - 1
-        bounded = MIN_SYMBOL <= first << low and max(last, lowest) <= MAX_SYMBOL
+        bounded = first << low >= MIN_SYMBOL and max(last, lowest) <= MAX_SYMBOL
         if alphabet > ALPHABET or low > 31 or escape > 32 or not (bounded and most < 1 << 33):
             raise CorruptFileError(
                 f"{alphabet} bins from {first}, {low} low bits, escapes of {escape} bits"
@@ -79,7 +85,9 @@ def _window(symbols: Symbols) -> Window:
     lowest, highest = int(symbols.min()), int(symbols.max())
     if highest - lowest < ALPHABET:
         return Window(lowest, max(2, highest - lowest + 1))
-    values, counts = np.unique(symbols.reshape(-1)[:: max(1, symbols.size >> 20)], return_counts=True)
+    values, counts = np.unique(
+        symbols.reshape(-1)[:: max(1, symbols.size >> 20)], return_counts=True
+    )
     below = np.cumsum(counts)
     ends = np.searchsorted(below, [below[-1] // (2 * RARE), below[-1] - below[-1] // (2 * RARE)])
     bottom, top = (int(values[min(end, values.size - 1)]) for end in ends)
@@ -108,8 +116,12 @@ class Rans:
     summary = "tables by size of row, input and tap, four lanes, restart points: the fastest"
     bound = Bound(1 << 15, nanoseconds_per_symbol=4, bytes_per_symbol=5, fixed_bytes=1 << 20)
 
-    def encode(self, symbols: Symbols, layout: Layout, threads: int = 1) -> bytes | None:
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
         """Return window, classes with tables, and segments; None for a single value."""
+        if symbols.min() == symbols.max():
+            return None
         window = _window(symbols)
         bins = _bins(symbols, window)
         kernels = pick(ENCODE_STEPS * bins.size)
@@ -130,14 +142,15 @@ class Rans:
             starts = range(0, layout.size, SEGMENT)
             parts = list(pool.map(lambda start: coder.encode(symbols, bins, start), starts))
         lengths = b"".join(varint(len(part)) for part in parts[:-1])
-        return b"".join([window.to_bytes(), varint(len(side)), side, lengths, *parts])
+        data = b"".join([window.to_bytes(), varint(len(side)), side, lengths, *parts])
+        return data if len(data) <= limit else None
 
-    def decode(self, data: bytes, layout: Layout, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
         """Return the matrix."""
-        return self.decode_rows(data, layout, 0, layout.rows, threads)
+        return self.decode_rows(data, layout, 0, layout.rows, threads=threads)
 
     def decode_rows(
-        self, data: bytes, layout: Layout, first: int, stop: int, threads: int = 1
+        self, data: bytes, layout: Layout, first: int, stop: int, *, threads: int = 1
     ) -> Symbols:
         """Return rows [first, stop) of the matrix; only their segments are decoded."""
         check_bound(self, len(data), layout)
@@ -151,7 +164,8 @@ class Rans:
         begin = span.start * SEGMENT // layout.columns  # the row in which the first segment begins
         end = min(layout.rows, -(-span.stop * SEGMENT // layout.columns))
         shape = (end - begin, layout.columns)
-        coder = _Segments(window, classes.part(slice(begin, end)), pick(DECODE_STEPS * len(span) * SEGMENT if layout.size > SEGMENT else DECODE_STEPS * layout.size))
+        kernels = pick(DECODE_STEPS * min(layout.size, len(span) * SEGMENT))
+        coder = _Segments(window, classes.part(slice(begin, end)), kernels)
         bins, out = np.empty(shape, np.uint8), np.empty(shape, np.int32)
 
         def segment(at: int) -> None:
@@ -166,6 +180,8 @@ class Rans:
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits under the tables that ``encode`` would find, and those of the tables."""
+        if symbols.min() == symbols.max():
+            return None
         window = _window(symbols)
         bins = _bins(symbols, window)
         _, bits = fit(bins, layout, pick(ENCODE_STEPS * bins.size))
@@ -203,7 +219,9 @@ class _Segments:
             parts.append(pack(flat & (1 << window.low) - 1, 0, window.low))
         return b"".join(parts)
 
-    def decode(self, data: bytes, bins: Bins, out: NDArray[np.int32], start: int, stop: int) -> None:
+    def decode(
+        self, data: bytes, bins: Bins, out: NDArray[np.int32], start: int, stop: int
+    ) -> None:
         """Decode flat symbols [start, stop) into ``bins`` and ``out``."""
         cursor = Cursor(data)
         count = cursor.varint()

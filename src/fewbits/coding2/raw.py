@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
-from .codec import Bound, Layout, Symbols, check_bound, register
+from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
 from .cursor import MAX_SYMBOL, Cursor, signed_varint
 
 __all__ = ["Constant", "Raw", "pack", "unpack"]
@@ -23,12 +23,15 @@ class Constant:
     summary = "one value for all"
     bound = Bound(symbols_per_byte=1 << 62, nanoseconds_per_symbol=0.5, bytes_per_symbol=4)
 
-    def encode(self, symbols: Symbols, layout: Layout, threads: int = 1) -> bytes | None:
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
         """Return the value, or None where there are two."""
         first = int(symbols.flat[0])
-        return signed_varint(first) if (symbols == first).all() else None
+        data = signed_varint(first)
+        return data if len(data) <= limit and (symbols == first).all() else None
 
-    def decode(self, data: bytes, layout: Layout, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
         """Return the matrix filled with the value."""
         cursor = Cursor(data)
         value = cursor.symbol()
@@ -48,14 +51,17 @@ class Raw:
     summary = "fixed-width fields: symbols without structure"
     bound = Bound(symbols_per_byte=8, nanoseconds_per_symbol=10, bytes_per_symbol=4)
 
-    def encode(self, symbols: Symbols, layout: Layout, threads: int = 1) -> bytes | None:
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
         """Return lowest symbol, width and fields; None if there is only one value."""
         lowest, width = _range(symbols)
-        if width == 0:
+        head = signed_varint(lowest) + bytes([width])
+        if width == 0 or len(head) + (symbols.size * width + 7) // 8 > limit:
             return None
-        return signed_varint(lowest) + bytes([width]) + pack(symbols.reshape(-1), lowest, width)
+        return head + pack(symbols.reshape(-1), lowest, width)
 
-    def decode(self, data: bytes, layout: Layout, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
         """Return the matrix; the number of bytes must be exact and the last bits zero."""
         check_bound(self, len(data), layout)
         cursor = Cursor(data)

@@ -7,6 +7,7 @@ A row of a table holds one regression of n features: n * n sums of products, n o
 target, n weights, n weights to begin with, and how many observations the sums hold.
 """
 
+# ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
 import numpy as np

@@ -31,9 +31,9 @@ def roots_of(counts: Ints) -> Ints:
 
 
 def shares_of(roots: Ints) -> Ints:
-    """Return shares of 4096 for roots, not all 0: all who have one get at least 1, none gets all."""
+    """Return shares of 4096 for roots, not all 0: who has one gets at least 1, none gets all."""
     squares = roots * roots
-    shares = np.maximum(squares * TOTAL // int(squares.sum()), roots > 0)
+    shares: Ints = np.maximum(squares * TOTAL // int(squares.sum()), roots > 0)
     largest = int(shares.argmax())
     if np.count_nonzero(roots) == 1:
         shares[largest ^ 1 if (largest ^ 1) < shares.size else largest - 1] = 1

@@ -6,37 +6,14 @@ far off earlier symbols were in its filter, row, input and column. Both predicti
 squares over what has been seen. A logistic law with both, and contexts, are for ``flags.py``.
 """
 
+# ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import desk as on
 from .bitcoder import FAILED
-from .desk import (
-    AROUND,
-    AT_CONTEXTS,
-    AT_DISTANCES,
-    AT_MEANS,
-    CENTRE,
-    COUNT,
-    COUNTERS,
-    DISTANCES,
-    EXPECTED,
-    FILTER,
-    INVERSE,
-    MEAN,
-    MEANS,
-    NEAR,
-    PERIOD,
-    RATE,
-    ROW,
-    SCALE,
-    SEEN,
-    SHIFT,
-    TAPS,
-    TOTAL,
-    USUAL,
-)
 from .flags import SHARPNESS, take_number, unit_of
 from .kernels import kernel
 from .logistic import octaves
@@ -62,7 +39,7 @@ Values = NDArray[np.int32]
 @kernel
 def value_at(values: Values, desk: Ints, row: int, column: int) -> int:
     """Return a value less the centre."""
-    return int(values[row, column]) - int(desk[CENTRE])
+    return int(values[row, column]) - int(desk[on.CENTRE])
 
 
 @kernel
@@ -70,7 +47,7 @@ def level_at(values: Values, desk: Ints, row: int, column: int) -> int:
     """Return a value less the centre, in the levels of the statistics; 0 outside the matrix."""
     if row < 0 or column < 0:
         return 0
-    return value_at(values, desk, row, column) >> int(desk[SHIFT])
+    return value_at(values, desk, row, column) >> int(desk[on.SHIFT])
 
 
 @kernel
@@ -88,22 +65,24 @@ def clip(number: int, bound: int) -> int:
 
 
 @kernel
-def predict_mean(values: Values, near: Ints, means: Ints, desk: Ints, row: int, column: int) -> None:
+def predict_mean(
+    values: Values, near: Ints, means: Ints, desk: Ints, row: int, column: int
+) -> None:
     """Fill the features of the mean, and predict it."""
-    taps, slot = int(desk[TAPS]), column % near.shape[0]
-    for j in range(NEAR):
+    taps, slot = int(desk[on.TAPS]), column % near.shape[0]
+    for j in range(on.NEAR):
         found = back(values, desk, row, column, int(near[slot, j]))
-        desk[AT_MEANS + j] = clip(found, LARGEST)
+        desk[on.AT_MEANS + j] = clip(found, LARGEST)
     above = level_at(values, desk, row - 1, column)
     beside = level_at(values, desk, row, column - taps)
     if taps == 1:
         beside = level_at(values, desk, row - 1, column - 1)
-    desk[AT_MEANS + NEAR] = clip(above, LARGEST)
-    desk[AT_MEANS + NEAR + 1] = clip(level_at(values, desk, row - 2, column), LARGEST)
-    desk[AT_MEANS + NEAR + 2] = clip(beside, LARGEST)
-    desk[AT_MEANS + NEAR + 3] = 2
-    mean = predict(means, slot, desk, AT_MEANS, MEANS)
-    desk[MEAN] = clip(mean >> MEAN_SHIFT - 6, PLENTY)
+    desk[on.AT_MEANS + on.NEAR] = clip(above, LARGEST)
+    desk[on.AT_MEANS + on.NEAR + 1] = clip(level_at(values, desk, row - 2, column), LARGEST)
+    desk[on.AT_MEANS + on.NEAR + 2] = clip(beside, LARGEST)
+    desk[on.AT_MEANS + on.NEAR + 3] = 2
+    mean = predict(means, slot, desk, on.AT_MEANS, on.MEANS)
+    desk[on.MEAN] = clip(mean >> MEAN_SHIFT - 6, PLENTY)
 
 
 @kernel
@@ -111,36 +90,36 @@ def predict_distance(
     tallies: Ints, distances: Ints, desk: Ints, around: int, row: int, column: int
 ) -> int:
     """Fill the features of the distance from the mean, and return the distance expected."""
-    taps = int(desk[TAPS])
+    taps = int(desk[on.TAPS])
     at = column // taps
-    usual = max((int(desk[TOTAL]) + (int(desk[COUNT]) >> 1)) // int(desk[COUNT]), 1)
+    usual = max((int(desk[on.TOTAL]) + (int(desk[on.COUNT]) >> 1)) // int(desk[on.COUNT]), 1)
     by_input = (int(tallies[0, at]) + 4 * usual) << RATIO
     by_input = max(by_input // (int(tallies[1, at]) + (4 << RATIO)), 1)
-    rate = (int(desk[ROW]) + 4 * usual) << RATIO
-    rate //= int(desk[EXPECTED]) + 4 * usual
+    rate = (int(desk[on.ROW]) + 4 * usual) << RATIO
+    rate //= int(desk[on.EXPECTED]) + 4 * usual
     product = min(rate * by_input >> RATIO, FAR)
     by_column = (int(tallies[2, column]) + 2 * by_input) // (row + 2)
-    by_filter = (int(desk[FILTER]) + 2 * product) // (int(desk[SEEN]) + 2)
-    desk[AT_DISTANCES] = product
-    desk[AT_DISTANCES + 1] = min(rate * usual >> RATIO, FAR)
-    desk[AT_DISTANCES + 2] = by_input
-    desk[AT_DISTANCES + 3] = by_column
-    desk[AT_DISTANCES + 4] = by_filter
-    desk[AT_DISTANCES + 5] = min(around << 5, FAR)
-    desk[AT_DISTANCES + 6] = usual
-    desk[AT_DISTANCES + 7] = min(abs(int(desk[MEAN])), FAR)
-    desk[USUAL] = by_input
-    desk[RATE] = rate
-    distance = predict(distances, 1 if column % taps else 0, desk, AT_DISTANCES, DISTANCES)
+    by_filter = (int(desk[on.FILTER]) + 2 * product) // (int(desk[on.SEEN]) + 2)
+    desk[on.AT_DISTANCES] = product
+    desk[on.AT_DISTANCES + 1] = min(rate * usual >> RATIO, FAR)
+    desk[on.AT_DISTANCES + 2] = by_input
+    desk[on.AT_DISTANCES + 3] = by_column
+    desk[on.AT_DISTANCES + 4] = by_filter
+    desk[on.AT_DISTANCES + 5] = min(around << 5, FAR)
+    desk[on.AT_DISTANCES + 6] = usual
+    desk[on.AT_DISTANCES + 7] = min(abs(int(desk[on.MEAN])), FAR)
+    desk[on.USUAL] = by_input
+    desk[on.RATE] = rate
+    distance = predict(distances, 1 if column % taps else 0, desk, on.AT_DISTANCES, on.DISTANCES)
     return min(max(distance >> DISTANCE_SHIFT, 1), FAR)
 
 
 @kernel
 def set_contexts(desk: Ints, left: int, upper: int, corners: int, phase: int, column: int) -> None:
     """Fill the contexts of a symbol from its neighbours and the distances expected."""
-    mean, scale = int(desk[MEAN]), int(desk[SCALE])
+    mean, scale = int(desk[on.MEAN]), int(desk[on.SCALE])
     around = (clip(left, 3) + 3) * 7 + clip(upper, 3) + 3
-    past = (clip(left, 7) + 7) * 15 + clip(int(desk[AT_MEANS + 1]), 7) + 7
+    past = (clip(left, 7) + 7) * 15 + clip(int(desk[on.AT_MEANS + 1]), 7) + 7
     contexts = (
         (clip(mean >> 4, 20) + 20) * 53 + scale,
         around * 16 + corners,
@@ -150,16 +129,16 @@ def set_contexts(desk: Ints, left: int, upper: int, corners: int, phase: int, co
         0,
     )
     base = 0
-    for j in range(COUNTERS):
-        desk[AT_CONTEXTS + j] = base + contexts[j] * 64
+    for j in range(on.COUNTERS):
+        desk[on.AT_CONTEXTS + j] = base + contexts[j] * 64
         base += SPAN[j]
-    desk[AROUND] = around
-    desk[AT_CONTEXTS + COUNTERS] = scale
-    desk[AT_CONTEXTS + COUNTERS + 1] = around
+    desk[on.AROUND] = around
+    desk[on.AT_CONTEXTS + on.COUNTERS] = scale
+    desk[on.AT_CONTEXTS + on.COUNTERS + 1] = around
     for j in range(2):
-        first = min(octaves(int(desk[AT_DISTANCES + 1 + 2 * j])) >> 2, 7)
-        second = min(octaves(int(desk[AT_DISTANCES + 2 + 2 * j])) >> 2, 7)
-        desk[AT_CONTEXTS + COUNTERS + 2 + j] = first * 8 + second
+        first = min(octaves(int(desk[on.AT_DISTANCES + 1 + 2 * j])) >> 2, 7)
+        second = min(octaves(int(desk[on.AT_DISTANCES + 2 + 2 * j])) >> 2, 7)
+        desk[on.AT_CONTEXTS + on.COUNTERS + 2 + j] = first * 8 + second
 
 
 @kernel
@@ -170,14 +149,14 @@ def expect(
     """Fill the desk for a symbol, and return the distance expected from its mean."""
     predict_mean(values, near, means, desk, row, column)
     slot = column % near.shape[0]
-    left = back(values, desk, row, column, int(near[slot, NEAR]))
-    upper = back(values, desk, row, column, int(near[slot, NEAR + 1]))
-    corner = min(abs(back(values, desk, row, column, int(near[slot, NEAR + 2]))), 3)
-    other = min(abs(back(values, desk, row, column, int(near[slot, NEAR + 3]))), 3)
+    left = back(values, desk, row, column, int(near[slot, on.NEAR]))
+    upper = back(values, desk, row, column, int(near[slot, on.NEAR + 1]))
+    corner = min(abs(back(values, desk, row, column, int(near[slot, on.NEAR + 2]))), 3)
+    other = min(abs(back(values, desk, row, column, int(near[slot, on.NEAR + 3]))), 3)
     expected = predict_distance(tallies, distances, desk, abs(left) + abs(upper), row, column)
-    desk[SCALE] = octaves(expected)
-    desk[INVERSE] = (SHARPNESS << 16) // max(expected, 4)
-    phase = (row * values.shape[1] + column) % int(desk[PERIOD])
+    desk[on.SCALE] = octaves(expected)
+    desk[on.INVERSE] = (SHARPNESS << 16) // max(expected, 4)
+    phase = (row * values.shape[1] + column) % int(desk[on.PERIOD])
     set_contexts(desk, left, upper, corner * 4 + other, phase, column)
     return expected
 
@@ -187,25 +166,25 @@ def learn_distance(
     tallies: Ints, distances: Ints, desk: Ints, expected: int, off: int, column: int
 ) -> None:
     """Add a distance to all averages, and to the regression as a part of what was expected."""
-    taps = int(desk[TAPS])
+    taps = int(desk[on.TAPS])
     at = column // taps
-    desk[FILTER] += off
-    desk[SEEN] += 1
-    desk[ROW] += off
-    desk[EXPECTED] += desk[USUAL]
-    desk[TOTAL] += off
-    desk[COUNT] += 1
-    if desk[COUNT] > PLENTY:
-        desk[TOTAL] >>= 1
-        desk[COUNT] >>= 1
+    desk[on.FILTER] += off
+    desk[on.SEEN] += 1
+    desk[on.ROW] += off
+    desk[on.EXPECTED] += desk[on.USUAL]
+    desk[on.TOTAL] += off
+    desk[on.COUNT] += 1
+    if desk[on.COUNT] > PLENTY:
+        desk[on.TOTAL] >>= 1
+        desk[on.COUNT] >>= 1
     tallies[0, at] += off
-    tallies[1, at] += desk[RATE]
+    tallies[1, at] += desk[on.RATE]
     tallies[2, column] += off
     unit = max(expected, 4)
-    for j in range(DISTANCES):
-        desk[AT_DISTANCES + j] = min((int(desk[AT_DISTANCES + j]) << 8) // unit, 4095)
+    for j in range(on.DISTANCES):
+        desk[on.AT_DISTANCES + j] = min((int(desk[on.AT_DISTANCES + j]) << 8) // unit, 4095)
     chosen, target = 1 if column % taps else 0, min((off << 8) // unit, 4095)
-    accumulate(distances, chosen, desk, AT_DISTANCES, DISTANCES, target)
+    accumulate(distances, chosen, desk, on.AT_DISTANCES, on.DISTANCES, target)
 
 
 @kernel
@@ -213,11 +192,11 @@ def refresh(means: Ints, distances: Ints, place: int, slot: int, last: bool) -> 
     """Solve again, every 64 symbols; what belongs to a tap at the end of a row as well."""
     due = place & EVERY == EVERY
     if due or last:
-        sweep(distances, 0, DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
-        sweep(distances, 1, DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        sweep(distances, 0, on.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        sweep(distances, 1, on.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
     for chosen in range(means.shape[0]):
         if last or (due and chosen == slot):
-            sweep(means, chosen, MEANS, MEAN_RIDGE, MEAN_SHIFT)
+            sweep(means, chosen, on.MEANS, MEAN_RIDGE, MEAN_SHIFT)
 
 
 @kernel
@@ -229,7 +208,7 @@ def walk(
 
     Args:
         values: (rows, columns); a decoder writes them.
-        near: (taps or 1, NEAR + 4) columns back to each neighbour, 0 for none; then to the left,
+        near: (taps or 1, on.NEAR + 4) columns back to each neighbour, 0 for none; then to the left,
             the upper, the upper left and the upper right one.
         tallies: (3, columns) distances so far by input, what rows made expected of them, and
             distances by column.
@@ -238,21 +217,21 @@ def walk(
     """
     rows, columns = values.shape
     for row in range(rows):
-        desk[ROW] = desk[EXPECTED] = 0
+        desk[on.ROW] = desk[on.EXPECTED] = 0
         for j in range(64):
             model[OF_ROW + j] = STILL
         for column in range(columns):
-            if column % int(desk[TAPS]) == 0:
-                desk[FILTER] = desk[SEEN] = 0
+            if column % int(desk[on.TAPS]) == 0:
+                desk[on.FILTER] = desk[on.SEEN] = 0
             expected = expect(values, near, tallies, means, distances, desk, row, column)
             number = take_number(model, desk, buffer, value_at(values, desk, row, column))
             if desk[FAILED]:
                 return
-            values[row, column] = number + int(desk[CENTRE])
-            shift = int(desk[SHIFT])
-            off = min(abs(unit_of(number, shift) - int(desk[MEAN])), FAR)
+            values[row, column] = number + int(desk[on.CENTRE])
+            shift = int(desk[on.SHIFT])
+            off = min(abs(unit_of(number, shift) - int(desk[on.MEAN])), FAR)
             learn_distance(tallies, distances, desk, expected, off, column)
             slot = column % near.shape[0]
-            accumulate(means, slot, desk, AT_MEANS, MEANS, clip(number >> shift, LARGEST))
+            accumulate(means, slot, desk, on.AT_MEANS, on.MEANS, clip(number >> shift, LARGEST))
             last = column == columns - 1 and near.shape[0] > 1
             refresh(means, distances, row * columns + column, slot, last)
