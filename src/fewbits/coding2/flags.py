@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import desk as on
 from .kernels import kernel
 from .logistic import ONE, SQUASH, stretch
-from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, SPAN, take_flag
+from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, PHASES, SPAN, take_flag
 
 __all__ = ["SHARPNESS", "take_number", "unit_of"]
 
@@ -88,8 +88,8 @@ def ask(
     desk[on.AT_CELLS + on.MAPS] = FINAL + (node * FINAL_SIZE[0] + scale) * MAP
     around = NODES * FINAL_SIZE[0] + node * FINAL_SIZE[1] + int(desk[on.AROUND])
     desk[on.AT_CELLS + on.MAPS + 1] = FINAL + around * MAP
-    desk[on.AT_CELLS + on.MAPS + 2] = node
-    desk[on.AT_CELLS + on.MAPS + 3] = NODES + node * 16 + scale
+    desk[on.AT_SETS] = desk[on.AT_SETS + 2] = node * PHASES + int(desk[on.PHASE])
+    desk[on.AT_SETS + 1] = NODES * PHASES + node * 16 + scale
     law = stretch(min(max((cut << 16) // max(span, 1), 16), ONE - 1))
     return take_flag(model, desk, buffer, law, bit)
 

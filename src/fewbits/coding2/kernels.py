@@ -93,7 +93,8 @@ def _dispatcher(function: FunctionType) -> Any:
     # Kernels allocate nothing, so arrays need no counting of references: it halved the speed.
     # The option is not public; a numba without it compiles slower code. The cache needs a folder
     # that can be written, without which kernels are compiled for this process alone.
-    for options in ({"cache": True, "_nrt": False}, {"cache": True}, {}):
+    attempts: list[dict[str, Any]] = [{"cache": True, "_nrt": False}, {"cache": True}, {}]
+    for options in attempts:
         with suppress(RuntimeError, KeyError, TypeError, NameError):
             return njit(function, nogil=True, error_model="numpy", **options)
     raise RuntimeError(f"numba cannot compile {function.__name__}. Install another version of it.")

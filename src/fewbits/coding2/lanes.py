@@ -59,38 +59,40 @@ def count_symbols(bins: Bins, cells: Cells, levels: Bins, counts: Ints) -> None:
 
 @kernel
 def push_symbols(
-    bins: Bins, tables: Cells, cells: Cells, levels: Bins,
+    bins: Bins, tables: Ints, cells: Cells, levels: Bins,
     start: int, stop: int, words: Words, states: Ints,
 ) -> int:  # fmt: skip
     """Encode flat symbols [start, stop) into the end of ``words``; return where they begin.
 
     Args:
         bins: (rows, columns) symbols.
-        tables: (classes, 256, 2) where each symbol's share of 4096 begins, and how large it is.
+        tables: (classes, 256, 3) where each symbol's share of 4096 begins, how large it is, and
+            2**32 over that.
         cells: (levels, columns) the class of a symbol by the level of its row and by its column.
         levels: (rows,) of rows.
         start, stop: the segment.
-        words: room for it.
+        words: room for it: a word for each symbol, and one to spare.
         states: (4,) the lanes, written.
     """
     columns, place = bins.shape[1], words.size
-    for lane in range(LANES):
-        states[lane] = LOWEST
     row, column = (stop - 1) // columns, (stop - 1) % columns
-    for at in range(stop - start - 1, -1, -1):
-        table = int(cells[levels[row], column])
-        symbol = int(bins[row, column])
-        begin, size = int(tables[table, symbol, 0]), int(tables[table, symbol, 1])
-        state = int(states[at & 3])
-        if state >= size << 20:
-            place -= 1
-            words[place] = state & 0xFFFF
-            state >>= 16
-        quotient = state // size
-        states[at & 3] = (quotient << PRECISION) + begin + state - quotient * size
+    a = b = c = d = LOWEST
+    for _ in range(stop - start):
+        table, symbol = int(cells[levels[row], column]), int(bins[row, column])
+        size = int(tables[table, symbol, 1])
+        full = 1 if d >= size << 20 else 0  # no branches: they would be guessed wrong
+        words[place - 1] = d & 0xFFFF
+        place -= full
+        d >>= full << 4
+        quotient = (d * int(tables[table, symbol, 2])) >> 32  # of d and size, or 1 less
+        rest = d - quotient * size
+        short = 1 if rest >= size else 0
+        d = ((quotient + short) << PRECISION) + int(tables[table, symbol, 0]) + rest - short * size
+        a, b, c, d = d, a, b, c  # the lanes take turns, the last one first
         column -= 1
         if column < 0:
             row, column = row - 1, columns - 1
+    states[0], states[1], states[2], states[3] = a, b, c, d
     return place
 
 

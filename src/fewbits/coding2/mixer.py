@@ -6,6 +6,7 @@ chance that a law gives, and that chance as maps have learnt to correct it. Two 
 what comes out.
 """
 
+# ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "FINAL_SIZE",
     "MAP",
     "NODES",
+    "PHASES",
     "SPAN",
     "STILL",
     "WEIGHTS",
@@ -39,13 +41,16 @@ PATIENCE = 1023
 STILL = 1 << 29  # a counter that has seen nothing: chance of a half in 20 bits, above a count of 10
 SURE = 1 << 20
 MARGIN = 16  # of a chance, from 0 and 1
-# Counters by context: mean and scale, neighbours, tuples, column, mean and neighbours, row.
-SPAN = (41 * 53 * 64, 784 * 64, 675 * 64, 4096 * 64, 637 * 64, 64)
+# Counters by context: mean and scale, neighbours, tuples, column, mean and neighbours, left.
+SPAN = (41 * 53 * 64, 784 * 64, 675 * 64, 4096 * 64, 637 * 64, 93 * 64)
 # Where parts of a model begin: counters first, then maps, final maps, and sets of weights.
 AT_MAPS = sum(SPAN)
 FINAL = AT_MAPS + on.MAPS * NODES * CELLS * MAP
 WEIGHTS = FINAL + NODES * sum(FINAL_SIZE) * MAP
 SET = on.INPUTS + 1  # weights in 1/65536, and how often they moved
+PHASES = 3  # of tuples, at most
+ENDS = WEIGHTS + NODES * (PHASES + SCALES) * SET
+CALM = 1  # the weights at the end move slower
 
 Ints = NDArray[np.int64]
 Model = NDArray[np.int32]
@@ -58,13 +63,14 @@ def new_model() -> Model:
     A counter is a chance (20 bits) and a count (10 bits); a map has chances in 1/65536 by the
     chance of the law. Weights are a set for each kind of flag, then one for each kind and scale.
     """
-    weights = np.zeros((NODES * (1 + SCALES), SET), np.int32)
+    weights = np.zeros((NODES * (PHASES + SCALES), SET), np.int32)
     weights[:, : on.COUNTERS] = round(0.11 * ONE)
     weights[:, on.COUNTERS] = round(0.3 * ONE)
     weights[:, on.COUNTERS + 1 : on.INPUTS] = round(0.15 * ONE)
     identity = SQUASH[[min(128 * k, 4095) + 1023 for k in range(MAP)]].astype(np.int32)
     maps = np.tile(identity, (WEIGHTS - AT_MAPS) // MAP)
-    return np.concatenate([np.full(AT_MAPS, STILL, np.int32), maps, weights.reshape(-1)])
+    ends = np.tile(np.array([5, 1, 2, 0], np.int32) * (ONE >> 3), NODES * PHASES)
+    return np.concatenate([np.full(AT_MAPS, STILL, np.int32), maps, weights.reshape(-1), ends])
 
 
 @kernel
@@ -101,50 +107,55 @@ def learn(model: Model, desk: Ints, at: int, bit: int) -> None:
 
 
 @kernel
-def weigh(model: Model, desk: Ints, chosen: int) -> int:
-    """Return the sum of the inputs by one set of weights."""
+def weigh(model: Model, desk: Ints, chosen: int, at: int, count: int) -> int:
+    """Return the sum of what lies on the desk from ``at`` on, by one set of weights."""
     total = 0
-    for j in range(on.INPUTS):
-        total += int(model[chosen + j]) * int(desk[on.AT_INPUTS + j])
+    for j in range(count):
+        total += int(model[chosen + j]) * int(desk[at + j])
     return min(max(total >> 16, -2047), 2047)
 
 
 @kernel
-def reweigh(model: Model, desk: Ints, chosen: int, error: int) -> None:
+def reweigh(model: Model, desk: Ints, chosen: int, at: int, count: int, error: int) -> None:
     """Move one set of weights by the error of what they gave, in 1/65536.
 
     They stay within 2**26: a step is below 2**14, and none is made in a direction that is sure.
     """
-    moved = int(model[chosen + on.INPUTS])
+    moved = int(model[chosen + count])
     pull = (error * int(RATES[moved])) >> 10
-    model[chosen + on.INPUTS] = min(moved + 1, PATIENCE)
-    for j in range(on.INPUTS):
-        weight = int(model[chosen + j]) + ((pull * int(desk[on.AT_INPUTS + j]) + 8192) >> 14)
+    model[chosen + count] = min(moved + 1, PATIENCE)
+    for j in range(count):
+        weight = int(model[chosen + j]) + ((pull * int(desk[at + j]) + 8192) >> 14)
         model[chosen + j] = weight
 
 
 @kernel
 def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit: int) -> int:
-    """Code one flag, for which slots and cells are set, and learn from it.
+    """Code one flag, for which slots, cells and sets are on the desk, and learn from it.
 
     ``law``: the logarithm of odds that the law gives.
     """
     at = (law + 2048) << 5
     gather(model, desk, law, at)
-    first = WEIGHTS + SET * int(desk[on.AT_CELLS + on.MAPS + 2])
-    second = WEIGHTS + SET * int(desk[on.AT_CELLS + on.MAPS + 3])
-    odds, other = weigh(model, desk, first), weigh(model, desk, second)
-    mean = ((odds + other) >> 1) + 2048
-    by_scale, part = int(desk[on.AT_CELLS + on.MAPS]) + (mean >> 7), (mean << 5) & 4095
-    by_around = int(desk[on.AT_CELLS + on.MAPS + 1]) + (at >> 12)
-    scaled = interpolated(model, by_scale, part)
-    placed = interpolated(model, by_around, at & 4095)
-    chance = (5 * squash(mean - 2048) + scaled + 2 * placed + 4) >> 3
+    first, second = WEIGHTS + SET * int(desk[on.AT_SETS]), WEIGHTS + SET * int(desk[on.AT_SETS + 1])
+    odds = weigh(model, desk, first, on.AT_INPUTS, on.INPUTS)
+    other = weigh(model, desk, second, on.AT_INPUTS, on.INPUTS)
+    mean = (odds + other) >> 1
+    place, by_scale = (mean + 2048) << 5, int(desk[on.AT_CELLS + on.MAPS])
+    by_around = int(desk[on.AT_CELLS + on.MAPS + 1])
+    desk[on.AT_ENDS] = mean
+    scaled = interpolated(model, by_scale + (place >> 12), place & 4095)
+    desk[on.AT_ENDS + 1] = stretch(scaled)
+    placed = interpolated(model, by_around + (at >> 12), at & 4095)
+    desk[on.AT_ENDS + 2] = stretch(placed)
+    last = ENDS + (on.ENDS + 1) * int(desk[on.AT_SETS + 2])
+    chance = squash(weigh(model, desk, last, on.AT_ENDS, on.ENDS))
     bit = take_bit(desk, buffer, min(max(chance, MARGIN), ONE - MARGIN), bit)
     target = ONE - 1 if bit else 0
-    learn_map(model, by_scale, part, target)
-    learn_map(model, by_around, at & 4095, target)
-    reweigh(model, desk, first, target - squash(odds))
-    reweigh(model, desk, second, target - squash(other))
+    reweigh(model, desk, last, on.AT_ENDS, on.ENDS, (target - chance) >> CALM)
+    learn_map(model, by_scale + (place >> 12), place & 4095, target)
+    learn_map(model, by_around + (at >> 12), at & 4095, target)
+    reweigh(model, desk, first, on.AT_INPUTS, on.INPUTS, target - squash(odds))
+    reweigh(model, desk, second, on.AT_INPUTS, on.INPUTS, target - squash(other))
     learn(model, desk, at, bit)
     return bit

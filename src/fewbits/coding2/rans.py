@@ -28,7 +28,7 @@ __all__ = ["SEGMENT", "Rans"]
 
 SEGMENT = 1 << 18
 ALPHABET = 256
-RARE = 256  # at most one symbol in so many is an escape
+SAMPLE = 1 << 19  # symbols that are looked at for what is rare
 ENCODE_STEPS, DECODE_STEPS = 6, 3  # of plain work for a symbol
 
 Values = NDArray[np.int64]
@@ -80,23 +80,33 @@ class Window:
         return cls(first, alphabet, low, escape, lowest)
 
 
-def _window(symbols: Symbols) -> Window:
-    """Return the window with the fewest low bits in which nearly all symbols lie."""
-    lowest, highest = int(symbols.min()), int(symbols.max())
-    if highest - lowest < ALPHABET:
-        return Window(lowest, max(2, highest - lowest + 1))
-    values, counts = np.unique(
-        symbols.reshape(-1)[:: max(1, symbols.size >> 20)], return_counts=True
+def _window(symbols: Symbols, lowest: int, highest: int) -> Window:
+    """Return the window with the fewest low bits in which nearly all symbols lie.
+
+    Outside is what is so rare that a share of 4096, the least there is, costs more than escapes.
+    """
+    width, sample = (
+        (highest - lowest).bit_length(),
+        symbols.reshape(-1)[:: 1 + symbols.size // SAMPLE],
     )
-    below = np.cumsum(counts)
-    ends = np.searchsorted(below, [below[-1] // (2 * RARE), below[-1] - below[-1] // (2 * RARE)])
-    bottom, top = (int(values[min(end, values.size - 1)]) for end in ends)
+    if highest - lowest < 1 << 16:  # a count is faster than a sort
+        counts = np.bincount(sample.astype(np.int64) - lowest)
+        values = np.arange(lowest, lowest + counts.size)
+    else:
+        values, counts = np.unique(sample, return_counts=True)
+    kept = np.flatnonzero(counts * (width + 1.44) * TOTAL > 1.44 * sample.size)
+    bottom, top = int(values[kept[0]]), int(values[kept[-1]])
     low = 0
     while (top >> low) - (bottom >> low) >= ALPHABET - 1:
         low += 1
+    if (
+        not low
+        and (highest - lowest < top - bottom + 4 or width < 2)
+        and highest - lowest < ALPHABET
+    ):
+        return Window(lowest, max(2, highest - lowest + 1))
     first = bottom >> low
-    alphabet = min(ALPHABET, (highest >> low) - first + 2)
-    return Window(first, alphabet, low, (highest - lowest).bit_length(), lowest)
+    return Window(first, min(ALPHABET, (top >> low) - first + 2), low, width, lowest)
 
 
 def _bins(symbols: Symbols, window: Window) -> Bins:
@@ -120,9 +130,10 @@ class Rans:
         self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
     ) -> bytes | None:
         """Return window, classes with tables, and segments; None for a single value."""
-        if symbols.min() == symbols.max():
+        lowest, highest = int(symbols.min()), int(symbols.max())
+        if lowest == highest:
             return None
-        window = _window(symbols)
+        window = _window(symbols, lowest, highest)
         bins = _bins(symbols, window)
         kernels = pick(ENCODE_STEPS * bins.size)
         classes, _ = fit(bins, layout, kernels)
@@ -180,9 +191,10 @@ class Rans:
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits under the tables that ``encode`` would find, and those of the tables."""
-        if symbols.min() == symbols.max():
+        lowest, highest = int(symbols.min()), int(symbols.max())
+        if lowest == highest:
             return None
-        window = _window(symbols)
+        window = _window(symbols, lowest, highest)
         bins = _bins(symbols, window)
         _, bits = fit(bins, layout, pick(ENCODE_STEPS * bins.size))
         last = window.alphabet - 1
@@ -205,13 +217,14 @@ class _Segments:
     def encode(self, symbols: Symbols, bins: Bins, start: int) -> bytes:
         """Return the segment that begins at flat symbol ``start``: lanes, escapes, low bits."""
         stop = min(start + SEGMENT, bins.size)
-        words, states = np.zeros(stop - start, np.uint16), np.zeros(LANES, np.int64)
+        words, states = np.zeros(stop - start + 1, np.uint16), np.zeros(LANES, np.int64)
         at = self.kernels.push_symbols(
             bins, self.starts, self.cells, self.levels, start, stop, words, states
         )
         lanes = states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
         window, parts = self.window, [varint(words.size - at), lanes]
-        flat = symbols.reshape(-1)[start:stop].astype(np.int64)
+        if window.low or window.escape:
+            flat = symbols.reshape(-1)[start:stop].astype(np.int64)
         if window.escape:
             rare = flat[bins.reshape(-1)[start:stop] == window.alphabet - 1]
             parts += [varint(rare.size), pack(rare, window.lowest, window.escape)]

@@ -33,7 +33,8 @@ def roots_of(counts: Ints) -> Ints:
 def shares_of(roots: Ints) -> Ints:
     """Return shares of 4096 for roots, not all 0: who has one gets at least 1, none gets all."""
     squares = roots * roots
-    shares: Ints = np.maximum(squares * TOTAL // int(squares.sum()), roots > 0)
+    total = int(squares.sum())
+    shares: Ints = np.maximum((2 * squares * TOTAL + total) // (2 * total), roots > 0)
     largest = int(shares.argmax())
     if np.count_nonzero(roots) == 1:
         shares[largest ^ 1 if (largest ^ 1) < shares.size else largest - 1] = 1
@@ -60,11 +61,12 @@ def take_roots(numbers: Numbers, roots: Ints) -> Ints:
     return found
 
 
-def starts_of(shares: Ints) -> NDArray[np.int32]:
-    """Return (tables, 256, 2): where each symbol's share begins, and the share."""
-    out = np.zeros((*shares.shape[:1], 256, 2), np.int32)
+def starts_of(shares: Ints) -> Ints:
+    """Return (tables, 256, 3): where each symbol's share begins, the share, 2**32 over it."""
+    out = np.zeros((len(shares), 256, 3), np.int64)
     out[:, : shares.shape[1], 0] = np.cumsum(shares, axis=1) - shares
     out[:, : shares.shape[1], 1] = shares
+    out[:, : shares.shape[1], 2] = (1 << 32) // np.maximum(shares, 1)
     return out
 
 

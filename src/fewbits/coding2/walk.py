@@ -17,7 +17,7 @@ from .bitcoder import FAILED
 from .flags import SHARPNESS, take_number, unit_of
 from .kernels import kernel
 from .logistic import octaves
-from .mixer import SPAN, STILL
+from .mixer import PHASES, SPAN
 from .regression import accumulate, predict, sweep
 
 __all__ = ["DISTANCE_SHIFT", "MEAN_SHIFT", "walk"]
@@ -30,7 +30,6 @@ RATIO = 12  # bits below the point of a row's size over the usual
 PLENTY = 1 << 16
 LARGEST = 1023  # of a feature
 LAST_COLUMN = (SPAN[3] >> 6) - 1
-OF_ROW = sum(SPAN[:5])  # where counters of the row begin
 
 Ints = NDArray[np.int64]
 Values = NDArray[np.int32]
@@ -115,18 +114,18 @@ def predict_distance(
 
 
 @kernel
-def set_contexts(desk: Ints, left: int, upper: int, corners: int, phase: int, column: int) -> None:
+def set_contexts(desk: Ints, left: int, upper: int, corners: int, column: int) -> None:
     """Fill the contexts of a symbol from its neighbours and the distances expected."""
-    mean, scale = int(desk[on.MEAN]), int(desk[on.SCALE])
+    mean, scale, phase = int(desk[on.MEAN]), int(desk[on.SCALE]), int(desk[on.PHASE])
     around = (clip(left, 3) + 3) * 7 + clip(upper, 3) + 3
     past = (clip(left, 7) + 7) * 15 + clip(int(desk[on.AT_MEANS + 1]), 7) + 7
     contexts = (
         (clip(mean >> 4, 20) + 20) * 53 + scale,
         around * 16 + corners,
-        past * 3 + phase,
+        past * PHASES + phase,
         min(column, LAST_COLUMN),
         (clip((mean + 32) >> 6, 6) + 6) * 49 + around,
-        0,
+        (clip(left, 15) + 15) * PHASES + phase,
     )
     base = 0
     for j in range(on.COUNTERS):
@@ -156,8 +155,8 @@ def expect(
     expected = predict_distance(tallies, distances, desk, abs(left) + abs(upper), row, column)
     desk[on.SCALE] = octaves(expected)
     desk[on.INVERSE] = (SHARPNESS << 16) // max(expected, 4)
-    phase = (row * values.shape[1] + column) % int(desk[on.PERIOD])
-    set_contexts(desk, left, upper, corner * 4 + other, phase, column)
+    desk[on.PHASE] = (row * values.shape[1] + column) % int(desk[on.PERIOD])
+    set_contexts(desk, left, upper, corner * 4 + other, column)
     return expected
 
 
@@ -218,8 +217,6 @@ def walk(
     rows, columns = values.shape
     for row in range(rows):
         desk[on.ROW] = desk[on.EXPECTED] = 0
-        for j in range(64):
-            model[OF_ROW + j] = STILL
         for column in range(columns):
             if column % int(desk[on.TAPS]) == 0:
                 desk[on.FILTER] = desk[on.SEEN] = 0
