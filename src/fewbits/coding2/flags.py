@@ -8,6 +8,8 @@ Every flag cuts an interval of numbers in two, so the law tells its chance.
 # ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ from .kernels import kernel
 from .logistic import ONE, SQUASH, stretch
 from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, PHASES, SPAN, take_flag
 
-__all__ = ["SHARPNESS", "take_number", "unit_of"]
+__all__ = ["SHARPNESS", "price_numbers", "take_number", "unit_of"]
 
 SHARPNESS = 443  # 256 * 2 ln 2 * 1.25: from a mean magnitude to the logistic law's scale
 UNIT_BITS = 6
@@ -49,6 +51,19 @@ def tail_beyond(desk: Ints, negative: int, magnitude: int) -> int:
     if negative:
         return ONE - tail(desk, 1 - 2 * magnitude)
     return tail(desk, 2 * magnitude - 1)
+
+
+@kernel
+def price_numbers(desk: Ints, prices: NDArray[np.float32], row: int, column: int) -> None:
+    """Fill the bits that the law asks for each number of the alphabet, in one place."""
+    lowest = int(desk[on.LOWEST])
+    above = ONE
+    for place in range(prices.shape[2]):
+        chance = above
+        if place < prices.shape[2] - 1:
+            above = min(tail(desk, 2 * (lowest + place) + 1), above)
+            chance -= above
+        prices[row, column, place] = 16 - math.log2(max(chance, 1))
 
 
 @kernel

@@ -76,9 +76,10 @@ def push_symbols(
     """
     columns, place = bins.shape[1], words.size
     row, column = (stop - 1) // columns, (stop - 1) % columns
+    level = int(levels[row])
     a = b = c = d = LOWEST
     for _ in range(stop - start):
-        table, symbol = int(cells[levels[row], column]), int(bins[row, column])
+        table, symbol = int(cells[level, column]), int(bins[row, column])
         size = int(tables[table, symbol, 1])
         full = 1 if d >= size << 20 else 0  # no branches: they would be guessed wrong
         words[place - 1] = d & 0xFFFF
@@ -92,8 +93,21 @@ def push_symbols(
         column -= 1
         if column < 0:
             row, column = row - 1, columns - 1
+            level = int(levels[row])
     states[0], states[1], states[2], states[3] = a, b, c, d
     return place
+
+
+@kernel
+def pull_one(
+    slots: Slots, table: int, words: Words, state: int, place: int
+) -> tuple[int, int, int]:
+    """Return a symbol, its lane's new state, and the place of the next word."""
+    entry = int(slots[int(table) + (state & 4095)])
+    state = ((entry >> 8) & 4095) * (state >> PRECISION) + (entry >> 20)
+    if state < LOWEST:
+        return entry & 255, (state << 16) | int(words[place]), place + 1
+    return entry & 255, state, place
 
 
 @kernel
@@ -114,11 +128,9 @@ def pull_symbols(
     """
     columns, place, last = out.shape[1], 0, words.size - LANES
     a, b, c, d = int(states[0]), int(states[1]), int(states[2]), int(states[3])
-    row, column = start // columns, start % columns
-    left = stop - start
+    row, column, left = start // columns, start % columns, stop - start
     while left > 0:
-        level = int(levels[row])
-        end = min(columns, column + left)
+        level, end = int(levels[row]), min(columns, column + left)
         left -= end - column
         quads = column + ((end - column) & -4)
         while column < quads:
@@ -135,27 +147,18 @@ def pull_symbols(
             out[row, column + 2] = y & 255
             out[row, column + 3] = z & 255
             if a < LOWEST:
-                a = (a << 16) | int(words[place])
-                place += 1
+                a, place = (a << 16) | int(words[place]), place + 1
             if b < LOWEST:
-                b = (b << 16) | int(words[place])
-                place += 1
+                b, place = (b << 16) | int(words[place]), place + 1
             if c < LOWEST:
-                c = (c << 16) | int(words[place])
-                place += 1
+                c, place = (c << 16) | int(words[place]), place + 1
             if d < LOWEST:
-                d = (d << 16) | int(words[place])
-                place += 1
+                d, place = (d << 16) | int(words[place]), place + 1
             if place > last:
                 return -1
             column += 4
         while column < end:  # the lanes take turns: the next symbol is always the first one's
-            w = int(slots[int(cells[level, column]) + (a & 4095)])
-            a = ((w >> 8) & 4095) * (a >> 12) + (w >> 20)
-            out[row, column] = w & 255
-            if a < LOWEST:
-                a = (a << 16) | int(words[place])
-                place += 1
+            out[row, column], a, place = pull_one(slots, cells[level, column], words, a, place)
             if place > last:
                 return -1
             a, b, c, d = b, c, d, a

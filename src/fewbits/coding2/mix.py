@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,10 @@ def _mode(values: Values, lowest: int, highest: int) -> int:
     return int(np.median(values)) - lowest
 
 
+Prices: TypeAlias = NDArray[np.float32]
+NO_PRICES: Prices = np.zeros((0, 0, 0), np.float32)
+
+
 class _Stream:
     """A model on its way through the matrices of one stream."""
 
@@ -122,8 +127,10 @@ class _Stream:
         self.distances = new_table(distances_prior())
         self.means: dict[tuple[int, int], NDArray[np.int64]] = {}
 
-    def walk(self, values: Values, layout: Layout, settings: Settings) -> None:
-        """Code one more matrix."""
+    def walk(
+        self, values: Values, layout: Layout, settings: Settings, prices: Prices = NO_PRICES
+    ) -> None:
+        """Code one more matrix; fill ``prices`` if they are wanted."""
         near = neighbours(layout)
         key = (layout.taps, layout.width)
         if key in self.means:
@@ -140,7 +147,7 @@ class _Stream:
         self.desk[[on.TOTAL, on.COUNT]] = 16 * settings.usual, 16
         tallies = np.zeros((3, layout.columns), np.int64)
         tables = (tallies, self.means[key], self.distances)
-        self.kernels.walk(values, near, *tables, self.model, self.desk, self.buffer)
+        self.kernels.walk(values, near, *tables, self.model, self.desk, self.buffer, prices)
 
 
 class Mix:
@@ -191,6 +198,19 @@ class Mix:
         stream = _Stream(MEASURE, values.size)
         stream.walk(values, _part(layout, rows), settings)
         return 8 * len(settings.to_bytes(None)) + bits_of(stream.desk) * layout.rows / rows + 8
+
+    def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
+        """Return the lowest symbol, and (rows, columns, alphabet) the bits of every alternative.
+
+        They are those of the law that the model has when it comes to a symbol, given all before it
+        as they are; for choosing symbols by their rate, so ask again after some changes. Memory: 4
+        bytes for each place and alternative.
+        """
+        values = _values(symbols)
+        settings = _settings(values, layout)
+        prices = np.empty((*values.shape, settings.highest - settings.lowest + 1), np.float32)
+        _Stream(MEASURE, prices.size).walk(values, layout, settings, prices)
+        return settings.lowest, prices
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
         """Return one stream for several matrices, in order; None where raw fields take less."""

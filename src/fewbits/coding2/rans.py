@@ -54,6 +54,13 @@ class Window:
     escape: int = 0
     lowest: int = 0
 
+    @property
+    def dtype(self) -> type[np.int8 | np.int32]:
+        """What holds all symbols."""
+        bare = not (self.low or self.escape)
+        narrow = bare and self.first >= -128 and self.first + self.alphabet <= 128
+        return np.int8 if narrow else np.int32
+
     def to_bytes(self) -> bytes:
         """Return the window as a stream begins with it."""
         head = signed_varint(self.first) + bytes([self.alphabet - 2, self.low, self.escape])
@@ -112,7 +119,9 @@ def _window(symbols: Symbols, lowest: int, highest: int) -> Window:
 def _bins(symbols: Symbols, window: Window) -> Bins:
     """Return the bin of each symbol."""
     if not window.low and not window.escape:
-        return np.ascontiguousarray(symbols - symbols.dtype.type(window.first)).astype(np.uint8)
+        bins = np.ascontiguousarray(symbols).astype(np.uint8)  # modulo 256, as is the difference
+        bins -= np.uint8(window.first & 255)
+        return bins
     places = (symbols.astype(np.int64) >> window.low) - window.first
     last = window.alphabet - 1 if window.escape else window.alphabet
     outside = (places < 0) | (places >= last)
@@ -163,7 +172,10 @@ class Rans:
     def decode_rows(
         self, data: bytes, layout: Layout, first: int, stop: int, *, threads: int = 1
     ) -> Symbols:
-        """Return rows [first, stop) of the matrix; only their segments are decoded."""
+        """Return rows [first, stop) of the matrix; only their segments are decoded.
+
+        Symbols that fit 8 bits are int8, others int32.
+        """
         check_bound(self, len(data), layout)
         cursor = Cursor(data)
         window = Window.parse(cursor)
@@ -177,7 +189,7 @@ class Rans:
         shape = (end - begin, layout.columns)
         kernels = pick(DECODE_STEPS * min(layout.size, len(span) * SEGMENT))
         coder = _Segments(window, classes.part(slice(begin, end)), kernels)
-        bins, out = np.empty(shape, np.uint8), np.empty(shape, np.int32)
+        bins, out = np.empty(shape, np.uint8), np.empty(shape, window.dtype)
 
         def segment(at: int) -> None:
             start = at * SEGMENT
@@ -232,9 +244,7 @@ class _Segments:
             parts.append(pack(flat & (1 << window.low) - 1, 0, window.low))
         return b"".join(parts)
 
-    def decode(
-        self, data: bytes, bins: Bins, out: NDArray[np.int32], start: int, stop: int
-    ) -> None:
+    def decode(self, data: bytes, bins: Bins, out: Symbols, start: int, stop: int) -> None:
         """Decode flat symbols [start, stop) into ``bins`` and ``out``."""
         cursor = Cursor(data)
         count = cursor.varint()
@@ -250,8 +260,10 @@ class _Segments:
             raise CorruptFileError(f"a segment's lanes do not end with their {count} words")
         window = self.window
         found, flat = bins.reshape(-1)[start:stop], out.reshape(-1)[start:stop]
-        flat[:] = found
-        flat += np.int32(window.first)
+        if window.dtype == np.int8:
+            np.add(found.view(np.int8), np.int8(window.first), out=flat)  # modulo 256
+        else:
+            np.add(found, np.int32(window.first), out=flat)
         if window.escape:
             rare = found == window.alphabet - 1
             wanted = cursor.varint()

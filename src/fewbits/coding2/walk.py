@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import desk as on
 from .bitcoder import FAILED
-from .flags import SHARPNESS, take_number, unit_of
+from .flags import SHARPNESS, price_numbers, take_number, unit_of
 from .kernels import kernel
 from .logistic import octaves
 from .mixer import PHASES, SPAN
@@ -201,7 +201,7 @@ def refresh(means: Ints, distances: Ints, place: int, slot: int, last: bool) -> 
 @kernel
 def walk(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
-    model: Values, desk: Ints, buffer: NDArray[np.uint8],
+    model: Values, desk: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
 ) -> None:  # fmt: skip
     """Code a matrix.
 
@@ -213,6 +213,7 @@ def walk(
             distances by column.
         means, distances: tables of regressions.
         model, desk, buffer: of the flags, of everything, of the bits.
+        prices: (rows, columns, alphabet) bits of all alternatives; of no size if not wanted.
     """
     rows, columns = values.shape
     for row in range(rows):
@@ -221,6 +222,8 @@ def walk(
             if column % int(desk[on.TAPS]) == 0:
                 desk[on.FILTER] = desk[on.SEEN] = 0
             expected = expect(values, near, tallies, means, distances, desk, row, column)
+            if prices.size:
+                price_numbers(desk, prices, row, column)
             number = take_number(model, desk, buffer, value_at(values, desk, row, column))
             if desk[FAILED]:
                 return

@@ -63,6 +63,15 @@ def test_structure_is_worth_bits(name):
     assert MIX.measure(values, layout) == pytest.approx(8 * len(data), rel=0.02)
 
 
+def test_prices_follow_neighbours_and_sizes():
+    values, layout = _smooth()
+    lowest, prices = MIX.prices(values, layout)
+    assert prices.shape == (64, 576, int(values.max()) - lowest + 1)
+    assert np.exp2(-prices.astype(float)).sum(axis=2) == pytest.approx(1, abs=0.01)
+    paid = np.take_along_axis(prices, (values - lowest)[..., None], 2).sum() / 8
+    assert 0.97 * len(MIX.encode(values, layout)) < paid < 0.92 * _order_0(values)
+
+
 def test_a_large_matrix_is_cut_and_threads_share_it(monkeypatch):
     monkeypatch.setattr(mix, "SEGMENT", 3_000)
     values, layout = _embedding()
