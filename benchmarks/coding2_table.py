@@ -114,8 +114,11 @@ def _speed(name: str, index: Index, layout: Layout) -> dict[str, Any]:
             ("decode", lambda threads, c=codec, d=data: c.decode(d, layout, threads=threads)),
         ):
             one = min(_timed(lambda run=run: run(1))[1] for _ in range(repeats))
-            wall = [min(_timed(lambda n=n, run=run: run(n), time.perf_counter)[1] for _ in range(repeats))
-                    for n in (1, 2)]  # fmt: skip
+            clock = time.perf_counter
+            wall = [
+                min(_timed(lambda n=n, run=run: run(n), clock)[1] for _ in range(repeats))
+                for n in (1, 2)
+            ]
             row[f"{codec.name} {verb}"] = round(index.size / one / 1e6, 2)
             row[f"{codec.name} {verb}, two threads over one"] = round(wall[0] / wall[1], 2)
     return row | _constriction(index)

@@ -75,11 +75,13 @@ def period_of(values: NDArray[np.int32], layout: Layout) -> int:
     """Return 2 or 3 if symbols tell each other in disjoint tuples of so many, else 1."""
     lowest, flat = int(values.min()), values.reshape(-1)[:SAMPLE]
     size = int(values.max()) - lowest + 1
-    if size > SYMBOLS or flat.size < 4 * size * size or layout.taps > 1:
+    if size > SYMBOLS or flat.size < 4 * size * size:
         return 1
     pairs = (flat[:-1].astype(np.int64) - lowest) * size + (flat[1:] - lowest)
     best, most = 1, 0.02  # bits by which pairs inside and between tuples must differ
     for period in (2, 3):
+        if layout.taps > 1 and layout.taps % period == 0:
+            continue  # the rows of kernels would seem to be tuples
         told = [_told(pairs[phase::period], size) for phase in range(period)]
         if max(told) - min(told) > most:
             best, most = period, 2 * (max(told) - min(told))

@@ -25,6 +25,7 @@ WORTH = 200_000  # plain steps, about a microsecond each, from which loading com
 
 _sources: dict[str, FunctionType] = {}
 _loaded: list[SimpleNamespace] = []
+_spent = [0]  # steps of plain work
 _lock = threading.Lock()
 _listeners: list[Callable[[str], None]] = []
 
@@ -54,8 +55,12 @@ def is_compiled() -> bool:
 
 
 def pick(steps: int) -> SimpleNamespace:
-    """Return the kernels to use for ``steps`` of plain work, of about a microsecond each."""
-    return compiled() if _loaded or steps >= WORTH else plain()
+    """Return the kernels to use for ``steps`` of plain work, of about a microsecond each.
+
+    Plain ones until all such work together has taken as long as loading compiled ones does.
+    """
+    _spent[0] += steps
+    return compiled() if _loaded or _spent[0] >= WORTH else plain()
 
 
 def compiled() -> SimpleNamespace:

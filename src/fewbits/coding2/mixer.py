@@ -41,7 +41,7 @@ PATIENCE = 1023
 STILL = 1 << 29  # a counter that has seen nothing: chance of a half in 20 bits, above a count of 10
 SURE = 1 << 20
 MARGIN = 16  # of a chance, from 0 and 1
-# Counters by context: mean and scale, neighbours, tuples, column, mean and neighbours, left.
+# Counters by context: mean and scale, neighbours, tuples, column, mean and neighbours, last.
 SPAN = (41 * 53 * 64, 784 * 64, 675 * 64, 4096 * 64, 637 * 64, 93 * 64)
 # Where parts of a model begin: counters first, then maps, final maps, and sets of weights.
 AT_MAPS = sum(SPAN)

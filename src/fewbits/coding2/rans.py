@@ -29,7 +29,7 @@ __all__ = ["SEGMENT", "Rans"]
 SEGMENT = 1 << 18
 ALPHABET = 256
 SAMPLE = 1 << 19  # symbols that are looked at for what is rare
-ENCODE_STEPS, DECODE_STEPS = 6, 3  # of plain work for a symbol
+ENCODE_STEPS, DECODE_STEPS = 8, 1  # of plain work for a symbol
 
 Values = NDArray[np.int64]
 Bins = NDArray[np.uint8]

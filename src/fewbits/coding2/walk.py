@@ -26,6 +26,7 @@ MEAN_SHIFT, DISTANCE_SHIFT = 16, 14
 MEAN_RIDGE, DISTANCE_RIDGE = 100, 16 << 16
 EVERY = 63  # symbols between sweeps, less 1
 FAR = 1 << 13
+FASTEST = 1 << 24  # of a row's size over the usual
 RATIO = 12  # bits below the point of a row's size over the usual
 PLENTY = 1 << 16
 LARGEST = 1023  # of a feature
@@ -93,9 +94,9 @@ def predict_distance(
     at = column // taps
     usual = max((int(desk[on.TOTAL]) + (int(desk[on.COUNT]) >> 1)) // int(desk[on.COUNT]), 1)
     by_input = (int(tallies[0, at]) + 4 * usual) << RATIO
-    by_input = max(by_input // (int(tallies[1, at]) + (4 << RATIO)), 1)
+    by_input = min(max(by_input // (int(tallies[1, at]) + (4 << RATIO)), 1), FAR)
     rate = (int(desk[on.ROW]) + 4 * usual) << RATIO
-    rate //= int(desk[on.EXPECTED]) + 4 * usual
+    rate = min(rate // (int(desk[on.EXPECTED]) + 4 * usual), FASTEST)
     product = min(rate * by_input >> RATIO, FAR)
     by_column = (int(tallies[2, column]) + 2 * by_input) // (row + 2)
     by_filter = (int(desk[on.FILTER]) + 2 * product) // (int(desk[on.SEEN]) + 2)
@@ -114,7 +115,9 @@ def predict_distance(
 
 
 @kernel
-def set_contexts(desk: Ints, left: int, upper: int, corners: int, column: int) -> None:
+def set_contexts(
+    desk: Ints, left: int, upper: int, corners: int, previous: int, column: int
+) -> None:
     """Fill the contexts of a symbol from its neighbours and the distances expected."""
     mean, scale, phase = int(desk[on.MEAN]), int(desk[on.SCALE]), int(desk[on.PHASE])
     around = (clip(left, 3) + 3) * 7 + clip(upper, 3) + 3
@@ -125,7 +128,7 @@ def set_contexts(desk: Ints, left: int, upper: int, corners: int, column: int) -
         past * PHASES + phase,
         min(column, LAST_COLUMN),
         (clip((mean + 32) >> 6, 6) + 6) * 49 + around,
-        (clip(left, 15) + 15) * PHASES + phase,
+        (clip(previous, 15) + 15) * PHASES + phase,
     )
     base = 0
     for j in range(on.COUNTERS):
@@ -155,8 +158,9 @@ def expect(
     expected = predict_distance(tallies, distances, desk, abs(left) + abs(upper), row, column)
     desk[on.SCALE] = octaves(expected)
     desk[on.INVERSE] = (SHARPNESS << 16) // max(expected, 4)
+    previous = level_at(values, desk, row, column - 1)
     desk[on.PHASE] = (row * values.shape[1] + column) % int(desk[on.PERIOD])
-    set_contexts(desk, left, upper, corner * 4 + other, column)
+    set_contexts(desk, left, upper, corner * 4 + other, previous, column)
     return expected
 
 

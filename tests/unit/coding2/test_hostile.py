@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.coding2 import CODECS, Layout, decode_symbols
+from fewbits.coding2 import CODECS, Layout, decode_symbols, kernels, mix, numbers, rans
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(4)
@@ -74,3 +74,19 @@ def test_more_symbols_than_the_bytes_can_hold_are_refused_before_any_work(name):
     data = CODECS[name].encode(VALUES, LAYOUT)
     with pytest.raises(CorruptFileError, match="at most"):
         decode_symbols(CODECS[name].number, data, Layout(1 << 20, 1 << 20))
+
+
+@pytest.mark.parametrize("name", ["rans", "mix"])
+def test_plain_and_compiled_kernels_read_the_same_from_broken_streams(name, monkeypatch):
+    layout = Layout(6, 18, 9, 3)
+    data = CODECS[name].encode(np.ascontiguousarray(VALUES[:6, :18]), layout)
+    for _ in range(40):
+        broken = bytearray(data)
+        for _ in range(int(RNG.integers(1, 4))):
+            broken[int(RNG.integers(len(broken)))] = int(RNG.integers(256))
+        found = []
+        for chosen in (kernels.plain(), kernels.compiled()):
+            for module in (mix, rans, numbers):
+                monkeypatch.setattr(module, "pick", lambda steps, chosen=chosen: chosen)
+            found.append(_try(bytes(broken), name, layout))
+        assert np.array_equal(*found) if found[0] is not None else found[1] is None

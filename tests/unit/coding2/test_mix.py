@@ -41,6 +41,11 @@ def _pairs():
     return np.stack([cells // 7, cells % 7], 1).reshape(200, 400).astype(np.int32), Layout(200, 400)
 
 
+def _pairs_in_kernels():
+    values, _ = _pairs()
+    return values.reshape(-1)[: 63 * 1260].reshape(63, 1260), Layout(63, 1260, 9, 3)
+
+
 def _embedding():
     return _laplace(500, 64, np.exp(RNG.normal(0, 0.8, (500, 1)))), Layout(500, 64)
 
@@ -48,7 +53,8 @@ def _embedding():
 LEARNT = {
     "filters": (_smooth, 0.87),
     "dead": (_dead, 0.75),
-    "pairs": (_pairs, 0.8),
+    "pairs": (_pairs, 0.78),
+    "pairs in kernels": (_pairs_in_kernels, 0.78),
     "rows": (_embedding, 0.95),
 }
 
