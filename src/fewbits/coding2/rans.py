@@ -29,6 +29,7 @@ __all__ = ["SEGMENT", "Rans"]
 SEGMENT = 1 << 18
 ALPHABET = 256
 SAMPLE = 1 << 19  # symbols that are looked at for what is rare
+FEW = 3  # rare symbols that are no reason for escapes
 ENCODE_STEPS, DECODE_STEPS = 8, 1  # of plain work for a symbol
 
 Values = NDArray[np.int64]
@@ -69,12 +70,8 @@ class Window:
     @classmethod
     def parse(cls, cursor: Cursor) -> Window:
         """Return the window that a stream begins with, checked."""
-        first, alphabet, low, escape = (
-            cursor.symbol(),
-            cursor.byte() + 2,
-            cursor.byte(),
-            cursor.byte(),
-        )
+        first, alphabet = cursor.symbol(), cursor.byte() + 2
+        low, escape = cursor.byte(), cursor.byte()
         lowest = cursor.symbol() if escape else 0
         own = alphabet - 1 if escape else alphabet  # bins that stand for symbols
         last = (first + own << low) - 1
@@ -88,32 +85,22 @@ class Window:
 
 
 def _window(symbols: Symbols, lowest: int, highest: int) -> Window:
-    """Return the window with the fewest low bits in which nearly all symbols lie.
+    """Return the window with the fewest low bits that has a bin for all but rare symbols.
 
-    Outside is what is so rare that a share of 4096, the least there is, costs more than escapes.
+    Rare is what costs more with a share of 4096, the least there is, than as an escape.
     """
-    width, sample = (
-        (highest - lowest).bit_length(),
-        symbols.reshape(-1)[:: 1 + symbols.size // SAMPLE],
-    )
-    if highest - lowest < 1 << 16:  # a count is faster than a sort
-        counts = np.bincount(sample.astype(np.int64) - lowest)
-        values = np.arange(lowest, lowest + counts.size)
-    else:
-        values, counts = np.unique(sample, return_counts=True)
-    kept = np.flatnonzero(counts * (width + 1.44) * TOTAL > 1.44 * sample.size)
-    bottom, top = int(values[kept[0]]), int(values[kept[-1]])
-    low = 0
-    while (top >> low) - (bottom >> low) >= ALPHABET - 1:
-        low += 1
-    if (
-        not low
-        and (highest - lowest < top - bottom + 4 or width < 2)
-        and highest - lowest < ALPHABET
-    ):
-        return Window(lowest, max(2, highest - lowest + 1))
-    first = bottom >> low
-    return Window(first, min(ALPHABET, (top >> low) - first + 2), low, width, lowest)
+    width = (highest - lowest).bit_length()
+    sample = symbols.reshape(-1)[:: 1 + symbols.size // SAMPLE].astype(np.int64)
+    for low in range(max(0, width - 16), 32):
+        first = lowest >> low
+        counts = np.bincount((sample >> low) - first)
+        kept = np.flatnonzero(counts * (width + 1.44) * TOTAL > 1.44 * sample.size)
+        if kept.size and kept[-1] - kept[0] < ALPHABET - 1:
+            break
+    bottom, span, bins = int(kept[0]), int(kept[-1] - kept[0]) + 1, (highest >> low) - first + 1
+    if bins <= min(ALPHABET, span + FEW):
+        return Window(first, max(2, bins), low)
+    return Window(first + bottom, span + 1, low, width, lowest)
 
 
 def _bins(symbols: Symbols, window: Window) -> Bins:

@@ -66,6 +66,15 @@ def test_large_alphabets_keep_low_bits_raw_and_rare_symbols_as_escapes(scale):
     assert len(data) < len(CODECS["raw"].encode(values, Layout(200, 300)))
 
 
+@pytest.mark.parametrize("bound", [300, 70_000, 2**31])
+@pytest.mark.parametrize("size", [2, 50, 1000])
+def test_symbols_of_which_none_is_frequent(bound, size):
+    values = RNG.integers(-bound, bound, (size, 700)).astype(np.int32)
+    data = RANS.encode(values, Layout(size, 700))
+    assert np.array_equal(RANS.decode(data, Layout(size, 700)), values)
+    assert len(data) < 1.02 * len(CODECS["raw"].encode(values, Layout(size, 700))) + 700
+
+
 def test_speed_is_that_of_memory_not_of_python():
     kernels.compiled()
     values = np.rint(RNG.laplace(0, 1.5, (1000, 2000))).clip(-7, 7).astype(np.int32)
