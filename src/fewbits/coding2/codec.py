@@ -51,17 +51,20 @@ class Bound:
         symbols_per_byte: of a stream, at most; so bytes bound the time.
         nanoseconds_per_symbol: about, on one core, compiled.
         bytes_per_symbol: of memory, the decoded symbols included.
+        bytes_per_line: of memory besides, for each row and each column.
         fixed_bytes: of memory, besides.
     """
 
     symbols_per_byte: int
     nanoseconds_per_symbol: float
     bytes_per_symbol: int
+    bytes_per_line: int = 0
     fixed_bytes: int = 0
 
     def memory(self, layout: Layout) -> int:
         """Return the bytes of memory that decoding takes at most."""
-        return self.fixed_bytes + self.bytes_per_symbol * layout.size
+        lines = self.bytes_per_line * (layout.rows + layout.columns)
+        return self.fixed_bytes + self.bytes_per_symbol * layout.size + lines
 
 
 class Codec(Protocol):

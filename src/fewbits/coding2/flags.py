@@ -78,16 +78,9 @@ def node_of(depth: int, size: int, value: int) -> int:
 
 @kernel
 def ask(
-    model: Model,
-    desk: Ints,
-    buffer: Bytes,
-    stage: int,
-    node: int,
-    negative: int,
-    cut: int,
-    span: int,
-    bit: int,
-) -> int:
+    model: Model, desk: Ints, buffer: Bytes, stage: int, node: int, negative: int,
+    cut: int, span: int, bit: int,
+) -> int:  # fmt: skip
     """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
     scale = int(desk[on.SCALE]) >> 2
     for j in range(on.COUNTERS):
@@ -118,20 +111,8 @@ def take_magnitude(
     while 1 << size <= most:
         beyond = tail_beyond(desk, negative, (1 << size) + 1)
         node = 2 + min(size, 11)
-        if (
-            ask(
-                model,
-                desk,
-                buffer,
-                CLASS,
-                node,
-                negative,
-                beyond,
-                span,
-                1 if known >= 1 << size else 0,
-            )
-            == 0
-        ):
+        more = 1 if known >= 1 << size else 0
+        if ask(model, desk, buffer, CLASS, node, negative, beyond, span, more) == 0:
             break
         size, span, beyond = size + 1, beyond, 0
     value = 1 if size else 0

@@ -155,7 +155,7 @@ class Mix:
 
     name, number, since, tier = "mix", 3, (2, 0), 1
     summary = "flags with chances learnt from neighbours and sizes: the fewest bytes"
-    bound = Bound(LEAST, nanoseconds_per_symbol=700, bytes_per_symbol=5, fixed_bytes=1 << 23)
+    bound = Bound(LEAST, 700, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 23)
 
     def encode(
         self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1

@@ -22,7 +22,7 @@ class Planes:
 
     name, number, since, tier = "planes", 4, (2, 0), 0
     summary = "each byte of a number on its own: floats"
-    bound = Bound(1 << 62, nanoseconds_per_symbol=6, bytes_per_symbol=8, fixed_bytes=1 << 20)
+    bound = Bound(1 << 62, nanoseconds_per_symbol=6, bytes_per_symbol=24, fixed_bytes=1 << 22)
 
     def encode(
         self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1

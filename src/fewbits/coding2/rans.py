@@ -32,7 +32,6 @@ SAMPLE = 1 << 19  # symbols that are looked at for what is rare
 FEW = 3  # rare symbols that are no reason for escapes
 ENCODE_STEPS, DECODE_STEPS = 8, 1  # of plain work for a symbol
 
-Values = NDArray[np.int64]
 Bins = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
@@ -120,7 +119,7 @@ class Rans:
 
     name, number, since, tier = "rans", 2, (2, 0), 0
     summary = "tables by size of row, input and tap, four lanes, restart points: the fastest"
-    bound = Bound(1 << 15, nanoseconds_per_symbol=4, bytes_per_symbol=5, fixed_bytes=1 << 20)
+    bound = Bound(1 << 15, 4, bytes_per_symbol=24, bytes_per_line=320, fixed_bytes=1 << 22)
 
     def encode(
         self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1

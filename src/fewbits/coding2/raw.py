@@ -49,7 +49,7 @@ class Raw:
 
     name, number, since, tier = "raw", 1, (2, 0), 0
     summary = "fixed-width fields: symbols without structure"
-    bound = Bound(symbols_per_byte=8, nanoseconds_per_symbol=10, bytes_per_symbol=4)
+    bound = Bound(symbols_per_byte=8, nanoseconds_per_symbol=10, bytes_per_symbol=24)
 
     def encode(
         self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1

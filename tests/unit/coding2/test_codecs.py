@@ -1,5 +1,7 @@
 """What every registered codec must do, whatever it is."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,6 +76,26 @@ def test_codecs_declare_themselves(name):
     assert codec.since >= (2, 0)
     assert codec.bound.memory(Layout(10, 10)) >= 400
     assert codec.bound.nanoseconds_per_symbol > 0
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("shape", [(300, 400), (1, 60_000), (60_000, 1), (20_000, 4)])
+def test_decoding_stays_within_the_memory_declared(name, shape):
+    codec, layout = CODECS[name], Layout(*shape)
+    values = np.rint(RNG.laplace(0, 3, shape)).clip(-9, 9).astype(np.int32)
+    if name == "planes":
+        values = RNG.integers(0, 40, shape).astype(np.uint8)
+    if name == "constant":
+        values = np.full(shape, 7, np.int32)
+    data = codec.encode(values, layout)
+    if data is None:
+        return
+    codec.decode(data, layout)  # whatever is loaded once is loaded now
+    tracemalloc.start()
+    codec.decode(data, layout)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= codec.bound.memory(layout) + 3 * len(data) + 100_000
 
 
 def test_numbers_and_names_are_never_used_twice():
