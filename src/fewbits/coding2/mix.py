@@ -8,7 +8,6 @@ has learnt; large ones are cut into segments that are coded, and decoded, side b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TypeAlias
@@ -30,7 +29,7 @@ from .bitcoder import (
 from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
 from .cursor import MAX_SYMBOL, Cursor, framed, signed_varint, varint
 from .geometry import distances_prior, means_prior, neighbours, period_of
-from .kernels import pick
+from .kernels import each, pick
 from .logistic import QUARTERS, octaves
 from .mixer import SPAN, STILL, new_model
 from .regression import age, new_table
@@ -167,8 +166,7 @@ class Mix:
             piece = symbols[cuts[at] : cuts[at + 1]]
             return self.encode_group([piece], [_part(layout, len(piece))])
 
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            found = list(pool.map(segment, range(len(cuts) - 1)))
+        found = each(segment, range(len(cuts) - 1), threads)
         parts = [part for part in found if part is not None]
         data = framed(parts) if len(parts) == len(found) else None
         fits = data is not None and len(data) <= limit and layout.size <= LEAST * len(data)
@@ -185,8 +183,7 @@ class Mix:
             piece = out[cuts[at] : cuts[at + 1]]
             _decode_into([piece], parts[at], [_part(layout, len(piece))])
 
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            list(pool.map(segment, range(len(parts))))
+        each(segment, range(len(parts)), threads)
         return out
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:

@@ -7,7 +7,6 @@ keep their low bits raw, and what is rare in them is an escape.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ from ..errors import CorruptFileError
 from .classes import Classes, fit, take_classes, undivided
 from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
 from .cursor import MAX_SYMBOL, MIN_SYMBOL, Cursor, signed_varint, varint
-from .kernels import pick
+from .kernels import each, pick
 from .lanes import LANES, LOWEST, TOTAL
 from .numbers import Numbers
 from .raw import pack, unpack
@@ -144,9 +143,8 @@ class Rans:
         if side is None:
             return None
         coder = _Segments(window, classes, kernels)
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            starts = range(0, layout.size, SEGMENT)
-            parts = list(pool.map(lambda start: coder.encode(symbols, bins, start), starts))
+        starts = range(0, layout.size, SEGMENT)
+        parts = each(lambda start: coder.encode(symbols, bins, start), starts, threads)
         lengths = b"".join(varint(len(part)) for part in parts[:-1])
         data = b"".join([window.to_bytes(), varint(len(side)), side, lengths, *parts])
         return data if len(data) <= limit else None
@@ -183,8 +181,7 @@ class Rans:
             base = begin * layout.columns
             coder.decode(parts[at], bins, out, start - base, stop - base)
 
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            list(pool.map(segment, span))
+        each(segment, span, threads)
         return out[first - begin : stop - begin]
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
