@@ -117,7 +117,10 @@ def _promising(codec: Codec, symbols: Symbols, layout: Layout, limit: int) -> bo
 def encode_together(
     matrices: Sequence[Symbols], layouts: Sequence[Layout], effort: str = "balanced"
 ) -> list[Stream]:
-    """Return streams for all matrices, in order; neighbours share one where that saves bytes."""
+    """Return streams for all matrices, in order; neighbours share one where that saves bytes.
+
+    That is tried where most of them chose a codec that joins.
+    """
     profile = _effort(effort)
     alone = [
         Stream(*_first(encode_symbols(symbols, layout, effort), range(at, at + 1)))
@@ -127,10 +130,12 @@ def encode_together(
     out: list[Stream] = []
     for run in _runs(layouts):
         own, best = alone[run.start : run.stop], None
-        limit = sum(len(stream.data) for stream in own) * (1 - profile.worth)
-        some = range(run.start, run.stop)
+        limit = sum(len(stream.data) for stream in own)
         for codec in joins if len(run) > 1 else []:
-            data = codec.encode_group([matrices[k] for k in some], [layouts[k] for k in some])
+            alike = sum(layouts[at].size for at in run if alone[at].codec == codec.name)
+            if 2 * alike < sum(layouts[at].size for at in run):
+                continue  # most was worth no such codec
+            data = codec.encode_group([matrices[k] for k in run], [layouts[k] for k in run])
             if data is not None and len(data) < limit:
                 best, limit = Stream(codec.name, run, data), len(data)
         out += [best] if best else own
