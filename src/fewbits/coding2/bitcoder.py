@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from . import desk as on
-from .kernels import kernel
+from .kernels import inlined, kernel
 from .logistic import COSTS, ONE
 
 __all__ = [
@@ -48,7 +48,7 @@ def open_coder(mode: int, data: bytes = b"", room: int = 0) -> tuple[Ints, Bytes
     return state, np.zeros(room + TAIL, np.uint8)
 
 
-@kernel
+@inlined
 def take_bit(state: Ints, buffer: Bytes, chance: int, bit: int) -> int:
     """Code ``bit``, whose chance to be 1 is in [1, 65535]; a decoder returns what it was."""
     if state[MODE] == MEASURE:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import desk as on
-from .kernels import kernel
+from .kernels import inlined, kernel
 from .logistic import ONE, SQUASH, stretch
 from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, PHASES, SPAN, take_flag
 
@@ -32,20 +32,20 @@ Bytes = NDArray[np.uint8]
 Model = NDArray[np.int32]
 
 
-@kernel
+@inlined
 def unit_of(number: int, shift: int) -> int:
     """Return a number in the units of the statistics: 1/64 of ``2**shift``."""
     return (number << UNIT_BITS) >> shift
 
 
-@kernel
+@inlined
 def tail(desk: Ints, edge: int) -> int:
     """Return the chance, in 1/65536, to be ``edge`` halves of a level or more above 0."""
     away = ((edge << (UNIT_BITS - 1)) >> int(desk[on.SHIFT])) - int(desk[on.MEAN])
     return int(SQUASH[3071 - min(max((away * int(desk[on.INVERSE])) >> 16, -3000), 3000)])
 
 
-@kernel
+@inlined
 def tail_beyond(desk: Ints, negative: int, magnitude: int) -> int:
     """Return the chance of at least ``magnitude`` on one side of 0."""
     if negative:
@@ -66,7 +66,7 @@ def price_numbers(desk: Ints, prices: NDArray[np.float32], row: int, column: int
         prices[row, column, place] = 16 - math.log2(max(chance, 1))
 
 
-@kernel
+@inlined
 def node_of(depth: int, size: int, value: int) -> int:
     """Return the kind of a magnitude's bit ``depth`` below its first, of ``size``."""
     if depth == 0:

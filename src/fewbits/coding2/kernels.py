@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
-__all__ = ["compiled", "each", "is_compiled", "kernel", "on_compile", "pick", "plain"]
+__all__ = ["compiled", "each", "inlined", "is_compiled", "kernel", "on_compile", "pick", "plain"]
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Found = TypeVar("Found")
@@ -27,6 +27,7 @@ WORTH = 200_000  # plain steps, about a microsecond each, from which loading com
 
 _sources: dict[str, FunctionType] = {}
 _loaded: list[SimpleNamespace] = []
+_inlined: set[str] = set()
 _spent = [0]  # steps of plain work
 _lock = threading.Lock()
 _listeners: list[Callable[[str], None]] = []
@@ -38,6 +39,12 @@ def kernel(function: Kernel) -> Kernel:
     if source.__name__ in _sources:
         raise ValueError(f"two kernels are called {source.__name__!r}. Rename one of them.")
     _sources[source.__name__] = source
+    return function
+
+
+def inlined(function: Kernel) -> Kernel:
+    """Register a kernel that is compiled into each of its callers: the innermost ones."""
+    _inlined.add(kernel(function).__name__)
     return function
 
 
@@ -92,7 +99,7 @@ def _compile() -> dict[str, Any]:
         scopes.append(dict(source.__globals__))
         copy = FunctionType(source.__code__, scopes[-1], name)
         copy.__qualname__ = f"{name}_{digest}"
-        found[name] = _dispatcher(copy)
+        found[name] = _dispatcher(copy, name in _inlined)
     for scope in scopes:
         scope.update((name, found[name]) for name in found if name in scope)
     if not _is_cached(found, digest):
@@ -101,7 +108,7 @@ def _compile() -> dict[str, Any]:
     return found
 
 
-def _dispatcher(function: FunctionType) -> Any:
+def _dispatcher(function: FunctionType, inline: bool) -> Any:
     """Return what compiles ``function`` when it is called."""
     from numba import njit  # noqa: PLC0415 - `import fewbits` must not wait for it
 
@@ -111,7 +118,7 @@ def _dispatcher(function: FunctionType) -> Any:
     attempts: list[dict[str, Any]] = [{"cache": True, "_nrt": False}, {"cache": True}, {}]
     for options in attempts:
         with suppress(RuntimeError, KeyError, TypeError, NameError):
-            return njit(function, nogil=True, error_model="numpy", **options)
+            return njit(function, nogil=True, error_model="numpy", forceinline=inline, **options)
     raise RuntimeError(f"numba cannot compile {function.__name__}. Install another version of it.")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import kernel
+from .kernels import inlined, kernel
 
 __all__ = [
     "LANES",
@@ -98,7 +98,7 @@ def push_symbols(
     return place
 
 
-@kernel
+@inlined
 def pull_one(
     slots: Slots, table: int, words: Words, state: int, place: int
 ) -> tuple[int, int, int]:

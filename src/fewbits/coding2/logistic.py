@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import kernel
+from .kernels import inlined
 
 __all__ = [
     "COSTS",
@@ -70,25 +70,25 @@ QUARTERS: Table = np.array(_classes(), np.int64)
 COSTS: Table = np.rint(ONE * np.log2(PARTS / (np.arange(PARTS) + 0.5))).astype(np.int64)
 
 
-@kernel
+@inlined
 def squash(odds: int) -> int:
     """Return the chance, in 1/65536, that has this logarithm of odds."""
     return int(SQUASH[min(max(odds, -REACH), REACH) + REACH])
 
 
-@kernel
+@inlined
 def stretch(chance: int) -> int:
     """Return the logarithm of the odds of a chance in [0, 65536)."""
     return int(STRETCH[chance >> 4])
 
 
-@kernel
+@inlined
 def octaves(size: int) -> int:
     """Return the class of a size: quarters of an octave, 0 to 52."""
     return int(QUARTERS[min(max(size, 0), CLASSES - 1)])
 
 
-@kernel
+@inlined
 def interpolated(maps: NDArray[np.int32], at: int, part: int) -> int:
     """Return the chance between two neighbours of a map, ``part`` in 1/4096 from the first."""
     return (int(maps[at]) * (4096 - part) + int(maps[at + 1]) * part) >> 12

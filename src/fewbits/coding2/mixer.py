@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import desk as on
 from .bitcoder import take_bit
-from .kernels import kernel
+from .kernels import inlined, kernel
 from .logistic import ONE, RECIPROCALS, SQUASH, interpolated, squash, stretch
 
 __all__ = [
@@ -73,7 +73,7 @@ def new_model() -> Model:
     return np.concatenate([np.full(AT_MAPS, STILL, np.int32), maps, weights.reshape(-1), ends])
 
 
-@kernel
+@inlined
 def gather(model: Model, desk: Ints, law: int, at: int) -> None:
     """Fill the inputs; ``at`` is the place of ``law`` in a map, in 1/4096 of a step."""
     for j in range(on.COUNTERS):
@@ -85,14 +85,14 @@ def gather(model: Model, desk: Ints, law: int, at: int) -> None:
         desk[on.AT_INPUTS + on.COUNTERS + 1 + j] = stretch(chance)
 
 
-@kernel
+@inlined
 def learn_map(model: Model, at: int, part: int, target: int) -> None:
     """Move both neighbours of a place in a map towards the flag, the nearer one more."""
     model[at] += ((target - int(model[at])) * (4096 - part)) >> 18
     model[at + 1] += ((target - int(model[at + 1])) * part) >> 18
 
 
-@kernel
+@inlined
 def learn(model: Model, desk: Ints, at: int, bit: int) -> None:
     """Teach counters and maps a flag."""
     target = SURE - 1 if bit else 0
@@ -106,7 +106,7 @@ def learn(model: Model, desk: Ints, at: int, bit: int) -> None:
         learn_map(model, int(desk[on.AT_CELLS + j]) + step, part, ONE - 1 if bit else 0)
 
 
-@kernel
+@inlined
 def weigh(model: Model, desk: Ints, chosen: int, at: int, count: int) -> int:
     """Return the sum of what lies on the desk from ``at`` on, by one set of weights."""
     total = 0
@@ -115,7 +115,7 @@ def weigh(model: Model, desk: Ints, chosen: int, at: int, count: int) -> int:
     return min(max(total >> 16, -2047), 2047)
 
 
-@kernel
+@inlined
 def reweigh(model: Model, desk: Ints, chosen: int, at: int, count: int, error: int) -> None:
     """Move one set of weights by the error of what they gave, in 1/65536.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import kernel
+from .kernels import inlined, kernel
 
 __all__ = ["accumulate", "age", "new_table", "predict", "sweep"]
 
@@ -35,7 +35,7 @@ def age(table: Ints, size: int, bits: int) -> None:
     table[:, -1] >>= bits
 
 
-@kernel
+@inlined
 def predict(table: Ints, row: int, desk: Ints, at: int, size: int) -> int:
     """Return the sum of the features from ``at`` on, by the weights of a row."""
     weights, total = size * size + size, 0
@@ -44,7 +44,7 @@ def predict(table: Ints, row: int, desk: Ints, at: int, size: int) -> int:
     return total
 
 
-@kernel
+@inlined
 def accumulate(table: Ints, row: int, desk: Ints, at: int, size: int, target: int) -> None:
     """Add the features from ``at`` on, and their target, to a row."""
     for i in range(size):

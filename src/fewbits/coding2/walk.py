@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import desk as on
 from .bitcoder import FAILED
 from .flags import SHARPNESS, price_numbers, take_number, unit_of
-from .kernels import kernel
+from .kernels import inlined, kernel
 from .logistic import octaves
 from .mixer import PHASES, SPAN
 from .regression import accumulate, predict, sweep
@@ -36,13 +36,13 @@ Ints = NDArray[np.int64]
 Values = NDArray[np.int32]
 
 
-@kernel
+@inlined
 def value_at(values: Values, desk: Ints, row: int, column: int) -> int:
     """Return a value less the centre."""
     return int(values[row, column]) - int(desk[on.CENTRE])
 
 
-@kernel
+@inlined
 def level_at(values: Values, desk: Ints, row: int, column: int) -> int:
     """Return a value less the centre, in the levels of the statistics; 0 outside the matrix."""
     if row < 0 or column < 0:
@@ -50,7 +50,7 @@ def level_at(values: Values, desk: Ints, row: int, column: int) -> int:
     return value_at(values, desk, row, column) >> int(desk[on.SHIFT])
 
 
-@kernel
+@inlined
 def back(values: Values, desk: Ints, row: int, column: int, distance: int) -> int:
     """Return the level some columns back in the row; 0 if there is none."""
     if distance <= 0:
@@ -58,13 +58,13 @@ def back(values: Values, desk: Ints, row: int, column: int, distance: int) -> in
     return level_at(values, desk, row, column - distance)
 
 
-@kernel
+@inlined
 def clip(number: int, bound: int) -> int:
     """Return the nearest number within ``bound`` of 0."""
     return min(max(number, -bound), bound)
 
 
-@kernel
+@inlined
 def predict_mean(
     values: Values, near: Ints, means: Ints, desk: Ints, row: int, column: int
 ) -> None:
@@ -85,7 +85,7 @@ def predict_mean(
     desk[on.MEAN] = clip(mean >> MEAN_SHIFT - 6, PLENTY)
 
 
-@kernel
+@inlined
 def predict_distance(
     tallies: Ints, distances: Ints, desk: Ints, around: int, row: int, column: int
 ) -> int:
@@ -114,7 +114,7 @@ def predict_distance(
     return min(max(distance >> DISTANCE_SHIFT, 1), FAR)
 
 
-@kernel
+@inlined
 def set_contexts(
     desk: Ints, left: int, upper: int, corners: int, previous: int, column: int
 ) -> None:
@@ -164,7 +164,7 @@ def expect(
     return expected
 
 
-@kernel
+@inlined
 def learn_distance(
     tallies: Ints, distances: Ints, desk: Ints, expected: int, off: int, column: int
 ) -> None:
