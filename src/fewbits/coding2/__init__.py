@@ -1,0 +1,26 @@
+"""Symbols to bytes and back: integers in, the fewest bytes out. NumPy and integers only."""
+
+from . import mix, planes, rans, raw
+from .choose import EFFORTS, Stream, codec_of, decode_symbols, encode_symbols, encode_together
+from .codec import CODECS, Bound, Codec, Layout, Symbols, register
+from .kernels import on_compile
+
+__all__ = [
+    "CODECS",
+    "EFFORTS",
+    "Bound",
+    "Codec",
+    "Layout",
+    "Stream",
+    "Symbols",
+    "codec_of",
+    "decode_symbols",
+    "encode_symbols",
+    "encode_together",
+    "mix",
+    "on_compile",
+    "planes",
+    "rans",
+    "raw",
+    "register",
+]

@@ -1,0 +1,197 @@
+"""Classes of symbols by how large they are in their row, input and tap: a table for each.
+
+Rows, inputs and taps of a matrix get levels, logarithms of their mean distance from the centre.
+The class of a symbol is the sum of its three levels. Classes next to each other that are alike,
+or too small for a table of their own, share one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptFileError
+from .codec import Layout
+from .numbers import Numbers
+from .tables import roots_of, shares_of, take_roots
+
+__all__ = ["Classes", "fit", "take_classes"]
+
+MOST_LEVELS, MOST_TABLES = 16, 16
+STEPS = (0.7, 0.35)  # of levels, in octaves
+SAMPLE = 1 << 18  # symbols on which a division is chosen
+LEAST = 8  # symbols that share a level
+PRIOR = 2.0  # symbols of the usual size that each row, input and tap begins with
+
+Ints = NDArray[np.int64]
+Bins = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """How a matrix is divided.
+
+    Attributes:
+        rows, inputs, taps: levels of each, from 0; an array of zeros where they do not matter.
+        tables: (sums of levels,) the table of each class, rising by steps of 0 or 1.
+        roots: (tables, alphabet) of the frequencies.
+    """
+
+    rows: Ints
+    inputs: Ints
+    taps: Ints
+    tables: Ints
+    roots: Ints
+
+    def cells(self) -> NDArray[np.int32]:
+        """Return the table of each row level (first axis) and column."""
+        columns = (self.inputs[:, None] + self.taps).reshape(-1)
+        levels = np.arange(int(self.rows.max(initial=0)) + 1)
+        return self.tables[levels[:, None] + columns].astype(np.int32)
+
+    def part(self, rows: slice) -> Classes:
+        """Return the classes of some rows."""
+        return replace(self, rows=self.rows[rows])
+
+
+def undivided(layout: Layout) -> Classes:
+    """Return a single class, its table still empty."""
+    sizes = (layout.rows, layout.columns // layout.taps, layout.taps)
+    rows, inputs, taps = (np.zeros(size, np.int64) for size in sizes)
+    return Classes(rows, inputs, taps, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
+
+
+def _levels(sums: Ints, count: int, usual: float, step: float) -> Ints:
+    """Return the levels of rows, inputs or taps with these sums of ``count`` distances each."""
+    if count < LEAST:
+        return np.zeros(sums.size, np.int64)
+    means = (sums + PRIOR * usual) / (count + PRIOR)
+    levels = np.rint(np.log2(np.maximum(means / usual, 2.0**-16)) / step).astype(np.int64)
+    lowest = max(int(levels.min()), int(np.median(levels)) - MOST_LEVELS // 2)
+    found: Ints = np.clip(levels - lowest, 0, MOST_LEVELS - 1)
+    return found
+
+
+def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace) -> list[Classes]:
+    """Return every way to divide the matrix that is worth a try; tables are still empty."""
+    by_row, by_column = np.zeros(layout.rows, np.int64), np.zeros(layout.columns, np.int64)
+    kernels.sum_sizes(bins, centre, by_row, by_column)
+    usual = max(float(by_row.sum()) / layout.size, 1e-9)
+    filters = by_column.reshape(-1, layout.taps)
+    counts = (layout.columns, layout.rows * layout.taps, layout.rows * len(filters))
+    sums = (by_row, filters.sum(axis=1), filters.sum(axis=0))
+    none = undivided(layout)
+    found = [none]
+    for step in STEPS:
+        rows, inputs, taps = (
+            _levels(total, count, usual, step) for total, count in zip(sums, counts, strict=True)
+        )
+        full = replace(none, rows=rows, inputs=inputs, taps=taps)
+        found += [full, replace(full, taps=none.taps), replace(full, rows=none.rows)]
+        found += [
+            replace(full, inputs=none.inputs),
+            replace(none, rows=rows),
+            replace(none, taps=taps),
+        ]
+    return found
+
+
+def _count(bins: Bins, classes: Classes, kernels: SimpleNamespace) -> Ints:
+    """Return (sums of levels, 256) how often each class has each symbol."""
+    most = int(classes.rows.max()) + int(classes.inputs.max()) + int(classes.taps.max())
+    every = replace(classes, tables=np.arange(most + 1))
+    counts = np.zeros((most + 1, 256), np.int64)
+    kernels.count_symbols(bins, every.cells(), classes.rows.astype(np.uint8), counts)
+    return counts
+
+
+def _bits(counts: Ints) -> float:
+    """Return about the bits of symbols with these counts, their table included."""
+    roots = roots_of(counts)
+    present = counts > 0
+    shares = shares_of(roots)[present]
+    table = float(np.log2(roots[present] + 1).sum()) + 2.5 * len(shares) + 4
+    return float((counts[present] * (12 - np.log2(shares))).sum()) + table
+
+
+def _merge(counts: Ints) -> tuple[float, Ints, Ints]:
+    """Return bits, table of each class, and counts of each table: neighbours joined greedily."""
+    alive = [at for at in range(len(counts)) if counts[at].any()]
+    groups = [counts[at] for at in alive]
+    bits = [_bits(group) for group in groups]
+    joined = [_bits(a + b) for a, b in pairwise(groups)]
+    first = list(alive)  # of each group
+    while len(groups) > 1:
+        gains = [bits[at] + bits[at + 1] - joined[at] for at in range(len(joined))]
+        best = int(np.argmax(gains))
+        if gains[best] < 0 and len(groups) <= MOST_TABLES:
+            break
+        groups[best : best + 2] = [groups[best] + groups[best + 1]]
+        bits[best : best + 2] = [joined[best]]
+        del first[best + 1], joined[best]
+        for at in (best - 1, best):
+            if 0 <= at < len(joined):
+                joined[at] = _bits(groups[at] + groups[at + 1])
+    tables = np.searchsorted(np.array(first[1:]), np.arange(len(counts)), side="right")
+    return sum(bits), tables.astype(np.int64), np.array(groups)
+
+
+def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, float]:
+    """Return the division with the fewest bits, and about how many: in all, and in tables.
+
+    Chosen on a part of a large matrix. Cost: a count of the part for each division, and one of all.
+    """
+    size = max(2, int(bins.max()) + 1)
+    centre = int(np.bincount(bins[: max(1, SAMPLE // layout.columns)].reshape(-1)).argmax())
+    stride = max(1, layout.size // SAMPLE)
+    sample = np.ascontiguousarray(bins[::stride])
+    share = len(bins) / len(sample)
+    tried: list[tuple[float, int, Classes]] = []
+    for division in _divisions(bins, layout, centre, kernels):
+        part = division.part(slice(None, None, stride))
+        bits = _merge(_count(sample, part, kernels))[0] * share
+        tried.append((bits + _side_bits(division), len(tried), division))
+    bits, _, best = min(tried, key=lambda item: item[:2])
+    _, tables, groups = _merge(_count(bins, best, kernels))
+    roots = np.stack([roots_of(group[:size]) for group in groups])
+    return replace(best, tables=tables, roots=roots), bits
+
+
+def _side_bits(classes: Classes) -> float:
+    numbers = Numbers.meter()
+    _take_levels(numbers, classes)
+    return numbers.bits()
+
+
+def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
+    """Write the levels, or read them: nothing but a flag where all are 0."""
+    found = []
+    for kind, known in enumerate((classes.rows, classes.inputs, classes.taps)):
+        head = numbers.take(np.array([known.max(), np.median(known)], np.int64), 3)
+        if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
+            raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
+        levels = np.zeros_like(known)
+        if head[0]:
+            levels = head[1] + numbers.take(known - head[1], kind)
+            if levels.min() < 0 or levels.max() > head[0]:
+                raise CorruptFileError(f"a level beyond {head[0]}")
+        found.append(levels)
+    return replace(classes, rows=found[0], inputs=found[1], taps=found[2])
+
+
+def take_classes(numbers: Numbers, classes: Classes, alphabet: int) -> Classes:
+    """Write a division and its tables, or read them (of ``classes``, the sizes are known)."""
+    found = _take_levels(numbers, classes)
+    most = int(found.rows.max()) + int(found.inputs.max()) + int(found.taps.max())
+    steps = np.diff(classes.tables) if classes.tables.size == most + 1 else np.zeros(most, np.int64)
+    tables = np.concatenate([[0], np.cumsum(numbers.take(steps, 3))]).astype(np.int64)
+    if tables.min() < 0 or tables.max() >= MOST_TABLES or (np.diff(tables) < 0).any():
+        raise CorruptFileError(f"classes have up to {MOST_TABLES} tables, not {tables.max() + 1}")
+    roots = classes.roots
+    if roots.shape != (tables.max() + 1, alphabet):
+        roots = np.zeros((int(tables.max()) + 1, alphabet), np.int64)
+    return replace(found, tables=tables, roots=take_roots(numbers, roots))

@@ -1,0 +1,121 @@
+"""What a codec is, what it declares, and the registry in which all others find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptFileError
+
+__all__ = ["CODECS", "NO_LIMIT", "Bound", "Codec", "Layout", "Symbols", "check_bound", "register"]
+
+Symbols: TypeAlias = NDArray[np.integer[Any]]
+
+NO_LIMIT = 1 << 62  # bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a matrix of symbols, and what its columns are.
+
+    Attributes:
+        rows, columns: the matrix.
+        taps: columns of one filter, next to each other: 9 for kernels of 3 by 3; else 1.
+        width: columns to the row above, in a kernel, or in rows that are pictures; 0 for none.
+    """
+
+    rows: int
+    columns: int
+    taps: int = 1
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        fits = self.taps >= 1 and self.columns % self.taps == 0 and 0 <= self.width <= self.columns
+        if self.rows < 0 or self.columns < 0 or not fits:
+            raise CorruptFileError(f"no matrix has such a layout: {self}")
+
+    @property
+    def size(self) -> int:
+        """Symbols in all."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a stream can ask of who decodes it, however it was made.
+
+    Attributes:
+        symbols_per_byte: of a stream, at most; so bytes bound the time.
+        nanoseconds_per_symbol: about, on one core, compiled.
+        bytes_per_symbol: of memory, the decoded symbols included.
+        bytes_per_line: of memory besides, for each row and each column.
+        fixed_bytes: of memory, besides.
+    """
+
+    symbols_per_byte: int
+    nanoseconds_per_symbol: float
+    bytes_per_symbol: int
+    bytes_per_line: int = 0
+    fixed_bytes: int = 0
+
+    def memory(self, layout: Layout) -> int:
+        """Return the bytes of memory that decoding takes at most."""
+        lines = self.bytes_per_line * (layout.rows + layout.columns)
+        return self.fixed_bytes + self.bytes_per_symbol * layout.size + lines
+
+
+class Codec(Protocol):
+    """Codes a matrix of 32-bit integers. Register one, and chooser, writer and reader know it.
+
+    Attributes:
+        name, number: what it is called, and what stands for it in files, for ever.
+        since: the first format version, (major, minor), that has it.
+        summary: what it suits, in one line.
+        bound: what decoding can cost.
+        tier: 0 if it decodes at about the speed of memory, 1 if it learns while decoding.
+    """
+
+    name: str
+    number: int
+    since: tuple[int, int]
+    summary: str
+    bound: Bound
+    tier: int
+
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
+        """Return the bytes of a non-empty matrix: at most ``limit``, else None.
+
+        None also where the codec does not suit the matrix. The bytes do not depend on ``threads``.
+        """
+
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+        """Return the matrix; CorruptFileError for bytes that ``encode`` does not give."""
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return about how many bits ``encode`` gives; None where it gives nothing."""
+
+
+CODECS: dict[str, Codec] = {}
+
+
+def register(codec: Codec) -> Codec:
+    """Add ``codec`` to ``CODECS``; its name and number must be new."""
+    taken = {other.number: other.name for other in CODECS.values()}
+    if codec.name in CODECS or codec.number in taken:
+        raise ValueError(f"codec {codec.name!r} ({codec.number}) is registered already: {taken}")
+    CODECS[codec.name] = codec
+    return codec
+
+
+def check_bound(codec: Codec, length: int, layout: Layout) -> None:
+    """Raise CorruptFileError if a stream claims more symbols than its bytes can hold."""
+    most = codec.bound.symbols_per_byte * length
+    if layout.size > most:
+        raise CorruptFileError(
+            f"{length} bytes of {codec.name!r} hold at most {most} symbols, not {layout.size}"
+        )

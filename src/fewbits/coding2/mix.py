@@ -1,0 +1,262 @@
+"""``mix``: each symbol as flags whose chances are learnt while coding. The fewest bytes.
+
+For everything that neighbours, filters, rows, columns or their sizes tell about: convolutions,
+pruned and depthwise layers, embeddings, tuples. Small matrices may share one stream and what it
+has learnt; large ones are cut into segments that are coded, and decoded, side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptFileError
+from . import desk as on
+from .bitcoder import (
+    DECODE,
+    ENCODE,
+    MEASURE,
+    bits_of,
+    coded_bytes,
+    finish_decoding,
+    open_coder,
+)
+from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
+from .cursor import MAX_SYMBOL, Cursor, framed, signed_varint, varint
+from .geometry import distances_prior, means_prior, neighbours, period_of
+from .kernels import each, pick
+from .logistic import QUARTERS, octaves
+from .mixer import SPAN, STILL, new_model
+from .regression import age, new_table
+
+__all__ = ["SEGMENT", "Mix"]
+
+SEGMENT = 1 << 21  # symbols coded by one model, about
+STEPS = 200  # of plain work for a symbol
+FADE = 4  # bits by which what regressions have seen counts less in the next matrix
+SAMPLE = 1 << 17  # symbols that an estimate walks
+COLUMNS = slice(sum(SPAN[:3]), sum(SPAN[:4]))
+SAME = 64  # in the first byte of settings
+USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size of each class
+LEAST = 1 << 11  # symbols per byte: what a short stream can ask for is bounded
+
+Values = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the head of a stream says of each matrix.
+
+    Attributes:
+        lowest, highest: the alphabet.
+        centre: the symbol that is coded as "nothing".
+        usual: the mean distance from it, in 1/64 of a level.
+        period: symbols of the disjoint tuples that the matrix seems to be made of; 1 for none.
+        shift: a level of the statistics is ``2**shift`` symbols.
+    """
+
+    lowest: int
+    highest: int
+    centre: int
+    usual: int
+    period: int
+    shift: int
+
+    def to_bytes(self, before: Settings | None) -> bytes:
+        """Return the settings as a stream has them: one byte if they are as ``before``."""
+        mark = octaves(self.usual)
+        if before == replace(self, usual=before.usual if before else 0):
+            return bytes([SAME + mark])
+        numbers = (self.highest - self.lowest, self.centre - self.lowest)
+        body = signed_varint(self.lowest) + b"".join(map(varint, numbers))
+        return bytes([mark]) + body + bytes([self.period + 4 * self.shift])
+
+    @classmethod
+    def parse(cls, cursor: Cursor, before: Settings | None) -> Settings:
+        """Return the settings that come next in a stream, checked."""
+        same, mark = divmod(cursor.byte(), SAME)
+        usual = int(USUAL[min(mark, len(USUAL) - 1)])
+        if same and before:
+            return replace(before, usual=usual)
+        lowest = cursor.symbol()
+        size, centre = cursor.varint(), cursor.varint()
+        shift, period = divmod(cursor.byte(), 4)
+        allowed = not same and mark < len(USUAL) and period >= 1 and shift <= 32
+        if not (allowed and lowest + size <= MAX_SYMBOL and centre <= size):
+            raise CorruptFileError(
+                f"settings beyond their bounds: {size} symbols from {lowest}, centre {centre}, "
+                f"tuples of {period}, shift {shift}, mark {mark}"
+            )
+        return cls(lowest, lowest + size, lowest + centre, usual, period, shift)
+
+
+def _settings(values: Values, layout: Layout) -> Settings:
+    """Return the settings that suit ``values``."""
+    lowest, highest = int(values.min()), int(values.max())
+    centre = lowest + _mode(values, lowest, highest)
+    away = float(np.abs(values.astype(np.int64) - centre).mean())
+    shift = max(0, int(away).bit_length() - 5)
+    usual = int(USUAL[octaves(round(64 * away) >> shift)])
+    return Settings(lowest, highest, centre, usual, period_of(values, layout), shift)
+
+
+def _mode(values: Values, lowest: int, highest: int) -> int:
+    """Return the most frequent symbol less the lowest; the median where there are many."""
+    if highest - lowest < 256:
+        return int(np.bincount(values.reshape(-1) - lowest).argmax())
+    return int(np.median(values)) - lowest
+
+
+Prices: TypeAlias = NDArray[np.float32]
+NO_PRICES: Prices = np.zeros((0, 0, 0), np.float32)
+
+
+class _Stream:
+    """A model on its way through the matrices of one stream."""
+
+    def __init__(self, mode: int, work: int, data: bytes = b"", room: int = 0) -> None:
+        self.kernels: SimpleNamespace = pick(STEPS * work)
+        self.desk, self.buffer = open_coder(mode, data, room)
+        self.model = new_model()
+        self.distances = new_table(distances_prior())
+        self.means: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def walk(
+        self, values: Values, layout: Layout, settings: Settings, prices: Prices = NO_PRICES
+    ) -> None:
+        """Code one more matrix; fill ``prices`` if they are wanted."""
+        near = neighbours(layout)
+        key = (layout.taps, layout.width)
+        if key in self.means:
+            age(self.means[key], on.MEANS, FADE)
+        else:
+            self.means[key] = new_table(means_prior(layout, near))
+        age(self.distances, on.DISTANCES, FADE)
+        self.model[COLUMNS] = STILL  # what columns were like means nothing in another matrix
+        self.desk[[on.LOWEST, on.HIGHEST]] = (
+            np.array([settings.lowest, settings.highest]) - settings.centre
+        )
+        self.desk[[on.SHIFT, on.CENTRE]] = settings.shift, settings.centre
+        self.desk[[on.TAPS, on.PERIOD]] = layout.taps, settings.period
+        self.desk[[on.TOTAL, on.COUNT]] = 16 * settings.usual, 16
+        tallies = np.zeros((3, layout.columns), np.int64)
+        tables = (tallies, self.means[key], self.distances)
+        self.kernels.walk(values, near, *tables, self.model, self.desk, self.buffer, prices)
+
+
+class Mix:
+    """Flags, logistic mixing, a binary arithmetic coder."""
+
+    name, number, since, tier = "mix", 3, (2, 0), 1
+    summary = "flags with chances learnt from neighbours and sizes: the fewest bytes"
+    bound = Bound(LEAST, 700, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 23)
+
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
+        """Return the segments, each on its own; None where raw fields take less."""
+        cuts = _cuts(layout)
+
+        def segment(at: int) -> bytes | None:
+            piece = symbols[cuts[at] : cuts[at + 1]]
+            return self.encode_group([piece], [_part(layout, len(piece))])
+
+        found = each(segment, range(len(cuts) - 1), threads)
+        parts = [part for part in found if part is not None]
+        data = framed(parts) if len(parts) == len(found) else None
+        fits = data is not None and len(data) <= limit and layout.size <= LEAST * len(data)
+        return data if fits else None
+
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+        """Return the matrix."""
+        check_bound(self, len(data), layout)
+        cuts = _cuts(layout)
+        parts = Cursor(data).parts(len(cuts) - 1)
+        out = np.empty((layout.rows, layout.columns), np.int32)
+
+        def segment(at: int) -> None:
+            piece = out[cuts[at] : cuts[at + 1]]
+            _decode_into([piece], parts[at], [_part(layout, len(piece))])
+
+        each(segment, range(len(parts)), threads)
+        return out
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of a walk over the matrix, or over a sample of its rows."""
+        rows = max(1, min(layout.rows, SAMPLE // layout.columns))
+        first = (layout.rows - rows) // 2
+        values = _values(symbols[first : first + rows])
+        settings = _settings(values, layout)
+        stream = _Stream(MEASURE, values.size)
+        stream.walk(values, _part(layout, rows), settings)
+        return 8 * len(settings.to_bytes(None)) + bits_of(stream.desk) * layout.rows / rows + 8
+
+    def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
+        """Return the lowest symbol, and (rows, columns, alphabet) the bits of every alternative.
+
+        They are those of the law that the model has when it comes to a symbol, given all before it
+        as they are; for choosing symbols by their rate, so ask again after some changes. Memory: 4
+        bytes for each place and alternative.
+        """
+        values = _values(symbols)
+        settings = _settings(values, layout)
+        prices = np.empty((*values.shape, settings.highest - settings.lowest + 1), np.float32)
+        _Stream(MEASURE, prices.size).walk(values, layout, settings, prices)
+        return settings.lowest, prices
+
+    def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
+        """Return one stream for several matrices, in order; None where raw fields take less."""
+        values = [_values(symbols) for symbols in matrices]
+        settings = [_settings(*pair) for pair in zip(values, layouts, strict=True)]
+        ranges = [setting.highest - setting.lowest for setting in settings]
+        room = sum(v.size * r.bit_length() for v, r in zip(values, ranges, strict=True)) // 8 + 16
+        stream = _Stream(ENCODE, sum(v.size for v in values), room=room)
+        for item in zip(values, layouts, settings, strict=True):
+            stream.walk(*item)
+        body = coded_bytes(stream.desk, stream.buffer)
+        pairs = zip(settings, [None, *settings[:-1]], strict=True)
+        head = b"".join(setting.to_bytes(before) for setting, before in pairs)
+        return None if body is None else head + body
+
+    def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
+        """Return the matrices of one stream."""
+        check_bound(self, len(data), Layout(1, sum(layout.size for layout in layouts)))
+        out = [np.empty((layout.rows, layout.columns), np.int32) for layout in layouts]
+        _decode_into(out, data, layouts)
+        return list(out)
+
+
+def _decode_into(out: Sequence[Values], data: bytes, layouts: Sequence[Layout]) -> None:
+    """Decode one stream into the matrices ``out``."""
+    cursor = Cursor(data)
+    settings: list[Settings] = []
+    for _ in layouts:
+        settings.append(Settings.parse(cursor, settings[-1] if settings else None))
+    body = cursor.rest()
+    stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=body)
+    for item in zip(out, layouts, settings, strict=True):
+        item[0].fill(item[2].centre)
+        stream.walk(*item)
+    finish_decoding(stream.desk, stream.buffer)
+
+
+def _values(symbols: Symbols) -> Values:
+    return np.ascontiguousarray(symbols, np.int32)
+
+
+def _part(layout: Layout, rows: int) -> Layout:
+    return Layout(rows, layout.columns, layout.taps, layout.width)
+
+
+def _cuts(layout: Layout) -> list[int]:
+    """Return where segments begin and end: whole rows, of about ``SEGMENT`` symbols."""
+    count = max(1, min(layout.rows, layout.size // SEGMENT))
+    return [layout.rows * at // count for at in range(count + 1)]
+
+
+register(Mix())

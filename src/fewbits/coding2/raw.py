@@ -1,0 +1,118 @@
+"""``constant`` and ``raw``: one value for all, and fixed-width fields; no other may take more."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptFileError
+from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
+from .cursor import MAX_SYMBOL, Cursor, signed_varint
+
+__all__ = ["Constant", "Raw", "pack", "unpack"]
+
+BLOCK = 1 << 18  # fields packed at a time (a multiple of 8: blocks end on bytes); bounds scratch
+
+Wide = NDArray[np.int64]
+
+
+class Constant:
+    """One value for the whole matrix."""
+
+    name, number, since, tier = "constant", 0, (2, 0), 0
+    summary = "one value for all"
+    bound = Bound(symbols_per_byte=1 << 62, nanoseconds_per_symbol=0.5, bytes_per_symbol=4)
+
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
+        """Return the value, or None where there are two."""
+        first = int(symbols.flat[0])
+        data = signed_varint(first)
+        return data if len(data) <= limit and (symbols == first).all() else None
+
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+        """Return the matrix filled with the value."""
+        cursor = Cursor(data)
+        value = cursor.symbol()
+        cursor.finish()
+        return np.full((layout.rows, layout.columns), value, np.int32)
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of ``encode``."""
+        data = self.encode(symbols, layout)
+        return None if data is None else 8.0 * len(data)
+
+
+class Raw:
+    """Every symbol less the lowest one, in as many bits as the range needs."""
+
+    name, number, since, tier = "raw", 1, (2, 0), 0
+    summary = "fixed-width fields: symbols without structure"
+    bound = Bound(symbols_per_byte=8, nanoseconds_per_symbol=10, bytes_per_symbol=24)
+
+    def encode(
+        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
+    ) -> bytes | None:
+        """Return lowest symbol, width and fields; None if there is only one value."""
+        lowest, width = _range(symbols)
+        head = signed_varint(lowest) + bytes([width])
+        if width == 0 or len(head) + (symbols.size * width + 7) // 8 > limit:
+            return None
+        return head + pack(symbols.reshape(-1), lowest, width)
+
+    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+        """Return the matrix; the number of bytes must be exact and the last bits zero."""
+        check_bound(self, len(data), layout)
+        cursor = Cursor(data)
+        lowest, width = cursor.symbol(), cursor.byte()
+        if not 1 <= width <= 32:
+            raise CorruptFileError(f"fields of {width} bits: 1 to 32 are allowed")
+        fields = unpack(cursor, layout.size, width)
+        fields += lowest
+        if int(fields.max()) > MAX_SYMBOL:
+            raise CorruptFileError("a symbol does not fit 32 bits")
+        cursor.finish()
+        return fields.astype(np.int32).reshape(layout.rows, layout.columns)
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of ``encode``."""
+        lowest, width = _range(symbols)
+        return 8.0 * (len(signed_varint(lowest)) + 1) + symbols.size * width if width else None
+
+
+def _range(symbols: Symbols) -> tuple[int, int]:
+    """Return the lowest symbol, and the bits of the range."""
+    lowest = int(symbols.min())
+    return lowest, (int(symbols.max()) - lowest).bit_length()
+
+
+def pack(values: Symbols, lowest: int, width: int) -> bytes:
+    """Return each of ``values`` less ``lowest`` in ``width`` bits, highest bit first."""
+    out = []
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK].astype(np.int64) - lowest
+        bits = np.empty((block.size, width), np.uint8)
+        for place in range(width):
+            bits[:, place] = (block >> (width - 1 - place)) & 1
+        out.append(np.packbits(bits).tobytes())
+    return b"".join(out)
+
+
+def unpack(cursor: Cursor, count: int, width: int) -> Wide:
+    """Return ``count`` fields of ``width`` bits; what fills the last byte must be zeros."""
+    data = np.frombuffer(cursor.take((count * width + 7) // 8), np.uint8)
+    out, step = np.zeros(count, np.int64), BLOCK * width // 8
+    for block, start in enumerate(range(0, count if width else 0, BLOCK)):
+        bits = np.unpackbits(data[block * step : (block + 1) * step])
+        fields = out[start : start + BLOCK]
+        for place in range(width):
+            fields <<= 1
+            fields |= bits[place : fields.size * width : width]
+        if bits[fields.size * width :].any():
+            raise CorruptFileError("the last bits are not zero")
+    return out
+
+
+register(Constant())
+register(Raw())

@@ -1,0 +1,95 @@
+"""What ``mix`` learns, and how fast."""
+
+import time
+
+import numpy as np
+import pytest
+
+from fewbits.coding2 import CODECS, Layout, kernels, mix
+
+RNG = np.random.default_rng(2)
+MIX = CODECS["mix"]
+
+
+def _order_0(values):
+    counts = np.unique(values, return_counts=True)[1]
+    return -(counts * np.log2(counts / values.size)).sum() / 8
+
+
+def _laplace(rows, columns, *scales):
+    found = RNG.laplace(0, 1, (rows, columns))
+    for scale in scales:
+        found = found * scale
+    return np.rint(found).astype(np.int32)
+
+
+def _smooth():
+    found = RNG.normal(size=(64, 64, 3, 3))
+    found[..., 1:] += found[..., :-1]
+    found[..., 1:, :] += found[..., :-1, :]
+    return np.rint(found).reshape(64, 576).astype(np.int32), Layout(64, 576, 9, 3)
+
+
+def _dead():
+    alive = (RNG.random((300, 1)) < 0.5) * (RNG.random(200) < 0.4)
+    return _laplace(300, 200, alive), Layout(300, 200)
+
+
+def _pairs():
+    law = RNG.random(49) ** 12
+    cells = RNG.choice(49, 40_000, p=law / law.sum())
+    return np.stack([cells // 7, cells % 7], 1).reshape(200, 400).astype(np.int32), Layout(200, 400)
+
+
+def _pairs_in_kernels():
+    values, _ = _pairs()
+    return values.reshape(-1)[: 63 * 1260].reshape(63, 1260), Layout(63, 1260, 9, 3)
+
+
+def _embedding():
+    return _laplace(500, 64, np.exp(RNG.normal(0, 0.8, (500, 1)))), Layout(500, 64)
+
+
+LEARNT = {
+    "filters": (_smooth, 0.87),
+    "dead": (_dead, 0.75),
+    "pairs": (_pairs, 0.78),
+    "pairs in kernels": (_pairs_in_kernels, 0.78),
+    "rows": (_embedding, 0.95),
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_structure_is_worth_bits(name):
+    make, share = LEARNT[name]
+    values, layout = make()
+    data = MIX.encode(values, layout)
+    assert len(data) < share * _order_0(values)
+    assert np.array_equal(MIX.decode(data, layout), values)
+    assert MIX.measure(values, layout) == pytest.approx(8 * len(data), rel=0.02)
+
+
+def test_prices_follow_neighbours_and_sizes():
+    values, layout = _smooth()
+    lowest, prices = MIX.prices(values, layout)
+    assert prices.shape == (64, 576, int(values.max()) - lowest + 1)
+    assert np.exp2(-prices.astype(float)).sum(axis=2) == pytest.approx(1, abs=0.01)
+    paid = np.take_along_axis(prices, (values - lowest)[..., None], 2).sum() / 8
+    assert 0.97 * len(MIX.encode(values, layout)) < paid < 0.92 * _order_0(values)
+
+
+def test_a_large_matrix_is_cut_and_threads_share_it(monkeypatch):
+    monkeypatch.setattr(mix, "SEGMENT", 3_000)
+    values, layout = _embedding()
+    data = MIX.encode(values, layout)
+    assert MIX.encode(values, layout, threads=2) == data
+    assert np.array_equal(MIX.decode(data, layout, threads=2), values)
+
+
+def test_speed_is_that_of_compiled_code():
+    kernels.compiled()
+    values, layout = _smooth()
+    data = MIX.encode(values, layout)
+    start = time.process_time()
+    MIX.decode(data, layout)
+    assert values.size / (time.process_time() - start) > 0.2e6
