@@ -21,6 +21,7 @@ MAY = {
     "ops": {"errors"},
     "coded": {"errors"},
     "coding": {"errors", "registry"},
+    "coding2": {"errors"},
     "container": {"errors", "registry", "disk", "coded", "coding"},
     "engine": {"errors", "registry", "progress", "coded", "ops"},
     "schedule": {"errors"},

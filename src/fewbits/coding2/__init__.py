@@ -1,4 +1,8 @@
-"""Symbols to bytes and back: integers in, the fewest bytes out. NumPy and integers only."""
+"""Symbols to bytes and back: integers in, the fewest bytes out. NumPy and integers only.
+
+The coder that is to follow :mod:`fewbits.coding`, measured beside it by
+``benchmarks/coding2_table.py``. No file is written with it yet, and nothing else imports it.
+"""
 
 from . import mix, planes, rans, raw
 from .choose import EFFORTS, Stream, codec_of, decode_symbols, encode_symbols, encode_together
