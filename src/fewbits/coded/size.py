@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from .coverage import Coverage
 from .shown import html_table
-from .tensors import FLOAT_DTYPES
+from .tensors import WEIGHT_DTYPES
 
 __all__ = ["SizeReport", "SizeRow"]
 
@@ -94,7 +94,7 @@ class SizeReport:
     def coverage(self) -> Coverage:
         """How much of the network is quantized, and the largest of the rest."""
         tensors = [row for row in self.rows if row.kind not in ("shared", "file")]
-        sizes = {row.name: row.elements for row in tensors if row.dtype in FLOAT_DTYPES}
+        sizes = {row.name: row.elements for row in tensors if row.dtype in WEIGHT_DTYPES}
         coded = {row.name for row in tensors if row.kind != "raw"}
         plain = {row.name: "a vector" for row in tensors if len(row.shape) < 2}
         return Coverage.of(sizes, coded, {**plain, **self.reasons})

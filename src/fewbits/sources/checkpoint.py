@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -32,17 +32,18 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     checkpoint = read_checkpoint(path)
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    names = fit_names(checkpoint.tensors, wanted)
+    targets = plain_targets(model)
+    names = fit_names(checkpoint.tensors, wanted, renamed=targets is None)
     found = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
     for name, tensor in found.items():
-        why = hindrance(tensor)
+        why = hindrance(tensor, stored=True)
         if why:
             raise SourceError(f"{path}: tensor {name!r} {why}")
-    targets = plain_targets(model)
     found = _completed(found, wanted)
     if targets is not None:
-        _check_fit(found, wanted, f"{path}: does not fit {type(model).__name__}")
-    versions = fit_modules(checkpoint.versions, model)
+        trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        _check_fit(found, wanted, trained, f"{path}: does not fit {type(model).__name__}")
+    versions = fit_modules(checkpoint.versions, model, checkpoint.tensors)
     try:
         load_values(
             model,
@@ -72,7 +73,12 @@ def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dic
     return known
 
 
-def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+def _check_fit(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    trained: Collection[str],
+    what: str,
+) -> None:
     both = {name: (found[name], tensor) for name, tensor in wanted.items() if name in found}
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
@@ -82,9 +88,9 @@ def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: 
         if theirs.shape != ours.shape
     ]
     unlike = [
-        f"{name} {theirs.dtype}, expected {ours.dtype}"
+        f"{name} {theirs.dtype}, expected {ours.dtype}: {why}"
         for name, (theirs, ours) in both.items()
-        if unsuited(theirs.dtype, ours.dtype)
+        if (why := unsuited(theirs.dtype, ours.dtype, trained=name in trained))
     ]
     problems = [
         f"{len(names)} {which} ({some(names)})"

@@ -267,3 +267,69 @@ def test_a_network_with_a_loader_of_its_own_uses_it(tmp_path):
     torch.save(small().state_dict(), tmp_path / "other.pt")
     with pytest.raises(SourceError, match=r"other.pt: Sequential has a way of its own"):
         load_weights(network, tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_integers_without_their_scales_are_no_weights(tmp_path, dtype, ending):
+    state = {**STATE, "2.weight": (STATE["2.weight"] * 100).to(dtype)}
+    path = tmp_path / f"n.{ending}"
+    torch.save(state, path) if ending == "pt" else save_file(state, path)
+    network = emptied()
+    told = rf"2.weight {dtype}, expected torch.float32: integers without .*dequantize them first"
+    with pytest.raises(SourceError, match=told):
+        load_weights(network, path)
+    assert bool((network[0].weight == 9).all())
+
+
+def test_integers_for_buffers_of_floats_are_values(tmp_path):
+    torch.save({**STATE, "1.running_mean": torch.arange(5)}, tmp_path / "n.pt")
+    network = emptied()
+    load_weights(network, tmp_path / "n.pt")
+    assert network[1].running_mean.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_sparse_values_of_a_file_are_to_be_made_dense(tmp_path):
+    torch.save({**STATE, "0.weight": STATE["0.weight"].to_sparse()}, tmp_path / "n.pt")
+    with pytest.raises(SourceError, match=r"'0.weight'.*to_dense\(\)\.$"):
+        load_weights(emptied(), tmp_path / "n.pt")
+
+
+class Renaming(nn.Module):
+    """Knows the names of an older version of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self._register_load_state_dict_pre_hook(self.rename)
+
+    def rename(self, state, prefix, *others):
+        for name in [name for name in state if name.startswith(f"{prefix}old.")]:
+            state[name.replace(f"{prefix}old.", f"{prefix}new.")] = state.pop(name)
+
+
+@pytest.mark.parametrize("lead", ["", "module.", "_orig_mod.module.", "model."])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_names_that_a_network_renames_lose_and_get_what_stands_before(tmp_path, lead, wrap):
+    state = Renaming().state_dict()
+    old = {lead + name.replace("new.", "old."): tensor for name, tensor in state.items()}
+    torch.save(old, tmp_path / "n.pt")
+    network = Renaming()
+    load_weights(wrap(network), tmp_path / "n.pt")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+class Twins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.module = nn.Linear(4, 4), nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("lead", ["", "module.", "_orig_mod.", "model.module."])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_children_called_model_and_module_are_told_apart(tmp_path, lead, wrap):
+    state = Twins().state_dict()
+    save_file({lead + name: tensor for name, tensor in state.items()}, tmp_path / "n.safetensors")
+    network = Twins()
+    load_weights(wrap(network), tmp_path / "n.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
