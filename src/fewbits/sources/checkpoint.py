@@ -12,6 +12,7 @@ from ..engine.memory import hindrance, ties
 from ..engine.naming import fit_modules, fit_names
 from ..errors import ModelError, SourceError
 from .state_dicts import read_checkpoint, read_state_dict, some
+from .unreadable import shard_of
 
 __all__ = ["load_weights", "read_state_dict"]
 
@@ -42,7 +43,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     found = _completed(found, wanted)
     if targets is not None:
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        _check_fit(found, wanted, trained, f"{path}: does not fit {type(model).__name__}")
+        _check_fit(found, wanted, trained, Path(path), type(model).__name__)
     versions = fit_modules(checkpoint.versions, model, checkpoint.tensors)
     try:
         load_values(
@@ -54,7 +55,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             versions=versions,
         )
     except ModelError as error:
-        raise SourceError(f"{path}: {error}") from error
+        hint = shard_of(Path(path)) if wanted.keys() - found.keys() else ""
+        raise SourceError(f"{path}: {error} {hint}".rstrip()) from error
 
 
 def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,7 +79,8 @@ def _check_fit(
     found: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     trained: Collection[str],
-    what: str,
+    path: Path,
+    kind: str,
 ) -> None:
     both = {name: (found[name], tensor) for name, tensor in wanted.items() if name in found}
     missing = [name for name in wanted if name not in found]
@@ -103,7 +106,8 @@ def _check_fit(
         if names
     ]
     if problems:
+        hint = shard_of(path) if missing and path.is_file() else ""
         raise SourceError(
-            f"{what}, {len(wanted)} tensors: {'; '.join(problems)}. Use the factory the "
-            "checkpoint was made with."
+            f"{path}: does not fit {kind}, {len(wanted)} tensors: {'; '.join(problems)}. "
+            + (hint or "Use the factory the checkpoint was made with.")
         )
