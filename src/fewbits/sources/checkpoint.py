@@ -16,6 +16,7 @@ from .unreadable import shard_of
 
 __all__ = ["load_weights", "read_state_dict"]
 
+_FACTORY = "Use the factory the checkpoint was made with."
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged weights
 
 
@@ -109,5 +110,5 @@ def _check_fit(
         hint = shard_of(path) if missing and path.is_file() else ""
         raise SourceError(
             f"{path}: does not fit {kind}, {len(wanted)} tensors: {'; '.join(problems)}. "
-            + (hint or "Use the factory the checkpoint was made with.")
+            + (hint or _FACTORY * bool(missing or unexpected or misshapen))
         )

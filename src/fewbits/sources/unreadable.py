@@ -9,6 +9,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -19,8 +20,9 @@ __all__ = ["advice", "foreign", "shard_of"]
 
 _HEAD = 512  # bytes that tell a text from a checkpoint
 _PAGES = ("<!doctype", "<html", "<head", "<?xml", "<body")
+_MOST_OPCODES = 300_000  # that are looked at: about 10,000 tensors, or half a second
 _LEGACY = 4  # pickles before the tensors in files older than the zips: the last has the names
-_ARRAY, _SCALAR = "numpy.ndarray", "numpy scalar"
+_MAKERS = ("._reconstruct", "._frombuffer")  # the functions of NumPy that make an array
 
 
 def foreign(path: Path, *, texts: bool = True) -> str:
@@ -92,9 +94,9 @@ def advice(path: Path, found: str, keys: Sequence[str]) -> tuple[str, str]:
         keys: under which a state dict may be, the likeliest first.
     """
     seen = _look_through(path)
-    kinds = {"_reconstruct": _ARRAY, "_frombuffer": _ARRAY, "scalar": _SCALAR}
-    numpy = found.startswith("numpy")
-    what = kinds.get(found.rpartition(".")[2], found) if numpy else found
+    what = found
+    if found.startswith("numpy.") and found.endswith((*_MAKERS, ".scalar")):
+        what = "numpy.ndarray" if found.endswith(_MAKERS) else "numpy.number"
     key = next((key for key in keys if key in seen.keys), None) if seen.is_dict else None
     part = "x" if key is None else f"x[{key!r}]"
     if not seen.is_dict:
@@ -103,7 +105,7 @@ def advice(path: Path, found: str, keys: Sequence[str]) -> tuple[str, str]:
             "with the key of its state dict where it is a dict"
         )
         return what, ways
-    if any(name.startswith("numpy.") for name in seen.names):
+    if any(name.startswith("numpy.") and name.endswith(_MAKERS) for name in seen.names):
         each = "v if torch.is_tensor(v) else torch.from_numpy(numpy.asarray(v))"
         part = f"{{k: {each} for k, v in {part}.items()}}"
     elif "collections.defaultdict" in seen.names:
@@ -115,7 +117,7 @@ def advice(path: Path, found: str, keys: Sequence[str]) -> tuple[str, str]:
         )
         return what, ways
     way = f"torch.save({part}, path)"
-    if key is not None and "_parameters" in seen.texts:
+    if key is not None and seen.has_modules:
         way += f", or torch.save(x[{key!r}].state_dict(), path) where that is a module"
     return what, way
 
@@ -127,19 +129,19 @@ class _Seen:
     Attributes:
         names: functions and classes that it asks for.
         keys: texts of its outermost level.
-        texts: all texts.
+        has_modules: whether a network is in it.
         is_dict: whether it is known to be a dict of some kind.
     """
 
     names: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
-    texts: set[str] = field(default_factory=set)
+    has_modules: bool = False
     is_dict: bool = False
 
     def look(self, data: IO[bytes]) -> None:
         """Take note of the opcodes of one pickle."""
         depth, last, first = 0, ("", ""), True
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, _ in islice(pickletools.genops(data), _MOST_OPCODES):
             name = ""
             if opcode.name == "GLOBAL":
                 name = str(argument).replace(" ", ".")
@@ -147,7 +149,7 @@ class _Seen:
                 name = ".".join(last)
             elif isinstance(argument, str):
                 last = (last[1], argument)
-                self.texts.add(argument)
+                self.has_modules |= argument == "_parameters"  # an attribute of each
                 if depth <= 1:
                     self.keys.add(argument)
             if name:

@@ -128,9 +128,10 @@ def arrays(state=STATE):
         (lambda: {"model": arrays(), "epoch": 3}, r"numpy\.ndarray.*from_numpy.*x\['model'\]"),
         (
             lambda: {"state_dict": STATE, "best": np.float64(0.5)},
-            r"numpy scalar.*x\['state_dict'\]",
+            r"numpy\.number.*save\(x\['state_dict'\]",
         ),
         (lambda: {"epoch": 3, "net": STATE, "curve": np.ones(4)}, r"numpy\.ndarray.*x\['net'\]"),
+        (lambda: {**STATE, "best": np.float32(1)}, r"numpy\.number.*torch\.is_tensor"),
         (lambda: {"model": STATE, "args": argparse.Namespace(lr=1)}, r"torch\.save\(x\['model'\]"),
         (
             lambda: {"args": argparse.Namespace(model="resnet", lr=1), "weights": STATE},
