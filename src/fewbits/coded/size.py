@@ -86,6 +86,11 @@ class SizeReport:
         return 8 * self.file_bytes / max(1, self.weights)
 
     @property
+    def rate(self) -> str:
+        """``bits_per_weight`` in words, which say what it divides by where that is little."""
+        return f"{self.bits_per_weight:.3f} bits per {'quantized ' * self.coverage.low}weight"
+
+    @property
     def compression_ratio(self) -> float:
         """Uncompressed bytes divided by the file's bytes."""
         return self.float_bytes / max(1, self.file_bytes)
@@ -103,7 +108,7 @@ class SizeReport:
     def summary(self) -> str:
         """The totals in one line."""
         return (
-            f"{self.file_bytes:,} bytes, {self.bits_per_weight:.3f} bits per weight, "
+            f"{self.file_bytes:,} bytes, {self.rate}, "
             f"{self.compression_ratio:.1f}x smaller than float32; {self.coverage}"
         )
 

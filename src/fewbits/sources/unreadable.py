@@ -46,7 +46,10 @@ def foreign(path: Path, *, texts: bool = True) -> str:
             "Download that again, and look at the address."
         )
     shown = " ".join(text.split())[:40]
-    told = f"is a text, which begins with {shown!r}, and no checkpoint. Get the file itself."
+    told = (
+        f"is no checkpoint but a text, which begins with {shown!r}. Get the file itself, or save "
+        "it again with torch.save(model.state_dict(), path)."
+    )
     return told if text and texts else ""
 
 
