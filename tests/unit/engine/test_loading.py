@@ -426,3 +426,19 @@ def test_integers_without_scales_are_no_weights(tmp_path, dtype):
     told = str(dtype).removeprefix("torch.")
     with pytest.raises(ModelError, match=rf"0.weight \(file {told}, .*float32.*dequantize"):
         fewbits.load(tmp_path / "net.fewbits", into=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@torch.no_grad()
+def test_a_network_compiled_and_run_before_sees_the_quantized_inputs():
+    torch.manual_seed(0)
+    x = torch.randn(20, 8)
+    coded = fewbits.compress(Twins(), NEAREST, calibration=[x], activations=3)
+    expected = coded.load_into(Twins())(x)
+    before = torch.compile(Twins(), backend="eager")
+    plain = before(x)
+    assert torch.equal(coded.load_into(before)(x), expected)
+    another = torch.compile(Twins(), backend="eager")
+    assert torch.equal(another(x), plain)
+    assert torch.equal(coded.load_into(another)(x), expected)
+    assert torch.equal(torch.compile(Twins(), backend="eager")(x), plain)
