@@ -458,3 +458,16 @@ def test_children_called_model_and_module_are_told_apart(tmp_path, lead, wrap):
     network = Twins()
     load_weights(wrap(network), tmp_path / "n.safetensors")
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_network_built_in_inference_mode_is_filled(tmp_path, own):
+    class Custom(nn.Sequential):
+        def _load_from_state_dict(self, *arguments):
+            super()._load_from_state_dict(*arguments)
+
+    torch.save(STATE, tmp_path / "n.pt")
+    with torch.inference_mode():
+        network = emptied(Custom(*small()) if own else small())
+    load_weights(network, tmp_path / "n.pt")
+    check(network)
