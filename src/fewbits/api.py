@@ -214,7 +214,7 @@ def load(
             return state_dict(tensors, aliases)
         grids = tensors.activations()
         if isinstance(into, nn.Module):
-            grids = fit_sites(grids, unwrapped(into))
+            grids = fit_sites(grids, unwrapped(into), (*tensors, *aliases))
             check_inputs(unwrapped(into), grids)
         if grids and transform_domain:
             raise ConfigError(

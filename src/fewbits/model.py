@@ -203,7 +203,7 @@ def load_into(
     inner = unwrapped(model)
     targets = plain_targets(inner)
     theirs = {name: name for name in tensors} | dict(aliases)
-    names = fit_names(theirs, inner.state_dict())
+    names = fit_names(theirs, inner.state_dict(), renamed=targets is None)
     found = {names.get(name, name): name for name in theirs}
     _check_fit(tensors, theirs, found, inner, where, own=targets is None)
     if isinstance(tensors, LazyTensors):
@@ -239,6 +239,7 @@ def _check_fit(
     if own:
         return
     facts = _facts(tensors)
+    trained = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
     both = {name: facts[theirs[other]] for name, other in found.items() if name in ours}
     problems = [
         _listed("not in the network", [o for name, o in found.items() if name not in ours]),
@@ -254,9 +255,9 @@ def _check_fit(
         _listed(
             "of another kind of values",
             [
-                f"{name} (file {dtype}, network {ours[name].dtype})"
+                f"{name} (file {dtype}, network {ours[name].dtype}: {why})"
                 for name, (_, dtype) in both.items()
-                if unsuited(torch_dtype(dtype), ours[name].dtype)
+                if (why := unsuited(torch_dtype(dtype), ours[name].dtype, trained=name in trained))
             ],
         ),
     ]

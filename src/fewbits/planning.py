@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from .coded import Coverage, html_table
+from .coded import WEIGHT_DTYPES, Coverage, html_table
 from .engine.patterns import selected, unmatched
-from .engine.targets import Survey, Target, survey
+from .engine.targets import Survey, Target, dtype_of, survey
 from .errors import ModelError, TargetError
 from .methods import Method, Nearest, TrainedMethod, to_settings
 from .recipe import Recipe, Rule
 
 __all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan"]
+
+_REASONS = 2  # told where nothing can be coded
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Plan:
         aliases: other names of tied tensors, each to the name that is coded.
         bound: buffers that no file holds and that are one tensor with what it holds.
         exact: of the tensors that are kept, those that share memory: stored as they are.
-        sizes: number of values of every floating-point tensor by name, tied ones once.
+        sizes: number of values of every floating-point or complex tensor by name, tied ones once.
     """
 
     recipe: Recipe
@@ -159,10 +162,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     """
     found = survey(model)
     if not found.targets:
-        raise TargetError(
-            "this network has no weight that can be coded: no linear, convolution, embedding, "
-            f"recurrent or attention layer among its modules ({type(model).__name__})."
-        )
+        raise TargetError(_nothing(model, found))
     meant = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
     for rule, chosen in zip(recipe.rules, meant, strict=True):
         if not chosen:
@@ -173,7 +173,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     )
     _check_views(found, entries)
     state = model.state_dict()
-    names = [n for n in state if n not in found.aliases and state[n].is_floating_point()]
+    names = (n for n in state if n not in found.aliases and dtype_of(state[n]) in WEIGHT_DTYPES)
     sizes = {name: state[name].numel() for name in names}
     return Plan(
         recipe,
@@ -183,6 +183,25 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         found.bound,
         frozenset(found.overlaps),
         sizes,
+    )
+
+
+def _nothing(model: nn.Module, found: Survey) -> str:
+    """Say why no weight can be coded: what keeps most of the values from it."""
+    state = model.state_dict()
+    matrices = [name for name in found.others if state[name].dim() > 1]
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(matrices or found.others, key=lambda name: -state[name].numel()):
+        names[found.others[name]].append(name)
+    sizes = {why: sum(state[name].numel() for name in kept) for why, kept in names.items()}
+    told = [
+        f"{kept[0]}{f' and {len(kept) - 1} more' * (len(kept) > 1)}: {why}"
+        for why, kept in sorted(names.items(), key=lambda item: -sizes[item[0]])[:_REASONS]
+    ]
+    return (
+        f"this network ({type(model).__name__}) has no weight that can be coded: a floating-point "
+        "parameter of a linear, convolution, embedding, recurrent or attention layer. "
+        + (f"{'; '.join(told)}." if told else "It has no tensors.")
     )
 
 

@@ -203,3 +203,50 @@ def test_values_of_the_wrong_type_are_named(make, message):
 def test_arguments_of_compress_are_checked(argument, value):
     with pytest.raises(fewbits.ConfigError, match=f"{argument} must be"):
         fewbits.compress(nn.Linear(4, 3), fewbits.Nearest(bits=4), **{argument: value})
+
+
+# networks in which nothing can be coded
+
+
+def _normed(layer):
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+def _spectral(layer):
+    return nn.utils.parametrizations.spectral_norm(layer)
+
+
+def _integers():
+    network = nn.Linear(8, 8)
+    network.weight = nn.Parameter(network.weight.data.to(torch.int8), requires_grad=False)
+    return network
+
+
+class _Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda: nn.Sequential(_normed(nn.Linear(8, 8)), _normed(nn.Conv1d(2, 2, 3))),
+            "parametriz",
+        ),
+        (
+            lambda: nn.Sequential(_spectral(nn.Linear(8, 8)), nn.ReLU()),
+            "0.parametrizations.*remove",
+        ),
+        (lambda: nn.utils.weight_norm(nn.Linear(8, 8)), "weight_v.*parametrization"),
+        (_integers, "weight: int8 values are kept exactly"),
+        (lambda: nn.BatchNorm1d(4), "a vector of BatchNorm1d is kept"),
+        (_Bare, "table: no layer kind takes _Bare"),
+        (nn.ReLU, "It has no tensors"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_why_nothing_can_be_coded_is_told(make, told):
+    with pytest.raises(fewbits.TargetError, match=f"no weight that can be coded.*{told}"):
+        fewbits.compress(make(), fewbits.Nearest(bits=4))

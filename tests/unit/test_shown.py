@@ -156,3 +156,17 @@ def test_a_plan_for_training_tells_what_the_method_leaves_alone():
         0.4,
         "the first layer, left in float",
     )
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e5m2, torch.float8_e4m3fn, torch.complex64, torch.complex128]
+)
+def test_plan_network_and_file_count_the_same_weights(tmp_path, dtype):
+    network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 90))
+    network[1].weight = nn.Parameter(network[1].weight.data.to(dtype), requires_grad=False)
+    with pytest.warns(CoverageWarning, match=r"1\.weight"):
+        coded = fewbits.compress(network, fewbits.Nearest(bits=4))
+    coded.save(tmp_path / "net.fewbits")
+    found = fewbits.inspect(tmp_path / "net.fewbits").report.coverage
+    assert coded.plan.coverage == coded.coverage == coded.size_report().coverage
+    assert (found.quantized, found.weights, found.largest) == (64, 882, "1.weight")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .shown import shortened
-from .tensors import FLOAT_DTYPES, CodedTensor, RawTensor
+from .tensors import WEIGHT_DTYPES, CodedTensor, RawTensor
 
 __all__ = ["Coverage"]
 
@@ -17,7 +17,8 @@ __all__ = ["Coverage"]
 class Coverage:
     """The share of a network's weights that are quantized.
 
-    Weights are all floating-point values here, of parameters and buffers, tied ones counted once.
+    Weights are all floating-point and complex values here, of parameters and buffers, whether a
+    method takes their dtype or not; tied ones are counted once.
 
     Attributes:
         quantized: how many of them have an index.
@@ -40,7 +41,7 @@ class Coverage:
         quantized: Collection[str],
         reasons: Mapping[str, str] | None = None,
     ) -> Coverage:
-        """Return it by the number of values of each floating-point tensor.
+        """Return it by the number of values of each floating-point or complex tensor.
 
         Args:
             sizes: name to number of values.
@@ -59,7 +60,7 @@ class Coverage:
         cls, tensors: Mapping[str, CodedTensor], reasons: Mapping[str, str] | None = None
     ) -> Coverage:
         """Return it of coded tensors."""
-        floats = {n: t for n, t in tensors.items() if t.dtype in FLOAT_DTYPES}
+        floats = {n: t for n, t in tensors.items() if t.dtype in WEIGHT_DTYPES}
         sizes = {name: math.prod(tensor.shape) for name, tensor in floats.items()}
         coded = {name for name, tensor in floats.items() if not isinstance(tensor, RawTensor)}
         return cls.of(sizes, coded, reasons)

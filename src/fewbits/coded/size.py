@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from .coverage import Coverage
 from .shown import html_table
-from .tensors import FLOAT_DTYPES
+from .tensors import WEIGHT_DTYPES
 
 __all__ = ["SizeReport", "SizeRow"]
 
@@ -86,6 +86,11 @@ class SizeReport:
         return 8 * self.file_bytes / max(1, self.weights)
 
     @property
+    def rate(self) -> str:
+        """``bits_per_weight`` in words, which say what it divides by where that is little."""
+        return f"{self.bits_per_weight:.3f} bits per {'quantized ' * self.coverage.low}weight"
+
+    @property
     def compression_ratio(self) -> float:
         """Uncompressed bytes divided by the file's bytes."""
         return self.float_bytes / max(1, self.file_bytes)
@@ -94,7 +99,7 @@ class SizeReport:
     def coverage(self) -> Coverage:
         """How much of the network is quantized, and the largest of the rest."""
         tensors = [row for row in self.rows if row.kind not in ("shared", "file")]
-        sizes = {row.name: row.elements for row in tensors if row.dtype in FLOAT_DTYPES}
+        sizes = {row.name: row.elements for row in tensors if row.dtype in WEIGHT_DTYPES}
         coded = {row.name for row in tensors if row.kind != "raw"}
         plain = {row.name: "a vector" for row in tensors if len(row.shape) < 2}
         return Coverage.of(sizes, coded, {**plain, **self.reasons})
@@ -103,7 +108,7 @@ class SizeReport:
     def summary(self) -> str:
         """The totals in one line."""
         return (
-            f"{self.file_bytes:,} bytes, {self.bits_per_weight:.3f} bits per weight, "
+            f"{self.file_bytes:,} bytes, {self.rate}, "
             f"{self.compression_ratio:.1f}x smaller than float32; {self.coverage}"
         )
 

@@ -21,6 +21,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "NEW_DTYPES",
     "RAW_DTYPES",
+    "WEIGHT_DTYPES",
     "ActivationGrid",
     "Codebook",
     "CodebookTensor",
@@ -45,6 +46,8 @@ NEW_DTYPES |= {"uint64": 8, "uint32": 4, "uint16": 2}
 NEW_DTYPES |= {"complex128": 16, "complex64": 8, "complex32": 4}
 RAW_DTYPES = FLOAT_DTYPES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 RAW_DTYPES |= NEW_DTYPES
+# What summaries count as weights: every floating or complex dtype, whether methods take it or not.
+WEIGHT_DTYPES = frozenset(d for d in RAW_DTYPES if d.startswith(("float", "bfloat", "complex")))
 
 
 @dataclass(frozen=True)

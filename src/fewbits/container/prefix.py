@@ -37,6 +37,9 @@ CONFUSIONS = (
     (b"PK\x03\x04", "it is a zip archive, perhaps a checkpoint of torch.save: compress it first"),
     (b"\x80\x02", "it is a pickle, perhaps an old checkpoint of torch.save: compress it first"),
     (b"version https://git-lfs", "it is a Git LFS pointer: run `git lfs pull`"),
+    (b"<!DOCTYPE", "it is a web page, such as that of an error or a login: download it again"),
+    (b"<!doctype", "it is a web page, such as that of an error or a login: download it again"),
+    (b"<html", "it is a web page, such as that of an error or a login: download it again"),
 )
 
 

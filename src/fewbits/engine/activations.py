@@ -7,6 +7,7 @@ call (:class:`~fewbits.coded.Place`); the network's own pre-hook starts the coun
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -168,6 +169,18 @@ def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
         counted = _Pass(counting)
         model.register_forward_pre_hook(counted.begin, prepend=True)
         model.register_forward_hook(counted.end)
+    if changes:
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """Let torch.compile look again: code that it made for such a class knows of no hooks.
+
+    By default it does not check whether hooks have come since.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 def _install(module: nn.Module, changes: Mapping[int | None, Change], output: bool) -> _Hook:

@@ -15,6 +15,14 @@ from ..errors import ModelError
 __all__ = ["attributes", "copied", "deepcopied"]
 
 
+_REMOVED = "Remove that attribute before (del), or keep it outside of the module."
+_PLAIN = "module.{0}.detach().as_subclass(torch.Tensor)"
+_BUFFER = f"Put a plain tensor of its values in its place: module.{{0}} = {_PLAIN}."
+_PARAMETER = (
+    f"Put a plain tensor of its values in its place: module.{{0}} = torch.nn.Parameter({_PLAIN})."
+)
+
+
 def copied(network: nn.Module) -> nn.Module:
     """Return an independent copy, in the modes that the network is in.
 
@@ -64,31 +72,38 @@ class _WithoutHistory(TorchFunctionMode):
 
 
 def _told(network: nn.Module, error: Exception) -> str:
-    where, cause = _culprit(network) or ("", error)
-    found = f"{type(cause).__name__}: {cause}"
-    if not where:
+    culprit = _culprit(network)
+    if culprit is None:
+        found = f"{type(error).__name__}: {error}"
         return (
             f"the network cannot be copied ({found}), and compressing must not change the "
             "original. Give its class a __deepcopy__ that works, or compress a network that was "
             "built anew and loaded from a state dict."
         )
+    where, cause, remedy = culprit
+    found = f"{type(cause).__name__}: {cause}"
     return (
         f"the network cannot be copied, because of {where} ({found}); compressing must not change "
-        "the original. Remove that attribute before (del), or keep it outside of the module."
+        f"the original. {remedy}"
     )
 
 
-def _culprit(network: nn.Module) -> tuple[str, Exception] | None:
-    """Return which attribute cannot be copied by itself, and what it raises."""
+def _culprit(network: nn.Module) -> tuple[str, Exception, str] | None:
+    """Return what cannot be copied by itself, what it raises, and the way out."""
     for path, module in network.named_modules():
         owner = f"module {path!r} ({type(module).__name__})" if path else type(module).__name__
-        held = {**vars(module), **module._parameters, **module._buffers}
-        for name, value in held.items():
-            if name in ("_modules", "_parameters", "_buffers"):
-                continue
-            try:
-                with _WithoutHistory():
-                    copy.deepcopy(value)
-            except Exception as error:
-                return f"attribute {name!r} of {owner}, a {type(value).__name__}", error
+        for what, held, remedy in (
+            ("parameter", module._parameters, _PARAMETER),
+            ("buffer", module._buffers, _BUFFER),
+            ("attribute", vars(module), _REMOVED),
+        ):
+            for name, value in held.items():
+                if name in ("_modules", "_parameters", "_buffers"):
+                    continue
+                try:
+                    with _WithoutHistory():
+                        copy.deepcopy(value)
+                except Exception as error:
+                    where = f"{what} {name!r} of {owner}, a {type(value).__name__}"
+                    return where, error, remedy.format(name)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,18 +71,31 @@ def load_values(
     by_source: dict[Hashable, list[str]] = {}
     for name in names:
         by_source.setdefault(source(name), []).append(name)
-    with torch.no_grad():
-        for places in by_source.values():
-            values = value(places[0])
-            for place in places:
-                put(targets[place], values)
+    for places in by_source.values():
+        values = value(places[0])
+        for place in places:
+            put(targets[place], values)
 
 
-def unsuited(theirs: torch.dtype, ours: torch.dtype) -> bool:
-    """Tell whether a cast would lose more than precision: imaginary parts, or fractions."""
-    if theirs.is_complex:
-        return not ours.is_complex
-    return theirs.is_floating_point and not (ours.is_floating_point or ours.is_complex)
+def unsuited(theirs: torch.dtype, ours: torch.dtype, *, trained: bool) -> str:
+    """Return why values of one dtype may not become those of another by a cast; "" where they may.
+
+    A cast may lose precision, and no more: not imaginary parts, nor fractions, nor, of a parameter,
+    the scales that integers of a quantized network stand for.
+
+    Args:
+        theirs: the dtype of the values.
+        ours: the dtype of the network's tensor.
+        trained: whether that is a parameter.
+    """
+    if theirs.is_complex and not ours.is_complex:
+        return "the imaginary parts would be lost"
+    mine = ours.is_floating_point or ours.is_complex
+    if theirs.is_floating_point and not mine:
+        return "the fractions would be lost"
+    if trained and mine and not (theirs.is_floating_point or theirs.is_complex):
+        return "integers without their scales: dequantize them first"
+    return ""
 
 
 def _is_it(target: Tensor, value: object) -> bool:
@@ -97,7 +110,9 @@ def _load_own_way(
     state = OrderedDict(values)
     if versions:
         state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
-    with _restored(network):
+    tensors = (*network.parameters(), *network.buffers())
+    frozen = any(tensor.is_inference() for tensor in tensors)  # written to in that mode alone
+    with _restored(network), torch.inference_mode() if frozen else nullcontext():
         try:
             network.load_state_dict(state)  # strictly; a loader of its own may not take that word
         except Exception as error:  # code of the network's own may raise anything
@@ -124,12 +139,12 @@ def _restored(network: nn.Module) -> Iterator[None]:
         for table, held in tables:
             table.clear()
             table.update(held)
-        with torch.no_grad():
-            for tensor, copy in copies:
-                if tensor.shape == copy.shape:
-                    put(tensor, copy)
-                else:
-                    tensor.data = copy
+        for tensor, copy in copies:
+            if tensor.shape == copy.shape:
+                put(tensor, copy)
+            else:
+                with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+                    tensor.data = copy.clone()  # there, of that mode too
         raise
 
 

@@ -91,10 +91,17 @@ def extent_of(tensor: Tensor) -> Extent | None:
     return Extent(tensor.device, start, end, shape, strides, size, tensor.dtype, flags)
 
 
-def hindrance(tensor: Tensor) -> str:
-    """Return why a tensor has no values in plain memory, and what to do; "" where it has."""
+def hindrance(tensor: Tensor, *, stored: bool = False) -> str:
+    """Return why a tensor has no values in plain memory, and what to do; "" where it has.
+
+    ``stored``: of a checkpoint, and not of a network.
+    """
     if tensor.is_meta or nn.parameter.is_lazy(tensor):
-        return "has no values yet (lazy or meta). Run one forward pass, or load the weights, first."
+        return "has no values yet (lazy or meta). " + (
+            "Save the weights of a network that has them."
+            if stored
+            else "Run one forward pass, or load the weights, first."
+        )
     if tensor.is_nested:
         return (
             "is a nested tensor, which a file cannot hold. Replace it by to_padded_tensor(0), or "
@@ -103,7 +110,8 @@ def hindrance(tensor: Tensor) -> str:
     if tensor.layout is not torch.strided:
         return (
             f"has the layout {tensor.layout}, and a file holds dense tensors. Replace it by "
-            "to_dense(), or register it as a buffer with persistent=False and build it anew."
+            "to_dense()"
+            + ("." if stored else ", or make it a buffer with persistent=False, and build it anew.")
         )
     if tensor.is_quantized:
         return f"has the dtype {tensor.dtype} of torch's own quantization. Call dequantize() first."
@@ -165,13 +173,17 @@ def overlaps(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
 
 
 def put(target: Tensor, values: Tensor) -> None:
-    """Copy ``values`` into ``target``: where it is expanded, one for all places of an axis."""
+    """Copy ``values`` into ``target``: where it is expanded, one for all places of an axis.
+
+    A tensor that was made under ``torch.inference_mode()`` can be written to in that mode alone.
+    """
     extent = extent_of(target)
     if extent is not None and extent.is_expanded:
         for axis, (size, stride) in enumerate(zip(extent.shape, extent.strides, strict=True)):
             if size > 1 and not stride:
                 target, values = target.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
-    target.copy_(values)
+    with torch.inference_mode() if target.is_inference() else torch.no_grad():
+        target.copy_(values)
 
 
 def _address(tensor: Tensor) -> int:

@@ -24,6 +24,7 @@ __all__ = [
     "Target",
     "biases_beside",
     "check_finite",
+    "dtype_of",
     "retie",
     "survey",
     "vector_targets",
@@ -218,10 +219,10 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
         why = hindrance(tensor)
         if why:
             raise ModelError(f"tensor {name!r} {why}")
-        if _dtype(tensor) not in RAW_DTYPES:
+        if dtype_of(tensor) not in RAW_DTYPES:
             raise ModelError(
-                f"tensor {name!r} has dtype {_dtype(tensor)}, which a file cannot hold. Convert it "
-                f"to one of {', '.join(sorted(RAW_DTYPES))}."
+                f"tensor {name!r} has dtype {dtype_of(tensor)}, which a file cannot hold. Convert "
+                f"it to one of {', '.join(sorted(RAW_DTYPES))}."
             )
     return state
 
@@ -257,7 +258,7 @@ def _is_trained(homes: _Homes, name: str, tensor: Tensor) -> bool:
 
 
 def _is_codable(tensor: Tensor) -> bool:
-    return _dtype(tensor) in FLOAT_DTYPES and tensor.numel() > 0
+    return dtype_of(tensor) in FLOAT_DTYPES and tensor.numel() > 0
 
 
 def _is_bias(leaf: str) -> bool:
@@ -271,7 +272,7 @@ def _reason(homes: _Homes, name: str, tensor: Tensor) -> str:
     kind = type(module).__name__
     known = kind_of(module) is not None
     causes = [
-        (_dtype(tensor) not in FLOAT_DTYPES, f"{_dtype(tensor)} values are kept exactly"),
+        (dtype_of(tensor) not in FLOAT_DTYPES, f"{dtype_of(tensor)} values are kept exactly"),
         (tensor.numel() == 0, "it is empty"),
         (_is_derived(module, leaf), _DERIVED),
         (leaf in module._buffers, f"it is a buffer of {kind}"),
@@ -294,5 +295,6 @@ def _is_derived(module: nn.Module, leaf: str) -> bool:
     return ending in _ENDINGS and isinstance(module.__dict__.get(base), Tensor)
 
 
-def _dtype(tensor: Tensor) -> str:
+def dtype_of(tensor: Tensor) -> str:
+    """Return the name of a tensor's dtype, as files have it."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -77,7 +77,7 @@ def size_table(report: SizeReport, title: str = "") -> Table:
     )
     total = ("total", "", "", "", "", "", f"{sum(r.side for r in report.rows):,}")
     footer = (
-        f"{human_bytes(report.file_bytes)}, {report.bits_per_weight:.3f} bits per weight, "
+        f"{human_bytes(report.file_bytes)}, {report.rate}, "
         f"{report.compression_ratio:.1f}x smaller than float32; {report.coverage}"
     )
     return Table(columns, (*rows, (*total, f"{report.file_bytes:,}")), title, footer)

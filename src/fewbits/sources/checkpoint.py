@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from ..engine.memory import hindrance, ties
 from ..engine.naming import fit_modules, fit_names
 from ..errors import ModelError, SourceError
 from .state_dicts import read_checkpoint, read_state_dict, some
+from .unreadable import shard_of
 
 __all__ = ["load_weights", "read_state_dict"]
 
+_FACTORY = "Use the factory the checkpoint was made with."
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged weights
 
 
@@ -32,17 +34,18 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     checkpoint = read_checkpoint(path)
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    names = fit_names(checkpoint.tensors, wanted)
+    targets = plain_targets(model)
+    names = fit_names(checkpoint.tensors, wanted, renamed=targets is None)
     found = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
     for name, tensor in found.items():
-        why = hindrance(tensor)
+        why = hindrance(tensor, stored=True)
         if why:
             raise SourceError(f"{path}: tensor {name!r} {why}")
-    targets = plain_targets(model)
     found = _completed(found, wanted)
     if targets is not None:
-        _check_fit(found, wanted, f"{path}: does not fit {type(model).__name__}")
-    versions = fit_modules(checkpoint.versions, model)
+        trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        _check_fit(found, wanted, trained, Path(path), type(model).__name__)
+    versions = fit_modules(checkpoint.versions, model, checkpoint.tensors)
     try:
         load_values(
             model,
@@ -53,7 +56,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             versions=versions,
         )
     except ModelError as error:
-        raise SourceError(f"{path}: {error}") from error
+        hint = shard_of(Path(path)) if wanted.keys() - found.keys() else ""
+        raise SourceError(f"{path}: {error} {hint}".rstrip()) from error
 
 
 def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +76,13 @@ def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dic
     return known
 
 
-def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+def _check_fit(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    trained: Collection[str],
+    path: Path,
+    kind: str,
+) -> None:
     both = {name: (found[name], tensor) for name, tensor in wanted.items() if name in found}
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
@@ -82,9 +92,9 @@ def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: 
         if theirs.shape != ours.shape
     ]
     unlike = [
-        f"{name} {theirs.dtype}, expected {ours.dtype}"
+        f"{name} {theirs.dtype}, expected {ours.dtype}: {why}"
         for name, (theirs, ours) in both.items()
-        if unsuited(theirs.dtype, ours.dtype)
+        if (why := unsuited(theirs.dtype, ours.dtype, trained=name in trained))
     ]
     problems = [
         f"{len(names)} {which} ({some(names)})"
@@ -97,7 +107,8 @@ def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: 
         if names
     ]
     if problems:
+        hint = shard_of(path) if missing and path.is_file() else ""
         raise SourceError(
-            f"{what}, {len(wanted)} tensors: {'; '.join(problems)}. Use the factory the "
-            "checkpoint was made with."
+            f"{path}: does not fit {kind}, {len(wanted)} tensors: {'; '.join(problems)}. "
+            + (hint or _FACTORY * bool(missing or unexpected or misshapen))
         )

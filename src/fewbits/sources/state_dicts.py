@@ -17,11 +17,13 @@ from torch import Tensor
 from ..errors import ConfigError, SourceError
 from ..json_values import read_json, read_text
 from .bounded import check_zip
+from .unreadable import advice, foreign
 
 __all__ = ["Checkpoint", "read_checkpoint", "read_state_dict", "some"]
 
 _PICKLED = {".pt", ".pth", ".th", ".bin", ".ckpt", ".tar"}
 _INDEX = ".index.json"
+_EXTRA = "_extra_state"
 _MOST_WRAPPERS = 8
 # Under which keys training scripts keep a state dict, the one that is taken first of all first.
 _WRAPPERS = (
@@ -88,6 +90,10 @@ def some(names: Iterable[str]) -> str:
 
 
 def _single(path: Path) -> Checkpoint:
+    known = path.suffix == ".safetensors" or path.suffix in _PICKLED
+    other = foreign(path) if known else ""
+    if other:
+        raise SourceError(f"{path}: {other}")
     if path.suffix == ".safetensors":
         try:
             return Checkpoint(load_file(path))
@@ -157,7 +163,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         data = read_json(read_text(index))
     except (OSError, ConfigError) as error:
-        raise SourceError(f"{index}: cannot be read as JSON: it {error}") from error
+        other = foreign(index, texts=False) if isinstance(error, ConfigError) else ""
+        what = other or f"cannot be read as JSON: it {error}"
+        raise SourceError(f"{index}: {what}") from error
     found = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(found, dict) or not found:
         raise SourceError(f"{index}: is no index of shards: it has no 'weight_map' of names.")
@@ -181,12 +189,12 @@ def _read_pickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         known = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds an object of {known[1]}" if known else "is damaged, or holds Python objects"
+        kind, way = advice(path, known[1] if known else "", _WRAPPERS)
+        what = f"holds an object of {kind}" if known else "is damaged, or holds Python objects"
         raise SourceError(
             f"{path}: {what}, and not only tensors and plain values; code is never unpickled. If "
             "you trust it, save it again: x = torch.load(path, weights_only=False), and then "
-            "torch.save(x.state_dict(), path) where x is a module, or torch.save(x['state_dict'], "
-            "path) where it is a dict with a state dict in it."
+            f"{way}."
         ) from error
     except Exception as error:  # a file that is no pickle makes the unpickler stumble anywhere
         if "TorchScript" in str(error):
@@ -221,12 +229,17 @@ def _unwrapped(value: Any, path: Path) -> Checkpoint:
             f"{path}: holds a {type(value).__name__}; expected a dict of tensors. Save it again "
             "with torch.save(model.state_dict(), path)."
         )
-    wrong = [
-        f"{name} ({type(v).__name__})" for name, v in value.items() if not isinstance(v, Tensor)
-    ]
-    if wrong:
+    others = {str(name): v for name, v in value.items() if not isinstance(v, Tensor)}
+    if others:
+        wrong = some(f"{name} ({type(v).__name__})" for name, v in others.items())
+        if all(name.rpartition(".")[2] == _EXTRA for name in others):
+            raise SourceError(
+                f"{path}: {len(others)} entries are extra states of layers (get_extra_state), and "
+                f"no tensors: {wrong}. Leave them out: torch.save({{k: v for k, v in model."
+                "state_dict().items() if torch.is_tensor(v)}, path)."
+            )
         raise SourceError(
-            f"{path}: {len(wrong)} entries are no tensors: {some(wrong)}. "
+            f"{path}: {len(others)} entries are no tensors: {wrong}. "
             "Save it again with torch.save(model.state_dict(), path)."
         )
     versions = getattr(value, "_metadata", None)

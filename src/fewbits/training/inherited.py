@@ -41,8 +41,8 @@ class Change:
     """Something of a start that the finished network does not have.
 
     Attributes:
-        kind: what it is of: "codes", "levels", "inputs", "shared", "raw", "zeros", "norms", or
-            "loaded": of a network that a file was loaded into before.
+        kind: what it is of: "codes", "floats", "levels", "inputs", "shared", "raw", "zeros",
+            "norms", or "loaded": of a network that a file was loaded into before.
         text: one line for people.
         loss: whether it deserves a warning, not a note alone.
     """
@@ -122,6 +122,7 @@ class Inherited:
         norms = [name for name in self.norms if name not in without_statistics(model)]
         return [
             *_floats(floats),
+            *(_quantized(there) if codes else []),
             *self._levels(anew),
             *self._inputs(after.activations),
             *_refitted(self.grids, after.activations),
@@ -235,6 +236,19 @@ def _floats(names: Sequence[str]) -> list[Change]:
         return []
     told = f"{_counted(names, 'tensor')} that the start has in codes {_are(names)} in float"
     return [Change("codes", f"{told} from now on")]
+
+
+def _quantized(there: Mapping[str, tuple[CodedTensor, CodedTensor]]) -> list[Change]:
+    """Return the change where weights that the start left in float, beside codes, have codes."""
+    names = [
+        name
+        for name, (old, new) in there.items()
+        if isinstance(old, RawTensor) and not isinstance(new, RawTensor) and len(old.shape) > 1
+    ]
+    if not names:
+        return []
+    told = f"{_counted(names, 'tensor')} that the start has in float {_are(names)} quantized"
+    return [Change("floats", f"{told} from now on; keep= leaves them in float", loss=False)]
 
 
 def _refitted(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fewbits.coded import (
+    NEW_DTYPES,
+    WEIGHT_DTYPES,
     Coverage,
     GridTensor,
     RawTensor,
@@ -94,3 +96,12 @@ def test_tables_escape_whatever_they_show():
     assert "\u202e" not in shown
     assert "and 200 more rows" in shown
     assert shown.count("<tr>") == 501
+
+
+@pytest.mark.parametrize("dtype", sorted(NEW_DTYPES))
+def test_what_is_floating_or_complex_is_a_weight(dtype):
+    raw = RawTensor((10,), dtype, np.zeros(10 * NEW_DTYPES[dtype], np.uint8))
+    assert (dtype in WEIGHT_DTYPES) == dtype.startswith(("float", "complex"))
+    assert Coverage.of_tensors({"a": raw}).weights == 10 * (dtype in WEIGHT_DTYPES)
+    row = SizeRow("a", "raw", (10,), "", 10, 10, 10, 0, dtype)
+    assert SizeReport((row,)).coverage.weights == 10 * (dtype in WEIGHT_DTYPES)

@@ -47,3 +47,11 @@ def test_the_table_has_one_line_per_row_and_lines_up():
     assert len(lines) == len(ROWS) + 2
     assert len({len(line) for line in lines[:-1]}) == 1
     assert lines[-1].startswith("100 bytes, 8.000 bits per weight, 4.4x")
+
+
+def test_the_rate_says_what_it_divides_by_where_most_is_left_in_float():
+    coded = SizeRow("a", "grid", (10,), "raw", 10, 40, 5, 0)
+    left = SizeRow("b", "raw", (100,), "raw", 100, 400, 400, 0)
+    assert SizeReport((coded,)).rate == "4.000 bits per weight"
+    assert SizeReport((coded, left)).rate == "324.000 bits per quantized weight"
+    assert "324.000 bits per quantized weight" in SizeReport((coded, left)).summary

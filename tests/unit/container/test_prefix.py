@@ -50,6 +50,8 @@ def test_the_minor_version_is_the_lowest_that_knows_every_grid(name, zero, minor
         (FILE.decode("utf-8", "replace").encode("utf-8"), "re-encoded as text"),
         (bytes(byte & 127 for byte in FILE), "eighth bits"),
         (b"PK\x03\x04" + bytes(60), "torch.save"),
+        (b"<!DOCTYPE html>\n<html></html>" + bytes(60), "a web page"),
+        (b"<html><body>Not found</body></html>" + bytes(60), "a web page"),
         (b"\x80\x02}q" + bytes(60), "pickle"),
         (struct.pack("<Q", 20) + b'{"__metadata__":{}}', "safetensors"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),

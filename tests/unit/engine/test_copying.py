@@ -105,3 +105,30 @@ def test_a_parameter_that_cannot_be_copied_is_named():
     net[0].register_buffer("mask", torch.ones(2).as_subclass(Stubborn), persistent=False)
     with pytest.raises(ModelError, match=r"'mask' of module '0' \(Linear\), a Stubborn"):
         fewbits.compress(net, fewbits.Nearest(bits=4))
+
+
+class Marked(torch.Tensor):
+    """A subclass of which torch makes no copies."""
+
+
+@pytest.mark.parametrize("place", ["weight", "scale"])
+def test_weights_and_buffers_are_not_told_to_be_deleted(place):
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].register_buffer("scale", torch.ones(3))
+    values = torch.ones(4, 4).as_subclass(Marked)
+    setattr(net[0], place, nn.Parameter(values) if place == "weight" else values)
+    with pytest.raises(ModelError, match=rf"{place}.*as_subclass\(torch.Tensor\)") as told:
+        fewbits.compress(net, fewbits.Nearest(bits=4))
+    remedy = str(told.value).rpartition("place: ")[2].rstrip(".")
+    exec(remedy, {"module": net[0], "torch": torch})
+    assert fewbits.compress(net, fewbits.Nearest(bits=4))
+
+
+def test_a_plain_buffer_that_carries_something_is_named_with_its_remedy():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].register_buffer("scale", torch.ones(3))
+    net[0].scale.guard = threading.Lock()
+    with pytest.raises(ModelError, match=r"buffer 'scale' of module '0'.*module.scale = "):
+        fewbits.compress(net, fewbits.Nearest(bits=4))
+    net[0].scale = net[0].scale.detach().as_subclass(torch.Tensor)
+    assert fewbits.compress(net, fewbits.Nearest(bits=4))

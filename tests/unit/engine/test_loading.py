@@ -326,3 +326,119 @@ def test_a_network_whose_own_way_fails_is_put_back(tmp_path):
     assert network.table is table
     assert table.tolist() == [0, 1]
     assert bool((network.layer.weight == 7).all())
+
+
+# networks whose children have names of wrappers
+
+
+class Twins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model, self.module = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.module(self.model(x).relu())
+
+
+WAYS = (lambda net: net, nn.DataParallel, lambda net: nn.DataParallel(nn.DataParallel(net)))
+
+
+@pytest.mark.parametrize("wrapped", WAYS)
+@pytest.mark.parametrize("into", WAYS)
+def test_children_called_model_and_module_are_told_apart(tmp_path, wrapped, into):
+    torch.manual_seed(1)
+    x = torch.randn(20, 8)
+    coded = fewbits.compress(wrapped(Twins()), NEAREST, calibration=[x], activations=4)
+    coded.save(tmp_path / "net.fewbits")
+    expected = coded.load_into(wrapped(Twins()))(x)
+    torch.manual_seed(2)
+    network = Twins()
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter)
+    found = fewbits.load(tmp_path / "net.fewbits", into=into(network))
+    assert torch.equal(found(x), expected)
+
+
+# networks built under inference mode
+
+
+class Own(nn.Linear):
+    """Has a loader of its own."""
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+
+
+class Expanded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("row", torch.ones(1, 4).expand(3, 4))
+
+
+def in_inference(make):
+    with torch.inference_mode():
+        return make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
+        lambda: nn.Sequential(Own(8, 8)),
+        Expanded,
+    ],
+)
+def test_networks_built_in_inference_mode_are_filled_and_compressed(tmp_path, make):
+    network = in_inference(make)
+    coded = fewbits.compress(network, NEAREST)
+    filled(coded, tmp_path, in_inference(make))
+    coded.load_into(in_inference(make))
+    assert all(tensor.is_inference() for tensor in network.parameters())
+
+
+def test_a_network_of_inference_mode_that_refuses_is_put_back(tmp_path):
+    class Picky(Own):
+        def _load_from_state_dict(self, *arguments):
+            super()._load_from_state_dict(*arguments)
+            self.register_buffer("seen", torch.ones(3))
+            raise ValueError("no")
+
+    fewbits.compress(nn.Linear(8, 8), NEAREST).save(tmp_path / "net.fewbits")
+    network = in_inference(lambda: Picky(8, 8))
+    before = network.weight.clone()
+    with pytest.raises(ModelError, match="failed: ValueError: no"):
+        fewbits.load(tmp_path / "net.fewbits", into=network)
+    assert torch.equal(network.weight, before)
+    assert "seen" not in network._buffers
+
+
+# integers where there should be weights
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint16, torch.bool])
+def test_integers_without_scales_are_no_weights(tmp_path, dtype):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    values = torch.ones(4, 4).to(dtype)
+    network[0].weight = nn.Parameter(values, requires_grad=False)
+    fewbits.compress(network, NEAREST).save(tmp_path / "net.fewbits")
+    told = str(dtype).removeprefix("torch.")
+    with pytest.raises(ModelError, match=rf"0.weight \(file {told}, .*float32.*dequantize"):
+        fewbits.load(tmp_path / "net.fewbits", into=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@torch.no_grad()
+def test_a_network_compiled_and_run_before_sees_the_quantized_inputs():
+    torch.manual_seed(0)
+    x = torch.randn(20, 8)
+    coded = fewbits.compress(Twins(), NEAREST, calibration=[x], activations=3)
+    expected = coded.load_into(Twins())(x)
+    before = torch.compile(Twins(), backend="eager")
+    plain = before(x)
+    assert torch.equal(coded.load_into(before)(x), expected)
+    another = torch.compile(Twins(), backend="eager")
+    assert torch.equal(another(x), plain)
+    assert torch.equal(coded.load_into(another)(x), expected)
+    assert torch.equal(torch.compile(Twins(), backend="eager")(x), plain)

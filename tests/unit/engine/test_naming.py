@@ -67,3 +67,69 @@ def test_facts_of_modules_follow():
     facts = {"": 1, "module": 2, "module.0": 3}
     assert fit_modules(facts, plain)["0"] == 3
     assert fit_modules(facts, nn.DataParallel(plain)) == facts
+
+
+# networks whose own children have names of wrappers
+
+TWINS = ("model.weight", "module.weight", "module.model.bias")
+
+
+@pytest.mark.parametrize(
+    "lead", ["module.", "module._orig_mod.", "model.", "_orig_mod.module.", "module.model."]
+)
+def test_what_stands_before_all_names_is_taken_off_first(lead):
+    wrapped = [lead + name for name in TWINS]
+    assert fit_names(wrapped, TWINS) == dict(zip(wrapped, TWINS, strict=True))
+    assert fit_names(TWINS, wrapped) == dict(zip(TWINS, wrapped, strict=True))
+    other = [f"_orig_mod.{name}" for name in TWINS]
+    assert fit_names(wrapped, other) == dict(zip(wrapped, other, strict=True))
+
+
+def test_counters_beside_what_is_wrapped_do_not_hide_it():
+    theirs = [*(f"module.{name}" for name in TWINS), "n_averaged"]
+    assert set(fit_names(theirs, TWINS).values()) == set(TWINS)
+
+
+def test_a_missing_name_is_not_filled_from_its_neighbour():
+    assert fit_names(["module.model.weight"], ["model.weight", "module.weight"]) == {
+        "module.model.weight": "model.weight"
+    }
+
+
+def test_wrappers_within_names_that_are_no_children_s_go_before_the_others():
+    theirs = ["a._orig_mod.model.weight", "a._orig_mod.module.weight", "b"]
+    ours = ["a.model.weight", "a.module.weight", "b"]
+    assert fit_names(theirs, ours) == dict(zip(theirs, ours, strict=True))
+
+
+def test_names_that_the_network_renames_follow_the_others():
+    ours = ["new.weight", "head.weight"]
+    assert fit_names(["module.old.weight", "module.head.weight"], ours, renamed=True) == {
+        "module.old.weight": "old.weight",
+        "module.head.weight": "head.weight",
+    }
+    assert fit_names(["module.old.weight"], ["new.weight"], renamed=True) == {
+        "module.old.weight": "old.weight"
+    }
+    assert fit_names(["old.weight"], ["module.new.weight"], renamed=True) == {
+        "old.weight": "module.old.weight"
+    }
+    assert fit_names(["module.old.weight"], ["new.weight"]) == {}
+
+
+class Twins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.module = nn.Linear(4, 4), nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_places_and_facts_go_by_the_tensors(wrap):
+    network, sites = wrap(Twins()), ("model", "module@1", "module:out")
+    grid = ActivationGrid(8, 1.0, signed=True)
+    for lead in ("", "module.", "module.model."):
+        tensors = [lead + name for name in Twins().state_dict()]
+        found = fit_sites({lead + site: grid for site in sites}, network, tensors)
+        assert list(found) == [("module." if wrap is nn.DataParallel else "") + s for s in sites]
+        facts = fit_modules({f"{lead}model": 1, f"{lead}module": 2}, network, tensors)
+        assert [v for k, v in facts.items() if k.endswith(("model", "module"))][-2:] == [1, 2]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
+from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -109,8 +113,101 @@ class Own(nn.Linear):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_objects_are_named_by_their_type_and_never_made(tmp_path, content, told, legacy):
     torch.save(content(), tmp_path / "n.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(SourceError, match=rf"object of \S*{told}.*never unpickled.*state_dict"):
+    with pytest.raises(SourceError, match=rf"object of \S*{told}.*never unpickled.*torch.save"):
         load_weights(emptied(), tmp_path / "n.pt")
+
+
+def arrays(state=STATE):
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (arrays, r"numpy\.ndarray.*torch\.from_numpy"),
+        (lambda: {"model": arrays(), "epoch": 3}, r"numpy\.ndarray.*from_numpy.*x\['model'\]"),
+        (
+            lambda: {"state_dict": STATE, "best": np.float64(0.5)},
+            r"numpy\.number.*save\(x\['state_dict'\]",
+        ),
+        (lambda: {"epoch": 3, "net": STATE, "curve": np.ones(4)}, r"numpy\.ndarray.*x\['net'\]"),
+        (lambda: {**STATE, "best": np.float32(1)}, r"numpy\.number.*torch\.is_tensor"),
+        (lambda: {"model": STATE, "args": argparse.Namespace(lr=1)}, r"torch\.save\(x\['model'\]"),
+        (
+            lambda: {"args": argparse.Namespace(model="resnet", lr=1), "weights": STATE},
+            r"torch\.save\(x\['weights'\], path\)",
+        ),
+        (lambda: defaultdict(list, STATE), r"collections\.defaultdict.*dict\(x\)"),
+        (lambda: {"model": defaultdict(int, STATE)}, r"defaultdict.*dict\(x\['model'\]\)"),
+        (small, r"Sequential.*x\.state_dict\(\)"),
+        (lambda: {"model": small(), "epoch": 1}, r"Sequential.*x\['model'\]\.state_dict\(\)"),
+        (lambda: {**STATE, "args": argparse.Namespace()}, r"Namespace.*torch\.is_tensor\(v\)"),
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_the_advice_on_objects_gives_a_file_that_loads(tmp_path, content, told, legacy):
+    path = tmp_path / "n.pt"
+    torch.save(content(), path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(SourceError, match=told) as raised:
+        load_weights(emptied(), path)
+    ways = re.split(r", or (?=torch)|; or, where .* rest, ", str(raised.value).split("then ")[1])
+    for way in ways:
+        code = way.rstrip(".").partition(" where ")[0].partition(" with the ")[0]
+        names = {"x": torch.load(path, weights_only=False), "torch": torch, "numpy": np}
+        with contextlib.suppress(AttributeError, NameError):  # of a way for another kind
+            exec(code, names | {"path": tmp_path / "again.pt"})
+    network = emptied()
+    load_weights(network, tmp_path / "again.pt")
+    check(network)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132\n",
+            "Git LFS.*pull",
+        ),
+        ("<!DOCTYPE html>\n<title>Not found</title>", "a web page"),
+        ("\n  <html><body>Sign in \u2013 please</body></html>" * 40, "a web page"),
+        ("", "is empty"),
+        ('{"error": "gated"}', r"a text, which begins with '\{\"error"),
+    ],
+)
+def test_what_is_stored_in_place_of_a_checkpoint_is_told(tmp_path, ending, text, told):
+    (tmp_path / f"n.{ending}").write_text(text, encoding="utf-8")
+    with pytest.raises(SourceError, match=told):
+        load_weights(emptied(), tmp_path / f"n.{ending}")
+
+
+def test_an_index_that_is_a_pointer_is_told(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
+    (tmp_path / "model.safetensors.index.json").write_text(pointer)
+    with pytest.raises(SourceError, match="Git LFS"):
+        load_weights(emptied(), tmp_path)
+
+
+class Stateful(nn.Linear):
+    """Has an extra state, which is no tensor."""
+
+    def get_extra_state(self):
+        return {"scale": 2}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+
+def test_extra_states_are_named_and_to_be_left_out(tmp_path):
+    network = nn.Sequential(Stateful(6, 5))
+    torch.save(network.state_dict(), tmp_path / "n.pt")
+    with pytest.raises(SourceError, match=r"extra states of layers.*0._extra_state.*is_tensor"):
+        load_weights(nn.Sequential(nn.Linear(6, 5)), tmp_path / "n.pt")
+    torch.save(
+        {k: v for k, v in network.state_dict().items() if torch.is_tensor(v)}, tmp_path / "n.pt"
+    )
+    load_weights(nn.Sequential(nn.Linear(6, 5)), tmp_path / "n.pt")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -151,6 +248,34 @@ def test_shards_are_read_by_their_index_or_folder(shards, pickled, folder):
     network = emptied()
     load_weights(network, index.parent if folder else index)
     check(network)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_shard_alone_names_its_index(shards, pickled):
+    index = shards(pickled=pickled)
+    shard = index.with_name("part-1.bin" if pickled else "part-1.safetensors")
+    with pytest.raises(SourceError, match=rf"missing.*one of 2 shards.*'{index.name}'"):
+        load_weights(emptied(), shard)
+
+    class Custom(type(small())):
+        def _load_from_state_dict(self, *arguments):
+            super()._load_from_state_dict(*arguments)
+
+    with pytest.raises(SourceError, match=rf"(?s)way of its own.*one of 2 shards.*'{index.name}'"):
+        load_weights(Custom(*small()), shard)
+    index.unlink()
+    with pytest.raises(SourceError, match="Use the factory"):
+        load_weights(emptied(), shard)
+    with pytest.raises(SourceError, match=r"By its name it is one of 2 shards.*fetch"):
+        load_weights(emptied(), shard.rename(index.with_name(f"m-00002-of-00002{shard.suffix}")))
+
+
+def test_a_whole_file_beside_an_index_of_others_is_no_shard(shards):
+    index = shards()
+    path = index.with_name("whole.safetensors")
+    save_file({name: tensor for name, tensor in STATE.items() if name != "2.bias"}, path)
+    with pytest.raises(SourceError, match=r"1 missing \(2.bias\). Use the factory"):
+        load_weights(emptied(), path)
 
 
 @pytest.mark.parametrize(
@@ -267,3 +392,82 @@ def test_a_network_with_a_loader_of_its_own_uses_it(tmp_path):
     torch.save(small().state_dict(), tmp_path / "other.pt")
     with pytest.raises(SourceError, match=r"other.pt: Sequential has a way of its own"):
         load_weights(network, tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_integers_without_their_scales_are_no_weights(tmp_path, dtype, ending):
+    state = {**STATE, "2.weight": (STATE["2.weight"] * 100).to(dtype)}
+    path = tmp_path / f"n.{ending}"
+    torch.save(state, path) if ending == "pt" else save_file(state, path)
+    network = emptied()
+    told = rf"2.weight {dtype}, expected torch.float32: integers without .*dequantize them first"
+    with pytest.raises(SourceError, match=told):
+        load_weights(network, path)
+    assert bool((network[0].weight == 9).all())
+
+
+def test_integers_for_buffers_of_floats_are_values(tmp_path):
+    torch.save({**STATE, "1.running_mean": torch.arange(5)}, tmp_path / "n.pt")
+    network = emptied()
+    load_weights(network, tmp_path / "n.pt")
+    assert network[1].running_mean.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_sparse_values_of_a_file_are_to_be_made_dense(tmp_path):
+    torch.save({**STATE, "0.weight": STATE["0.weight"].to_sparse()}, tmp_path / "n.pt")
+    with pytest.raises(SourceError, match=r"'0.weight'.*to_dense\(\)\.$"):
+        load_weights(emptied(), tmp_path / "n.pt")
+
+
+class Renaming(nn.Module):
+    """Knows the names of an older version of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self._register_load_state_dict_pre_hook(self.rename)
+
+    def rename(self, state, prefix, *others):
+        for name in [name for name in state if name.startswith(f"{prefix}old.")]:
+            state[name.replace(f"{prefix}old.", f"{prefix}new.")] = state.pop(name)
+
+
+@pytest.mark.parametrize("lead", ["", "module.", "_orig_mod.module.", "model."])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_names_that_a_network_renames_lose_and_get_what_stands_before(tmp_path, lead, wrap):
+    state = Renaming().state_dict()
+    old = {lead + name.replace("new.", "old."): tensor for name, tensor in state.items()}
+    torch.save(old, tmp_path / "n.pt")
+    network = Renaming()
+    load_weights(wrap(network), tmp_path / "n.pt")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+class Twins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.module = nn.Linear(4, 4), nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("lead", ["", "module.", "_orig_mod.", "model.module."])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_children_called_model_and_module_are_told_apart(tmp_path, lead, wrap):
+    state = Twins().state_dict()
+    save_file({lead + name: tensor for name, tensor in state.items()}, tmp_path / "n.safetensors")
+    network = Twins()
+    load_weights(wrap(network), tmp_path / "n.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_network_built_in_inference_mode_is_filled(tmp_path, own):
+    class Custom(nn.Sequential):
+        def _load_from_state_dict(self, *arguments):
+            super()._load_from_state_dict(*arguments)
+
+    torch.save(STATE, tmp_path / "n.pt")
+    with torch.inference_mode():
+        network = emptied(Custom(*small()) if own else small())
+    load_weights(network, tmp_path / "n.pt")
+    check(network)

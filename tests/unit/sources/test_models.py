@@ -164,7 +164,8 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("n.safetensors", b"nonsense", "not a sound safetensors file"),
+        ("n.safetensors", b"\xffnonsense", "not a sound safetensors file"),
+        ("n.safetensors", b"nonsense", "a text, which begins with .nonsense"),
         ("n.pt", b"nonsense", "n.pt: "),
         ("n.pt", b"", "n.pt: "),
         ("n.onnx", b"", "unknown kind of checkpoint '.onnx'"),

@@ -14,7 +14,7 @@ from fewbits import GPFQ, HEMP, Nearest, Transform
 from fewbits.coded import CodebookTensor, GridTensor, TransformTensor
 from fewbits.engine.bridge import pack, unpack
 from fewbits.engine.targets import survey
-from fewbits.errors import ConfigError, ModelError
+from fewbits.errors import ConfigError, LossWarning, ModelError
 from fewbits.training import Magnitude
 
 KLT = Transform(side="row", basis="klt")
@@ -199,3 +199,48 @@ def _inputs(layer):
     if isinstance(layer, nn.Linear):
         return torch.randn(64, layer.in_features, generator=generator)
     return torch.randn(8, layer.in_channels, 6, 6, generator=generator)
+
+
+def mixed():
+    """A start whose first layer a rule has kept in float."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    rules = (fewbits.Rule("*", Nearest(bits=4)), fewbits.Rule("0", None))
+    return net, fewbits.compress(net, fewbits.Recipe(rules))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [HEMP(levels=9), fewbits.LowBit(weights=3, activations=32), fewbits.PWFN(fractions=(1.0,))],
+    ids=["hemp", "lowbit", "pwfn"],
+)
+def test_what_a_start_left_in_float_is_told_of_where_it_is_quantized(method, recwarn):
+    net, start = mixed()
+    made = fewbits.prepare(net, method, start=start).finish()
+    told = [note for note in made.notes if "in float is quantized from now on" in note]
+    assert len(told) == 1
+    assert "1 tensor (0.weight)" in told[0]
+    assert not any("0.weight" in str(warning.message) for warning in recwarn)
+
+
+def test_what_stays_in_float_is_not_told_of():
+    net, start = mixed()
+    kept = fewbits.prepare(net, HEMP(levels=9), start=start, keep=["0"]).finish()
+    net, start = mixed()
+    inputs = fewbits.LowBit(weights=32, activations=8)
+    with pytest.warns(LossWarning, match="in codes are in float"):
+        tuner = fewbits.prepare(net, inputs, start=start, calibration=torch.randn(8, 6))
+    floats = tuner.finish()
+    net, _ = mixed()
+    fresh = fewbits.prepare(net, HEMP(levels=9)).finish()
+    assert not [n for c in (kept, floats, fresh) for n in c.notes if "quantized from now on" in n]
+
+
+def test_weights_that_a_method_left_in_float_are_told_of_too():
+    net, _ = mixed()
+    ends = fewbits.LowBit(weights=3, activations=32, first_last="fp")
+    start = fewbits.prepare(net, ends).finish()
+    made = fewbits.prepare(mixed()[0], HEMP(levels=5), start=start).finish()
+    assert any(
+        "2 tensors (0.weight, 4.weight) that the start has in float are" in n for n in made.notes
+    )
