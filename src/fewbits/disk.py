@@ -55,7 +55,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             Nothing is left behind then.
     """
     check_target(path)
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(os.fsdecode(path)))
     clear_stale(target.parent)
     with _naming(path, target.parent):
         old = target.stat() if target.exists() else None
@@ -83,14 +83,22 @@ def check_target(path: str | os.PathLike[str]) -> None:
         ConfigError: a device, a FIFO or a socket.
         OSError: a folder, or a file in a folder that does not exist.
     """
-    shown = os.fspath(path)
+    shown = os.fsdecode(os.fspath(path))
+    if shown.endswith(os.sep):
+        raise IsADirectoryError(errno.EISDIR, "is a folder. Name a file in it", shown)
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116  (of links into /proc/self/fd too)
     except FileNotFoundError:
         if not Path(os.path.realpath(path)).parent.is_dir():
-            told = f"the folder {str(Path(path).parent)!r} does not exist. Create it first"
+            near = Path(shown).parent  # of a link that leads nowhere, the folder is its target's
+            folder = str(Path(os.path.realpath(shown)).parent if near.is_dir() else near)
+            told = f"the folder {folder!r} does not exist. Create it first"
             raise FileNotFoundError(errno.ENOENT, told, shown) from None
         return
+    except ValueError as error:  # a NUL, or half a character
+        raise ConfigError(
+            f"output {shown!r} is no name of a file: {error}. Name another."
+        ) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder. Name a file in it", shown)
     if not stat.S_ISREG(mode):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..container.limits import default_limit
 from ..disk import write
 from ..errors import ConfigError
 from .verb import DecodeWorkers, Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
@@ -45,7 +46,9 @@ def decode(
     from ..api import load  # noqa: PLC0415
 
     # Tied tensors share memory, which safetensors refuses: every name gets values of its own.
-    found = load(file, max_decoded_bytes=in_bytes(max_decoded_mib), workers=workers)
+    limit = in_bytes(max_decoded_mib)
+    found = load(file, max_decoded_bytes=limit, workers=workers)
+    _check_written(found, file, limit)
     state = {name: tensor.clone().contiguous() for name, tensor in found.items()}
     if out.suffix == ".safetensors":
         _check_safetensors(state, file)
@@ -59,6 +62,17 @@ def decode(
     told = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
     line = f"{out}: {len(state)} tensors, {values:,} values, {len(data):,} bytes"
     return Outcome(told, (line,))
+
+
+def _check_written(state: Mapping[str, Tensor], file: Path, limit: int | None) -> None:
+    """Refuse to write more than the file may decode to: a name takes few bytes, its values many."""
+    allowed = default_limit(file.stat().st_size) if limit is None else limit
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if total > allowed:
+        raise ConfigError(
+            f"{file}: {len(state)} names, tied ones with values of their own, take {total:,} bytes "
+            f"of at most {allowed:,}. Allow more by --max-decoded-mib {-(-total // 2**20)}."
+        )
 
 
 def _check_safetensors(state: Mapping[str, Tensor], file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import yaml
 from ..coded import ActivationGrid, Place, energy_of, network_values
 from ..container import inspect as look
 from ..container import read
+from ..errors import shorten
 from ..report import (
     Table,
     energy_table,
@@ -25,6 +27,8 @@ from .stored import uses_of
 from .verb import Json, Outcome, doubt, verb
 
 __all__ = ["inspect"]
+
+_LONGEST_METADATA = 20_000  # characters
 
 
 @verb
@@ -103,4 +107,9 @@ def _told(site: str, grid: ActivationGrid, modules: Container[str]) -> str:
 
 
 def _as_yaml(metadata: dict[str, Any]) -> list[str]:
-    return [yaml.safe_dump(metadata, sort_keys=False).rstrip()] if metadata else []
+    """Return metadata as a recipe is written; what no recipe needs the room of, abbreviated."""
+    if not metadata:
+        return []
+    if len(json.dumps(metadata)) > _LONGEST_METADATA:  # YAML takes a thousand times as long
+        return [shorten(metadata)]
+    return [yaml.safe_dump(metadata, sort_keys=False).rstrip()]

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from ..coding import EFFORTS
+from ..container.prefix import MAGIC
 from ..disk import write
 from ..errors import ConfigError, SourceError, is_number, shorten
 from ..json_values import read_json, read_text
@@ -147,6 +148,7 @@ def resumed(folder: Path, given: Mapping[str, str | None]) -> Order:
         for name, source in kept.items()
         if source is not None and code_of(source, kinds[name]) not in {*named, ""}
     }
+    _check_replaced(Path(order.out), Path(order.folder) / _FILE)
     if foreign:
         words = " ".join(
             source if name == "model" else f"--{name} {source}" for name, source in foreign.items()
@@ -202,3 +204,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _check_replaced(out: Path, told: Path) -> None:
+    """Refuse to replace, because a folder says so, a file that no run of this package wrote."""
+    if not out.is_file():
+        return
+    with out.open("rb") as file:
+        head = file.read(len(MAGIC))
+    if head != MAGIC:
+        raise ConfigError(
+            f"{told}: the run is to write {str(out)!r}, which exists and is no .fewbits file. Move "
+            "that away if the run may write there."
+        )

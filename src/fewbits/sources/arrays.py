@@ -19,7 +19,7 @@ from numpy.lib.format import (
 from numpy.typing import NDArray
 
 from ..errors import SourceError
-from .bounded import check_archive
+from .bounded import allowed_bytes, check_archive
 from .data import ArraySplit, DataSource, Normalization, divide, labels_from
 from .registries import DATA
 from .spec import Spec, fraction, numbers, whole
@@ -123,7 +123,17 @@ def _pair(
     label_name = name.replace("x", "y", 1)
     if label_name not in arrays:
         raise SourceError(f"{path}: holds {name!r} but no labels {label_name!r}; it has: {names}.")
-    x, y = arrays[name], labels_from(arrays[label_name], classes, f"{path}: {label_name}")
+    x, labels = arrays[name], arrays[label_name]
+    allowed = allowed_bytes(path.stat().st_size)
+    if 4 * x.size + 8 * labels.size > allowed:
+        raise SourceError(
+            f"{path}: {name} and {label_name} hold {x.size + labels.size:,} numbers, which take "
+            f"more than the {allowed:,} bytes that a file of its length may. Save it without "
+            "compression."
+        )
+    y = labels_from(labels, classes, f"{path}: {label_name}")
+    if x.ndim == 0:
+        raise SourceError(f"{path}: {name} is a single value; expected an axis of samples.")
     if len(x) != len(y) or not len(y):
         raise SourceError(
             f"{path}: {name} has {len(x)} samples and {label_name} {len(y)}; "

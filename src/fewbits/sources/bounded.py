@@ -25,6 +25,12 @@ def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
         SourceError: names the file and both numbers.
     """
     length = path.stat().st_size
+    for entry in archive.infolist():
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise SourceError(
+                f"{path}: {entry.filename!r} is packed in another way than deflate, and what that "
+                "takes to unpack is not bounded. Save it without compression."
+            )
     total = sum(entry.file_size for entry in archive.infolist())
     if total > allowed_bytes(length):
         raise SourceError(

@@ -232,6 +232,9 @@ def divide(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], N
     return order[held_out:], order[:held_out]
 
 
+_MOST_CLASSES = 2**31  # beyond it a float is no exact class number, nor is there memory for them
+
+
 def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where: str) -> Tensor:
     """Return int64 labels ``(n,)``, checked to be class numbers.
 
@@ -243,13 +246,15 @@ def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where
         raise SourceError(
             f"{where}: labels have shape {array.shape}; expected one per sample, (n,)."
         )
-    whole = array.dtype.kind in "iub" or bool((array == np.floor(array)).all())
+    whole = array.dtype.kind in "iub"
+    if array.dtype.kind == "f":
+        whole = bool((array == np.floor(array)).all())
     if not whole:
         raise SourceError(f"{where}: labels of dtype {array.dtype} are not whole class numbers.")
-    bad = np.flatnonzero((array < 0) | (array >= (classes or np.inf)))
+    bad = np.flatnonzero((array < 0) | (array >= (classes or _MOST_CLASSES)))
     if bad.size:
         first = int(bad[0])
-        top = f"[0, {classes})" if classes else ">= 0"
+        top = f"[0, {classes})" if classes else "from 0 on, below 2^31"
         raise SourceError(
             f"{where}: label {array[first]} of sample {first} is out of range; expected {top} "
             f"({bad.size} such labels)."

@@ -23,6 +23,8 @@ from .spec import Spec, fraction, optional_import
 __all__ = ["FolderSplit", "folder"]
 
 _BYTES_PER_PIXEL = 4
+_SCAN = b"\xff\xda"  # begins a scan of a JPEG, and is nowhere else but in its thumbnail
+_MOST_SCANS = 100  # progressive ones have about ten; each takes the time of the whole picture
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 # Pillow looks at the content: without this list a .png could be PostScript, run by Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -88,6 +90,11 @@ def _opened(pillow: ModuleType, path: Path) -> Any:
     if math.prod(picture.size) > allowed_bytes(length) // _BYTES_PER_PIXEL:
         picture.close()
         raise ValueError(f"it states {picture.size} pixels in {length:,} bytes")
+    if picture.format == "JPEG":
+        scans = path.read_bytes().count(_SCAN)
+        if scans > _MOST_SCANS:
+            picture.close()
+            raise ValueError(f"it is built up in {scans} scans, of at most {_MOST_SCANS}")
     return picture
 
 

@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ConfigError, SourceError
 from ..json_values import read_json, read_text
 from .bounded import check_zip
+from .pickles import check_pickles
 from .unreadable import advice, foreign
 
 __all__ = ["Checkpoint", "read_checkpoint", "read_state_dict", "some"]
@@ -97,7 +97,7 @@ def _single(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         try:
             return Checkpoint(load_file(path))
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # shapes that torch cannot take make it stumble anywhere
             raise SourceError(f"{path}: is not a sound safetensors file: {error}") from error
     if path.suffix not in _PICKLED:
         raise SourceError(
@@ -105,6 +105,7 @@ def _single(path: Path) -> Checkpoint:
             f"{', '.join(sorted(_PICKLED))}, or the {_INDEX} of shards."
         )
     check_zip(path)
+    check_pickles(path)
     return _unwrapped(_read_pickled(path), path)
 
 
@@ -175,7 +176,7 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"{index}: the shard of {name!r} is {file!r}, which is no file beside the index. "
                 "Only files of its own folder are read."
             )
-    return found
+    return {name: PurePosixPath(file).as_posix() for name, file in found.items()}
 
 
 def _is_beside(file: str) -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from ..disk import check_target, clear_stale, replacing
 from ..errors import ConfigError, SourceError
+from ..sources.pickles import check_pickles
 
 __all__ = ["SCHEMA", "RunFolder"]
 
@@ -131,6 +132,7 @@ class RunFolder:
         try:
             with path.open("rb") as file:
                 _check_seal(file, path)
+                check_pickles(path)
                 state = torch.load(file, map_location="cpu", weights_only=True)
         except SourceError:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import random
 import struct
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 from fewbits.errors import SourceError
-from fewbits.sources import load_data
+from fewbits.sources import load_data, state_dicts
 from fewbits.sources.bounded import allowed_bytes
 from fewbits.sources.checkpoint import read_state_dict
 from fewbits.sources.idx import read_idx
@@ -262,3 +263,68 @@ def test_weights_in_the_old_form_are_read_and_damage_is_named(tmp_path):
 def test_the_bound_is_told_and_grows_with_the_length():
     assert allowed_bytes(0) == 64 << 20
     assert allowed_bytes(1000) - allowed_bytes(0) == 64_000
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (np.float32(3), np.zeros(3, np.int64), "single value"),
+        (np.zeros((2, 3)), np.zeros(2, "datetime64[s]"), "not whole class numbers"),
+        (np.zeros((2, 3)), np.array(["a", "b"]), "not whole class numbers"),
+        (np.zeros((2, 3)), np.zeros(2, complex), "not whole class numbers"),
+        (np.zeros((2, 3)), np.array([0, 1e300]), "out of range"),
+        (np.zeros((2, 3)), np.array([0, 2**64 - 1], np.uint64), "out of range"),
+    ],
+)
+def test_arrays_that_are_no_samples_or_labels_are_told(tmp_path, x, y, told):
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    with pytest.raises(SourceError, match=told):
+        load_data(f"npz:{tmp_path / 'data.npz'}")
+
+
+def test_numbers_that_grow_when_they_are_used_count_as_what_they_become(tmp_path):
+    many = np.zeros(60_000_000, np.int8)
+    np.savez_compressed(tmp_path / "data.npz", x=np.zeros((60_000_000, 0)), y=many)
+    with pytest.raises(SourceError, match="take more than"):
+        load_data(f"npz:{tmp_path / 'data.npz'}")
+
+
+def test_other_ways_of_packing_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("x.npy", npy((3, 2)))
+    with pytest.raises(SourceError, match="another way than deflate"):
+        load_data(f"npz:{tmp_path / 'data.npz'}")
+
+
+def test_shapes_that_torch_cannot_take_are_a_source_error(tmp_path):
+    header = b'{"w":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    (tmp_path / "net.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(SourceError, match="safetensors"):
+        read_state_dict(tmp_path / "net.safetensors")
+
+
+def test_a_shard_of_many_spellings_is_read_once(tmp_path, monkeypatch):
+    torch.save({f"w{k}": torch.zeros(1) for k in range(9)}, tmp_path / "part.bin")
+    names = {f"w{k}": f"{'./' * k}part.bin" for k in range(9)}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    reads = []
+    real = state_dicts._single
+    monkeypatch.setattr(state_dicts, "_single", lambda path: reads.append(path) or real(path))
+    assert len(read_state_dict(index)) == 9
+    assert len(reads) == 1
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "x.jpg"
+    image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path, progressive=True)
+    sound = path.read_bytes()
+    begin, end = sound.rindex(b"\xff\xda"), sound.rindex(b"\xff\xd9")
+    path.write_bytes(sound[:begin] + sound[begin:end] * 500 + sound[end:])
+    for number in range(3):
+        (tmp_path / "a" / f"{number}.jpg").write_bytes(path.read_bytes())
+    data = load_data(f"folder:{tmp_path}?size=8")
+    with pytest.raises(SourceError, match="scans"):
+        next(iter(data.batches("train", 2, 2)))
