@@ -110,7 +110,7 @@ def resnet20(spread=2.2):
     return tensors
 
 
-@pytest.mark.parametrize("spread", [0.5, 2.2, 6.0])
+@pytest.mark.parametrize("spread", [0.5, 2.2, pytest.param(6.0, marks=pytest.mark.slow)])
 def test_a_resnet20_costs_little_above_its_entropy(spread):
     tensors = resnet20(spread)
     metadata = {"recipe": {"rules": [{"pattern": "*", "method": "gpfq", "bits": 4}], "seed": 0}}
