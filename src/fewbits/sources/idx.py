@@ -103,10 +103,12 @@ def _shape(file: gzip.GzipFile | BufferedReader, path: Path) -> tuple[int, ...]:
         raise SourceError(f"{path}: ends inside its header; download it again.")
     shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
     length = path.stat().st_size
-    if math.prod(max(1, size) for size in shape) > allowed_bytes(length):
+    width = 8 if len(shape) == 1 else 1  # labels become int64
+    most = allowed_bytes(length) // width
+    if math.prod(max(1, size) for size in shape) > most:
         raise SourceError(
-            f"{path}: states shape {shape} in {length:,} bytes; at most {allowed_bytes(length):,} "
-            "values are unpacked. Download it again, or unpack it with gunzip."
+            f"{path}: states shape {shape} in {length:,} bytes; at most {most:,} values are "
+            "unpacked. Download it again, or unpack it with gunzip."
         )
     return shape
 

@@ -68,6 +68,7 @@ IDX = {
     ),
     "huge axes": (lambda: gzipped(idx_header(HUGE, HUGE, HUGE)), "states shape"),
     "no rows, huge axes": (lambda: gzipped(idx_header(0, HUGE, HUGE)), "states shape"),
+    "labels": (lambda: bomb(idx_header(16 << 20), 16 << 20), r"states shape \(16777216,\)"),
     "255 axes": (lambda: gzipped(b"\0\0\x08\xff" + bytes(1020)), "states 255 axes"),
     "half a header": (lambda: gzipped(idx_header(3, 2)[:-2]), "ends inside its header"),
     "no end": (lambda: gzipped(idx_header(3) + bytes(3))[:-6], "cannot be read"),
