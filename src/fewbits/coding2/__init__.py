@@ -5,7 +5,16 @@ The coder that is to follow :mod:`fewbits.coding`, measured beside it by
 """
 
 from . import mix, planes, rans, raw
-from .choose import EFFORTS, Stream, codec_of, decode_symbols, encode_symbols, encode_together
+from .choose import (
+    EFFORTS,
+    Stream,
+    codec_of,
+    decode_run,
+    decode_symbols,
+    encode_run,
+    encode_symbols,
+    runs,
+)
 from .codec import CODECS, Bound, Codec, Layout, Symbols, register
 from .kernels import on_compile
 
@@ -18,13 +27,15 @@ __all__ = [
     "Stream",
     "Symbols",
     "codec_of",
+    "decode_run",
     "decode_symbols",
+    "encode_run",
     "encode_symbols",
-    "encode_together",
     "mix",
     "on_compile",
     "planes",
     "rans",
     "raw",
     "register",
+    "runs",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -17,10 +17,14 @@ __all__ = [
     "Joins",
     "Stream",
     "codec_of",
+    "decode_run",
     "decode_symbols",
+    "encode_run",
     "encode_symbols",
-    "encode_together",
+    "runs",
 ]
+
+Item = TypeVar("Item")
 
 TOGETHER = 1 << 20  # symbols of a stream of several matrices, about
 MEASURED = 1 << 15  # symbols from which a slow codec is measured before it is tried
@@ -33,17 +37,17 @@ class Effort:
     Attributes:
         tiers: of codecs that are tried.
         worth: part of the bytes that a slower tier must save.
-        seconds: that decoding with slower tiers may take, about, in all.
+        symbols: of a file, from its begin, that slower tiers may have.
     """
 
     tiers: tuple[int, ...]
     worth: float = 0.0
-    seconds: float = float("inf")
+    symbols: int = NO_LIMIT
 
 
 EFFORTS = {
     "fast": Effort((0,)),
-    "balanced": Effort((0, 1), worth=0.02, seconds=10),
+    "balanced": Effort((0, 1), worth=0.02, symbols=14_000_000),  # ten seconds
     "smallest": Effort((0, 1)),
 }
 
@@ -61,11 +65,11 @@ class Joins(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Some consecutive matrices of a list: by which codec, and their bytes."""
+    """The bytes of some neighbours among the matrices of a run, and by which codec."""
 
     codec: str
-    members: range
     data: bytes
+    members: range
 
 
 def codec_of(number: int) -> Codec:
@@ -78,13 +82,11 @@ def codec_of(number: int) -> Codec:
     )
 
 
-def encode_symbols(
-    symbols: Symbols, layout: Layout, effort: str = "balanced", *, threads: int = 1
-) -> tuple[str, bytes]:
+def encode_symbols(symbols: Symbols, layout: Layout, effort: str = "balanced") -> tuple[str, bytes]:
     """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
 
-    A codec of a slower tier is taken where it saves what the effort asks for. The choice does not
-    depend on ``threads``. Symbols are integers of 32 bits.
+    A codec of a slower tier is taken where it saves what the effort asks for. Symbols are integers
+    of 32 bits. Raises ConfigError for an unknown effort.
     """
     profile = _effort(effort)
     if symbols.shape != (layout.rows, layout.columns):
@@ -92,15 +94,14 @@ def encode_symbols(
     if symbols.size == 0:
         return "constant", b"\0"
     name, best = "", b""
-    for codec in sorted(CODECS.values(), key=lambda c: (c.tier, c.bound.nanoseconds_per_symbol)):
+    for codec in sorted(CODECS.values(), key=lambda c: (c.tier, c.bound.work(symbols.size))):
+        if codec.tier not in profile.tiers:
+            continue
         limit = NO_LIMIT if not name else len(best) - 1
-        if codec.tier and codec.tier in profile.tiers:
-            slow = codec.bound.nanoseconds_per_symbol * symbols.size > 1e9 * profile.seconds
+        if codec.tier:
             limit = min(limit, int(len(best) * (1 - profile.worth)))
-            if slow or not _promising(codec, symbols, layout, limit):
-                continue
-        if codec.tier in profile.tiers and limit > 0:
-            data = codec.encode(symbols, layout, limit=limit, threads=threads)
+        if limit > 0 and (not codec.tier or _promising(codec, symbols, layout, limit)):
+            data = codec.encode(symbols, layout, limit=limit)
             if data is not None:
                 name, best = codec.name, data
     return name, best
@@ -114,50 +115,62 @@ def _promising(codec: Codec, symbols: Symbols, layout: Layout, limit: int) -> bo
     return bits is not None and bits <= 8.16 * limit
 
 
-def encode_together(
+def runs(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Cut matrices into runs of neighbours that may share a stream, of about ``TOGETHER`` symbols.
+
+    ``size``: symbols of an item; one without any is alone.
+    """
+    run: list[Item] = []
+    total = 0
+    for item in items:
+        more = size(item)
+        if run and (total + more > TOGETHER or more == 0 or total == 0):
+            yield run
+            run, total = [], 0
+        run.append(item)
+        total += more
+    if run:
+        yield run
+
+
+def encode_run(
     matrices: Sequence[Symbols], layouts: Sequence[Layout], effort: str = "balanced"
 ) -> list[Stream]:
-    """Return streams for all matrices, in order; neighbours share one where that saves bytes.
+    """Return streams for the matrices of a run, in order: one for all where that saves bytes.
 
-    That is tried where most of them chose a codec that joins.
+    That is tried where most of their symbols chose a codec that joins.
     """
     profile = _effort(effort)
     alone = [
-        Stream(*_first(encode_symbols(symbols, layout, effort), range(at, at + 1)))
+        Stream(*encode_symbols(symbols, layout, effort), range(at, at + 1))
         for at, (symbols, layout) in enumerate(zip(matrices, layouts, strict=True))
     ]
-    joins = [c for c in CODECS.values() if c.tier in profile.tiers and isinstance(c, Joins)]
-    out: list[Stream] = []
-    for run in _runs(layouts):
-        own, best = alone[run.start : run.stop], None
-        limit = sum(len(stream.data) for stream in own)
-        for codec in joins if len(run) > 1 else []:
-            alike = sum(layouts[at].size for at in run if alone[at].codec == codec.name)
-            if 2 * alike < sum(layouts[at].size for at in run):
-                continue  # most was worth no such codec
-            data = codec.encode_group([matrices[k] for k in run], [layouts[k] for k in run])
+    if len(matrices) < 2:
+        return alone
+    limit, best = sum(len(stream.data) for stream in alone), alone
+    total = sum(layout.size for layout in layouts)
+    for codec in CODECS.values():
+        chosen = sum(layouts[at].size for at, s in enumerate(alone) if s.codec == codec.name)
+        if codec.tier in profile.tiers and isinstance(codec, Joins) and 2 * chosen >= total:
+            data = codec.encode_group(matrices, layouts)
             if data is not None and len(data) < limit:
-                best, limit = Stream(codec.name, run, data), len(data)
-        out += [best] if best else own
-    return out
+                best, limit = [Stream(codec.name, data, range(len(matrices)))], len(data)
+    return best
 
 
-def _first(coded: tuple[str, bytes], members: range) -> tuple[str, range, bytes]:
-    return coded[0], members, coded[1]
+def decode_run(number: int, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
+    """Return the matrices that share the stream ``data`` of codec ``number``.
+
+    See :func:`decode_symbols`.
+    """
+    codec = codec_of(number)
+    if not isinstance(codec, Joins) or any(layout.size == 0 for layout in layouts):
+        raise CorruptFileError(f"matrices that share a stream of {codec.name!r}")
+    check_bound(codec, len(data), Layout(1, sum(layout.size for layout in layouts)))
+    return codec.decode_group(data, layouts)
 
 
-def _runs(layouts: Sequence[Layout]) -> list[range]:
-    """Cut a list of matrices into runs of about ``TOGETHER`` symbols; empty ones are alone."""
-    runs, first, total = [], 0, 0
-    for at, layout in enumerate(layouts):
-        if at > first and (total + layout.size > TOGETHER or layout.size == 0 or total == 0):
-            runs.append(range(first, at))
-            first, total = at, 0
-        total += layout.size
-    return [*runs, range(first, len(layouts))] if layouts else []
-
-
-def decode_symbols(number: int, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+def decode_symbols(number: int, data: bytes, layout: Layout) -> Symbols:
     """Return the matrix that ``data`` codes with codec ``number``.
 
     Raises CorruptFileError for anything but exactly that, before any work that the bytes do not
@@ -169,7 +182,7 @@ def decode_symbols(number: int, data: bytes, layout: Layout, *, threads: int = 1
             raise CorruptFileError("bytes for a matrix without symbols")
         return np.zeros((layout.rows, layout.columns), np.int32)
     check_bound(codec, len(data), layout)
-    return codec.decode(data, layout, threads=threads)
+    return codec.decode(data, layout)
 
 
 def _effort(name: str) -> Effort:

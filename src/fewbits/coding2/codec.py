@@ -49,17 +49,23 @@ class Bound:
 
     Attributes:
         symbols_per_byte: of a stream, at most; so bytes bound the time.
-        nanoseconds_per_symbol: about, on one core, compiled.
+        units_per_symbol: of work, where a unit is 10 nanoseconds of a slow core.
+        fixed_units: of work besides, whatever the number of symbols.
         bytes_per_symbol: of memory, the decoded symbols included.
         bytes_per_line: of memory besides, for each row and each column.
         fixed_bytes: of memory, besides.
     """
 
     symbols_per_byte: int
-    nanoseconds_per_symbol: float
+    units_per_symbol: int
+    fixed_units: int
     bytes_per_symbol: int
     bytes_per_line: int = 0
     fixed_bytes: int = 0
+
+    def work(self, symbols: int) -> int:
+        """Return the units of work of decoding a stream of so many symbols."""
+        return self.fixed_units + self.units_per_symbol * symbols
 
     def memory(self, layout: Layout) -> int:
         """Return the bytes of memory that decoding takes at most."""
@@ -85,15 +91,13 @@ class Codec(Protocol):
     bound: Bound
     tier: int
 
-    def encode(
-        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
-    ) -> bytes | None:
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return the bytes of a non-empty matrix: at most ``limit``, else None.
 
-        None also where the codec does not suit the matrix. The bytes do not depend on ``threads``.
+        None also where the codec does not suit the matrix.
         """
 
-    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the matrix; CorruptFileError for bytes that ``encode`` does not give."""
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:

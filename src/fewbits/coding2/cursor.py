@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..errors import CorruptFileError
 
-__all__ = ["MAX_SYMBOL", "MIN_SYMBOL", "Cursor", "framed", "signed_varint", "varint"]
+__all__ = ["MAX_SYMBOL", "MIN_SYMBOL", "Cursor", "signed_varint", "varint"]
 
 MIN_SYMBOL, MAX_SYMBOL = -(2**31), 2**31 - 1
 
@@ -24,11 +22,6 @@ def varint(value: int) -> bytes:
 def signed_varint(value: int) -> bytes:
     """Return ``value`` of either sign, small magnitudes in few bytes (zigzag)."""
     return varint(2 * value if value >= 0 else -2 * value - 1)
-
-
-def framed(parts: Sequence[bytes]) -> bytes:
-    """Return the parts one after the other, the lengths of all but the last before them."""
-    return b"".join([*(varint(len(part)) for part in parts[:-1]), *parts])
 
 
 class Cursor:
@@ -71,11 +64,6 @@ class Cursor:
             )
         self.position += count
         return self.data[self.position - count : self.position]
-
-    def parts(self, count: int) -> list[bytes]:
-        """Return the rest as what ``framed`` joined."""
-        lengths = [self.varint() for _ in range(count - 1)]
-        return [*(self.take(length) for length in lengths), self.rest()]
 
     def rest(self) -> bytes:
         """Return all bytes that are left."""

@@ -12,16 +12,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
-__all__ = ["compiled", "each", "inlined", "is_compiled", "kernel", "on_compile", "pick", "plain"]
+__all__ = ["compiled", "inlined", "is_compiled", "kernel", "on_compile", "pick", "plain"]
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
-Found = TypeVar("Found")
 
 WORTH = 200_000  # plain steps, about a microsecond each, from which loading compiled code pays
 
@@ -46,14 +44,6 @@ def inlined(function: Kernel) -> Kernel:
     """Register a kernel that is compiled into each of its callers: the innermost ones."""
     _inlined.add(kernel(function).__name__)
     return function
-
-
-def each(function: Callable[[int], Found], items: range, threads: int) -> list[Found]:
-    """Return ``function`` of all ``items``, in order; kernels let threads run side by side."""
-    if threads <= 1 or len(items) <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
 
 
 def on_compile(listener: Callable[[str], None]) -> None:

@@ -1,6 +1,6 @@
 """An asymmetric numeral system in four interleaved lanes, with a table for each symbol's class.
 
-Duda's rANS: states of 32 bits, 16 bits at a time, chances in 1/4096. Symbol ``i`` of a segment
+Duda's rANS: states of 32 bits, 16 bits at a time, chances in 1/4096. Symbol ``i`` of a matrix
 belongs to lane ``i % 4``; lanes do not wait for each other, which is what makes them fast. The
 encoder walks backwards and begins with states of ``1 << 16``, which a decoder must end with.
 """
@@ -59,10 +59,9 @@ def count_symbols(bins: Bins, cells: Cells, levels: Bins, counts: Ints) -> None:
 
 @kernel
 def push_symbols(
-    bins: Bins, tables: Ints, cells: Cells, levels: Bins,
-    start: int, stop: int, words: Words, states: Ints,
-) -> int:  # fmt: skip
-    """Encode flat symbols [start, stop) into the end of ``words``; return where they begin.
+    bins: Bins, tables: Ints, cells: Cells, levels: Bins, words: Words, states: Ints
+) -> int:
+    """Encode all symbols into the end of ``words``; return where they begin.
 
     Args:
         bins: (rows, columns) symbols.
@@ -70,15 +69,15 @@ def push_symbols(
             2**32 over that.
         cells: (levels, columns) the class of a symbol by the level of its row and by its column.
         levels: (rows,) of rows.
-        start, stop: the segment.
-        words: room for it: a word for each symbol, and one to spare.
+        words: room: a word for each symbol, and one to spare.
         states: (4,) the lanes, written.
     """
-    columns, place = bins.shape[1], words.size
-    row, column = (stop - 1) // columns, (stop - 1) % columns
+    rows, columns = bins.shape
+    place = words.size
+    row, column = rows - 1, columns - 1
     level = int(levels[row])
     a = b = c = d = LOWEST
-    for _ in range(stop - start):
+    for _ in range(rows * columns):
         table, symbol = int(cells[level, column]), int(bins[row, column])
         size = int(tables[table, symbol, 1])
         full = 1 if d >= size << 20 else 0  # no branches: they would be guessed wrong
@@ -112,27 +111,23 @@ def pull_one(
 
 @kernel
 def pull_symbols(
-    out: Bins, slots: Slots, cells: Cells, levels: Bins,
-    start: int, stop: int, words: Words, states: Ints,
-) -> int:  # fmt: skip
-    """Decode flat symbols [start, stop); return how many words they took, or -1 for too many.
+    out: Bins, slots: Slots, cells: Cells, levels: Bins, words: Words, states: Ints
+) -> int:
+    """Decode all symbols; return how many words they took, or -1 for too many.
 
     Args:
         out: (rows, columns) symbols, written.
         slots: (classes * 4096,) symbol in 8 bits, its share in 12, place in the share in 12.
         cells: as for ``push_symbols``, times 4096.
         levels: (rows,) of rows.
-        start, stop: the segment.
         words: with ``LANES`` zeros at the end, which are read but not counted.
         states: (4,) the lanes, changed.
     """
-    columns, place, last = out.shape[1], 0, words.size - LANES
+    rows, columns = out.shape
+    place, last = 0, words.size - LANES
     a, b, c, d = int(states[0]), int(states[1]), int(states[2]), int(states[3])
-    row, column, left = start // columns, start % columns, stop - start
-    while left > 0:
-        level, end = int(levels[row]), min(columns, column + left)
-        left -= end - column
-        quads = column + ((end - column) & -4)
+    for row in range(rows):
+        level, column, quads = int(levels[row]), 0, columns & -4
         while column < quads:
             w = int(slots[int(cells[level, column]) + (a & 4095)])
             x = int(slots[int(cells[level, column + 1]) + (b & 4095)])
@@ -157,12 +152,11 @@ def pull_symbols(
             if place > last:
                 return -1
             column += 4
-        while column < end:  # the lanes take turns: the next symbol is always the first one's
+        while column < columns:  # the lanes take turns: the next symbol is always the first one's
             out[row, column], a, place = pull_one(slots, cells[level, column], words, a, place)
             if place > last:
                 return -1
             a, b, c, d = b, c, d, a
             column += 1
-        row, column = row + 1, 0
     states[0], states[1], states[2], states[3] = a, b, c, d
     return place

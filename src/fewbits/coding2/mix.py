@@ -27,16 +27,15 @@ from .bitcoder import (
     open_coder,
 )
 from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
-from .cursor import MAX_SYMBOL, Cursor, framed, signed_varint, varint
+from .cursor import MAX_SYMBOL, Cursor, signed_varint, varint
 from .geometry import distances_prior, means_prior, neighbours, period_of
-from .kernels import each, pick
+from .kernels import pick
 from .logistic import QUARTERS, octaves
 from .mixer import SPAN, STILL, new_model
 from .regression import age, new_table
 
-__all__ = ["SEGMENT", "Mix"]
+__all__ = ["Mix"]
 
-SEGMENT = 1 << 21  # symbols coded by one model, about
 STEPS = 200  # of plain work for a symbol
 FADE = 4  # bits by which what regressions have seen counts less in the next matrix
 SAMPLE = 1 << 17  # symbols that an estimate walks
@@ -154,37 +153,17 @@ class Mix:
 
     name, number, since, tier = "mix", 3, (2, 0), 1
     summary = "flags with chances learnt from neighbours and sizes: the fewest bytes"
-    bound = Bound(LEAST, 700, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 23)
+    bound = Bound(LEAST, 70, 1 << 18, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 23)
 
-    def encode(
-        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
-    ) -> bytes | None:
-        """Return the segments, each on its own; None where raw fields take less."""
-        cuts = _cuts(layout)
-
-        def segment(at: int) -> bytes | None:
-            piece = symbols[cuts[at] : cuts[at + 1]]
-            return self.encode_group([piece], [_part(layout, len(piece))])
-
-        found = each(segment, range(len(cuts) - 1), threads)
-        parts = [part for part in found if part is not None]
-        data = framed(parts) if len(parts) == len(found) else None
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
+        """Return settings and flags; None where raw fields take less."""
+        data = self.encode_group([symbols], [layout])
         fits = data is not None and len(data) <= limit and layout.size <= LEAST * len(data)
         return data if fits else None
 
-    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the matrix."""
-        check_bound(self, len(data), layout)
-        cuts = _cuts(layout)
-        parts = Cursor(data).parts(len(cuts) - 1)
-        out = np.empty((layout.rows, layout.columns), np.int32)
-
-        def segment(at: int) -> None:
-            piece = out[cuts[at] : cuts[at + 1]]
-            _decode_into([piece], parts[at], [_part(layout, len(piece))])
-
-        each(segment, range(len(parts)), threads)
-        return out
+        return self.decode_group(data, [layout])[0]
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits of a walk over the matrix, or over a sample of its rows."""
@@ -193,7 +172,7 @@ class Mix:
         values = _values(symbols[first : first + rows])
         settings = _settings(values, layout)
         stream = _Stream(MEASURE, values.size)
-        stream.walk(values, _part(layout, rows), settings)
+        stream.walk(values, replace(layout, rows=rows), settings)
         return 8 * len(settings.to_bytes(None)) + bits_of(stream.desk) * layout.rows / rows + 8
 
     def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
@@ -226,37 +205,21 @@ class Mix:
     def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
         """Return the matrices of one stream."""
         check_bound(self, len(data), Layout(1, sum(layout.size for layout in layouts)))
-        out = [np.empty((layout.rows, layout.columns), np.int32) for layout in layouts]
-        _decode_into(out, data, layouts)
-        return list(out)
-
-
-def _decode_into(out: Sequence[Values], data: bytes, layouts: Sequence[Layout]) -> None:
-    """Decode one stream into the matrices ``out``."""
-    cursor = Cursor(data)
-    settings: list[Settings] = []
-    for _ in layouts:
-        settings.append(Settings.parse(cursor, settings[-1] if settings else None))
-    body = cursor.rest()
-    stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=body)
-    for item in zip(out, layouts, settings, strict=True):
-        item[0].fill(item[2].centre)
-        stream.walk(*item)
-    finish_decoding(stream.desk, stream.buffer)
+        cursor = Cursor(data)
+        settings: list[Settings] = []
+        for _ in layouts:
+            settings.append(Settings.parse(cursor, settings[-1] if settings else None))
+        stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=cursor.rest())
+        out = []
+        for layout, setting in zip(layouts, settings, strict=True):
+            out.append(np.full((layout.rows, layout.columns), setting.centre, np.int32))
+            stream.walk(out[-1], layout, setting)
+        finish_decoding(stream.desk, stream.buffer)
+        return list[Symbols](out)
 
 
 def _values(symbols: Symbols) -> Values:
     return np.ascontiguousarray(symbols, np.int32)
-
-
-def _part(layout: Layout, rows: int) -> Layout:
-    return Layout(rows, layout.columns, layout.taps, layout.width)
-
-
-def _cuts(layout: Layout) -> list[int]:
-    """Return where segments begin and end: whole rows, of about ``SEGMENT`` symbols."""
-    count = max(1, min(layout.rows, layout.size // SEGMENT))
-    return [layout.rows * at // count for at in range(count + 1)]
 
 
 register(Mix())

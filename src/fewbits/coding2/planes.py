@@ -22,23 +22,21 @@ class Planes:
 
     name, number, since, tier = "planes", 4, (2, 0), 0
     summary = "each byte of a number on its own: floats"
-    bound = Bound(1 << 62, nanoseconds_per_symbol=6, bytes_per_symbol=24, fixed_bytes=1 << 22)
+    bound = Bound(1 << 62, 2, fixed_units=1 << 18, bytes_per_symbol=24, fixed_bytes=1 << 22)
 
-    def encode(
-        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
-    ) -> bytes | None:
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return the coded columns one after the other; None if they are not columns of bytes."""
         if not _suits(symbols, layout):
             return None
         out = []
         for column in range(layout.columns):
             plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
-            name, body = encode_symbols(plane, Layout(1, layout.rows), "fast", threads=threads)
+            name, body = encode_symbols(plane, Layout(1, layout.rows), "fast")
             out += [varint(8 * len(body) + CODECS[name].number), body]
         data = b"".join(out)
         return data if len(data) <= limit else None
 
-    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the uint8 matrix."""
         if layout.columns not in WIDTHS:
             raise CorruptFileError(f"planes of {layout.columns} columns: 2 to 8 are allowed")
@@ -48,7 +46,7 @@ class Planes:
             if number == self.number:
                 raise CorruptFileError("planes inside planes")
             part = cursor.take(length)
-            plane = decode_symbols(number, part, Layout(1, layout.rows), threads=threads)
+            plane = decode_symbols(number, part, Layout(1, layout.rows))
             if plane.min() < 0 or plane.max() > 255:
                 raise CorruptFileError("a plane holds what is not a byte")
             out[:, column] = plane[0]

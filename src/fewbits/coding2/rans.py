@@ -1,14 +1,11 @@
-"""``rans``: static tables by class of row, input and tap; four lanes; restart points. The fastest.
+"""``rans``: static tables by class of row, input and tap, four interleaved lanes. The fastest.
 
-A stream is cut into segments of ``SEGMENT`` symbols that know nothing of each other: all cores
-decode one matrix together, and a part of it is decoded alone. Alphabets too large for a table
-keep their low bits raw, and what is rare in them is an escape.
+Alphabets too large for a table keep their low bits raw, and what is rare in them is an escape.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +14,18 @@ from ..errors import CorruptFileError
 from .classes import Classes, fit, take_classes, undivided
 from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
 from .cursor import MAX_SYMBOL, MIN_SYMBOL, Cursor, signed_varint, varint
-from .kernels import each, pick
+from .kernels import pick
 from .lanes import LANES, LOWEST, TOTAL
 from .numbers import Numbers
 from .raw import pack, unpack
 from .tables import shares_of, slots_of, starts_of
 
-__all__ = ["SEGMENT", "Rans"]
+__all__ = ["Rans"]
 
-SEGMENT = 1 << 18
 ALPHABET = 256
 SAMPLE = 1 << 19  # symbols that are looked at for what is rare
 FEW = 3  # rare symbols that are no reason for escapes
-ENCODE_STEPS, DECODE_STEPS = 8, 1  # of plain work for a symbol
+ENCODE_STEPS, DECODE_STEPS = 4, 1  # of plain work for a symbol
 
 Bins = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -54,11 +50,13 @@ class Window:
     lowest: int = 0
 
     @property
-    def dtype(self) -> type[np.int8 | np.int32]:
+    def dtype(self) -> type[np.int8 | np.uint8 | np.int32]:
         """What holds all symbols."""
-        bare = not (self.low or self.escape)
-        narrow = bare and self.first >= -128 and self.first + self.alphabet <= 128
-        return np.int8 if narrow else np.int32
+        if self.low or self.escape or self.first < -128:
+            return np.int32
+        if self.first + self.alphabet <= 128:
+            return np.int8
+        return np.uint8 if self.first >= 0 and self.first + self.alphabet <= 256 else np.int32
 
     def to_bytes(self) -> bytes:
         """Return the window as a stream begins with it."""
@@ -117,13 +115,11 @@ class Rans:
     """Interleaved asymmetric numeral systems."""
 
     name, number, since, tier = "rans", 2, (2, 0), 0
-    summary = "tables by size of row, input and tap, four lanes, restart points: the fastest"
-    bound = Bound(1 << 15, 4, bytes_per_symbol=24, bytes_per_line=320, fixed_bytes=1 << 22)
+    summary = "tables by size of row, input and tap, four lanes: the fastest"
+    bound = Bound(1 << 15, 1, 1 << 15, bytes_per_symbol=24, bytes_per_line=320, fixed_bytes=1 << 22)
 
-    def encode(
-        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
-    ) -> bytes | None:
-        """Return window, classes with tables, and segments; None for a single value."""
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
+        """Return window, classes with tables, and lanes; None for a single value."""
         lowest, highest = int(symbols.min()), int(symbols.max())
         if lowest == highest:
             return None
@@ -142,47 +138,23 @@ class Rans:
         side = numbers.to_bytes()
         if side is None:
             return None
-        coder = _Segments(window, classes, kernels)
-        starts = range(0, layout.size, SEGMENT)
-        parts = each(lambda start: coder.encode(symbols, bins, start), starts, threads)
-        lengths = b"".join(varint(len(part)) for part in parts[:-1])
-        data = b"".join([window.to_bytes(), varint(len(side)), side, lengths, *parts])
+        head = window.to_bytes() + varint(len(side)) + side
+        data = head + _push(symbols, bins, window, classes)
         return data if len(data) <= limit else None
 
-    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
-        """Return the matrix."""
-        return self.decode_rows(data, layout, 0, layout.rows, threads=threads)
-
-    def decode_rows(
-        self, data: bytes, layout: Layout, first: int, stop: int, *, threads: int = 1
-    ) -> Symbols:
-        """Return rows [first, stop) of the matrix; only their segments are decoded.
-
-        Symbols that fit 8 bits are int8, others int32.
-        """
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
+        """Return the matrix: int8 or uint8 where all symbols fit, else int32."""
         check_bound(self, len(data), layout)
         cursor = Cursor(data)
         window = Window.parse(cursor)
         numbers = Numbers.reader(cursor.take(cursor.varint()))
         classes = take_classes(numbers, undivided(layout), window.alphabet)
         numbers.finish()
-        parts = cursor.parts(-(-layout.size // SEGMENT))
-        span = range(first * layout.columns // SEGMENT, -(-stop * layout.columns // SEGMENT))
-        begin = span.start * SEGMENT // layout.columns  # the row in which the first segment begins
-        end = min(layout.rows, -(-span.stop * SEGMENT // layout.columns))
-        shape = (end - begin, layout.columns)
-        kernels = pick(DECODE_STEPS * min(layout.size, len(span) * SEGMENT))
-        coder = _Segments(window, classes.part(slice(begin, end)), kernels)
-        bins, out = np.empty(shape, np.uint8), np.empty(shape, window.dtype)
-
-        def segment(at: int) -> None:
-            start = at * SEGMENT
-            stop = min(start + SEGMENT, layout.size)
-            base = begin * layout.columns
-            coder.decode(parts[at], bins, out, start - base, stop - base)
-
-        each(segment, span, threads)
-        return out[first - begin : stop - begin]
+        bins = np.empty((layout.rows, layout.columns), np.uint8)
+        _pull(cursor, bins, classes)
+        symbols = _symbols(cursor, bins, window)
+        cursor.finish()
+        return symbols
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits under the tables that ``encode`` would find, and those of the tables."""
@@ -194,73 +166,62 @@ class Rans:
         _, bits = fit(bins, layout, pick(ENCODE_STEPS * bins.size))
         last = window.alphabet - 1
         escapes = int((bins == last).sum()) * window.escape if window.escape else 0
-        segments = -(-layout.size // SEGMENT)
-        return bits + escapes + window.low * symbols.size + 8.0 * (12 * segments + 6)
+        return bits + escapes + window.low * symbols.size + 8.0 * 24
 
 
-class _Segments:
-    """Codes segments of one matrix."""
+def _push(symbols: Symbols, bins: Bins, window: Window, classes: Classes) -> bytes:
+    """Return lanes, escapes and low bits of a matrix."""
+    shares = np.stack([shares_of(roots) for roots in classes.roots])
+    words, states = np.zeros(bins.size + 1, np.uint16), np.zeros(LANES, np.int64)
+    at = pick(ENCODE_STEPS * bins.size).push_symbols(
+        bins, starts_of(shares), classes.cells(), classes.rows.astype(np.uint8), words, states
+    )
+    lanes = states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
+    parts = [varint(words.size - at), lanes]
+    flat = symbols.reshape(-1)
+    if window.escape:
+        rare = flat[bins.reshape(-1) == window.alphabet - 1].astype(np.int64)
+        parts += [varint(rare.size), pack(rare, window.lowest, window.escape)]
+    if window.low:
+        parts.append(pack(flat.astype(np.int64) & (1 << window.low) - 1, 0, window.low))
+    return b"".join(parts)
 
-    def __init__(self, window: Window, classes: Classes, kernels: SimpleNamespace) -> None:
-        self.window, self.kernels = window, kernels
-        shares = np.stack([shares_of(roots) for roots in classes.roots])
-        self.starts, self.slots = starts_of(shares), slots_of(shares)
-        self.cells = classes.cells()
-        self.wide = self.cells * np.int32(TOTAL)
-        self.levels = classes.rows.astype(np.uint8)
 
-    def encode(self, symbols: Symbols, bins: Bins, start: int) -> bytes:
-        """Return the segment that begins at flat symbol ``start``: lanes, escapes, low bits."""
-        stop = min(start + SEGMENT, bins.size)
-        words, states = np.zeros(stop - start + 1, np.uint16), np.zeros(LANES, np.int64)
-        at = self.kernels.push_symbols(
-            bins, self.starts, self.cells, self.levels, start, stop, words, states
-        )
-        lanes = states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
-        window, parts = self.window, [varint(words.size - at), lanes]
-        if window.low or window.escape:
-            flat = symbols.reshape(-1)[start:stop].astype(np.int64)
-        if window.escape:
-            rare = flat[bins.reshape(-1)[start:stop] == window.alphabet - 1]
-            parts += [varint(rare.size), pack(rare, window.lowest, window.escape)]
-        if window.low:
-            parts.append(pack(flat & (1 << window.low) - 1, 0, window.low))
-        return b"".join(parts)
+def _pull(cursor: Cursor, bins: Bins, classes: Classes) -> None:
+    """Decode the lanes that come next into ``bins``."""
+    count = cursor.varint()
+    states = np.frombuffer(cursor.take(4 * LANES), "<u4").astype(np.int64)
+    words = np.frombuffer(cursor.take(2 * count) + bytes(2 * LANES), "<u2").astype(np.uint16)
+    if states.min() < LOWEST:
+        raise CorruptFileError("a lane begins below its lowest state")
+    slots = slots_of(np.stack([shares_of(roots) for roots in classes.roots]))
+    cells, levels = classes.cells() * np.int32(TOTAL), classes.rows.astype(np.uint8)
+    kernels = pick(DECODE_STEPS * bins.size)
+    taken = kernels.pull_symbols(bins, slots, cells, levels, words, states)
+    if taken != count or (states != LOWEST).any():
+        raise CorruptFileError(f"the lanes do not end with their {count} words")
 
-    def decode(self, data: bytes, bins: Bins, out: Symbols, start: int, stop: int) -> None:
-        """Decode flat symbols [start, stop) into ``bins`` and ``out``."""
-        cursor = Cursor(data)
-        count = cursor.varint()
-        states = np.frombuffer(cursor.take(4 * LANES), "<u4").astype(np.int64)
-        words = np.zeros(min(count, len(data)) + LANES, np.uint16)
-        words[:-LANES] = np.frombuffer(cursor.take(2 * count), "<u2")
-        if states.min() < LOWEST:
-            raise CorruptFileError("a lane begins below its lowest state")
-        taken = self.kernels.pull_symbols(
-            bins, self.slots, self.wide, self.levels, start, stop, words, states
-        )
-        if taken != count or (states != LOWEST).any():
-            raise CorruptFileError(f"a segment's lanes do not end with their {count} words")
-        window = self.window
-        found, flat = bins.reshape(-1)[start:stop], out.reshape(-1)[start:stop]
-        if window.dtype == np.int8:
-            np.add(found.view(np.int8), np.int8(window.first), out=flat)  # modulo 256
-        else:
-            np.add(found, np.int32(window.first), out=flat)
-        if window.escape:
-            rare = found == window.alphabet - 1
-            wanted = cursor.varint()
-            if wanted != np.count_nonzero(rare):
-                raise CorruptFileError(f"{wanted} escapes are told, others are found")
-            escaped = unpack(cursor, wanted, window.escape) + window.lowest
-        if window.low:
-            flat <<= window.low
-            flat |= unpack(cursor, flat.size, window.low).astype(np.int32)
-        if window.escape:
-            if escaped.max(initial=0) > MAX_SYMBOL:
-                raise CorruptFileError("a symbol does not fit 32 bits")
-            flat[rare] = escaped
-        cursor.finish()
+
+def _symbols(cursor: Cursor, bins: Bins, window: Window) -> Symbols:
+    """Return the symbols of ``bins``; escapes and low bits come next."""
+    if window.dtype != np.int32:
+        bins += np.uint8(window.first & 255)  # modulo 256
+        return bins.view(window.dtype)
+    out = np.add(bins, np.int32(window.first))
+    if window.escape:
+        rare = bins == window.alphabet - 1
+        wanted = cursor.varint()
+        if wanted != np.count_nonzero(rare):
+            raise CorruptFileError(f"{wanted} escapes are told, others are found")
+        escaped = unpack(cursor, wanted, window.escape) + window.lowest
+        if escaped.max(initial=0) > MAX_SYMBOL:
+            raise CorruptFileError("a symbol does not fit 32 bits")
+    if window.low:
+        out <<= window.low
+        out |= unpack(cursor, out.size, window.low).astype(np.int32).reshape(out.shape)
+    if window.escape:
+        out[rare] = escaped
+    return out
 
 
 register(Rans())

@@ -21,17 +21,15 @@ class Constant:
 
     name, number, since, tier = "constant", 0, (2, 0), 0
     summary = "one value for all"
-    bound = Bound(symbols_per_byte=1 << 62, nanoseconds_per_symbol=0.5, bytes_per_symbol=4)
+    bound = Bound(1 << 62, units_per_symbol=1, fixed_units=0, bytes_per_symbol=4)
 
-    def encode(
-        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
-    ) -> bytes | None:
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return the value, or None where there are two."""
         first = int(symbols.flat[0])
         data = signed_varint(first)
         return data if len(data) <= limit and (symbols == first).all() else None
 
-    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the matrix filled with the value."""
         cursor = Cursor(data)
         value = cursor.symbol()
@@ -49,11 +47,9 @@ class Raw:
 
     name, number, since, tier = "raw", 1, (2, 0), 0
     summary = "fixed-width fields: symbols without structure"
-    bound = Bound(symbols_per_byte=8, nanoseconds_per_symbol=10, bytes_per_symbol=24)
+    bound = Bound(8, units_per_symbol=2, fixed_units=0, bytes_per_symbol=24)
 
-    def encode(
-        self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT, threads: int = 1
-    ) -> bytes | None:
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return lowest symbol, width and fields; None if there is only one value."""
         lowest, width = _range(symbols)
         head = signed_varint(lowest) + bytes([width])
@@ -61,7 +57,7 @@ class Raw:
             return None
         return head + pack(symbols.reshape(-1), lowest, width)
 
-    def decode(self, data: bytes, layout: Layout, *, threads: int = 1) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the matrix; the number of bytes must be exact and the last bits zero."""
         check_bound(self, len(data), layout)
         cursor = Cursor(data)

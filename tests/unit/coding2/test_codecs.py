@@ -13,10 +13,12 @@ from fewbits.coding2 import (
     Bound,
     Layout,
     codec_of,
+    decode_run,
     decode_symbols,
+    encode_run,
     encode_symbols,
-    encode_together,
     register,
+    runs,
 )
 from fewbits.errors import ConfigError, CorruptFileError
 
@@ -50,7 +52,6 @@ def test_what_is_coded_comes_back(name, case):
     assert back.shape == values.shape
     assert np.array_equal(back, values)
     assert layout.size <= codec.bound.symbols_per_byte * len(data)
-    assert codec.encode(values, layout, threads=2) == data
     assert codec.encode(values, layout, limit=len(data) - 1) is None
     bits = codec.measure(values, layout)
     assert bits is not None
@@ -75,7 +76,7 @@ def test_codecs_declare_themselves(name):
     assert codec_of(codec.number) is codec
     assert codec.since >= (2, 0)
     assert codec.bound.memory(Layout(10, 10)) >= 400
-    assert codec.bound.nanoseconds_per_symbol > 0
+    assert codec.bound.work(2) > codec.bound.work(1) > 0
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -130,9 +131,9 @@ class _Runs:
 
     name, number, since, tier = "runs", 99, (2, 1), 0
     summary = "long runs of one symbol"
-    bound = Bound(1 << 16, nanoseconds_per_symbol=2, bytes_per_symbol=4)
+    bound = Bound(1 << 16, units_per_symbol=1, fixed_units=0, bytes_per_symbol=4)
 
-    def encode(self, symbols, layout, *, limit=1 << 62, threads=1):
+    def encode(self, symbols, layout, *, limit=1 << 62):
         flat = symbols.reshape(-1)
         ends = np.append(np.flatnonzero(np.diff(flat)), flat.size - 1)
         lengths = np.diff(ends, prepend=-1)
@@ -141,7 +142,7 @@ class _Runs:
         data = flat[ends].astype("<i4").tobytes() + lengths.astype("<u2").tobytes()
         return data if len(data) <= limit else None
 
-    def decode(self, data, layout, *, threads=1):
+    def decode(self, data, layout):
         count = len(data) // 6
         values, lengths = (
             np.frombuffer(data, "<i4", count),
@@ -174,14 +175,29 @@ def test_small_matrices_share_a_stream_where_that_saves():
     smooth[..., 1:] += smooth[..., :-1]
     matrices = [np.rint(1.5 * part).reshape(16, 144).astype(np.int32) for part in smooth]
     matrices += [np.zeros((0, 4), np.int32), RNG.integers(0, 4, (10, 16)).astype(np.int32)]
-    streams = encode_together(matrices, layouts, "smallest")
-    assert [at for stream in streams for at in stream.members] == list(range(10))
-    assert streams[0].members == range(8)
-    joined = CODECS[streams[0].codec].decode_group(streams[0].data, layouts[:8])
+    cut = list(runs(range(10), lambda at: layouts[at].size))
+    assert cut == [list(range(8)), [8], [9]]
+    streams = encode_run(matrices[:8], layouts[:8], "smallest")
+    assert [stream.members for stream in streams] == [range(8)]
+    number = CODECS[streams[0].codec].number
+    joined = decode_run(number, streams[0].data, layouts[:8])
     assert all(np.array_equal(a, b) for a, b in zip(joined, matrices[:8], strict=True))
     alone = sum(
         len(encode_symbols(m, x, "smallest")[1])
         for m, x in zip(matrices[:8], layouts, strict=False)
     )
     assert len(streams[0].data) < 0.99 * alone
-    assert all(len(stream.members) == 1 for stream in encode_together(matrices, layouts, "fast"))
+    fast = encode_run(matrices, layouts, "fast")
+    assert [stream.members for stream in fast] == [range(at, at + 1) for at in range(10)]
+    with pytest.raises(CorruptFileError, match="share"):
+        decode_run(CODECS["rans"].number, streams[0].data, layouts[:8])
+
+
+def test_runs_are_cut_by_their_symbols():
+    assert list(runs([1, 2**20, 5, 0, 7, 8], lambda size: size)) == [
+        [1],
+        [2**20],
+        [5],
+        [0],
+        [7, 8],
+    ]

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from fewbits.coding2 import CODECS, Layout, kernels, mix
+from fewbits.coding2 import CODECS, Layout, kernels
 
 RNG = np.random.default_rng(2)
 MIX = CODECS["mix"]
@@ -76,14 +76,6 @@ def test_prices_follow_neighbours_and_sizes():
     assert np.exp2(-prices.astype(float)).sum(axis=2) == pytest.approx(1, abs=0.01)
     paid = np.take_along_axis(prices, (values - lowest)[..., None], 2).sum() / 8
     assert 0.97 * len(MIX.encode(values, layout)) < paid < 0.92 * _order_0(values)
-
-
-def test_a_large_matrix_is_cut_and_threads_share_it(monkeypatch):
-    monkeypatch.setattr(mix, "SEGMENT", 3_000)
-    values, layout = _embedding()
-    data = MIX.encode(values, layout)
-    assert MIX.encode(values, layout, threads=2) == data
-    assert np.array_equal(MIX.decode(data, layout, threads=2), values)
 
 
 def test_speed_is_that_of_compiled_code():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewbits.coding2.bitcoder import DECODE, ENCODE, coded_bytes, open_coder, take_bit
 from fewbits.coding2.codec import Layout
-from fewbits.coding2.cursor import Cursor, framed
+from fewbits.coding2.cursor import Cursor
 from fewbits.coding2.geometry import neighbours, period_of
 from fewbits.coding2.logistic import octaves, squash, stretch
 from fewbits.coding2.numbers import Numbers
@@ -113,8 +113,7 @@ def test_tuples_are_recognised():
     assert period_of(RNG.integers(0, 4, (100, 400)).astype(np.int32), Layout(100, 400)) == 1
 
 
-def test_frames_and_truncated_integers():
-    assert Cursor(framed([b"ab", b"", b"c"])).parts(3) == [b"ab", b"", b"c"]
+def test_truncated_integers():
     for data in (b"", b"\x80", b"\x80\x00", b"\xff" * 10):
         with pytest.raises(CorruptFileError):
             Cursor(data).varint()

@@ -1,42 +1,14 @@
-"""Segments, parts, threads, classes and speed of ``rans``."""
+"""Classes, alphabets and speed of ``rans``."""
 
 import time
 
 import numpy as np
 import pytest
 
-from fewbits.coding2 import CODECS, Layout, kernels, rans
+from fewbits.coding2 import CODECS, Layout, kernels
 
 RNG = np.random.default_rng(1)
 RANS = CODECS["rans"]
-
-
-@pytest.fixture(scope="module")
-def large():
-    values = np.rint(RNG.laplace(0, 1.5, (700, 1001))).clip(-7, 7).astype(np.int32)
-    return values, Layout(700, 1001), RANS.encode(values, Layout(700, 1001))
-
-
-def test_threads_do_not_change_bytes_or_symbols(large):
-    values, layout, data = large
-    assert RANS.encode(values, layout, threads=3) == data
-    assert np.array_equal(RANS.decode(data, layout, threads=3), values)
-
-
-@pytest.mark.parametrize("rows", [(0, 1), (261, 263), (300, 520), (699, 700), (0, 700), (5, 5)])
-def test_a_part_is_decoded_alone(large, rows, monkeypatch):
-    values, layout, data = large
-    decoded = []
-    plain = rans._Segments.decode
-
-    def counted(self, *args):
-        decoded.append(args)
-        plain(self, *args)
-
-    monkeypatch.setattr(rans._Segments, "decode", counted)
-    assert np.array_equal(RANS.decode_rows(data, layout, *rows), values[slice(*rows)])
-    touched = -(-rows[1] * 1001 // rans.SEGMENT) - rows[0] * 1001 // rans.SEGMENT
-    assert len(decoded) == touched
 
 
 def test_rows_and_inputs_of_unlike_size_have_tables_of_their_own():
