@@ -7,6 +7,7 @@ has learnt; large ones are cut into segments that are coded, and decoded, side b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -41,6 +42,9 @@ FADE = 4  # bits by which what regressions have seen counts less in the next mat
 SAMPLE = 1 << 17  # symbols that an estimate walks
 COLUMNS = slice(sum(SPAN[:3]), sum(SPAN[:4]))
 SAME = 64  # in the first byte of settings
+PICTURES = 128  # in the last one
+MOST_SHIFT = 27
+SIDES = range(8, 257)  # of pictures, in symbols
 USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size of each class
 LEAST = 1 << 11  # symbols per byte: what a short stream can ask for is bounded
 
@@ -57,6 +61,7 @@ class Settings:
         usual: the mean distance from it, in 1/64 of a level.
         period: symbols of the disjoint tuples that the matrix seems to be made of; 1 for none.
         shift: a level of the statistics is ``2**shift`` symbols.
+        pictures: whether rows are square pictures, so that symbols have neighbours above.
     """
 
     lowest: int
@@ -65,6 +70,7 @@ class Settings:
     usual: int
     period: int
     shift: int
+    pictures: bool = False
 
     def to_bytes(self, before: Settings | None) -> bytes:
         """Return the settings as a stream has them: one byte if they are as ``before``."""
@@ -73,7 +79,8 @@ class Settings:
             return bytes([SAME + mark])
         numbers = (self.highest - self.lowest, self.centre - self.lowest)
         body = signed_varint(self.lowest) + b"".join(map(varint, numbers))
-        return bytes([mark]) + body + bytes([self.period + 4 * self.shift])
+        last = self.period + 4 * self.shift + PICTURES * self.pictures
+        return bytes([mark]) + body + bytes([last])
 
     @classmethod
     def parse(cls, cursor: Cursor, before: Settings | None) -> Settings:
@@ -84,22 +91,37 @@ class Settings:
             return replace(before, usual=usual)
         lowest = cursor.symbol()
         size, centre = cursor.varint(), cursor.varint()
-        shift, period = divmod(cursor.byte(), 4)
-        allowed = not same and mark < len(USUAL) and period >= 1 and shift <= 32
+        pictures, rest = divmod(cursor.byte(), PICTURES)
+        shift, period = divmod(rest, 4)
+        allowed = not same and mark < len(USUAL) and period >= 1 and shift <= MOST_SHIFT
         if not (allowed and lowest + size <= MAX_SYMBOL and centre <= size):
             raise CorruptFileError(
                 f"settings beyond their bounds: {size} symbols from {lowest}, centre {centre}, "
                 f"tuples of {period}, shift {shift}, mark {mark}"
             )
-        return cls(lowest, lowest + size, lowest + centre, usual, period, shift)
+        return cls(lowest, lowest + size, lowest + centre, usual, period, shift, bool(pictures))
 
 
 def _settings(values: Values, layout: Layout) -> Settings:
-    """Return the settings that suit ``values``."""
+    """Return the settings that suit ``values``; pictures are tried where rows may be such."""
+    plain = _without_pictures(values, layout)
+    side = math.isqrt(layout.columns)
+    if layout.taps > 1 or layout.width or side not in SIDES or side * side != layout.columns:
+        return plain
+    sample = values[: max(1, SAMPLE // layout.columns)]
+    tried = []
+    for setting in (plain, replace(plain, pictures=True)):
+        stream = _Stream(MEASURE, sample.size)
+        stream.walk(sample, replace(layout, rows=len(sample)), setting)
+        tried.append((bits_of(stream.desk), setting.pictures, setting))
+    return min(tried)[2]
+
+
+def _without_pictures(values: Values, layout: Layout) -> Settings:
     lowest, highest = int(values.min()), int(values.max())
     centre = lowest + _mode(values, lowest, highest)
     away = float(np.abs(values.astype(np.int64) - centre).mean())
-    shift = max(0, int(away).bit_length() - 5)
+    shift = min(max(0, int(away).bit_length() - 5), MOST_SHIFT)
     usual = int(USUAL[octaves(round(64 * away) >> shift)])
     return Settings(lowest, highest, centre, usual, period_of(values, layout), shift)
 
@@ -129,6 +151,8 @@ class _Stream:
         self, values: Values, layout: Layout, settings: Settings, prices: Prices = NO_PRICES
     ) -> None:
         """Code one more matrix; fill ``prices`` if they are wanted."""
+        if settings.pictures:
+            layout = replace(layout, taps=1, width=math.isqrt(layout.columns))
         near = neighbours(layout)
         key = (layout.taps, layout.width)
         if key in self.means:

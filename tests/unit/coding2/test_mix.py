@@ -85,3 +85,14 @@ def test_speed_is_that_of_compiled_code():
     start = time.process_time()
     MIX.decode(data, layout)
     assert values.size / (time.process_time() - start) > 0.2e6
+
+
+def test_rows_that_are_square_pictures_are_found():
+    smooth = RNG.normal(size=(64, 16, 16))
+    for axis in (1, 2):
+        smooth += np.roll(smooth, 1, axis)
+    values = np.rint(smooth).reshape(64, 256).astype(np.int32)
+    data = MIX.encode(values, Layout(64, 256))
+    assert len(data) <= len(MIX.encode(values, Layout(64, 256, 1, 16))) < 0.9 * _order_0(values)
+    assert np.array_equal(MIX.decode(data, Layout(64, 256)), values)
+    assert MIX.measure(values, Layout(64, 256)) < 8.2 * len(data)
