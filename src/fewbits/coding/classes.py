@@ -8,7 +8,6 @@ or too small for a table of their own, share one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from .codec import Layout
+from .lanes import TOTAL
 from .numbers import Numbers
-from .tables import roots_of, shares_of, take_roots
+from .tables import roots_of, take_roots
 
 __all__ = ["Classes", "fit", "take_classes"]
 
@@ -31,6 +31,7 @@ SUBSETS = (
     ("inputs", "taps"),
     ("rows", "taps"),
     ("rows",),
+    ("inputs",),
     ("taps",),
 )
 LEAST = 8  # symbols that share a level
@@ -115,35 +116,39 @@ def _count(bins: Bins, classes: Classes, kernels: SimpleNamespace) -> Ints:
     return counts
 
 
-def _bits(counts: Ints) -> float:
-    """Return about the bits of symbols with these counts, their table included."""
+def _bits(counts: Ints) -> NDArray[np.float64]:
+    """Return about the bits of symbols with counts (tables, 256), their tables included."""
     roots = roots_of(counts)
-    present = counts > 0
-    shares = shares_of(roots)[present]
-    table = float(np.log2(roots[present] + 1).sum()) + 2.5 * len(shares) + 4
-    return float((counts[present] * (12 - np.log2(shares))).sum()) + table
+    squares = (roots * roots).astype(np.float64)
+    shares = np.maximum(squares / squares.sum(axis=1, keepdims=True), 1 / TOTAL)
+    tables = np.log2(roots + 1).sum(axis=1) + 2.5 * (roots > 0).sum(axis=1) + 4
+    found: NDArray[np.float64] = tables - (counts * np.log2(shares)).sum(axis=1)
+    return found
 
 
 def _merge(counts: Ints) -> tuple[float, Ints, Ints]:
     """Return bits, table of each class, and counts of each table: neighbours joined greedily."""
-    alive = [at for at in range(len(counts)) if counts[at].any()]
-    groups = [counts[at] for at in alive]
-    bits = [_bits(group) for group in groups]
-    joined = [_bits(a + b) for a, b in pairwise(groups)]
-    first = list(alive)  # of each group
+    alive = np.flatnonzero(counts.any(axis=1))
+    groups = counts[alive]
+    groups = groups[:, : int(np.flatnonzero(groups.any(axis=0))[-1]) + 1]
+    pairs = groups[:-1] + groups[1:]
+    bits, joined = _bits(groups), _bits(pairs) if len(pairs) else np.zeros(0)
+    first = alive  # of each group
     while len(groups) > 1:
-        gains = [bits[at] + bits[at + 1] - joined[at] for at in range(len(joined))]
-        best = int(np.argmax(gains))
+        gains = bits[:-1] + bits[1:] - joined
+        best = int(gains.argmax())
         if gains[best] < 0 and len(groups) <= MOST_TABLES:
             break
-        groups[best : best + 2] = [groups[best] + groups[best + 1]]
-        bits[best : best + 2] = [joined[best]]
-        del first[best + 1], joined[best]
-        for at in (best - 1, best):
-            if 0 <= at < len(joined):
-                joined[at] = _bits(groups[at] + groups[at + 1])
-    tables = np.searchsorted(np.array(first[1:]), np.arange(len(counts)), side="right")
-    return sum(bits), tables.astype(np.int64), np.array(groups)
+        groups[best], bits[best] = pairs[best], joined[best]
+        groups, bits = np.delete(groups, best + 1, 0), np.delete(bits, best + 1)
+        pairs, joined = np.delete(pairs, best, 0), np.delete(joined, best)
+        first = np.delete(first, best + 1)
+        near = slice(max(best - 1, 0), min(best + 1, len(pairs)))
+        if near.start < near.stop:
+            pairs[near] = groups[near] + groups[near.start + 1 : near.stop + 1]
+            joined[near] = _bits(pairs[near])
+    tables = np.searchsorted(first[1:], np.arange(len(counts)), side="right")
+    return float(bits.sum()), tables.astype(np.int64), groups
 
 
 def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, float]:
@@ -163,7 +168,8 @@ def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, 
         tried.append((bits + _side_bits(division), len(tried), division))
     bits, _, best = min(tried, key=lambda item: item[:2])
     _, tables, groups = _merge(_count(bins, best, kernels))
-    roots = np.stack([roots_of(group[:size]) for group in groups])
+    roots = roots_of(groups[:, :size])
+    roots = np.pad(roots, [(0, 0), (0, size - roots.shape[1])])
     return replace(best, tables=tables, roots=roots), bits
 
 

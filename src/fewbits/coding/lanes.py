@@ -57,6 +57,23 @@ def count_symbols(bins: Bins, cells: Cells, levels: Bins, counts: Ints) -> None:
             counts[cells[level, column], bins[row, column]] += 1
 
 
+@inlined
+def push_one(
+    tables: Ints, table: int, symbol: int, words: Words, state: int, place: int
+) -> tuple[int, int]:
+    """Return a lane's state with one more symbol, and the place of the last word written."""
+    size = int(tables[table, symbol, 1])
+    full = 1 if state >= size << 20 else 0  # no branches: they would be guessed wrong
+    words[place - 1] = state & 0xFFFF
+    place -= full
+    state >>= full << 4
+    quotient = (state * int(tables[table, symbol, 2])) >> 32  # of state and size, or 1 less
+    rest = state - quotient * size
+    short = 1 if rest >= size else 0
+    start = int(tables[table, symbol, 0])
+    return ((quotient + short) << PRECISION) + start + rest - short * size, place
+
+
 @kernel
 def push_symbols(
     bins: Bins, tables: Ints, cells: Cells, levels: Bins, words: Words, states: Ints
@@ -74,25 +91,23 @@ def push_symbols(
     """
     rows, columns = bins.shape
     place = words.size
-    row, column = rows - 1, columns - 1
-    level = int(levels[row])
     a = b = c = d = LOWEST
-    for _ in range(rows * columns):
-        table, symbol = int(cells[level, column]), int(bins[row, column])
-        size = int(tables[table, symbol, 1])
-        full = 1 if d >= size << 20 else 0  # no branches: they would be guessed wrong
-        words[place - 1] = d & 0xFFFF
-        place -= full
-        d >>= full << 4
-        quotient = (d * int(tables[table, symbol, 2])) >> 32  # of d and size, or 1 less
-        rest = d - quotient * size
-        short = 1 if rest >= size else 0
-        d = ((quotient + short) << PRECISION) + int(tables[table, symbol, 0]) + rest - short * size
-        a, b, c, d = d, a, b, c  # the lanes take turns, the last one first
-        column -= 1
-        if column < 0:
-            row, column = row - 1, columns - 1
-            level = int(levels[row])
+    for back in range(rows):
+        row = rows - 1 - back
+        level, column = int(levels[row]), columns - 1
+        while column >= columns & -4:  # the lanes take turns, the last one first
+            symbol, table = int(bins[row, column]), int(cells[level, column])
+            d, place = push_one(tables, table, symbol, words, d, place)
+            a, b, c, d = d, a, b, c
+            column -= 1
+        while column >= 0:
+            w, x = int(bins[row, column]), int(bins[row, column - 1])
+            y, z = int(bins[row, column - 2]), int(bins[row, column - 3])
+            d, place = push_one(tables, int(cells[level, column]), w, words, d, place)
+            c, place = push_one(tables, int(cells[level, column - 1]), x, words, c, place)
+            b, place = push_one(tables, int(cells[level, column - 2]), y, words, b, place)
+            a, place = push_one(tables, int(cells[level, column - 3]), z, words, a, place)
+            column -= 4
     states[0], states[1], states[2], states[3] = a, b, c, d
     return place
 

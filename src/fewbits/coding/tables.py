@@ -24,10 +24,12 @@ Ints = NDArray[np.int64]
 
 
 def roots_of(counts: Ints) -> Ints:
-    """Return the rounded roots (A,) of counts (A,): at least 1 where a symbol occurs."""
+    """Return the rounded roots (tables, A) of counts: at least 1 where a symbol occurs."""
     roots = np.sqrt(counts)
-    scale = min(1 / STEP, MOST_ROOT / max(float(roots.max()), 1.0))
-    return np.maximum(np.rint(roots * scale), counts > 0).astype(np.int64)
+    largest = np.maximum(roots.max(axis=1, keepdims=True), 1.0)
+    scale = np.minimum(1 / STEP, MOST_ROOT / largest)
+    found: Ints = np.maximum(np.rint(roots * scale), counts > 0).astype(np.int64)
+    return found
 
 
 def shares_of(roots: Ints) -> Ints:
