@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 import fewbits
 from coding import CASES, METHODS
 from coding_sources import markov, matrices, pairs, speed_matrices
-from fewbits.coding2 import CODECS, EFFORTS, Layout, decode_symbols, encode_symbols, encode_together
-from fewbits.coding2 import kernels as compiled_kernels
+from fewbits.coding import CODECS, EFFORTS, Layout, decode_symbols, encode_symbols, encode_together
+from fewbits.coding import kernels as compiled_kernels
 from images import CACHE
 from record import write
 from zoo import ZOO

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         ModelError,
         SourceError,
         TargetError,
-        WorkerError,
     )
     from .methods import (
         GPFQ,
@@ -85,7 +84,6 @@ __all__ = [
     "Training",
     "Transform",
     "Tuner",
-    "WorkerError",
     "compress",
     "ensemble",
     "inspect",

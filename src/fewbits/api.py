@@ -50,7 +50,7 @@ def compress(
     seconds: float | None = None,
     trace: str | PathLike[str] | None = None,
     effort: str = "balanced",
-    workers: int = 1,
+    threads: int = 0,
     seed: int | None = None,
     activations: Activations | int | None = None,
     source: str = "",
@@ -81,7 +81,7 @@ def compress(
         seconds: bound on the time: no evaluation starts that would likely end later.
         trace: file that keeps every evaluation, as JSON; an existing one is resumed.
         effort: of encoding, by which sizes are measured and which ``save`` then uses.
-        workers: processes that encode during a search, as in :meth:`CodedModel.encode`.
+        threads: that encode during a search, as in :meth:`CodedModel.encode`.
         seed: of every random choice; overrides the recipe's.
         activations: bits of the inputs of quantized layers, or ``fewbits.Activations(...)``: ranges
             are from calibration data, after the weights; None for floats, or what a recipe says.
@@ -130,7 +130,7 @@ def compress(
     if goal is None:
         _check_no_goal(evaluate, seconds, trace)
         return _covering(run(recipe))
-    budget = Budget(goal, evaluate, evaluations, seconds, trace, effort, workers)
+    budget = Budget(goal, evaluate, evaluations, seconds, trace, effort, threads)
     if calibration is not None:
         calibration = as_batches(calibration, model if forward is None else None)
     return _covering(budget.meet(model, recipe, run, calibration, progress))
@@ -160,7 +160,7 @@ def load(
     into: None = None,
     *,
     max_decoded_bytes: int | None = None,
-    workers: int = 1,
+    threads: int = 0,
 ) -> dict[str, Tensor]: ...
 @overload
 def load(
@@ -168,7 +168,7 @@ def load(
     into: nn.Module,
     *,
     max_decoded_bytes: int | None = None,
-    workers: int = 1,
+    threads: int = 0,
     transform_domain: bool = False,
 ) -> nn.Module: ...
 def load(
@@ -176,7 +176,7 @@ def load(
     into: nn.Module | None = None,
     *,
     max_decoded_bytes: int | None = None,
-    workers: int = 1,
+    threads: int = 0,
     transform_domain: bool = False,
 ) -> dict[str, Tensor] | nn.Module:
     """Read a file: into a network, which is returned, or as a plain state dict.
@@ -192,9 +192,8 @@ def load(
             it was written; a file without such inputs removes them.
         max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
             package writes (64 MiB and 256 times the file). The time that it may take grows with it.
-        workers: processes that decode side by side; 1 for none but this one, 0 for as many as there
-            are cores where that pays. Each takes 50 to 80 MiB of its own, more for tensors of many
-            millions of weights. The values are the same.
+        threads: that decode side by side; 0 for as many as there are cores. Each takes up to 50
+            MB of its own. The values are the same.
         transform_domain: with ``into``, whose layers are changed: a linear or convolution layer
             that the file holds in a basis becomes a pair of layers, nn.Sequential, which multiply
             by the basis and by what remains of the coefficients. Its outputs are the same but for
@@ -202,13 +201,12 @@ def load(
 
     Raises:
         CorruptFileError: the file is truncated, damaged, or not one of ours.
-        WorkerError: a worker process ended early.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
     require(
         into is not None or not transform_domain, "transform_domain", "False without into=", True
     )
-    opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, workers=workers)
+    opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, threads=threads)
     with opening as (tensors, aliases):
         if into is None:
             return state_dict(tensors, aliases)

@@ -59,7 +59,7 @@ class Budget:
     seconds: float | None = None
     trace: str | PathLike[str] | None = None
     effort: str = "balanced"
-    workers: int = 1
+    threads: int = 0
 
     def __post_init__(self) -> None:
         whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
@@ -157,7 +157,7 @@ class _Run:
 
     def _coded(self, slope: float) -> CodedModel:
         coded = self.compress(with_slope(self.recipe, slope))
-        coded.encode(workers=self.budget.workers)
+        coded.encode(threads=self.budget.threads)
         self.held[slope] = coded
         return coded
 

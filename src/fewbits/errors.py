@@ -10,7 +10,6 @@
     ├── SourceError                     a model or data source that cannot be found or read
     ├── BudgetError                     no file within the budget was found
     ├── CorruptFileError                a file that is damaged, hostile, or not ours
-    ├── WorkerError (ChildProcessError) a process that was to share the work ended early
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
 and the warnings::
@@ -44,7 +43,6 @@ __all__ = [
     "ModelError",
     "SourceError",
     "TargetError",
-    "WorkerError",
     "did_you_mean",
     "is_number",
     "require",
@@ -89,10 +87,6 @@ class BudgetError(FewbitsError):
 
 class CorruptFileError(FewbitsError):
     """A file is truncated, damaged, hostile, or not a fewbits file."""
-
-
-class WorkerError(FewbitsError, ChildProcessError):
-    """A worker process could not be started, or ended before its task was done."""
 
 
 class MissingExtraError(FewbitsError, ImportError):

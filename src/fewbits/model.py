@@ -10,8 +10,8 @@ from os import PathLike
 from torch import Tensor, nn
 
 from .coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
-from .container import LazyTensors, encode, measure
-from .disk import check_target, write
+from .container import LazyTensors, encode, measure, measure_file, write_contents
+from .disk import check_target, replacing
 from .engine.activations import check_inputs, load_inputs
 from .engine.bridge import to_torch, torch_dtype
 from .engine.loading import load_values, plain_targets, unsuited
@@ -45,6 +45,7 @@ class CodedModel:
     effort: str = "balanced"
     trace: Trace | None = None
     _files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
+    _reports: dict[str, SizeReport] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def tensors(self) -> Mapping[str, CodedTensor]:
@@ -56,36 +57,57 @@ class CodedModel:
         """The file's bytes at its own effort; encoded on first use."""
         return self.encode()
 
-    def encode(self, effort: str | None = None, *, workers: int = 1) -> bytes:
+    def encode(self, effort: str | None = None, *, threads: int = 0) -> bytes:
         """Return the file's bytes; ``effort`` is "fast", "balanced" or "smallest"; None: its own.
 
         All hold the same tensors. More effort takes fewer bytes, and longer to write and to read.
-        ``workers`` processes share the work, and give the same bytes: 1 for none but this one, 0
-        for as many as there are cores where that pays.
+        ``threads`` share the work, and give the same bytes: 0 for as many as there are cores.
+        The bytes are kept; :meth:`save` does not need them.
         """
         chosen = self.effort if effort is None else effort
         if chosen not in self._files:
-            self._files[chosen] = encode(self.contents, chosen, workers)
+            self._files[chosen] = encode(self.contents, chosen, threads)
+            self._note(chosen, measure(self._files[chosen]))
         return self._files[chosen]
 
     def save(
-        self, path: str | PathLike[str], effort: str | None = None, *, workers: int = 1
+        self, path: str | PathLike[str], effort: str | None = None, *, threads: int = 0
     ) -> int:
         """Write the file atomically, and return its length in bytes; see :meth:`encode`.
 
-        A link is followed; a file that is replaced gives its mode.
+        A link is followed; a file that is replaced gives its mode. The file is written as it is
+        encoded: it is never held as a whole.
 
         Raises:
             ConfigError: ``path`` is a device, a FIFO or a socket, which are never replaced.
             OSError: the system cannot write there; an old file stays as it is.
         """
         check_target(path)
-        write(self.encode(effort, workers=workers), path)
-        return len(self.encode(effort))
+        chosen = self.effort if effort is None else effort
+        with replacing(path) as file:
+            if chosen in self._files:
+                file.write(self._files[chosen])
+            else:
+                write_contents(self.contents, file, chosen, threads)
+            report = measure_file(file)
+        self._note(chosen, report)
+        return report.file_bytes
+
+    def _note(self, effort: str, report: SizeReport) -> None:
+        """Keep the report of what was written last, as the last one."""
+        self._reports.pop(effort, None)
+        self._reports[effort] = report
 
     def size_report(self, effort: str | None = None) -> SizeReport:
-        """Return the itemised size; its rows sum to the file's length exactly."""
-        return replace(measure(self.encode(effort)), reasons=self.plan.reasons)
+        """Return the itemised size; its rows sum to the file's length exactly.
+
+        That of the file as it was last encoded or saved, unless another ``effort`` is named; it is
+        encoded where that has not been done.
+        """
+        chosen = effort or next(reversed(self._reports), self.effort)
+        if chosen not in self._reports:
+            self.encode(chosen)
+        return replace(self._reports[chosen], reasons=self.plan.reasons)
 
     @property
     def coverage(self) -> Coverage:
@@ -106,6 +128,7 @@ class CodedModel:
         """Return the same network, encoded as far as it is, with the trace of its search."""
         made = replace(self, trace=trace)
         made._files.update(self._files)
+        made._reports.update(self._reports)
         return made
 
     def doubt(self, stacklevel: int = 1) -> None:

@@ -24,7 +24,7 @@ from .choice import choose, with_activations
 from .progress import listening
 from .train import order_of
 from .training_options import with_training
-from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, doubt, note, verb
+from .verb import Force, Json, NoMetadata, Outcome, Threads, check_output, doubt, note, verb
 
 __all__ = ["compress"]
 
@@ -98,7 +98,7 @@ def compress(
         bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
     ] = False,
     no_metadata: NoMetadata = False,
-    workers: Workers = 0,
+    threads: Threads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -134,7 +134,7 @@ def compress(
         means["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
-        return _train(out, sources, trained, means, wanted=wanted, force=force, workers=workers)
+        return _train(out, sources, trained, means, wanted=wanted, force=force, threads=threads)
     from .work import Job, remarks  # noqa: PLC0415  (brings torch)
 
     job = Job(model, weights, data, chosen, batch_size=batch_size, wanted=wanted)
@@ -148,7 +148,7 @@ def compress(
             samples=calibration_samples,
             seed=seed,
             effort=effort,
-            workers=workers,
+            threads=threads,
             evaluate=evaluate,
             metadata=not no_metadata,
             progress=progress,
@@ -172,7 +172,7 @@ def _train(
     *,
     wanted: Wanted,
     force: bool,
-    workers: int,
+    threads: int,
 ) -> Outcome:
     if wanted:
         raise typer.BadParameter(
@@ -184,5 +184,5 @@ def _train(
 
     with listening() as progress:
         return carry_out(
-            order, resume=False, device="auto", devices=1, workers=workers, progress=progress
+            order, resume=False, device="auto", devices=1, threads=threads, progress=progress
         )

@@ -12,7 +12,7 @@ import typer
 from ..container.limits import default_limit
 from ..disk import write
 from ..errors import ConfigError
-from .verb import DecodeWorkers, Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
+from .verb import DecodeThreads, Force, Json, MaxDecoded, Outcome, check_output, in_bytes, verb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def decode(
     out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors, .pt or .pth file.")],
     *,
     max_decoded_mib: MaxDecoded = None,
-    workers: DecodeWorkers = 0,
+    threads: DecodeThreads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -47,7 +47,7 @@ def decode(
 
     # Tied tensors share memory, which safetensors refuses: every name gets values of its own.
     limit = in_bytes(max_decoded_mib)
-    found = load(file, max_decoded_bytes=limit, workers=workers)
+    found = load(file, max_decoded_bytes=limit, threads=threads)
     _check_written(found, file, limit)
     state = {name: tensor.clone().contiguous() for name, tensor in found.items()}
     if out.suffix == ".safetensors":

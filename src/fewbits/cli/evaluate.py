@@ -14,7 +14,7 @@ from ..report import noise_table
 from . import options as shared
 from .progress import listening
 from .stored import stored_source
-from .verb import NOT_MET, DecodeWorkers, Json, MaxDecoded, Outcome, doubt, in_bytes, verb
+from .verb import NOT_MET, DecodeThreads, Json, MaxDecoded, Outcome, doubt, in_bytes, verb
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ def evaluate(
     draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each size.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     max_decoded_mib: MaxDecoded = None,
-    workers: DecodeWorkers = 0,
+    threads: DecodeThreads = 0,
     as_json: Json = False,
 ) -> Outcome:
     """Load a file into its network and report top-1 accuracy and mean loss.
@@ -71,7 +71,7 @@ def evaluate(
         file,
         into=empty,
         max_decoded_bytes=limit,
-        workers=workers,
+        threads=threads,
         transform_domain=transform_domain,
     )
     with listening() as progress:

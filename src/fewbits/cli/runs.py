@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from ..coding import EFFORTS
-from ..container.prefix import MAGIC
+from ..container.frame import MAGIC
 from ..disk import write
 from ..errors import ConfigError, SourceError, is_number, shorten
 from ..json_values import read_json, read_text

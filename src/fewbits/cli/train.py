@@ -12,7 +12,7 @@ from . import training_options as options
 from .lists import words
 from .progress import listening
 from .runs import Order, resumed
-from .verb import Force, Json, NoMetadata, Outcome, Workers, check_output, verb
+from .verb import Force, Json, NoMetadata, Outcome, Threads, check_output, verb
 
 __all__ = ["order_of", "train"]
 
@@ -82,7 +82,7 @@ def train(
         bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
     ] = False,
     no_metadata: NoMetadata = False,
-    workers: Workers = 0,
+    threads: Threads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -137,7 +137,7 @@ def train(
         order = order_of(out, sources, chosen.to_dict(), means, force=force)
     from .training import carry_out  # noqa: PLC0415  (brings torch)
 
-    where: Given = {"device": device, "devices": devices, "workers": workers}
+    where: Given = {"device": device, "devices": devices, "threads": threads}
     with listening() as progress:
         return carry_out(order, resume=resume is not None, progress=progress, **where)
 

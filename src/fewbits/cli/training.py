@@ -85,18 +85,18 @@ def carry_out(
     resume: bool,
     device: str,
     devices: int,
-    workers: int,
+    threads: int,
     progress: Progress,
 ) -> Outcome:
     """Train and compress as ordered; all processes call it, and the first one writes and tells."""
     fabric = make_fabric(device, devices, order.precision)
     new = fabric.is_global_zero and not resume
     with only_if_begun(Path(order.folder)) if new else nullcontext():
-        return _carried_out(order, fabric, resume=resume, workers=workers, progress=progress)
+        return _carried_out(order, fabric, resume=resume, threads=threads, progress=progress)
 
 
 def _carried_out(
-    order: Order, fabric: Fabric, *, resume: bool, workers: int, progress: Progress
+    order: Order, fabric: Fabric, *, resume: bool, threads: int, progress: Progress
 ) -> Outcome:
     recipe = Recipe.from_dict(order.recipe)
     main = fabric.is_global_zero
@@ -127,10 +127,10 @@ def _carried_out(
     for text in coded.notes:
         note(f"note: {text}")
     out = Path(order.out)
-    coded.save(out, workers=workers)
+    coded.save(out, threads=threads)
     seconds = time.perf_counter() - started
     release(fabric)
-    after = job.accuracy(progress, out, workers) if order.evaluate else None
+    after = job.accuracy(progress, out, threads) if order.evaluate else None
     done = _Done(order, coded, fitted, out.stat().st_size, seconds, before, after, notes)
     return Outcome(done.to_dict(), done.shown())
 

@@ -28,13 +28,13 @@ from ..report import Table, printable, show
 
 __all__ = [
     "NOT_MET",
-    "DecodeWorkers",
+    "DecodeThreads",
     "Force",
     "Json",
     "MaxDecoded",
     "NoMetadata",
     "Outcome",
-    "Workers",
+    "Threads",
     "check_output",
     "doubt",
     "in_bytes",
@@ -55,13 +55,15 @@ MaxDecoded: TypeAlias = Annotated[
         "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. \\[default: by size]"
     ),
 ]
-Workers: TypeAlias = Annotated[
+Threads: TypeAlias = Annotated[
     int,
-    typer.Option(min=0, max=256, help="Processes that code tensors; 0: as many as pay."),
+    typer.Option(min=0, max=256, help="Threads that code tensors; 0: one per core."),
 ]
-DecodeWorkers: TypeAlias = Annotated[
+DecodeThreads: TypeAlias = Annotated[
     int,
-    typer.Option(min=0, max=256, help="Processes that decode tensors; 0: as many as pay."),
+    typer.Option(
+        min=0, max=256, help="Threads that decode tensors; 0: one per core."
+    ),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 NoMetadata: TypeAlias = Annotated[

@@ -113,7 +113,7 @@ class Job:
         samples: int,
         seed: int | None,
         effort: str,
-        workers: int,
+        threads: int,
         evaluate: bool,
         metadata: bool,
         progress: Progress,
@@ -126,11 +126,11 @@ class Job:
         before = self.accuracy(progress) if evaluate or told else None
         started = time.perf_counter()
         coded = self.compress(
-            samples, seed, progress, effort=effort, workers=workers, metadata=metadata
+            samples, seed, progress, effort=effort, threads=threads, metadata=metadata
         )
         seconds = time.perf_counter() - started
-        size = coded.save(out, workers=workers)
-        after = self.accuracy(progress, out, workers) if evaluate or told else None
+        size = coded.save(out, threads=threads)
+        after = self.accuracy(progress, out, threads) if evaluate or told else None
         return Done(out, coded, size, seconds, before, after, self.notes)
 
     def compress(
@@ -140,7 +140,7 @@ class Job:
         progress: Progress,
         *,
         effort: str = "balanced",
-        workers: int = 1,
+        threads: int = 0,
         metadata: bool = True,
     ) -> CodedModel:
         """Compress, calibrating on at most ``samples`` training samples drawn by the seed."""
@@ -157,7 +157,7 @@ class Job:
             self.recipe,
             batches,
             effort=effort,
-            workers=workers,
+            threads=threads,
             seed=seed,
             source=self.model.source,
             metadata=metadata,
@@ -184,14 +184,14 @@ class Job:
             )
 
     def accuracy(
-        self, progress: Progress, file: Path | None = None, workers: int = 1
+        self, progress: Progress, file: Path | None = None, threads: int = 0
     ) -> Evaluation | None:
         """Evaluate the network, or what ``file`` holds, on the test split; None without data."""
         if self.data is None:
             return None
         module = self.model.module
         if file is not None:
-            module = api.load(file, into=module, workers=workers)
+            module = api.load(file, into=module, threads=threads)
         return judge(module, self.data.batches("test", self.batch_size), progress=progress)
 
 

@@ -1,51 +1,37 @@
-"""Symbols to bytes and back: integers in, the fewest bytes out. numpy and integers only."""
+"""Symbols to bytes and back: integers in, the fewest bytes out. NumPy and integers only."""
 
-from . import (
-    adaptive,
-    binary,
-    blocks,
-    constant,
-    contexts,
-    joined,
-    planes,
-    raw,
-    split,
-    static,
-    tuples,
+from . import mix, planes, rans, raw
+from .choose import (
+    EFFORTS,
+    TOGETHER,
+    Stream,
+    codec_of,
+    decode_run,
+    decode_symbols,
+    encode_run,
+    encode_symbols,
 )
-from .choose import EFFORTS, decode_stream, encode_stream, name_of, stream_work
-from .codec import CODECS, Codec, Symbols
-from .grouping import join_small
-from .joined import decode_group, group_work
-from .pricing import Alternatives, alternatives
-from .rate import Rate, entropy, estimate
+from .codec import CODECS, Bound, Codec, Layout, Symbols, register
+from .entropy import entropy
 
 __all__ = [
     "CODECS",
     "EFFORTS",
-    "Alternatives",
+    "TOGETHER",
+    "Bound",
     "Codec",
-    "Rate",
+    "Layout",
+    "Stream",
     "Symbols",
-    "adaptive",
-    "alternatives",
-    "binary",
-    "blocks",
-    "constant",
-    "contexts",
-    "decode_group",
-    "decode_stream",
-    "encode_stream",
+    "codec_of",
+    "decode_run",
+    "decode_symbols",
+    "encode_run",
+    "encode_symbols",
     "entropy",
-    "estimate",
-    "group_work",
-    "join_small",
-    "joined",
-    "name_of",
+    "mix",
     "planes",
+    "rans",
     "raw",
-    "split",
-    "static",
-    "stream_work",
-    "tuples",
+    "register",
 ]

@@ -1,42 +1,31 @@
-"""Choose the codec by the bytes that it gives, and find it again by its number."""
+"""Choose the codec by the bytes that it gives, reading only what codecs declare."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ..errors import CorruptFileError
-from ..registry import Registry
-from .binary import encode_below
-from .codec import CODECS, MAX_SYMBOL, MIN_SYMBOL, Symbols
-from .cut import block_rows
-from .work import UNLIMITED, Work
+from ..errors import ConfigError, CorruptFileError
+from .codec import CODECS, NO_LIMIT, Codec, Layout, Symbols, check_bound
 
 __all__ = [
     "EFFORTS",
-    "SLOW",
+    "TOGETHER",
     "Effort",
-    "decode_stream",
-    "encode_stream",
-    "is_cut",
-    "name_of",
-    "select",
-    "stream_work",
+    "Joins",
+    "Stream",
+    "codec_of",
+    "decode_run",
+    "decode_symbols",
+    "encode_run",
+    "encode_symbols",
 ]
 
-Found = TypeVar("Found")
-
-FIRST = ("constant", "raw", "static", "planes")  # those of format 1.0
-QUICK = (*FIRST, "tuple", "blocks")
-LEARNING = ("adaptive", "context", "split")  # they learn while decoding
-SLOWEST = ("binary",)  # a flag at a time
-SLOW = (*LEARNING, *SLOWEST)
-TIERS = (QUICK, LEARNING, SLOWEST)
-LONG = (math.inf, 1 << 16, 1 << 15)  # symbols of a stream that takes noticeable time, by tier
+TOGETHER = 1 << 20  # symbols of a run, at most: of matrices that may share a stream
+MEASURED = 1 << 15  # symbols from which a slow codec is measured before it is tried
 
 
 @dataclass(frozen=True)
@@ -44,125 +33,139 @@ class Effort:
     """How much time bytes are worth.
 
     Attributes:
-        codecs: names of those that are tried.
-        largest_learning: symbols of a stream up to which codecs are tried that learn while
-            decoding: 1 to 15 million symbols a second, ``binary`` 0.1 to 0.5, the others 20 to 70.
-        worth: parts of the bytes that codecs that learn, and ``binary``, must save over all faster
-            ones; for streams of over 2**16 symbols (``binary``: 2**15), which are waited for, in
-            proportion more.
-        joins: whether small index matrices of a file may share a stream.
+        tiers: of codecs that are tried.
+        worth: part of the bytes that a slower tier must save.
+        symbols: of a file, from its begin, that slower tiers may have.
     """
 
-    codecs: tuple[str, ...]
-    largest_learning: int = 0
-    worth: tuple[float, float] = (0.0, 0.0)
-    joins: bool = False
-
-    def limit(self, tier: int, least: float, symbols: int) -> float:
-        """Return what a codec of ``tier`` must stay below if all faster ones take ``least``."""
-        share = (0.0, *self.worth)[tier] * max(1.0, symbols / LONG[tier])
-        return least * (1 - min(share, 1.0))
+    tiers: tuple[int, ...]
+    worth: float = 0.0
+    symbols: int = NO_LIMIT
 
 
-EFFORTS: Registry[Effort] = Registry("effort")
-EFFORTS.register("fast")(Effort(FIRST))
-EFFORTS.register("balanced")(
-    Effort((*FIRST, "tuple", *SLOW), 1 << 18, worth=(0.01, 0.01), joins=True)
-)
-EFFORTS.register("smallest")(Effort((*QUICK, *SLOW), 1 << 62, worth=(0.0, 0.002), joins=True))
+EFFORTS = {
+    "fast": Effort((0,)),
+    "balanced": Effort((0, 1), worth=0.02, symbols=14_000_000),  # ten seconds
+    "smallest": Effort((0, 1)),
+}
 
 
-def is_cut(effort: Effort, rows: int, columns: int) -> bool:
-    """Return whether so large a matrix is coded as blocks."""
-    return "blocks" in effort.codecs and block_rows(rows, columns) < rows
+@runtime_checkable
+class Joins(Protocol):
+    """A codec that codes several matrices in one stream, and learns from one for the next."""
+
+    def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
+        """Return one stream for all matrices; None where raw fields take less."""
+
+    def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
+        """Return the matrices."""
 
 
-def select(
-    effort: Effort,
-    shape: tuple[int, ...],
-    attempt: Callable[[str, float], tuple[float, Found] | None],
-    *,
-    quick: bool = False,
-) -> tuple[str, Found] | None:
-    """Return the codec to take for a matrix of ``shape``, and what ``attempt`` found with it.
+@dataclass(frozen=True)
+class Stream:
+    """The bytes of some neighbours among the matrices of a run, and by which codec."""
 
-    Args:
-        effort: what may be tried, and what a slow codec must save.
-        shape: (rows, columns).
-        attempt: takes a codec's name and the size that it must stay below, and returns the size and
-            anything else; None where the codec is out of the question.
-        quick: leave out slow codecs and blocks.
-
-    Faster codecs are tried first; among equals the one tried first is taken.
-    """
-    rows, columns = shape
-    learns = rows * columns <= effort.largest_learning and not is_cut(effort, rows, columns)
-    name, least, best = "", math.inf, None
-    for tier, names in enumerate(TIERS):
-        if tier and (quick or not learns):
-            break
-        limit = effort.limit(tier, least, rows * columns)
-        for tried in names:
-            if tried not in effort.codecs or (quick and tried == "blocks"):
-                continue
-            found = attempt(tried, limit)
-            if found is not None and found[0] < limit:
-                name, (least, best) = tried, found
-                limit = least
-    return None if best is None else (name, best)
+    codec: str
+    data: bytes
+    members: range
 
 
-def encode_stream(
-    symbols: Symbols, effort: str = "balanced", *, quick: bool = False
-) -> tuple[str, bytes]:
-    """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
-
-    ``effort`` names one of ``EFFORTS``; else ConfigError. Never more than raw packing, which is
-    one of the candidates; a slow codec is taken where it saves what the effort asks for. Symbols
-    are integers of 32 bits. The choice is the same every time. ``quick``: as in :func:`select`.
-    """
-    profile = EFFORTS[effort]
-    if symbols.size == 0:
-        return "constant", b""
-    if symbols.min() < MIN_SYMBOL or symbols.max() > MAX_SYMBOL:
-        raise ValueError("symbols must fit 32 bits")
-
-    def attempt(name: str, limit: float) -> tuple[float, bytes] | None:
-        slowest = name in SLOWEST
-        data = encode_below(symbols, limit) if slowest else CODECS[name].encode(symbols)
-        return None if data is None else (len(data), data)
-
-    found = select(profile, symbols.shape, attempt, quick=quick)
-    if found is None:
-        raise ValueError(f"the effort {effort!r} has no codec that codes everything")
-    return found
-
-
-def stream_work(name: str, data: bytes, rows: int, columns: int) -> Work:
-    """Return what :func:`decode_stream` costs at most; CorruptFileError for wrong settings."""
-    return CODECS[name].work(data, rows, columns) if rows * columns else Work(0)
-
-
-def decode_stream(
-    name: str, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
-) -> Symbols:
-    """Return the (rows, columns) integer matrix that ``data`` codes with the codec ``name``.
-
-    Raises CorruptFileError for anything but exactly that. The caller bounds ``rows * columns``, and
-    the work (:func:`stream_work`, ``flags_per_byte``) where ``data`` may be hostile.
-    """
-    if rows * columns == 0:
-        if data:
-            raise CorruptFileError("bytes for a matrix without symbols")
-        return np.zeros((rows, columns), np.int32)
-    return CODECS[name].decode(data, rows, columns, flags_per_byte)
-
-
-def name_of(number: int) -> str:
-    """Return the name of the codec with this number in files."""
-    for name, codec in CODECS.items():
+def codec_of(number: int) -> Codec:
+    """Return the codec with this number in files."""
+    for codec in CODECS.values():
         if codec.number == number:
-            return name
+            return codec
     raise CorruptFileError(
         f"it is coded by codec number {number}, unknown to this version. Install a newer fewbits."
     )
+
+
+def encode_symbols(symbols: Symbols, layout: Layout, effort: str = "balanced") -> tuple[str, bytes]:
+    """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
+
+    A codec of a slower tier is taken where it saves what the effort asks for. Symbols are integers
+    of 32 bits. Raises ConfigError for an unknown effort.
+    """
+    profile = _effort(effort)
+    if symbols.shape != (layout.rows, layout.columns):
+        raise ValueError(f"symbols of shape {symbols.shape} do not have the layout {layout}")
+    if symbols.size == 0:
+        return "constant", b"\0"
+    name, best = "", b""
+    for codec in sorted(CODECS.values(), key=lambda c: (c.tier, c.bound.work(symbols.size))):
+        if codec.tier not in profile.tiers:
+            continue
+        limit = NO_LIMIT if not name else len(best) - 1
+        if codec.tier:
+            limit = min(limit, int(len(best) * (1 - profile.worth)))
+        if limit > 0 and (not codec.tier or _promising(codec, symbols, layout, limit)):
+            data = codec.encode(symbols, layout, limit=limit)
+            if data is not None:
+                name, best = codec.name, data
+    return name, best
+
+
+def _promising(codec: Codec, symbols: Symbols, layout: Layout, limit: int) -> bool:
+    """Return whether a codec may stay below ``limit``: for large matrices, by its measure."""
+    if symbols.size < MEASURED:
+        return True
+    bits = codec.measure(symbols, layout)
+    return bits is not None and bits <= 8.16 * limit
+
+
+def encode_run(
+    matrices: Sequence[Symbols], layouts: Sequence[Layout], effort: str = "balanced"
+) -> list[Stream]:
+    """Return streams for the matrices of a run, in order: one for all where that saves bytes.
+
+    That is tried where most of their symbols chose a codec that joins.
+    """
+    profile = _effort(effort)
+    alone = [
+        Stream(*encode_symbols(symbols, layout, effort), range(at, at + 1))
+        for at, (symbols, layout) in enumerate(zip(matrices, layouts, strict=True))
+    ]
+    if len(matrices) < 2:
+        return alone
+    limit, best = sum(len(stream.data) for stream in alone), alone
+    total = sum(layout.size for layout in layouts)
+    for codec in CODECS.values():
+        chosen = sum(layouts[at].size for at, s in enumerate(alone) if s.codec == codec.name)
+        if codec.tier in profile.tiers and isinstance(codec, Joins) and 2 * chosen >= total:
+            data = codec.encode_group(matrices, layouts)
+            if data is not None and len(data) < limit:
+                best, limit = [Stream(codec.name, data, range(len(matrices)))], len(data)
+    return best
+
+
+def decode_run(number: int, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
+    """Return the matrices that share the stream ``data`` of codec ``number``.
+
+    See :func:`decode_symbols`.
+    """
+    codec = codec_of(number)
+    if not isinstance(codec, Joins) or any(layout.size == 0 for layout in layouts):
+        raise CorruptFileError(f"matrices that share a stream of {codec.name!r}")
+    check_bound(codec, len(data), Layout(1, sum(layout.size for layout in layouts)))
+    return codec.decode_group(data, layouts)
+
+
+def decode_symbols(number: int, data: bytes, layout: Layout) -> Symbols:
+    """Return the matrix that ``data`` codes with codec ``number``.
+
+    Raises CorruptFileError for anything but exactly that, before any work that the bytes do not
+    pay for. The caller bounds ``codec_of(number).bound.memory(layout)``.
+    """
+    codec = codec_of(number)
+    if layout.size == 0:
+        if data != b"\0":
+            raise CorruptFileError("bytes for a matrix without symbols")
+        return np.zeros((layout.rows, layout.columns), np.int32)
+    check_bound(codec, len(data), layout)
+    return codec.decode(data, layout)
+
+
+def _effort(name: str) -> Effort:
+    if name not in EFFORTS:
+        raise ConfigError(f"effort must be one of {', '.join(EFFORTS)}. Got {name!r} instead.")
+    return EFFORTS[name]

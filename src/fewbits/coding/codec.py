@@ -1,50 +1,125 @@
-"""What a codec is, and the registry that finds them by name."""
+"""What a codec is, what it declares, and the registry in which all others find it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..registry import Registry
-from .work import UNLIMITED, Work
+from ..errors import CorruptFileError
 
-__all__ = ["CODECS", "MAX_SYMBOL", "MIN_SYMBOL", "Codec", "Symbols"]
+__all__ = ["CODECS", "NO_LIMIT", "Bound", "Codec", "Layout", "Symbols", "check_bound", "register"]
 
 Symbols: TypeAlias = NDArray[np.integer[Any]]
 
-MIN_SYMBOL, MAX_SYMBOL = -(2**31), 2**31 - 1
+NO_LIMIT = 1 << 62  # bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a matrix of symbols, and what its columns are.
+
+    Attributes:
+        rows, columns: the matrix.
+        taps: columns of one filter, next to each other: 9 for kernels of 3 by 3; else 1.
+        width: columns to the row above, in a kernel, or in rows that are pictures; 0 for none.
+    """
+
+    rows: int
+    columns: int
+    taps: int = 1
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        fits = self.taps >= 1 and self.columns % self.taps == 0 and 0 <= self.width <= self.columns
+        if self.rows < 0 or self.columns < 0 or not fits:
+            raise CorruptFileError(f"no matrix has such a layout: {self}")
+
+    @property
+    def size(self) -> int:
+        """Symbols in all."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a stream can ask of who decodes it, however it was made.
+
+    Attributes:
+        symbols_per_byte: of a stream, at most; so bytes bound the time.
+        units_per_symbol: of work, where a unit is 10 nanoseconds of a slow core.
+        fixed_units: of work besides, whatever the number of symbols.
+        bytes_per_symbol: of memory, the decoded symbols included.
+        bytes_per_line: of memory besides, for each row and each column.
+        fixed_bytes: of memory, besides.
+    """
+
+    symbols_per_byte: int
+    units_per_symbol: int
+    fixed_units: int
+    bytes_per_symbol: int
+    bytes_per_line: int = 0
+    fixed_bytes: int = 0
+
+    def work(self, symbols: int) -> int:
+        """Return the units of work of decoding a stream of so many symbols."""
+        return self.fixed_units + self.units_per_symbol * symbols
+
+    def memory(self, layout: Layout) -> int:
+        """Return the bytes of memory that decoding takes at most."""
+        lines = self.bytes_per_line * (layout.rows + layout.columns)
+        return self.fixed_bytes + self.bytes_per_symbol * layout.size + lines
 
 
 class Codec(Protocol):
-    """Codes a whole matrix of integers, so a codec may learn from rows and columns.
+    """Codes a matrix of 32-bit integers. Register one, and chooser, writer and reader know it.
 
     Attributes:
-        number: what stands for the codec in a file; it never changes and is never used again.
-        summary: one line for people.
+        name, number: what it is called, and what stands for it in files, for ever.
+        since: the first format version, (major, minor), that has it.
+        summary: what it suits, in one line.
+        bound: what decoding can cost.
+        tier: 0 if it decodes at about the speed of memory, 1 if it learns while decoding.
     """
 
+    name: str
     number: int
+    since: tuple[int, int]
     summary: str
+    bound: Bound
+    tier: int
 
-    def encode(self, symbols: Symbols) -> bytes | None:
-        """Return the bytes of a non-empty (rows, columns) matrix, or None if it cannot be coded."""
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
+        """Return the bytes of a non-empty matrix: at most ``limit``, else None.
 
-    def work(self, data: bytes, rows: int, columns: int) -> Work:
-        """Return what ``decode`` costs at most; CorruptFileError where settings tell enough.
-
-        Reads settings alone. ``rows * columns`` is positive, and may be of any size.
+        None also where the codec does not suit the matrix.
         """
 
-    def decode(
-        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
-    ) -> Symbols:
-        """Return the (rows, columns) matrix; raise CorruptFileError unless ``data`` is just that.
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
+        """Return the matrix; CorruptFileError for bytes that ``encode`` does not give."""
 
-        The caller has bounded ``rows * columns`` and found it positive, and has bounded the work.
-        ``flags_per_byte``: what :class:`Work` says of `binary`.
-        """
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return about how many bits ``encode`` gives; None where it gives nothing."""
 
 
-CODECS: Registry[Codec] = Registry("codec")
+CODECS: dict[str, Codec] = {}
+
+
+def register(codec: Codec) -> Codec:
+    """Add ``codec`` to ``CODECS``; its name and number must be new."""
+    taken = {other.number: other.name for other in CODECS.values()}
+    if codec.name in CODECS or codec.number in taken:
+        raise ValueError(f"codec {codec.name!r} ({codec.number}) is registered already: {taken}")
+    CODECS[codec.name] = codec
+    return codec
+
+
+def check_bound(codec: Codec, length: int, layout: Layout) -> None:
+    """Raise CorruptFileError if a stream claims more symbols than its bytes can hold."""
+    most = codec.bound.symbols_per_byte * length
+    if layout.size > most:
+        raise CorruptFileError(
+            f"{length} bytes of {codec.name!r} hold at most {most} symbols, not {layout.size}"
+        )

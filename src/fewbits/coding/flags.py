@@ -1,150 +1,147 @@
-"""A matrix as flags, and what each flag's chance depends on: the model of ``binary``.
+"""A number as flags: zero, sign, magnitude; and the chance of each under a logistic law.
 
-A symbol is a flag "not the centre", a sign, and its magnitude in unary. Each flag is predicted
-from five contexts: its column, its row, the energies of both, magnitudes and signs around it. In
-a row that is a picture or a kernel, "around" has a second direction, ``width`` columns back.
+A magnitude m >= 1 is m - 1 in the manner of Exp-Golomb: its class (how many bits) in unary, then
+the bits below the first. A flag that can only be what it is, given the alphabet, is not coded.
+Every flag cuts an interval of numbers in two, so the law tells its chance.
 """
 
+# ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+import math
 
-from .mixing import Flag, Take, mixer, weight_set
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["CELLS", "MOST_PACE", "Shape", "walk"]
+from . import desk as on
+from .kernels import inlined, kernel
+from .logistic import ONE, SQUASH, stretch
+from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, PHASES, SPAN, take_flag
 
-MOST_PACE = 15
-KINDS = 15  # of flags: not the centre, sign, magnitude over 1, 2, ... 13 and more
-AROUND, BESIDE, CELLS = 257, 769, 1025  # where contexts of a kind begin, after its columns
+__all__ = ["SHARPNESS", "price_numbers", "take_number", "unit_of"]
 
-Tail: TypeAlias = Callable[[int, int, int, list[int]], int]
+SHARPNESS = 443  # 256 * 2 ln 2 * 1.25: from a mean magnitude to the logistic law's scale
+UNIT_BITS = 6
+MEANS = 20  # quarters of a level, either way, that contexts tell apart
+ZERO, SIGN, CLASS, BITS = 0, 1, 2, 3
+SCALES = 14
+FOURTH = sum(SPAN[:4])
 
-
-@dataclass(frozen=True)
-class Shape:
-    """How a matrix is walked: ``rows`` of ``columns`` places in [0, ``size``).
-
-    Attributes:
-        centre: the place that is coded as "nothing".
-        width: columns to the row above in a picture or kernel; 0 if rows are neither.
-        pace: how fast weights move at last, in [1, 15].
-    """
-
-    rows: int
-    columns: int
-    size: int
-    centre: int
-    width: int
-    pace: int
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Model = NDArray[np.int32]
 
 
-def walk(known: list[int], shape: Shape, take: Take) -> list[int]:
-    """Code the places of ``shape``, in row order, and return them.
-
-    ``known``: the places, or as many zeros for a decoder. Cost: 2 to 3 microseconds for a flag.
-    """
-    columns, centre, width = shape.columns, shape.centre, shape.width
-    span = columns + CELLS
-    states = [0] * (KINDS * span)
-    flag = mixer(states, shape.pace, take)
-    tail = _tail(shape, flag, span)
-    signs, steps, some, few, _, power = _views(shape)
-    weights, classes = [weight_set() for _ in range(4)], _energy_classes()
-    energies, history = [0] * columns, [0] * columns
-    margin = max(2, width + 1)
-    above, out = [centre] * (columns + margin), []
-    for row in range(shape.rows):
-        states[columns::span] = [0] * KINDS
-        line, energy, share = [centre] * margin, 64, min(row + 2, 24)
-        corner = upper = other = centre
-        for column in range(columns):
-            left, over = line[-1], above[column + margin]
-            if width:
-                corner, upper, other = upper, other, line[1 - width]
-            level = 16 * classes[energies[column] >> 4] + classes[energy >> 4]
-            place = known[row * columns + column]
-            filled = flag(
-                weights[some[left] + some[upper] + some[over]],
-                column,
-                columns,
-                columns + 1 + level,
-                columns + AROUND + history[column]
-                + 16 * few[upper] + 48 * few[left] + 144 * some[other],
-                columns + BESIDE + steps[left] + 5 * steps[upper] + 25 * signs[corner],
-                place != centre,
-            )  # fmt: skip
-            around = [left, line[-2], over, corner, upper, other]
-            place = tail(place, column, level, around) if filled else centre
-            history[column] = history[column] << 1 & 15 | filled
-            line.append(place)
-            energies[column] += (power[place] - energies[column]) // share
-            energy += (power[place] - energy) >> 5
-        above = line
-        out += line[margin:]
-    return out
+@inlined
+def unit_of(number: int, shift: int) -> int:
+    """Return a number in the units of the statistics: 1/64 of ``2**shift``."""
+    return (number << UNIT_BITS) >> shift
 
 
-def _tail(shape: Shape, flag: Flag, span: int) -> Tail:
-    """Return a function (known place, column, level, places around) that codes what is not 0."""
-    columns, size, centre = shape.columns, shape.size, shape.centre
-    signs, steps, _, _, seven, _ = _views(shape)
-    weights = [weight_set() for _ in range(KINDS)]
-    both = 0 < centre < size - 1
-
-    def tail(known: int, column: int, level: int, around: list[int]) -> int:
-        left, second, over, corner, upper, other = around
-        positive = int(centre == 0)
-        at_left, at_upper = signs[left], signs[upper]
-        if both:
-            base = span + columns
-            positive = flag(
-                weights[1],
-                span + column,
-                base,
-                base + 1 + steps[left] + 5 * steps[upper] + 25 * signs[over],
-                base + AROUND + at_upper + 3 * signs[corner] + 9 * signs[other] + 27 * at_left,
-                base + BESIDE + at_left + 3 * signs[over] + 9 * at_upper + 27 * signs[second],
-                known > centre,
-            )
-        own = 2 * positive
-        last, magnitude = (size - 1 - centre if positive else centre), abs(known - centre)
-        around_cell = AROUND + 64 * seven[left] + 8 * seven[over] + seven[upper]
-        beside_cell = BESIDE + 128 * positive
-        beside_cell += 8 * seven[left] * (at_left == own) + seven[upper] * (at_upper == own)
-        found = 1
-        while found < last:
-            kind = min(found, 13) + 1
-            base = kind * span + columns
-            if not flag(
-                weights[kind], base - columns + column, base, base + 1 + level,
-                base + around_cell, base + beside_cell, magnitude > found,
-            ):  # fmt: skip
-                break
-            found += 1
-        return centre + found if positive else centre - found
-
-    return tail
+@inlined
+def tail(desk: Ints, edge: int) -> int:
+    """Return the chance, in 1/65536, to be ``edge`` halves of a level or more above 0."""
+    away = ((edge << (UNIT_BITS - 1)) >> int(desk[on.SHIFT])) - int(desk[on.MEAN])
+    return int(SQUASH[3071 - min(max((away * int(desk[on.INVERSE])) >> 16, -3000), 3000)])
 
 
-def _views(shape: Shape) -> tuple[list[int], ...]:
-    """Return what contexts see of each place: sign, value up to 2, magnitude up to 1, 2, 7; power.
-
-    Sign and value are shifted to begin at 0; the power is that of the energies, in 1/256.
-    """
-    values = [place - shape.centre for place in range(shape.size)]
-    return (
-        [(v > 0) - (v < 0) + 1 for v in values],
-        [min(2, max(-2, v)) + 2 for v in values],
-        *([min(abs(v), most) for v in values] for most in (1, 2, 7)),
-        [256 * min(abs(v), 15) for v in values],
-    )
+@inlined
+def tail_beyond(desk: Ints, negative: int, magnitude: int) -> int:
+    """Return the chance of at least ``magnitude`` on one side of 0."""
+    if negative:
+        return ONE - tail(desk, 1 - 2 * magnitude)
+    return tail(desk, 2 * magnitude - 1)
 
 
-def _energy_classes() -> list[int]:
-    """Return the class of each energy 0 to 255: how often it loses a third before it is 0."""
-    found = [0]
-    for energy in range(1, 256):
-        found.append(min(15, found[2 * energy // 3] + 1))
-    return found
+@kernel
+def price_numbers(desk: Ints, prices: NDArray[np.float32], row: int, column: int) -> None:
+    """Fill the bits that the law asks for each number of the alphabet, in one place."""
+    lowest = int(desk[on.LOWEST])
+    above = ONE
+    for place in range(prices.shape[2]):
+        chance = above
+        if place < prices.shape[2] - 1:
+            above = min(tail(desk, 2 * (lowest + place) + 1), above)
+            chance -= above
+        prices[row, column, place] = 16 - math.log2(max(chance, 1))
+
+
+@inlined
+def node_of(depth: int, size: int, value: int) -> int:
+    """Return the kind of a magnitude's bit ``depth`` below its first, of ``size``."""
+    if depth == 0:
+        return 14 + min(size - 2, 5)
+    if depth == 1:
+        return 20 + 2 * min(size - 3, 2) + (value & 1)
+    return 26 + min(depth - 2, 5)
+
+
+@kernel
+def ask(
+    model: Model, desk: Ints, buffer: Bytes, stage: int, node: int, negative: int,
+    cut: int, span: int, bit: int,
+) -> int:  # fmt: skip
+    """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
+    scale = int(desk[on.SCALE]) >> 2
+    for j in range(on.COUNTERS):
+        desk[on.AT_SLOTS + j] = int(desk[on.AT_CONTEXTS + j]) + node + 32 * negative
+    if stage >= CLASS:  # the mean as seen from this side of 0
+        mean = min(max(int(desk[on.MEAN]) >> 4, -MEANS), MEANS)
+        seen = -mean if negative else mean
+        desk[on.AT_SLOTS] = ((seen + MEANS) * 53 + int(desk[on.SCALE])) * 64 + node
+        desk[on.AT_SLOTS + 4] = FOURTH + ((mean + MEANS) * 14 + scale) * 64 + node + 32 * negative
+    for j in range(on.MAPS):
+        cell = (j * NODES + node) * CELLS + int(desk[on.AT_CONTEXTS + on.COUNTERS + j])
+        desk[on.AT_CELLS + j] = AT_MAPS + cell * MAP
+    desk[on.AT_CELLS + on.MAPS] = FINAL + (node * FINAL_SIZE[0] + scale) * MAP
+    around = NODES * FINAL_SIZE[0] + node * FINAL_SIZE[1] + int(desk[on.AROUND])
+    desk[on.AT_CELLS + on.MAPS + 1] = FINAL + around * MAP
+    desk[on.AT_SETS] = desk[on.AT_SETS + 2] = node * PHASES + int(desk[on.PHASE])
+    desk[on.AT_SETS + 1] = NODES * PHASES + node * 16 + scale
+    law = stretch(min(max((cut << 16) // max(span, 1), 16), ONE - 1))
+    return take_flag(model, desk, buffer, law, bit)
+
+
+@kernel
+def take_magnitude(
+    model: Model, desk: Ints, buffer: Bytes, negative: int, most: int, span: int, known: int
+) -> int:
+    """Code a magnitude less 1, at most ``most``, whose side of 0 has the chance ``span``."""
+    size, beyond = 0, 0
+    while 1 << size <= most:
+        beyond = tail_beyond(desk, negative, (1 << size) + 1)
+        node = 2 + min(size, 11)
+        more = 1 if known >= 1 << size else 0
+        if ask(model, desk, buffer, CLASS, node, negative, beyond, span, more) == 0:
+            break
+        size, span, beyond = size + 1, beyond, 0
+    value = 1 if size else 0
+    for rest in range(size - 2, -1, -1):
+        bit, middle = 0, (2 * value + 1) << rest
+        if middle <= most:
+            cut = tail_beyond(desk, negative, middle + 1)
+            node = node_of(size - 2 - rest, size, value)
+            bit = known >> rest & 1
+            bit = ask(model, desk, buffer, BITS, node, negative, cut - beyond, span - beyond, bit)
+            span, beyond = (cut, beyond) if bit else (span, cut)
+        value = 2 * value + bit
+    return value
+
+
+@kernel
+def take_number(model: Model, desk: Ints, buffer: Bytes, known: int) -> int:
+    """Code a number between the frame's bounds; a decoder returns what it was."""
+    lowest, highest = int(desk[on.LOWEST]), int(desk[on.HIGHEST])
+    if lowest == highest:
+        return 0
+    below = tail_beyond(desk, 1, 1) if lowest < 0 else 0
+    above = tail_beyond(desk, 0, 1) if highest > 0 else 0
+    if ask(model, desk, buffer, ZERO, 0, 0, above + below, ONE, 1 if known != 0 else 0) == 0:
+        return 0
+    negative = 1 if lowest < 0 else 0
+    if lowest < 0 < highest:
+        negative = ask(model, desk, buffer, SIGN, 1, 0, below, below + above, 1 if known < 0 else 0)
+    most = (-lowest if negative else highest) - 1
+    span = below if negative else above
+    magnitude = take_magnitude(model, desk, buffer, negative, most, span, abs(known) - 1)
+    return -magnitude - 1 if negative else magnitude + 1

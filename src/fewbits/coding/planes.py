@@ -1,5 +1,6 @@
-"""``planes``: each column by the codec that suits it. For the bytes of floats: the exponents
-of weights are few, their mantissas are noise, and mixing them would spoil both.
+"""``planes``: each byte of a number on its own, for the bytes of floats.
+
+The exponents of weights are few, their mantissas are noise, and mixing them would spoil both.
 """
 
 from __future__ import annotations
@@ -7,62 +8,59 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import CorruptFileError
-from .choose import decode_stream, encode_stream, name_of, stream_work
-from .codec import CODECS, Symbols
-from .varint import Cursor, varint
-from .work import UNLIMITED, Work, total
+from .choose import decode_symbols, encode_symbols
+from .codec import CODECS, NO_LIMIT, Bound, Layout, Symbols, register
+from .cursor import Cursor, varint
 
 __all__ = ["Planes"]
 
+WIDTHS = range(2, 9)
+
 
 class Planes:
-    """Two to eight columns of bytes, each a stream of its own."""
+    """Two to eight columns of bytes, each a stream of a fast codec."""
 
-    number = 3
-    summary = "each byte of a number on its own"
+    name, number, since, tier = "planes", 4, (2, 0), 0
+    summary = "each byte of a number on its own: floats"
+    bound = Bound(1 << 62, 2, fixed_units=1 << 18, bytes_per_symbol=24, fixed_bytes=1 << 22)
 
-    def encode(self, symbols: Symbols) -> bytes | None:
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return the coded columns one after the other; None if they are not columns of bytes."""
-        if not 2 <= symbols.shape[1] <= 8 or symbols.min() < 0 or symbols.max() > 255:
+        if not _suits(symbols, layout):
             return None
-        out = bytearray()
-        for column in range(symbols.shape[1]):
-            name, body = encode_stream(symbols[:, column : column + 1], "fast")
-            out += varint(16 * len(body) + CODECS[name].number) + body
-        return bytes(out)
+        out = []
+        for column in range(layout.columns):
+            plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
+            name, body = encode_symbols(plane, Layout(1, layout.rows), "fast")
+            out += [varint(8 * len(body) + CODECS[name].number), body]
+        data = b"".join(out)
+        return data if len(data) <= limit else None
 
-    def work(self, data: bytes, rows: int, columns: int) -> Work:
-        """Return the work of all columns."""
-        works = (stream_work(name, body, rows, 1) for name, body in _columns(data, columns))
-        return total(works) + Work(rows * columns // 4)
-
-    def decode(
-        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
-    ) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the uint8 matrix."""
-        planes = _columns(data, columns)
-        out = np.empty((rows, columns), np.uint8)
-        for column, (name, body) in enumerate(planes):
-            plane = decode_stream(name, body, rows, 1, flags_per_byte)
+        if layout.columns not in WIDTHS:
+            raise CorruptFileError(f"planes of {layout.columns} columns: 2 to 8 are allowed")
+        cursor, out = Cursor(data), np.empty((layout.rows, layout.columns), np.uint8)
+        for column in range(layout.columns):
+            length, number = divmod(cursor.varint(), 8)
+            if number == self.number:
+                raise CorruptFileError("planes inside planes")
+            part = cursor.take(length)
+            plane = decode_symbols(number, part, Layout(1, layout.rows))
             if plane.min() < 0 or plane.max() > 255:
                 raise CorruptFileError("a plane holds what is not a byte")
-            out[:, column] = plane[:, 0]
+            out[:, column] = plane[0]
+        cursor.finish()
         return out
 
-
-def _columns(data: bytes, columns: int) -> list[tuple[str, bytes]]:
-    """Return codec and bytes of each column."""
-    if not 2 <= columns <= 8:
-        raise CorruptFileError(f"planes of {columns} columns: 2 to 8 are allowed")
-    cursor = Cursor(data)
-    found = []
-    for _ in range(columns):
-        length, number = divmod(cursor.varint(), 16)
-        if number == Planes.number:
-            raise CorruptFileError("planes inside planes")
-        found.append((name_of(number), cursor.take(length)))
-    cursor.finish()
-    return found
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of ``encode``: floats are not what methods choose between."""
+        data = self.encode(symbols, layout)
+        return None if data is None else 8.0 * len(data)
 
 
-CODECS.register("planes")(Planes())
+def _suits(symbols: Symbols, layout: Layout) -> bool:
+    return symbols.dtype == np.uint8 and layout.columns in WIDTHS
+
+
+register(Planes())

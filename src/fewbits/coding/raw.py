@@ -1,97 +1,114 @@
-"""``raw``: fixed-width fields. The bound that no other codec may exceed."""
+"""``constant`` and ``raw``: one value for all, and fixed-width fields; no other may take more."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
-from .codec import CODECS, MAX_SYMBOL, Symbols
-from .varint import Cursor, signed_varint
-from .work import UNLIMITED, Work, are_bytes
+from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
+from .cursor import MAX_SYMBOL, Cursor, signed_varint
 
-__all__ = ["Raw", "raw_bits"]
+__all__ = ["Constant", "Raw", "pack", "unpack"]
 
-BLOCK = 1 << 18  # symbols packed at a time (a multiple of 8: blocks end on bytes); bounds scratch
+BLOCK = 1 << 18  # fields packed at a time (a multiple of 8: blocks end on bytes); bounds scratch
+
+Wide = NDArray[np.int64]
+
+
+class Constant:
+    """One value for the whole matrix."""
+
+    name, number, since, tier = "constant", 0, (2, 0), 0
+    summary = "one value for all"
+    bound = Bound(1 << 62, units_per_symbol=1, fixed_units=0, bytes_per_symbol=4)
+
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
+        """Return the value, or None where there are two."""
+        first = int(symbols.flat[0])
+        data = signed_varint(first)
+        return data if len(data) <= limit and (symbols == first).all() else None
+
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
+        """Return the matrix filled with the value."""
+        cursor = Cursor(data)
+        value = cursor.symbol()
+        cursor.finish()
+        return np.full((layout.rows, layout.columns), value, np.int32)
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of ``encode``."""
+        data = self.encode(symbols, layout)
+        return None if data is None else 8.0 * len(data)
 
 
 class Raw:
     """Every symbol less the lowest one, in as many bits as the range needs."""
 
-    number = 1
-    summary = "fixed-width fields"
+    name, number, since, tier = "raw", 1, (2, 0), 0
+    summary = "fixed-width fields: symbols without structure"
+    bound = Bound(8, units_per_symbol=2, fixed_units=0, bytes_per_symbol=24)
 
-    def encode(self, symbols: Symbols) -> bytes:
-        """Return lowest symbol, width and fields. Cost: width operations per symbol."""
-        flat = symbols.reshape(-1)
-        lowest, highest = int(flat.min()), int(flat.max())
-        width = (highest - lowest).bit_length()
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
+        """Return lowest symbol, width and fields; None if there is only one value."""
+        lowest, width = _range(symbols)
         head = signed_varint(lowest) + bytes([width])
-        if width == 0:
-            return head
-        blocks = (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
-        return head + b"".join(_pack(block.astype(np.int64) - lowest, width) for block in blocks)
+        if width == 0 or len(head) + (symbols.size * width + 7) // 8 > limit:
+            return None
+        return head + pack(symbols.reshape(-1), lowest, width)
 
-    def work(self, data: bytes, rows: int, columns: int) -> Work:
-        """Return the time of fields, wide ones more."""
-        lowest, width = _head(Cursor(data))
-        wide = 0 if are_bytes(lowest, lowest + (1 << width) - 1) else rows * columns
-        return Work(rows * columns * (1 + width // 8), wide=wide)
-
-    def decode(
-        self, data: bytes, rows: int, columns: int, flags_per_byte: int = UNLIMITED
-    ) -> Symbols:
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
         """Return the matrix; the number of bytes must be exact and the last bits zero."""
+        check_bound(self, len(data), layout)
         cursor = Cursor(data)
-        lowest, width = _head(cursor)
-        total = rows * columns
-        fields = cursor.take((total * width + 7) // 8)
+        lowest, width = cursor.symbol(), cursor.byte()
+        if not 1 <= width <= 32:
+            raise CorruptFileError(f"fields of {width} bits: 1 to 32 are allowed")
+        fields = unpack(cursor, layout.size, width)
+        fields += lowest
+        if int(fields.max()) > MAX_SYMBOL:
+            raise CorruptFileError("a symbol does not fit 32 bits")
         cursor.finish()
-        narrow = are_bytes(lowest, lowest + (1 << width) - 1)
-        out: Symbols = np.full(total, lowest, np.uint8 if narrow else np.int32)
-        step = BLOCK * width // 8
-        for block, start in enumerate(range(0, total if width else 0, BLOCK)):
-            count = min(BLOCK, total - start)
-            values = _unpack(fields[block * step : (block + 1) * step], count, width) + lowest
-            if int(values.max()) > MAX_SYMBOL:
-                raise CorruptFileError("a symbol does not fit 32 bits")
-            out[start : start + count] = values
-        return out.reshape(rows, columns)
+        return fields.astype(np.int32).reshape(layout.rows, layout.columns)
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of ``encode``."""
+        lowest, width = _range(symbols)
+        return 8.0 * (len(signed_varint(lowest)) + 1) + symbols.size * width if width else None
 
 
-def _head(cursor: Cursor) -> tuple[int, int]:
-    """Return lowest symbol and width."""
-    lowest, width = cursor.symbol(), cursor.byte()
-    if width > 32:
-        raise CorruptFileError(f"fields of {width} bits: at most 32 are allowed")
-    return lowest, width
+def _range(symbols: Symbols) -> tuple[int, int]:
+    """Return the lowest symbol, and the bits of the range."""
+    lowest = int(symbols.min())
+    return lowest, (int(symbols.max()) - lowest).bit_length()
 
 
-def _pack(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]], width: int) -> bytes:
-    if width == 8:
-        return values.astype(np.uint8).tobytes()
-    bits = np.empty((values.size, width), np.uint8)
-    for place in range(width):
-        bits[:, place] = (values >> (width - 1 - place)) & 1
-    return np.packbits(bits).tobytes()
+def pack(values: Symbols, lowest: int, width: int) -> bytes:
+    """Return each of ``values`` less ``lowest`` in ``width`` bits, highest bit first."""
+    out = []
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK].astype(np.int64) - lowest
+        bits = np.empty((block.size, width), np.uint8)
+        for place in range(width):
+            bits[:, place] = (block >> (width - 1 - place)) & 1
+        out.append(np.packbits(bits).tobytes())
+    return b"".join(out)
 
 
-def _unpack(data: bytes, count: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    if width == 8:
-        return np.frombuffer(data, np.uint8).astype(np.int64)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    if bits[count * width :].any():
-        raise CorruptFileError("the last bits are not zero")
-    values = np.zeros(count, np.int64)
-    for place in range(width):
-        values = (values << 1) | bits[place : count * width : width]
-    return values
+def unpack(cursor: Cursor, count: int, width: int) -> Wide:
+    """Return ``count`` fields of ``width`` bits; what fills the last byte must be zeros."""
+    data = np.frombuffer(cursor.take((count * width + 7) // 8), np.uint8)
+    out, step = np.zeros(count, np.int64), BLOCK * width // 8
+    for block, start in enumerate(range(0, count if width else 0, BLOCK)):
+        bits = np.unpackbits(data[block * step : (block + 1) * step])
+        fields = out[start : start + BLOCK]
+        for place in range(width):
+            fields <<= 1
+            fields |= bits[place : fields.size * width : width]
+        if bits[fields.size * width :].any():
+            raise CorruptFileError("the last bits are not zero")
+    return out
 
 
-def raw_bits(symbols: Symbols) -> float:
-    """Return about how many bits ``encode`` gives."""
-    lowest, highest = int(symbols.min()), int(symbols.max())
-    head = 8.0 * (len(signed_varint(lowest)) + 1)
-    return head + symbols.size * (highest - lowest).bit_length()
-
-
-CODECS.register("raw")(Raw())
+register(Constant())
+register(Raw())

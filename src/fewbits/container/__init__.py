@@ -1,20 +1,23 @@
 """The file: SPEC.md is normative, the writer and the reader obey it. Knows no network."""
 
 from ..disk import write
-from .files import FileInfo, inspect, measure, read, read_lazily, read_tensor
+from .files import FileInfo, inspect, measure, measure_file, read, read_lazily, read_tensor
 from .lazy import LazyTensors
 from .reader import decode
-from .writer import encode
+from .writer import FileWriter, encode, write_contents
 
 __all__ = [
     "FileInfo",
+    "FileWriter",
     "LazyTensors",
     "decode",
     "encode",
     "inspect",
     "measure",
+    "measure_file",
     "read",
     "read_lazily",
     "read_tensor",
     "write",
+    "write_contents",
 ]

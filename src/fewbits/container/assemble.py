@@ -24,7 +24,15 @@ from .entries import Entry, MatrixEntry, RawEntry
 from .header import Header
 from .streams import Stream
 
-__all__ = ["Found", "build_activations", "build_codebooks", "build_tensor", "distribute", "guard"]
+__all__ = [
+    "Found",
+    "as_bytes",
+    "build_activations",
+    "build_codebooks",
+    "build_tensor",
+    "distribute",
+    "guard",
+]
 
 # (name of the tensor, leaf, role) to its values
 Found: TypeAlias = MutableMapping[tuple[str, str, str], Symbols]
@@ -37,10 +45,7 @@ def guard(what: str) -> Iterator[None]:
         yield
     except (CorruptFileError, OSError):
         raise
-    except BaseException as error:
-        # A panic of the coder's library is a BaseException; hostile bytes must not end a process.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
+    except Exception as error:
         raise CorruptFileError(
             f"{what} cannot be decoded: {type(error).__name__}: {error}. "
             "It is damaged, or not written by fewbits: fetch it again."
@@ -48,21 +53,24 @@ def guard(what: str) -> Iterator[None]:
 
 
 def distribute(stream: Stream, symbols: Symbols, found: Found) -> None:
-    """File the symbols of a stream under the tensors that they belong to."""
-    start = 0
+    """File the symbols of a stream, bytes as uint8, under the tensors that they belong to."""
     if stream.is_index:
-        flat = symbols.reshape(-1)
-        for part, shape in zip(stream.parts, stream.shapes, strict=True):
-            index = flat[start : start + part.values].reshape(shape)
-            found[part.name, part.role, "index"] = index
-            start += part.values
+        (part,) = stream.parts
+        found[part.name, part.role, "index"] = symbols
         return
-    if symbols.min() < 0 or symbols.max() > 255:
-        raise CorruptFileError(f"{stream.label}: there are symbols that are no bytes")
-    values = symbols.astype(np.uint8, copy=False)
+    start = 0
     for part in stream.parts:
-        found[part.name, part.leaf, part.role] = values[start : start + part.values].reshape(-1)
+        found[part.name, part.leaf, part.role] = symbols[start : start + part.values].reshape(-1)
         start += part.values
+
+
+def as_bytes(symbols: Symbols, label: str) -> Symbols:
+    """Return symbols as uint8; CorruptFileError where they are no bytes."""
+    if symbols.dtype == np.uint8:
+        return symbols
+    if symbols.min(initial=0) < 0 or symbols.max(initial=0) > 255:
+        raise CorruptFileError(f"{label}: there are symbols that are no bytes")
+    return symbols.astype(np.uint8)
 
 
 def _floats(found: Found, key: tuple[str, str, str]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """The preset dictionary of the header: text that headers hold, known before the first byte.
 
-It is part of format 1 (SPEC.md, section 7) and never changes within it. Frequent text comes last,
+It is part of format 2 (SPEC.md) and never changes within it. Frequent text comes last,
 where references to it are shortest.
 """
 

@@ -19,15 +19,16 @@ from ..coded import (
     html_table,
     shortened,
 )
-from ..coding.workers import Workers, usable_workers
+from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
 from .lazy import LazyTensors
 from .opened import Fetch, Opened, open_source
 from .reader import decode, decode_activations, open_file
 from .sizes import size_report
+from .threads import Ordered, usable_threads
 
-__all__ = ["FileInfo", "inspect", "measure", "read", "read_lazily", "read_tensor"]
+__all__ = ["FileInfo", "inspect", "measure", "measure_file", "read", "read_lazily", "read_tensor"]
 
 T = TypeVar("T")
 
@@ -81,25 +82,25 @@ class FileInfo:
 
 
 def read(
-    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, workers: int = 1
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, threads: int = 0
 ) -> Contents:
     """Return what the file at ``path`` holds; see :func:`decode`."""
     limit = max_decoded_bytes
-    return _named(path, lambda data: decode(data, max_decoded_bytes=limit, workers=workers))
+    return _named(path, lambda data: decode(data, max_decoded_bytes=limit, threads=threads))
 
 
 @contextmanager
 def read_lazily(
-    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, workers: int = 1
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, threads: int = 0
 ) -> Iterator[tuple[LazyTensors, Mapping[str, str]]]:
     """Open the file at ``path``: its tensors, decoded one at a time while it is open, and aliases.
 
-    Every checksum has been checked. See :func:`decode` for ``max_decoded_bytes`` and ``workers``.
+    See :func:`decode` for ``max_decoded_bytes`` and ``threads``.
     """
-    with _opened(path, max_decoded_bytes) as opened:
-        ready = opened.admitted(opened.spans, opened.header.entries.values())
-        with Workers(usable_workers(workers, opened.cost())) as pool:
-            yield LazyTensors(ready, pool), opened.header.aliases
+    count = usable_threads(threads)
+    with _opened(path, max_decoded_bytes) as opened, Ordered[list[Symbols]](count) as calls:
+        opened.admit(opened.spans, opened.header.entries.values())
+        yield LazyTensors(opened, calls), opened.header.aliases
 
 
 def read_tensor(
@@ -107,7 +108,7 @@ def read_tensor(
 ) -> CodedTensor:
     """Return one tensor of the file at ``path``, by its name or an alias.
 
-    Reads the header, the tensor's streams and those it shares with others; only their checksums
+    Reads the index, the tensor's bodies and those it shares with others; only their checksums
     are checked. ConfigError for a name that the file does not hold.
     """
     with _opened(path, max_decoded_bytes) as opened:
@@ -119,8 +120,8 @@ def read_tensor(
                 f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
                 + did_you_mean(name, names)
             )
-        ready = opened.admitted(tensors.spans(own), [opened.header.entries[own]])
-        return LazyTensors(ready)[own]
+        opened.admit(tensors.spans(own), [opened.header.entries[own]])
+        return tensors[own]
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
@@ -145,6 +146,13 @@ def measure(data: bytes) -> SizeReport:
     """Return where the bytes of the file ``data`` went; the rows sum to ``len(data)``."""
     with guard("the file"):
         return size_report(open_file(data))
+
+
+def measure_file(file: BinaryIO) -> SizeReport:
+    """Return where the bytes of an open file went; its bodies are not read."""
+    file.flush()
+    with guard("the file"):
+        return size_report(open_source(_fetch_from(file), file.seek(0, os.SEEK_END)))
 
 
 def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..coded import ActivationGrid, Codebook, Contents, JSONValue
+from ..coded import ActivationGrid, Codebook, JSONValue
 from ..errors import ConfigError, CorruptFileError
-from .describe import describe, entry_json
+from .describe import entry_json
 from .entries import Entry
+from .frame import VERSION
 from .json_text import check_json, dump_json, parse_json
 from .limits import NAME_SHARE, Limits, items_work
 from .names import MAX_NAME, pack_names, unpack_names, utf8_size
 from .parse import MAX_LEVELS, integer, parse_entry
-from .prefix import VERSION
 
-__all__ = ["Header", "describe_contents", "dump_header", "header_work", "parse_header"]
+__all__ = [
+    "Header",
+    "check_name",
+    "dump_header",
+    "header_work",
+    "make_header",
+    "parse_header",
+]
 
 KEYS = ("n", "t", "b", "a", "q", "g", "v", "m", "c", "l")
 
@@ -34,8 +41,8 @@ class Header:
         activations: layer name to ``64 * zero + 2 * bits + signed``.
         clips: the clips, where they are no float32 values; else None, and the side stream has them.
         metadata: any JSON object.
-        codecs: number of the codec of each stream.
-        lengths: bytes of each stream.
+        codecs: number of the codec of each chunk.
+        lengths: bytes of the body of each chunk; 0 where it shares the one before.
     """
 
     entries: Mapping[str, Entry]
@@ -45,31 +52,42 @@ class Header:
     clips: tuple[float, ...] | None
     metadata: Mapping[str, JSONValue]
     codecs: tuple[int, ...] = ()
-    lengths: tuple[int, ...] = field(default=())
+    lengths: tuple[int, ...] = ()
+
+    def with_bodies(self, codecs: Sequence[int], lengths: Sequence[int]) -> Header:
+        """Return the header of a file whose chunks have these codecs and lengths."""
+        return replace(self, codecs=tuple(codecs), lengths=tuple(lengths))
 
 
-def describe_contents(contents: Contents) -> tuple[Header, tuple[Codebook, ...]]:
-    """Return the header of ``contents``, still without streams, and its codebooks in order."""
-    for name in (*contents.tensors, *contents.aliases, *contents.activations):
-        check_json(name, "a name")
-        if len(name.encode("utf-8")) > MAX_NAME:
-            raise ConfigError(f"the name {name[:60]!r}... is longer than {MAX_NAME} bytes")
-    check_json(dict(contents.metadata), "metadata")
-    codebooks: dict[int, Codebook] = {}
-    entries = {name: describe(name, tensor, codebooks) for name, tensor in contents.tensors.items()}
-    grids = contents.activations
-    clips = tuple(float(grid.clip) for grid in grids.values())
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that no file holds."""
+    check_json(name, "a name")
+    if len(name.encode("utf-8")) > MAX_NAME:
+        raise ConfigError(f"the name {name[:60]!r}... is longer than {MAX_NAME} bytes")
+
+
+def make_header(
+    entries: Mapping[str, Entry],
+    codebooks: Iterable[Codebook],
+    aliases: Mapping[str, str],
+    activations: Mapping[str, ActivationGrid],
+    metadata: Mapping[str, JSONValue],
+) -> Header:
+    """Return the header of a file, still without bodies; ConfigError for what none may hold."""
+    for name in (*aliases, *activations):
+        check_name(name)
+    check_json(dict(metadata), "metadata")
+    clips = tuple(float(grid.clip) for grid in activations.values())
     with np.errstate(over="ignore", under="ignore"):
         small = all(float(np.float32(clip)) == clip for clip in clips)
-    header = Header(
+    return Header(
         entries=entries,
-        codebooks=tuple(int(codebook.values.size) for codebook in codebooks.values()),
-        aliases=contents.aliases,
-        activations={name: _grid_code(grid) for name, grid in grids.items()},
+        codebooks=tuple(int(codebook.values.size) for codebook in codebooks),
+        aliases=aliases,
+        activations={name: _grid_code(grid) for name, grid in activations.items()},
         clips=None if small else clips,
-        metadata=contents.metadata,
+        metadata=metadata,
     )
-    return header, tuple(codebooks.values())
 
 
 def dump_header(header: Header) -> bytes:
@@ -108,7 +126,7 @@ def parse_header(text: bytes, version: tuple[int, int], limits: Limits) -> Heade
     if len(entries) != len(names):
         raise CorruptFileError(f"the header has {len(names)} names for {len(entries)} entries")
     layers = unpack_names(values.get("q", []), "the activations", most_names)
-    grids = _integers(values, "g", 2, 33 if version < (1, 3) else 1 << 22)
+    grids = _integers(values, "g", 2, 1 << 22)
     metadata = values.get("m", {})
     if len(layers) != len(grids) or not isinstance(metadata, dict):
         raise CorruptFileError("the activations or the metadata of the header are malformed")

@@ -2,59 +2,99 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import ChainMap, OrderedDict, defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
 
 from ..coded import ActivationGrid, Codebook, CodedTensor
 from ..coding import Symbols
-from ..coding.narrow import narrow
-from ..coding.workers import Workers
-from .ahead import Ahead
-from .assemble import Found, build_activations, build_codebooks, build_tensor, distribute, guard
+from .assemble import (
+    Found,
+    as_bytes,
+    build_activations,
+    build_codebooks,
+    build_tensor,
+    distribute,
+    guard,
+)
 from .entries import leaves
 from .opened import Opened
-from .streams import Span
+from .streams import Chunk, Span, Stream
+from .threads import Ordered
 
-__all__ = ["HELD", "LazyTensors"]
+__all__ = ["LazyTensors"]
 
-HELD = 1 << 25  # bytes of symbols that `check` keeps, so that they need not be decoded again
+HELD = 1 << 25  # bytes of symbols that are kept, so that they need not be decoded again
+
+
+class _Decoder:
+    """Decodes bodies that tensors have for themselves, those to come while one is used.
+
+    Best asked in the order of the file.
+    """
+
+    def __init__(self, opened: Opened, calls: Ordered[list[Symbols]]) -> None:
+        self._opened = opened
+        self._calls = calls
+        self._begun: deque[Span] = deque()
+        own = [span for span in opened.spans if span.chunks[0].stream.is_own]
+        self._next = {a.start: b for a, b in pairwise(own)}
+
+    def decode(self, span: Span) -> list[Symbols]:
+        """Return the matrices of a body, and begin to decode those that follow."""
+        if not self._begun or self._begun[0].start != span.start:
+            self._begun.clear()
+            self._calls.clear()
+            self._submit(span)
+        while not self._calls.is_full and self._begun[-1].start in self._next:
+            self._submit(self._next[self._begun[-1].start])
+        self._begun.popleft()
+        return self._calls.take()
+
+    def _submit(self, span: Span) -> None:
+        self._begun.append(span)
+        self._calls.submit(self._opened.decode, span)
 
 
 class LazyTensors(Mapping[str, CodedTensor]):
-    """Name to coded tensor; each look-up reads and decodes the streams of that tensor.
+    """Name to coded tensor; each look-up reads and decodes the bodies of that tensor.
 
-    Streams that many tensors share are decoded once and kept: the steps, scales and codebooks,
-    tensors of at most 64 KiB, and joined index matrices. :class:`CorruptFileError` for a
-    tensor whose streams are wrong. With ``workers`` the tensors to come are decoded while one is
-    used; look them up in order.
+    What many tensors share is decoded once and kept: steps, scales and codebooks, and tensors of at
+    most 64 KiB. :class:`CorruptFileError` for a tensor whose bodies are wrong. Bodies to come are
+    decoded by other threads, where ``calls`` has them, while one is used: look tensors up in order.
 
     Attributes:
         shapes: name to shape, from the header alone.
         dtypes: name to dtype when restored, likewise.
     """
 
-    def __init__(self, opened: Opened, workers: Workers | None = None) -> None:
+    def __init__(self, opened: Opened, calls: Ordered[list[Symbols]] | None = None) -> None:
         self._opened = opened
         self._entries = opened.header.entries
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
-        self._spans: defaultdict[str, list[Span]] = defaultdict(list)
-        self._side: list[Span] = []
+        self._decoder = None if calls is None else _Decoder(opened, calls)
+        self._streams: defaultdict[str, list[Stream]] = defaultdict(list)
+        self._bodies: defaultdict[Stream, list[Span]] = defaultdict(list)
+        self._side: list[Stream] = []
         self._shared: Found = {}
-        self._shared_seen: set[int] = set()
+        self._shared_seen: set[Stream] = set()
         self._books: list[Codebook] | None = None
-        self._held: dict[int, Symbols] = {}
-        self._room = 0
-        self._ahead = Ahead(opened, workers or Workers(1), self._held)
+        self._held: OrderedDict[Chunk, Symbols] = OrderedDict()
+        self._held_bytes = 0
         self._file_spans()
 
     def _file_spans(self) -> None:
         for span in self._opened.spans:
-            parts = span.stream.parts
-            if span.stream.holds("levels"):
-                self._side.append(span)
-            for name in {part.name for part in parts if part.role not in ("levels", "clips")}:
-                self._spans[name].append(span)
+            for chunk in span.chunks:
+                self._bodies[chunk.stream].append(span)
+        for stream in self._bodies:
+            if stream.holds("levels"):
+                self._side.append(stream)
+            for name in {p.name for p in stream.parts if p.role not in ("levels", "clips")}:
+                self._streams[name].append(stream)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,63 +108,89 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def __getitem__(self, name: str) -> CodedTensor:
         entry = self._entries[name]
         found: Found = {}
-        for span in self._spans[name]:
-            if span.stream.is_own:
-                distribute(span.stream, self._symbols(span), found)
+        for stream in self._streams[name]:
+            if stream.is_own:
+                distribute(stream, self._matrix(stream), found)
             else:
-                self._share(span)
+                self._share(stream)
         books = self.codebooks() if self._in_codebook(name) else []
         with guard(f"the tensor {name!r}"):
             return build_tensor(name, entry, ChainMap(found, self._shared), books)
 
     def spans(self, name: str) -> list[Span]:
-        """Return the streams that a look-up of ``name`` decodes."""
-        own = self._spans[name]
-        side = self._side if self._in_codebook(name) else []
-        return [*own, *(span for span in side if span not in own)]
+        """Return the bodies that a look-up of ``name`` decodes."""
+        streams = [*self._streams[name], *(self._side if self._in_codebook(name) else [])]
+        spans = {span.start: span for stream in streams for span in self._bodies[stream]}
+        return [spans[start] for start in sorted(spans)]
 
     def codebooks(self) -> list[Codebook]:
         """Return the codebooks of the file; tensors that share one get the same object."""
         if self._books is None:
-            for span in self._side:
-                self._share(span)
+            for stream in self._side:
+                self._share(stream)
             self._books = build_codebooks(self._opened.header, self._shared)
         return self._books
 
     def activations(self) -> dict[str, ActivationGrid]:
         """Return the activation grids; decodes the side stream, and only where it holds clips."""
-        for span in self._opened.spans:
-            if span.stream.holds("clips"):
-                self._share(span)
+        for stream in self._bodies:
+            if stream.holds("clips"):
+                self._share(stream)
         return build_activations(self._opened.header, self._shared)
 
     def check(self) -> None:
-        """Decode everything once, so that no later look-up finds the file damaged.
-
-        Up to ``HELD`` bytes of symbols are kept for the next look-up, the others decoded again.
-        """
-        self._opened.verify()
-        self._room = HELD
+        """Decode everything once, so that no later look-up finds the file damaged."""
         self.codebooks()
         for name in self:
             self[name]
-        self._room = 0
 
     def _in_codebook(self, name: str) -> bool:
         return any(leaf.codebook is not None for _, leaf in leaves(self._entries[name]))
 
-    def _share(self, span: Span) -> None:
-        if span.start not in self._shared_seen:
-            distribute(span.stream, narrow(self._opened.symbols(span)), self._shared)
-            self._shared_seen.add(span.start)
+    def _share(self, stream: Stream) -> None:
+        if stream not in self._shared_seen:
+            distribute(stream, self._matrix(stream), self._shared)
+            self._shared_seen.add(stream)
 
-    def _symbols(self, span: Span) -> Symbols:
-        if span.start in self._held:
-            return self._held.pop(span.start)
-        symbols = self._ahead.symbols(span)
-        if self._room:
-            kept = narrow(symbols)
-            if kept.nbytes <= self._room:
-                self._room -= kept.nbytes
-                self._held[span.start] = kept
-        return symbols
+    def _matrix(self, stream: Stream) -> Symbols:
+        """Return what a stream holds: indices as they are decoded, bytes as uint8."""
+        spans = self._bodies[stream]
+        if len(spans) == 1:
+            return self._chunk(spans[0], stream)
+        dtype = np.int32 if stream.is_index else np.uint8
+        whole = np.empty((stream.rows, stream.columns), dtype)
+        for span in spans:
+            (chunk,) = span.chunks
+            whole[chunk.first : chunk.stop] = self._decoded(span)[0]
+        return whole
+
+    def _chunk(self, span: Span, stream: Stream) -> Symbols:
+        """Return the one chunk of a stream; others of its body are held for a while."""
+        place = [chunk.stream for chunk in span.chunks].index(stream)
+        if span.chunks[place] in self._held:
+            found = self._held.pop(span.chunks[place])
+            self._held_bytes -= found.nbytes
+            return found
+        matrices = self._decoded(span)
+        self._hold(
+            (chunk, matrix)
+            for at, (chunk, matrix) in enumerate(zip(span.chunks, matrices, strict=True))
+            if at != place
+        )
+        return matrices[place]
+
+    def _hold(self, pairs: Iterator[tuple[Chunk, Symbols]]) -> None:
+        for chunk, matrix in pairs:
+            old = self._held.pop(chunk, None)
+            self._held[chunk] = matrix
+            self._held_bytes += matrix.nbytes - (0 if old is None else old.nbytes)
+        while self._held_bytes > HELD:
+            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+
+    def _decoded(self, span: Span) -> Sequence[Symbols]:
+        stream = span.chunks[0].stream
+        ahead = self._decoder if stream.is_own else None
+        matrices = ahead.decode(span) if ahead else self._opened.decode(span)
+        if stream.is_index:
+            return matrices
+        return [as_bytes(matrix, span.label) for matrix in matrices]

@@ -10,17 +10,18 @@ import math
 from collections.abc import Iterable
 
 from ..coded import RAW_DTYPES
+from ..coding import Codec
 from ..errors import CorruptFileError
 from .entries import Entry, RawEntry, TransformEntry
 
 __all__ = [
     "NAME_SHARE",
     "PER_BYTE_OF_JSON",
-    "STREAM",
-    "WIDE",
     "WORK_PER_BYTE",
     "Limits",
+    "body_work",
     "default_limit",
+    "entry_work",
     "held_bytes",
     "items_work",
     "restoring_work",
@@ -29,8 +30,7 @@ __all__ = [
 PER_BYTE_OF_JSON = 32  # bytes held, and units of work
 NAME_SHARE = 16  # bytes held for each byte of a name: as a label, as a key, in reports
 WORK_PER_BYTE = 4096  # of the file, beside what the caller allows
-ENTRY, STREAM, ITEM = 4096, 4096, 1024  # units of work
-WIDE = 2  # units of work of a symbol that should be a byte, and is decoded to four
+ENTRY, BODY, ITEM = 4096, 4096, 1024  # units of work
 VALUE = 1  # units of work of a value that is restored
 FACTOR = 16  # products of a transform that take a unit
 STEP = 800  # units of work of a vector of a basis, for each tile of values
@@ -77,6 +77,16 @@ def _advice(total: int) -> str:
         f"If you trust it, pass max_decoded_bytes={total} to fewbits.load, or "
         f"--max-decoded-mib {-(-total >> 20)} on the command line."
     )
+
+
+def body_work(codec: Codec, symbols: int) -> int:
+    """Return the units of work of a body of so many symbols."""
+    return BODY + codec.bound.work(symbols)
+
+
+def entry_work(entry: Entry) -> int:
+    """Return the units of work of a tensor besides its bodies."""
+    return ENTRY + _restoring(entry)
 
 
 def items_work(json: int, entries: int, items: int) -> int:

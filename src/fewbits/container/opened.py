@@ -1,48 +1,36 @@
-"""A file opened: what its header says, and its streams, fetched and decoded one at a time."""
+"""A file opened: what its header says, and its bodies, fetched and decoded one at a time."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from ..coding import Symbols, decode_group, decode_stream, group_work, name_of, stream_work
-from ..coding.tasks import cost
-from ..coding.work import Work, total
+from ..coding import Symbols, codec_of, decode_run, decode_symbols
 from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry
+from .frame import PREFIX, Fetch, split_frame
 from .header import Header, header_work, parse_header
-from .limits import (
-    PER_BYTE_OF_JSON,
-    STREAM,
-    WIDE,
-    Limits,
-    default_limit,
-    held_bytes,
-    restoring_work,
-)
-from .prefix import PREFIX, header_end, split_prefix
-from .streams import CHECKSUM, Span, spans
+from .limits import PER_BYTE_OF_JSON, Limits, body_work, held_bytes, restoring_work
+from .streams import CHECKSUM, CHUNK, Span, spans
 
-__all__ = ["Fetch", "Opened", "default_limit", "open_source"]
-
-Fetch: TypeAlias = Callable[[int, int], bytes]  # start and end to those bytes of the file
+__all__ = ["Fetch", "Opened", "open_source"]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose header is right; a stream is checked when it is fetched.
+    """A file whose header is right; a body is checked when it is fetched.
 
     Attributes:
         fetch: gives bytes of the file.
         size: bytes of the file.
         limits: what may be decoded, and how much work that may be.
-        flags_per_byte: what `binary` streams may take; known once they were :meth:`admitted`.
+        version: of the format.
+        header: what the index says.
+        header_bytes: bytes of its JSON.
+        payload_end: where the index begins.
+        spans: the bodies.
     """
 
     fetch: Fetch
@@ -51,16 +39,21 @@ class Opened:
     version: tuple[int, int]
     header: Header
     header_bytes: int
-    payload_start: int
+    payload_end: int
     spans: tuple[Span, ...]
-    flags_per_byte: int = 0
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of prefix, index and footer."""
+        return len(PREFIX) + self.size - self.payload_end
 
     def body(self, span: Span) -> bytes:
-        """Return the bytes of a stream, which its checksum vouches for."""
-        body = self.fetch(span.start, span.end)
-        if zlib.crc32(body) != int.from_bytes(self.fetch(span.end, span.end + CHECKSUM), "little"):
+        """Return the bytes of a body, which its checksum vouches for."""
+        found = self.fetch(span.start, span.end + CHECKSUM)
+        body = found[:-CHECKSUM]
+        if zlib.crc32(body) != int.from_bytes(found[-CHECKSUM:], "little"):
             raise CorruptFileError(
-                f"{_where(span)} fails its checksum: the file is damaged. Fetch it again."
+                f"{span.label} fails its checksum: the file is damaged. Fetch it again."
             )
         return body
 
@@ -69,73 +62,59 @@ class Opened:
         for span in self.spans:
             self.body(span)
 
-    def symbols(self, span: Span) -> Symbols:
-        """Return what a stream codes, joined matrices one after the other in one column.
-
-        The stream has been :meth:`admitted`.
-        """
-        stream, body = span.stream, self.body(span)
-        with self.decoding(span):
-            if stream.joined:
-                joined = decode_group(body, stream.joined)
-                return np.concatenate([matrix.reshape(-1, 1) for matrix in joined])
-            codec, flags = name_of(span.codec), self.flags_per_byte
-            return decode_stream(codec, body, stream.rows, stream.columns, flags)
-
-    @contextmanager
-    def decoding(self, span: Span) -> Iterator[None]:
-        """Turn every failure to decode a stream into a CorruptFileError that names it."""
-        with guard(_where(span)):
+    def decode(self, span: Span) -> list[Symbols]:
+        """Return the matrix of each chunk of a body. It has been :meth:`admitted <admit>`."""
+        body = self.body(span)
+        layouts = [chunk.layout for chunk in span.chunks]
+        with guard(span.label):
             try:
-                yield
+                if len(layouts) > 1:
+                    return decode_run(span.codec, body, layouts)
+                return [decode_symbols(span.codec, body, layouts[0])]
             except CorruptFileError as error:
-                raise CorruptFileError(f"{_where(span)} is damaged: {error}") from error
+                raise CorruptFileError(f"{span.label} is damaged: {error}") from error
 
-    def cost(self) -> int:
-        """Return about how long decoding all takes, as ``coding.tasks.cost`` counts it."""
-        return sum(cost(span.codec, span.stream.rows * span.stream.columns) for span in self.spans)
+    def admit(self, wanted: Sequence[Span], entries: Iterable[Entry]) -> None:
+        """Raise CorruptFileError unless the limits allow to decode the bodies ``wanted``.
 
-    def admitted(self, wanted: Sequence[Span], entries: Iterable[Entry]) -> Opened:
-        """Return the file ready to decode the streams ``wanted``, for the tensors ``entries``.
-
-        CorruptFileError where a stream fails its checksum, or where they decode to more bytes or
-        take more work than the limits allow. Nothing is decoded; the bytes of the streams are read.
+        ``entries``: of the tensors that they are for. Nothing is decoded, and no body read.
         """
         entries = list(entries)
-        held = sum(span.stream.width * span.stream.rows * span.stream.columns for span in wanted)
-        held += PER_BYTE_OF_JSON * self.header_bytes + sum(map(held_bytes, entries))
-        self.limits.check_size(held)
-        self.limits.check_work(restoring_work(entries))
-        work = self.work(wanted, entries)
-        self.limits.check_work(work.units)
-        return replace(self, flags_per_byte=work.flags_per_byte(self.limits.work))
+        held = PER_BYTE_OF_JSON * self.header_bytes + sum(map(held_bytes, entries))
+        for span in wanted:
+            held += sum(c.stream.symbol_bytes * c.layout.size for c in span.chunks)
+        self.limits.check_size(held + max(map(_scratch, wanted), default=0))
+        self.limits.check_work(self.work(wanted, entries))
 
-    def work(self, wanted: Iterable[Span], entries: Iterable[Entry]) -> Work:
-        """Return the work of the header, the streams ``wanted`` and the tensors ``entries``."""
+    def work(self, wanted: Iterable[Span], entries: Iterable[Entry]) -> int:
+        """Return the work of the header, the bodies ``wanted`` and the tensors ``entries``."""
         known = header_work(self.header, self.header_bytes) + restoring_work(entries)
-        return Work(known) + total(self._work(span) for span in wanted)
+        return known + sum(map(self._work, wanted))
 
-    def _work(self, span: Span) -> Work:
-        stream, body = span.stream, self.body(span)
-        with self.decoding(span):
-            if stream.joined:
-                return Work(STREAM) + group_work(body, stream.joined)
-            codec = name_of(span.codec)
-            work = stream_work(codec, body, stream.rows, stream.columns)
-            return work + Work(STREAM if stream.is_index else STREAM + WIDE * work.wide)
+    @staticmethod
+    def _work(span: Span) -> int:
+        with guard(span.label):
+            codec = codec_of(span.codec)
+            return body_work(codec, sum(chunk.layout.size for chunk in span.chunks))
+
+
+def _scratch(span: Span) -> int:
+    """Return the memory of decoding a body beyond what chunks of the usual size take.
+
+    That is: of a row that is longer.
+    """
+    longest = max(chunk.layout.size for chunk in span.chunks)
+    if longest <= CHUNK:
+        return 0
+    with guard(span.label):
+        return codec_of(span.codec).bound.bytes_per_symbol * (longest - CHUNK)
 
 
 def open_source(fetch: Fetch, size: int, limit: int | None = None) -> Opened:
-    """Check prefix, header (within ``limit`` bytes) and coverage; fetch no stream."""
+    """Check frame, header (within ``limit`` bytes) and coverage; fetch no body."""
     limits = Limits(size, limit)
-    head = fetch(0, min(size, PREFIX))
-    head += fetch(len(head), min(size, header_end(head)))
-    prefix = split_prefix(head, limits.decoded, size)
-    header = parse_header(prefix.header, prefix.version, limits)
-    start = prefix.payload_start
-    found = tuple(spans(header, start, size))
-    return Opened(fetch, size, limits, prefix.version, header, len(prefix.header), start, found)
-
-
-def _where(span: Span) -> str:
-    return f"{span.stream.label} (bytes {span.start} to {span.end})"
+    frame = split_frame(fetch, size, limits.decoded)
+    header = parse_header(frame.header, frame.version, limits)
+    found = tuple(spans(header, len(PREFIX), frame.payload_end))
+    length = len(frame.header)
+    return Opened(fetch, size, limits, frame.version, header, length, frame.payload_end, found)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..coded import FLOAT_DTYPES, RAW_DTYPES, SizeReport, SizeRow
-from ..coding import name_of
+from ..coding import codec_of
 from .entries import Entry
 from .opened import Opened
-from .streams import CHECKSUM, Part
+from .streams import CHECKSUM, Part, Stream
 
 __all__ = ["size_report"]
 
@@ -25,17 +26,16 @@ class _Tally:
 
 
 def size_report(opened: Opened) -> SizeReport:
-    """Return one row for each tensor, codebook, the activations, and prefix with header.
+    """Return one row for each tensor, codebook, the activations, and what frames them.
 
-    A stream that several tensors share is apportioned by the number of their values, as floors
+    What several tensors share is apportioned by the number of their values, as floors
     of the running total, so that rows still sum to the file (SPEC.md, section 3.1).
     """
     tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
-    for span in opened.spans:
-        size, codec = span.end - span.start + CHECKSUM, name_of(span.codec)
-        total = sum(part.values for part in span.stream.parts)
+    for parts, size, codecs in _shares(opened):
+        total = sum(part.values for part in parts)
         before = 0
-        for part in span.stream.parts:
+        for part in parts:
             share = size * (before + part.values) // total - size * before // total
             before += part.values
             tally = tallies[_row_name(part)]
@@ -44,10 +44,22 @@ def size_report(opened: Opened) -> SizeReport:
             else:
                 tally.side += share
             if part.role in (*PAYLOAD, "basis"):
-                tally.codecs[codec] = None
+                tally.codecs |= codecs
     entries = opened.header.entries.items()
     rows = [_tensor_row(name, entry, tallies["t" + name]) for name, entry in entries]
     return SizeReport((*rows, *_other_rows(opened, tallies)))
+
+
+def _shares(opened: Opened) -> Iterator[tuple[Sequence[Part], int, dict[str, None]]]:
+    """Yield the parts of each stream, or of all that share a body, its bytes and codecs."""
+    found: dict[Stream, tuple[Sequence[Part], int, dict[str, None]]] = {}
+    for span in opened.spans:
+        first = span.chunks[0].stream
+        _, size, codecs = found.get(first, ((), 0, {}))
+        parts = [part for chunk in span.chunks for part in chunk.stream.parts]
+        name = codec_of(span.codec).name
+        found[first] = parts, size + span.end - span.start + CHECKSUM, codecs | {name: None}
+    yield from found.values()
 
 
 def _row_name(part: Part) -> str:
@@ -80,5 +92,5 @@ def _other_rows(opened: Opened, tallies: dict[str, _Tally]) -> list[SizeRow]:
     if "(activations)" in tallies:
         side = tallies["(activations)"].side
         rows.append(SizeRow("(activations)", "file", (), "", 0, 0, 0, side, ""))
-    rows.append(SizeRow("(header)", "file", (), "", 0, 0, 0, opened.payload_start, ""))
+    rows.append(SizeRow("(header)", "file", (), "", 0, 0, 0, opened.frame_bytes, ""))
     return rows

@@ -1,23 +1,36 @@
-"""Which streams a header implies, in order, and what each part of them is for.
+"""Which streams a header implies, in order, and where in a file the bodies lie that code them.
 
 The writer, the reader and the size report all follow this one list.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..coded import RAW_DTYPES
-from ..coding import CODECS
+from ..coding import Layout
 from ..errors import CorruptFileError
-from .entries import RawEntry, leaves
+from .entries import Entry, MatrixEntry, RawEntry, leaves
 from .header import Header
 
-__all__ = ["CHECKSUM", "Part", "Span", "Stream", "plan_streams", "spans"]
+__all__ = [
+    "CHECKSUM",
+    "CHUNK",
+    "Chunk",
+    "Part",
+    "Span",
+    "Stream",
+    "chunks",
+    "own_streams",
+    "plan_streams",
+    "shared_streams",
+    "spans",
+]
 
 CHECKSUM = 4
-JOINED = CODECS["joined"].number
+CHUNK = 1 << 21  # symbols that are coded on their own, at most, unless a single row has more
 
 
 @dataclass(frozen=True)
@@ -35,24 +48,19 @@ class Part:
     leaf: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stream:
     """A matrix of symbols: its size, and the parts that its rows are made of.
 
-    ``joined``: the shapes of the matrices where they are several, one for each part; the rows
-    are then all their symbols.
+    ``taps`` and ``width``: of the kernels in its rows, as :class:`fewbits.coding.Layout` has them.
     """
 
     label: str
     rows: int
     columns: int
     parts: tuple[Part, ...]
-    joined: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of the matrices that the stream codes."""
-        return self.joined or ((self.rows, self.columns),)
+    taps: int = 1
+    width: int = 0
 
     @property
     def is_index(self) -> bool:
@@ -69,73 +77,139 @@ class Stream:
         return any(part.role == role for part in self.parts)
 
     @property
-    def width(self) -> int:
+    def symbol_bytes(self) -> int:
         """Bytes that a decoded symbol takes once the stream has been read."""
         return 4 if self.is_index else 1
 
 
 @dataclass(frozen=True)
-class Span:
-    """A stream's place in a file: its bytes are ``[start, end)``, its checksum follows."""
+class Chunk:
+    """Whole rows of a stream, coded on their own."""
 
     stream: Stream
+    first: int
+    stop: int
+
+    @property
+    def layout(self) -> Layout:
+        """The chunk as codecs see it."""
+        stream = self.stream
+        return Layout(self.stop - self.first, stream.columns, stream.taps, stream.width)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream has no other chunk."""
+        return self.stop - self.first == self.stream.rows
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        rows = "" if self.is_whole else f", rows {self.first} to {self.stop}"
+        return f"{self.stream.label}{rows}"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A body in a file: its bytes are ``[start, end)``, its checksum follows; what it codes."""
+
+    chunks: tuple[Chunk, ...]
     codec: int
     start: int
     end: int
 
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        first, last = self.chunks[0].label, self.chunks[-1].label
+        shared = f", which shares a body with those up to {last}" if len(self.chunks) > 1 else ""
+        return f"{first}{shared} (bytes {self.start} to {self.end})"
+
+
+def chunks(stream: Stream) -> list[Chunk]:
+    """Cut a stream that has symbols into chunks."""
+    step = _rows(stream)
+    firsts = range(0, stream.rows, step)
+    return [Chunk(stream, first, min(first + step, stream.rows)) for first in firsts]
+
+
+def _rows(stream: Stream) -> int:
+    """Return how many rows its chunks have."""
+    return max(1, CHUNK // stream.columns)
+
 
 def plan_streams(header: Header) -> list[Stream]:
     """Return the streams of a file in order; those without symbols do not exist."""
-    streams = [*_own(header), _side(header), *_groups(header)]
-    return [stream for stream in streams if stream.rows * stream.columns]
+    own = (own_streams(name, entry) for name, entry in header.entries.items())
+    return [
+        *(stream for found in own for stream in found if stream.rows * stream.columns),
+        *shared_streams(header),
+    ]
+
+
+def shared_streams(header: Header) -> list[Stream]:
+    """Return the streams that tensors share, in order: the side stream, groups of small ones."""
+    return [stream for stream in (_side(header), *_groups(header)) if stream.rows]
 
 
 def spans(header: Header, start: int, end: int) -> list[Span]:
-    """Return every stream with its place; they must fill ``[start, end)`` exactly."""
+    """Return every body with its place; they must fill ``[start, end)`` exactly."""
     streams = plan_streams(header)
-    if not len(streams) == len(header.lengths) == len(header.codecs):
+    count = sum(-(-stream.rows // _rows(stream)) for stream in streams)
+    if not count == len(header.lengths) == len(header.codecs):
         raise CorruptFileError(
-            f"the header implies {len(streams)} streams, gives {len(header.lengths)} lengths "
+            f"the header implies {count} chunks, gives {len(header.lengths)} lengths "
             f"and {len(header.codecs)} codecs"
         )
+    planned = [chunk for stream in streams for chunk in chunks(stream)]
     found: list[Span] = []
-    waiting: list[Stream] = []
-    for stream, codec, length in zip(streams, header.codecs, header.lengths, strict=True):
-        if codec == JOINED and not length:
-            waiting.append(stream)
-            continue
-        if codec == JOINED and waiting:
-            stream = _join([*waiting, stream])  # noqa: PLW2901
-            waiting.clear()
-        found.append(Span(stream, codec, start, start + length))
-        start += length + CHECKSUM
-    if waiting:
-        raise CorruptFileError(f"{waiting[0].label} is joined to none that follows it")
+    for chunk, codec, length in zip(planned, header.codecs, header.lengths, strict=True):
+        if length:
+            found.append(Span((chunk,), codec, start, start + length))
+            start += length + CHECKSUM
+        else:
+            found[-1:] = [_shared(found[-1] if found else None, chunk, codec)]
     if start != end:
-        raise CorruptFileError(f"the streams end at byte {start}, the file at byte {end}")
+        raise CorruptFileError(f"the streams end at byte {start}, the index begins at byte {end}")
     return found
 
 
-def _join(streams: list[Stream]) -> Stream:
-    """Return the one stream that codes the matrices of ``streams``."""
-    for stream in streams:
-        if not stream.is_index:
-            raise CorruptFileError(f"{stream.label} is joined, but only index matrices may be")
-    label = f"{streams[0].label}, joined with those up to {streams[-1].label}"
-    shapes = tuple((stream.rows, stream.columns) for stream in streams)
-    parts = tuple(stream.parts[0] for stream in streams)
-    return Stream(label, sum(part.values for part in parts), 1, parts, shapes)
+def _shared(span: Span | None, chunk: Chunk, codec: int) -> Span:
+    """Return ``span`` with one more chunk in its body."""
+    alike = span is not None and span.codec == codec
+    if span is None or not alike or not _may_share(span.chunks[-1]) or not _may_share(chunk):
+        raise CorruptFileError(
+            f"{chunk.label} has no body, and cannot share the one before: only whole index "
+            "matrices of one codec may"
+        )
+    return Span((*span.chunks, chunk), codec, span.start, span.end)
 
 
-def _own(header: Header) -> Iterator[Stream]:
-    for name, entry in header.entries.items():
-        for role, leaf in leaves(entry):
-            rows, columns = leaf.matrix
-            part = Part(name, role, rows * columns)
-            yield Stream(f"the {role} of {name!r}", rows, columns, (part,))
-        if isinstance(entry, RawEntry) and not entry.grouped:
-            part = Part(name, "raw", entry.values)
-            yield Stream(f"the values of {name!r}", entry.values, entry.width, (part,))
+def _may_share(chunk: Chunk) -> bool:
+    return chunk.is_whole and chunk.stream.is_index
+
+
+def own_streams(name: str, entry: Entry) -> list[Stream]:
+    """Return the streams that the tensor ``name`` has for itself; some may have no symbols."""
+    found = []
+    for role, leaf in leaves(entry):
+        rows, columns = leaf.matrix
+        part, kernel = Part(name, role, rows * columns), _kernel(leaf)
+        found.append(Stream(f"the {role} of {name!r}", rows, columns, (part,), *kernel))
+    if isinstance(entry, RawEntry) and not entry.grouped:
+        part = Part(name, "raw", entry.values)
+        found.append(Stream(f"the values of {name!r}", entry.values, entry.width, (part,)))
+    return found
+
+
+def _kernel(leaf: MatrixEntry) -> tuple[int, int]:
+    """Return taps and width of the kernels in the rows of an index matrix; 1, 0 for none."""
+    sizes = leaf.shape if leaf.layout is None else leaf.layout.split
+    axes = tuple(range(len(sizes))) if leaf.layout is None else leaf.layout.axes
+    first = len(sizes)  # of the trailing axes that stay where they are
+    while first > 2 and axes[first - 1] == first - 1:
+        first -= 1
+    taps = math.prod(sizes[first:])
+    return (taps, sizes[-1]) if taps > 1 and leaf.matrix[1] % taps == 0 else (1, 0)
 
 
 def _side(header: Header) -> Stream:

@@ -1,154 +1,222 @@
-"""Contents to bytes. The same contents give the same bytes."""
+"""Contents to bytes, in one pass. The same contents give the same bytes."""
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..coded import (
-    NEW_DTYPES,
+    ActivationGrid,
     Codebook,
     CodebookTensor,
     CodedTensor,
     Contents,
     GridTensor,
-    Place,
+    JSONValue,
     RawTensor,
     TransformTensor,
 )
-from ..coding import CODECS, EFFORTS, Symbols, join_small
-from ..coding.tasks import EncodeTask, encode_tasks, encoding_cost, join_encoded
-from ..coding.workers import Workers, usable_workers
-from ..errors import ConfigError
-from .affordable import frugal, is_affordable, units_of_streams
-from .header import Header, describe_contents, dump_header
-from .prefix import MAX_HEADER, join_prefix
-from .streams import CHECKSUM, Part, Stream, plan_streams
+from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run
+from ..coding import Stream as Body
+from ..errors import ConfigError, require
+from .describe import describe
+from .entries import Entry, RawEntry, leaves
+from .frame import MAX_HEADER, PREFIX, pack_index
+from .header import Header, check_name, dump_header, make_header
+from .limits import WORK_PER_BYTE, body_work, default_limit, entry_work
+from .streams import CHECKSUM, Chunk, Part, chunks, own_streams, shared_streams
+from .threads import Ordered, usable_threads
 
-__all__ = ["encode"]
+__all__ = ["FileWriter", "encode", "write_contents"]
 
-NEW = (4, 7)  # the first codec that minor version 1 brought, and 2
-PLACES = 3  # the minor version that brought grids with a zero inside, and grids of outputs
-DTYPES = 4  # the minor version that brought ``NEW_DTYPES``
+RESERVE = 1 << 24  # units of work that are left for a header
 
 
-def encode(contents: Contents, effort: str = "balanced", workers: int = 1) -> bytes:
-    """Return the file that holds ``contents``, in the fewest bytes that the codecs find.
+def encode(contents: Contents, effort: str = "balanced", threads: int = 0) -> bytes:
+    """Return the file that holds ``contents``; see :class:`FileWriter`."""
+    file = io.BytesIO()
+    write_contents(contents, file, effort, threads)
+    return file.getvalue()
 
-    ``effort``: "fast" (the codecs of format 1.0), "balanced", or "smallest"; what a file holds is
-    the same. ``workers``: processes that share the work; 1 for none but this one, 0 for as many as
-    there are cores where that pays. The bytes are the same for any number.
 
-    Streams that would take a reader longer than it allows by default are coded by faster codecs.
+def write_contents(
+    contents: Contents, file: BinaryIO, effort: str = "balanced", threads: int = 0
+) -> int:
+    """Write the file that holds ``contents``, and return its length; see :class:`FileWriter`."""
+    with FileWriter(file, effort, threads) as writer:
+        for name, tensor in contents.tensors.items():
+            writer.add(name, tensor)
+        return writer.finish(contents.aliases, contents.activations, contents.metadata)
+
+
+class FileWriter:
+    """Writes a file tensor by tensor, without seeking; what a file needs to be told comes last.
+
+    Holds the small tensors, steps and scales until :meth:`finish`, and of large ones some chunks
+    of 2 million symbols for each thread.
+
+    Bodies that would take a reader longer than it allows by default are coded by faster codecs.
+
+    Args:
+        file: open for writing bytes.
+        effort: "fast", "balanced" or "smallest"; what a file holds is the same.
+        threads: that encode side by side; 0 for as many as there are cores. The bytes are the same
+            for any number.
 
     Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond the format's
-    bounds (SPEC.md). Cost: every codec of the effort is tried on every stream; per weight about 0.1
-    microseconds for "fast", a few for the others.
+    bounds (SPEC.md). Cost: about 0.02 microseconds a weight for "fast", 0.5 for the others.
     """
-    header, codebooks = describe_contents(contents)
-    streams = plan_streams(header)
 
-    def symbols(stream: Stream) -> Symbols:
-        return _symbols(stream, contents, codebooks)
+    def __init__(self, file: BinaryIO, effort: str = "balanced", threads: int = 0) -> None:
+        require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+        self._file = file
+        self._effort = effort
+        self._calls: Ordered[list[Body]] = Ordered(usable_threads(threads))
+        self._entries: dict[str, Entry] = {}
+        self._codebooks: dict[int, Codebook] = {}
+        self._kept: dict[tuple[str, str, str], NDArray[np.uint8]] = {}
+        self._run: list[tuple[Symbols, Layout]] = []
+        self._runs: list[list[tuple[Symbols, Layout]]] = []
+        self._seen = 0  # symbols of runs
+        self._units = 0  # of work, so far
+        self._length = self._file.write(PREFIX)
+        self._codecs: list[int] = []
+        self._lengths: list[int] = []
 
-    coded = _coded(streams, symbols, effort, workers)
-    data = _file(header, coded, contents)
-    if is_affordable(data, symbols):
-        return data
-    quick = _coded(streams, symbols, "fast", workers)
-    mixed = _file(header, frugal(coded, quick, units_of_streams(data, symbols)), contents)
-    return mixed if is_affordable(mixed, symbols) else _file(header, quick, contents)
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._calls.__exit__(kind, error, trace)
+
+    def add(self, name: str, tensor: CodedTensor) -> None:
+        """Write a tensor, under a name that is new."""
+        require(name not in self._entries, "name", "a new one", name)
+        check_name(name)
+        entry = self._entries[name] = describe(name, tensor, self._codebooks)
+        self._units += entry_work(entry)
+        self._keep(name, entry, tensor)
+        for stream in own_streams(name, entry):
+            if not stream.rows * stream.columns:
+                continue
+            symbols = _symbols(tensor, stream.parts[0].role).reshape(stream.rows, stream.columns)
+            for chunk in chunks(stream):
+                self._put(symbols[chunk.first : chunk.stop], chunk)
+
+    def finish(
+        self,
+        aliases: Mapping[str, str],
+        activations: Mapping[str, ActivationGrid],
+        metadata: Mapping[str, JSONValue],
+    ) -> int:
+        """Write what is kept, and the index; return the file's length in bytes."""
+        books = tuple(self._codebooks.values())
+        header = make_header(self._entries, books, aliases, activations, metadata)
+        for place, book in enumerate(books):
+            self._kept[str(place), "", "levels"] = _bytes_of(book.values)
+        clips = [grid.clip for grid in activations.values()]
+        with np.errstate(over="ignore", under="ignore"):
+            self._kept["", "", "clips"] = _bytes_of(np.array(clips, np.float32))
+        for stream in shared_streams(header):
+            parts = [self._kept[_key(part)] for part in stream.parts]
+            symbols = np.concatenate(parts).reshape(stream.rows, stream.columns)
+            for chunk in chunks(stream):
+                self._put(symbols[chunk.first : chunk.stop], chunk)
+        self._flush()
+        while len(self._calls):
+            self._write_run()
+        return self._write_index(header.with_bodies(self._codecs, self._lengths))
+
+    def _keep(self, name: str, entry: Entry, tensor: CodedTensor) -> None:
+        """Keep what comes at the end."""
+        for role, leaf in leaves(entry):
+            part = _leaf(tensor, role)
+            if leaf.factors:
+                values = part.scale if isinstance(part, CodebookTensor) else part.step
+                self._kept[name, role, "factors"] = _bytes_of(values)
+            if leaf.offsets and isinstance(part, GridTensor):
+                self._kept[name, role, "offsets"] = _bytes_of(part.offset)
+        if isinstance(entry, RawEntry) and entry.grouped and isinstance(tensor, RawTensor):
+            self._kept[name, "", "raw"] = tensor.data
+
+    def _put(self, symbols: Symbols, chunk: Chunk) -> None:
+        """Add a chunk to the run of those that may share a body, or make it one of its own."""
+        layout, joins = chunk.layout, chunk.is_whole and chunk.stream.is_index
+        total = sum(known.size for _, known in self._run)
+        if not joins or total + layout.size > TOGETHER:
+            self._flush()
+        self._run.append((symbols, layout))
+        if not joins:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Have a run encoded."""
+        if not self._run:
+            return
+        run, self._run = self._run, []
+        self._seen += sum(layout.size for _, layout in run)
+        effort = self._effort if self._seen <= EFFORTS[self._effort].symbols else "fast"
+        while self._calls.is_full:
+            self._write_run()
+        self._runs.append(run)
+        self._calls.submit(_encoded, run, effort)
+
+    def _write_run(self) -> None:
+        """Write the bodies of the first run that is being encoded."""
+        bodies, run = self._calls.take(), self._runs.pop(0)
+        units = _units(bodies, run)
+        length = self._length + sum(len(body.data) + CHECKSUM for body in bodies)
+        if self._units + units > default_limit(length) - RESERVE + WORK_PER_BYTE * length:
+            bodies = min(bodies, _encoded(run, "fast"), key=lambda found: _units(found, run))
+            units = _units(bodies, run)
+        self._units += units
+        for body in bodies:
+            checksum = zlib.crc32(body.data).to_bytes(CHECKSUM, "little")
+            self._length += self._file.write(body.data) + self._file.write(checksum)
+            self._codecs += [CODECS[body.codec].number] * len(body.members)
+            self._lengths += [len(body.data), *[0] * (len(body.members) - 1)]
+
+    def _write_index(self, header: Header) -> int:
+        text = dump_header(header)
+        if len(text) > MAX_HEADER:
+            raise ConfigError(
+                f"the header takes {len(text)} bytes for {len(header.entries)} tensors and the "
+                f"metadata; at most {MAX_HEADER} are allowed. Shorten the metadata."
+            )
+        used = {codec.since[1] for codec in CODECS.values() if codec.number in self._codecs}
+        index = pack_index(text, self._length - len(PREFIX), max(used, default=0))
+        return self._length + self._file.write(index)
 
 
-def _file(header: Header, coded: Sequence[tuple[str, bytes]], contents: Contents) -> bytes:
-    """Return the file of these streams."""
-    pieces: list[bytes] = []
-    codecs = []
-    for name, body in coded:
-        codecs.append(CODECS[name].number)
-        if body or name != "joined":  # else it is in a stream that follows
-            pieces += [body, zlib.crc32(body).to_bytes(CHECKSUM, "little")]
-    lengths = tuple(len(body) for _, body in coded)
-    header = replace(header, codecs=tuple(codecs), lengths=lengths)
-    text = _checked(dump_header(header), header)
-    minor = max([_minor_of(contents), *map(_since, codecs)])
-    return b"".join([join_prefix(text, sum(map(len, pieces)), minor), *pieces])
+def _encoded(run: Sequence[tuple[Symbols, Layout]], effort: str) -> list[Body]:
+    return encode_run([symbols for symbols, _ in run], [layout for _, layout in run], effort)
 
 
-def _coded(
-    streams: list[Stream],
-    symbols_of: Callable[[Stream], Symbols],
-    effort: str,
-    workers: int,
-) -> list[tuple[str, bytes]]:
-    """Return codec and bytes of every stream, small index matrices joined where it pays."""
-    work = sum(encoding_cost(effort, stream.rows * stream.columns) for stream in streams)
-    begun: deque[list[EncodeTask]] = deque()
-    matrices: list[Symbols | None] = []
-
-    def jobs() -> Iterator[list[EncodeTask]]:
-        for stream in streams:
-            symbols = symbols_of(stream)
-            matrices.append(symbols if stream.is_index else None)
-            begun.append(encode_tasks(stream.label, symbols, effort))
-            yield begun[-1]
-
-    with Workers(usable_workers(workers, work)) as pool:
-        coded = [
-            join_encoded(begun.popleft(), [result.result() for result in results])
-            for results in pool.run(jobs())
-        ]
-    return join_small(matrices, coded) if EFFORTS[effort].joins else coded
+def _units(bodies: Sequence[Body], run: Sequence[tuple[Symbols, Layout]]) -> int:
+    """Return the units of work of reading the bodies of a run."""
+    return sum(
+        body_work(CODECS[body.codec], sum(run[at][1].size for at in body.members))
+        for body in bodies
+    )
 
 
-def _since(number: int) -> int:
-    """Return the minor version that brought the codec."""
-    return sum(number >= first for first in NEW)
+def _key(part: Part) -> tuple[str, str, str]:
+    return part.name, part.leaf, part.role
 
 
-def _minor_of(contents: Contents) -> int:
-    """Return the minor version that brought the dtypes and grids."""
-    if any(tensor.dtype in NEW_DTYPES for tensor in contents.tensors.values()):
-        return DTYPES
-    grids = contents.activations.items()
-    return PLACES if any(grid.zero or Place.of(name).output for name, grid in grids) else 0
-
-
-def _checked(text: bytes, header: Header) -> bytes:
-    if len(text) > MAX_HEADER:
-        raise ConfigError(
-            f"the header takes {len(text)} bytes for {len(header.entries)} tensors and the "
-            f"metadata; at most {MAX_HEADER} are allowed. Shorten the metadata."
-        )
-    return text
-
-
-def _symbols(stream: Stream, contents: Contents, codebooks: tuple[Codebook, ...]) -> Symbols:
-    pieces = [_part(part, contents, codebooks) for part in stream.parts]
-    joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return joined.reshape(stream.rows, stream.columns)
-
-
-def _part(part: Part, contents: Contents, codebooks: tuple[Codebook, ...]) -> Symbols:
-    if part.role == "levels":
-        return _bytes_of(codebooks[int(part.name)].values)
-    if part.role == "clips":
-        grids = contents.activations.values()
-        return _bytes_of(np.array([grid.clip for grid in grids], np.float32))
-    tensor = contents.tensors[part.name]
-    if isinstance(tensor, RawTensor):
-        return tensor.data
-    leaf = _leaf(tensor, part.leaf or part.role)
-    if part.role == "factors":
-        return _bytes_of(leaf.scale if isinstance(leaf, CodebookTensor) else leaf.step)
-    if part.role == "offsets" and not isinstance(leaf, CodebookTensor):
-        return _bytes_of(leaf.offset)
-    return leaf.index
+def _symbols(tensor: CodedTensor, role: str) -> Symbols:
+    return tensor.data if isinstance(tensor, RawTensor) else _leaf(tensor, role).index
 
 
 def _leaf(tensor: CodedTensor, role: str) -> GridTensor | CodebookTensor:

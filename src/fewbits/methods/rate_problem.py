@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..coding import alternatives
+from ..coding import Layout, mix
 from ..engine.layer import LayerMatrix
 from ..engine.probes import Sensitivity
 from ..engine.statistics import Statistics
@@ -137,16 +137,13 @@ class RateProblem:
 
     def _with_tables(self, levels: Tensor, steps: Tensor, slope: float) -> Tensor:
         """Descend with the laws of the coder's model, asked again after each change."""
-        settings, mean = None, None
+        mean = None
         for _ in range(_TABLES):
             flat = self._as_filed(levels[0]).to(torch.int32).cpu().numpy()
             if flat.size * (2 * _TOP + 1) > _LARGEST_TABLE:
                 return levels
-            found = alternatives(flat, settings)
-            if found is None:
-                return levels
-            settings = found.settings
-            bits = _widened(torch.from_numpy(found.bits), found.lowest)
+            lowest, found = mix.Mix().prices(flat, Layout(*flat.shape))
+            bits = _widened(torch.from_numpy(found), lowest)
             mean = bits if mean is None else (mean + bits) / 2
             table = self._from_filed(mean).to(levels.device)
             for _ in range(2):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..coding import estimate
+from ..coding import CODECS, Layout
 from ..engine.layer import Quantized, QuantizedMatrix, QuantizedTransform
 from ..ops.allocate import Curve, at_slope, block_curve, block_levels
 from ..ops.shaping import factor_of, round_shaped, step_at_slope
@@ -108,7 +108,11 @@ def _rated(domain: Domain, weight: Tensor, felt: Felt, how: How, levels: _Levels
 
 def _coded_bits(index: Tensor) -> float:
     symbols = np.ascontiguousarray(index.to(torch.int32).cpu().numpy())
-    return float(estimate(symbols, "fast").bits) if symbols.size else 0.0
+    if not symbols.size:
+        return 0.0
+    layout = Layout(*symbols.shape)
+    found = [CODECS[name].measure(symbols, layout) for name in ("constant", "raw", "rans")]
+    return min(bits for bits in found if bits is not None)
 
 
 def _basis_bits(basis: Tensor, fixed: bool) -> float:

@@ -36,7 +36,7 @@ def imported(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_only_what_is_allowed_is_imported(path):
     layer = path.parent.name
-    outside = OUTSIDE | ({"constriction"} if layer == "coding" else set())
+    outside = OUTSIDE | ({"numba"} if layer == "coding" else set())
     outside |= PROCESSES if path.name in ("worker.py", "workers.py") else set()
     for package, part in imported(path):
         if package == "fewbits":

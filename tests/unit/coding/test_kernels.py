@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fewbits.coding2 import CODECS, Layout, kernels, mix, numbers, rans
+from fewbits.coding import CODECS, Layout, kernels, mix, numbers, rans
 
 RNG = np.random.default_rng(5)
 SMOOTH = np.cumsum(RNG.normal(size=(6, 18)), axis=1)
@@ -70,7 +70,7 @@ def _run(code: str) -> None:
 
 def test_nothing_is_compiled_before_plain_work_has_taken_as_long():
     _run(
-        "import sys, numpy as np, fewbits, fewbits.coding2 as c\n"
+        "import sys, numpy as np, fewbits, fewbits.coding as c\n"
         "v = np.arange(144).reshape(12, 12) % 7\n"
         "for effort in ('fast', 'smallest'):\n"
         "    name, data = c.encode_symbols(v, c.Layout(12, 12), effort)\n"
@@ -85,7 +85,7 @@ def test_nothing_is_compiled_before_plain_work_has_taken_as_long():
 def test_compilation_is_announced_where_nothing_is_cached(tmp_path):
     code = (
         f"import os; os.environ['NUMBA_CACHE_DIR'] = {str(tmp_path)!r}\n"
-        "from fewbits.coding2 import kernels\n"
+        "from fewbits.coding import kernels\n"
         "told = []; kernels.on_compile(told.append)\n"
         "kernels.compiled(); kernels.compiled()\n"
         "assert len(told) == 1 and 'once' in told[0], told\n"

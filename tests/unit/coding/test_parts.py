@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.coding2.bitcoder import DECODE, ENCODE, coded_bytes, open_coder, take_bit
-from fewbits.coding2.codec import Layout
-from fewbits.coding2.cursor import Cursor
-from fewbits.coding2.geometry import neighbours, period_of
-from fewbits.coding2.logistic import octaves, squash, stretch
-from fewbits.coding2.numbers import Numbers
-from fewbits.coding2.regression import accumulate, new_table, predict, sweep
-from fewbits.coding2.tables import roots_of, shares_of, slots_of, starts_of
+from fewbits.coding.bitcoder import DECODE, ENCODE, coded_bytes, open_coder, take_bit
+from fewbits.coding.codec import Layout
+from fewbits.coding.cursor import Cursor
+from fewbits.coding.geometry import neighbours, period_of
+from fewbits.coding.logistic import octaves, squash, stretch
+from fewbits.coding.numbers import Numbers
+from fewbits.coding.regression import accumulate, new_table, predict, sweep
+from fewbits.coding.tables import roots_of, shares_of, slots_of, starts_of
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(8)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.coding2 import CODECS, Layout, decode_symbols, kernels, mix, numbers, rans
+from fewbits.coding import CODECS, Layout, decode_symbols, kernels, mix, numbers, rans
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(4)

@@ -10,6 +10,7 @@ they index: no one else does. numba is imported on the first compiled call, neve
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
-__all__ = ["compiled", "inlined", "is_compiled", "kernel", "on_compile", "pick", "plain"]
+__all__ = ["compiled", "inlined", "is_compiled", "kernel", "pick", "plain"]
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -28,7 +29,6 @@ _loaded: list[SimpleNamespace] = []
 _inlined: set[str] = set()
 _spent = [0]  # steps of plain work
 _lock = threading.Lock()
-_listeners: list[Callable[[str], None]] = []
 
 
 def kernel(function: Kernel) -> Kernel:
@@ -44,11 +44,6 @@ def inlined(function: Kernel) -> Kernel:
     """Register a kernel that is compiled into each of its callers: the innermost ones."""
     _inlined.add(kernel(function).__name__)
     return function
-
-
-def on_compile(listener: Callable[[str], None]) -> None:
-    """Have ``listener`` told, once, if kernels are about to be compiled for the first time."""
-    _listeners.append(listener)
 
 
 def plain() -> SimpleNamespace:
@@ -93,8 +88,9 @@ def _compile() -> dict[str, Any]:
     for scope in scopes:
         scope.update((name, found[name]) for name in found if name in scope)
     if not _is_cached(found, digest):
-        for listener in _listeners:
-            listener("compiling the coder's kernels: some seconds, once on this machine")
+        logging.getLogger("fewbits").warning(
+            "compiling the coder: some ten seconds, once on this machine"
+        )
     return found
 
 

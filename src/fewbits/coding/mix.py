@@ -190,7 +190,12 @@ class Mix:
         return self.decode_group(data, [layout])[0]
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
-        """Return the bits of a walk over the matrix, or over a sample of its rows."""
+        """Return the bits of a walk over the matrix, or over a sample of its rows.
+
+        None for rows of bytes, which are numbers: their bytes have nothing to do with each other.
+        """
+        if symbols.dtype == np.uint8 and layout.columns > 1:
+            return None
         rows = max(1, min(layout.rows, SAMPLE // layout.columns))
         first = (layout.rows - rows) // 2
         values = _values(symbols[first : first + rows])

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from fewbits.coding2 import CODECS, Layout, kernels
+from fewbits.coding import CODECS, Layout, kernels
 
 RNG = np.random.default_rng(2)
 MIX = CODECS["mix"]

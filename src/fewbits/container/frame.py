@@ -1,0 +1,147 @@
+"""What frames the bodies of a file: the prefix before them, index and footer after them.
+
+So a file is written in one pass, and is read from its end.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..errors import CorruptFileError
+from .dictionary import DICTIONARY
+
+__all__ = [
+    "FOOTER",
+    "MAGIC",
+    "MAX_HEADER",
+    "PREFIX",
+    "VERSION",
+    "Fetch",
+    "Frame",
+    "pack_index",
+    "split_frame",
+]
+
+Fetch: TypeAlias = Callable[[int, int], bytes]  # start and end to those bytes of the file
+
+MAGIC = b"\x89FWB\r\n\x1a\n"
+VERSION = (2, 0)  # the newest; a file names the oldest minor version that has all it uses
+PREFIX = MAGIC + struct.pack("<H", VERSION[0])
+MAX_HEADER = 1 << 26
+# The minor version, bytes of the index as stored and inflated, and bytes of the file.
+FIELDS = struct.Struct("<HIIQ")
+FOOTER = FIELDS.size + 4
+
+# What the magic becomes on a way that is not clean, or what people confuse with a file of ours.
+CONFUSIONS = (
+    (b"\x89FWB\n", "its line ends were changed: copy it again in binary mode"),
+    (b"\x89FWB\r\r\n", "its line ends were changed: copy it again in binary mode"),
+    (b"\x89FWB", "it was changed on its way: copy it again in binary mode"),
+    (b"\xc2\x89FWB", "it was re-encoded as text: copy it again in binary mode"),
+    (b"\xef\xbf\xbdFWB", "it was re-encoded as text: copy it again in binary mode"),
+    (b"\tFWB", "its eighth bits were cut off: copy it again in binary mode"),
+    (b"PK\x03\x04", "it is a zip archive, perhaps a checkpoint of torch.save: compress it first"),
+    (b"\x80\x02", "it is a pickle, perhaps an old checkpoint of torch.save: compress it first"),
+    (b"version https://git-lfs", "it is a Git LFS pointer: run `git lfs pull`"),
+    (b"<!DOCTYPE", "it is a web page, such as that of an error or a login: download it again"),
+    (b"<!doctype", "it is a web page, such as that of an error or a login: download it again"),
+    (b"<html", "it is a web page, such as that of an error or a login: download it again"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What frames the bodies: the version, the index's JSON, checked, and where it begins."""
+
+    version: tuple[int, int]
+    header: bytes
+    payload_end: int
+
+
+def pack_index(header: bytes, payload: int, minor: int) -> bytes:
+    """Return index and footer of a file whose bodies take ``payload`` bytes: what follows them.
+
+    ``minor``: the oldest minor version that has all that the file uses.
+    """
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+    stored = deflate.compress(header) + deflate.flush()
+    total = len(PREFIX) + payload + len(stored) + FOOTER
+    fields = FIELDS.pack(minor, len(stored), len(header), total)
+    return stored + fields + struct.pack("<I", _checksum(stored, fields))
+
+
+def split_frame(fetch: Fetch, size: int, max_decoded_bytes: int) -> Frame:
+    """Return the checked index of a file of ``size`` bytes; nothing of it is trusted.
+
+    Fetches the prefix, the footer and the index, and nothing else.
+    """
+    head = fetch(0, min(size, len(PREFIX)))
+    _check_prefix(head)
+    if size < len(PREFIX) + FOOTER:
+        raise CorruptFileError(
+            f"the file is truncated: {size} bytes, fewer than a prefix and a footer have"
+        )
+    footer = fetch(size - FOOTER, size)
+    minor, stored, raw, total = FIELDS.unpack_from(footer)
+    if total != size:
+        raise CorruptFileError(
+            f"the file is truncated, followed by other bytes, or damaged: its last {FOOTER} bytes "
+            f"are no footer of a file of {size} bytes. Fetch it again."
+        )
+    start = size - FOOTER - stored
+    if raw > MAX_HEADER or raw * 32 > max_decoded_bytes or start < len(PREFIX):
+        raise CorruptFileError(
+            f"the index's lengths ({stored} stored, {raw} inflated) are beyond the file "
+            f"or the limit of {max_decoded_bytes} decoded bytes"
+        )
+    body = fetch(start, size - FOOTER)
+    if _checksum(body, footer[: FIELDS.size]) != int.from_bytes(footer[FIELDS.size :], "little"):
+        raise CorruptFileError(
+            f"the index (bytes {start} to {size}) fails its checksum. Fetch the file again."
+        )
+    return Frame((VERSION[0], minor), _inflate(body, raw, start), start)
+
+
+def _checksum(stored: bytes, fields: bytes) -> int:
+    return zlib.crc32(fields, zlib.crc32(stored, zlib.crc32(PREFIX)))
+
+
+def _check_prefix(head: bytes) -> None:
+    if not head.startswith(MAGIC):
+        raise CorruptFileError(f"this is not a fewbits file: {_diagnose(head)}")
+    if len(head) < len(PREFIX):
+        raise CorruptFileError(
+            f"the file ends inside its prefix: {len(head)} of {len(PREFIX)} bytes"
+        )
+    major = int.from_bytes(head[len(MAGIC) :], "little")
+    if major != VERSION[0]:
+        raise CorruptFileError(
+            f"the file has format version {major}; this version of fewbits reads {VERSION[0]}. "
+            "Install the fewbits that wrote it, or a newer one."
+        )
+
+
+def _inflate(stored: bytes, length: int, start: int) -> bytes:
+    inflate = zlib.decompressobj(-15, DICTIONARY)
+    try:
+        header = inflate.decompress(stored, length + 1)
+    except zlib.error as error:
+        raise CorruptFileError(f"the index (byte {start}) does not inflate: {error}") from error
+    if len(header) != length or not inflate.eof or inflate.unused_data:
+        raise CorruptFileError(f"the index (byte {start}) does not inflate to {length} bytes")
+    return header
+
+
+def _diagnose(data: bytes) -> str:
+    if not data:
+        return "it is empty"
+    for start, reason in CONFUSIONS:
+        if data.startswith(start):
+            return reason
+    if data[8:10] in (b'{"', b"{ "):
+        return "it looks like a safetensors file: compress it first"
+    return f"it starts with {data[:8]!r} instead of {MAGIC!r}"
