@@ -229,17 +229,29 @@ def load(
 
 
 def load_tensor(
-    path: str | PathLike[str], name: str, *, max_decoded_bytes: int | None = None
+    path: str | PathLike[str],
+    name: str,
+    rows: tuple[int, int] | None = None,
+    *,
+    max_decoded_bytes: int | None = None,
 ) -> Tensor:
-    """Read one tensor of a file by its name, or another name that is tied to it.
+    """Read one tensor of a file, or some rows of it, by its name or another that is tied to it.
 
-    Reads the header and the streams of that tensor: of the steps and of small tensors, all.
+    Reads the index and what codes that tensor: of the steps and of small tensors, all.
+
+    Args:
+        path: a file that :meth:`CodedModel.save` wrote.
+        name: of the tensor.
+        rows: (first, stop) along its first dimension, as of an embedding; None for all. They are
+            coded some 2 million weights at a time, and only what has some of them is read.
+        max_decoded_bytes: as for :func:`load`.
 
     Raises:
         CorruptFileError: what was read is damaged; the rest of the file is not looked at.
-        ConfigError: the file has no tensor ``name``.
+        ConfigError: the file has no tensor ``name``, or not these rows; or the tensor is coded in
+            another arrangement (a transform, a transposed convolution), or is small.
     """
-    return to_torch(read_tensor(path, name, max_decoded_bytes=max_decoded_bytes))
+    return to_torch(read_tensor(path, name, rows, max_decoded_bytes=max_decoded_bytes))
 
 
 def _stored(source: str) -> str:

@@ -24,6 +24,15 @@ __all__ = ["Classes", "fit", "take_classes"]
 MOST_LEVELS, MOST_TABLES = 16, 16
 STEPS = (0.7, 0.35)  # of levels, in octaves
 SAMPLE = 1 << 18  # symbols on which a division is chosen
+# What a matrix is divided by, in the order in which equals are preferred.
+SUBSETS = (
+    ("rows", "inputs", "taps"),
+    ("rows", "inputs"),
+    ("inputs", "taps"),
+    ("rows", "taps"),
+    ("rows",),
+    ("taps",),
+)
 LEAST = 8  # symbols that share a level
 PRIOR = 2.0  # symbols of the usual size that each row, input and tap begins with
 
@@ -87,16 +96,13 @@ def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace
     none = undivided(layout)
     found = [none]
     for step in STEPS:
-        rows, inputs, taps = (
-            _levels(total, count, usual, step) for total, count in zip(sums, counts, strict=True)
-        )
-        full = replace(none, rows=rows, inputs=inputs, taps=taps)
-        found += [full, replace(full, taps=none.taps), replace(full, rows=none.rows)]
-        found += [
-            replace(full, inputs=none.inputs),
-            replace(none, rows=rows),
-            replace(none, taps=taps),
-        ]
+        levels = {
+            name: _levels(total, count, usual, step)
+            for name, total, count in zip(("rows", "inputs", "taps"), sums, counts, strict=True)
+        }
+        for names in SUBSETS:
+            if all(levels[name].any() for name in names):
+                found.append(replace(none, **{name: levels[name] for name in names}))
     return found
 
 
@@ -171,7 +177,8 @@ def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
     """Write the levels, or read them: nothing but a flag where all are 0."""
     found = []
     for kind, known in enumerate((classes.rows, classes.inputs, classes.taps)):
-        head = numbers.take(np.array([known.max(), np.median(known)], np.int64), 3)
+        middle = np.sort(known)[known.size // 2]
+        head = numbers.take(np.array([known.max(), middle], np.int64), 3)
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
         levels = np.zeros_like(known)

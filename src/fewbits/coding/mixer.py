@@ -9,6 +9,8 @@ what comes out.
 # ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,6 +65,11 @@ def new_model() -> Model:
     A counter is a chance (20 bits) and a count (10 bits); a map has chances in 1/65536 by the
     chance of the law. Weights are a set for each kind of flag, then one for each kind and scale.
     """
+    return _blank().copy()
+
+
+@cache
+def _blank() -> Model:
     weights = np.zeros((NODES * (PHASES + SCALES), SET), np.int32)
     weights[:, : on.COUNTERS] = round(0.11 * ONE)
     weights[:, on.COUNTERS] = round(0.3 * ONE)

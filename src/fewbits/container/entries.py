@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ..coded import FLOAT_DTYPES, RAW_DTYPES, Layout
@@ -18,6 +18,7 @@ __all__ = [
     "convertible",
     "default_matrix",
     "leaves",
+    "part_of",
 ]
 
 GROUPED_BYTES = 65_536  # raw tensors up to this size share a stream
@@ -114,3 +115,26 @@ def leaves(entry: Entry) -> Iterator[tuple[str, MatrixEntry]]:
     elif isinstance(entry, TransformEntry):
         yield "coefficients", entry.coefficients
         yield "basis", entry.basis
+
+
+def part_of(entry: Entry, first: int, stop: int) -> Entry | None:
+    """Return the entry of rows [first, stop) of a tensor along its first dimension.
+
+    None where it does not have them, or where rows of its matrix are not those.
+    """
+    if not entry.shape or not 0 <= first < stop <= entry.shape[0]:
+        return None
+    shape = (stop - first, *entry.shape[1:])
+    if isinstance(entry, RawEntry):
+        return None if entry.grouped else replace(entry, shape=shape)
+    if isinstance(entry, TransformEntry) or entry.layout is not None:
+        return None
+    if entry.matrix != default_matrix(entry.shape):
+        return None
+    factors, offsets = (
+        stop - first if count == entry.shape[0] else count
+        for count in (entry.factors, entry.offsets)
+    )
+    return replace(
+        entry, shape=shape, matrix=default_matrix(shape), factors=factors, offsets=offsets
+    )

@@ -22,6 +22,7 @@ from ..coded import (
 from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
+from .entries import part_of
 from .lazy import LazyTensors
 from .opened import Fetch, Opened, open_source
 from .reader import decode, decode_activations, open_file
@@ -104,12 +105,17 @@ def read_lazily(
 
 
 def read_tensor(
-    path: str | os.PathLike[str], name: str, *, max_decoded_bytes: int | None = None
+    path: str | os.PathLike[str],
+    name: str,
+    rows: tuple[int, int] | None = None,
+    *,
+    max_decoded_bytes: int | None = None,
 ) -> CodedTensor:
     """Return one tensor of the file at ``path``, by its name or an alias.
 
     Reads the index, the tensor's bodies and those it shares with others; only their checksums
-    are checked. ConfigError for a name that the file does not hold.
+    are checked. ``rows``: (first, stop) of its first dimension, of which only the chunks that hold
+    them are read. ConfigError for a name or rows that the file does not hold.
     """
     with _opened(path, max_decoded_bytes) as opened:
         aliases, tensors = opened.header.aliases, LazyTensors(opened)
@@ -120,8 +126,10 @@ def read_tensor(
                 f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
                 + did_you_mean(name, names)
             )
-        opened.admit(tensors.spans(own), [opened.header.entries[own]])
-        return tensors[own]
+        entry = opened.header.entries[own]
+        wanted = entry if rows is None else part_of(entry, *rows)
+        opened.admit(tensors.spans(own, rows), [wanted or entry])
+        return tensors[own] if rows is None else tensors.part(own, *rows)
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..coded import ActivationGrid, Codebook, CodedTensor
 from ..coding import Symbols
+from ..errors import ConfigError
 from .assemble import (
     Found,
     as_bytes,
@@ -19,7 +20,7 @@ from .assemble import (
     distribute,
     guard,
 )
-from .entries import leaves
+from .entries import leaves, part_of
 from .opened import Opened
 from .streams import Chunk, Span, Stream
 from .threads import Ordered
@@ -117,10 +118,47 @@ class LazyTensors(Mapping[str, CodedTensor]):
         with guard(f"the tensor {name!r}"):
             return build_tensor(name, entry, ChainMap(found, self._shared), books)
 
-    def spans(self, name: str) -> list[Span]:
-        """Return the bodies that a look-up of ``name`` decodes."""
+    def part(self, name: str, first: int, stop: int) -> CodedTensor:
+        """Return rows [first, stop) of a tensor, along its first dimension.
+
+        Decodes the chunks that have some of them. ConfigError for rows that it does not have, and
+        for a tensor whose matrix has other rows.
+        """
+        entry = self._entries[name]
+        ours = part_of(entry, first, stop)
+        if ours is None:
+            raise ConfigError(
+                f"rows {first} to {stop} of {name!r}, {entry.kind} of shape {entry.shape}: only "
+                "rows of its first dimension are read alone, and only where the coded matrix has "
+                "the same ones. Read the whole tensor."
+            )
+        found: Found = {}
+        for stream in self._streams[name]:
+            if stream.is_own:
+                size = stream.rows // entry.shape[0]  # of the stream's rows: values, if it is raw
+                distribute(stream, self._matrix(stream, first * size, stop * size), found)
+            else:
+                self._share(stream)
+        for (owner, leaf, role), values in self._shared.items():
+            if owner == name and values.size > 4:
+                rows = values.reshape(entry.shape[0], -1)[first:stop]
+                found[owner, leaf, role] = rows.reshape(-1)
+        books = self.codebooks() if self._in_codebook(name) else []
+        with guard(f"the tensor {name!r}"):
+            return build_tensor(name, ours, ChainMap(found, self._shared), books)
+
+    def spans(self, name: str, rows: tuple[int, int] | None = None) -> list[Span]:
+        """Return the bodies that a look-up of ``name``, or of a part of it, decodes."""
         streams = [*self._streams[name], *(self._side if self._in_codebook(name) else [])]
         spans = {span.start: span for stream in streams for span in self._bodies[stream]}
+        if rows is not None:
+            shape = self._entries[name].shape
+            for span in list(spans.values()):
+                chunk = span.chunks[0]
+                if len(span.chunks) == 1 and chunk.stream.is_own:
+                    size = chunk.stream.rows // max(1, shape[0] if shape else 1)
+                    if chunk.first >= rows[1] * size or chunk.stop <= rows[0] * size:
+                        del spans[span.start]
         return [spans[start] for start in sorted(spans)]
 
     def codebooks(self) -> list[Codebook]:
@@ -152,17 +190,20 @@ class LazyTensors(Mapping[str, CodedTensor]):
             distribute(stream, self._matrix(stream), self._shared)
             self._shared_seen.add(stream)
 
-    def _matrix(self, stream: Stream) -> Symbols:
-        """Return what a stream holds: indices as they are decoded, bytes as uint8."""
-        spans = self._bodies[stream]
+    def _matrix(self, stream: Stream, first: int = 0, stop: int | None = None) -> Symbols:
+        """Return rows of what a stream holds: indices as they are decoded, bytes as uint8."""
+        spans, stop = self._bodies[stream], stream.rows if stop is None else stop
         if len(spans) == 1:
-            return self._chunk(spans[0], stream)
+            return self._chunk(spans[0], stream)[first:stop]
         dtype = np.int32 if stream.is_index else np.uint8
-        whole = np.empty((stream.rows, stream.columns), dtype)
+        found = np.empty((stop - first, stream.columns), dtype)
         for span in spans:
             (chunk,) = span.chunks
-            whole[chunk.first : chunk.stop] = self._decoded(span)[0]
-        return whole
+            begin, end = max(first, chunk.first), min(stop, chunk.stop)
+            if begin < end:
+                rows = self._decoded(span)[0][begin - chunk.first : end - chunk.first]
+                found[begin - first : end - first] = rows
+        return found
 
     def _chunk(self, span: Span, stream: Stream) -> Symbols:
         """Return the one chunk of a stream; others of its body are held for a while."""
