@@ -203,9 +203,9 @@ def classes():
 
 def wide():
     """Alphabets with levels of many symbols, and with both ends of 32 bits."""
-    rows = bell((12, 40), 5, 16) * (1 + np.arange(12, dtype=np.int32) % 3)[:, None] // 3
-    rows[3, 7], rows[9, 30], rows[0, 0] = 700, -5000, 64
-    fine = np.cumsum(bell((10, 40), 9, 1), axis=1).astype(np.int32)
+    rows = bell((8, 35), 5, 16) * (1 + np.arange(8, dtype=np.int32) % 3)[:, None] // 3
+    rows[3, 7], rows[6, 30], rows[0, 0] = 700, -5000, 64
+    fine = np.cumsum(bell((6, 40), 9, 1), axis=1).astype(np.int32)
     ends = np.zeros((3, 20), np.int32)
     ends[1, 3], ends[2, 11] = 2**31 - 1, -(2**31)
     grids = {"extremes": rows, "fine": fine, "ends": ends, "below": -abs(fine), "above": rows**2}

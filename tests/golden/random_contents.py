@@ -48,12 +48,12 @@ def steps(rng, rows):
     return rng.normal(0, 1, count).astype(np.float32)
 
 
-def grid(rng, shape, dtype="float32"):
+def grid(rng, shape, dtype="float32", *, far=True):
     rows, columns, layout = laid_out(rng, shape)
     choice = int(rng.integers(4))
     count = rows if choice == 3 else 1
     offset = (rng.integers(-9, 9, count) / 2).astype(np.float32) * (choice > 0)
-    if choice == 2:
+    if choice == 2 and far:
         offset = np.array([1e20], np.float32)
     return GridTensor(shape, dtype, integers(rng, rows, columns), steps(rng, rows), offset, layout)
 
@@ -70,8 +70,8 @@ def transform(rng, book, dtype):
     side = str(rng.choice(["left", "right"]))
     left, right = (first, inner), (inner, last)
     basis, other = (left, right) if side == "left" else (right, left)
-    coefficients = codebook(rng, other, book) if rng.random() < 0.4 else grid(rng, other)
-    return TransformTensor((first, last), dtype, coefficients, grid(rng, basis), side)
+    coefficients = codebook(rng, other, book) if rng.random() < 0.4 else grid(rng, other, far=False)
+    return TransformTensor((first, last), dtype, coefficients, grid(rng, basis, far=False), side)
 
 
 def raw(rng, size=None):

@@ -158,7 +158,9 @@ def test_the_plain_reader_reads_the_same_from_the_specification_alone(name):
     plain_reader_reads(golden(name), EXAMPLES[name][0]())
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(s, marks=pytest.mark.slow) for s in range(5, 60))]
+)
 def test_the_plain_reader_reads_what_the_library_writes(seed):
     contents = random_contents(np.random.default_rng(seed))
     data = encode(contents, ("fast", "balanced", "smallest")[seed % 3])

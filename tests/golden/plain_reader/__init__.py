@@ -6,6 +6,6 @@ standard library do anything for it.
 
 from .codecs import Layout, matrices, symbols
 from .fields import Refused
-from .file import dictionary, read
+from .file import SPEC, dictionary, read
 
-__all__ = ["Layout", "Refused", "dictionary", "matrices", "read", "symbols"]
+__all__ = ["SPEC", "Layout", "Refused", "dictionary", "matrices", "read", "symbols"]

@@ -150,7 +150,7 @@ def plan_own(entries):
         entry.streams = [Stream(*leaf.matrix, leaf) for leaf in entry.leaves()]
         if entry.kind == "r" and entry.values * entry.width > 65536:
             entry.streams = [Stream(entry.values, entry.width)]
-        elif entry.kind == "r":
+        elif entry.kind == "r" and entry.values:
             groups.setdefault((entry.stored, name.split(".")[-1]), []).append(entry)
     return list(groups.values())
 
@@ -188,6 +188,8 @@ def restore(entry, levels):
     if entry.kind == "r":
         if entry.streams:
             entry.bytes = pool(entry.streams[0]).rest()
+        elif not entry.values:
+            entry.bytes = b""
         need(entry.stored != "bool" or max(entry.bytes, default=0) <= 1, "a bool is not 0 or 1")
         entry.data = values.converted(entry.bytes, entry.stored, entry.dtype)
         return
