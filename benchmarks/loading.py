@@ -3,9 +3,8 @@
     python benchmarks/loading.py
 
 Synthetic: the layers of a ResNet-50, index matrices at 4 bits whose rows have scales as trained
-layers do (log-normal, 0.35), balanced effort unless said. Two threads; the best of five, files in
-the page cache. With two workers, two processes decode and this one dequantizes. Memory is the
-growth of the process, each kind of loading in a process of its own, and the largest of its workers.
+layers do (log-normal, 0.35), balanced effort unless said. The best of five, files in the page
+cache. Memory is the growth of the process, each kind of loading in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,10 @@ from torch import Tensor, nn
 
 import fewbits
 from fewbits.coded import Contents, GridTensor
-from fewbits.coding import name_of
-from fewbits.coding.workers import Workers
+from fewbits.coding import codec_of
+from fewbits.coding import kernels as compiled_kernels
 from fewbits.container import encode
 from fewbits.container import write as write_file
-from fewbits.container.lazy import LazyTensors
 from fewbits.container.opened import open_source
 from record import write
 
@@ -103,86 +100,65 @@ def _peak(process: int | str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def growth(kind: str, folder: Path) -> tuple[int, int]:
-    """Return by how many bytes loading makes this process larger at its peak, and a worker's peak.
+def growth(kind: str, folder: Path) -> int:
+    """Return by how many bytes loading makes this process larger at its peak.
 
-    ``kind``: safetensors, state_dict or into; the last two also with "_by_two" workers.
+    ``kind``: safetensors, state_dict or into; the last two also with "_by_two" threads.
     """
     from safetensors.torch import load_file  # noqa: PLC0415
 
-    workers_peaks: list[int] = []
-    stop = Workers.__exit__
-
-    def watch(pool: Workers, *raised: object) -> None:
-        workers_peaks.extend(_peak(process.pid) for process in pool._all)
-        stop(pool, *raised)
-
-    Workers.__exit__ = watch  # type: ignore[method-assign]
     kind, _, several = kind.partition("_by_")
-    workers = 2 if several else 1
     net = Net() if kind == "into" else None
     fewbits.load(folder / "warm.fewbits")
+    compiled_kernels.compiled()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _rss()
     if kind == "safetensors":
         found = {k: v.clone() for k, v in load_file(folder / "net.safetensors").items()}
     else:
-        found = fewbits.load(folder / "net.fewbits", into=net, workers=workers)
+        found = fewbits.load(folder / "net.fewbits", into=net, threads=2 if several else 1)
     peak = _peak("self")
     del found
-    return peak - before, max(workers_peaks, default=0)
+    return peak - before
 
 
-def _growth_alone(kind: str, folder: Path) -> tuple[float, float]:
+def _growth_alone(kind: str, folder: Path) -> float:
     command = [sys.executable, __file__, "--growth", kind, str(folder)]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
-    process, worker = json.loads(done.stdout)
-    return process / MIB, worker / MIB
+    return float(done.stdout) / MIB
 
 
 def _by_effort(held: Contents, folder: Path) -> dict[str, Any]:
-    """Bytes of the file, and seconds to write and to load it, by effort and number of workers."""
+    """Bytes of the file, and seconds to write and to load it, by effort and number of threads."""
     found: dict[str, Any] = {}
     for effort in ("fast", "balanced", "smallest"):
         row: dict[str, Any] = {"encode_seconds": {}, "load_seconds": {}}
-        for workers in (1, 2):
+        for threads in (1, 2):
             start = time.perf_counter()
-            data = encode(held, effort, workers)
-            row["encode_seconds"][str(workers)] = time.perf_counter() - start
+            data = encode(held, effort, threads)
+            row["encode_seconds"][str(threads)] = time.perf_counter() - start
             if row.setdefault("file_bytes", len(data)) != len(data):
-                raise RuntimeError("the bytes depend on the number of workers")
+                raise RuntimeError("the bytes depend on the number of threads")
             path = folder / f"{effort}.fewbits"
             write_file(data, path)
-            load = partial(fewbits.load, path, workers=workers)
-            row["load_seconds"][str(workers)] = _best(load)
+            load = partial(fewbits.load, path, threads=threads)
+            row["load_seconds"][str(threads)] = _best(load)
         found[effort] = row
     return found
 
 
-def _threads(path: Path) -> dict[str, float]:
-    """Seconds to decode all tensors with as many threads: the coder's library keeps the lock."""
-    data = path.read_bytes()
-
-    def one(name: str) -> None:
-        LazyTensors(open_source(lambda a, b: data[a:b], len(data)))[name].dequantize()
-
-    def all_of_them(workers: int) -> None:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, layers()))
-
-    return {str(workers): _best(lambda w=workers: all_of_them(w)) for workers in (1, 2)}
-
-
 def _codecs(data: bytes) -> dict[str, dict[str, float]]:
-    """Where the seconds go: streams, symbols and seconds of each codec."""
+    """Where the seconds go: bodies, symbols and seconds of each codec."""
     opened = open_source(lambda a, b: data[a:b], len(data))
     found: dict[str, dict[str, float]] = {}
     for span in opened.spans:
         start = time.perf_counter()
-        size = opened.symbols(span).size
+        size = sum(matrix.size for matrix in opened.decode(span))
         seconds = time.perf_counter() - start
-        row = found.setdefault(name_of(span.codec), {"streams": 0, "symbols": 0, "seconds": 0.0})
-        row["streams"] += 1
+        row = found.setdefault(
+            codec_of(span.codec).name, {"bodies": 0, "symbols": 0, "seconds": 0.0}
+        )
+        row["bodies"] += 1
         row["symbols"] += size
         row["seconds"] += seconds
     return found
@@ -193,6 +169,7 @@ def _measure(folder: Path) -> dict[str, Any]:
 
     path, peer = folder / "net.fewbits", folder / "net.safetensors"
     held = contents()
+    compiled_kernels.compiled()
     write_file(encode(held), path)
     tiny = Contents(
         {"w": GridTensor((2, 2), "float32", np.eye(2, dtype=np.int32), np.ones(1, np.float32))}
@@ -204,11 +181,12 @@ def _measure(folder: Path) -> dict[str, Any]:
     save_file(state, peer)
     net, name = Net(), "layer4.0.conv2.weight"
     seconds = {
-        "state_dict": _best(lambda: fewbits.load(path)),
-        "state_dict_by_two": _best(lambda: fewbits.load(path, workers=2)),
-        "into_network": _best(lambda: fewbits.load(path, into=net)),
-        "into_network_by_two": _best(lambda: fewbits.load(path, into=net, workers=2)),
+        "state_dict": _best(lambda: fewbits.load(path, threads=1)),
+        "state_dict_by_two": _best(lambda: fewbits.load(path, threads=2)),
+        "into_network": _best(lambda: fewbits.load(path, into=net, threads=1)),
+        "into_network_by_two": _best(lambda: fewbits.load(path, into=net, threads=2)),
         "one_tensor": _best(lambda: fewbits.load_tensor(path, name)),
+        "some_rows_of_it": _best(lambda: fewbits.load_tensor(path, name, (100, 110))),
         # Mapped files are read on first touch: copying them is the reading.
         "safetensors": _best(lambda: {k: v.clone() for k, v in load_file(peer).items()}),
         "safetensors_untouched": _best(lambda: load_file(peer)),
@@ -229,17 +207,15 @@ def _measure(folder: Path) -> dict[str, Any]:
         "effort": "balanced",
         "efforts": _by_effort(held, folder),
         "codecs": _codecs(path.read_bytes()),
-        "decode_seconds_by_threads": _threads(path),
         "float_mib": floats / MIB,
-        "peak_growth_mib": {kind: process for kind, (process, _) in peaks.items()},
-        "peak_of_a_worker_mib": peaks["state_dict_by_two"][1],
+        "peak_growth_mib": peaks,
     }
 
 
 def main() -> None:
     torch.set_num_threads(2)
     if sys.argv[1:2] == ["--growth"]:
-        print(json.dumps(growth(sys.argv[2], Path(sys.argv[3]))))
+        print(growth(sys.argv[2], Path(sys.argv[3])))
         return
     with tempfile.TemporaryDirectory() as folder:
         found = _measure(Path(folder))

@@ -1,6 +1,6 @@
 """Bytes and seconds of other coders for index matrices; run by a Python that has them.
 
-    PYTHON_WITH_PEERS benchmarks/peer_coders.py MATRICES.npz
+    PYTHON_WITH_PEERS benchmarks/peer_coders.py MATRICES.npz [CODER ...]
 
 Prints JSON: for each matrix and coder the bytes; for general compressors also those of all matrices
 at once; in all, the CPU seconds of encoding and decoding, matrix by matrix.
@@ -154,6 +154,8 @@ def main() -> None:
     if nncodec is not None:
         settings = [(search, skip) for search in (0, 1) for skip in (0, 1)]
         coders["nncodec"] = [NNCodec(nncodec, *setting) for setting in settings]
+    wanted = sys.argv[2:] or list(coders)
+    coders = {name: settings for name, settings in coders.items() if name in wanted}
     print(json.dumps(_measured(coders, matrices)))
 
 

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from summary_coding import coding, coding_large, coding_sources
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
 from summary_pwfn import pwfn_clustering, pwfn_resnet
@@ -139,97 +140,6 @@ def calibration_rows(record: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def _less(ours: int, theirs: int | None) -> str:
-    return "" if not theirs else f"{100 * (ours / theirs - 1):+.1f} %"
-
-
-def _peer_row(net: dict[str, Any], key: str) -> list[str]:
-    found = net[key]
-    peers = ("zstd -19", "xz -9e", "brotli 11", "nncodec")
-    counted = ("order-0 entropy", "fast", "balanced", "smallest", *peers)
-    cells = [f"{found[name]:,}" if found.get(name) is not None else "" for name in counted]
-    return [*cells, _less(found["smallest"], found.get("nncodec"))]
-
-
-def coding(record: dict[str, Any]) -> str:
-    """Bytes of real indices by effort and peer; then of the uneven tensors alone; whole files."""
-    nets = record["networks"]
-    head = ["indices", "order-0 entropy", "`fast`", "`balanced`", "`smallest`"]
-    head += ["zstd -19", "xz -9e", "brotli 11", "nncodec", "`smallest` to nncodec"]
-    names = [f"{net['network']}, {net['method']}, {net['bits']} bits" for net in nets]
-    rows = [[name, *_peer_row(net, "index_bytes")] for name, net in zip(names, nets, strict=True)]
-    keys = [key for key, found in nets[0]["index_bytes"].items() if found is not None]
-    total = {key: sum(net["index_bytes"][key] for net in nets) for key in keys}
-    rows.append(["**all**", *_peer_row({"all": total}, "all")])
-    apart = [net["uneven_index_bytes"] for net in nets]
-    uneven = {key: sum(found.get(key) or 0 for found in apart) for key in keys if key in apart[0]}
-    count = sum(net["uneven_tensors"] for net in nets)
-    rows.append([f"**{count} uneven tensors**", *_peer_row({"all": uneven}, "all")])
-    files = [
-        (
-            name,
-            f"{net['index_bytes']['order-0 entropy'] + net['side_bytes']:,}",
-            *(f"{net['files'][effort]['bytes']:,}" for effort in net["files"]),
-            *(
-                f"{net['files'][effort][f'{way}_seconds']:.2f}"
-                for effort in ("balanced", "smallest")
-                for way in ("encode", "decode")
-            ),
-        )
-        for name, net in zip(names, nets, strict=True)
-    ]
-    titles = ["whole files", "entropy + side", "`fast`", "`balanced`", "`smallest`"]
-    titles += ["`balanced` encodes, s", "decodes, s", "`smallest` encodes, s", "decodes, s"]
-    large = sum(net["large_tensors"] for net in nets)
-    beaten = sum(net["large_beaten_by_general"] for net in nets)
-    return (
-        f"{table(head, rows)}\n\nUneven: rows or columns differ in mean magnitude by a "
-        f"coefficient of variation of {record['uneven_from']} or more, beyond chance; each tensor "
-        f"alone. Of {large} tensors with over 10,000 weights, a general compressor takes as few "
-        f"bytes as `smallest` or fewer for {beaten}.\n\n{table(titles, files)}"
-    )
-
-
-def coding_sources(record: dict[str, Any]) -> str:
-    """Bits of synthetic sources beside their entropies, and speeds."""
-    rows = [
-        (
-            f"{row['matrix']}, {row['shape'][0]} x {row['shape'][1]}",
-            f"{row['order_0_bits']:.4f}",
-            *(f"{row[f'{effort}_bits']:.4f}" for effort in ("fast", "balanced", "smallest")),
-            row["smallest_codec"],
-        )
-        for row in record["matrices"]
-    ]
-    head = ("matrix", "order-0 entropy", "`fast`", "`balanced`", "`smallest`", "codec")
-    known = [
-        (
-            row["source"],
-            f"{row['symbols']:,}",
-            f"{row['entropy']:.4f}",
-            f"{row['bits']:.4f}",
-            f"{row['excess_percent']:+.2f} %",
-            row["codec"],
-        )
-        for row in record["sources"]
-    ]
-    of = ("source", "symbols", "entropy", "`smallest`", "excess", "codec")
-    speeds = [
-        (
-            case["matrix"],
-            effort,
-            case[effort]["codec"],
-            f"{case[effort]['bits']:.3f}",
-            f"{case[effort]['encode_msymbols_per_second']:.1f}",
-            f"{case[effort]['decode_msymbols_per_second']:.1f}",
-        )
-        for case in record["speed"]
-        for effort in ("fast", "balanced", "smallest")
-    ]
-    titles = ("1e7 symbols", "effort", "codec", "bits", "encode, Msym/s", "decode, Msym/s")
-    return f"{table(head, rows)}\n\n{table(of, known)}\n\n{table(titles, speeds)}"
-
-
 def fuzz(record: dict[str, Any]) -> str:
     """What became of the mutated files, by the way they were made."""
     head = ("mutated", "files", "refused", "same contents", "other contents")
@@ -316,6 +226,7 @@ PRINTERS = {
         calibration_rows,
         coding,
         coding_sources,
+        coding_large,
         loading,
         fuzz,
         fuzz_cost,

@@ -15,10 +15,11 @@ def loading(record: dict[str, Any]) -> str:
     seconds, memory = found["seconds"], found["peak_growth_mib"]
     ways = {
         "a state dict": ("state_dict", "state_dict"),
-        "a state dict, two processes": ("state_dict_by_two", "state_dict_by_two"),
+        "a state dict, two threads": ("state_dict_by_two", "state_dict_by_two"),
         "into a network": ("into_network", "into"),
-        "into a network, two processes": ("into_network_by_two", "into_by_two"),
+        "into a network, two threads": ("into_network_by_two", "into_by_two"),
         f"one tensor, {found['one_tensor_name']}": ("one_tensor", ""),
+        "ten rows of it": ("some_rows_of_it", ""),
         "safetensors": ("safetensors", "safetensors"),
         "safetensors, values not touched": ("safetensors_untouched", ""),
     }
@@ -29,14 +30,13 @@ def loading(record: dict[str, Any]) -> str:
     return (
         f"{found['weights']:,} weights: {found['file_bytes']:,} bytes at effort "
         f"`{found['effort']}`, {found['safetensors_bytes']:,} as safetensors, "
-        f"{found['float_mib']:.1f} MiB of values. A worker process takes "
-        f"{found['peak_of_a_worker_mib']:.0f} MiB.\n\n"
+        f"{found['float_mib']:.1f} MiB of values.\n\n"
         f"{table(('loading', 's', 'growth MiB'), rows)}\n\n{_efforts(found)}\n\n{_codecs(found)}"
     )
 
 
 def _efforts(found: dict[str, Any]) -> str:
-    """Bytes and seconds by effort, with one and with two processes."""
+    """Bytes and seconds by effort, with one and with two threads."""
     rows = [
         (
             f"`{effort}`",
@@ -55,13 +55,13 @@ def _codecs(found: dict[str, Any]) -> str:
     rows = [
         (
             codec,
-            f"{row['streams']}",
+            f"{row['bodies']}",
             f"{row['symbols']:,}",
             f"{row['symbols'] / 1e6 / row['seconds']:.2f}",
         )
         for codec, row in found["codecs"].items()
     ]
-    return table((f"codec in `{found['effort']}`", "streams", "symbols", "decodes, Msym/s"), rows)
+    return table((f"codec in `{found['effort']}`", "bodies", "symbols", "decodes, Msym/s"), rows)
 
 
 def onnx_w8a8(record: dict[str, Any]) -> str:
