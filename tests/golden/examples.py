@@ -13,8 +13,8 @@ from fewbits.coded import (
     TransformTensor,
 )
 
-WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-WIDTHS |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+OLDER = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+OLDER |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 NEWER = {"uint64": 8, "uint32": 4, "uint16": 2, "complex128": 16, "complex64": 8, "complex32": 4}
 NEWER |= dict.fromkeys(["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"], 1)
 NEWER |= dict.fromkeys(["float8_e4m3fnuz", "float8_e5m2fnuz"], 1)
@@ -42,7 +42,7 @@ def f32(*values):
 
 def raw(shape, dtype, seed=1, stored=None):
     stored = stored or dtype
-    width = (WIDTHS | NEWER)[stored]
+    width = (OLDER | NEWER)[stored]
     data = noise(int(np.prod(shape)) * width, seed).astype(np.uint8)
     return RawTensor(shape, dtype, data % 2 if stored == "bool" else data, stored)
 
@@ -50,7 +50,7 @@ def raw(shape, dtype, seed=1, stored=None):
 def network():
     """A small convolutional network as the methods leave it: what most files look like."""
     tensors = {}
-    for stage, (width, inputs) in enumerate([(8, 3), (16, 8), (16, 16)]):
+    for stage, (width, inputs) in enumerate([(8, 3), (12, 8), (12, 12)]):
         name = f"stage.{stage}."
         index = bell((width, inputs * 9), stage)
         step = f32(0.125 * (stage + 1))
@@ -60,7 +60,7 @@ def network():
             tensors[name + "bn." + leaf] = RawTensor((width,), "float32", values.view(np.uint8))
         counter = np.array([1560], "<i8").view(np.uint8)
         tensors[name + "bn.num_batches_tracked"] = RawTensor((), "int64", counter)
-    head = GridTensor((10, 16), "float32", bell((10, 16), 9), np.arange(1, 11, dtype=np.float32))
+    head = GridTensor((10, 12), "float32", bell((10, 12), 9), np.arange(1, 11, dtype=np.float32))
     tensors["head.weight"] = head
     return Contents(
         tensors,
@@ -102,17 +102,22 @@ def kinds():
         "raw.stored": raw((5,), "float32", 2, "bfloat16"),
         "raw.large": RawTensor((70_000,), "uint8", np.full(70_000, 3, np.uint8)),
     }
-    tensors |= {f"raw.{dtype}.x": raw((3, 4), dtype, 3) for dtype in WIDTHS}
+    tensors |= {f"raw.{dtype}.x": raw((3, 4), dtype, 3) for dtype in OLDER}
     grids = {"a": ActivationGrid(2, 0.1, signed=True), "b": ActivationGrid(16, 3.0, signed=False)}
     return Contents(tensors, activations=grids, metadata={"list": [1, -0.5, None, True, {}]})
 
 
 def chunks():
-    """More symbols than one call of the coder takes."""
-    index = np.zeros((3, 349_600), np.int32)
-    index.reshape(-1)[::4001] = 1
-    index.reshape(-1)[17::9001] = -2
-    return Contents({"w": GridTensor((3, 349_600), "float32", index, f32(1))})
+    """Streams of two chunks: one value, as often as a chunk can have it, and what remains."""
+    first = 2**21 // 72
+    index = np.concatenate([np.full((first, 72), -3, np.int32), smooth(20, 8, 3, 5)])
+    data = np.concatenate([np.full(2**21, 3), noise(2000, 8)]).astype(np.uint8)
+    return Contents(
+        {
+            "index.weight": GridTensor((first + 20, 8, 3, 3), "float32", index, f32(0.5)),
+            "raw.bytes": RawTensor((2**21 + 2000,), "uint8", data),
+        }
+    )
 
 
 def empty():
@@ -134,16 +139,25 @@ def smooth(outputs, inputs, side, seed):
 
 
 def filters():
-    """What ``adaptive`` is for: kernels of 3 by 3 and 5 by 5, unlike rows, three levels."""
-    fresh = bell((40, 112), 11, 16) * (np.arange(40) % 7 // 2)[:, None].astype(np.int32)
-    rows = fresh * (np.arange(112) % 5 // 2 + 1).astype(np.int32) // 24
-    three = np.sign(smooth(16, 8, 3, 5))
+    """Kernels of several sizes; rows and inputs of unlike size; kernels whose outputs come last."""
+    fresh = bell((20, 60), 11, 16) * (np.arange(20) % 7 // 2)[:, None].astype(np.int32)
+    rows = fresh * (np.arange(60) % 5 // 2 + 1).astype(np.int32) // 24
+    turned = Layout((6, 8, 3, 3), (1, 0, 2, 3))
+    long = smooth(10, 8, 3, 6).reshape(10, -1, 6).repeat(2, axis=1).reshape(10, -1)
     return Contents(
         {
-            "three.weight": GridTensor((24, 6, 3, 3), "float32", smooth(24, 6, 3, 1), f32(0.5)),
+            "three.weight": GridTensor((12, 6, 3, 3), "float32", smooth(12, 6, 3, 1), f32(0.5)),
             "five.weight": GridTensor((9, 3, 5, 5), "float32", smooth(9, 3, 5, 2) + 1000, f32(1)),
-            "rows.weight": GridTensor((40, 112), "float32", rows, f32(0.25)),
-            "levels.weight": GridTensor((16, 8, 3, 3), "float32", three, f32(2)),
+            "seven.weight": GridTensor((4, 1, 9, 9), "float32", smooth(4, 1, 9, 3), f32(1)),
+            "rows.weight": GridTensor((20, 60), "float32", rows, f32(0.25)),
+            "line.weight": GridTensor((10, 24, 6), "float32", long, f32(2)),
+            "upright.weight": GridTensor((8, 6, 9, 1), "float32", smooth(8, 6, 3, 7), f32(2)),
+            "levels.weight": GridTensor(
+                (9, 8, 3, 3), "float32", np.sign(smooth(9, 8, 3, 5)), f32(2)
+            ),
+            "turned.weight": GridTensor(
+                (8, 6, 3, 3), "float32", smooth(6, 8, 3, 9), f32(1), layout=turned
+            ),
         }
     )
 
@@ -157,53 +171,54 @@ def tuples():
     return Contents(
         {
             "pairs": GridTensor((1, 899), "float32", twos, f32(1)),
+            "between": GridTensor((16, 20), "float32", bell((16, 20), 3, 2), f32(1)),
             "triples": GridTensor((2, 449), "float32", threes, f32(1)),
         }
     )
 
 
-def sequences():
-    """Symbols that follow from the one, or the two, before them, and noise."""
-    one, two = [0, 0], [0, 0]
-    for fresh in noise(2500, 3).tolist():
-        one.append((2 * one[-1] + (fresh % 16 == 0)) % 5)
-        two.append((two[-1] + two[-2] + 1 + (fresh % 32 == 0)) % 3)
+def classes():
+    """What is fast: rows, inputs and taps of unlike size, rare extremes, fine grids, floats."""
+    shape = (40, 12, 3, 3)
+    sizes = (1 + np.arange(40) % 4)[:, None, None] * (1 + np.arange(12) % 3)[:, None]
+    taps = bell((40, 12, 9), 21, 24) * sizes * (1 + np.arange(9) % 2 * 3) // 8
+    rows = bell((32, 90), 5, 16) * (1 + np.arange(32, dtype=np.int32) % 5)[:, None] // 3
+    rows[3, 7], rows[9, 80], rows[0, 0] = 700, -5000, 64
+    fine = bell((30, 60), 9, 1) * (4 + np.arange(30, dtype=np.int32))[:, None] // 8
+    finer = bell((9, 70), 13, 1) * 4096 + bell((9, 70), 17, 1)
+    finer[4, 4] = 2**30
+    grids = {"extremes": rows, "fine": fine, "finer": finer, "large": finer + 2**30 + 2**23}
+    kernels = GridTensor(shape, "float32", taps.astype(np.int32).reshape(40, 108), f32(0.5))
+    floats = (
+        np.stack([noise(500, 23), 60 + noise(500, 29) % 3], axis=1).astype(np.uint8).reshape(-1)
+    )
     return Contents(
-        {
-            "one": GridTensor((2, 1251), "float32", np.array(one, np.int32).reshape(2, -1), f32(1)),
-            "two": GridTensor((1, 2501), "float32", np.array([two[1:]], np.int32) - 1, f32(1)),
+        {"kernels": kernels, "floats": RawTensor((500,), "float16", floats)}
+        | {
+            name: GridTensor(index.shape, "float32", index.astype(np.int32), f32(0.25))
+            for name, index in grids.items()
         }
     )
-
-
-def blocks():
-    """Runs of 20 rows, each best coded in its own way: filters, one value, pairs, noise, few."""
-    pair = np.array([[-1, 2], [0, 0], [2, -1], [1, 1]], np.int32)
-    parts = [
-        smooth(20, 6, 3, 3),
-        np.full((20, 54), 7, np.int32),
-        pair[noise(540, 4) % 4].reshape(20, 54),
-        bell((20, 54), 8),
-        bell((16, 54), 9, 256),
-    ]
-    return Contents({"w": GridTensor((96, 54), "float32", np.concatenate(parts), f32(1))})
 
 
 def wide():
-    """Rows of unlike size with a few extremes; and a grid too fine for one narrow alphabet."""
-    rows = bell((12, 90), 5, 16) * (1 + np.arange(12, dtype=np.int32) % 3)[:, None] // 3
-    rows[3, 7], rows[9, 80], rows[0, 0] = 700, -5000, 64
-    fine = bell((10, 60), 9, 1) * (4 + np.arange(10, dtype=np.int32))[:, None] // 8
+    """Alphabets with levels of many symbols, and with both ends of 32 bits."""
+    rows = bell((8, 35), 5, 16) * (1 + np.arange(8, dtype=np.int32) % 3)[:, None] // 3
+    rows[3, 7], rows[6, 30], rows[0, 0] = 700, -5000, 64
+    fine = np.cumsum(bell((6, 40), 9, 1), axis=1).astype(np.int32)
+    ends = np.zeros((3, 20), np.int32)
+    ends[1, 3], ends[2, 11] = 2**31 - 1, -(2**31)
+    grids = {"extremes": rows, "fine": fine, "ends": ends, "below": -abs(fine), "above": rows**2}
     return Contents(
         {
-            "extremes": GridTensor((12, 90), "float32", rows, f32(0.5)),
-            "fine": GridTensor((10, 60), "float32", fine, f32(0.25)),
+            name: GridTensor(index.shape, "float32", np.ascontiguousarray(index), f32(0.5))
+            for name, index in grids.items()
         }
     )
 
 
-def joined():
-    """Small layers that share a stream: kernels alike, and others between that do not."""
+def shared():
+    """Small layers that share bodies: kernels alike, others between; a transform's factors."""
     tensors = {}
     for place, (outputs, inputs) in enumerate([(9, 4), (8, 9), (1, 8), (12, 8)]):
         index = smooth(outputs, inputs, 3, 20 + 4 * place)
@@ -211,6 +226,11 @@ def joined():
         tensors[f"layer.{place}.conv.weight"] = GridTensor(shape, "float32", index, f32(0.5))
         between = bell((6, 10), 30 + place)
         tensors[f"layer.{place}.gate.weight"] = GridTensor((6, 10), "float32", between, f32(1))
+        for part in ("up", "down"):  # of equal alphabets
+            signs = np.sign(bell((5, 12), 60 + place, 100))
+            tensors[f"layer.{place}.{part}.weight"] = GridTensor((5, 12), "float32", signs, f32(1))
+    constant = GridTensor((3, 1), "float32", np.full((3, 1), 7, np.int32), f32(1))
+    tensors["constant"] = constant
     index = smooth(8, 6, 3, 40)
     two = GridTensor((6, 8), "float32", bell((6, 8), 44), f32(1))
     three = GridTensor((8, 54), "float32", index, f32(0.25))
@@ -219,12 +239,12 @@ def joined():
 
 
 def pictures():
-    """What ``binary`` is for: rows that are pictures, dead inputs, rare and one-sided symbols."""
-    y, x = np.divmod(np.arange(196), 14)
-    inside = (y - 7) ** 2 + (x - 6) ** 2 < 30
-    strokes = smooth(20, 1, 14, 7) * inside
-    rare = bell((30, 60), 12, 24) * (noise(1800, 13).reshape(30, 60) < 30)
-    tall = np.repeat(bell((6, 90), 14, 40), 3, axis=0) * (np.arange(18) % 4 > 1)[:, None]
+    """Rows that are pictures, dead inputs, rare and one-sided symbols."""
+    y, x = np.divmod(np.arange(144), 12)
+    inside = (y - 6) ** 2 + (x - 5) ** 2 < 24
+    strokes = smooth(20, 1, 12, 7) * inside
+    rare = bell((20, 60), 12, 24) * (noise(1200, 13).reshape(20, 60) < 30)
+    tall = np.repeat(bell((6, 60), 14, 40), 3, axis=0) * (np.arange(18) % 4 > 1)[:, None]
     flat = (noise(700, 15) < 20).astype(np.int32).reshape(7, 100)
     grids = {
         "strokes": strokes,
@@ -247,14 +267,14 @@ def zeros():
         "stem": ActivationGrid(8, 2.5, signed=True),
         "block.act@0": ActivationGrid(4, 1.25, signed=False, zero=3),
         "block.act@1": ActivationGrid(4, 6.0, signed=False),
-        "head": ActivationGrid(16, 0.75, signed=False, zero=65535),
+        "head:out": ActivationGrid(16, 0.75, signed=False, zero=65535),
     }
     weight = GridTensor((4, 9), "float32", bell((4, 9), 1), f32(0.5))
     return Contents({"stem.weight": weight}, activations=grids)
 
 
 def dtypes():
-    """Every dtype that came with 1.4: small tensors in groups, and one with a stream of its own."""
+    """Every dtype that raw tensors only have: in groups, and one with a stream of its own."""
     tensors = {f"raw.{dtype}.x": raw((3, 4), dtype, 3) for dtype in NEWER}
     tensors["raw.none"] = raw((0, 2), "complex64")
     large = np.full(4400 * 16, 63, np.uint8)
@@ -262,18 +282,18 @@ def dtypes():
     return Contents(tensors)
 
 
+# Name to contents, and the effort that writes them.
 EXAMPLES = {
-    "v1.0/network": network,
-    "v1.0/kinds": kinds,
-    "v1.0/chunks": chunks,
-    "v1.0/empty": empty,
-    "v1.1/filters": filters,
-    "v1.1/tuples": tuples,
-    "v1.1/sequences": sequences,
-    "v1.2/blocks": blocks,
-    "v1.2/wide": wide,
-    "v1.2/joined": joined,
-    "v1.2/pictures": pictures,
-    "v1.3/zeros": zeros,
-    "v1.4/dtypes": dtypes,
+    "v2.0/network": (network, "balanced"),
+    "v2.0/kinds": (kinds, "fast"),
+    "v2.0/chunks": (chunks, "smallest"),
+    "v2.0/empty": (empty, "balanced"),
+    "v2.0/filters": (filters, "smallest"),
+    "v2.0/tuples": (tuples, "smallest"),
+    "v2.0/classes": (classes, "fast"),
+    "v2.0/wide": (wide, "smallest"),
+    "v2.0/shared": (shared, "smallest"),
+    "v2.0/pictures": (pictures, "smallest"),
+    "v2.0/zeros": (zeros, "fast"),
+    "v2.0/dtypes": (dtypes, "fast"),
 }
