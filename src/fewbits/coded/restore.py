@@ -75,7 +75,8 @@ def product(left: Float32, right: Float32) -> Float32:
                 column = rows[:, k, None].astype(np.float64)
                 np.multiply(column, right[k, start : start + width].astype(np.float64), out=term)
                 total += term
-            tile[...] = total
+            with np.errstate(over="ignore"):  # beyond float32 it is infinity
+                tile[...] = total
     return out
 
 

@@ -22,6 +22,7 @@ from .tables import roots_of, take_roots
 __all__ = ["Classes", "fit", "take_classes"]
 
 MOST_LEVELS, MOST_TABLES = 16, 16
+MOST_MEMBERS = 1 << 16  # rows, inputs or taps that have levels; so memory is bounded
 STEPS = (0.7, 0.35)  # of levels, in octaves
 SAMPLE = 1 << 18  # symbols on which a division is chosen
 # What a matrix is divided by, in the order in which equals are preferred.
@@ -57,11 +58,14 @@ class Classes:
     tables: Ints
     roots: Ints
 
-    def cells(self) -> NDArray[np.int32]:
+    def cells(self) -> Bins:
         """Return the table of each row level (first axis) and column."""
         columns = (self.inputs[:, None] + self.taps).reshape(-1)
-        levels = np.arange(int(self.rows.max(initial=0)) + 1)
-        return self.tables[levels[:, None] + columns].astype(np.int32)
+        tables = self.tables.astype(np.uint8)
+        out = np.empty((int(self.rows.max(initial=0)) + 1, columns.size), np.uint8)
+        for level, row in enumerate(out):
+            np.take(tables[level:], columns, out=row)
+        return out
 
     def part(self, rows: slice) -> Classes:
         """Return the classes of some rows."""
@@ -77,7 +81,7 @@ def undivided(layout: Layout) -> Classes:
 
 def _levels(sums: Ints, count: int, usual: float, step: float) -> Ints:
     """Return the levels of rows, inputs or taps with these sums of ``count`` distances each."""
-    if count < LEAST:
+    if count < LEAST or sums.size > MOST_MEMBERS:
         return np.zeros(sums.size, np.int64)
     means = (sums + PRIOR * usual) / (count + PRIOR)
     levels = np.rint(np.log2(np.maximum(means / usual, 2.0**-16)) / step).astype(np.int64)
@@ -188,6 +192,8 @@ def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
         levels = np.zeros_like(known)
+        if head[0] and known.size > MOST_MEMBERS:
+            raise CorruptFileError(f"{known.size} levels: at most {MOST_MEMBERS} are allowed")
         if head[0]:
             levels = head[1] + numbers.take(known - head[1], kind)
             if levels.min() < 0 or levels.max() > head[0]:

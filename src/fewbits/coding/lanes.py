@@ -33,7 +33,7 @@ Ints = NDArray[np.int64]
 Bins = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 Slots = NDArray[np.uint32]
-Cells = NDArray[np.int32]
+Cells = NDArray[np.uint8]
 
 
 @kernel
@@ -117,7 +117,7 @@ def pull_one(
     slots: Slots, table: int, words: Words, state: int, place: int
 ) -> tuple[int, int, int]:
     """Return a symbol, its lane's new state, and the place of the next word."""
-    entry = int(slots[int(table) + (state & 4095)])
+    entry = int(slots[(table << 12) + (state & 4095)])
     state = ((entry >> 8) & 4095) * (state >> PRECISION) + (entry >> 20)
     if state < LOWEST:
         return entry & 255, (state << 16) | int(words[place]), place + 1
@@ -133,8 +133,7 @@ def pull_symbols(
     Args:
         out: (rows, columns) symbols, written.
         slots: (classes * 4096,) symbol in 8 bits, its share in 12, place in the share in 12.
-        cells: as for ``push_symbols``, times 4096.
-        levels: (rows,) of rows.
+        cells, levels: as for ``push_symbols``.
         words: with ``LANES`` zeros at the end, which are read but not counted.
         states: (4,) the lanes, changed.
     """
@@ -144,10 +143,10 @@ def pull_symbols(
     for row in range(rows):
         level, column, quads = int(levels[row]), 0, columns & -4
         while column < quads:
-            w = int(slots[int(cells[level, column]) + (a & 4095)])
-            x = int(slots[int(cells[level, column + 1]) + (b & 4095)])
-            y = int(slots[int(cells[level, column + 2]) + (c & 4095)])
-            z = int(slots[int(cells[level, column + 3]) + (d & 4095)])
+            w = int(slots[(int(cells[level, column]) << 12) + (a & 4095)])
+            x = int(slots[(int(cells[level, column + 1]) << 12) + (b & 4095)])
+            y = int(slots[(int(cells[level, column + 2]) << 12) + (c & 4095)])
+            z = int(slots[(int(cells[level, column + 3]) << 12) + (d & 4095)])
             a = ((w >> 8) & 4095) * (a >> 12) + (w >> 20)
             b = ((x >> 8) & 4095) * (b >> 12) + (x >> 20)
             c = ((y >> 8) & 4095) * (c >> 12) + (y >> 20)
@@ -168,7 +167,7 @@ def pull_symbols(
                 return -1
             column += 4
         while column < columns:  # the lanes take turns: the next symbol is always the first one's
-            out[row, column], a, place = pull_one(slots, cells[level, column], words, a, place)
+            out[row, column], a, place = pull_one(slots, int(cells[level, column]), words, a, place)
             if place > last:
                 return -1
             a, b, c, d = b, c, d, a

@@ -46,6 +46,7 @@ PICTURES = 128  # in the last one
 MOST_SHIFT = 27
 SIDES = range(8, 257)  # of pictures, in symbols
 USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size of each class
+UNITS_PER_FLAG, UNITS_PER_BYTE = 10, 1 << 12
 LEAST = 1 << 11  # symbols per byte: what a short stream can ask for is bounded
 
 Values = NDArray[np.int32]
@@ -86,18 +87,20 @@ class Settings:
     def parse(cls, cursor: Cursor, before: Settings | None) -> Settings:
         """Return the settings that come next in a stream, checked."""
         same, mark = divmod(cursor.byte(), SAME)
-        usual = int(USUAL[min(mark, len(USUAL) - 1)])
+        if mark >= len(USUAL) or same > 1 or (same and before is None):
+            raise CorruptFileError(f"settings begin with {SAME * same + mark}")
+        usual = int(USUAL[mark])
         if same and before:
             return replace(before, usual=usual)
         lowest = cursor.symbol()
         size, centre = cursor.varint(), cursor.varint()
         pictures, rest = divmod(cursor.byte(), PICTURES)
         shift, period = divmod(rest, 4)
-        allowed = not same and mark < len(USUAL) and period >= 1 and shift <= MOST_SHIFT
+        allowed = period >= 1 and shift <= MOST_SHIFT
         if not (allowed and lowest + size <= MAX_SYMBOL and centre <= size):
             raise CorruptFileError(
                 f"settings beyond their bounds: {size} symbols from {lowest}, centre {centre}, "
-                f"tuples of {period}, shift {shift}, mark {mark}"
+                f"tuples of {period}, shift {shift}"
             )
         return cls(lowest, lowest + size, lowest + centre, usual, period, shift, bool(pictures))
 
@@ -177,7 +180,7 @@ class Mix:
 
     name, number, since, tier = "mix", 3, (2, 0), 1
     summary = "flags with chances learnt from neighbours and sizes: the fewest bytes"
-    bound = Bound(LEAST, 70, 1 << 18, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 23)
+    bound = Bound(LEAST, 70, 1 << 18, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 24)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return settings and flags; None where raw fields take less."""
@@ -229,7 +232,9 @@ class Mix:
         body = coded_bytes(stream.desk, stream.buffer)
         pairs = zip(settings, [None, *settings[:-1]], strict=True)
         head = b"".join(setting.to_bytes(before) for setting, before in pairs)
-        return None if body is None else head + body
+        if body is None or _unpaid(settings, layouts, len(head + body)) > 0:
+            return None
+        return head + body
 
     def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
         """Return the matrices of one stream."""
@@ -238,6 +243,9 @@ class Mix:
         settings: list[Settings] = []
         for _ in layouts:
             settings.append(Settings.parse(cursor, settings[-1] if settings else None))
+        unpaid = _unpaid(settings, layouts, len(data))
+        if unpaid > 0:
+            raise CorruptFileError(f"{len(data)} bytes do not pay for {unpaid} units of flags")
         stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=cursor.rest())
         out = []
         for layout, setting in zip(layouts, settings, strict=True):
@@ -245,6 +253,18 @@ class Mix:
             stream.walk(out[-1], layout, setting)
         finish_decoding(stream.desk, stream.buffer)
         return list[Symbols](out)
+
+
+def _unpaid(settings: Sequence[Settings], layouts: Sequence[Layout], length: int) -> int:
+    """Return by how many units of work flags may take more than a stream pays for.
+
+    Its bound covers 7 flags a symbol; wide alphabets can ask for more, which its bytes must pay.
+    """
+    units = 0
+    for setting, layout in zip(settings, layouts, strict=True):
+        flags = 2 * (setting.highest - setting.lowest).bit_length() + 2
+        units += (UNITS_PER_FLAG * flags - Mix.bound.units_per_symbol) * layout.size
+    return units - UNITS_PER_BYTE * length
 
 
 def _values(symbols: Symbols) -> Values:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import CorruptFileError
-from .choose import decode_symbols, encode_symbols
-from .codec import CODECS, NO_LIMIT, Bound, Layout, Symbols, register
+from .choose import decode_symbols
+from .codec import NO_LIMIT, Bound, Layout, Symbols, register
 from .cursor import Cursor, varint
+from .rans import Rans
+from .raw import Constant, Raw
 
 __all__ = ["Planes"]
 
 WIDTHS = range(2, 9)
+INNER = (Constant(), Raw(), Rans())
 
 
 class Planes:
@@ -31,8 +34,8 @@ class Planes:
         out = []
         for column in range(layout.columns):
             plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
-            name, body = encode_symbols(plane, Layout(1, layout.rows), "fast")
-            out += [varint(8 * len(body) + CODECS[name].number), body]
+            number, body = _fewest(plane)
+            out += [varint(8 * len(body) + number), body]
         data = b"".join(out)
         return data if len(data) <= limit else None
 
@@ -43,8 +46,8 @@ class Planes:
         cursor, out = Cursor(data), np.empty((layout.rows, layout.columns), np.uint8)
         for column in range(layout.columns):
             length, number = divmod(cursor.varint(), 8)
-            if number == self.number:
-                raise CorruptFileError("planes inside planes")
+            if all(number != codec.number for codec in INNER):
+                raise CorruptFileError(f"a plane may not have the codec {number}")
             part = cursor.take(length)
             plane = decode_symbols(number, part, Layout(1, layout.rows))
             if plane.min() < 0 or plane.max() > 255:
@@ -57,6 +60,16 @@ class Planes:
         """Return the bits of ``encode``: floats are not what methods choose between."""
         data = self.encode(symbols, layout)
         return None if data is None else 8.0 * len(data)
+
+
+def _fewest(plane: Symbols) -> tuple[int, bytes]:
+    """Return codec number and bytes of a row of bytes."""
+    found = []
+    for codec in INNER:
+        data = codec.encode(plane, Layout(*plane.shape))
+        if data is not None:
+            found.append((codec.number, data))
+    return min(found, key=lambda pair: len(pair[1]))
 
 
 def _suits(symbols: Symbols, layout: Layout) -> bool:

@@ -195,7 +195,7 @@ def _pull(cursor: Cursor, bins: Bins, classes: Classes) -> None:
     if states.min() < LOWEST:
         raise CorruptFileError("a lane begins below its lowest state")
     slots = slots_of(np.stack([shares_of(roots) for roots in classes.roots]))
-    cells, levels = classes.cells() * np.int32(TOTAL), classes.rows.astype(np.uint8)
+    cells, levels = classes.cells(), classes.rows.astype(np.uint8)
     kernels = pick(DECODE_STEPS * bins.size)
     taken = kernels.pull_symbols(bins, slots, cells, levels, words, states)
     if taken != count or (states != LOWEST).any():

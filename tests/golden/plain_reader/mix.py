@@ -25,9 +25,9 @@ class Settings:
 def settings(source, before):
     """Return the settings of the next matrix."""
     mark = source.byte()
-    if before is not None and mark >= 64:
-        return replace(before, usual=USUAL[min(mark % 64, 52)])
-    need(mark <= 52, "a mark is out of bounds")
+    need(mark % 64 <= 52 and mark < (64 if before is None else 128), "a mark is out of bounds")
+    if mark >= 64:
+        return replace(before, usual=USUAL[mark - 64])
     lowest, size, centre = source.symbol(), source.varint(), source.varint()
     need(lowest + size < 2**31 and centre <= size, "an alphabet is out of bounds")
     form = source.byte()
@@ -38,9 +38,14 @@ def settings(source, before):
 
 def mix(source, layouts):
     """Return the symbols of each matrix, row by row."""
-    told = []
+    told, length = [], len(source.data)
     for _ in layouts:
         told.append(settings(source, told[-1] if told else None))
+    flags = sum(
+        (10 * (2 * setting.size.bit_length() + 2) - 70) * layout.rows * layout.columns
+        for setting, layout in zip(told, layouts, strict=True)
+    )
+    need(flags <= 4096 * length, "flags are not paid for")
     model = Model(Bits(source.rest()))
     distances = [Regression([8192, 0, 0, 0, 8192, 0, 0, 0], 14, 2**20) for _ in range(2)]
     means, out = {}, []
