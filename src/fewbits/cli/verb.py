@@ -61,9 +61,7 @@ Threads: TypeAlias = Annotated[
 ]
 DecodeThreads: TypeAlias = Annotated[
     int,
-    typer.Option(
-        min=0, max=256, help="Threads that decode tensors; 0: one per core."
-    ),
+    typer.Option(min=0, max=256, help="Threads that decode tensors; 0: one per core."),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 NoMetadata: TypeAlias = Annotated[

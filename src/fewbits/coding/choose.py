@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -80,11 +80,14 @@ def codec_of(number: int) -> Codec:
     )
 
 
-def encode_symbols(symbols: Symbols, layout: Layout, effort: str = "balanced") -> tuple[str, bytes]:
+def encode_symbols(
+    symbols: Symbols, layout: Layout, effort: str = "balanced", among: Container[str] | None = None
+) -> tuple[str, bytes]:
     """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
 
     A codec of a slower tier is taken where it saves what the effort asks for. Symbols are integers
-    of 32 bits. Raises ConfigError for an unknown effort.
+    of 32 bits. ``among``: names of the codecs that are tried; None for all. Raises ConfigError for
+    an unknown effort.
     """
     profile = _effort(effort)
     if symbols.shape != (layout.rows, layout.columns):
@@ -93,7 +96,7 @@ def encode_symbols(symbols: Symbols, layout: Layout, effort: str = "balanced") -
         return "constant", b"\0"
     name, best = "", b""
     for codec in sorted(CODECS.values(), key=lambda c: (c.tier, c.bound.work(symbols.size))):
-        if codec.tier not in profile.tiers:
+        if codec.tier not in profile.tiers or not (among is None or codec.name in among):
             continue
         limit = NO_LIMIT if not name else len(best) - 1
         if codec.tier:

@@ -41,17 +41,25 @@ class Classes:
         roots: (tables, alphabet) of the frequencies.
     """
 
-    rows: Ints
-    inputs: Ints
-    taps: Ints
+    rows: Bins
+    inputs: Bins
+    taps: Bins
     tables: Ints
     roots: Ints
 
-    def cells(self) -> NDArray[np.int32]:
-        """Return the table of each row level (first axis) and column."""
+    def cells(self) -> tuple[NDArray[np.int32], Bins]:
+        """Return the table by level (of those that rows have) and column; which one a row has.
+
+        There are at most as many cells as symbols.
+        """
+        levels = np.flatnonzero(np.bincount(self.rows, minlength=MOST_LEVELS))
+        place = np.zeros(MOST_LEVELS, np.uint8)
+        place[levels] = np.arange(levels.size)
         columns = (self.inputs[:, None] + self.taps).reshape(-1)
-        levels = np.arange(int(self.rows.max(initial=0)) + 1)
-        return self.tables[levels[:, None] + columns].astype(np.int32)
+        cells = np.empty((levels.size, columns.size), np.int32)
+        for row, level in zip(cells, levels.tolist(), strict=True):
+            row[:] = self.tables.astype(np.int32)[level:][columns]
+        return cells, place[self.rows]
 
     def part(self, rows: slice) -> Classes:
         """Return the classes of some rows."""
@@ -61,18 +69,18 @@ class Classes:
 def undivided(layout: Layout) -> Classes:
     """Return a single class, its table still empty."""
     sizes = (layout.rows, layout.columns // layout.taps, layout.taps)
-    rows, inputs, taps = (np.zeros(size, np.int64) for size in sizes)
+    rows, inputs, taps = (np.zeros(size, np.uint8) for size in sizes)
     return Classes(rows, inputs, taps, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
 
 
-def _levels(sums: Ints, count: int, usual: float, step: float) -> Ints:
+def _levels(sums: Ints, count: int, usual: float, step: float) -> Bins:
     """Return the levels of rows, inputs or taps with these sums of ``count`` distances each."""
     if count < LEAST:
-        return np.zeros(sums.size, np.int64)
+        return np.zeros(sums.size, np.uint8)
     means = (sums + PRIOR * usual) / (count + PRIOR)
     levels = np.rint(np.log2(np.maximum(means / usual, 2.0**-16)) / step).astype(np.int64)
     lowest = max(int(levels.min()), int(np.median(levels)) - MOST_LEVELS // 2)
-    found: Ints = np.clip(levels - lowest, 0, MOST_LEVELS - 1)
+    found: Bins = np.clip(levels - lowest, 0, MOST_LEVELS - 1).astype(np.uint8)
     return found
 
 
@@ -105,7 +113,7 @@ def _count(bins: Bins, classes: Classes, kernels: SimpleNamespace) -> Ints:
     most = int(classes.rows.max()) + int(classes.inputs.max()) + int(classes.taps.max())
     every = replace(classes, tables=np.arange(most + 1))
     counts = np.zeros((most + 1, 256), np.int64)
-    kernels.count_symbols(bins, every.cells(), classes.rows.astype(np.uint8), counts)
+    kernels.count_symbols(bins, *every.cells(), counts)
     return counts
 
 
@@ -171,14 +179,17 @@ def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
     """Write the levels, or read them: nothing but a flag where all are 0."""
     found = []
     for kind, known in enumerate((classes.rows, classes.inputs, classes.taps)):
-        head = numbers.take(np.array([known.max(), np.median(known)], np.int64), 3)
+        top = int(known.max())
+        head = numbers.take(np.array([top, np.median(known) if top else 0], np.int64), 3)
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
         levels = np.zeros_like(known)
         if head[0]:
-            levels = head[1] + numbers.take(known - head[1], kind)
-            if levels.min() < 0 or levels.max() > head[0]:
+            numbered = numbers.take(known.astype(np.int64) - head[1], kind)
+            numbered += head[1]
+            if numbered.min() < 0 or numbered.max() > head[0]:
                 raise CorruptFileError(f"a level beyond {head[0]}")
+            levels = numbered.astype(np.uint8)
         found.append(levels)
     return replace(classes, rows=found[0], inputs=found[1], taps=found[2])
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import CorruptFileError
-from .choose import decode_symbols, encode_symbols
+from .choose import codec_of, decode_symbols, encode_symbols
 from .codec import CODECS, NO_LIMIT, Bound, Layout, Symbols, register
 from .cursor import Cursor, varint
 
 __all__ = ["Planes"]
 
 WIDTHS = range(2, 9)
+INSIDE = ("constant", "raw", "rans")  # what codes a plane; none that comes later is added
 
 
 class Planes:
@@ -31,7 +32,7 @@ class Planes:
         out = []
         for column in range(layout.columns):
             plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
-            name, body = encode_symbols(plane, Layout(1, layout.rows), "fast")
+            name, body = encode_symbols(plane, Layout(1, layout.rows), "fast", INSIDE)
             out += [varint(8 * len(body) + CODECS[name].number), body]
         data = b"".join(out)
         return data if len(data) <= limit else None
@@ -43,8 +44,8 @@ class Planes:
         cursor, out = Cursor(data), np.empty((layout.rows, layout.columns), np.uint8)
         for column in range(layout.columns):
             length, number = divmod(cursor.varint(), 8)
-            if number == self.number:
-                raise CorruptFileError("planes inside planes")
+            if codec_of(number).name not in INSIDE:
+                raise CorruptFileError(f"codec number {number} inside planes")
             part = cursor.take(length)
             plane = decode_symbols(number, part, Layout(1, layout.rows))
             if plane.min() < 0 or plane.max() > 255:
