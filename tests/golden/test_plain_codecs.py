@@ -182,14 +182,15 @@ def any_classes(rng, bins, layout, alphabet):
     """Draw levels and tables, with roots for the bins that each table has, and for others."""
     sizes = (layout.rows, layout.columns // layout.taps, layout.taps)
     rows, inputs, taps = (
-        rng.integers(0, int(rng.choice([1, 2, 16])), size).astype(np.int64) for size in sizes
+        rng.integers(0, int(rng.choice([1, 2, 16])), size).astype(np.uint8) for size in sizes
     )
-    most = int(rows.max() + inputs.max() + taps.max())
+    most = sum(int(levels.max()) for levels in (rows, inputs, taps))
     tables = np.cumsum([0, *rng.integers(0, 2, most) * rng.integers(1, 3, most)])
     classes = Classes(rows, inputs, taps, tables.clip(0, 15), np.zeros((1, 2), np.int64))
     roots = rng.integers(0, 256, (int(classes.tables[-1]) + 1, alphabet))
     roots *= rng.random(roots.shape) < rng.choice([0, 0.3, 1])
-    cells = classes.cells()[rows]
+    cells, places = classes.cells()
+    cells = cells[places]
     for table, row in enumerate(roots):
         present = np.unique(bins[cells == table]).astype(int)
         row[present] = np.maximum(row[present], 1)

@@ -22,18 +22,17 @@ from .tables import roots_of, take_roots
 __all__ = ["Classes", "fit", "take_classes"]
 
 MOST_LEVELS, MOST_TABLES = 16, 16
-MOST_MEMBERS = 1 << 16  # rows, inputs or taps that have levels; so memory is bounded
 STEPS = (0.7, 0.35)  # of levels, in octaves
 SAMPLE = 1 << 18  # symbols on which a division is chosen
-# What a matrix is divided by, in the order in which equals are preferred.
+# Whether rows, inputs and taps divide a matrix, in the order in which equals are preferred.
 SUBSETS = (
-    ("rows", "inputs", "taps"),
-    ("rows", "inputs"),
-    ("inputs", "taps"),
-    ("rows", "taps"),
-    ("rows",),
-    ("inputs",),
-    ("taps",),
+    (True, True, True),
+    (True, True, False),
+    (False, True, True),
+    (True, False, True),
+    (True, False, False),
+    (False, True, False),
+    (False, False, True),
 )
 LEAST = 8  # symbols that share a level
 PRIOR = 2.0  # symbols of the usual size that each row, input and tap begins with
@@ -52,20 +51,26 @@ class Classes:
         roots: (tables, alphabet) of the frequencies.
     """
 
-    rows: Ints
-    inputs: Ints
-    taps: Ints
+    rows: Bins
+    inputs: Bins
+    taps: Bins
     tables: Ints
     roots: Ints
 
-    def cells(self) -> Bins:
-        """Return the table of each row level (first axis) and column."""
+    def cells(self) -> tuple[Bins, Bins]:
+        """Return the table by level (of those that rows have) and column; which one a row has.
+
+        There are at most as many cells as symbols.
+        """
+        levels = np.flatnonzero(np.bincount(self.rows, minlength=MOST_LEVELS))
+        place = np.zeros(MOST_LEVELS, np.uint8)
+        place[levels] = np.arange(levels.size)
         columns = (self.inputs[:, None] + self.taps).reshape(-1)
         tables = self.tables.astype(np.uint8)
-        out = np.empty((int(self.rows.max(initial=0)) + 1, columns.size), np.uint8)
-        for level, row in enumerate(out):
-            np.take(tables[level:], columns, out=row)
-        return out
+        cells = np.empty((levels.size, columns.size), np.uint8)
+        for row, level in zip(cells, levels.tolist(), strict=True):
+            row[:] = tables[level:][columns]
+        return cells, place[self.rows]
 
     def part(self, rows: slice) -> Classes:
         """Return the classes of some rows."""
@@ -75,18 +80,18 @@ class Classes:
 def undivided(layout: Layout) -> Classes:
     """Return a single class, its table still empty."""
     sizes = (layout.rows, layout.columns // layout.taps, layout.taps)
-    rows, inputs, taps = (np.zeros(size, np.int64) for size in sizes)
+    rows, inputs, taps = (np.zeros(size, np.uint8) for size in sizes)
     return Classes(rows, inputs, taps, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
 
 
-def _levels(sums: Ints, count: int, usual: float, step: float) -> Ints:
+def _levels(sums: Ints, count: int, usual: float, step: float) -> Bins:
     """Return the levels of rows, inputs or taps with these sums of ``count`` distances each."""
-    if count < LEAST or sums.size > MOST_MEMBERS:
-        return np.zeros(sums.size, np.int64)
+    if count < LEAST:
+        return np.zeros(sums.size, np.uint8)
     means = (sums + PRIOR * usual) / (count + PRIOR)
     levels = np.rint(np.log2(np.maximum(means / usual, 2.0**-16)) / step).astype(np.int64)
     lowest = max(int(levels.min()), int(np.median(levels)) - MOST_LEVELS // 2)
-    found: Ints = np.clip(levels - lowest, 0, MOST_LEVELS - 1)
+    found: Bins = np.clip(levels - lowest, 0, MOST_LEVELS - 1).astype(np.uint8)
     return found
 
 
@@ -101,13 +106,11 @@ def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace
     none = undivided(layout)
     found = [none]
     for step in STEPS:
-        levels = {
-            name: _levels(total, count, usual, step)
-            for name, total, count in zip(("rows", "inputs", "taps"), sums, counts, strict=True)
-        }
-        for names in SUBSETS:
-            if all(levels[name].any() for name in names):
-                found.append(replace(none, **{name: levels[name] for name in names}))
+        levels = [_levels(*of, usual, step) for of in zip(sums, counts, strict=True)]
+        for used in SUBSETS:
+            if all(part.any() for part, use in zip(levels, used, strict=True) if use):
+                rows, inputs, taps = (part * use for part, use in zip(levels, used, strict=True))
+                found.append(replace(none, rows=rows, inputs=inputs, taps=taps))
     return found
 
 
@@ -116,7 +119,7 @@ def _count(bins: Bins, classes: Classes, kernels: SimpleNamespace) -> Ints:
     most = int(classes.rows.max()) + int(classes.inputs.max()) + int(classes.taps.max())
     every = replace(classes, tables=np.arange(most + 1))
     counts = np.zeros((most + 1, 256), np.int64)
-    kernels.count_symbols(bins, every.cells(), classes.rows.astype(np.uint8), counts)
+    kernels.count_symbols(bins, *every.cells(), counts)
     return counts
 
 
@@ -187,17 +190,18 @@ def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
     """Write the levels, or read them: nothing but a flag where all are 0."""
     found = []
     for kind, known in enumerate((classes.rows, classes.inputs, classes.taps)):
-        middle = np.sort(known)[known.size // 2]
-        head = numbers.take(np.array([known.max(), middle], np.int64), 3)
+        top = int(known.max())
+        middle = int(np.sort(known)[known.size // 2]) if top else 0
+        head = numbers.take(np.array([top, middle], np.int64), 3)
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
         levels = np.zeros_like(known)
-        if head[0] and known.size > MOST_MEMBERS:
-            raise CorruptFileError(f"{known.size} levels: at most {MOST_MEMBERS} are allowed")
         if head[0]:
-            levels = head[1] + numbers.take(known - head[1], kind)
-            if levels.min() < 0 or levels.max() > head[0]:
+            numbered = numbers.take(known.astype(np.int64) - head[1], kind)
+            numbered += head[1]
+            if numbered.min() < 0 or numbered.max() > head[0]:
                 raise CorruptFileError(f"a level beyond {head[0]}")
+            levels = numbered.astype(np.uint8)
         found.append(levels)
     return replace(classes, rows=found[0], inputs=found[1], taps=found[2])
 

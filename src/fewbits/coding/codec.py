@@ -101,7 +101,7 @@ class Codec(Protocol):
         """Return the matrix; CorruptFileError for bytes that ``encode`` does not give."""
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
-        """Return about how many bits ``encode`` gives; None where it gives nothing."""
+        """Return about how many bits ``encode`` gives; None where it gives nothing of worth."""
 
 
 CODECS: dict[str, Codec] = {}

@@ -19,7 +19,8 @@ LOWEST, HIGHEST, SHIFT, CENTRE, TAPS, PERIOD, PHASE, MEAN, INVERSE, SCALE, AROUN
 )
 # Distances from their means so far: of all, the row, the filter; and what is derived from them.
 TOTAL, COUNT, ROW, EXPECTED, FILTER, SEEN, USUAL, RATE = range(AROUND + 1, AROUND + 9)
-AT_CONTEXTS = RATE + 1  # of counters, then of maps
+FLAGS, MOST_FLAGS = RATE + 1, RATE + 2  # coded so far in a stream, and how many it may have
+AT_CONTEXTS = MOST_FLAGS + 1  # of counters, then of maps
 AT_SLOTS = AT_CONTEXTS + COUNTERS + MAPS
 AT_CELLS = AT_SLOTS + COUNTERS  # of maps, and of the two final ones
 AT_SETS = AT_CELLS + MAPS + 2  # of weights: two, and that of the end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,13 +30,17 @@ def neighbours(layout: Layout) -> Ints:
 
     One row for each tap of a kernel, whose neighbours are in the same filter; else one for all.
     """
-    width = layout.width
-    if not _is_kernel(layout):
+    return _neighbours(layout.taps if _is_kernel(layout) else 1, layout.width)
+
+
+@lru_cache(maxsize=256)
+def _neighbours(taps: int, width: int) -> Ints:
+    if taps == 1:
         far = [width, width - 1, width + 1, 2 * width] if width > 1 else [4, 5, 0, 0]
         around = [1, width, width + 1, width - 1] if width > 1 else [1, 2, 3, 4]
         return np.array([[1, 2, 3, *far, 0, *around]], np.int64)
     rows = []
-    for tap in range(layout.taps):
+    for tap in range(taps):
         y, x = divmod(tap, width)
         steps = [(up, left) for up in range(y + 1) for left in range(x - width + 1, x + 1)]
         ranked = sorted((up * up + left * left, up * width + left) for up, left in steps)

@@ -46,8 +46,8 @@ PICTURES = 128  # in the last one
 MOST_SHIFT = 27
 SIDES = range(8, 257)  # of pictures, in symbols
 USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size of each class
-UNITS_PER_FLAG, UNITS_PER_BYTE = 10, 1 << 12
 LEAST = 1 << 11  # symbols per byte: what a short stream can ask for is bounded
+FLAGS, FLAGS_PER_BYTE = 4, 64  # that a stream may have for each symbol, and besides
 
 Values = NDArray[np.int32]
 
@@ -146,6 +146,7 @@ class _Stream:
     def __init__(self, mode: int, work: int, data: bytes = b"", room: int = 0) -> None:
         self.kernels: SimpleNamespace = pick(STEPS * work)
         self.desk, self.buffer = open_coder(mode, data, room)
+        self.desk[on.MOST_FLAGS] = _most_flags(work, len(data)) if mode == DECODE else NO_LIMIT
         self.model = new_model()
         self.distances = new_table(distances_prior())
         self.means: dict[tuple[int, int], NDArray[np.int64]] = {}
@@ -175,6 +176,11 @@ class _Stream:
         self.kernels.walk(values, near, *tables, self.model, self.desk, self.buffer, prices)
 
 
+def _most_flags(symbols: int, length: int) -> int:
+    """Return how many flags the coded bits of a stream may have: what bounds the time."""
+    return FLAGS * symbols + FLAGS_PER_BYTE * length
+
+
 class Mix:
     """Flags, logistic mixing, a binary arithmetic coder."""
 
@@ -183,7 +189,7 @@ class Mix:
     bound = Bound(LEAST, 70, 1 << 18, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 24)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
-        """Return settings and flags; None where raw fields take less."""
+        """Return settings and flags; None for what :meth:`encode_group` does not take."""
         data = self.encode_group([symbols], [layout])
         fits = data is not None and len(data) <= limit and layout.size <= LEAST * len(data)
         return data if fits else None
@@ -221,19 +227,23 @@ class Mix:
         return settings.lowest, prices
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
-        """Return one stream for several matrices, in order; None where raw fields take less."""
+        """Return one stream for several matrices, in order.
+
+        None where raw fields take less, or where symbols have more flags than a reader allows.
+        """
         values = [_values(symbols) for symbols in matrices]
         settings = [_settings(*pair) for pair in zip(values, layouts, strict=True)]
         ranges = [setting.highest - setting.lowest for setting in settings]
         room = sum(v.size * r.bit_length() for v, r in zip(values, ranges, strict=True)) // 8 + 16
-        stream = _Stream(ENCODE, sum(v.size for v in values), room=room)
+        total = sum(v.size for v in values)
+        stream = _Stream(ENCODE, total, room=room)
         for item in zip(values, layouts, settings, strict=True):
             stream.walk(*item)
         body = coded_bytes(stream.desk, stream.buffer)
+        if body is None or stream.desk[on.FLAGS] > _most_flags(total, len(body)):
+            return None
         pairs = zip(settings, [None, *settings[:-1]], strict=True)
         head = b"".join(setting.to_bytes(before) for setting, before in pairs)
-        if body is None or _unpaid(settings, layouts, len(head + body)) > 0:
-            return None
         return head + body
 
     def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
@@ -243,28 +253,15 @@ class Mix:
         settings: list[Settings] = []
         for _ in layouts:
             settings.append(Settings.parse(cursor, settings[-1] if settings else None))
-        unpaid = _unpaid(settings, layouts, len(data))
-        if unpaid > 0:
-            raise CorruptFileError(f"{len(data)} bytes do not pay for {unpaid} units of flags")
         stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=cursor.rest())
         out = []
         for layout, setting in zip(layouts, settings, strict=True):
             out.append(np.full((layout.rows, layout.columns), setting.centre, np.int32))
             stream.walk(out[-1], layout, setting)
+        if stream.desk[on.FLAGS] > stream.desk[on.MOST_FLAGS]:
+            raise CorruptFileError(f"there are more than {stream.desk[on.MOST_FLAGS]} flags")
         finish_decoding(stream.desk, stream.buffer)
         return list[Symbols](out)
-
-
-def _unpaid(settings: Sequence[Settings], layouts: Sequence[Layout], length: int) -> int:
-    """Return by how many units of work flags may take more than a stream pays for.
-
-    Its bound covers 7 flags a symbol; wide alphabets can ask for more, which its bytes must pay.
-    """
-    units = 0
-    for setting, layout in zip(settings, layouts, strict=True):
-        flags = 2 * (setting.highest - setting.lowest).bit_length() + 2
-        units += (UNITS_PER_FLAG * flags - Mix.bound.units_per_symbol) * layout.size
-    return units - UNITS_PER_BYTE * length
 
 
 def _values(symbols: Symbols) -> Values:

@@ -142,6 +142,7 @@ def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit
 
     ``law``: the logarithm of odds that the law gives.
     """
+    desk[on.FLAGS] += 1
     at = (law + 2048) << 5
     gather(model, desk, law, at)
     first, second = WEIGHTS + SET * int(desk[on.AT_SETS]), WEIGHTS + SET * int(desk[on.AT_SETS + 1])

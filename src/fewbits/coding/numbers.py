@@ -43,9 +43,14 @@ def take_adaptive(desk: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int,
 def take_numbers(
     desk: Ints, buffer: NDArray[np.uint8], chances: Ints, kinds: Ints, numbers: Ints
 ) -> None:
-    """Code integers of either sign, each by the statistics of its kind: Exp-Golomb codes."""
+    """Code integers of either sign, each by the statistics of its kind, or all by those of one.
+
+    These are Exp-Golomb codes. Ends where bytes do: what they do not pay for is not read.
+    """
     for at in range(numbers.size):
-        base = int(kinds[at]) * NODES
+        if desk[FAILED]:
+            return
+        base = int(kinds[at if kinds.size > 1 else 0]) * NODES
         known = int(numbers[at])
         code = (2 * known if known >= 0 else -2 * known - 1) + 1
         size = 0
@@ -93,7 +98,7 @@ class Numbers:
     def take(self, numbers: Ints, kinds: Ints | int) -> Ints:
         """Write ``numbers``, or return those read; CorruptFileError where bytes are missing."""
         found = numbers.astype(np.int64)
-        kinds = np.broadcast_to(np.asarray(kinds, np.int64), found.shape).copy()
+        kinds = np.atleast_1d(np.asarray(kinds, np.int64))
         pick(20 * found.size).take_numbers(self.desk, self.buffer, self.chances, kinds, found)
         if self.desk[FAILED] and self.desk[0] == DECODE:
             raise CorruptFileError(f"side information ends after {found.size} numbers or before")

@@ -47,7 +47,7 @@ class Planes:
         for column in range(layout.columns):
             length, number = divmod(cursor.varint(), 8)
             if all(number != codec.number for codec in INNER):
-                raise CorruptFileError(f"a plane may not have the codec {number}")
+                raise CorruptFileError(f"codec number {number} inside planes")
             part = cursor.take(length)
             plane = decode_symbols(number, part, Layout(1, layout.rows))
             if plane.min() < 0 or plane.max() > 255:

@@ -116,7 +116,7 @@ class Rans:
 
     name, number, since, tier = "rans", 2, (2, 0), 0
     summary = "tables by size of row, input and tap, four lanes: the fastest"
-    bound = Bound(1 << 15, 1, 1 << 15, bytes_per_symbol=24, bytes_per_line=320, fixed_bytes=1 << 22)
+    bound = Bound(1 << 15, 1, 1 << 15, bytes_per_symbol=24, bytes_per_line=24, fixed_bytes=1 << 22)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return window, classes with tables, and lanes; None for a single value."""
@@ -174,7 +174,7 @@ def _push(symbols: Symbols, bins: Bins, window: Window, classes: Classes) -> byt
     shares = np.stack([shares_of(roots) for roots in classes.roots])
     words, states = np.zeros(bins.size + 1, np.uint16), np.zeros(LANES, np.int64)
     at = pick(ENCODE_STEPS * bins.size).push_symbols(
-        bins, starts_of(shares), classes.cells(), classes.rows.astype(np.uint8), words, states
+        bins, starts_of(shares), *classes.cells(), words, states
     )
     lanes = states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
     parts = [varint(words.size - at), lanes]
@@ -195,7 +195,7 @@ def _pull(cursor: Cursor, bins: Bins, classes: Classes) -> None:
     if states.min() < LOWEST:
         raise CorruptFileError("a lane begins below its lowest state")
     slots = slots_of(np.stack([shares_of(roots) for roots in classes.roots]))
-    cells, levels = classes.cells(), classes.rows.astype(np.uint8)
+    cells, levels = classes.cells()
     kernels = pick(DECODE_STEPS * bins.size)
     taken = kernels.pull_symbols(bins, slots, cells, levels, words, states)
     if taken != count or (states != LOWEST).any():

@@ -229,6 +229,8 @@ def walk(
             if prices.size:
                 price_numbers(desk, prices, row, column)
             number = take_number(model, desk, buffer, value_at(values, desk, row, column))
+            if desk[on.FLAGS] > desk[on.MOST_FLAGS]:
+                desk[FAILED] = 1
             if desk[FAILED]:
                 return
             values[row, column] = number + int(desk[on.CENTRE])

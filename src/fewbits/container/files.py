@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -181,15 +182,18 @@ def _opened(path: str | os.PathLike[str], limit: int | None) -> Iterator[Opened]
 
 
 def _fetch_from(file: BinaryIO) -> Fetch:
+    lock = threading.Lock()  # threads fetch too, and a file has one position
+
     def fetch(start: int, end: int) -> bytes:
-        file.seek(start)
         pieces = []
-        while start < end:
-            piece = file.read(end - start)
-            if not piece:
-                raise CorruptFileError(f"the file ended at byte {start} while it was read")
-            pieces.append(piece)
-            start += len(piece)
+        with lock:
+            file.seek(start)
+            while start < end:
+                piece = file.read(end - start)
+                if not piece:
+                    raise CorruptFileError(f"the file ended at byte {start} while it was read")
+                pieces.append(piece)
+                start += len(piece)
         return b"".join(pieces)
 
     return fetch

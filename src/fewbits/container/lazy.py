@@ -79,6 +79,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._decoder = None if calls is None else _Decoder(opened, calls)
         self._streams: defaultdict[str, list[Stream]] = defaultdict(list)
         self._bodies: defaultdict[Stream, list[Span]] = defaultdict(list)
+        self._place: dict[Stream, int] = {}  # in the one body that it shares
         self._side: list[Stream] = []
         self._shared: Found = {}
         self._shared_seen: set[Stream] = set()
@@ -89,8 +90,9 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def _file_spans(self) -> None:
         for span in self._opened.spans:
-            for chunk in span.chunks:
+            for place, chunk in enumerate(span.chunks):
                 self._bodies[chunk.stream].append(span)
+                self._place[chunk.stream] = place
         for stream in self._bodies:
             if stream.holds("levels"):
                 self._side.append(stream)
@@ -207,7 +209,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def _chunk(self, span: Span, stream: Stream) -> Symbols:
         """Return the one chunk of a stream; others of its body are held for a while."""
-        place = [chunk.stream for chunk in span.chunks].index(stream)
+        place = self._place[stream]
         if span.chunks[place] in self._held:
             found = self._held.pop(span.chunks[place])
             self._held_bytes -= found.nbytes

@@ -7,7 +7,7 @@ the sums are known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..coded import RAW_DTYPES
 from ..coding import Codec
@@ -79,9 +79,9 @@ def _advice(total: int) -> str:
     )
 
 
-def body_work(codec: Codec, symbols: int) -> int:
-    """Return the units of work of a body of so many symbols."""
-    return BODY + codec.bound.work(symbols)
+def body_work(codec: Codec, sizes: Sequence[int]) -> int:
+    """Return the units of work of a body of chunks of so many symbols."""
+    return BODY * len(sizes) + codec.bound.work(sum(sizes))
 
 
 def entry_work(entry: Entry) -> int:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..coding import Symbols, codec_of, decode_run, decode_symbols
+from ..coding import Codec, Symbols, codec_of, decode_run, decode_symbols
 from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry
@@ -15,7 +15,7 @@ from .header import Header, header_work, parse_header
 from .limits import PER_BYTE_OF_JSON, Limits, body_work, held_bytes, restoring_work
 from .streams import CHECKSUM, CHUNK, Span, spans
 
-__all__ = ["Fetch", "Opened", "open_source"]
+__all__ = ["Fetch", "Opened", "codec_of_span", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ class Opened:
 
     @staticmethod
     def _work(span: Span) -> int:
-        with guard(span.label):
-            codec = codec_of(span.codec)
-            return body_work(codec, sum(chunk.layout.size for chunk in span.chunks))
+        return body_work(codec_of_span(span), [chunk.layout.size for chunk in span.chunks])
 
 
 def _scratch(span: Span) -> int:
@@ -106,8 +104,15 @@ def _scratch(span: Span) -> int:
     longest = max(chunk.layout.size for chunk in span.chunks)
     if longest <= CHUNK:
         return 0
-    with guard(span.label):
-        return codec_of(span.codec).bound.bytes_per_symbol * (longest - CHUNK)
+    return codec_of_span(span).bound.bytes_per_symbol * (longest - CHUNK)
+
+
+def codec_of_span(span: Span) -> Codec:
+    """Return the codec of a body; CorruptFileError for one that is unknown."""
+    try:
+        return codec_of(span.codec)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{span.label} cannot be decoded: {error}") from error
 
 
 def open_source(fetch: Fetch, size: int, limit: int | None = None) -> Opened:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..coded import FLOAT_DTYPES, RAW_DTYPES, SizeReport, SizeRow
-from ..coding import codec_of
 from .entries import Entry
-from .opened import Opened
+from .opened import Opened, codec_of_span
 from .streams import CHECKSUM, Part, Stream
 
 __all__ = ["size_report"]
@@ -57,7 +56,7 @@ def _shares(opened: Opened) -> Iterator[tuple[Sequence[Part], int, dict[str, Non
         first = span.chunks[0].stream
         _, size, codecs = found.get(first, ((), 0, {}))
         parts = [part for chunk in span.chunks for part in chunk.stream.parts]
-        name = codec_of(span.codec).name
+        name = codec_of_span(span).name
         found[first] = parts, size + span.end - span.start + CHECKSUM, codecs | {name: None}
     yield from found.values()
 

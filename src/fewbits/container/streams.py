@@ -6,11 +6,12 @@ The writer, the reader and the size report all follow this one list.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..coded import RAW_DTYPES
-from ..coding import Layout
+from ..coding import TOGETHER, Layout
 from ..errors import CorruptFileError
 from .entries import Entry, MatrixEntry, RawEntry, leaves
 from .header import Header
@@ -125,11 +126,11 @@ class Span:
         return f"{first}{shared} (bytes {self.start} to {self.end})"
 
 
-def chunks(stream: Stream) -> list[Chunk]:
+def chunks(stream: Stream) -> Iterator[Chunk]:
     """Cut a stream that has symbols into chunks."""
     step = _rows(stream)
-    firsts = range(0, stream.rows, step)
-    return [Chunk(stream, first, min(first + step, stream.rows)) for first in firsts]
+    for first in range(0, stream.rows, step):
+        yield Chunk(stream, first, min(first + step, stream.rows))
 
 
 def _rows(stream: Stream) -> int:
@@ -160,32 +161,35 @@ def spans(header: Header, start: int, end: int) -> list[Span]:
             f"the header implies {count} chunks, gives {len(header.lengths)} lengths "
             f"and {len(header.codecs)} codecs"
         )
-    planned = [chunk for stream in streams for chunk in chunks(stream)]
-    found: list[Span] = []
-    for chunk, codec, length in zip(planned, header.codecs, header.lengths, strict=True):
-        if length:
-            found.append(Span((chunk,), codec, start, start + length))
-            start += length + CHECKSUM
-        else:
-            found[-1:] = [_shared(found[-1] if found else None, chunk, codec)]
-    if start != end:
-        raise CorruptFileError(f"the streams end at byte {start}, the index begins at byte {end}")
+    last = start + sum(length + CHECKSUM for length in header.lengths if length)
+    if last != end:
+        raise CorruptFileError(f"the bodies end at byte {last}, the index begins at byte {end}")
+    if header.lengths and not header.lengths[0]:
+        raise CorruptFileError("the first chunk has no body, and none before it to share")
+    planned = (chunk for stream in streams for chunk in chunks(stream))
+    firsts = [at for at, length in enumerate(header.lengths) if length]
+    found = []
+    for first, following in pairwise([*firsts, count]):
+        members = _members(planned, header.codecs[first:following])
+        found.append(Span(members, header.codecs[first], start, start + header.lengths[first]))
+        start += header.lengths[first] + CHECKSUM
     return found
 
 
-def _shared(span: Span | None, chunk: Chunk, codec: int) -> Span:
-    """Return ``span`` with one more chunk in its body."""
-    alike = span is not None and span.codec == codec
-    if span is None or not alike or not _may_share(span.chunks[-1]) or not _may_share(chunk):
-        raise CorruptFileError(
-            f"{chunk.label} has no body, and cannot share the one before: only whole index "
-            "matrices of one codec may"
-        )
-    return Span((*span.chunks, chunk), codec, span.start, span.end)
-
-
-def _may_share(chunk: Chunk) -> bool:
-    return chunk.is_whole and chunk.stream.is_index
+def _members(planned: Iterator[Chunk], codecs: Sequence[int]) -> tuple[Chunk, ...]:
+    """Return the chunks that come next and have one body."""
+    found: list[Chunk] = []
+    total = 0
+    for codec, chunk in zip(codecs, planned, strict=False):
+        total += chunk.layout.size
+        alike = codec == codecs[0] and chunk.is_whole and chunk.stream.is_index
+        if len(codecs) > 1 and not (alike and total <= TOGETHER):
+            raise CorruptFileError(
+                f"{chunk.label} cannot share a body with its neighbours: only whole index "
+                f"matrices of one codec may, of {TOGETHER} symbols together"
+            )
+        found.append(chunk)
+    return tuple(found)
 
 
 def own_streams(name: str, entry: Entry) -> list[Stream]:

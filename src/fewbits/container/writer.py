@@ -206,8 +206,7 @@ def _encoded(run: Sequence[tuple[Symbols, Layout]], effort: str) -> list[Body]:
 def _units(bodies: Sequence[Body], run: Sequence[tuple[Symbols, Layout]]) -> int:
     """Return the units of work of reading the bodies of a run."""
     return sum(
-        body_work(CODECS[body.codec], sum(run[at][1].size for at in body.members))
-        for body in bodies
+        body_work(CODECS[body.codec], [run[at][1].size for at in body.members]) for body in bodies
     )
 
 

@@ -54,7 +54,7 @@ class Model:
     """Counters, maps and weights; what is not there yet is as at the start."""
 
     def __init__(self, bits):
-        self.bits = bits
+        self.bits, self.flags = bits, 0
         self.counters = [{} for _ in range(6)]
         self.maps, self.x, self.y, self.z = {}, {}, {}, {}
         self.first_map = [squash(min(128 * i, 4095) - 2048) for i in range(33)]
@@ -64,6 +64,7 @@ class Model:
 
     def ask(self, frame, node, side, cut, span):
         """Decode a flag, and learn from it."""
+        self.flags += 1
         law = stretch(min(max(65536 * cut // max(span, 1), 16), 65535))
         contexts = [(context, node, side) for context in frame.contexts]
         if node > 1:

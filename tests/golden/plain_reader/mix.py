@@ -38,15 +38,11 @@ def settings(source, before):
 
 def mix(source, layouts):
     """Return the symbols of each matrix, row by row."""
-    told, length = [], len(source.data)
+    told = []
     for _ in layouts:
         told.append(settings(source, told[-1] if told else None))
-    flags = sum(
-        (10 * (2 * setting.size.bit_length() + 2) - 70) * layout.rows * layout.columns
-        for setting, layout in zip(told, layouts, strict=True)
-    )
-    need(flags <= 4096 * length, "flags are not paid for")
-    model = Model(Bits(source.rest()))
+    rest = source.rest()
+    model, length = Model(Bits(rest)), len(rest)
     distances = [Regression([8192, 0, 0, 0, 8192, 0, 0, 0], 14, 2**20) for _ in range(2)]
     means, out = {}, []
     for place, (layout, setting) in enumerate(zip(layouts, told, strict=True)):
@@ -66,5 +62,6 @@ def mix(source, layouts):
                 regression.fade()
         walk = Walk(layout, setting, model, means[key], distances)
         out.append(walk.symbols(neighbours(*key), is_kernel(*key)))
+    need(model.flags <= 4 * sum(map(len, out)) + 64 * length, "there are too many flags")
     model.bits.end()
     return out

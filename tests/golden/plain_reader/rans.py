@@ -14,7 +14,6 @@ def levels(numbers, sizes):
     for kind, size in enumerate(sizes):
         top, middle = numbers.number(3), numbers.number(3)
         need(0 <= top <= 15 and 0 <= middle <= 15, "levels are out of bounds")
-        need(not top or size <= 2**16, "too many rows, inputs or taps have levels")
         found = [middle + numbers.number(kind) for _ in range(size)] if top else [0] * size
         need(all(0 <= level <= top for level in found), "a level is out of bounds")
         out.append(found)

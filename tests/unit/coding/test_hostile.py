@@ -1,11 +1,15 @@
 """Truncated, corrupted and invented streams: the documented error or other symbols, never more."""
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.coding import CODECS, Layout, decode_symbols, kernels, mix, numbers, rans
+from fewbits.coding import CODECS, Layout, classes, decode_symbols, kernels, mix, numbers, rans
+from fewbits.coding.cursor import varint
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(4)
@@ -90,3 +94,69 @@ def test_plain_and_compiled_kernels_read_the_same_from_broken_streams(name, monk
                 monkeypatch.setattr(module, "pick", lambda steps, chosen=chosen: chosen)
             found.append(_try(bytes(broken), name, layout))
         assert np.array_equal(*found) if found[0] is not None else found[1] is None
+
+
+def _flagged(value, layout, settings):
+    """Return the stream of a matrix of one value, by settings that make it dear."""
+    values = np.full((layout.rows, layout.columns), value, np.int32)
+    stream = mix._Stream(mix.ENCODE, layout.size, room=4 * layout.size)
+    stream.walk(values, layout, settings)
+    return settings.to_bytes(None) + mix.coded_bytes(stream.desk, stream.buffer)
+
+
+def test_a_stream_has_no_more_flags_than_its_bytes_pay_for():
+    """Flags that are almost sure cost next to nothing, and a large symbol has sixty of them."""
+    layout = Layout(90, 80)
+    data = _flagged(2**31 - 2, layout, mix.Settings(-1, 2**31 - 2, -1, 0, 1, 0))
+    assert len(data) < layout.size / 16
+    with pytest.raises(CorruptFileError, match="flags"):
+        decode_symbols(CODECS["mix"].number, data, layout)
+    few = _flagged(3, layout, mix.Settings(-1, 3, 0, 0, 1, 0))  # four flags each, or three
+    assert len(few) < layout.size / 16
+    assert (decode_symbols(CODECS["mix"].number, few, layout) == 3).all()
+
+
+def test_what_has_too_many_flags_is_left_to_other_codecs():
+    """Half of the symbols are 16 flags away from the other half, and none is a surprise."""
+    values = np.repeat(np.array([[0], [200_000]], np.int32), 8_000, axis=1)
+    values[1, 0] = 0
+    assert CODECS["mix"].encode(values, Layout(2, 8_000)) is None
+    few = np.minimum(values, 1)
+    assert CODECS["mix"].encode(few, Layout(2, 8_000)) is not None
+
+
+@pytest.mark.parametrize("fill", [0, 1, 85, 255])
+@pytest.mark.parametrize("kind", [0, 3, 12])
+def test_side_information_ends_where_its_bytes_do(fill, kind):
+    kernels.compiled()
+    reader = numbers.Numbers.reader(bytes([fill]) * 40)
+    begin = time.process_time()
+    with pytest.raises(CorruptFileError, match="side information ends"):
+        reader.take(np.zeros(5_000_000, np.int64), kind)
+    assert time.process_time() - begin < 0.5
+
+
+@pytest.mark.parametrize("shape", [(1 << 18, 1), (1, 1 << 18), (2, 1 << 17), (1, 1 << 18, 1 << 18)])
+def test_cells_of_classes_are_no_more_than_symbols(shape):
+    """A level for the one row of a wide matrix would have asked for all levels of every column."""
+    kernels.compiled()
+    layout = Layout(*shape)
+    levels = [np.zeros(size, np.uint8) for size in (layout.rows, layout.columns // layout.taps)]
+    for known in levels:
+        known[-1] = 15
+    known = classes.Classes(
+        *levels, np.zeros(layout.taps, np.uint8), np.zeros(31, np.int64), np.array([[255, 1]])
+    )
+    side = numbers.Numbers.writer(layout.size)
+    classes.take_classes(side, known, 2)
+    side = side.to_bytes()
+    bins = np.zeros((layout.rows, layout.columns), np.uint8)
+    window = rans.Window(0, 2)
+    data = window.to_bytes() + varint(len(side)) + side + rans._push(bins, bins, window, known)
+    assert len(data) < 1000
+    tracemalloc.start()
+    found = CODECS["rans"].decode(data, layout)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not found.any()
+    assert peak < 24 * layout.size + 4_000_000

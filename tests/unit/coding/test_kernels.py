@@ -85,8 +85,11 @@ def test_nothing_is_compiled_before_plain_work_has_taken_as_long():
 def test_compilation_is_announced_where_nothing_is_cached(tmp_path):
     code = (
         f"import os; os.environ['NUMBA_CACHE_DIR'] = {str(tmp_path)!r}\n"
+        "import logging\n"
         "from fewbits.coding import kernels\n"
-        "told = []; kernels.on_compile(told.append)\n"
+        "class Told(logging.Handler):\n"
+        "    def emit(self, record): told.append(record.getMessage())\n"
+        "told = []; logging.getLogger('fewbits').addHandler(Told())\n"
         "kernels.compiled(); kernels.compiled()\n"
         "assert len(told) == 1 and 'once' in told[0], told\n"
         "import numpy as np\n"
