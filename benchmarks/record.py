@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
+from fewbits.container.frame import VERSION
 from images import ROOT
 from networks import top1
 
@@ -80,6 +81,7 @@ def environment() -> dict[str, Any]:
     dirty = _git("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results")
     return {
         "fewbits": fewbits.__version__,
+        "format": ".".join(map(str, VERSION)),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

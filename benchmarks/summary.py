@@ -24,16 +24,18 @@ from summary_transform import (
 )
 from tables import table
 
+OLD_FORMAT = "Made with the coder of format 1: its bytes, and the seconds of coding, are not today's."
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def _origin(record: dict[str, Any]) -> str:
     where = record["environment"]
     commit = (where["commit"] or "no commit")[:10] + "+" * bool(where["uncommitted_changes"])
-    return (
+    told = (
         f"`{record['command']}`: {record['model']}. {record['data']}. "
         f"fewbits {where['fewbits']} ({commit}), torch {where['torch']}, {where['cpu']}."
     )
+    return told if "format" in where else f"{told} {OLD_FORMAT}"
 
 
 def _verdict(row: dict[str, Any]) -> str:
