@@ -1,6 +1,7 @@
 """Large matrices are coded in chunks of whole rows, each on its own: read alone, checked alone."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_real_chunks_have_two_million_symbols():
         found = list(chunks(stream))
         assert found[0].stop == min(most, rows)
         assert found[-1].stop == rows
-        assert all(a.stop == b.first for a, b in zip(found, found[1:], strict=False))
+        assert all(a.stop == b.first for a, b in pairwise(found))
 
 
 def test_only_whole_matrices_share_a_body(monkeypatch):

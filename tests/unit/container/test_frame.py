@@ -1,4 +1,4 @@
-"""Both ends of a file: what is not ours, what was mangled on its way, what is of another version."""
+"""Both ends of a file: what is not ours, what was mangled on its way, other versions."""
 
 import struct
 import zlib

@@ -286,7 +286,7 @@ def test_chunks_that_have_no_bytes_are_never_listed(shape):
 
 
 def test_lengths_beyond_the_file_are_refused_before_bodies_are_listed(monkeypatch):
-    """300,000 chunks for one tensor, whose bodies would not fit the file, or are those of others."""
+    """300,000 chunks for one tensor, whose bodies are not in the file, or others'."""
     monkeypatch.setattr(streams, "Chunk", None)
     count = 300_000
     header = {"n": ["0w"], "t": [["g", [count, 2**21]]], "c": [0] * (count + 1)}
