@@ -22,7 +22,7 @@ from ..coded import (
     RawTensor,
     TransformTensor,
 )
-from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run
+from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run, is_effort
 from ..coding import Stream as Body
 from ..errors import ConfigError, require
 from .describe import describe
@@ -74,7 +74,7 @@ class FileWriter:
     """
 
     def __init__(self, file: BinaryIO, effort: str = "balanced", threads: int = 0) -> None:
-        require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+        require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         self._file = file
         self._effort = effort
         self._calls: Ordered[list[Body]] = Ordered(usable_threads(threads))

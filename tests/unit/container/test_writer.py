@@ -110,6 +110,8 @@ def test_what_cannot_be_written_is_refused():
             file.add("w" * 1025, grid(2, 2))
     with pytest.raises(ConfigError, match="effort must be one of fast, balanced, smallest"):
         FileWriter(Pipe(), "quick")
+    with pytest.raises(ConfigError, match=r"effort must be one of.*\[1\]"):
+        FileWriter(Pipe(), [1])
     with pytest.raises(ConfigError, match="threads must be an integer"):
         FileWriter(Pipe(), threads=-1)
 
