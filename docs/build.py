@@ -38,7 +38,8 @@ def methods() -> str:
 def support() -> str:
     """The support matrix: layer kinds and codecs."""
     kinds = "\n".join(f"| `{name}` | {kind.summary} |" for name, kind in KINDS.items())
-    codecs = "\n".join(f"- `{name}`: {codec.summary}" for name, codec in CODECS.items())
+    ordered = sorted(CODECS.values(), key=lambda codec: codec.number)
+    codecs = "\n".join(f"- `{codec.name}`: {codec.summary}" for codec in ordered)
     return (
         f"{NOTE}# Support\n\n## Layer kinds\n\n"
         'A weight "falls back" to rounding with least squared error where a method needs inputs\n'

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .budgets import Budget, Evaluate
-from .coding import EFFORTS
+from .coding import EFFORTS, is_effort
 from .container import read_lazily, read_tensor
 from .engine.activations import check_inputs, count_inputs, load_inputs
 from .engine.batches import Forward, as_batches, as_forward
@@ -102,7 +102,7 @@ def compress(
         BudgetError: no file that was evaluated is within the budget.
     """
     _check_arguments(model, forward, source, max_live_bytes, progress)
-    require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+    require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
     goal = Goal.of(target_bytes, target_bits, max_drop)
     model = unwrapped(model)
     recipe = Recipe.of(method, calibrated=calibration is not None)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -20,12 +21,15 @@ from fewbits.coded import (
     RawTensor,
     TransformTensor,
 )
-from fewbits.container import decode, encode, measure
+from fewbits.coding import EFFORTS
+from fewbits.container import decode, encode, measure, streams
+from fewbits.container.frame import PREFIX
 from fewbits.container.json_text import dump_json, parse_json
 from fewbits.container.names import pack_names, unpack_names
-from fewbits.container.prefix import join_prefix
 from fewbits.errors import CorruptFileError
+from forging import framed
 
+FILE = encode(Contents({}))
 BOUNDED = settings(derandomize=True, deadline=None, max_examples=120, database=None)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 NAMES = st.text(st.sampled_from("ab.0é"), max_size=8)
@@ -113,13 +117,23 @@ def all_contents(draw):
 
 
 @BOUNDED
-@given(all_contents())
-def test_any_contents_come_back(contents):
-    data = encode(contents)
-    got = decode(data)
+@given(all_contents(), st.sampled_from(list(EFFORTS)))
+def test_any_contents_come_back(contents, effort):
+    data = encode(contents, effort, threads=1)
+    got = decode(data, threads=1)
     assert same(got, contents)
-    assert encode(got) == data
+    assert encode(got, effort, threads=1) == data
     assert measure(data).file_bytes == len(data)
+
+
+@BOUNDED
+@given(all_contents(), st.integers(1, 12), st.sampled_from([1, 2]))
+def test_any_contents_come_back_in_chunks_of_any_size(contents, size, threads):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "CHUNK", size)
+        data = encode(contents, "fast", threads)
+        assert same(decode(data, threads=threads), contents)
+        assert measure(data).file_bytes == len(data)
 
 
 @BOUNDED
@@ -138,7 +152,7 @@ def test_any_json_comes_back(value):
 @BOUNDED
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(data):
-    for attempt in (data, b"\x89FWB\r\n\x1a\n" + data):
+    for attempt in (data, PREFIX + data, PREFIX + data + FILE[-22:], FILE[:-22] + data):
         try:
             decode(attempt)
         except CorruptFileError:
@@ -151,7 +165,7 @@ def test_any_bytes_are_refused(data):
     st.dictionaries(st.sampled_from(list("ntbaqgvmcl")), JSON, max_size=5), st.binary(max_size=40)
 )
 def test_any_header_is_refused_or_decoded(header, payload):
-    data = join_prefix(dump_json(header), len(payload)) + payload
+    data = framed(dump_json(header), payload)
     try:
         decode(data, max_decoded_bytes=2**20)
     except CorruptFileError:

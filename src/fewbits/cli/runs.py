@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from ..coding import EFFORTS
+from ..coding import is_effort
 from ..container.frame import MAGIC
 from ..disk import write
 from ..errors import ConfigError, SourceError, is_number, shorten
@@ -189,7 +189,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "recipe": lambda value: isinstance(value, dict),
     "out": _is_text,
     "folder": _is_text,
-    "effort": lambda value: value in EFFORTS,
+    "effort": is_effort,
     "calibration_samples": _is_count,
     "evaluate": _is_switch,
     "save_seconds": lambda value: is_number(value) and value >= 0,

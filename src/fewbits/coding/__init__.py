@@ -10,6 +10,7 @@ from .choose import (
     decode_symbols,
     encode_run,
     encode_symbols,
+    is_effort,
 )
 from .codec import CODECS, Bound, Codec, Layout, Symbols, register
 from .entropy import entropy
@@ -29,6 +30,7 @@ __all__ = [
     "encode_run",
     "encode_symbols",
     "entropy",
+    "is_effort",
     "mix",
     "planes",
     "rans",

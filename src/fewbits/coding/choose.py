@@ -22,6 +22,7 @@ __all__ = [
     "decode_symbols",
     "encode_run",
     "encode_symbols",
+    "is_effort",
 ]
 
 TOGETHER = 1 << 20  # symbols of a run, at most: of matrices that may share a stream
@@ -48,6 +49,11 @@ EFFORTS = {
     "balanced": Effort((0, 1), worth=0.02, symbols=14_000_000),  # ten seconds
     "smallest": Effort((0, 1)),
 }
+
+
+def is_effort(value: object) -> bool:
+    """Tell whether ``value`` is the name of an effort."""
+    return isinstance(value, str) and value in EFFORTS
 
 
 @runtime_checkable
@@ -166,6 +172,6 @@ def decode_symbols(number: int, data: bytes, layout: Layout) -> Symbols:
 
 
 def _effort(name: str) -> Effort:
-    if name not in EFFORTS:
+    if not is_effort(name):
         raise ConfigError(f"effort must be one of {', '.join(EFFORTS)}. Got {name!r} instead.")
     return EFFORTS[name]

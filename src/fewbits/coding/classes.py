@@ -35,6 +35,7 @@ SUBSETS = (
     (False, False, True),
 )
 LEAST = 8  # symbols that share a level
+BLOCK = 1 << 16  # levels that are written or read at a time; bounds scratch
 PRIOR = 2.0  # symbols of the usual size that each row, input and tap begins with
 
 Ints = NDArray[np.int64]
@@ -62,14 +63,14 @@ class Classes:
 
         There are at most as many cells as symbols.
         """
-        levels = np.flatnonzero(np.bincount(self.rows, minlength=MOST_LEVELS))
+        levels = [level for level in range(MOST_LEVELS) if (self.rows == level).any()]
         place = np.zeros(MOST_LEVELS, np.uint8)
-        place[levels] = np.arange(levels.size)
+        place[levels] = np.arange(len(levels))
         columns = (self.inputs[:, None] + self.taps).reshape(-1)
         tables = self.tables.astype(np.uint8)
-        cells = np.empty((levels.size, columns.size), np.uint8)
-        for row, level in zip(cells, levels.tolist(), strict=True):
-            row[:] = tables[level:][columns]
+        cells = np.empty((len(levels), columns.size), np.uint8)
+        for row, level in zip(cells, levels, strict=True):
+            np.take(tables[level:], columns, out=row, mode="clip")
         return cells, place[self.rows]
 
     def part(self, rows: slice) -> Classes:
@@ -196,12 +197,12 @@ def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
         levels = np.zeros_like(known)
-        if head[0]:
-            numbered = numbers.take(known.astype(np.int64) - head[1], kind)
-            numbered += head[1]
-            if numbered.min() < 0 or numbered.max() > head[0]:
+        for start in range(0, known.size if head[0] else 0, BLOCK):
+            part = known[start : start + BLOCK].astype(np.int64)
+            part = head[1] + numbers.take(part - head[1], kind)
+            if part.min() < 0 or part.max() > head[0]:
                 raise CorruptFileError(f"a level beyond {head[0]}")
-            levels = numbered.astype(np.uint8)
+            levels[start : start + BLOCK] = part
         found.append(levels)
     return replace(classes, rows=found[0], inputs=found[1], taps=found[2])
 

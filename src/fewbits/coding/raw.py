@@ -30,11 +30,12 @@ class Constant:
         return data if len(data) <= limit and (symbols == first).all() else None
 
     def decode(self, data: bytes, layout: Layout) -> Symbols:
-        """Return the matrix filled with the value."""
+        """Return the matrix filled with the value: int8 or uint8 where it fits, else int32."""
         cursor = Cursor(data)
         value = cursor.symbol()
         cursor.finish()
-        return np.full((layout.rows, layout.columns), value, np.int32)
+        dtype = np.uint8 if 0 <= value < 256 else np.int8 if -128 <= value < 0 else np.int32
+        return np.full((layout.rows, layout.columns), value, dtype)
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits of ``encode``."""

@@ -80,6 +80,8 @@ def split_frame(fetch: Fetch, size: int, max_decoded_bytes: int) -> Frame:
     Fetches the prefix, the footer and the index, and nothing else.
     """
     head = fetch(0, min(size, len(PREFIX)))
+    if not head.startswith(MAGIC):
+        raise CorruptFileError(f"this is not a fewbits file: {_diagnose(fetch(0, min(size, 32)))}")
     _check_prefix(head)
     if size < len(PREFIX) + FOOTER:
         raise CorruptFileError(
@@ -111,8 +113,6 @@ def _checksum(stored: bytes, fields: bytes) -> int:
 
 
 def _check_prefix(head: bytes) -> None:
-    if not head.startswith(MAGIC):
-        raise CorruptFileError(f"this is not a fewbits file: {_diagnose(head)}")
     if len(head) < len(PREFIX):
         raise CorruptFileError(
             f"the file ends inside its prefix: {len(head)} of {len(PREFIX)} bytes"

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..coded import ActivationGrid, Codebook, CodedTensor
+from ..coded import ActivationGrid, Codebook, CodedTensor, RawTensor, TransformTensor
 from ..coding import Symbols
 from ..errors import ConfigError
 from .assemble import (
@@ -86,6 +86,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._books: list[Codebook] | None = None
         self._held: OrderedDict[Chunk, Symbols] = OrderedDict()
         self._held_bytes = 0
+        self._checked: dict[str, CodedTensor] = {}
         self._file_spans()
 
     def _file_spans(self) -> None:
@@ -109,6 +110,8 @@ class LazyTensors(Mapping[str, CodedTensor]):
         return name in self._entries
 
     def __getitem__(self, name: str) -> CodedTensor:
+        if name in self._checked:
+            return self._checked.pop(name)
         entry = self._entries[name]
         found: Found = {}
         for stream in self._streams[name]:
@@ -179,10 +182,17 @@ class LazyTensors(Mapping[str, CodedTensor]):
         return build_activations(self._opened.header, self._shared)
 
     def check(self) -> None:
-        """Decode everything once, so that no later look-up finds the file damaged."""
+        """Decode everything once, so that no later look-up finds the file damaged.
+
+        The first tensors are kept, as far as they are small, until they are looked up.
+        """
         self.codebooks()
+        room = HELD
         for name in self:
-            self[name]
+            tensor = self[name]
+            room -= _nbytes(tensor)
+            if room > 0:
+                self._checked[name] = tensor
 
     def _in_codebook(self, name: str) -> bool:
         return any(leaf.codebook is not None for _, leaf in leaves(self._entries[name]))
@@ -237,3 +247,10 @@ class LazyTensors(Mapping[str, CodedTensor]):
         if stream.is_index:
             return matrices
         return [as_bytes(matrix, span.label) for matrix in matrices]
+
+
+def _nbytes(tensor: CodedTensor) -> int:
+    """Return the bytes of a tensor's symbols."""
+    if isinstance(tensor, TransformTensor):
+        return tensor.coefficients.index.nbytes + tensor.basis.index.nbytes
+    return tensor.data.nbytes if isinstance(tensor, RawTensor) else tensor.index.nbytes

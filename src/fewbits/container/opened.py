@@ -97,14 +97,15 @@ class Opened:
 
 
 def _scratch(span: Span) -> int:
-    """Return the memory of decoding a body beyond what chunks of the usual size take.
+    """Return the memory of decoding a body beyond its symbols and what usual chunks take.
 
     That is: of a row that is longer.
     """
     longest = max(chunk.layout.size for chunk in span.chunks)
     if longest <= CHUNK:
         return 0
-    return codec_of_span(span).bound.bytes_per_symbol * (longest - CHUNK)
+    more = codec_of_span(span).bound.bytes_per_symbol - span.chunks[0].stream.symbol_bytes
+    return more * (longest - CHUNK)
 
 
 def codec_of_span(span: Span) -> Codec:

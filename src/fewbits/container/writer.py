@@ -22,7 +22,7 @@ from ..coded import (
     RawTensor,
     TransformTensor,
 )
-from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run
+from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run, is_effort
 from ..coding import Stream as Body
 from ..errors import ConfigError, require
 from .describe import describe
@@ -74,7 +74,7 @@ class FileWriter:
     """
 
     def __init__(self, file: BinaryIO, effort: str = "balanced", threads: int = 0) -> None:
-        require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+        require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         self._file = file
         self._effort = effort
         self._calls: Ordered[list[Body]] = Ordered(usable_threads(threads))
@@ -85,9 +85,10 @@ class FileWriter:
         self._runs: list[list[tuple[Symbols, Layout]]] = []
         self._seen = 0  # symbols of runs
         self._units = 0  # of work, so far
-        self._length = self._file.write(PREFIX)
+        self._length = 0  # of what is written
         self._codecs: list[int] = []
         self._lengths: list[int] = []
+        self._write(PREFIX)
 
     def __enter__(self) -> FileWriter:
         return self
@@ -183,7 +184,7 @@ class FileWriter:
         self._units += units
         for body in bodies:
             checksum = zlib.crc32(body.data).to_bytes(CHECKSUM, "little")
-            self._length += self._file.write(body.data) + self._file.write(checksum)
+            self._write(body.data + checksum)
             self._codecs += [CODECS[body.codec].number] * len(body.members)
             self._lengths += [len(body.data), *[0] * (len(body.members) - 1)]
 
@@ -196,7 +197,18 @@ class FileWriter:
             )
         used = {codec.since[1] for codec in CODECS.values() if codec.number in self._codecs}
         index = pack_index(text, self._length - len(PREFIX), max(used, default=0))
-        return self._length + self._file.write(index)
+        self._write(index)
+        return self._length
+
+    def _write(self, data: bytes) -> None:
+        """Write all of ``data``: a raw file may take only some at a time."""
+        left = memoryview(data)
+        while left:
+            taken = self._file.write(left)
+            if not taken:
+                raise OSError(f"the file took no bytes of {len(left)}: open it in blocking mode")
+            left = left[taken:]
+        self._length += len(data)
 
 
 def _encoded(run: Sequence[tuple[Symbols, Layout]], effort: str) -> list[Body]:

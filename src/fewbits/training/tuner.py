@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coded import html_table
-from ..coding import EFFORTS
+from ..coding import EFFORTS, is_effort
 from ..engine.targets import Target, check_finite
 from ..errors import ConfigError, require
 from ..methods import Course, InputCourse, TunedWeight
@@ -241,7 +241,7 @@ class Tuner:
             ModelError: the training left NaN or infinite values.
         """
         self._check_open()
-        require(effort in EFFORTS, "effort", f"one of {', '.join(EFFORTS)}", effort)
+        require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         check_finite(self.model)
         grids = self.course.detach(self.model) if isinstance(self.course, InputCourse) else {}
         results = {weight.name: self.course.quantized(weight) for weight in self.weights}

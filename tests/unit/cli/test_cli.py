@@ -81,9 +81,9 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
         ("compress", "[default: the method's, 4]"),
         ("compress", "digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable"),
         ("compress", "timm:NAME or torchvision:NAME"),
-        ("compress", "Processes that code tensors"),
-        ("decode", "Processes that decode tensors"),
-        ("evaluate", "Processes that decode tensors"),
+        ("compress", "Threads that code tensors"),
+        ("decode", "Threads that decode tensors"),
+        ("evaluate", "Threads that decode tensors"),
         ("train", "[default: no grid, 16-bit floats]"),
         ("train", "Choose among the epochs after this share of the training"),
         ("train", "Of the epochs within this drop of accuracy keep the one with the fewest bits"),
@@ -388,20 +388,20 @@ def test_inspect_shows_entropies_next_to_what_is_coded(here):
     assert all(word in text for word in ("order 0", "order 2", *codecs))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_workers_change_nothing(here, workers):
-    run("decode", "net.fewbits", "-o", "out.pt", "--workers", workers, "--force")
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_threads_change_nothing(here, threads):
+    run("decode", "net.fewbits", "-o", "out.pt", "--threads", threads, "--force")
     found = torch.load(here / "out.pt")
     wanted = fewbits.load(here / "net.fewbits")
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     judged = [
-        run_json("evaluate", "net.fewbits", "--data", "digits", "--workers", number)
-        for number in (1, workers)
+        run_json("evaluate", "net.fewbits", "--data", "digits", "--threads", number)
+        for number in (1, threads)
     ]
     assert judged[0]["accuracy"] == judged[1]["accuracy"]
     options = (MODEL, "--weights", "net.safetensors", "--method", "nearest", "--force")
-    for name, number in (("one", 1), ("several", workers)):
-        run("compress", *options, "-o", f"{name}.fewbits", "--workers", number)
+    for name, number in (("one", 1), ("several", threads)):
+        run("compress", *options, "-o", f"{name}.fewbits", "--threads", number)
     assert (here / "one.fewbits").read_bytes() == (here / "several.fewbits").read_bytes()
 
 

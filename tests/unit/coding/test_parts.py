@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewbits.coding import CODECS
 from fewbits.coding.bitcoder import DECODE, ENCODE, coded_bytes, open_coder, take_bit
 from fewbits.coding.codec import Layout
 from fewbits.coding.cursor import Cursor
@@ -119,3 +120,12 @@ def test_truncated_integers():
             Cursor(data).varint()
     with pytest.raises(CorruptFileError, match="3 bytes wanted"):
         Cursor(b"ab").take(3)
+
+
+@pytest.mark.parametrize("value", [0, 255, 256, -1, -128, -129, 2**31 - 1, -(2**31)])
+def test_a_constant_takes_a_byte_a_symbol_where_it_can(value):
+    constant, layout = CODECS["constant"], Layout(3, 5)
+    data = constant.encode(np.full((3, 5), value, np.int32), layout)
+    found = constant.decode(data, layout)
+    assert (found == value).all()
+    assert found.itemsize == (1 if -128 <= value <= 255 else 4)

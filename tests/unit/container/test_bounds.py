@@ -1,45 +1,51 @@
 """Time and memory are bounded by the file's length and the caller's limit, whatever it says."""
 
 import json
+import string
 import time
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
 
 from fewbits import inspect, load, load_tensor
 from fewbits.coded import Contents, RawTensor
-from fewbits.coding import CODECS
-from fewbits.coding.adaptive import dump_settings
-from fewbits.coding.filters import Settings
-from fewbits.coding.flags import Shape
-from fewbits.coding.flags import walk as walk_flags
-from fewbits.coding.queue import FlagEncoder
-from fewbits.coding.varint import signed_varint, varint
+from fewbits.coding import CODECS, Layout, classes, kernels, mix, rans
+from fewbits.coding.cursor import varint
+from fewbits.coding.mix import Settings
+from fewbits.coding.numbers import Numbers
 from fewbits.container import encode
 from fewbits.container.json_text import parse_json
-from fewbits.container.prefix import join_prefix
+from fewbits.container.limits import body_work
 from fewbits.errors import ConfigError, CorruptFileError
+from forging import forge
 
 SECONDS = 2.0
 BYTES = 200_000_000
 
 
-def forged(header, bodies=(), minor=3):
-    """Return a file whose checksums and lengths are right, whatever else it says."""
-    header = {"c": [], "l": [len(body) for body in bodies], **header}
-    payload = b"".join(body + zlib.crc32(body).to_bytes(4, "little") for body in bodies)
-    return join_prefix(json.dumps(header).encode(), len(payload), minor) + payload
+def padded(header, bodies):
+    """Return a file of almost 10 kB: what it may take grows with its length."""
+    rng = np.random.default_rng(0)
+    letters = list(string.ascii_letters + string.digits)
+    for count in range(13_000, 0, -60):
+        text = "".join(rng.choice(letters, count))
+        data = forge({**header, "m": {"x": text}}, bodies)
+        if len(data) <= 10_000:
+            return data
+    return forge(header, bodies)
 
 
-def grids(shape, codec, body, count=1, **options):
-    """Return a file of ``count`` grids whose indices are all ``body``."""
+def tensors(kind, shape, codec, body, *, count=1, chunks=1, shared=False):
+    """Return a file of ``count`` tensors, all chunks of which are ``body``."""
     names = [f"0{place:x}" for place in range(count)]
-    entry = ["g", list(shape), options] if options else ["g", list(shape)]
-    side = CODECS["raw"].encode(np.array([[0, 0, 128, 63]] * count, np.uint8))
-    codecs = [CODECS[codec].number] * count + [CODECS["raw"].number]
-    return forged({"n": names, "t": [entry] * count, "c": codecs}, [body] * count + [side])
+    options = [{"d": "uint8"}] if kind == "r" else []
+    number, total = CODECS[codec].number, count * chunks
+    bodies = [body, *[None if shared else body] * (total - 1)]
+    codecs = [number] * total
+    if kind == "g":
+        codecs, bodies = [*codecs, CODECS["constant"].number], [*bodies, b"\0"]  # their steps
+    return padded({"n": names, "t": [[kind, shape, *options]] * count, "c": codecs}, bodies)
 
 
 def spent(use, *args):
@@ -117,7 +123,7 @@ def test_brackets_in_strings_do_not_nest(text):
 def test_the_rank_of_a_product_without_values_costs_nothing(path, rank):
     for shape, tall, wide in (([0], [0, rank], [rank, 0]), ([0, 7], [0, rank], [rank, 0])):
         parts = {"b": ["g", tall], "c": ["g", wide]}
-        data = forged({"n": ["00"], "t": [["t", shape, parts]], "c": [1]}, [b"\0\0"])
+        data = forge({"n": ["00"], "t": [["t", shape, parts]], "c": [0]}, [b"\0"])
         assert read_within(path, data) is None
         assert list(load(path)["0"].shape) == shape
 
@@ -134,7 +140,7 @@ def test_the_rank_of_a_product_without_values_costs_nothing(path, rank):
     ],
 )
 def test_sizes_that_no_library_takes_are_refused_without_values_too(path, kind, shape, options):
-    path.write_bytes(forged({"n": ["00"], "t": [[kind, shape, options]]}))
+    path.write_bytes(forge({"n": ["00"], "t": [[kind, shape, options]]}))
     for use in (inspect, load, one):
         with pytest.raises(CorruptFileError, match="product is beyond"):
             use(path)
@@ -150,88 +156,134 @@ def test_such_sizes_are_not_written():
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_large_sizes_without_values_are_read(path, shape, dtype):
     for kind, count in (("g", 1), ("r", 0)):  # a grid has a step
-        header = {"n": ["00"], "t": [[kind, shape, {"d": dtype}]], "c": [1] * count}
-        data = forged(header, [b"\0\0"] * count)
+        header = {"n": ["00"], "t": [[kind, shape, {"d": dtype}]], "c": [0] * count}
+        data = forge(header, [b"\0"] * count)
         path.write_bytes(data)
         assert list(load(path)["0"].shape) == shape
         assert inspect(path).report.file_bytes == len(data)
 
 
-def walk(size, taps, order, height):
-    settings = Settings(taps, order, 8 * bool(order), 1, height, 0, 1)
-    return signed_varint(0) + dump_settings(settings, size)
+def walked(values, layout, settings):
+    """Return a stream of `mix` whatever its settings, noise at its begin: bytes pay for symbols."""
+    values = np.full((layout.rows, layout.columns), values, np.int32)
+    noise = np.random.default_rng(0).integers(settings.lowest, 4, 2400, np.int32)
+    values.reshape(-1)[: noise.size] = noise[: values.size]
+    stream = mix._Stream(mix.ENCODE, layout.size, room=4 * layout.size)
+    stream.walk(values, layout, settings)
+    return settings.to_bytes(None) + mix.coded_bytes(stream.desk, stream.buffer)
 
 
-def framed(codec, body):
-    return varint(16 * len(body) + CODECS[codec].number) + body
+def classed(layout, rows, inputs, alphabet=256, escape=0):
+    """Return a stream of `rans` with levels and tables as asked for, and symbols that are 0."""
+    roots = np.zeros((classes.MOST_TABLES, alphabet), np.int64)
+    roots[:, 0], roots[:, 1] = 255, 1
+    top = int(rows.max()) + int(inputs.max())
+    tables = np.minimum(np.arange(top + 1), len(roots) - 1)
+    known = classes.Classes(rows, inputs, np.zeros(1, np.uint8), tables, roots[: tables.max() + 1])
+    side = Numbers.writer(1 << 20)
+    classes.take_classes(side, known, alphabet)
+    side = side.to_bytes()
+    bins, window = np.zeros((layout.rows, layout.columns), np.uint8), rans.Window(0, alphabet)
+    if escape:
+        window = rans.Window(0, alphabet, 0, escape, 0)
+    lanes = rans._push(bins, bins, window, known)
+    return window.to_bytes() + varint(len(side)) + side + lanes
 
 
-def flags():
-    """Return a stream of `binary` whose symbols have 63 flags each, and take next to no bytes."""
-    symbols = np.full((1 << 8, 1 << 6), 63, np.int32)
-    symbols[0, 0] = 0
-    coder = FlagEncoder()
-    walk_flags(symbols.reshape(-1).tolist(), Shape(*symbols.shape, 64, 0, 0, 3), coder.take_flag)
-    return signed_varint(0) + bytes([62, 0]) + varint(3) + coder.to_bytes()
+def levels(count, last=0):
+    found = np.zeros(count, np.uint8)
+    found[-1] = last
+    return found
+
+
+CHUNK = 1 << 21
+SURE = Settings(-1, 3, 0, 0, 1, 0)  # a 3 has four flags, or three
+HUGE = Settings(-1, 2**31 - 2, -1, 0, 1, 0)
+
+
+def small_tables():
+    return classed(Layout(1, 1), levels(1, 15), levels(1))
 
 
 HEAVY = {
-    "blocks of one row": ("adaptive", (64, 64), walk(64, 64, 15, 1), 200),
-    "large blocks": ("adaptive", (4096, 1024), walk(64, 1, 0, 64), 4),
-    "many outputs": ("adaptive", (1 << 20, 16), walk(2, 4, 3, 1 << 14), 1),
-    "counts of all triples": ("context", (1, 4096), signed_varint(0) + b"\x1e\2\1", 200),
-    "one lane": ("context", (1 << 12, 1), signed_varint(0) + b"\6\1\1", 300),
-    "matrices of a group": ("joined", (64, 64), walk(64, 64, 15, 1), 100),
-    "a bound of a group": ("joined", (1 << 10, 64), walk(2, 64, 15, 1 << 4), 20),
-    "parts of a split": (
-        "split",
-        (1 << 12, 1 << 12),
-        signed_varint(0) + b"\x18" + framed("constant", b"") * 3,
-        1,
+    "flags": lambda: tensors("g", [1_300_000], "mix", walked(3, Layout(1_300_000, 1), SURE)),
+    "flags of kernels": lambda: tensors(
+        "g", [27_000, 1, 7, 7], "mix", walked(3, Layout(27_000, 49, 49, 7), SURE)
     ),
-    "wide tables": (
-        "static",
-        (1, 100),
-        CODECS["static"].encode(np.array([[0] * 99 + [65535]], np.int32)),
-        300,
+    "flags of pairs": lambda: tensors(
+        "g", [600_000, 1, 1, 2], "mix", walked(3, Layout(600_000, 2, 2, 2), SURE)
     ),
-    "nested": (
-        "blocks",
-        (2 << 10, 1 << 10),
-        varint(1 << 10) + 2 * (varint(4) + varint(len(walk(64, 1, 0, 16))) + walk(64, 1, 0, 16)),
-        4,
+    "flags of large symbols": lambda: tensors(
+        "g", [60_000], "mix", walked(2**31 - 2, Layout(60_000, 1), HUGE)
     ),
+    "a row of flags": lambda: tensors(
+        "g", [1, 1_300_000], "mix", walked(3, Layout(1, 1_300_000), SURE)
+    ),
+    "many in a body": lambda: tensors(
+        "g",
+        [1, 1, 7, 7],
+        "mix",
+        CODECS["mix"].encode_group(
+            [np.full((1, 49), k == 0, np.int32) for k in range(1200)],
+            [Layout(1, 49, 49, 7)] * 1200,
+        ),
+        count=1200,
+        shared=True,
+    ),
+    "levels of rows": lambda: tensors(
+        "g", [CHUNK], "rans", classed(Layout(CHUNK, 1), levels(CHUNK, 15), levels(1)), count=7
+    ),
+    "levels of inputs": lambda: tensors(
+        "g",
+        [1, CHUNK],
+        "rans",
+        classed(Layout(1, CHUNK), levels(1, 15), levels(CHUNK, 15)),
+        count=7,
+    ),
+    "bytes": lambda: tensors(
+        "r",
+        [24 * CHUNK],
+        "rans",
+        classed(Layout(CHUNK, 1), levels(CHUNK), levels(1)),
+        chunks=24,
+    ),
+    "escapes": lambda: tensors(
+        "g", [CHUNK], "rans", classed(Layout(CHUNK, 1), levels(CHUNK), levels(1), 256, 8), count=7
+    ),
+    "tables": lambda: tensors("g", [1, 1], "rans", small_tables(), count=190),
+    "constants": lambda: tensors("g", [8 * CHUNK], "constant", b"\0", chunks=8),
+    "constant bytes": lambda: tensors("r", [25 * CHUNK], "constant", b"\0", chunks=25),
 }
-
-LARGE = ("large blocks", "many outputs", "parts of a split")
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_work_is_counted_before_anything_is_decoded(path, name):
-    codec, shape, body, count = HEAVY[name]
-    data = grids(shape, codec, body, count)
-    raised = read_within(path, data)
-    if name in LARGE:
-        assert held(load, path) < BYTES
-    assert raised is None or "limit" in str(raised) or "damaged" in str(raised)
+def test_work_is_bounded_whatever_is_decoded(path, name):
+    kernels.compiled()
+    raised = read_within(path, HEAVY[name]())
+    assert raised is None or "limit" in str(raised) or "flags" in str(raised)
 
 
-def test_flags_that_no_size_tells_of_are_counted_as_they_come(path):
-    data = grids((1 << 8, 1 << 6), "binary", flags(), 8)
-    raised = read_within(path, data)
-    assert "more flags than the limit allows" in str(raised)
-    assert load_tensor(path, "0", max_decoded_bytes=1 << 30).max() == 63
+@pytest.mark.parametrize("name", ["levels of inputs", "escapes", "bytes", "constants"])
+def test_memory_is_bounded_whatever_is_decoded(path, name):
+    path.write_bytes(HEAVY[name]())
+    assert held(load, path) < BYTES
 
 
 def test_a_limit_that_is_raised_reads_more_and_the_message_says_how(path):
-    body = signed_varint(0) + b"\x1e\2\1"
-    path.write_bytes(grids((1, 4096), "context", body, 200))
+    body = classed(Layout(CHUNK, 1), levels(CHUNK), levels(1))
+    path.write_bytes(tensors("r", [30 * CHUNK], "rans", body, chunks=30))
     with pytest.raises(CorruptFileError, match=r"units of work.*max_decoded_bytes=\d+") as caught:
         load(path)
     wanted = int(str(caught.value).split("max_decoded_bytes=")[1].split()[0])
     with pytest.raises(CorruptFileError, match="units of work"):
         load(path, max_decoded_bytes=wanted - 1)
     assert inspect(path).report.file_bytes == path.stat().st_size
+    assert load(path, max_decoded_bytes=wanted)["0"].numel() == 30 * CHUNK
+
+
+def test_every_chunk_of_a_body_counts():
+    alone = body_work(CODECS["mix"], [100])
+    assert body_work(CODECS["mix"], [100] * 50) == alone + 49 * (4096 + 70 * 100)
 
 
 def header_of(kind):
@@ -254,7 +306,7 @@ def header_of(kind):
 
 @pytest.mark.parametrize("kind", ["tensors", "transforms", "codebooks", "aliases", "names"])
 def test_long_headers_are_bounded_by_what_they_list(path, kind):
-    data = forged(header_of(kind))
+    data = forge(header_of(kind))
     path.write_bytes(data)
     for use in (inspect, load):
         assert spent(use, path)[1] < SECONDS + 58 * len(data) / 1e6

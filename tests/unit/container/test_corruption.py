@@ -32,12 +32,19 @@ def f32(*values):
     return np.array(values, np.float32)
 
 
+def smooth(*shape):
+    values = np.cumsum(np.cumsum(RNG.normal(0, 1, (*shape, 9)), axis=-1), axis=-2)
+    return np.rint(values).clip(-9, 9).astype(np.int32).reshape(shape[0], -1)
+
+
 def small_file():
     book = Codebook(f32(-1, 0, 1, 2))
     left = GridTensor((6, 3), "float32", bell(6, 3), f32(0.5))
     tensors = {
         "conv.weight": GridTensor((8, 4, 3, 3), "float32", bell(8, 36), f32(0.1), f32(0.5)),
-        "bn.weight": RawTensor((8,), "float32", RNG.normal(1, 0.1, 8).astype("<f4").view(np.uint8)),
+        "conv2.weight": GridTensor((8, 4, 3, 3), "float32", smooth(8, 4), f32(0.1)),
+        "conv3.weight": GridTensor((8, 4, 3, 3), "float32", smooth(8, 4), f32(0.1)),
+        "bn.weight": RawTensor((90,), "float32", RNG.normal(1, 0.1, 90).astype("<f4").view("u1")),
         "bn.count": RawTensor((), "int64", np.array([9], "<i8").view(np.uint8)),
         "fc.weight": CodebookTensor((10, 8), "float32", bell(10, 8) & 3, book, f32(*range(1, 11))),
         "low.weight": TransformTensor(
@@ -45,12 +52,13 @@ def small_file():
         ),
     }
     grids = {"conv": ActivationGrid(4, 2.5, signed=True)}
-    return encode(Contents(tensors, {"tied": "fc.weight"}, grids, {"recipe": {"bits": 4}}))
+    return Contents(tensors, {"tied": "fc.weight"}, grids, {"recipe": {"bits": 4}})
 
 
-FILE = small_file()
+CONTENTS = small_file()
+FILE, FAST = encode(CONTENTS, "smallest"), encode(CONTENTS, "fast")
 LIMIT = 2**22
-TABLES = 1 << 24  # the laws of `adaptive`, for its widest alphabet
+MODEL = 1 << 23  # bytes of what `mix` learns
 
 
 def refuse_or_same(data):
@@ -59,8 +67,13 @@ def refuse_or_same(data):
         got = decode(data, max_decoded_bytes=LIMIT)
     except CorruptFileError:
         return True
-    assert encode(got) == FILE
+    assert encode(got, "smallest") == FILE
     return False
+
+
+def test_the_files_have_bodies_of_every_codec():
+    numbers = {span.codec for data in (FILE, FAST) for span in open_file(data).spans}
+    assert numbers == {codec.number for name, codec in CODECS.items() if name != "constant"}
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -70,12 +83,13 @@ def test_every_truncation_is_refused(part):
             decode(FILE[:length])
 
 
-def test_every_flip_of_one_bit_is_refused():
+@pytest.mark.parametrize("change", [1, 0x80, 0xFF])
+def test_every_byte_that_is_another_is_refused(change):
     for position in range(len(FILE)):
         data = bytearray(FILE)
-        data[position] ^= 1 << position % 8
-        refused = refuse_or_same(bytes(data))
-        assert refused or position in (10, 11)  # another minor version reads the same
+        data[position] ^= change << position % 8 if change == 1 else change
+        with pytest.raises(CorruptFileError):
+            decode(bytes(data))
 
 
 def mutate(rng):
@@ -105,35 +119,36 @@ def test_500_random_corruptions(seed):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert refused >= 490
-    assert peak < 4 * LIMIT + TABLES
+    assert peak < 4 * LIMIT + MODEL
 
 
 def resealed(data, rng):
     """Corrupt the streams and make the checksums right again: what an attacker would send."""
-    opened = open_file(FILE)
     out = bytearray(data)
-    for span in opened.spans:
-        if span.end > span.start and rng.random() < 0.5:
+    for span in open_file(data).spans:
+        if rng.random() < 0.3:
             at = int(rng.integers(span.start, span.end))
             out[at] = int(rng.integers(256))
         out[span.end : span.end + 4] = struct.pack("<I", zlib.crc32(out[span.start : span.end]))
     return bytes(out)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_streams_forged_with_right_checksums_never_escape(seed):
+@pytest.mark.parametrize("data", [FILE, FAST], ids=["smallest", "fast"])
+@pytest.mark.parametrize("seed", range(2))
+def test_streams_forged_with_right_checksums_never_escape(data, seed):
     rng = np.random.default_rng(seed)
     outcomes = set()
     for _ in range(300):
         try:
-            got = decode(resealed(FILE, rng), max_decoded_bytes=LIMIT)
+            got = decode(resealed(data, rng), max_decoded_bytes=LIMIT)
         except CorruptFileError:
             outcomes.add("refused")
             continue
         outcomes.add("decoded")
         for tensor in got.tensors.values():
             if not isinstance(tensor, RawTensor):
-                assert tensor.dequantize().shape == tensor.shape
+                with np.errstate(over="ignore", invalid="ignore"):
+                    assert tensor.dequantize().shape == tensor.shape
     assert outcomes == {"refused", "decoded"}
 
 
@@ -147,7 +162,8 @@ def test_damage_is_located_by_stream_and_byte():
         text = str(caught.value)
         assert f"bytes {span.start} to {span.end}" in text
         assert "checksum" in text
-        names = {part.name for part in span.stream.parts if part.role in ("index", "raw")}
+        first = span.chunks[0].stream
+        names = {part.name for part in first.parts if part.role in ("index", "raw")}
         assert any(repr(name) in text for name in names) or "side stream" in text or "low." in text
 
 
@@ -159,17 +175,13 @@ def test_swapped_streams_are_refused():
         decode(data)
 
 
-class PanicException(BaseException):
-    """A stand-in for the panic of a compiled library, which is no Exception."""
-
-
-@pytest.mark.parametrize("error", [PanicException, MemoryError, RecursionError, AssertionError])
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, AssertionError, IndexError])
 def test_whatever_a_codec_raises_becomes_one_error(monkeypatch, error):
     def fail(*_):
         raise error("inside")
 
-    monkeypatch.setattr(type(CODECS["static"]), "decode", fail)
-    with pytest.raises(CorruptFileError, match=f"conv.weight.*{error.__name__}"):
+    monkeypatch.setattr(type(CODECS["raw"]), "decode", fail)
+    with pytest.raises(CorruptFileError, match=f"'.*weight'.*{error.__name__}"):
         decode(FILE)
 
 
@@ -177,6 +189,6 @@ def test_an_interrupt_passes(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(CODECS["static"]), "decode", interrupt)
+    monkeypatch.setattr(type(CODECS["raw"]), "decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         decode(FILE)

@@ -1,7 +1,6 @@
 """Headers that an attacker would write, checksums and all: refused before anything is allocated."""
 
 import copy
-import json
 import tracemalloc
 
 import numpy as np
@@ -17,10 +16,10 @@ from fewbits.coded import (
     RawTensor,
     TransformTensor,
 )
-from fewbits.container import decode, encode
+from fewbits.container import decode, encode, streams
 from fewbits.container.json_text import dump_json
-from fewbits.container.prefix import join_prefix, split_prefix
 from fewbits.errors import CorruptFileError
+from forging import forge, framed, header_of, index_of
 
 LIMIT = 2**22
 
@@ -52,14 +51,12 @@ def example():
 
 
 FILE = example()
-PREFIX = split_prefix(FILE, 2**30)
-HEADER = json.loads(PREFIX.header)
-PAYLOAD = FILE[PREFIX.payload_start :]
+HEADER = header_of(FILE)
+PAYLOAD = FILE[10 : index_of(FILE)[0]]
 
 
 def rebuild(header, payload=PAYLOAD):
-    text = header if isinstance(header, bytes) else dump_json(header)
-    return join_prefix(text, len(payload)) + payload
+    return framed(header if isinstance(header, bytes) else dump_json(header), payload)
 
 
 def test_the_rebuilt_file_is_the_file():
@@ -147,13 +144,20 @@ def changed(path, value):
         (["v"], [1, 2]),
         (["m"], []),
         (["c"], HEADER["c"][:-1]),
+        (["c"], []),
         (["c", 0], 9),
-        (["c", 0], 15),
+        (["c", 0], 2**16),
+        (["c", 0], -1),
         (["c", 0], 0),
         (["c", 0], 3),
+        (["c", 0], 4),
         (["c", 0], "2"),
         (["l"], HEADER["l"] + [0]),
+        (["l"], HEADER["l"][:-1]),
+        (["l", 0], 0),
+        (["l", 1], 0),
         (["l", 0], HEADER["l"][0] + 1),
+        (["l", 0], True),
         (["l", 0], -1),
         (["l", 0], 2**62),
         (["l", 0], 2**70),
@@ -255,15 +259,48 @@ def operate(header, source, target, kind):
 
 
 def test_a_bomb_of_constants_is_refused_before_it_goes_off():
-    header = {"n": ["0w"], "t": [["g", [2**20, 2**20]]], "c": [0, 0], "l": [0, 0]}
     tracemalloc.start()
-    with pytest.raises(CorruptFileError, match="more than the limit"):
-        decode(rebuild(header, bytes(8)))
-    header["t"][0][2:] = [{"p": "r"}]
-    with pytest.raises(CorruptFileError, match="more than the limit"):
-        decode(rebuild(header, bytes(8)))
+    bombs = (([1, 2**40], {}, 1), ([8, 2**23], {"p": "r"}, 8), ([2**24 + 2**17], {}, 9))
+    for shape, options, chunks in bombs:
+        header = {"n": ["0w"], "t": [["g", shape, options]]}
+        data = forge(header | {"c": [0] * (chunks + 1)}, [b"\0"] * (chunks + 1))
+        with pytest.raises(CorruptFileError, match="more than the limit"):
+            decode(data)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [[2**48], [2**27, 2**21], [2**20, 2**28], [2**24, 2**24]])
+def test_chunks_that_have_no_bytes_are_never_listed(shape):
+    """Up to 2**27 of them, where the header gives as many lengths as it likes, or all 0."""
+    for count in (1, 2, 100_000):
+        lengths = [1] + [0] * (count - 1)
+        header = {"n": ["0w"], "t": [["g", shape]], "c": [0] * count, "l": lengths}
+        data = framed(dump_json(header), bytes(5))
+        tracemalloc.start()
+        with pytest.raises(CorruptFileError, match="chunks"):
+            decode(data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**21 + 100 * count
+
+
+def test_lengths_beyond_the_file_are_refused_before_bodies_are_listed(monkeypatch):
+    """300,000 chunks for one tensor, whose bodies are not in the file, or others'."""
+    monkeypatch.setattr(streams, "Chunk", None)
+    count = 300_000
+    header = {"n": ["0w"], "t": [["g", [count, 2**21]]], "c": [0] * (count + 1)}
+    data = framed(dump_json(header | {"l": [1] * (count + 1)}), bytes(5))
+    with pytest.raises(CorruptFileError, match="bodies end at byte"):
+        decode(data)
+    monkeypatch.undo()
+    data = framed(dump_json(header | {"l": [1] + [0] * count}), bytes(5))
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError, match=r"rows 0 to 1 cannot share a body"):
+        decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * count
 
 
 def test_a_bomb_of_names_is_refused():

@@ -1,8 +1,10 @@
 """Files read tensor by tensor: the same tensors, no other bytes, little memory."""
 
 import io
+import time
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,11 +19,10 @@ from fewbits.coded import (
     RawTensor,
     TransformTensor,
 )
-from fewbits.coding import CODECS
 from fewbits.container import decode, encode, read_lazily, read_tensor, write
 from fewbits.container.files import _fetch_from
 from fewbits.container.lazy import LazyTensors
-from fewbits.container.opened import open_source
+from fewbits.container.opened import Opened, open_source
 from fewbits.errors import ConfigError, CorruptFileError
 
 RNG = np.random.default_rng(0)
@@ -108,13 +109,15 @@ def test_only_the_streams_of_the_tensor_are_read(name):
     file = CountingFile(DATA)
     opened = open_source(_fetch_from(file), len(DATA))
     tensors = LazyTensors(opened)
-    assert set(file.counts) == set(range(opened.payload_start))
+    frame = set(range(10)) | set(range(opened.payload_end, len(DATA)))
+    assert set(file.counts) == frame
     tensors[name]
-    expected = set(range(opened.payload_start))
+    expected = set(frame)
     for span in opened.spans:
-        roles = {part.role for part in span.stream.parts if part.name == name}
+        parts = [part for chunk in span.chunks for part in chunk.stream.parts]
+        roles = {part.role for part in parts if part.name == name}
         if name.startswith("book"):
-            roles |= {part.role for part in span.stream.parts} & {"levels"}
+            roles |= {part.role for part in parts} & {"levels"}
         if roles - {"levels"} or (name.startswith("book") and roles):
             expected |= set(range(span.start, span.end + 4))
     assert set(file.counts) == expected
@@ -130,18 +133,21 @@ def test_an_alias_reads_its_tensor_and_an_unknown_name_is_told(path):
 
 def test_damage_elsewhere_is_not_looked_at_and_damage_here_is_found(tmp_path):
     opened = open_source(lambda start, end: DATA[start:end], len(DATA))
-    place = {span.stream.parts[0].name: span.start for span in opened.spans[:4]}
+    place = {span.chunks[0].stream.parts[0].name: span.start for span in opened.spans[:4]}
     damaged = bytearray(DATA)
     damaged[place["0"] + 5] ^= 1
     (tmp_path / "net").write_bytes(damaged)
     _assert_same(read_tensor(tmp_path / "net", "book"), CONTENTS.tensors["book"])
     with pytest.raises(CorruptFileError, match=r"net: the index of '0'.*checksum"):
         read_tensor(tmp_path / "net", "0")
-    with (
-        pytest.raises(CorruptFileError, match="checksum"),
-        read_lazily(tmp_path / "net") as (tensors, _),
-    ):
-        tensors["book"]
+    for threads in (1, 2):
+        with read_lazily(tmp_path / "net", threads=threads) as (tensors, _):
+            _assert_same(tensors["book"], CONTENTS.tensors["book"])
+            with pytest.raises(CorruptFileError, match=r"the index of '0'.*checksum"):
+                tensors["0"]
+            _assert_same(tensors["book"], CONTENTS.tensors["book"])
+            with pytest.raises(CorruptFileError, match="checksum"):
+                tensors.check()
 
 
 def test_the_limit_counts_only_what_is_decoded(path):
@@ -150,7 +156,7 @@ def test_the_limit_counts_only_what_is_decoded(path):
         read_tensor(path, "large", max_decoded_bytes=40_000)
 
 
-@pytest.mark.parametrize("held", [0, 2500, 1 << 25])
+@pytest.mark.parametrize("held", [0, 10_000, 1 << 25])
 def test_checked_tensors_are_the_same_however_many_symbols_are_held(monkeypatch, path, held):
     monkeypatch.setattr(lazy_module, "HELD", held)
     with read_lazily(path) as (tensors, aliases):
@@ -163,28 +169,52 @@ def test_checked_tensors_are_the_same_however_many_symbols_are_held(monkeypatch,
         assert tensors.shapes == {name: t.shape for name, t in CONTENTS.tensors.items()}
 
 
-def test_held_symbols_are_not_decoded_again(monkeypatch, path):
-    calls = []
-    for codec in ("constant", "raw", "static", "planes"):
-        own = type(CODECS[codec])
-        before = own.decode
+def test_what_tensors_share_is_decoded_once(monkeypatch, path):
+    asked = []
+    before = Opened.decode
 
-        def count(self, *arguments, before=before):
-            calls.append(self)
-            return before(self, *arguments)
+    def count(self, span):
+        asked.append(span.start)
+        return before(self, span)
 
-        monkeypatch.setattr(own, "decode", count)
-    with read_lazily(path) as (tensors, _):
+    monkeypatch.setattr(Opened, "decode", count)
+    with read_lazily(path, threads=1) as (tensors, _):
         tensors.check()
-        seen = len(calls)
-        assert seen > 0
+        assert len(asked) == len(set(asked)) > 8
+        asked.clear()
+        for name in tensors:
+            tensors[name]  # kept since it was checked
+        assert not asked
         for name in tensors:
             tensors[name]
-    assert len(calls) == seen
+    own = [span.start for span in _open(DATA).spans if span.chunks[0].stream.is_own]
+    assert asked == own
+
+
+def test_threads_that_read_one_file_take_turns(tmp_path):
+    """A file has one position: a seek of another thread must not come between seek and read."""
+
+    class Slow(io.BytesIO):
+        def seek(self, *where):
+            found = super().seek(*where)
+            time.sleep(0.001)
+            return found
+
+    rng = np.random.default_rng(2)
+    tensors = {f"w{k}": _raw(17_000) for k in range(6)}
+    data = encode(Contents(tensors), "fast")
+    fetch = _fetch_from(Slow(data))
+    with ThreadPoolExecutor(4) as pool:
+        places = rng.integers(0, len(data), (200, 2))
+        places.sort(axis=1)
+        found = list(pool.map(lambda pair: fetch(*map(int, pair)), places))
+    assert all(piece == data[a:b] for piece, (a, b) in zip(found, places.tolist(), strict=True))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error():
-    opened = open_source(_fetch_from(io.BytesIO(DATA[:-10])), len(DATA))
+    file = io.BytesIO(DATA)
+    opened = open_source(_fetch_from(file), len(DATA))
+    file.truncate(opened.payload_end - 10)
     with pytest.raises(CorruptFileError, match="ended at byte"):
         opened.verify()
 

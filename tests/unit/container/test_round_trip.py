@@ -234,14 +234,14 @@ def test_too_many_dimensions_are_refused():
 
 def test_the_limit_of_decoded_bytes_is_enforced_before_decoding():
     size = 2**24 + 2**17
-    zeros = np.zeros((1, size), np.int32)
+    zeros = np.zeros((size, 1), np.int32)
     data = encode(Contents({"w": GridTensor((size,), "float32", zeros, f32(1))}))
-    assert len(data) < 100
+    assert len(data) < 150
     advice = r"max_decoded_bytes=676\d{5} to fewbits\.load, or --max-decoded-mib 65 "
     with pytest.raises(CorruptFileError, match=advice):
         decode(data)
     got = decode(data, max_decoded_bytes=2**27).tensors["w"].index
-    assert got.shape == (1, size)
+    assert got.shape == (size, 1)
     with pytest.raises(CorruptFileError):
         decode(encode(Contents({"w": grid()})), max_decoded_bytes=10)
 
@@ -249,7 +249,7 @@ def test_the_limit_of_decoded_bytes_is_enforced_before_decoding():
 def test_bytes_count_once_in_the_limit():
     raw = RawTensor((10, 2**20), "float32", np.zeros(40 * 2**20, np.uint8))
     data = encode(Contents({"buffer": raw}))
-    assert len(data) < 100
+    assert len(data) < 200
     assert decode(data).tensors["buffer"].data.size == 40 * 2**20
     with pytest.raises(CorruptFileError, match="max-decoded-mib 41"):
         decode(data, max_decoded_bytes=40 * 2**20)

@@ -1,5 +1,6 @@
-"""Files written and read with several processes: the same bytes, values and errors."""
+"""Files written and read with several threads: the same bytes, values and errors."""
 
+import threading
 import zlib
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 
 import fewbits
 from fewbits.coded import Codebook, CodebookTensor, Contents, GridTensor, RawTensor, TransformTensor
-from fewbits.coding import EFFORTS, cut
-from fewbits.container import decode, encode, read, read_lazily, write
+from fewbits.coding import EFFORTS
+from fewbits.container import decode, encode, read, read_lazily, streams, threads, write
 from fewbits.container.opened import open_source
 from fewbits.engine.bridge import to_torch
 from fewbits.errors import ConfigError, CorruptFileError
@@ -17,10 +18,9 @@ RNG = np.random.default_rng(5)
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Cut matrices into blocks of about 2,000 symbols: in this process, which alone cuts."""
-    monkeypatch.setattr(cut, "SYMBOLS", 2000)
-    monkeypatch.setattr(cut, "ROWS", 16)
+def small_chunks(monkeypatch):
+    """Cut matrices into chunks of about 2,000 symbols."""
+    monkeypatch.setattr(streams, "CHUNK", 2000)
 
 
 def grid(rows, columns, spread=2.0):
@@ -70,33 +70,32 @@ def dequantized(tensors):
 WANTED = dequantized(CONTENTS.tensors)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("effort", list(EFFORTS))
-def test_the_bytes_are_the_same(effort, workers):
-    assert encode(CONTENTS, effort, workers) == file(effort)
+def test_the_bytes_are_the_same(effort, threads):
+    assert encode(CONTENTS, effort, threads) == file(effort)
 
 
-def test_large_matrices_are_blocks():
+def test_large_matrices_are_chunks():
     data = file()
     opened = open_source(lambda start, end: data[start:end], len(data))
-    assert opened.version == (1, 2)
-    blocks = [span.stream.label for span in opened.spans if span.codec == 9]
-    assert "the index of 'cut'" in blocks
+    names = [span.chunks[0].stream.label for span in opened.spans]
+    assert names.count("the index of 'cut'") == 3
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("effort", list(EFFORTS))
-def test_the_values_are_the_same(effort, workers, tmp_path):
+def test_the_values_are_the_same(effort, threads, tmp_path):
     path = tmp_path / "net.fewbits"
     write(file(effort), path)
-    assert dequantized(decode(file(effort), workers=workers).tensors) == WANTED
-    assert dequantized(read(path, workers=workers).tensors) == WANTED
-    loaded = fewbits.load(path, workers=workers)
+    assert dequantized(decode(file(effort), threads=threads).tensors) == WANTED
+    assert dequantized(read(path, threads=threads).tensors) == WANTED
+    loaded = fewbits.load(path, threads=threads)
     assert {name: value.numpy().tobytes() for name, value in loaded.items()} == {
         **WANTED,
         "tied": WANTED["first"],
     }
-    with read_lazily(path, workers=workers) as (tensors, _):
+    with read_lazily(path, threads=threads) as (tensors, _):
         tensors.check()  # twice: what it holds need not be decoded again
         assert dequantized(tensors) == WANTED
         order = ["last", "first", "large", "cut", "bias", "first"]
@@ -107,7 +106,7 @@ def damaged(name):
     """Return the file with a damaged stream whose checksum is right."""
     data = bytearray(file())
     opened = open_source(lambda start, end: bytes(data[start:end]), len(data))
-    span = next(s for s in opened.spans if s.stream.label == f"the index of {name!r}")
+    span = next(s for s in opened.spans if f"the index of {name!r}" in s.label)
     data[span.start : span.end] = b"\x7f" * (span.end - span.start)
     crc = zlib.crc32(data[span.start : span.end])
     data[span.end : span.end + 4] = crc.to_bytes(4, "little")
@@ -117,31 +116,57 @@ def damaged(name):
 @pytest.mark.parametrize("name", ["first", "cut", "last"])
 def test_the_errors_are_the_same(name):
     messages = set()
-    for workers in (1, 2):
+    for count in (1, 2):
         with pytest.raises(CorruptFileError, match=f"the index of '{name}'.*is damaged") as found:
-            decode(damaged(name), workers=workers)
+            decode(damaged(name), threads=count)
         messages.add(str(found.value))
     assert len(messages) == 1
 
 
-def test_a_block_that_is_damaged_is_found_in_a_worker():
-    data = bytearray(file())
-    opened = open_source(lambda start, end: bytes(data[start:end]), len(data))
-    span = next(s for s in opened.spans if s.stream.label == "the index of 'cut'")
-    data[span.end - 40 : span.end] = bytes(40)
-    crc = zlib.crc32(data[span.start : span.end])
-    data[span.end : span.end + 4] = crc.to_bytes(4, "little")
-    for workers in (1, 2):
-        with pytest.raises(CorruptFileError, match=r"the index of 'cut'.*is damaged"):
-            decode(bytes(data), workers=workers)
-
-
-def test_wrong_numbers_of_workers_are_refused(tmp_path):
+def test_wrong_numbers_of_threads_are_refused(tmp_path):
     write(file(), tmp_path / "net.fewbits")
     for call in (
         lambda: encode(CONTENTS, "fast", -1),
-        lambda: decode(file(), workers=1000),
-        lambda: fewbits.load(tmp_path / "net.fewbits", workers=-1),
+        lambda: decode(file(), threads=1000),
+        lambda: fewbits.load(tmp_path / "net.fewbits", threads=-1),
     ):
-        with pytest.raises(ConfigError, match="workers must be an integer"):
+        with pytest.raises(ConfigError, match="threads must be an integer"):
             call()
+
+
+def test_no_thread_is_left_behind(tmp_path):
+    before = threading.active_count()
+    write(file(), tmp_path / "net.fewbits")
+    decode(file(), threads=3)
+    encode(CONTENTS, "fast", 3)
+    with pytest.raises(CorruptFileError):
+        decode(damaged("cut"), threads=3)
+    with read_lazily(tmp_path / "net.fewbits", threads=3) as (tensors, _):
+        tensors["first"]
+    assert threading.active_count() == before
+
+
+def test_calls_come_back_in_order_and_no_more_wait_than_threads_need():
+    with threads.Ordered(3) as calls:
+        for number in range(6):
+            assert not calls.is_full
+            calls.submit(pow, number, 2)
+        assert calls.is_full
+        assert [calls.take() for _ in range(6)] == [0, 1, 4, 9, 16, 25]
+        calls.submit(pow, 1, 2)
+        calls.clear()
+        assert len(calls) == 0
+    with threads.Ordered(1) as calls:
+        calls.submit(int, "x")  # runs when it is taken
+        assert calls.is_full
+        with pytest.raises(ValueError, match="'x'"):
+            calls.take()
+
+
+def test_as_many_threads_as_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 3, 7}, raising=False)
+    assert threads.usable_threads(0) == 3
+    assert threads.usable_threads(5) == 5
+    monkeypatch.delattr(threads.os, "sched_getaffinity")
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: None)
+    assert threads.usable_threads(0) == 1
