@@ -13,7 +13,7 @@ import numpy as np
 
 from fewbits.coded import RawTensor
 from fewbits.container import decode, measure
-from fewbits.container.opened import default_limit
+from fewbits.container.limits import default_limit
 from fewbits.errors import CorruptFileError
 from fuzz_mutations import MAKERS
 from fuzz_seeds import Seed, seeds

@@ -11,24 +11,28 @@ import io
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.random import Generator
 
-from fewbits.coding import CODECS
-from fewbits.coding.adaptive import dump_settings
-from fewbits.coding.filters import Settings
-from fewbits.coding.varint import signed_varint, varint
+from fewbits.coding import CODECS, Layout, mix, rans
+from fewbits.coding.classes import Classes, take_classes
+from fewbits.coding.cursor import varint
+from fewbits.coding.mix import Settings
+from fewbits.coding.numbers import Numbers
 from fewbits.training.checkpoint import SCHEMA
-from fuzz_mutations import change_bytes, change_tree
+from fuzz_mutations import change_bodies, change_bytes, change_tree
 from fuzz_seeds import Bodies, dump, join, seeds
 
 __all__ = ["Genome", "Plain", "Sealed", "Stored", "Zipped", "files", "packed", "sealed", "unpacked"]
 
+# The entry of a tensor, the body of each of its chunks, its codec, and how many chunks there are.
+Dear: TypeAlias = tuple[list[Any], bytes, str, int]
+
 LONGEST = 1 << 20  # bytes that are changed: what is longer is not read anyway
-NOWHERE = (1 << 24) - 1  # length of a stream that is joined to a later one
-NUMBERS = [cdc.number for _, cdc in CODECS.items()]
+NOWHERE = (1 << 24) - 1  # length of a body that is the one before
+NUMBERS = [codec.number for codec in CODECS.values()]
 PIECES = (
     b"[",
     b"]",
@@ -158,7 +162,7 @@ class Stored:
     header: dict[str, Any]
     codecs: tuple[int, ...]
     bodies: Bodies
-    minor: int = 3
+    minor: int = 0
 
     def data(self) -> bytes:
         lengths = [len(body or b"") for body in self.bodies]
@@ -179,14 +183,8 @@ def _tree(gene: Stored, rng: Generator) -> Stored:
 def _body(gene: Stored, rng: Generator) -> Stored:
     if not gene.bodies:
         return gene
-    bodies, place = list(gene.bodies), int(rng.integers(len(gene.bodies)))
-    body = bodies[place] or b""
-    head = int(rng.integers(1, 17))
-    whole = rng.random() < 0.3
-    bodies[place] = (
-        change_bytes(body, rng) if whole else change_bytes(body[:head], rng) + body[head:]
-    )
-    return replace(gene, bodies=tuple(bodies))
+    bodies, codecs = change_bodies(gene.bodies, gene.codecs, rng)
+    return replace(gene, bodies=bodies, codecs=tuple(codecs))
 
 
 def _codec(gene: Stored, rng: Generator) -> Stored:
@@ -218,41 +216,129 @@ def _repeat(gene: Stored, rng: Generator) -> Stored:
     header = {key: gene.header[key] for key in gene.header if key not in ("a", "q", "g", "v")}
     header |= {"n": [f"0{k:x}" for k in range(count)], "t": entries[:1] * count}
     codecs, bodies = gene.codecs[:1] * count, gene.bodies[:1] * count
-    return replace(gene, header=header, codecs=(*codecs, 0), bodies=(*bodies, b""))
+    return replace(gene, header=header, codecs=(*codecs, 0), bodies=(*bodies, b"\0"))
 
 
 def _settings(gene: Stored, rng: Generator) -> Stored:
-    """Let the first tensor be one grid whose stream has settings of a codec and no more."""
-
-    def power(most: int) -> int:
-        return int(2 ** rng.integers(0, most + 1))
-
-    size, taps = min(64, max(2, power(6))), power(6)
-    shape = [power(13), taps * power(10)]
-    height = max(1, -(-shape[0] // power(6)))
-    settings = Settings(taps, int(rng.integers(16)), int(rng.integers(9)), 1, height, 0, 1)
-    walk = signed_varint(0) + dump_settings(settings, size)
-    name, body = (
-        ("adaptive", walk),
-        ("joined", walk),
-        (
-            "context",
-            signed_varint(0) + bytes([min(size, 32) - 2, 1 + power(0)]) + varint(power(16)),
-        ),
-        ("binary", signed_varint(0) + bytes([size - 2, 0]) + varint(3) + b"\1" * power(8)),
-        ("static", CODECS["static"].encode(_spread(power(16), rng)) or b""),
-        ("tuple", CODECS["tuple"].encode(_spread(min(40, 1 + power(5)), rng)) or b""),
-        ("split", signed_varint(0) + bytes([power(4)]) + varint(0) * 3),
-        ("blocks", varint(power(10)) + (varint(4) + varint(len(walk)) + walk) * power(5)),
-    )[int(rng.integers(8))]
-    header = {"n": ["0w"], "t": [["g", shape]]}
-    return Stored(header, (CODECS[name].number, 0), (body, b""))
+    """Let the file be one stream with dear settings, once or many times."""
+    entry, body, codec, chunks = STREAMS[int(rng.integers(len(STREAMS)))](rng)
+    count = _power(rng, 8) if chunks == 1 and rng.random() < 0.5 else 1
+    header = {"n": [f"0{k:x}" for k in range(count)], "t": [entry] * count}
+    number, bodies = CODECS[codec].number, (body,) * chunks * count
+    codecs = (number,) * len(bodies)
+    if entry[0] == "g":  # steps
+        return Stored(header, (*codecs, 0), (*bodies, b"\0"))
+    return Stored(header, codecs, bodies)
 
 
-def _spread(size: int, rng: Generator) -> np.ndarray[Any, np.dtype[np.int32]]:
-    symbols = np.zeros((1, 64), np.int32)
-    symbols[0, int(rng.integers(64))] = max(1, size - 1)
-    return symbols
+def _power(rng: Generator, most: int) -> int:
+    return int(2 ** rng.integers(0, most + 1))
+
+
+def _mix(rng: Generator) -> Dear:
+    """A stream of `mix`: kernels of any size, symbols of many flags, some noise at its begin."""
+    side = int(rng.integers(1, 8))
+    taps, width = (side * side, side) if rng.random() < 0.7 else (side, int(rng.choice([1, side])))
+    inputs, most = _power(rng, 10), int(rng.choice([12, 14, 16, 19]))
+    rows = max(1, _power(rng, most) // (inputs * taps))
+    shape = [rows, inputs, taps // width, width]
+    layout = Layout(rows, inputs * taps, *((taps, width) if taps > 1 else (1, 0)))
+    highest = 2 ** int(rng.integers(0, 31)) - 1
+    setting = Settings(
+        -1, highest, min(0, highest), int(rng.integers(0, 99)), int(rng.integers(1, 4)),
+        int(rng.integers(0, 28)) * int(rng.integers(2)), bool(rng.integers(2)) and taps == 1,
+    )  # fmt: skip
+    values = np.full((rows, inputs * taps), rng.choice([highest, min(3, highest), 0]), np.int32)
+    noise = rng.integers(-1, highest + 1, min(values.size, _power(rng, 10)), np.int32)
+    values.reshape(-1)[: noise.size] = noise
+    stream = mix._Stream(mix.ENCODE, values.size, room=5 * values.size + 100)
+    stream.walk(values, layout, setting)
+    body = setting.to_bytes(None) + (mix.coded_bytes(stream.desk, stream.buffer) or b"")
+    return ["g", shape], body, "mix", 1
+
+
+def _classes(layout: Layout, rng: Generator) -> bytes:
+    """A stream of `rans` of symbols that are 0, with any levels, tables, low bits and escapes."""
+
+    def levels(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        found = np.zeros(size, np.uint8)
+        found[-1:] = rng.integers(0, 16)
+        found[:: _power(rng, 12) * 64] = rng.integers(0, 16)
+        return found
+
+    sizes = (layout.rows, layout.columns // layout.taps, layout.taps)
+    rows, inputs, taps = (levels(size) for size in sizes)
+    most = int(rows.max()) + int(inputs.max()) + int(taps.max())
+    tables = np.minimum(np.arange(most + 1), int(rng.integers(16)))
+    alphabet = int(rng.integers(2, 257))
+    roots = np.zeros((int(tables.max()) + 1, alphabet), np.int64)
+    roots[:, 0], roots[:, 1:] = 255, rng.integers(0, 2)
+    known = Classes(rows, inputs, taps, tables, roots)
+    numbers = Numbers.writer(1 << 20)
+    take_classes(numbers, known, alphabet)
+    side = numbers.to_bytes() or b""
+    low = int(rng.choice([0, 0, 0, 1])) * (layout.size < 1 << 15)
+    window = rans.Window(0, alphabet, low, int(rng.choice([0, 8, 32])), 0)
+    bins = np.zeros((layout.rows, layout.columns), np.uint8)
+    return window.to_bytes() + varint(len(side)) + side + rans._push(bins, bins, window, known)
+
+
+def _rans(rng: Generator) -> Dear:
+    chunks, size = int(rng.integers(1, 9)), int(rng.choice([1, 1 << 10, 1 << 18, 1 << 21]))
+    if rng.random() < 0.5:
+        rows = int(2 ** rng.integers(0, size.bit_length()))
+        layout = Layout(rows, size // rows)
+        if rows * layout.columns < 1 << 21:
+            chunks = 1
+        shape = [chunks * rows, layout.columns]
+        return ["g", shape], _classes(layout, rng), "rans", chunks
+    width = int(rng.choice([1, 2, 4, 8]))
+    layout = Layout((1 << 21) // width, width)
+    chunks *= 4
+    dtype = {1: "uint8", 2: "int16", 4: "float32", 8: "int64"}[width]
+    return ["r", [layout.rows * chunks], {"d": dtype}], _classes(layout, rng), "rans", chunks
+
+
+def _planes(rng: Generator) -> Dear:
+    width, rows = int(rng.choice([2, 4, 8])), int(2 ** rng.integers(15, 19))
+    rows, chunks = min(rows, (1 << 21) // width), int(rng.integers(1, 17))
+    if rows * width < 1 << 21:
+        chunks = 1
+    body = b""
+    for _ in range(width):
+        name = ("rans", "constant", "raw", "mix")[int(rng.choice(4, p=[0.7, 0.2, 0.05, 0.05]))]
+        plane = _classes(Layout(1, rows), rng) if name == "rans" else b"\7" + b"\1" * 8
+        plane = plane[:1] if name == "constant" else plane
+        body += varint(8 * len(plane) + CODECS[name].number) + plane
+    dtype = {2: "int16", 4: "float32", 8: "int64"}[width]
+    return ["r", [rows * chunks], {"d": dtype}], body, "planes", chunks
+
+
+def _raw(rng: Generator) -> Dear:
+    width, size = int(rng.integers(0, 34)), int(rng.integers(1, 60_000))
+    body = varint(2 * _power(rng, 32)) + bytes([width]) + b"\x5a" * ((size * width + 7) // 8)
+    return ["g", [size]], body[:9000], "raw", 1
+
+
+def _constant(rng: Generator) -> Dear:
+    chunks, value = int(rng.integers(1, 40)), varint(_power(rng, 33))
+    kind = ["g", [chunks << 21]] if rng.random() < 0.3 else ["r", [chunks << 21], {"d": "uint8"}]
+    return kind, value, "constant", chunks
+
+
+def _share(gene: Stored, rng: Generator) -> Stored:
+    """Let small matrices share a body, as many as there is room for."""
+    count, side = int(2 ** rng.integers(1, 12)), int(rng.integers(1, 8))
+    layout = Layout(1, side * side, *((side * side, side) if side > 1 else (1, 0)))
+    matrices = [np.full((1, side * side), k == 0, np.int32) for k in range(count)]
+    body = CODECS["mix"].encode_group(matrices, [layout] * count) or b"\0"
+    header = {"n": [f"0{k:x}" for k in range(count)], "t": [["g", [1, 1, side, side]]] * count}
+    codecs = (CODECS["mix"].number,) * count
+    return Stored(header, (*codecs, 0), (body, *[None] * (count - 1), b"\0"))
+
+
+STREAMS: tuple[Callable[[Generator], Dear], ...]
+STREAMS = (_mix, _mix, _rans, _rans, _planes, _raw, _constant)
 
 
 def _list(gene: Stored, rng: Generator) -> Stored:
@@ -285,7 +371,7 @@ def _is_sound(entry: Any) -> bool:
 
 
 CHANGES: tuple[Callable[[Stored, Generator], Stored], ...]
-CHANGES = (_tree, _body, _body, _codec, _grow, _grow, _repeat, _settings, _list)
+CHANGES = (_tree, _body, _body, _codec, _grow, _grow, _repeat, _settings, _settings, _share, _list)
 
 
 def files() -> list[Genome]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.random import Generator
 
 from fewbits.coding import CODECS
-from fuzz_seeds import Seed, dump, join
+from fewbits.container.frame import FIELDS, PREFIX
+from fuzz_seeds import Bodies, Seed, dump, index_of, join
 
-__all__ = ["MAKERS", "change_bytes", "change_tree"]
+__all__ = ["MAKERS", "change_bodies", "change_bytes", "change_tree"]
+
+NUMBERS_OF_CODECS = [codec.number for codec in CODECS.values()]
 
 NUMBERS = (0, 1, -1, 2, 15, 16, 17, 64, 255, 256, 65_535, 65_536, 1 << 20, (1 << 24) + 1)
 NUMBERS += (1 << 31, (1 << 32) - 1, 1 << 48, (1 << 48) + 1, 1 << 63, 10**30, 0.5, -0.0, 1e308)
@@ -133,47 +137,56 @@ def _header(seed: Seed, rng: Generator) -> bytes:
     header = json.loads(json.dumps(seed.header))
     for _ in range(_few(rng)):
         change_tree(header, rng)
-    text, minor = (
-        dump(header),
-        int(rng.choice([seed.minor, seed.minor, seed.minor, 0, 1, 2, 65_535])),
-    )
+    text, minor = dump(header), int(rng.choice([seed.minor, seed.minor, seed.minor, 1, 65_535]))
     if rng.random() < 0.2:
         at = int(rng.integers(len(text) + 1))
         text = text[:at] + TEXTS[int(rng.integers(len(TEXTS)))].encode() + text[at + 1 :]
     elif rng.random() < 0.1:
         text = change_bytes(text, rng)
     data = join(text, seed.bodies, minor)
-    return _prefix(data, rng) if rng.random() < 0.1 else data
+    return _frame(data, rng) if rng.random() < 0.1 else data
 
 
-def _prefix(data: bytes, rng: Generator) -> bytes:
-    """Change the prefix or the deflated header, and make the prefix's checksum right again."""
-    stored = int.from_bytes(data[12:16], "little")
+def _frame(data: bytes, rng: Generator) -> bytes:
+    """Change the footer or the deflated index, and make the checksum right again."""
     out = bytearray(data)
-    at = int(rng.integers(10, 32 + stored))
+    start, end = index_of(data)
+    at = int(rng.integers(start, end + FIELDS.size))
     out[at] = int(rng.integers(256))
-    stored = min(int.from_bytes(out[12:16], "little"), len(out) - 32)
-    out[28:32] = struct.pack("<I", zlib.crc32(out[32 : 32 + stored], zlib.crc32(out[:28])))
+    start, _ = index_of(bytes(out))
+    out[-4:] = struct.pack("<I", zlib.crc32(out[start:-4], zlib.crc32(out[: len(PREFIX)])))
     return bytes(out)
 
 
+def change_bodies(
+    bodies: Sequence[bytes | None], codecs: Sequence[Any], rng: Generator
+) -> tuple[Bodies, list[Any]]:
+    """Change one body, its codec's number, or what shares it."""
+    found, numbers = list(bodies), list(codecs)
+    place, kind = int(rng.integers(len(found))), int(rng.integers(10))
+    body = found[place] or b""
+    if kind == 0 and numbers:
+        numbers[place % len(numbers)] = int(rng.integers(max(NUMBERS_OF_CODECS) + 2))
+    elif kind == 1:
+        found[place] = found[int(rng.integers(len(found)))]
+    elif kind == 2:  # of the body before, or of its own
+        found[place] = None if found[place] else found[place - 1]
+        if rng.random() < 0.5 and numbers:
+            numbers[place % len(numbers)] = numbers[place - 1]
+    elif kind < 6:
+        head = int(rng.integers(1, 17))  # fields come first, symbols after them
+        found[place] = change_bytes(body[:head], rng) + body[head:]
+    else:
+        found[place] = change_bytes(body, rng)
+    return tuple(found), numbers
+
+
 def _streams(seed: Seed, rng: Generator) -> bytes:
-    bodies, codecs = list(seed.bodies), list(seed.header.get("c", []))
+    bodies, codecs = seed.bodies, seed.header.get("c", [])
     for _ in range(_few(rng) if bodies else 0):
-        place = int(rng.integers(len(bodies)))
-        kind = int(rng.integers(8))
-        body = bodies[place] or b""
-        if kind == 0:
-            codecs[place] = int(rng.integers(max(c.number for _, c in CODECS.items()) + 2))
-        elif kind == 1:
-            bodies[place] = bodies[int(rng.integers(len(bodies)))]
-        elif kind < 4:
-            head = int(rng.integers(1, 17))  # fields come first, symbols after them
-            bodies[place] = change_bytes(body[:head], rng) + body[head:]
-        else:
-            bodies[place] = change_bytes(body, rng)
+        bodies, codecs = change_bodies(bodies, codecs, rng)
     header = seed.header | {"c": codecs, "l": [len(body or b"") for body in bodies]}
-    return join(dump(header), tuple(bodies), seed.minor)
+    return join(dump(header), bodies, seed.minor)
 
 
 MAKERS = {"raw": _raw, "header": _header, "streams": _streams}

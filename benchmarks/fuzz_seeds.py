@@ -21,18 +21,17 @@ from fewbits.coded import (
     RawTensor,
     TransformTensor,
 )
-from fewbits.coding import CODECS, EFFORTS, decode_stream, name_of
+from fewbits.coding import CODECS, EFFORTS, decode_symbols
 from fewbits.container import decode, encode
 from fewbits.container.dictionary import DICTIONARY
-from fewbits.container.opened import default_limit
-from fewbits.container.prefix import join_prefix
+from fewbits.container.frame import FIELDS, FOOTER, PREFIX, pack_index
 from fewbits.container.reader import open_file
 
-__all__ = ["Bodies", "Seed", "dump", "join", "seeds"]
+__all__ = ["Bodies", "Seed", "dump", "index_of", "join", "seeds"]
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 
-# Of each stream that the header names; None where it is in one that follows.
+# Of each chunk that the header names; None where it shares the one before.
 Bodies: TypeAlias = tuple[bytes | None, ...]
 
 
@@ -49,23 +48,32 @@ class Seed:
 
 
 def _dissect(name: str, data: bytes) -> Seed:
-    opened = open_file(data, default_limit(len(data)))
+    opened = open_file(data)
     found = iter(opened.spans)
-    joined = CODECS["joined"].number
-    bodies = []
-    for codec, length in zip(opened.header.codecs, opened.header.lengths, strict=True):
-        span = None if codec == joined and not length else next(found)
+    bodies: list[bytes | None] = []
+    for length in opened.header.lengths:
+        span = next(found) if length else None
         bodies.append(None if span is None else data[span.start : span.end])
-    inflate = zlib.decompressobj(-15, DICTIONARY)
-    text = inflate.decompress(data[32 : 32 + int.from_bytes(data[12:16], "little")])
+    start, end = index_of(data)
+    text = zlib.decompressobj(-15, DICTIONARY).decompress(data[start:end])
     return Seed(name, data, json.loads(text), tuple(bodies), opened.version[1], decode(data))
 
 
-def join(text: bytes, bodies: Bodies, minor: int = 1) -> bytes:
-    """Return a file of this header and these streams with every checksum right."""
-    pieces = [body + struct.pack("<I", zlib.crc32(body)) for body in bodies if body is not None]
+def index_of(data: bytes) -> tuple[int, int]:
+    """Return where the index of a file begins and ends, as far as its footer tells."""
+    end = max(len(data) - FOOTER, len(PREFIX))
+    stored = FIELDS.unpack_from(data, end)[1] if len(data) - end >= FIELDS.size else 0
+    return max(end - stored, len(PREFIX)), end
+
+
+def join(text: bytes, bodies: Bodies, minor: int = 0) -> bytes:
+    """Return a file of this header and these bodies with every checksum right.
+
+    No body is empty: one that is shares the one before.
+    """
+    pieces = [body + struct.pack("<I", zlib.crc32(body)) for body in bodies if body]
     payload = b"".join(pieces)
-    return join_prefix(text, len(payload), minor) + payload
+    return PREFIX + payload + pack_index(text, len(payload), minor)
 
 
 def dump(header: Any) -> bytes:
@@ -96,7 +104,23 @@ def _contents() -> dict[str, Contents]:
         ),
         "raw": Contents({"w": RawTensor((1500,), "float32", floats), "n": _flags(rng)}),
         "names": Contents({"a.w": flat, "a.b": _flags(rng)}, {"t": "a.w"}, grids, {"k": [1, {}]}),
+        "kernels": Contents({f"w{k}": _kernels(rng) for k in range(3)}),
+        "wide": Contents({"w": _wide(rng)}),
     }
+
+
+def _kernels(rng: Generator) -> GridTensor:
+    """A layer of smooth kernels: several share a body."""
+    values = np.cumsum(np.cumsum(rng.normal(size=(8, 8, 3, 3)), axis=2), axis=3)
+    index = np.rint(values).astype(np.int32).reshape(8, 72)
+    return GridTensor((8, 8, 3, 3), "float32", index, np.ones(1, np.float32))
+
+
+def _wide(rng: Generator) -> GridTensor:
+    """Rows of unlike size, and heavy tails: levels, low bits and escapes."""
+    values = rng.standard_t(1, (24, 48)) * 2.0 ** rng.integers(0, 12, (24, 1))
+    index = np.rint(values).clip(-(2**31), 2**31 - 1).astype(np.int64).astype(np.int32)
+    return GridTensor((24, 48), "float32", index, np.ones(1, np.float32))
 
 
 def _flags(rng: Generator) -> RawTensor:
@@ -104,14 +128,15 @@ def _flags(rng: Generator) -> RawTensor:
 
 
 def _forced(name: str, codec: str) -> bytes | None:
-    """Return the file of one Contents with this codec in every stream that it can code."""
+    """Return the file of one Contents with this codec in every chunk that it can code."""
     seed = _dissect(name, encode(_contents()[name], "fast"))
-    opened = open_file(seed.data, default_limit(len(seed.data)))
     bodies, codecs = [], []
-    for span in opened.spans:  # the effort joins nothing
-        body = seed.data[span.start : span.end]
-        shape = (span.stream.rows, span.stream.columns)
-        coded = CODECS[codec].encode(decode_stream(name_of(span.codec), body, *shape))
+    for span in open_file(seed.data).spans:  # of this effort, none is shared
+        body, (chunk,) = seed.data[span.start : span.end], span.chunks
+        symbols = decode_symbols(span.codec, body, chunk.layout)
+        if not chunk.stream.is_index:
+            symbols = symbols.astype(np.uint8)
+        coded = CODECS[codec].encode(symbols, chunk.layout)
         bodies.append(body if coded is None else coded)
         codecs.append(span.codec if coded is None else CODECS[codec].number)
     if CODECS[codec].number not in codecs:
@@ -123,10 +148,10 @@ def _forced(name: str, codec: str) -> bytes | None:
 def seeds() -> list[Seed]:
     """Return every golden file, and every kind written with every effort and by every codec."""
     files = {
-        f"{p.parent.name}/{p.stem}": p.read_bytes() for p in sorted(GOLDEN.glob("v*/*.fewbits"))
+        f"{p.parent.name}/{p.stem}": p.read_bytes() for p in sorted(GOLDEN.glob("v2*/*.fewbits"))
     }
     for name, contents in _contents().items():
-        files |= {f"{name}/{effort}": encode(contents, effort) for effort, _ in EFFORTS.items()}
-        forced = {f"{name}/{codec}": _forced(name, codec) for codec, _ in CODECS.items()}
+        files |= {f"{name}/{effort}": encode(contents, effort) for effort in EFFORTS}
+        forced = {f"{name}/{codec}": _forced(name, codec) for codec in CODECS}
         files |= {key: data for key, data in forced.items() if data is not None}
     return [_dissect(name, data) for name, data in files.items()]

@@ -220,7 +220,7 @@ def test_effort_changes_the_bytes_and_nothing_else(tmp_path):
         assert coded.size_report(effort).file_bytes == size
         found = fewbits.load(tmp_path / effort)
         assert all(torch.equal(found[k], v) for k, v in coded.state_dict().items())
-    with pytest.raises(fewbits.ConfigError, match="effort must be one of fast.*'most'"):
+    with pytest.raises(fewbits.ConfigError, match=r"effort must be one of fast.*'most'"):
         coded.save(tmp_path / "x", "most")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewbits.coding import CODECS
 from fewbits.container import decode
 from fewbits.errors import CorruptFileError
 
@@ -31,7 +32,7 @@ def fuzz():
 def test_nothing_dear_is_found(fuzz, name):
     found = fuzz[0].search(name, seed=5, cases=CASES)
     assert found.failures == []
-    assert found.outcomes["read"] > 60
+    assert found.outcomes["read"] > 40
     assert found.outcomes["refused"] > 0  # what is kept depends on measured times
     assert found.best["seconds"][0][0] > 0
 
@@ -63,9 +64,14 @@ def test_what_is_dear_fails(fuzz, tmp_path, monkeypatch):
 def test_packed_genomes_stand_for_files(fuzz):
     _, genes, _ = fuzz
     rng = np.random.default_rng(0)
-    for gene in genes.files()[::6]:
+    files = genes.files()
+    for gene in files[::6]:
         again = decode(genes.unpacked(genes.packed(gene)))
         assert list(again.tensors) == list(decode(gene.data()).tensors)
         assert isinstance(gene.changed(rng).data(), bytes)
+    for gene in (genes._settings(files[0], rng) for _ in range(12)):
+        names = {codec.name for codec in CODECS.values() if codec.number in gene.codecs}
+        assert names
+        assert genes.unpacked(genes.packed(gene)) == gene.data()
     for text in (b"", b"\1", b"\0\0\0\0", b"\3\4\0\0{}x", bytes(40), b"\xff" * 40):
         assert genes.unpacked(text).startswith(b"\x89FWB")
