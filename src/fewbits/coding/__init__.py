@@ -11,6 +11,7 @@ from .choose import (
     encode_run,
     encode_symbols,
     is_effort,
+    measure,
 )
 from .codec import CODECS, Bound, Codec, Layout, Symbols, register
 from .entropy import entropy
@@ -31,6 +32,7 @@ __all__ = [
     "encode_symbols",
     "entropy",
     "is_effort",
+    "measure",
     "mix",
     "planes",
     "rans",

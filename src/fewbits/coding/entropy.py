@@ -1,4 +1,4 @@
-"""Empirical entropies of an index matrix."""
+"""How much a symbol tells, by counting: for reports; no codec asks."""
 
 from __future__ import annotations
 

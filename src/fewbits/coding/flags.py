@@ -8,15 +8,24 @@ Every flag cuts an interval of numbers in two, so the law tells its chance.
 # ruff: noqa: PLR0917 - compiled functions take no keywords
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from . import desk as on
 from .kernels import inlined, kernel
-from .logistic import ONE, SQUASH, stretch
-from .mixer import AT_MAPS, CELLS, FINAL, FINAL_SIZE, MAP, NODES, PHASES, SPAN, take_flag
+from .logistic import COSTS, ONE, SQUASH, stretch
+from .mixer import (
+    AT_MAPS,
+    CELLS,
+    FINAL,
+    FINAL_SIZE,
+    MAP,
+    NODES,
+    PHASES,
+    SPAN,
+    chance_of_flag,
+    take_flag,
+)
 
 __all__ = ["SHARPNESS", "price_numbers", "take_number", "unit_of"]
 
@@ -30,6 +39,7 @@ FOURTH = sum(SPAN[:4])
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Model = NDArray[np.int32]
+Prices = NDArray[np.float32]
 
 
 @inlined
@@ -53,19 +63,6 @@ def tail_beyond(desk: Ints, negative: int, magnitude: int) -> int:
     return tail(desk, 2 * magnitude - 1)
 
 
-@kernel
-def price_numbers(desk: Ints, prices: NDArray[np.float32], row: int, column: int) -> None:
-    """Fill the bits that the law asks for each number of the alphabet, in one place."""
-    lowest = int(desk[on.LOWEST])
-    above = ONE
-    for place in range(prices.shape[2]):
-        chance = above
-        if place < prices.shape[2] - 1:
-            above = min(tail(desk, 2 * (lowest + place) + 1), above)
-            chance -= above
-        prices[row, column, place] = 16 - math.log2(max(chance, 1))
-
-
 @inlined
 def node_of(depth: int, size: int, value: int) -> int:
     """Return the kind of a magnitude's bit ``depth`` below its first, of ``size``."""
@@ -76,12 +73,12 @@ def node_of(depth: int, size: int, value: int) -> int:
     return 26 + min(depth - 2, 5)
 
 
-@kernel
-def ask(
-    model: Model, desk: Ints, buffer: Bytes, stage: int, node: int, negative: int,
-    cut: int, span: int, bit: int,
-) -> int:  # fmt: skip
-    """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
+@inlined
+def look_up(desk: Ints, stage: int, node: int, negative: int, cut: int, span: int) -> int:
+    """Put on the desk where a flag of kind ``node`` is told of; return the law's odds of it.
+
+    Its chance under the law is ``cut / span``; the odds are a logarithm.
+    """
     scale = int(desk[on.SCALE]) >> 2
     for j in range(on.COUNTERS):
         desk[on.AT_SLOTS + j] = int(desk[on.AT_CONTEXTS + j]) + node + 32 * negative
@@ -98,8 +95,16 @@ def ask(
     desk[on.AT_CELLS + on.MAPS + 1] = FINAL + around * MAP
     desk[on.AT_SETS] = desk[on.AT_SETS + 2] = node * PHASES + int(desk[on.PHASE])
     desk[on.AT_SETS + 1] = NODES * PHASES + node * 16 + scale
-    law = stretch(min(max((cut << 16) // max(span, 1), 16), ONE - 1))
-    return take_flag(model, desk, buffer, law, bit)
+    return stretch(min(max((cut << 16) // max(span, 1), 16), ONE - 1))
+
+
+@kernel
+def ask(
+    model: Model, desk: Ints, buffer: Bytes, stage: int, node: int, negative: int,
+    cut: int, span: int, bit: int,
+) -> int:  # fmt: skip
+    """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
+    return take_flag(model, desk, buffer, look_up(desk, stage, node, negative, cut, span), bit)
 
 
 @kernel
@@ -145,3 +150,77 @@ def take_number(model: Model, desk: Ints, buffer: Bytes, known: int) -> int:
     span = below if negative else above
     magnitude = take_magnitude(model, desk, buffer, negative, most, span, abs(known) - 1)
     return -magnitude - 1 if negative else magnitude + 1
+
+
+@kernel
+def fork(
+    model: Model, desk: Ints, prices: Prices, stage: int, node: int, negative: int,
+    cut: int, span: int, without: int, having: int,
+) -> None:  # fmt: skip
+    """Price a flag: what lies at ``without`` is shared out to the numbers without it and having it.
+
+    ``without`` and ``having`` are where the bits of the first number of either kind belong.
+    """
+    chance = chance_of_flag(model, desk, look_up(desk, stage, node, negative, cut, span))
+    prices[having] = prices[without] + COSTS[chance >> 4] / ONE
+    prices[without] += COSTS[(ONE - chance) >> 4] / ONE
+
+
+@kernel
+def price_bits(
+    model: Model, desk: Ints, prices: Prices, zero: int, negative: int, most: int, size: int
+) -> None:
+    """Fill the bits of the magnitudes of one class, which are at its first one."""
+    sign = -1 if negative else 1
+    for rest in range(size - 2, -1, -1):
+        for value in range(1 << (size - 2 - rest), 1 << (size - 1 - rest)):
+            start, middle, end = 2 * value << rest, 2 * value + 1 << rest, 2 * value + 2 << rest
+            if middle <= most:
+                beyond = tail_beyond(desk, negative, end + 1) if end <= most else 0
+                cut = tail_beyond(desk, negative, middle + 1) - beyond
+                span = tail_beyond(desk, negative, start + 1) - beyond
+                node = node_of(size - 2 - rest, size, value)
+                without, having = zero + sign * (start + 1), zero + sign * (middle + 1)
+                fork(model, desk, prices, BITS, node, negative, cut, span, without, having)
+
+
+@kernel
+def price_magnitudes(
+    model: Model, desk: Ints, prices: Prices, zero: int, negative: int, most: int
+) -> None:
+    """Fill the bits of all magnitudes less 1 up to ``most``, which are at the first.
+
+    The flags are those of :func:`take_magnitude`.
+    """
+    sign = -1 if negative else 1
+    size, more = 0, True
+    while more:
+        first, following = (1 << size) >> 1, 1 << size
+        more = following <= most
+        if more:
+            cut = tail_beyond(desk, negative, following + 1)
+            span = tail_beyond(desk, negative, first + 1)
+            without, having = zero + sign * (first + 1), zero + sign * (following + 1)
+            node = 2 + min(size, 11)
+            fork(model, desk, prices, CLASS, node, negative, cut, span, without, having)
+        price_bits(model, desk, prices, zero, negative, most, size)
+        size += 1
+
+
+@kernel
+def price_numbers(model: Model, desk: Ints, prices: Prices, zero: int) -> None:
+    """Fill the bits that each number between the frame's bounds would take; 0's are at ``zero``."""
+    lowest, highest = int(desk[on.LOWEST]), int(desk[on.HIGHEST])
+    prices[zero] = 0
+    if lowest == highest:
+        return
+    below = tail_beyond(desk, 1, 1) if lowest < 0 else 0
+    above = tail_beyond(desk, 0, 1) if highest > 0 else 0
+    side = zero + 1 if highest > 0 else zero - 1
+    fork(model, desk, prices, ZERO, 0, 0, above + below, ONE, zero, side)
+    if lowest < 0 < highest:
+        fork(model, desk, prices, SIGN, 1, 0, below, below + above, side, zero - 1)
+    if highest > 0:
+        price_magnitudes(model, desk, prices, zero, 0, highest - 1)
+    if lowest < 0:
+        price_magnitudes(model, desk, prices, zero, 1, -lowest - 1)

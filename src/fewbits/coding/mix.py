@@ -137,7 +137,7 @@ def _mode(values: Values, lowest: int, highest: int) -> int:
 
 
 Prices: TypeAlias = NDArray[np.float32]
-NO_PRICES: Prices = np.zeros((0, 0, 0), np.float32)
+NO_PRICES: Prices = np.zeros(0, np.float32)
 
 
 class _Stream:
@@ -198,13 +198,8 @@ class Mix:
         """Return the matrix."""
         return self.decode_group(data, [layout])[0]
 
-    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
-        """Return the bits of a walk over the matrix, or over a sample of its rows.
-
-        None for rows of bytes, which are numbers: their bytes have nothing to do with each other.
-        """
-        if symbols.dtype == np.uint8 and layout.columns > 1:
-            return None
+    def measure(self, symbols: Symbols, layout: Layout) -> float:
+        """Return the bits of a walk over the matrix, or over a sample of its rows."""
         rows = max(1, min(layout.rows, SAMPLE // layout.columns))
         first = (layout.rows - rows) // 2
         values = _values(symbols[first : first + rows])
@@ -216,14 +211,14 @@ class Mix:
     def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
         """Return the lowest symbol, and (rows, columns, alphabet) the bits of every alternative.
 
-        They are those of the law that the model has when it comes to a symbol, given all before it
-        as they are; for choosing symbols by their rate, so ask again after some changes. Memory: 4
-        bytes for each place and alternative.
+        They are those that the model gives when it comes to a symbol, given all before it as they
+        are; for choosing symbols by their rate, so ask again after some changes. Memory: 4 bytes
+        for each place and alternative; cost: a flag mixed for each.
         """
         values = _values(symbols)
         settings = _settings(values, layout)
         prices = np.empty((*values.shape, settings.highest - settings.lowest + 1), np.float32)
-        _Stream(MEASURE, prices.size).walk(values, layout, settings, prices)
+        _Stream(MEASURE, prices.size).walk(values, layout, settings, prices.reshape(-1))
         return settings.lowest, prices
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:

@@ -30,6 +30,7 @@ __all__ = [
     "SPAN",
     "STILL",
     "WEIGHTS",
+    "chance_of_flag",
     "new_model",
     "take_flag",
 ]
@@ -136,11 +137,11 @@ def reweigh(model: Model, desk: Ints, chosen: int, at: int, count: int, error: i
         model[chosen + j] = weight
 
 
-@kernel
-def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit: int) -> int:
-    """Code one flag, for which slots, cells and sets are on the desk, and learn from it.
+@inlined
+def mixed(model: Model, desk: Ints, law: int) -> tuple[int, int, int, int]:
+    """Return the chance of the flag on the desk, and three logarithms of odds that it is made of.
 
-    ``law``: the logarithm of odds that the law gives.
+    Those are what either set of weights gives, and their mean.
     """
     desk[on.FLAGS] += 1
     at = (law + 2048) << 5
@@ -149,20 +150,38 @@ def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit
     odds = weigh(model, desk, first, on.AT_INPUTS, on.INPUTS)
     other = weigh(model, desk, second, on.AT_INPUTS, on.INPUTS)
     mean = (odds + other) >> 1
-    place, by_scale = (mean + 2048) << 5, int(desk[on.AT_CELLS + on.MAPS])
-    by_around = int(desk[on.AT_CELLS + on.MAPS + 1])
+    place = (mean + 2048) << 5
     desk[on.AT_ENDS] = mean
+    by_scale, by_around = int(desk[on.AT_CELLS + on.MAPS]), int(desk[on.AT_CELLS + on.MAPS + 1])
     scaled = interpolated(model, by_scale + (place >> 12), place & 4095)
     desk[on.AT_ENDS + 1] = stretch(scaled)
     placed = interpolated(model, by_around + (at >> 12), at & 4095)
     desk[on.AT_ENDS + 2] = stretch(placed)
     last = ENDS + (on.ENDS + 1) * int(desk[on.AT_SETS + 2])
-    chance = squash(weigh(model, desk, last, on.AT_ENDS, on.ENDS))
+    return squash(weigh(model, desk, last, on.AT_ENDS, on.ENDS)), odds, other, mean
+
+
+@kernel
+def chance_of_flag(model: Model, desk: Ints, law: int) -> int:
+    """Return the chance of a flag as :func:`take_flag` would have it, and learn nothing."""
+    return min(max(mixed(model, desk, law)[0], MARGIN), ONE - MARGIN)
+
+
+@kernel
+def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit: int) -> int:
+    """Code one flag, for which slots, cells and sets are on the desk, and learn from it.
+
+    ``law``: the logarithm of odds that the law gives.
+    """
+    chance, odds, other, mean = mixed(model, desk, law)
     bit = take_bit(desk, buffer, min(max(chance, MARGIN), ONE - MARGIN), bit)
     target = ONE - 1 if bit else 0
+    at, place = (law + 2048) << 5, (mean + 2048) << 5
+    last = ENDS + (on.ENDS + 1) * int(desk[on.AT_SETS + 2])
     reweigh(model, desk, last, on.AT_ENDS, on.ENDS, (target - chance) >> CALM)
-    learn_map(model, by_scale + (place >> 12), place & 4095, target)
-    learn_map(model, by_around + (at >> 12), at & 4095, target)
+    learn_map(model, int(desk[on.AT_CELLS + on.MAPS]) + (place >> 12), place & 4095, target)
+    learn_map(model, int(desk[on.AT_CELLS + on.MAPS + 1]) + (at >> 12), at & 4095, target)
+    first, second = WEIGHTS + SET * int(desk[on.AT_SETS]), WEIGHTS + SET * int(desk[on.AT_SETS + 1])
     reweigh(model, desk, first, on.AT_INPUTS, on.INPUTS, target - squash(odds))
     reweigh(model, desk, second, on.AT_INPUTS, on.INPUTS, target - squash(other))
     learn(model, desk, at, bit)

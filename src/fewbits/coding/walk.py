@@ -217,9 +217,10 @@ def walk(
             distances by column.
         means, distances: tables of regressions.
         model, desk, buffer: of the flags, of everything, of the bits.
-        prices: (rows, columns, alphabet) bits of all alternatives; of no size if not wanted.
+        prices: (rows * columns * alphabet,) bits of all alternatives; of no size if not wanted.
     """
     rows, columns = values.shape
+    alphabet = int(desk[on.HIGHEST]) - int(desk[on.LOWEST]) + 1
     for row in range(rows):
         desk[on.ROW] = desk[on.EXPECTED] = 0
         for column in range(columns):
@@ -227,7 +228,8 @@ def walk(
                 desk[on.FILTER] = desk[on.SEEN] = 0
             expected = expect(values, near, tallies, means, distances, desk, row, column)
             if prices.size:
-                price_numbers(desk, prices, row, column)
+                zero = (row * columns + column) * alphabet - int(desk[on.LOWEST])
+                price_numbers(model, desk, prices, zero)
             number = take_number(model, desk, buffer, value_at(values, desk, row, column))
             if desk[on.FLAGS] > desk[on.MOST_FLAGS]:
                 desk[FAILED] = 1

@@ -223,6 +223,7 @@ def _quantize(
         limit,
         work.sensitivity,
         prod(target.view.kernel),
+        target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
     )
     result = work.encode(layer)
     values = target.view.tensor(result.dequantize(), target.shape)

@@ -30,6 +30,7 @@ class LayerMatrix:
         sensitivity: what errors of the weight do to the network's output; None where the method
             asked for no gradients.
         kernel: columns for each input channel, which lie together: taps of a convolution, else 1.
+        width: columns to the row above, in such a kernel; 0 where there is none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerMatrix:
     limit: float = FLOAT32_MAX
     sensitivity: Sensitivity | None = None
     kernel: int = 1
+    width: int = 0
 
 
 @dataclass(frozen=True, eq=False)

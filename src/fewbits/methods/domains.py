@@ -6,7 +6,7 @@ A domain shows coefficients as a matrix (groups, rows, columns) whose squared er
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Felt:
     Attributes:
         outputs: R (groups, neurons, neurons).
         inputs: C (groups, columns, columns).
-        kernel: columns for each input channel.
+        kernel: columns for each input channel, taps of a convolution.
+        width: columns to the row above, in a kernel; 0 for none.
         coupling: R but for its diagonal, each row over its element of that; None where rows do not
             repay each other's errors.
     """
@@ -34,15 +35,17 @@ class Felt:
     outputs: Tensor
     inputs: Tensor
     kernel: int
+    width: int = 0
     coupling: Tensor | None = None
 
     @classmethod
-    def of(cls, problem: RateProblem, kernel: int) -> Felt:
+    def of(cls, problem: RateProblem) -> Felt:
         """Return what a layer's problem says of its errors."""
         outputs = torch.diag_embed(problem.rows)
         if problem.coupling is not None:
             outputs = outputs + problem.coupling * problem.rows[..., None]
-        return cls(outputs, problem.metric, kernel, problem.coupling)
+        taps, width = problem.taps, problem.width
+        return cls(outputs, problem.metric, taps, width, problem.coupling)
 
     @property
     def rows(self) -> Tensor:
@@ -75,6 +78,7 @@ class Domain:
         basis: (channels, vectors) int32 index of the basis; empty for "none".
         basis_step: its step.
         coupling: (groups, rows, rows): how rows repay each other's errors; None where they do not.
+        width: columns to the row above, in a kernel; 0 for none.
     """
 
     side: str
@@ -86,6 +90,7 @@ class Domain:
     basis: Tensor
     basis_step: float
     coupling: Tensor | None = None
+    width: int = 0
 
     def shared(self, quantity: Tensor, how: str) -> Tensor:
         """Reduce (groups, rows, columns) over what shares a step; ``how`` is "mean" or "amax".
@@ -138,8 +143,9 @@ class Domain:
         if coupling is not None and self.side == "none":
             coupling = coupling * spread.mT / spread
         coupling = coupling if feedback else None
-        turned = self.kernel if self.side == "row" else 0
-        return RateProblem.at(self.values / spread, second, rows, coupling, turned)
+        problem = RateProblem.at(self.values / spread, second, rows, coupling)
+        turned = self.side == "row"
+        return replace(problem, taps=self.kernel, width=self.width, turned=turned)
 
 
 def plain_domain(weight: Tensor, felt: Felt) -> Domain:
@@ -148,7 +154,7 @@ def plain_domain(weight: Tensor, felt: Felt) -> Domain:
     empty = torch.zeros(0, 0, dtype=torch.int32)
     shape = (groups, neurons, columns)
     where = (shape, felt.kernel, empty, 1.0)
-    return Domain("none", weight, felt.rows, felt.inputs, *where, felt.coupling)
+    return Domain("none", weight, felt.rows, felt.inputs, *where, felt.coupling, felt.width)
 
 
 def transformed(
@@ -181,4 +187,5 @@ def transformed(
         second, coupling = felt.inputs, None
         weights = ((felt.outputs @ synthesis) * synthesis).sum(1)
         weights = weights.clamp_min(_FLOOR * float(weights.mean()))
-    return Domain(side, values, weights, second, shape, felt.kernel, index, step, coupling)
+    where = (shape, felt.kernel, index, step)
+    return Domain(side, values, weights, second, *where, coupling, felt.width)

@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..coding import Layout, mix
+from ..coding import Layout, Symbols
+from ..coding.mix import Mix
 from ..engine.layer import LayerMatrix
 from ..engine.probes import Sensitivity
 from ..engine.statistics import Statistics
 from ..ops.order import descending, permute_columns, permute_moments, restore_columns
 from ..ops.path_following import descend_gram, follow_gram
-from ..ops.rate_distortion import PricedLevels, law_bits, law_total
+from ..ops.rate_distortion import PricedLevels, law_bits
 from ..ops.second_order import backward_cholesky
 from ..ops.transforms import unfold
 
 __all__ = ["RateProblem"]
 
-_TOP = 31  # levels to either side of zero: the widest alphabet the coder models as one
-_LEVELS = torch.arange(-_TOP, _TOP + 1)
+_TOP = 31  # levels to either side of zero
+_REACH = 2  # levels that one sweep may add to those in use, either way
 _DAMPING = 0.01  # of the mean input energy, in the target
 _GRADIENTS = 0.7  # of the metric; the rest is the inputs'
 _RIDGE = 0.3  # of the gradients' mean energy
@@ -31,7 +32,8 @@ _THIRDS = 3  # steps are tried a third of an octave apart
 _COUPLING = 0.3  # of what gradients say of two rows together, which is noisy
 _TURNS = 4  # of rows
 _CONTRACTION = 0.5  # the most by which rows of one turn, blind to each other, may overshoot
-_TABLES = 3  # times the coder's model is asked
+_TABLES = 4  # times the coder's model is asked
+_SWAY = 1.25  # times its own bits: with what a symbol does to the laws of those after it
 _LARGEST_TABLE = 1 << 27  # bits of alternatives that are kept
 
 
@@ -49,7 +51,9 @@ class RateProblem:
         order: (groups, columns): columns by falling energy.
         factor: R, with R R' the metric in this order.
         coupling: (groups, neurons, neurons), zero on the diagonal; None where it is not known.
-        turned: columns of each input channel, where the file's rows are the input channels; else 0.
+        taps: columns of each input channel, which lie together.
+        width: columns to the row above, among these; 0 for none.
+        turned: whether the file's rows are the input channels.
     """
 
     target: Tensor
@@ -58,22 +62,19 @@ class RateProblem:
     order: Tensor
     factor: Tensor
     coupling: Tensor | None = None
-    turned: int = 0
+    taps: int = 1
+    width: int = 0
+    turned: bool = False
 
     @classmethod
     def at(
-        cls,
-        target: Tensor,
-        metric: Tensor,
-        rows: Tensor,
-        coupling: Tensor | None = None,
-        turned: int = 0,
+        cls, target: Tensor, metric: Tensor, rows: Tensor, coupling: Tensor | None = None
     ) -> RateProblem:
         """Build it from a quadratic: see the attributes."""
         order = descending(metric.diagonal(dim1=1, dim2=2))
         permuted = permute_moments(metric, order)
         factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
-        return cls(target, metric, rows, order, factor, coupling, turned)
+        return cls(target, metric, rows, order, factor, coupling)
 
     @classmethod
     def of(cls, layer: LayerMatrix, weight: Tensor, statistics: Statistics) -> RateProblem:
@@ -92,7 +93,8 @@ class RateProblem:
             metric = _blend(layer.sensitivity.columns.to(damped), damped)
             rows, coupling = _felt(layer.sensitivity, damped)
             coupling = coupling * wide.any(2)[..., None]  # dead neurons stay as they are
-        return cls.at(target, metric, rows, coupling)
+        problem = cls.at(target, metric, rows, coupling)
+        return replace(problem, taps=layer.kernel, width=layer.width)
 
     def search(self, slope: float, ratio: float, priced: bool) -> Tensor:
         """Return the step () with the least distortion + slope * bits, of a geometric series."""
@@ -120,8 +122,11 @@ class RateProblem:
         bits = slope if priced else 0.0
         levels = self._greedy(steps, bits, rounds=2)
         levels = self._descend(levels, steps, bits, law_bits(levels.flatten(1), _TOP))
-        cost = self.distortion(levels, steps) + slope * law_total(levels.flatten(1), _TOP)
-        return [float(value) for value in cost]
+        distortion = self.distortion(levels, steps).tolist()
+        return [
+            harm + slope * Mix().measure(*self._as_filed(found))
+            for harm, found in zip(distortion, levels, strict=True)
+        ]
 
     def quantize(self, step: Tensor, slope: float, rate: str) -> Tensor:
         """Return the levels (groups, neurons, columns)."""
@@ -139,29 +144,30 @@ class RateProblem:
         """Descend with the laws of the coder's model, asked again after each change."""
         mean = None
         for _ in range(_TABLES):
-            flat = self._as_filed(levels[0]).to(torch.int32).cpu().numpy()
-            if flat.size * (2 * _TOP + 1) > _LARGEST_TABLE:
+            filed, layout = self._as_filed(levels[0])
+            if filed.size * (2 * _TOP + 1) > _LARGEST_TABLE or filed.min() == filed.max():
                 return levels
-            lowest, found = mix.Mix().prices(flat, Layout(*flat.shape))
+            lowest, found = Mix().prices(filed, layout)
             bits = _widened(torch.from_numpy(found), lowest)
             mean = bits if mean is None else (mean + bits) / 2
-            table = self._from_filed(mean).to(levels.device)
+            table = self._from_filed(_SWAY * mean).to(levels.device)
             for _ in range(2):
                 levels = self._descend_coupled(levels, steps, slope, table)
         return levels
 
-    def _as_filed(self, levels: Tensor) -> Tensor:
+    def _as_filed(self, levels: Tensor) -> tuple[Symbols, Layout]:
         """Return levels (groups, neurons, columns) as the matrix that a file holds."""
-        if not self.turned:
-            return levels.flatten(0, 1)
-        return unfold(levels, self.turned, "row").contiguous()
+        matrix = unfold(levels, self.taps, "row") if self.turned else levels.flatten(0, 1)
+        rows, columns = matrix.shape
+        layout = Layout(rows, columns, self.taps, self.width)
+        return matrix.to(torch.int32).contiguous().cpu().numpy(), layout
 
     def _from_filed(self, table: Tensor) -> Tensor:
         """Return (groups, neurons, columns, levels) from a table of the matrix's places."""
         if not self.turned:
             return table.reshape(*self.target.shape, -1)
         groups, neurons, _ = self.target.shape
-        parts = table.reshape(len(table), groups, neurons, self.turned, -1)
+        parts = table.reshape(len(table), groups, neurons, self.taps, -1)
         return parts.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def _descend_coupled(
@@ -194,7 +200,8 @@ class RateProblem:
         start = permute_columns(units.flatten(0, 1), order)
         for _ in range(rounds):
             bits = law_bits(levels.flatten(1), _TOP).repeat_interleave(groups, 0)
-            chooser = PricedLevels(_LEVELS, energy, _GREEDY * self._price(steps, slope), bits)
+            near, bits = _near(levels, bits)
+            chooser = PricedLevels(near, energy, _GREEDY * self._price(steps, slope), bits)
             found = follow_gram(start, factor, factor, chooser.project_)
             levels = restore_columns(found, order).reshape(units.shape)
         return levels
@@ -205,12 +212,13 @@ class RateProblem:
         trials, groups = units.shape[:2]
         metric, order = self._tiled(self.metric, trials), self._tiled(self.order, trials)
         energy = metric.diagonal(dim1=1, dim2=2).gather(1, order)
+        near, bits = _near(levels, bits)
         if bits.dim() == 2:
             bits = bits.repeat_interleave(groups, 0)
         else:
             index = order[:, None, :, None].expand(-1, bits.shape[1], -1, bits.shape[3])
             bits = bits.gather(2, index)
-        chooser = PricedLevels(_LEVELS, energy, self._price(steps, slope), bits)
+        chooser = PricedLevels(near, energy, self._price(steps, slope), bits)
         found = descend_gram(
             units.flatten(0, 1), levels.flatten(0, 1), metric, chooser.project_, order=order
         )
@@ -270,6 +278,13 @@ def _centred(statistics: Statistics, weight: Tensor) -> tuple[Tensor, Tensor]:
     rows = max(1, statistics.rows)
     centred = second.double() / rows - theirs @ theirs.mT
     return centred.to(weight.device), (cross.double() / rows - theirs @ ours.mT).to(weight.device)
+
+
+def _near(levels: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return those of the levels from -top to top that may be chosen next, and their bits."""
+    lowest = max(-_TOP, int(levels.min()) - _REACH)
+    highest = min(_TOP, int(levels.max()) + _REACH)
+    return torch.arange(lowest, highest + 1), bits[..., lowest + _TOP : highest + _TOP + 1]
 
 
 def _widened(bits: Tensor, lowest: int) -> Tensor:

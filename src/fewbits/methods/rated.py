@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..coding import CODECS, Layout
+from ..coding import Layout, measure
 from ..engine.layer import Quantized, QuantizedMatrix, QuantizedTransform
 from ..ops.allocate import Curve, at_slope, block_curve, block_levels
 from ..ops.shaping import factor_of, round_shaped, step_at_slope
@@ -89,7 +89,8 @@ def _rated(domain: Domain, weight: Tensor, felt: Felt, how: How, levels: _Levels
         return None
     bits = levels.bits
     if bits is None:
-        bits = _coded_bits(bare.index.flatten(0, -2)) + _STEP_BITS * int(live.sum())
+        bits = _coded_bits(bare.index.flatten(0, -2), domain.kernel, domain.width)
+        bits += _STEP_BITS * int(live.sum())
     vectors = 0.0
     if isinstance(bare, QuantizedTransform):
         bits += _TRANSFORM_BITS + _basis_bits(bare.basis, how.blocks)
@@ -106,13 +107,10 @@ def _rated(domain: Domain, weight: Tensor, felt: Felt, how: How, levels: _Levels
     return Rated(replace(bare, info=info), distortion, bits, live)
 
 
-def _coded_bits(index: Tensor) -> float:
+def _coded_bits(index: Tensor, taps: int = 1, width: int = 0) -> float:
     symbols = np.ascontiguousarray(index.to(torch.int32).cpu().numpy())
-    if not symbols.size:
-        return 0.0
-    layout = Layout(*symbols.shape)
-    found = [CODECS[name].measure(symbols, layout) for name in ("constant", "raw", "rans")]
-    return min(bits for bits in found if bits is not None)
+    rows, columns = symbols.shape
+    return measure(symbols, Layout(rows, columns, taps, width), "fast")
 
 
 def _basis_bits(basis: Tensor, fixed: bool) -> float:

@@ -104,7 +104,7 @@ class Transform:
         problem = RateProblem.of(layer, weight, statistics)
         target = problem.target if self.feedback else weight.double()
         how = How(self.slope, self.form == "blocks", self.feedback, self.rate, layer.limit)
-        best = self._best(target, Felt.of(problem, layer.kernel), how)
+        best = self._best(target, Felt.of(problem), how)
         if best is None:
             raise CalibrationError(
                 f"layer {layer.name!r}: its inputs are too large or too small for the quantized "

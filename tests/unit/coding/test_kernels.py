@@ -64,6 +64,16 @@ def test_a_group_is_the_same_plain_and_compiled(force):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("name", [name for name in MATRICES if name not in ("wide", "heavy tails")])
+def test_prices_are_the_same_plain_and_compiled(name, force):
+    values, layout = MATRICES[name]
+    found = []
+    for chosen in (kernels.plain(), kernels.compiled()):
+        force(chosen)
+        found.append(CODECS["mix"].prices(values.astype(np.int32), layout)[1])
+    assert np.array_equal(*found)
+
+
 def _run(code: str) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

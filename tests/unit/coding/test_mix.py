@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from fewbits.coding import CODECS, Layout, kernels
+from fewbits.coding import CODECS, Layout, kernels, mix
+from fewbits.coding.bitcoder import MEASURE, bits_of
 
 RNG = np.random.default_rng(2)
 MIX = CODECS["mix"]
@@ -75,7 +76,35 @@ def test_prices_follow_neighbours_and_sizes():
     assert prices.shape == (64, 576, int(values.max()) - lowest + 1)
     assert np.exp2(-prices.astype(float)).sum(axis=2) == pytest.approx(1, abs=0.01)
     paid = np.take_along_axis(prices, (values - lowest)[..., None], 2).sum() / 8
-    assert 0.97 * len(MIX.encode(values, layout)) < paid < 0.92 * _order_0(values)
+    assert paid == pytest.approx(len(MIX.encode(values, layout)), abs=12)
+    assert paid < 0.87 * _order_0(values)
+
+
+@pytest.mark.parametrize("bounds", [(-9, 9), (0, 20), (-13, 0), (-40, 3)])
+def test_a_price_is_what_coding_another_symbol_takes(bounds):
+    """Of the last symbol, which changes the chances of no other."""
+    values = np.clip(_laplace(6, 18, 4) + sum(bounds) // 2, *bounds)
+    values[0, :2] = bounds
+    layout = Layout(6, 18, 9, 3)
+    settings = mix._settings(values, layout)
+    prices = np.empty((*values.shape, bounds[1] - bounds[0] + 1), np.float32)
+    priced = mix._Stream(MEASURE, values.size)
+    priced.walk(values, layout, settings, prices.reshape(-1))
+    costs = []
+    for symbol in range(bounds[0], bounds[1] + 1):
+        values[-1, -1] = symbol
+        stream = mix._Stream(MEASURE, values.size)
+        stream.walk(values, layout, settings)
+        costs.append(bits_of(stream.desk))
+    found = prices[-1, -1] - prices[-1, -1].min()
+    assert found == pytest.approx(np.array(costs) - min(costs), abs=1e-3)
+
+
+def test_a_single_symbol_has_no_alternatives():
+    lowest, prices = MIX.prices(np.full((3, 4), 7), Layout(3, 4))
+    assert lowest == 7
+    assert prices.shape == (3, 4, 1)
+    assert not prices.any()
 
 
 def test_speed_is_that_of_compiled_code():

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import fewbits
 from fewbits import HEMP, Ramp
-from fewbits.coding import encode_stream
+from fewbits.coding import CODECS, Layout, encode_symbols, entropy
 from fewbits.engine.layer import QuantizedMatrix
 from fewbits.engine.views import WeightView
 from fewbits.errors import ConfigError
@@ -112,20 +111,19 @@ def test_the_insensitivity_spares_weights_that_the_loss_feels():
     assert moved[0, :3].tolist() == pytest.approx([0.0, 0.25, 0.5], abs=1e-4)
 
 
-def test_the_tuple_coder_suits_a_network_trained_for_pairs():
-    """Order 2 lowers H_2 far more than H_1, and the coder of pairs is the one to take it."""
+def test_the_coder_finds_the_pairs_of_a_network_trained_for_them():
+    """Order 2 lowers H_2 far more than H_1, and the codec that learns is the one to take it."""
     weight = tuned(normal(100, 120))
     method = HEMP(levels=7, spacing="even", order=2, rate_weight=0.75, pull=0.02, insensitive=False)
     course = method.start([weight])
     run(course, 300)
     index = course.quantized(weight).index.reshape(100, 120).numpy().astype(np.int32)
-    sizes = {}
-    for name in ("static", "tuple"):
-        sizes[name] = len(fewbits.coding.CODECS[name].encode(index))
-    assert sizes["tuple"] < 0.9 * sizes["static"]
-    codec, data = encode_stream(index)
-    assert codec == "tuple"
-    assert len(data) == sizes["tuple"]
+    layout = Layout(100, 120)
+    sizes = {name: len(CODECS[name].encode(index, layout)) for name in ("rans", "mix")}
+    assert sizes["mix"] < 0.9 * sizes["rans"]
+    codec, data = encode_symbols(index, layout)
+    assert codec == "mix"
+    assert len(data) == sizes["mix"]
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -172,7 +170,7 @@ def test_rate_assignment_takes_cheaper_levels_than_the_nearest():
         for name, method, weight in (("plain", plain, nearest), ("rated", rated, priced))
     }
     assert (index["rated"] == 0).mean() > (index["plain"] == 0).mean()
-    assert fewbits.coding.entropy(index["rated"]) < 0.95 * fewbits.coding.entropy(index["plain"])
+    assert entropy(index["rated"]) < 0.95 * entropy(index["plain"])
 
 
 def test_bits_in_the_loss_have_the_gradient_of_the_entropy():

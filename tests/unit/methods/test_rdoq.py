@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fewbits
-from fewbits.coding import estimate
+from fewbits.coding import Layout, measure
 from fewbits.engine.layer import LayerMatrix
 from fewbits.engine.probes import Sensitivity
 from fewbits.engine.statistics import StatisticsAccumulator
@@ -33,7 +33,8 @@ def layer(neurons=24, columns=36, rows=600, felt=True, seed=0):
 
 
 def bits(result):
-    return estimate(result.index[0].numpy(), "fast").bits
+    index = result.index[0].numpy()
+    return measure(index, Layout(*index.shape), "smallest")
 
 
 def harm(matrix, result):
