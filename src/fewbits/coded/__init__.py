@@ -7,7 +7,6 @@ from .shown import html_table, printable, shortened
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
-    NEW_DTYPES,
     RAW_DTYPES,
     WEIGHT_DTYPES,
     ActivationGrid,
@@ -25,7 +24,6 @@ from .values import NetworkValues, entropy_of, network_values, terms_of, value_c
 
 __all__ = [
     "FLOAT_DTYPES",
-    "NEW_DTYPES",
     "PICOJOULES",
     "RAW_DTYPES",
     "WEIGHT_DTYPES",

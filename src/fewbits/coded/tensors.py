@@ -19,7 +19,6 @@ from .restore import arrange, per_value, product, restore
 
 __all__ = [
     "FLOAT_DTYPES",
-    "NEW_DTYPES",
     "RAW_DTYPES",
     "WEIGHT_DTYPES",
     "ActivationGrid",
@@ -40,12 +39,11 @@ Float32 = NDArray[np.float32]
 
 FLOAT_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _FLOAT8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
-# Since format 1.4; float8 and complex values are kept as they are, never converted.
-NEW_DTYPES = {f"float8_{form}": 1 for form in _FLOAT8}
-NEW_DTYPES |= {"uint64": 8, "uint32": 4, "uint16": 2}
-NEW_DTYPES |= {"complex128": 16, "complex64": 8, "complex32": 4}
+# Bytes of a value of every dtype; float8 and complex values are kept as they are, never converted.
 RAW_DTYPES = FLOAT_DTYPES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
-RAW_DTYPES |= NEW_DTYPES
+RAW_DTYPES |= {f"float8_{form}": 1 for form in _FLOAT8}
+RAW_DTYPES |= {"uint64": 8, "uint32": 4, "uint16": 2}
+RAW_DTYPES |= {"complex128": 16, "complex64": 8, "complex32": 4}
 # What summaries count as weights: every floating or complex dtype, whether methods take it or not.
 WEIGHT_DTYPES = frozenset(d for d in RAW_DTYPES if d.startswith(("float", "bfloat", "complex")))
 
