@@ -109,7 +109,9 @@ class LayerQuantizer:
             seen = view.inputs(quantized)
             known = seen
             if reference is not quantized and work.both and work.target.name not in self._unpaired:
-                known = self._paired(work.target.name, view.inputs(reference), seen, batch, call)
+                known = view.inputs(reference)
+                if reference.chosen or known.count != seen.count:
+                    known = self._paired(work.target.name, known, seen, batch, call)
             if seen.count:
                 self._add(work, seen, known, batch, call)
 

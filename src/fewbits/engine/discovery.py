@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .isolation import plain_tensors
+from .memory import StorageWeakRef, storage_of
 from .tasks import Call
 
 __all__ = ["Discovery", "LiveBytes", "discover", "plain_bytes"]
@@ -84,7 +84,7 @@ class LiveBytes(TorchFunctionMode):
         super().__init__()
         self.most = 0
         kept = (*network.parameters(), *network.buffers(), *plain_tensors(network))
-        self._known = {ref for tensor in kept if (ref := _storage(tensor)) is not None}
+        self._known = {ref for tensor in kept if (ref := storage_of(tensor)) is not None}
         self._made: dict[StorageWeakRef, int] = {}
         self._paused = False
 
@@ -120,7 +120,7 @@ class LiveBytes(TorchFunctionMode):
 
     def _note(self, value: Any) -> None:
         for leaf in tree_leaves(value):
-            ref = _storage(leaf) if isinstance(leaf, torch.Tensor) else None
+            ref = storage_of(leaf) if isinstance(leaf, torch.Tensor) else None
             if ref is not None and ref not in self._known:
                 self._made[ref] = leaf.untyped_storage().nbytes()
 
@@ -130,13 +130,6 @@ def plain_bytes(network: nn.Module) -> int:
     sizes = {
         ref: tensor.untyped_storage().nbytes()
         for tensor in plain_tensors(network)
-        if (ref := _storage(tensor)) is not None
+        if (ref := storage_of(tensor)) is not None
     }
     return sum(sizes.values())
-
-
-def _storage(tensor: torch.Tensor) -> StorageWeakRef | None:
-    try:
-        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call, unused-ignore]
-    except (NotImplementedError, RuntimeError):  # sparse, nested and wrapper tensors have none
-        return None

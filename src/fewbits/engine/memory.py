@@ -12,8 +12,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["Extent", "extent_of", "hindrance", "is_same", "overlaps", "put", "same_values", "ties"]
+__all__ = [
+    "Extent",
+    "StorageWeakRef",
+    "extent_of",
+    "hindrance",
+    "is_same",
+    "overlaps",
+    "put",
+    "same_values",
+    "storage_of",
+    "ties",
+]
 
 
 @dataclass(frozen=True)
@@ -191,3 +203,14 @@ def _address(tensor: Tensor) -> int:
         return tensor.data_ptr()
     except (RuntimeError, NotImplementedError):  # of a wrapper
         return 0
+
+
+def storage_of(tensor: Tensor) -> StorageWeakRef | None:
+    """Return a weak reference to the memory that a tensor is a view of; None where it has none.
+
+    While the reference is held no other memory equals it, even if this one is freed.
+    """
+    try:
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call, unused-ignore]
+    except (NotImplementedError, RuntimeError):  # sparse, nested and wrapper tensors have none
+        return None

@@ -3,7 +3,9 @@
 Error feedback compares what a layer gets in both networks, row by row. Rows are paired by position,
 which is right as long as both networks put the same sample, token or pixel there. Where order or
 number follows from values (tokens sorted by a score, a choice of experts, nearest neighbours) a
-small change of the values moves rows, and what is compared belongs to different things.
+small change of the values moves rows, and what is compared belongs to different things. What runs
+before the first such choice is paired without asking (:mod:`.choices`); of what runs behind it, the
+rows themselves are looked at here.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent
 from .batches import Forward, describe
+from .choices import Choices
 from .discovery import LiveBytes, discover, plain_bytes
 from .draws import OwnGenerators
 from .isolation import CallerState, cloned, replica
@@ -30,7 +32,8 @@ class Observer(Protocol):
         """Take one call of ``module``: by batch, then by call. Keep no tensor of it unless copied.
 
         ``quantized`` is the same object as ``reference`` where all their tensors are equal;
-        otherwise each argument that is equal is the same object.
+        otherwise each argument that is equal is the same object, and ``reference.chosen`` tells
+        whether rows may be in other places.
         """
 
     def complete(self, module: str) -> None:
@@ -126,6 +129,8 @@ class Schedule:
         self._unmatched = 0
         self._seen: dict[str, list[Tensor]] = {}
         self._unrepeatable: set[str] = set()
+        self._watched = len(streams) > 1  # only then rows are compared
+        self._choices: dict[nn.Module, Choices] = {}
 
     def run(
         self, targets: Sequence[str], max_live_bytes: int, progress: Progress
@@ -174,6 +179,14 @@ class Schedule:
         return stuck
 
     def _survey(self, batch: int, meter: LiveBytes) -> Mapping[str, int]:
+        if self._watched:
+            try:
+                return self._surveyed(batch, meter)
+            except CalibrationError:  # perhaps since it is watched
+                self._watched = False
+        return self._surveyed(batch, meter)
+
+    def _surveyed(self, batch: int, meter: LiveBytes) -> Mapping[str, int]:
         lead = self._streams[0]
 
         def body() -> None:
@@ -232,7 +245,10 @@ class Schedule:
                 continue
             self._check_repeated(module, reference)
             shared = unified(reference, quantized)
-            reference = shared if module in self._unrepeatable else reference
+            if module in self._unrepeatable:
+                reference = shared
+            elif shared is not reference:
+                reference = replace(reference, chosen=self._chosen(pair.trees[lead.name]))
             self._observer.observe(module, pair.batch, call, reference, shared)
             self._observed[module] = self._observed.get(module, 0) + 1
             del reference, quantized, shared  # before the passes go on and make more
@@ -263,7 +279,20 @@ class Schedule:
 
     def _pass(self, stream: Stream, tree: nn.Module, batch: int) -> None:
         stream.generators.rewind(tree)
-        self._forward(tree, cloned(self._batches[batch]))
+        with self._watching(tree) if stream is self._streams[0] else nullcontext():
+            self._forward(tree, cloned(self._batches[batch]))
+
+    def _watching(self, tree: nn.Module) -> AbstractContextManager[object]:
+        """Return what watches a pass of the float network for choices by values."""
+        if not self._watched:
+            return nullcontext()
+        if tree not in self._choices:  # before its first pass: what passes leave is not constant
+            self._choices[tree] = Choices(tree)
+        return self._choices[tree]
+
+    def _chosen(self, tree: nn.Module) -> str:
+        """Return what has chosen by values in the present pass of the float network."""
+        return self._choices[tree].cause if self._watched else "a pass that cannot be watched"
 
     def _task(
         self,

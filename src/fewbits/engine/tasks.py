@@ -30,10 +30,18 @@ _here = threading.local()
 
 @dataclass(frozen=True)
 class Call:
-    """The inputs of one call of a module, after the pre-hooks that came before ours."""
+    """The inputs of one call of a module, after the pre-hooks that came before ours.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+        chosen: what ran before it in its pass and may have put rows elsewhere by their values; ""
+            where nothing did.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    chosen: str = ""
 
 
 class _Cancelled(BaseException):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
+from fewbits.engine import collect
 from fewbits.engine.pairing import Pairing
 from fewbits.engine.rows import conv_rows, feature_rows
 
@@ -266,3 +267,127 @@ def test_a_network_that_does_not_repeat_itself_is_noticed(kind, name):
     assert not reasons["first.weight"]
     plain, _ = error(net, fewbits.Nearest(bits=4), x)
     assert fed < 1.3 * plain
+
+
+def looked_at(net: nn.Module, batches: list[Tensor], monkeypatch) -> set[str]:
+    """The weights of which a statistical look was taken."""
+    names: set[str] = set()
+    original = collect.LayerQuantizer._paired
+
+    def spy(self, name, *args):
+        names.add(name)
+        return original(self, name, *args)
+
+    monkeypatch.setattr(collect.LayerQuantizer, "_paired", spy)
+    fewbits.compress(net.eval(), fewbits.GPFQ(bits=2), calibration=batches)
+    return names
+
+
+class Separable(nn.Sequential):
+    """A deep chain of convolutions, each over a channel or over a pixel."""
+
+    def __init__(self) -> None:
+        parts: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+        for _ in range(8):
+            parts += [nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6()]
+            parts += [nn.Conv2d(8, 8, 1), nn.ReLU6()]
+        super().__init__(*parts, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 5))
+
+
+class Deep(nn.Sequential):
+    def __init__(self) -> None:
+        layers = [module for _ in range(12) for module in (nn.Tanh(), nn.Linear(24, 24))]
+        super().__init__(nn.Linear(24, 24), *layers)
+
+
+class Language(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.words, self.last = nn.Embedding(30, 16), nn.Linear(16, 30)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.last(self.layers(self.words(ids), src_key_padding_mask=ids == 0))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(8, 12, 3, batch_first=True)
+        self.last = nn.Sequential(*[nn.Linear(12, 12) for _ in range(8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.cells(x)[0])
+
+
+IDS = torch.randint(30, (48, 12), generator=torch.Generator().manual_seed(1))
+PLAIN = {
+    Separable: numbers(48, 3, 8, 8),
+    Deep: numbers(300, 24),
+    Language: IDS,
+    Recurrent: numbers(32, 9, 8),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_rows_of_networks_that_choose_nothing_belong_together_however_few_bits(kind, levels):
+    torch.manual_seed(0)
+    batches = list(PLAIN[kind].split(16))
+    coded = fewbits.compress(kind().eval(), fewbits.GPFQ(levels=levels), calibration=batches)
+    assert not any(ALONE in entry.reason for entry in coded.plan.entries)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_nobody_looks_where_nothing_chooses(kind, monkeypatch):
+    torch.manual_seed(0)
+    assert not looked_at(kind(), list(PLAIN[kind].split(16)), monkeypatch)
+
+
+def test_layers_behind_the_first_choice_are_looked_at(monkeypatch):
+    names = looked_at(ByScore(), list(numbers(64, 16, 24).split(16)), monkeypatch)
+    assert names == {"second.weight", "last.weight"}
+
+
+class SecondTime(Tokens):
+    """One layer before a choice and after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        order = self.score(x)[..., 0].argsort(-1)
+        return self.last(self.second(x.gather(1, order[..., None].expand_as(x))))
+
+
+def test_a_layer_that_is_called_again_behind_a_choice_is_looked_at(monkeypatch):
+    names = looked_at(SecondTime(), list(numbers(64, 16, 24).split(16)), monkeypatch)
+    assert names == {"second.weight", "last.weight"}
+
+
+class LongOnes(ByScore):
+    """Only long sequences are sorted."""
+
+    def moved(self, x: Tensor) -> Tensor:
+        return super().moved(x) if x.shape[1] > 16 else x
+
+
+def test_choices_of_later_batches_are_noticed():
+    batches = [numbers(16, 12, 24), *numbers(48, 24, 24, seed=1).split(16)]
+    coded = fewbits.compress(LongOnes().eval(), fewbits.GPFQ(bits=3), calibration=batches)
+    reasons = {entry.target.name: entry.reason for entry in coded.plan.entries}
+    assert ALONE in reasons["second.weight"]
+    assert ALONE not in reasons["first.weight"]
+
+
+class Unwatchable(ByScore):
+    """It refuses to run where somebody looks."""
+
+    def moved(self, x: Tensor) -> Tensor:
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise RuntimeError("not under a dispatch mode")
+        return super().moved(x)
+
+
+def test_a_network_that_cannot_be_watched_is_looked_at(monkeypatch):
+    names = looked_at(Unwatchable(), list(numbers(64, 16, 24).split(16)), monkeypatch)
+    assert names == {"score.weight", "second.weight", "last.weight"}
