@@ -137,7 +137,6 @@ def _mode(values: Values, lowest: int, highest: int) -> int:
 
 
 Prices: TypeAlias = NDArray[np.float32]
-NO_PRICES: Prices = np.zeros(0, np.float32)
 
 
 class _Stream:
@@ -152,7 +151,7 @@ class _Stream:
         self.means: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def walk(
-        self, values: Values, layout: Layout, settings: Settings, prices: Prices = NO_PRICES
+        self, values: Values, layout: Layout, settings: Settings, prices: Prices | None = None
     ) -> None:
         """Code one more matrix; fill ``prices`` if they are wanted."""
         if settings.pictures:
@@ -173,7 +172,11 @@ class _Stream:
         self.desk[[on.TOTAL, on.COUNT]] = 16 * settings.usual, 16
         tallies = np.zeros((3, layout.columns), np.int64)
         tables = (tallies, self.means[key], self.distances)
-        self.kernels.walk(values, near, *tables, self.model, self.desk, self.buffer, prices)
+        own = (values, near, *tables, self.model, self.desk, self.buffer)
+        if prices is None:
+            self.kernels.walk(*own)
+        else:
+            self.kernels.walk_priced(*own, prices)
 
 
 def _most_flags(symbols: int, length: int) -> int:

@@ -20,7 +20,7 @@ from .logistic import octaves
 from .mixer import PHASES, SPAN
 from .regression import accumulate, predict, sweep
 
-__all__ = ["DISTANCE_SHIFT", "MEAN_SHIFT", "walk"]
+__all__ = ["DISTANCE_SHIFT", "MEAN_SHIFT", "walk", "walk_priced"]
 
 MEAN_SHIFT, DISTANCE_SHIFT = 16, 14
 MEAN_RIDGE, DISTANCE_RIDGE = 100, 16 << 16
@@ -202,10 +202,27 @@ def refresh(means: Ints, distances: Ints, place: int, slot: int, last: bool) -> 
             sweep(means, chosen, on.MEANS, MEAN_RIDGE, MEAN_SHIFT)
 
 
+@inlined
+def settle(
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, desk: Ints,
+    expected: int, number: int, row: int, column: int,
+) -> None:  # fmt: skip
+    """Put down a number that is known now, and learn from it."""
+    columns = values.shape[1]
+    values[row, column] = number + int(desk[on.CENTRE])
+    shift = int(desk[on.SHIFT])
+    off = min(abs(unit_of(number, shift) - int(desk[on.MEAN])), FAR)
+    learn_distance(tallies, distances, desk, expected, off, column)
+    slot = column % near.shape[0]
+    accumulate(means, slot, desk, on.AT_MEANS, on.MEANS, clip(number >> shift, LARGEST))
+    last = column == columns - 1 and near.shape[0] > 1
+    refresh(means, distances, row * columns + column, slot, last)
+
+
 @kernel
 def walk(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
-    model: Values, desk: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
+    model: Values, desk: Ints, buffer: NDArray[np.uint8],
 ) -> None:  # fmt: skip
     """Code a matrix.
 
@@ -217,7 +234,30 @@ def walk(
             distances by column.
         means, distances: tables of regressions.
         model, desk, buffer: of the flags, of everything, of the bits.
-        prices: (rows * columns * alphabet,) bits of all alternatives; of no size if not wanted.
+    """
+    rows, columns = values.shape
+    for row in range(rows):
+        desk[on.ROW] = desk[on.EXPECTED] = 0
+        for column in range(columns):
+            if column % int(desk[on.TAPS]) == 0:
+                desk[on.FILTER] = desk[on.SEEN] = 0
+            expected = expect(values, near, tallies, means, distances, desk, row, column)
+            number = take_number(model, desk, buffer, value_at(values, desk, row, column))
+            if desk[on.FLAGS] > desk[on.MOST_FLAGS]:
+                desk[FAILED] = 1
+            if desk[FAILED]:
+                return
+            settle(values, near, tallies, means, distances, desk, expected, number, row, column)
+
+
+@kernel
+def walk_priced(
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
+    model: Values, desk: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Measure a matrix, and fill ``prices`` (rows * columns * alphabet,) by all alternatives' bits.
+
+    The rest as in :func:`walk`, which does without, so that who decodes compiles nothing of it.
     """
     rows, columns = values.shape
     alphabet = int(desk[on.HIGHEST]) - int(desk[on.LOWEST]) + 1
@@ -227,19 +267,7 @@ def walk(
             if column % int(desk[on.TAPS]) == 0:
                 desk[on.FILTER] = desk[on.SEEN] = 0
             expected = expect(values, near, tallies, means, distances, desk, row, column)
-            if prices.size:
-                zero = (row * columns + column) * alphabet - int(desk[on.LOWEST])
-                price_numbers(model, desk, prices, zero)
+            zero = (row * columns + column) * alphabet - int(desk[on.LOWEST])
+            price_numbers(model, desk, prices, zero)
             number = take_number(model, desk, buffer, value_at(values, desk, row, column))
-            if desk[on.FLAGS] > desk[on.MOST_FLAGS]:
-                desk[FAILED] = 1
-            if desk[FAILED]:
-                return
-            values[row, column] = number + int(desk[on.CENTRE])
-            shift = int(desk[on.SHIFT])
-            off = min(abs(unit_of(number, shift) - int(desk[on.MEAN])), FAR)
-            learn_distance(tallies, distances, desk, expected, off, column)
-            slot = column % near.shape[0]
-            accumulate(means, slot, desk, on.AT_MEANS, on.MEANS, clip(number >> shift, LARGEST))
-            last = column == columns - 1 and near.shape[0] > 1
-            refresh(means, distances, row * columns + column, slot, last)
+            settle(values, near, tallies, means, distances, desk, expected, number, row, column)

@@ -14,7 +14,7 @@ from ..engine.probes import Sensitivity
 from ..engine.statistics import Statistics
 from ..ops.order import descending, permute_columns, permute_moments, restore_columns
 from ..ops.path_following import descend_gram, follow_gram
-from ..ops.rate_distortion import PricedLevels, law_bits
+from ..ops.rate_distortion import PricedLevels, law_bits, law_total
 from ..ops.second_order import backward_cholesky
 from ..ops.transforms import unfold
 
@@ -122,11 +122,8 @@ class RateProblem:
         bits = slope if priced else 0.0
         levels = self._greedy(steps, bits, rounds=2)
         levels = self._descend(levels, steps, bits, law_bits(levels.flatten(1), _TOP))
-        distortion = self.distortion(levels, steps).tolist()
-        return [
-            harm + slope * Mix().measure(*self._as_filed(found))
-            for harm, found in zip(distortion, levels, strict=True)
-        ]
+        cost = self.distortion(levels, steps) + slope * law_total(levels.flatten(1), _TOP)
+        return [float(value) for value in cost]
 
     def quantize(self, step: Tensor, slope: float, rate: str) -> Tensor:
         """Return the levels (groups, neurons, columns)."""

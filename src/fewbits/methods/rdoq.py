@@ -35,8 +35,8 @@ class RDOQ:
         slope: squared change of the output (centred logits, one sample) that a bit is worth; the
             larger, the smaller the file. A budget search sets it.
         ratio: slope over squared step in units of distortion, where the search of the step begins.
-        rate: "adaptive" (the laws of the coder's context model), "static" (one law for the layer),
-            or "none" (the step follows the slope, levels are chosen by distortion alone).
+        rate: "adaptive" (the chances of the coder's learning model), "static" (one law for the
+            layer), or "none" (the step follows the slope, levels are chosen by distortion alone).
         bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 

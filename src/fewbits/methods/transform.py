@@ -51,7 +51,7 @@ class Transform:
         basis_bits: for each value of a basis.
         feedback: later values repay errors made before: those of earlier layers, and those of
             earlier columns inside the domain; with "entropy" only.
-        rate: "adaptive" (levels pay for their bits in the coder's context model), "static" (under
+        rate: "adaptive" (levels pay for their bits in the coder's learning model), "static" (under
             one law for the layer), or "none" (levels are the nearest); with "entropy" only.
         bias_correction: shift the bias by the mean output error over the calibration rows.
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["PricedLevels", "law_bits"]
+__all__ = ["PricedLevels", "law_bits", "law_total"]
 
 _UNSEEN = 12.0  # bits, at least, of a level that no index has
 _FURTHER = 2.0  # bits more for each level beyond those seen
@@ -60,9 +60,7 @@ def law_bits(levels: Tensor, top: int) -> Tensor:
 
     Levels beyond those that occur cost more and more, so that a law does not lock itself in.
     """
-    places = levels.flatten(1).long() + top
-    counts = torch.zeros(len(levels), 2 * top + 1, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float64))
+    places, counts = _counted(levels, top)
     ramp = torch.arange(counts.shape[1], device=levels.device)
     low = places.min(1, keepdim=True).values
     high = places.max(1, keepdim=True).values
@@ -73,3 +71,18 @@ def law_bits(levels: Tensor, top: int) -> Tensor:
     edge = torch.where(ramp < low, bits.gather(1, low), bits.gather(1, high))
     beyond = edge.clamp_min(_UNSEEN - _FURTHER) + _FURTHER * away
     return torch.where(inside, bits, beyond)
+
+
+def law_total(levels: Tensor, top: int) -> Tensor:
+    """Return (groups,) bits of all ``levels`` together under their own law: the order-0 entropy."""
+    _, counts = _counted(levels, top)
+    share = counts.clamp_min(1) / counts.sum(1, keepdim=True)
+    return -(counts * share.log2()).sum(1)
+
+
+def _counted(levels: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the place of every level (groups, n), and how often each occurs (groups, levels)."""
+    groups = len(levels)
+    places = levels.reshape(groups, -1).long() + top
+    counts = torch.zeros(groups, 2 * top + 1, dtype=torch.float64, device=levels.device)
+    return places, counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float64))

@@ -51,7 +51,7 @@ def _entropy(coded: fewbits.CodedModel) -> float:
 
 def test_a_training_ends_at_the_entropy_that_is_wanted(digits_net, digits):
     images, labels = digits[0], digits[1]
-    start = fewbits.compress(digits_net, fewbits.RDOQ(slope=3e-4), calibration=images[:256])
+    start = fewbits.compress(digits_net, fewbits.GPFQ(bits=3), calibration=images[:256])
     wanted = 0.93 * _entropy(start)
     method = fewbits.HEMP(
         forward="quantized",

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from fewbits.coding import entropy
 from fewbits.ops.path_following import descend_gram, follow_gram
-from fewbits.ops.rate_distortion import PricedLevels, law_bits
+from fewbits.ops.rate_distortion import PricedLevels, law_bits, law_total
 
 TOP = 6
 GRID = torch.arange(-TOP, TOP + 1)
@@ -133,7 +132,7 @@ def test_a_price_makes_path_following_cheaper():
     plain = follow_gram(weight, second, second, PricedLevels(GRID, energy, zero, flat).project_)
     bits, price = law_bits(plain, TOP), torch.full((1, 16), 200.0, dtype=torch.float64)
     priced = follow_gram(weight, second, second, PricedLevels(GRID, energy, price, bits).project_)
-    assert entropy(priced.numpy()) < 0.9 * entropy(plain.numpy())
+    assert law_total(priced, TOP) < 0.9 * law_total(plain, TOP)
 
 
 def test_a_table_is_left_as_it_was():
@@ -155,3 +154,5 @@ def test_the_bits_of_a_law():
     assert (bits[0, 9:].diff() > 0).all()
     assert (bits[0, :4].diff() < 0).all()
     assert bits[0, [3, 9]].min() >= 12
+    entropy = torch.tensor([8.0 * (0.5 * 1 + 0.25 * 2 + 2 * 0.125 * 3), 0.0]).double()
+    torch.testing.assert_close(law_total(levels, 5), entropy)
