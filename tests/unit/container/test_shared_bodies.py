@@ -200,14 +200,14 @@ def test_a_bomb_of_shared_matrices_is_refused_before_it_is_decoded():
 
 
 def test_thousands_that_share_a_body_take_time_in_proportion():
-    count = 8000
+    count = 3000
     matrices = [np.ones((1, 1), np.int32)] * count
     matrices[0] = np.zeros((1, 1), np.int32)
     body = CODECS["mix"].encode_group(matrices, [Layout(1, 1)] * count)
     data = _many(count, [1], body)
     begin = time.process_time()
     assert len(decode(data).tensors) == count
-    assert time.process_time() - begin < 4
+    assert time.process_time() - begin < 2
     tracemalloc.start()
     lazy = LazyTensors(open_source(lambda start, end: data[start:end], len(data)))
     assert lazy[f"{count // 2:x}"].index.tolist() == [[1]]
