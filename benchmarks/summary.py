@@ -24,7 +24,9 @@ from summary_transform import (
 )
 from tables import table
 
-OLD_FORMAT = "Made with the coder of format 1: its bytes, and the seconds of coding, are not today's."
+OLD_FORMAT = (
+    "Made with the coder of format 1: its bytes, and the seconds of coding, are not today's."
+)
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -57,7 +57,8 @@ def coding(record: dict[str, Any]) -> str:
     titles += ["`fast` decodes, s", "`balanced`", "`smallest`"]
     return (
         f"{table(head, rows)}\n\nUneven: rows or columns differ in mean magnitude by a "
-        f"coefficient of variation of {record['uneven_from']} or more, beyond chance.\n\n"
+        f"coefficient of variation of {record['uneven_from']} or more, beyond chance. Tensors "
+        "that share a body are given parts of it by their numbers of values.\n\n"
         f"{_peer_seconds(nets)}\n\n{table(titles, files)}"
     )
 
@@ -114,7 +115,10 @@ def coding_sources(record: dict[str, Any]) -> str:
         if coder in case
     ]
     titles = ("1e7 symbols", "coder", "bits", "encode, Msym/s", "decode, Msym/s")
-    pairs = [(c["matrix"], *c["two threads over one"].values()) for c in record["speed"]]
+    pairs = [
+        (c["matrix"], *(f"{ratio:.2f}" for ratio in c["two threads over one"].values()))
+        for c in record["speed"]
+    ]
     of_threads = ("two threads over one, files", *record["speed"][0]["two threads over one"])
     seconds = record["kernels_seconds"]
     return (

@@ -40,6 +40,7 @@ __all__ = ["Mix"]
 STEPS = 200  # of plain work for a symbol
 FADE = 4  # bits by which what regressions have seen counts less in the next matrix
 SAMPLE = 1 << 17  # symbols that an estimate walks
+SHOWN = 1 << 14  # symbols that show whether rows are pictures
 COLUMNS = slice(sum(SPAN[:3]), sum(SPAN[:4]))
 SAME = 64  # in the first byte of settings
 PICTURES = 128  # in the last one
@@ -111,7 +112,7 @@ def _settings(values: Values, layout: Layout) -> Settings:
     side = math.isqrt(layout.columns)
     if layout.taps > 1 or layout.width or side not in SIDES or side * side != layout.columns:
         return plain
-    sample = values[: max(1, SAMPLE // layout.columns)]
+    sample = values[: max(1, SHOWN // layout.columns)]
     tried = []
     for setting in (plain, replace(plain, pictures=True)):
         stream = _Stream(MEASURE, sample.size)
