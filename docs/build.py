@@ -65,7 +65,10 @@ def _sizes() -> str:
     cells = [f"{r['accuracy_mean']:.2f} %, {r['file_bytes_mean']:,.0f} B" for r in found]
     head = [f"{row['budget'][1]:,} B" for row in found]
     lines = [["asked for", *head], ["---"] * (1 + len(found)), ["smallest", *cells]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    told = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if "format" not in record["environment"]:
+        told += "\n\nThat row was measured with the coder of format 1."
+    return told
 
 
 def readme() -> str:
