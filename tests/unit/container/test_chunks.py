@@ -211,3 +211,16 @@ def test_a_large_tensor_of_many_chunks_is_decoded_into_its_place(monkeypatch, tm
         tracemalloc.stop()
     np.testing.assert_array_equal(found, index)
     assert peak < 2.5 * index.nbytes
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "smallest"])
+def test_a_tensor_of_several_chunks_is_the_same_bytes_in_every_file(effort, small):
+    shared = grid(90, 40)
+    files = [encode(Contents({"before": grid(n, 9), "w": shared}), effort) for n in (3, 17)]
+    bodies = []
+    for data in files:
+        opened = open_source(lambda start, end, data=data: data[start:end], len(data))
+        spans = [s for s in opened.spans if s.chunks[0].stream.parts[0].name == "w"]
+        bodies.append([opened.body(span) for span in spans])
+    assert bodies[0] == bodies[1]
+    assert len(bodies[0]) > 1
