@@ -2,7 +2,7 @@
 
 For everything that neighbours, filters, rows, columns or their sizes tell about: convolutions,
 pruned and depthwise layers, embeddings, tuples. Small matrices may share one stream and what it
-has learnt; large ones are cut into segments that are coded, and decoded, side by side.
+has learnt.
 """
 
 from __future__ import annotations

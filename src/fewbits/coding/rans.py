@@ -5,7 +5,7 @@ Alphabets too large for a table keep their low bits raw, and what is rare in the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,19 +120,16 @@ class Rans:
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return window, classes with tables, and lanes; None for a single value."""
-        lowest, highest = int(symbols.min()), int(symbols.max())
-        if lowest == highest:
+        found = _fitted(symbols, layout)
+        if found is None:
             return None
-        window = _window(symbols, lowest, highest)
-        bins = _bins(symbols, window)
-        kernels = pick(ENCODE_STEPS * bins.size)
-        classes, _ = fit(bins, layout, kernels)
+        window, bins, classes, _ = found
         if not window.escape:
             window = Window(window.first, classes.roots.shape[1], window.low)
         else:
             short = window.alphabet - classes.roots.shape[1]
             roots = np.pad(classes.roots, [(0, 0), (0, short)])
-            classes = Classes(classes.rows, classes.inputs, classes.taps, classes.tables, roots)
+            classes = replace(classes, roots=roots)
         numbers = Numbers.writer(layout.rows + layout.columns + 600 * len(classes.roots) + 64)
         take_classes(numbers, classes, window.alphabet)
         side = numbers.to_bytes()
@@ -158,15 +155,23 @@ class Rans:
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits under the tables that ``encode`` would find, and those of the tables."""
-        lowest, highest = int(symbols.min()), int(symbols.max())
-        if lowest == highest:
+        found = _fitted(symbols, layout)
+        if found is None:
             return None
-        window = _window(symbols, lowest, highest)
-        bins = _bins(symbols, window)
-        _, bits = fit(bins, layout, pick(ENCODE_STEPS * bins.size))
+        window, bins, _, bits = found
         last = window.alphabet - 1
         escapes = int((bins == last).sum()) * window.escape if window.escape else 0
         return bits + escapes + window.low * symbols.size + 8.0 * 24
+
+
+def _fitted(symbols: Symbols, layout: Layout) -> tuple[Window, Bins, Classes, float] | None:
+    """Return window, bins, classes and about the bits of the bins; None for a single value."""
+    lowest, highest = int(symbols.min()), int(symbols.max())
+    if lowest == highest:
+        return None
+    window = _window(symbols, lowest, highest)
+    bins = _bins(symbols, window)
+    return window, bins, *fit(bins, layout, pick(ENCODE_STEPS * bins.size))
 
 
 def _push(symbols: Symbols, bins: Bins, window: Window, classes: Classes) -> bytes:

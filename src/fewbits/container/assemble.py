@@ -26,6 +26,7 @@ from .streams import Stream
 
 __all__ = [
     "Found",
+    "Key",
     "as_bytes",
     "build_activations",
     "build_codebooks",
@@ -34,8 +35,8 @@ __all__ = [
     "guard",
 ]
 
-# (name of the tensor, leaf, role) to its values
-Found: TypeAlias = MutableMapping[tuple[str, str, str], Symbols]
+Key: TypeAlias = tuple[str, str, str]  # name of the tensor, leaf, role
+Found: TypeAlias = MutableMapping[Key, Symbols]
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from ..coded import (
 from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
-from .entries import part_of
 from .lazy import LazyTensors
 from .opened import Fetch, Opened, open_source
 from .reader import decode, decode_activations, open_file
@@ -127,10 +126,9 @@ def read_tensor(
                 f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
                 + did_you_mean(name, names)
             )
-        entry = opened.header.entries[own]
-        wanted = entry if rows is None else part_of(entry, *rows)
-        opened.admit(tensors.spans(own, rows), [wanted or entry])
-        return tensors[own] if rows is None else tensors.part(own, *rows)
+        wanted = tensors.entry(own, rows)
+        opened.admit(tensors.spans(own, rows), [wanted])
+        return tensors[own] if rows is None else tensors.part(own, rows)
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:

@@ -13,6 +13,7 @@ from ..coding import Symbols
 from ..errors import ConfigError
 from .assemble import (
     Found,
+    Key,
     as_bytes,
     build_activations,
     build_codebooks,
@@ -20,13 +21,14 @@ from .assemble import (
     distribute,
     guard,
 )
-from .entries import leaves, part_of
+from .entries import Entry, leaves, part_of
 from .opened import Opened
 from .streams import Chunk, Span, Stream
 from .threads import Ordered
 
 __all__ = ["LazyTensors"]
 
+VALUE = 4  # bytes of a step, a scale or an offset
 HELD = 1 << 25  # bytes of symbols that are kept, so that they need not be decoded again
 
 
@@ -112,58 +114,69 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def __getitem__(self, name: str) -> CodedTensor:
         if name in self._checked:
             return self._checked.pop(name)
-        entry = self._entries[name]
-        found: Found = {}
+        return self._built(name, self._entries[name])
+
+    def entry(self, name: str, rows: tuple[int, int] | None = None) -> Entry:
+        """Return what the header says of a tensor, or would say of some of its rows.
+
+        ConfigError for rows that it does not have, and for a tensor whose matrix has other rows.
+        """
+        whole = self._entries[name]
+        found = whole if rows is None else part_of(whole, *rows)
+        if found is None:
+            raise ConfigError(
+                f"rows {rows} of {name!r}, {whole.kind} of shape {whole.shape}: only rows of its "
+                "first dimension are read alone, and only where the coded matrix has the same "
+                "ones. Read the whole tensor."
+            )
+        return found
+
+    def part(self, name: str, rows: tuple[int, int]) -> CodedTensor:
+        """Return rows [first, stop) of a tensor, along its first dimension; see :meth:`entry`.
+
+        Decodes the chunks that have some of them.
+        """
+        return self._built(name, self.entry(name, rows), rows)
+
+    def _built(self, name: str, entry: Entry, rows: tuple[int, int] | None = None) -> CodedTensor:
+        found: dict[Key, Symbols] = {}
         for stream in self._streams[name]:
             if stream.is_own:
-                distribute(stream, self._matrix(stream), found)
+                distribute(stream, self._matrix(stream, *self._span_rows(stream, rows)), found)
             else:
                 self._share(stream)
+        if rows is not None:
+            found |= self._values_of_rows(name, *rows)
         books = self.codebooks() if self._in_codebook(name) else []
         with guard(f"the tensor {name!r}"):
             return build_tensor(name, entry, ChainMap(found, self._shared), books)
 
-    def part(self, name: str, first: int, stop: int) -> CodedTensor:
-        """Return rows [first, stop) of a tensor, along its first dimension.
+    def _values_of_rows(self, name: str, first: int, stop: int) -> dict[Key, Symbols]:
+        """Return the steps, scales and offsets of some rows, where each has its own."""
+        keys = [(name, "index", role) for role in ("factors", "offsets")]
+        known = {key: self._shared[key] for key in keys if key in self._shared}
+        return {k: v[VALUE * first : VALUE * stop] for k, v in known.items() if v.size > VALUE}
 
-        Decodes the chunks that have some of them. ConfigError for rows that it does not have, and
-        for a tensor whose matrix has other rows.
+    def _span_rows(self, stream: Stream, rows: tuple[int, int] | None) -> tuple[int, int]:
+        """Return the rows of a tensor's own stream that hold its rows, or all.
+
+        A row of a stream is one of the tensor, or one of its values if it is raw.
         """
-        entry = self._entries[name]
-        ours = part_of(entry, first, stop)
-        if ours is None:
-            raise ConfigError(
-                f"rows {first} to {stop} of {name!r}, {entry.kind} of shape {entry.shape}: only "
-                "rows of its first dimension are read alone, and only where the coded matrix has "
-                "the same ones. Read the whole tensor."
-            )
-        found: Found = {}
-        for stream in self._streams[name]:
-            if stream.is_own:
-                size = stream.rows // entry.shape[0]  # of the stream's rows: values, if it is raw
-                distribute(stream, self._matrix(stream, first * size, stop * size), found)
-            else:
-                self._share(stream)
-        for (owner, leaf, role), values in self._shared.items():
-            if owner == name and values.size > 4:
-                rows = values.reshape(entry.shape[0], -1)[first:stop]
-                found[owner, leaf, role] = rows.reshape(-1)
-        books = self.codebooks() if self._in_codebook(name) else []
-        with guard(f"the tensor {name!r}"):
-            return build_tensor(name, ours, ChainMap(found, self._shared), books)
+        if rows is None:
+            return 0, stream.rows
+        size = stream.rows // self._entries[stream.parts[0].name].shape[0]
+        return rows[0] * size, rows[1] * size
 
     def spans(self, name: str, rows: tuple[int, int] | None = None) -> list[Span]:
         """Return the bodies that a look-up of ``name``, or of a part of it, decodes."""
         streams = [*self._streams[name], *(self._side if self._in_codebook(name) else [])]
-        spans = {span.start: span for stream in streams for span in self._bodies[stream]}
-        if rows is not None:
-            shape = self._entries[name].shape
-            for span in list(spans.values()):
+        spans = {}
+        for stream in streams:
+            first, stop = self._span_rows(stream, rows if stream.is_own else None)
+            for span in self._bodies[stream]:
                 chunk = span.chunks[0]
-                if len(span.chunks) == 1 and chunk.stream.is_own:
-                    size = chunk.stream.rows // max(1, shape[0] if shape else 1)
-                    if chunk.first >= rows[1] * size or chunk.stop <= rows[0] * size:
-                        del spans[span.start]
+                if len(span.chunks) > 1 or (chunk.first < stop and first < chunk.stop):
+                    spans[span.start] = span
         return [spans[start] for start in sorted(spans)]
 
     def codebooks(self) -> list[Codebook]:
@@ -199,12 +212,12 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def _share(self, stream: Stream) -> None:
         if stream not in self._shared_seen:
-            distribute(stream, self._matrix(stream), self._shared)
+            distribute(stream, self._matrix(stream, 0, stream.rows), self._shared)
             self._shared_seen.add(stream)
 
-    def _matrix(self, stream: Stream, first: int = 0, stop: int | None = None) -> Symbols:
+    def _matrix(self, stream: Stream, first: int, stop: int) -> Symbols:
         """Return rows of what a stream holds: indices as they are decoded, bytes as uint8."""
-        spans, stop = self._bodies[stream], stream.rows if stop is None else stop
+        spans = self._bodies[stream]
         if len(spans) == 1:
             return self._chunk(spans[0], stream)[first:stop]
         dtype = np.int32 if stream.is_index else np.uint8

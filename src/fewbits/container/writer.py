@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,13 @@ from .describe import describe
 from .entries import Entry, RawEntry, leaves
 from .frame import MAX_HEADER, PREFIX, pack_index
 from .header import Header, check_name, dump_header, make_header
-from .limits import WORK_PER_BYTE, body_work, default_limit, entry_work
+from .limits import Limits, body_work, entry_work
 from .streams import CHECKSUM, Chunk, Part, chunks, own_streams, shared_streams
 from .threads import Ordered, usable_threads
 
 __all__ = ["FileWriter", "encode", "write_contents"]
+
+Run: TypeAlias = list[tuple[Symbols, Layout]]
 
 RESERVE = 1 << 24  # units of work that are left for a header
 
@@ -77,12 +79,12 @@ class FileWriter:
         require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         self._file = file
         self._effort = effort
-        self._calls: Ordered[list[Body]] = Ordered(usable_threads(threads))
+        self._calls: Ordered[tuple[Run, list[Body]]] = Ordered(usable_threads(threads))
         self._entries: dict[str, Entry] = {}
         self._codebooks: dict[int, Codebook] = {}
         self._kept: dict[tuple[str, str, str], NDArray[np.uint8]] = {}
-        self._run: list[tuple[Symbols, Layout]] = []
-        self._runs: list[list[tuple[Symbols, Layout]]] = []
+        self._run: Run = []
+        self._run_size = 0  # symbols of the run
         self._seen = 0  # symbols of runs
         self._units = 0  # of work, so far
         self._length = 0  # of what is written
@@ -154,10 +156,10 @@ class FileWriter:
     def _put(self, symbols: Symbols, chunk: Chunk) -> None:
         """Add a chunk to the run of those that may share a body, or make it one of its own."""
         layout, joins = chunk.layout, chunk.is_whole and chunk.stream.is_index
-        total = sum(known.size for _, known in self._run)
-        if not joins or total + layout.size > TOGETHER:
+        if not joins or self._run_size + layout.size > TOGETHER:
             self._flush()
         self._run.append((symbols, layout))
+        self._run_size += layout.size
         if not joins:
             self._flush()
 
@@ -165,21 +167,20 @@ class FileWriter:
         """Have a run encoded."""
         if not self._run:
             return
-        run, self._run = self._run, []
-        self._seen += sum(layout.size for _, layout in run)
+        self._seen += self._run_size
+        run, self._run, self._run_size = self._run, [], 0
         effort = self._effort if self._seen <= EFFORTS[self._effort].symbols else "fast"
         while self._calls.is_full:
             self._write_run()
-        self._runs.append(run)
         self._calls.submit(_encoded, run, effort)
 
     def _write_run(self) -> None:
         """Write the bodies of the first run that is being encoded."""
-        bodies, run = self._calls.take(), self._runs.pop(0)
+        run, bodies = self._calls.take()
         units = _units(bodies, run)
         length = self._length + sum(len(body.data) + CHECKSUM for body in bodies)
-        if self._units + units > default_limit(length) - RESERVE + WORK_PER_BYTE * length:
-            bodies = min(bodies, _encoded(run, "fast"), key=lambda found: _units(found, run))
+        if self._units + units > Limits(length).work - RESERVE:
+            bodies = min(bodies, _encoded(run, "fast")[1], key=lambda found: _units(found, run))
             units = _units(bodies, run)
         self._units += units
         for body in bodies:
@@ -211,11 +212,13 @@ class FileWriter:
         self._length += len(data)
 
 
-def _encoded(run: Sequence[tuple[Symbols, Layout]], effort: str) -> list[Body]:
-    return encode_run([symbols for symbols, _ in run], [layout for _, layout in run], effort)
+def _encoded(run: Run, effort: str) -> tuple[Run, list[Body]]:
+    """Return a run with its bodies."""
+    matrices, layouts = zip(*run, strict=True)
+    return run, encode_run(matrices, layouts, effort)
 
 
-def _units(bodies: Sequence[Body], run: Sequence[tuple[Symbols, Layout]]) -> int:
+def _units(bodies: Sequence[Body], run: Run) -> int:
     """Return the units of work of reading the bodies of a run."""
     return sum(
         body_work(CODECS[body.codec], [run[at][1].size for at in body.members]) for body in bodies

@@ -199,8 +199,7 @@ def contents(matrices):
 
 def scarce(patch, least):
     """Let readers allow little, so that small files show what happens to large ones."""
-    for module in (limits, writer):
-        patch.setattr(module, "default_limit", lambda size: least + 256 * size)
+    patch.setattr(limits, "default_limit", lambda size: least + 256 * size)
     patch.setattr(writer, "RESERVE", 1 << 16)
 
 
