@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewbits.engine.layer import LayerMatrix, QuantizedTransform
-from fewbits.engine.probes import Sensitivity
+from fewbits.engine.layer import Sensitivity
 from fewbits.engine.statistics import StatisticsAccumulator
 from fewbits.errors import ConfigError
 from fewbits.methods import METHODS, Method, from_settings, gradients_of, to_settings

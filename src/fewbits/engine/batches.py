@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import CalibrationError, ConfigError
 
 __all__ = [
+    "Call",
     "Forward",
     "as_batches",
     "as_forward",
@@ -28,6 +30,22 @@ Forward = Callable[[nn.Module, Any], Any]
 _LABELS = ("labels", "label")
 _STACK = 128  # images of one tensor that go through the network together
 _TOLD = 6  # entries of a batch that a message describes
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of one call of a module, after the pre-hooks that came before ours.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+        chosen: what ran before it in its pass and may have put rows elsewhere by their values; ""
+            where nothing did.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    chosen: str = ""
 
 
 def as_batches(

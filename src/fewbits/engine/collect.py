@@ -14,9 +14,9 @@ from ..errors import CalibrationError
 from ..ops.grid import FLOAT32_MAX
 from .isolation import autocast_off
 from .layer import LayerMatrix, Quantized
-from .lockstep import Call
+from .batches import Call
 from .pairing import Pairing
-from .probes import Sensitivity
+from .layer import Sensitivity
 from .rows import Rows, draw_rows
 from .statistics import StatisticsAccumulator
 from .targets import Target

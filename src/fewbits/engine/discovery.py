@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from .isolation import plain_tensors
 from .memory import StorageWeakRef, storage_of
-from .tasks import Call
+from .batches import Call
 
 __all__ = ["Discovery", "LiveBytes", "discover", "plain_bytes"]
 

@@ -10,10 +10,31 @@ from torch import Tensor
 
 from ..ops.grid import FLOAT32_MAX
 from ..ops.transforms import fold
-from .probes import Sensitivity
 from .statistics import Statistics
 
-__all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform"]
+__all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform", "Sensitivity"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What errors of one weight do to the output of one sample, on average. All float64.
+
+    With it, an error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
+
+    Attributes:
+        rows: (groups, neurons): squared output change for each unit of a neuron's mean squared
+            change over its positions.
+        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
+            second moments of the inputs as the output sees them. What a bias can repay is taken
+            out, so these are moments about a mean.
+        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
+        samples: how many were seen.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    outputs: Tensor
+    samples: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from .isolation import autocast_off, fast_path_off
 from .rows import Rows
 from .sites import quiet_pass
 from .targets import Target
-from .tasks import Call
+from .batches import Call
 from .views import WeightView
 
 __all__ = ["LayerCheck", "check_layers"]

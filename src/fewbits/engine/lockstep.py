@@ -25,13 +25,13 @@ from torch import nn
 
 from ..errors import CalibrationError, ConfigError, did_you_mean, require
 from ..progress import Progress, silent
-from .batches import Forward, as_sequence
+from .batches import Call, Forward, as_sequence
 from .draws import preserved_draws
 from .isolation import fast_path_off
 from .schedule import LockstepReport, Observer, Schedule, Stream, stuck_message
-from .tasks import Call, watch
+from .tasks import watch
 
-__all__ = ["Call", "LockstepReport", "Observer", "run_lockstep"]
+__all__ = ["LockstepReport", "Observer", "run_lockstep"]
 
 
 def run_lockstep(  # noqa: PLR0917 - the six things a run is made of

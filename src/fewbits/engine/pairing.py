@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .rows import Rows
-from .tasks import Call
+from .batches import Call
 
 __all__ = ["Pairing", "alike", "sampled", "unified"]
 

@@ -21,37 +21,16 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent, silent
 from .batches import Forward, describe
+from .layer import Sensitivity
 from .isolation import autocast_off, fast_path_off, isolated_pass
-from .lockstep import Call
+from .batches import Call
 from .targets import Target
 
-__all__ = ["METRICS", "Sensitivity", "probe"]
+__all__ = ["METRICS", "probe"]
 
 METRICS = ("logits", "fisher")
 _CHUNK = 1 << 25  # numbers in flight: bounds the scratch memory of large inputs and layers
 _FLOOR = 1e-3  # of the mean over a layer's rows: a row less sensitive is as good as dead
-
-
-@dataclass(frozen=True, eq=False)
-class Sensitivity:
-    """What errors of one weight do to the output of one sample, on average. All float64.
-
-    With it, an error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
-
-    Attributes:
-        rows: (groups, neurons): squared output change for each unit of a neuron's mean squared
-            change over its positions.
-        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
-            second moments of the inputs as the output sees them. What a bias can repay is taken
-            out, so these are moments about a mean.
-        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
-        samples: how many were seen.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    outputs: Tensor
-    samples: int
 
 
 class _Sums:

@@ -18,7 +18,8 @@ from .discovery import LiveBytes, discover, plain_bytes
 from .draws import OwnGenerators
 from .isolation import CallerState, cloned, replica
 from .pairing import alike, sampled, unified
-from .tasks import Call, PassTask
+from .batches import Call
+from .tasks import PassTask
 
 __all__ = ["Expecting", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
 

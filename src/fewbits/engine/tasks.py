@@ -17,31 +17,16 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CalibrationError
+from .batches import Call
 from .draws import Draws, preserved_draws
 from .isolation import CallerState
 
-__all__ = ["Call", "PassTask", "watch"]
+__all__ = ["PassTask", "watch"]
 
 _MOST_SWALLOWED = 10_000  # cancellations a forward pass may catch before its thread is parked
 _GRACE_SECONDS = 30.0  # a cancelled pass runs on to its next target layer, or to its end
 
 _here = threading.local()
-
-
-@dataclass(frozen=True)
-class Call:
-    """The inputs of one call of a module, after the pre-hooks that came before ours.
-
-    Attributes:
-        args: by position.
-        kwargs: by name.
-        chosen: what ran before it in its pass and may have put rows elsewhere by their values; ""
-            where nothing did.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    chosen: str = ""
 
 
 class _Cancelled(BaseException):

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..coded import Layout
 from ..errors import CalibrationError
 from ..registry import Registry
-from .lockstep import Call
+from .batches import Call
 from .rows import Rows, conv_rows, conv_transpose_rows, feature_rows, stacked_rows
 
 __all__ = ["KINDS", "LayerKind", "WeightView", "kind_of"]

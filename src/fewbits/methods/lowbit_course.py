@@ -96,7 +96,15 @@ class LowBitCourse:
                 "activations start from calibrated ranges: pass calibration=, some batches of "
                 "training data, to fewbits.prepare; or leave them in float: activations=32."
             )
-        found = find_inputs(self.method, model, layers, ends, batches=batches, forward=forward)
+        found = find_inputs(
+            model,
+            layers,
+            ends,
+            first_last=self.method.first_last,
+            placement=self.method.placement,
+            batches=batches,
+            forward=forward,
+        )
         narrowest = min(stage.activations for stage in self.stages)
         for site, eight in found:
             self.inputs[site.name] = LowBitInput(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,36 +14,35 @@ from ..engine.sites import Site, normalized
 from .bit_stages import FLOAT
 from .lowbit_weights import LowBitWeight
 
-if TYPE_CHECKING:
-    from .lowbit import LowBit
-
 __all__ = ["find_inputs", "settle_scales"]
 
 
 def find_inputs(
-    method: LowBit,
     model: nn.Module,
     layers: Mapping[str, Sequence[str]],
     ends: Sequence[str],
     *,
+    first_last: str,
+    placement: str,
     batches: Sequence[Any],
     forward: Forward,
 ) -> list[tuple[Site, bool]]:
     """Return the sites to quantize, and of each whether it has 8 bits whatever the others have.
 
     Args:
-        method: the settings.
         model: the network.
         layers: by weight name the modules that have it.
         ends: the network's first and last weight matrix.
+        first_last: as in :class:`fewbits.LowBit`.
+        placement: as in :class:`fewbits.LowBit`.
         batches: calibration data.
         forward: how the network is called.
 
     Warns of layers with quantized weights whose input stays in float.
     """
-    chosen = QuantizedLayers(layers, ends, method.first_last)
-    sites = choose_sites(model, chosen, method.placement, batches, forward)
-    if method.placement == "input":
+    chosen = QuantizedLayers(layers, ends, first_last)
+    sites = choose_sites(model, chosen, placement, batches, forward)
+    if placement == "input":
         left = left_in_float(model, chosen, sites)
         if left:
             warnings.warn(

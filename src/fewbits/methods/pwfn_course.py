@@ -16,7 +16,7 @@ from ..engine.layer import Quantized, QuantizedMatrix
 from ..errors import ConfigError
 from ..schedule import value_at
 from .noisy import NoiseSource
-from .pwfn_lines import Lines
+from .pwfn_lines import Lines, NoiseSettings
 from .pwfn_rounds import Round, counted, finest_of, fix_more, told
 from .trained import TunedWeight
 
@@ -54,7 +54,17 @@ class PwfnCourse:
         self._source = NoiseSource(seed)
         self._progress = self._grown = 0.0
         self._steps = 0  # since the last round
-        self._lines = Lines(method, weights, self._source)
+        self._lines = Lines(
+            weights,
+            NoiseSettings(
+                method.deviation,
+                method.spread,
+                method.largest,
+                method.samples,
+                method.alpha is not None,
+                self._source,
+            ),
+        )
         self._parts = self._lines.parts()
         layers = [line.weight for line in self._lines if line.grows]
         arrays = [(w.name, w.parameter.detach().float().cpu().numpy()) for w in layers]

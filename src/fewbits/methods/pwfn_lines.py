@@ -17,9 +17,6 @@ from .noisy import NoiseSource, Noisy
 from .pwfn_rounds import Fixed
 from .trained import TunedWeight
 
-if TYPE_CHECKING:
-    from .pwfn import PWFN
-
 __all__ = ["Line", "Lines"]
 
 
@@ -74,10 +71,31 @@ class Line:
             self.held = self.held * self.mask
 
 
+@dataclass(frozen=True)
+class NoiseSettings:
+    """How weights are noisy; the first three as in :class:`fewbits.PWFN`.
+
+    Attributes:
+        deviation: "learned", "constant" or "relative".
+        spread: of the first deviations.
+        largest: deviation.
+        samples: whether the forward pass samples.
+        kept: whether deviations are kept in the graph, for the growth in the loss.
+        source: of random numbers.
+    """
+
+    deviation: str
+    spread: float
+    largest: float
+    samples: bool
+    kept: bool
+    source: NoiseSource
+
+
 class Lines:
     """All tensors, in order; a row is all their weights one after another, on the CPU."""
 
-    def __init__(self, method: PWFN, weights: Sequence[TunedWeight], source: NoiseSource) -> None:
+    def __init__(self, weights: Sequence[TunedWeight], settings: NoiseSettings) -> None:
         for weight in weights:
             if weight.levels is not None:
                 raise ConfigError(
@@ -85,8 +103,8 @@ class Lines:
                     "leaves normalizations as they are. Leave it out; raw_dtype='float16' stores "
                     "the rest in 16 bits."
                 )
-        self.lines = {weight.name: _line(method, weight, source) for weight in weights}
-        self.relative = method.spread if method.deviation == "relative" else None
+        self.lines = {weight.name: _line(weight, settings) for weight in weights}
+        self.relative = settings.spread if settings.deviation == "relative" else None
         for line in self:
             line.write_back()
 
@@ -197,19 +215,19 @@ class Lines:
             line.noise.deviation.copy_(kept["deviation"])
 
 
-def _line(method: PWFN, weight: TunedWeight, source: NoiseSource) -> Line:
+def _line(weight: TunedWeight, settings: NoiseSettings) -> Line:
     values = _row([weight.parameter])
-    if method.deviation == "learned":
-        first = first_deviations(values, method.spread, method.largest)
+    if settings.deviation == "learned":
+        first = first_deviations(values, settings.spread, settings.largest)
     else:
-        first = np.full_like(values, method.spread)
+        first = np.full_like(values, settings.spread)
     deviation = _tensor(first, weight.parameter.detach().float())
     noise = Noisy(
         deviation,
-        source,
-        trained=method.deviation == "learned",
-        sampled=method.samples,
-        kept=method.alpha is not None,
+        settings.source,
+        trained=settings.deviation == "learned",
+        sampled=settings.samples,
+        kept=settings.kept,
     )
     nothing = torch.zeros_like(deviation)
     return Line(weight, noise, nothing, nothing.clone(), float((values == 0).mean()))

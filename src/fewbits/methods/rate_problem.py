@@ -10,7 +10,7 @@ from torch import Tensor
 from ..coding import Layout, Symbols
 from ..coding.mix import Mix
 from ..engine.layer import LayerMatrix
-from ..engine.probes import Sensitivity
+from ..engine.layer import Sensitivity
 from ..engine.statistics import Statistics
 from ..ops.order import descending, permute_columns, permute_moments, restore_columns
 from ..ops.path_following import descend_gram, follow_gram

@@ -8,7 +8,7 @@ import torch
 import fewbits
 from fewbits.coding import Layout, measure
 from fewbits.engine.layer import LayerMatrix
-from fewbits.engine.probes import Sensitivity
+from fewbits.engine.layer import Sensitivity
 from fewbits.engine.statistics import StatisticsAccumulator
 from fewbits.methods.rate_problem import RateProblem
 
