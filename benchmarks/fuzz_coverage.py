@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Modules of kernels: numba compiles no instrumented code, so coverage does not see inside them.
-KERNELS = ("bitcoder", "flags", "lanes", "logistic", "mixer", "numbers", "regression", "walk")
+KERNELS = ("bitcoder", "numbers", "rans.lanes", "mix.flags", "mix.mixer", "mix.walk")
 COMPILED = tuple(f"fewbits.coding.{name}" for name in KERNELS)
 
 OWN = ("inspect", "load", "load_tensor")  # files with checksums

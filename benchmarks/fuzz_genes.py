@@ -16,12 +16,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.random import Generator
 
-from fewbits.coding import CODECS, Layout, mix, rans
-from fewbits.coding.classes import Classes, take_classes
-from fewbits.coding.cursor import varint
-from fewbits.coding.mix import Settings
+from fewbits.coding import CODECS, Layout
+from fewbits.coding.codec import varint
+from fewbits.coding.mix import mix
+from fewbits.coding.mix.mix import Settings
 from fewbits.coding.numbers import Numbers
-from fewbits.training.checkpoint import SCHEMA
+from fewbits.coding.rans import rans
+from fewbits.coding.rans.classes import Classes, take_classes
+from fewbits.training.loop.checkpoint import SCHEMA
 from fuzz_mutations import change_bodies, change_bytes, change_tree
 from fuzz_seeds import Bodies, dump, join, seeds
 

@@ -23,8 +23,7 @@ from fewbits.coded import (
 )
 from fewbits.coding import CODECS, EFFORTS, decode_symbols
 from fewbits.container import decode, encode
-from fewbits.container.dictionary import DICTIONARY
-from fewbits.container.frame import FIELDS, FOOTER, PREFIX, pack_index
+from fewbits.container.frame import DICTIONARY, FIELDS, FOOTER, PREFIX, pack_index
 from fewbits.container.reader import open_file
 
 __all__ = ["Bodies", "Seed", "dump", "index_of", "join", "seeds"]

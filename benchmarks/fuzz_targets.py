@@ -13,11 +13,11 @@ import torch
 
 import fewbits
 from fewbits import Recipe
-from fewbits.cli.runs import Order
+from fewbits.cli.jobs.run_folder import Order
 from fewbits.errors import ConfigError, CorruptFileError, SourceError
 from fewbits.search.trace import Trace
-from fewbits.sources.state_dicts import read_state_dict
-from fewbits.training.checkpoint import SCHEMA, RunFolder
+from fewbits.sources.checkpoints.state_dicts import read_state_dict
+from fewbits.training.loop.checkpoint import SCHEMA, RunFolder
 from fuzz_genes import Genome, Plain, Sealed, Zipped, files
 
 __all__ = ["TARGETS", "Target", "judge"]

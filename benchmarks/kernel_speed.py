@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbits.ops.grid import Grid
-from fewbits.ops.path_following import follow_gram, follow_samples
-from fewbits.ops.second_order import gptq
+from fewbits.ops.levels.grid import Grid
+from fewbits.ops.rounding.path_following import follow_gram, follow_samples
+from fewbits.ops.rounding.second_order import gptq
 from record import write
 
 SIZES = ((1024, 1024), (2048, 2048), (4096, 4096), (512, 4608))

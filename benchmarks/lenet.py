@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewbits.ops.prune import share_threshold
+from fewbits.training.tuner.pruning import share_threshold
 from images import CACHE, mnist
 from networks import top1
 

@@ -30,7 +30,7 @@ from fewbits.coding import codec_of
 from fewbits.coding import kernels as compiled_kernels
 from fewbits.container import encode
 from fewbits.container import write as write_file
-from fewbits.container.opened import open_source
+from fewbits.container.open_file import open_source
 from record import write
 
 REPEATS = 5

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 import fewbits
 from fewbits.coded import Contents
-from fewbits.engine.integer import fake_quantized_network, integer_network
+from fewbits.engine.activations.integer_reference import fake_quantized_network, integer_network
 from fewbits.training import JointDistillation, JointWeights, PerStage, WarmCosine
 from image_training import Images, held_out, sgd
 from images import CACHE, cifar10, normalise

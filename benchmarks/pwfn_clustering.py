@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fewbits.methods.pwfn_rounds import Fixed, fix_more, told
-from fewbits.ops.powers_of_two import first_deviations
+from fewbits.methods.trained.pwfn.rounds import Fixed, fix_more, told
+from fewbits.ops.levels.powers_of_two import first_deviations
 from fewbits.ops.weight_fixing import Ladder
 from images import CACHE
 from record import peak_rss_mb, write

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 import fewbits
 from calibration_rows import held_out
-from fewbits.methods import domains, rate_problem
-from fewbits.methods import transform as transform_module
+from fewbits.compression.pipeline import Pipeline
+from fewbits.methods.rate_distortion import domains, rate_problem
+from fewbits.methods.rate_distortion import transform as transform_module
 from fewbits.ops.transforms import elt, fold, klt, unfold
-from fewbits.pipeline import Pipeline
-from fewbits.planning import make_plan
 from fewbits.progress import silent
+from fewbits.recipe.plan import make_plan
 from fewbits.search import Goal, SlopeSearch, Trace, Trial
 from images import cifar10, normalise
 from networks import resnet20

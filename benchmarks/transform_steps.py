@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewbits.ops.allocate import at_slope, block_curve, block_levels
+from fewbits.ops.rate_distortion.bit_allocation import at_slope, block_curve, block_levels
 from transform_cases import Bench, bits_saved, drift, logits, test_set
 
 __all__ = ["compare_steps"]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import record
-from fewbits.disk import TEMPORARY
+from fewbits.files.atomic_write import TEMPORARY
 from images import ROOT
 from writing_cases import (
     WRITERS,

@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 
 import fewbits
 from fewbits.cli.app import app
-from fewbits.cli.runs import Order
-from fewbits.disk import TEMPORARY, write
+from fewbits.cli.jobs.run_folder import Order
 from fewbits.errors import ConfigError, SourceError
+from fewbits.files.atomic_write import TEMPORARY, write
 from fewbits.search import Trace
-from fewbits.sources.checkpoint import read_state_dict
-from fewbits.training.checkpoint import RunFolder
-from fewbits.training.logs import CSVLog
+from fewbits.sources.checkpoints.checkpoint import read_state_dict
+from fewbits.training.loop.checkpoint import RunFolder
+from fewbits.training.loop.logs import CSVLog
 
 __all__ = [
     "WRITERS",

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewbits import METHODS, TRAINED
 from fewbits.coding import CODECS
-from fewbits.engine.views import KINDS
+from fewbits.engine.layers.views import KINDS
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results"

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import fewbits
-from fewbits.evaluate import evaluate
+from fewbits.evaluation.metrics import evaluate
 from fewbits.sources import load_data, load_model
-from fewbits.sources.training import train_classifier
+from fewbits.sources.demo_network import train_classifier
 
 
 def main(folder: Path) -> None:

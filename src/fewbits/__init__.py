@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
+    from .compression.coded_model import CodedModel
+    from .compression.sensitivity import LayerHarm, sensitivity
     from .container import FileInfo, inspect
     from .errors import (
         BudgetError,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         SourceError,
         TargetError,
     )
+    from .evaluation.weight_noise import NoisyEvaluation, ensemble, noise_resilience
     from .methods import (
         GPFQ,
         GPTQ,
@@ -39,14 +42,11 @@ if TYPE_CHECKING:
         Qronos,
         Transform,
     )
-    from .model import CodedModel
-    from .per_layer import LayerHarm, sensitivity
-    from .planning import Plan
+    from .methods.schedule import Ramp
     from .progress import ProgressEvent
-    from .recipe import Recipe, Rule
-    from .resilience import NoisyEvaluation, ensemble, noise_resilience
-    from .schedule import Ramp
-    from .stages import Training
+    from .recipe.plan import Plan
+    from .recipe.recipe import Recipe, Rule
+    from .recipe.training_config import Training
     from .training import Tuner, prepare
 
 __version__ = "0.1.0"
@@ -113,14 +113,14 @@ _HOMES = {
         "Qronos",
         "Transform",
     ),
-    ".model": ("CodedModel",),
-    ".per_layer": ("LayerHarm", "sensitivity"),
-    ".planning": ("Plan",),
+    ".compression.coded_model": ("CodedModel",),
+    ".compression.sensitivity": ("LayerHarm", "sensitivity"),
+    ".recipe.plan": ("Plan",),
     ".progress": ("ProgressEvent",),
-    ".recipe": ("Recipe", "Rule"),
-    ".resilience": ("NoisyEvaluation", "ensemble", "noise_resilience"),
-    ".schedule": ("Ramp",),
-    ".stages": ("Training",),
+    ".recipe.recipe": ("Recipe", "Rule"),
+    ".evaluation.weight_noise": ("NoisyEvaluation", "ensemble", "noise_resilience"),
+    ".methods.schedule": ("Ramp",),
+    ".recipe.training_config": ("Training",),
     ".training": ("Tuner", "prepare"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -11,23 +11,23 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from .budgets import Budget, Evaluate
 from .coding import EFFORTS, is_effort
+from .compression.budget import Budget, Evaluate
+from .compression.coded_model import CodedModel, load_into, state_dict, unwrapped
+from .compression.pipeline import Pipeline
 from .container import read_lazily, read_tensor
-from .engine.activations import check_inputs, count_inputs, load_inputs
-from .engine.batches import Forward, as_batches, as_forward
-from .engine.bridge import to_torch
-from .engine.copying import copied
-from .engine.naming import fit_names, fit_sites
-from .engine.targets import check_finite
-from .engine.transform_domain import into_transform_domain
+from .engine.activations.hooks import check_inputs, count_inputs, load_inputs
+from .engine.layers.pack import to_torch
+from .engine.layers.targets import check_finite
+from .engine.layers.transform_domain import into_transform_domain
+from .engine.network.batches import Forward, as_batches, as_forward
+from .engine.network.copying import copied
+from .engine.network.naming import fit_names, fit_sites
 from .errors import ConfigError, LossWarning, require
 from .methods import Activations, Method
-from .model import CodedModel, load_into, state_dict, unwrapped
-from .pipeline import Pipeline
-from .planning import Plan, make_plan
 from .progress import Progress, silent
-from .recipe import Recipe
+from .recipe.plan import Plan, make_plan
+from .recipe.recipe import Recipe
 from .search import Goal
 
 __all__ = ["compress", "load", "load_tensor", "plan"]
@@ -149,7 +149,7 @@ def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) ->
     trained = next((entry.trained for entry in made.entries if entry.trained), None)
     if trained is None:
         return made
-    from .training.inputs import as_trained  # noqa: PLC0415  (seconds, for training only)
+    from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (seconds, for training only)
 
     return as_trained(model, made, trained)
 
@@ -257,7 +257,7 @@ def load_tensor(
 def _stored(source: str) -> str:
     if not source:
         return ""
-    from .sources.spec import unmistakable  # noqa: PLC0415  (not needed to load a file)
+    from .sources.base.spec import unmistakable  # noqa: PLC0415  (not needed to load a file)
 
     return unmistakable(source)
 
@@ -275,7 +275,7 @@ def _check_untrained(plan: Plan) -> None:
         method = trained[0] if trained else named
         raise ConfigError(
             f"the method {method.name if method else 'of the recipe'!r} trains, and compress() "
-            "does not. Use fewbits.training.recipes.train(model, recipe, data), fewbits.prepare "
+            "does not. Use fewbits.training.from_recipe.train(...), fewbits.prepare "
             "in your own loop, or the command 'fewbits train'."
         )
 

@@ -6,9 +6,8 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import torch
 
-from fewbits.engine.layer import LayerMatrix, QuantizedTransform
-from fewbits.engine.layer import Sensitivity
-from fewbits.engine.statistics import StatisticsAccumulator
+from fewbits.engine.layers.layer import LayerMatrix, QuantizedTransform, Sensitivity
+from fewbits.engine.layers.statistics import StatisticsAccumulator
 from fewbits.errors import ConfigError
 from fewbits.methods import METHODS, Method, from_settings, gradients_of, to_settings
 from fewbits.methods.base import GRADIENTS, NEEDS

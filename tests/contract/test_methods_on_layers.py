@@ -10,7 +10,7 @@ from torch import nn
 
 import fewbits
 from fewbits.coded import RawTensor
-from fewbits.engine.views import KINDS
+from fewbits.engine.layers.views import KINDS
 
 
 class Attention(nn.Module):

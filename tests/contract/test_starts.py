@@ -13,7 +13,7 @@ from torch import nn
 import fewbits
 from fewbits import GPFQ, HEMP, PWFN, LowBit, Nearest, Transform
 from fewbits.coded import CodebookTensor, GridTensor, RawTensor, TransformTensor
-from fewbits.engine.fold import is_batchnorm
+from fewbits.engine.batchnorm.fold import is_batchnorm
 from fewbits.errors import ConfigError, LossWarning
 from fewbits.methods import TRAINED
 from fewbits.training import Magnitude

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fewbits
-from fewbits.evaluate import evaluate
+from fewbits.evaluation.metrics import evaluate
 from fewbits.sources import load_data, load_model
 
 DATA = Path(os.environ.get("FEWBITS_DATA") or Path(__file__).parents[2].parent / "shared" / "data")

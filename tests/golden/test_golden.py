@@ -18,12 +18,12 @@ import torch
 import plain_reader
 from examples import EXAMPLES
 from fewbits.coded import RawTensor, TransformTensor
-from fewbits.coding.cursor import Cursor
-from fewbits.coding.mix import Settings
+from fewbits.coding.codec import Cursor
+from fewbits.coding.mix.mix import Settings
 from fewbits.container import decode, encode, inspect, measure
-from fewbits.container.dictionary import DICTIONARY
+from fewbits.container.frame import DICTIONARY
 from fewbits.container.reader import open_file
-from fewbits.engine.bridge import to_torch
+from fewbits.engine.layers.pack import to_torch
 from random_contents import random_contents
 
 HERE = Path(__file__).parent

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import plain_reader
-from fewbits.coding import CODECS, Layout, decode_run, decode_symbols, mix, rans
-from fewbits.coding.classes import Classes
+from fewbits.coding import CODECS, Layout, decode_run, decode_symbols
+from fewbits.coding.mix import mix
+from fewbits.coding.rans import rans
+from fewbits.coding.rans.classes import Classes
 from fewbits.errors import CorruptFileError
 from plain_reader import bits, flags, functions
 

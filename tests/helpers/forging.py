@@ -3,8 +3,7 @@
 import json
 import zlib
 
-from fewbits.container.dictionary import DICTIONARY
-from fewbits.container.frame import FIELDS, FOOTER, PREFIX, pack_index
+from fewbits.container.frame import DICTIONARY, FIELDS, FOOTER, PREFIX, pack_index
 
 __all__ = ["forge", "framed", "header_of", "index_of", "sealed"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fewbits.engine.lockstep import Call
+from fewbits.engine.network.batches import Call
 
 __all__ = ["Recorder", "Seen", "assert_same", "coarsen", "copied", "plain"]
 

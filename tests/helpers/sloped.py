@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from fewbits.engine.layer import LayerMatrix, QuantizedMatrix
-from fewbits.methods.gridded import check_number
+from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
+from fewbits.methods.uniform import check_number
 
 __all__ = ["Sloped"]
 

@@ -57,11 +57,19 @@ class Structure:
         return {name: self.imports(name, everywhere) for name in self.files}
 
     def room(self, module: str) -> str:
-        """The folder a module lies in, or its own name when it lies loose at the root."""
-        path = self.files[module]
-        parts = module.split(".")
-        parts = parts if path.name == "__init__.py" else parts[:-1]
-        return ".".join(parts[1:]) or (module.split(".")[-1] if module != self.package else "")
+        """The folder of a module; its own name where it lies loose at the root.
+
+        The ``__init__`` of a folder with folders inside is a room of its own, the front door: what
+        it offers of the rooms behind it is no import of theirs.
+        """
+        parts = module.split(".")[1:]
+        if self.files[module].name != "__init__.py":
+            return ".".join(parts[:-1]) or parts[-1]
+        return ".".join([*parts, "__init__"] if self._has_folders(module) else parts)
+
+    def _has_folders(self, module: str) -> bool:
+        below = [name for name in self.files if name.startswith(f"{module}.")]
+        return any(name.count(".") > module.count(".") + 1 for name in below)
 
 
 def _module(path: Path, source: Path) -> str:
@@ -111,7 +119,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def rooms(structure: Structure, everywhere: bool = True) -> dict[str, set[str]]:
-    """Imports between folders; a folder's ``__init__`` counts as part of the folder."""
+    """Imports between rooms."""
     arrows: dict[str, set[str]] = {}
     for module, targets in structure.graph(everywhere).items():
         here = structure.room(module)
@@ -120,10 +128,9 @@ def rooms(structure: Structure, everywhere: bool = True) -> dict[str, set[str]]:
 
 
 def files_per_folder(structure: Structure) -> Counter[str]:
-    folders = Counter(str(p.parent.name) for p in structure.files.values())
-    base = min((p for p in structure.files.values()), key=lambda p: len(p.parts)).parent
-    folders = Counter(str(p.parent.relative_to(base)) for p in structure.files.values())
-    return folders
+    """Folder (``.`` for the root) to the number of Python files in it."""
+    root = structure.files[structure.package].parent
+    return Counter(str(path.parent.relative_to(root)) for path in structure.files.values())
 
 
 def single_importers(structure: Structure) -> list[str]:
@@ -175,7 +182,9 @@ def count(structure: Structure) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
-    parser.add_argument("--list", action="store_true", help="list folders, cycles, single importers")
+    parser.add_argument(
+        "--list", action="store_true", help="list folders, cycles, single importers"
+    )
     parser.add_argument("--draw", type=int, default=0, help="draw this many functions")
     parser.add_argument("--seed", type=int, default=18)
     options = parser.parse_args()

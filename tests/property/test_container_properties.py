@@ -24,8 +24,7 @@ from fewbits.coded import (
 from fewbits.coding import EFFORTS
 from fewbits.container import decode, encode, measure, streams
 from fewbits.container.frame import PREFIX
-from fewbits.container.json_text import dump_json, parse_json
-from fewbits.container.names import pack_names, unpack_names
+from fewbits.container.header import dump_json, pack_names, parse_json, unpack_names
 from fewbits.errors import CorruptFileError
 from forging import framed
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.container import lazy
+from fewbits.container import reader as lazy
 
 
 def _net() -> nn.Sequential:

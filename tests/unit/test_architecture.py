@@ -8,108 +8,93 @@ import sys
 from pathlib import Path
 
 import fewbits
+from structure import Structure, cycles, files_per_folder, rooms
 
 PACKAGE = Path(fewbits.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# part -> what it may import of fewbits
+# part -> what of fewbits it may import, besides itself; every part is listed
 MAY = {
     "errors": set(),
-    "registry": {"errors"},
     "progress": set(),
-    "disk": {"errors"},
+    "registry": {"errors"},
+    "files": {"errors"},
     "ops": {"errors"},
     "coded": {"errors"},
     "coding": {"errors"},
-    "container": {"errors", "registry", "disk", "coded", "coding"},
-    "engine": {"errors", "registry", "progress", "coded", "ops"},
-    "schedule": {"errors"},
-    "methods": {"errors", "registry", "schedule", "coded", "coding", "ops", "engine"},
-    "training": {
-        "errors",
-        "registry",
-        "progress",
-        "disk",
-        "schedule",
-        "coded",
-        "coding",
-        "container",
-        "ops",
-        "engine",
-        "methods",
-        "recipe",
-        "planning",
-        "model",
-        "stages",
-        "fingerprint",
-        "sources",
-        "evaluate",
-    },
-    "export": {"errors", "disk", "coded", "container", "engine", "model"},
-    "fingerprint": set(),
-    "yaml_text": {"errors"},
-    "stages": {"errors", "methods", "schedule"},
-    "recipe": {"errors", "methods", "registry", "stages", "yaml_text"},
-    "planning": {"errors", "coded", "engine", "methods", "recipe"},
-    "json_values": {"errors"},
-    "search": {"errors", "coded", "json_values"},
-    "model": {"errors", "disk", "coded", "container", "engine", "planning", "search"},
-    "sources": {"errors", "registry", "progress", "engine", "json_values"},
+    "container": {"errors", "files", "coded", "coding"},
+    "search": {"errors", "files", "coded"},
     "report": {"errors", "coded"},
-    "evaluate": {"errors", "progress", "engine"},
-    "resilience": {"errors", "progress", "engine", "evaluate"},
+    "engine": {"errors", "progress", "registry", "coded", "ops"},
+    "evaluation": {"errors", "progress", "engine"},
+    "sources": {"errors", "progress", "registry", "files", "engine"},
+    "methods": {"errors", "registry", "coded", "coding", "ops", "engine"},
+    "recipe": {"errors", "registry", "files", "coded", "engine", "methods"},
 }
-NO_TORCH = (
-    "disk",
-    "schedule",
-    "coded",
-    "coding",
-    "container",
-    "errors",
-    "registry",
-    "progress",
-    "search",
-)
+MAY["compression"] = {
+    *("errors", "progress", "files", "coded", "container", "search"),
+    *("engine", "methods", "recipe"),
+}
+MAY["exporters"] = {"errors", "registry", "files", "coded", "container", "engine", "compression"}
+MAY["training"] = {
+    *("errors", "progress", "registry", "files", "coded", "coding", "container", "ops"),
+    *("engine", "evaluation", "sources", "methods", "recipe", "compression"),
+}
+MAY["api"] = set(MAY) - {"ops", "report"} | {"training"}
+MAY["cli"] = {*MAY, "__init__"} - {"ops"}
+MAY["__init__"] = set(MAY) - {"cli"}
+NO_TORCH = ("files", "coded", "coding", "container", "errors", "registry", "progress", "search")
 
-
-def _part(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
-def _imports(path: Path):
-    """Yield (absolute module, line) of every import, relative ones resolved."""
-    package = ("fewbits", *path.relative_to(PACKAGE).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            yield ".".join([*base, *([node.module] if node.module else [])]), node.lineno
-            for alias in node.names if node.module is None else ():
-                yield ".".join([*base, alias.name]), node.lineno
+STRUCTURE = Structure(PACKAGE.parent)
 
 
 def test_dependencies_point_one_way():
     wrong = []
-    for path in FILES:
-        part = _part(path)
-        for module, line in _imports(path):
-            parts = module.split(".")
-            ours = parts[1] if parts[0] == "fewbits" and len(parts) > 1 else part
-            if part in MAY and ours != part and ours not in MAY[part]:
-                wrong.append(f"{path.name}:{line} imports {module}")
-            if part in NO_TORCH and parts[0] == "torch":
-                wrong.append(f"{path.name}:{line} imports torch")
-            if parts[0] in ("pickle", "marshal", "shelve") and part in NO_TORCH:
-                wrong.append(f"{path.name}:{line} imports {module}")
+    for module, targets in STRUCTURE.graph().items():
+        part = _part(module)
+        for ours in {_part(target) for target in targets} - {part}:
+            if ours not in MAY[part]:
+                wrong.append(f"{module} imports {ours}")
     assert wrong == []
+    assert {_part(module) for module in STRUCTURE.files} == set(MAY)
+
+
+def test_no_imports_in_a_circle():
+    assert cycles(STRUCTURE.graph()) == []
+    assert cycles(rooms(STRUCTURE)) == []
+
+
+def test_folders_are_small():
+    folders = files_per_folder(STRUCTURE)
+    assert folders["."] <= 5
+    assert {name: count for name, count in folders.items() if count > 12} == {}
+
+
+def test_some_parts_need_no_torch_and_unpickle_nothing():
+    wrong = []
+    for path in FILES:
+        for name, line in _imports(path):
+            if name.split(".")[0] in ("torch", "pickle", "marshal", "shelve"):
+                wrong.append((path.relative_to(PACKAGE).parts[0].removesuffix(".py"), name, line))
+    assert [entry for entry in wrong if entry[0] in NO_TORCH] == []
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def _imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module, node.lineno
 
 
 def test_nothing_imports_the_command_line():
-    for path in FILES:
-        if _part(path) not in ("cli", "__main__"):
-            assert not any(m.startswith("fewbits.cli") for m, _ in _imports(path)), path
+    for module, targets in STRUCTURE.graph().items():
+        assert _part(module) == "cli" or not any(_part(t) == "cli" for t in targets), module
 
 
 def test_files_and_functions_are_small():

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import fewbits
-import fewbits.stages
+import fewbits.recipe.training_config
 from fewbits.sources import DATA, MODELS
 from fewbits.sources.builtin import BUILTIN
 
@@ -46,7 +46,7 @@ def test_the_training_page_runs(digits_net, digits):
         yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
     )
     assert recipe.train.epochs == 30
-    assert set(fewbits.stages.loop_settings()) <= set(re.findall(r"`(\w+)`", text))
+    assert set(fewbits.recipe.training_config.loop_settings()) <= set(re.findall(r"`(\w+)`", text))
     x, y, _, _ = digits
     names = {
         "model": digits_net,

@@ -21,7 +21,7 @@ from fewbits.errors import (
     require,
     shorten,
 )
-from fewbits.stages import Training
+from fewbits.recipe.training_config import Training
 
 BOMB = reduce(lambda held, _: [held, held], range(40), "x")
 MAPPING_BOMB = reduce(lambda held, _: OrderedDict(a=held, b=held), range(40), "x")

@@ -1,5 +1,5 @@
 """``python -m fewbits.cli``."""
 
-from . import main
+from .app import app
 
-main()
+app(prog_name="fewbits")

@@ -1,25 +1,74 @@
-"""The verbs under one name."""
+"""All verbs together, where ``--json`` holds its promise even if no verb comes to run."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
-from .compress import compress
-from .decode import decode
-from .demo import demo
-from .evaluate import evaluate
-from .export import export
-from .group import Group
-from .inspect import inspect
-from .methods import methods
-from .sensitivity import sensitivity
-from .sweep import sweep
-from .train import train
+from .console.outcome import print_error
+from .verbs.compress import compress
+from .verbs.decode import decode
+from .verbs.demo import demo
+from .verbs.evaluate import evaluate
+from .verbs.export import export
+from .verbs.inspect import inspect
+from .verbs.methods import methods
+from .verbs.sensitivity import sensitivity
+from .verbs.sweep import sweep
+from .verbs.train import train
 
-__all__ = ["app"]
+__all__ = ["Group", "app"]
+
+
+class Group(TyperGroup):
+    """Verbs that, with ``--json`` among the arguments, print every failure as one JSON object."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the verb that ``args`` (or the process) names, and exit with its code."""
+
+        def run(standalone: bool) -> Any:
+            return super(Group, self).main(
+                args, prog_name, complete_var, standalone, windows_expand_args, **extra
+            )
+
+        if not standalone_mode or "--json" not in (sys.argv[1:] if args is None else args):
+            return run(standalone_mode)
+        try:
+            code = run(False)
+        except Exception as error:
+            code = _tell(error)
+        sys.exit(code)
+
+
+def _tell(error: Exception) -> int:
+    # Told by what it can do: Typer has had its usage errors from Click, and now has its own.
+    told = getattr(error, "format_message", None)
+    if told is not None:
+        print_error("UsageError", told())
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, typer.Abort):
+        print_error("Abort", "aborted")
+    else:
+        print_error(
+            type(error).__name__,
+            f"internal error: {error}. Please report it, with the traceback that the same command "
+            "shows without --json.",
+        )
+    return 1
+
 
 app = typer.Typer(
     cls=Group,

@@ -1,8 +1,8 @@
 """The currency: what a method returns, the container stores, and the report counts."""
 
+from .activation_sites import Place, site_name
 from .coverage import Coverage
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
-from .places import Place, site_name
 from .shown import html_table, printable, shortened
 from .size import SizeReport, SizeRow
 from .tensors import (

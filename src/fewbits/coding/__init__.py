@@ -1,6 +1,5 @@
 """Symbols to bytes and back: integers in, the fewest bytes out. NumPy and integers only."""
 
-from . import mix, planes, rans, raw
 from .choose import (
     EFFORTS,
     TOGETHER,
@@ -10,11 +9,15 @@ from .choose import (
     decode_symbols,
     encode_run,
     encode_symbols,
+    entropy,
     is_effort,
     measure,
 )
 from .codec import CODECS, Bound, Codec, Layout, Symbols, register
-from .entropy import entropy
+from .mix.mix import Mix
+from .rans.planes import Planes
+from .rans.rans import Rans
+from .raw import Constant, Raw
 
 __all__ = [
     "CODECS",
@@ -22,7 +25,12 @@ __all__ = [
     "TOGETHER",
     "Bound",
     "Codec",
+    "Constant",
     "Layout",
+    "Mix",
+    "Planes",
+    "Rans",
+    "Raw",
     "Stream",
     "Symbols",
     "codec_of",
@@ -33,9 +41,5 @@ __all__ = [
     "entropy",
     "is_effort",
     "measure",
-    "mix",
-    "planes",
-    "rans",
-    "raw",
     "register",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError, CorruptFileError
 from .codec import CODECS, NO_LIMIT, Codec, Layout, Symbols, check_bound
@@ -23,9 +24,11 @@ __all__ = [
     "decode_symbols",
     "encode_run",
     "encode_symbols",
+    "entropy",
     "is_effort",
     "measure",
 ]
+
 
 TOGETHER = 1 << 20  # symbols of a run, at most: of matrices that may share a stream
 MEASURED = 1 << 15  # symbols from which a slow codec is measured before it is tried
@@ -202,3 +205,28 @@ def _effort(name: str) -> Effort:
     if not is_effort(name):
         raise ConfigError(f"effort must be one of {', '.join(EFFORTS)}. Got {name!r} instead.")
     return EFFORTS[name]
+
+
+def entropy(symbols: Symbols, order: int = 0) -> float:
+    """Return the empirical entropy of a symbol given the ``order`` before it, in bits.
+
+    Symbols are taken row by row. With many symbols of context, or few in all, it is far below
+    what any coder can reach: it takes the law as known. Cost: a sort for each order.
+    """
+    flat = symbols.reshape(-1)
+    if flat.size <= order:
+        return 0.0
+    _, labels = np.unique(flat, return_inverse=True)
+    longer = shorter = np.zeros(flat.size - order, np.int64)
+    for back in range(order, -1, -1):
+        shorter = longer
+        part = labels[order - back : flat.size - back]
+        _, longer = np.unique(longer * (int(labels.max()) + 1) + part, return_inverse=True)
+    return max(0.0, (_information(longer) - _information(shorter)) / longer.size)
+
+
+def _information(labels: NDArray[np.int64]) -> float:
+    """Return the bits of all ``labels`` together under their own frequencies."""
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    return float((counts * (np.log2(labels.size) - np.log2(counts))).sum())

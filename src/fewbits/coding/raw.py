@@ -6,8 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
-from .codec import NO_LIMIT, Bound, Layout, Symbols, check_bound, register
-from .cursor import MAX_SYMBOL, Cursor, signed_varint
+from .codec import (
+    MAX_SYMBOL,
+    NO_LIMIT,
+    Bound,
+    Cursor,
+    Layout,
+    Symbols,
+    check_bound,
+    register,
+    signed_varint,
+)
 
 __all__ = ["Constant", "Raw", "pack", "unpack"]
 

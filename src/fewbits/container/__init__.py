@@ -1,9 +1,8 @@
 """The file: SPEC.md is normative, the writer and the reader obey it. Knows no network."""
 
-from ..disk import write
+from ..files.atomic_write import write
 from .files import FileInfo, inspect, measure, measure_file, read, read_lazily, read_tensor
-from .lazy import LazyTensors
-from .reader import decode
+from .reader import LazyTensors, decode
 from .writer import FileWriter, encode, write_contents
 
 __all__ = [

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ..coded import (
+    FLOAT_DTYPES,
+    RAW_DTYPES,
     ActivationGrid,
     CodedTensor,
     Contents,
     JSONValue,
     SizeReport,
+    SizeRow,
     html_table,
     shortened,
 )
 from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
-from .lazy import LazyTensors
-from .opened import Fetch, Opened, open_source
-from .reader import decode, decode_activations, open_file
-from .sizes import size_report
+from .entries import Entry
+from .open_file import Fetch, Opened, codec_of_span, open_source
+from .reader import LazyTensors, decode, decode_activations, open_file
+from .streams import CHECKSUM, Part, Stream
 from .threads import Ordered, usable_threads
 
-__all__ = ["FileInfo", "inspect", "measure", "measure_file", "read", "read_lazily", "read_tensor"]
+__all__ = [
+    "FileInfo",
+    "inspect",
+    "measure",
+    "measure_file",
+    "read",
+    "read_lazily",
+    "read_tensor",
+    "size_report",
+]
+
 
 T = TypeVar("T")
+PAYLOAD = ("index", "coefficients", "raw")
 
 
 @dataclass(frozen=True)
@@ -209,3 +225,81 @@ def _named(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
     data = Path(path).read_bytes()
     with _naming(path):
         return use(data)
+
+
+@dataclass
+class _Tally:
+    payload: int = 0
+    side: int = 0
+    codecs: dict[str, None] = field(default_factory=dict)
+
+
+def size_report(opened: Opened) -> SizeReport:
+    """Return one row for each tensor, codebook, the activations, and what frames them.
+
+    What several tensors share is apportioned by the number of their values, as floors
+    of the running total, so that rows still sum to the file (SPEC.md, section 3.1).
+    """
+    tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
+    for parts, size, codecs in _shares(opened):
+        total = sum(part.values for part in parts)
+        before = 0
+        for part in parts:
+            share = size * (before + part.values) // total - size * before // total
+            before += part.values
+            tally = tallies[_row_name(part)]
+            if part.role in PAYLOAD:
+                tally.payload += share
+            else:
+                tally.side += share
+            if part.role in (*PAYLOAD, "basis"):
+                tally.codecs |= codecs
+    entries = opened.header.entries.items()
+    rows = [_tensor_row(name, entry, tallies["t" + name]) for name, entry in entries]
+    return SizeReport((*rows, *_other_rows(opened, tallies)))
+
+
+def _shares(opened: Opened) -> Iterator[tuple[Sequence[Part], int, dict[str, None]]]:
+    """Yield the parts of each stream, or of all that share a body, its bytes and codecs."""
+    found: dict[Stream, tuple[Sequence[Part], int, dict[str, None]]] = {}
+    for span in opened.spans:
+        first = span.chunks[0].stream
+        _, size, codecs = found.get(first, ((), 0, {}))
+        parts = [part for chunk in span.chunks for part in chunk.stream.parts]
+        name = codec_of_span(span).name
+        found[first] = parts, size + span.end - span.start + CHECKSUM, codecs | {name: None}
+    yield from found.values()
+
+
+def _row_name(part: Part) -> str:
+    if part.role == "levels":
+        return f"(codebook {part.name})"
+    return "(activations)" if part.role == "clips" else "t" + part.name
+
+
+def _tensor_row(name: str, entry: Entry, tally: _Tally) -> SizeRow:
+    elements = math.prod(entry.shape)
+    width = 4 if entry.dtype in FLOAT_DTYPES else RAW_DTYPES[entry.dtype]
+    return SizeRow(
+        name=name,
+        kind=entry.kind,
+        shape=entry.shape,
+        codecs="+".join(tally.codecs),
+        elements=elements,
+        float_bytes=width * elements,
+        payload=tally.payload,
+        side=tally.side,
+        dtype=entry.dtype,
+    )
+
+
+def _other_rows(opened: Opened, tallies: dict[str, _Tally]) -> list[SizeRow]:
+    rows = []
+    for place in range(len(opened.header.codebooks)):
+        name = f"(codebook {place})"
+        rows.append(SizeRow(name, "shared", (), "", 0, 0, 0, tallies[name].side, ""))
+    if "(activations)" in tallies:
+        side = tallies["(activations)"].side
+        rows.append(SizeRow("(activations)", "file", (), "", 0, 0, 0, side, ""))
+    rows.append(SizeRow("(header)", "file", (), "", 0, 0, 0, opened.frame_bytes, ""))
+    return rows

@@ -1,7 +1,10 @@
-"""The header: a compact table of contents, in and out of JSON."""
+"""Front coding of dotted names: a network's blocks repeat, so what is left repeats too."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,24 +13,91 @@ import numpy as np
 
 from ..coded import ActivationGrid, Codebook, JSONValue
 from ..errors import ConfigError, CorruptFileError
-from .describe import entry_json
-from .entries import Entry
+from .entries import MAX_LEVELS, Entry, entry_json, integer, parse_entry
 from .frame import VERSION
-from .json_text import check_json, dump_json, parse_json
 from .limits import NAME_SHARE, Limits, items_work
-from .names import MAX_NAME, pack_names, unpack_names, utf8_size
-from .parse import MAX_LEVELS, integer, parse_entry
 
 __all__ = [
+    "MAX_DEPTH",
+    "MAX_NAME",
     "Header",
+    "check_json",
     "check_name",
     "dump_header",
+    "dump_json",
     "header_work",
     "make_header",
+    "pack_names",
     "parse_header",
+    "parse_json",
+    "unpack_names",
+    "utf8_size",
 ]
 
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+MAX_NAME = 1024
+MAX_NAMES = 1_000_000
 KEYS = ("n", "t", "b", "a", "q", "g", "v", "m", "c", "l")
+MAX_DEPTH = 32
+MAX_DIGITS = 64
+# Without escapes, a quote always ends a string or begins one: both patterns take time in proportion
+# to the text, also where a string has no end. An escape outside of strings is no JSON anyway.
+ESCAPES = re.compile(rb"\\.", re.DOTALL)
+STRINGS = re.compile(rb'"[^"]*"?')
+STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # 1 and -1
+NO_BRACKETS = bytes(code for code in range(256) if code not in b"[{]}")
+
+
+def pack_names(names: Iterable[str]) -> list[str]:
+    """Return each name as the number of components shared with the last one, and the others."""
+    packed: list[str] = []
+    before = [""]
+    for name in names:
+        parts = name.split(".")
+        most = min(len(parts) - 1, len(before), len(DIGITS) - 1) if packed else 0
+        shared = 0
+        while shared < most and parts[shared] == before[shared]:
+            shared += 1
+        packed.append(DIGITS[shared] + ".".join(parts[shared:]))
+        before = parts
+    return packed
+
+
+def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
+    """Return the names of ``packed``; they are unique and take at most ``max_bytes`` in all."""
+    if not isinstance(packed, list) or len(packed) > MAX_NAMES:
+        raise CorruptFileError(f"the names of {what} must be a list of at most {MAX_NAMES}")
+    names: dict[str, None] = {}
+    parts: list[str] = []
+    total = 0
+    for position, text in enumerate(packed):
+        shared = DIGITS.find(text[0]) if isinstance(text, str) and text else -1
+        if not 0 <= shared <= len(parts):
+            raise CorruptFileError(f"name {position} of {what} is malformed: {str(text)[:80]!r}")
+        parts = parts[:shared] + text[1:].split(".")
+        name = ".".join(parts)
+        size = utf8_size(name)
+        total += size
+        if size > MAX_NAME:
+            raise CorruptFileError(f"name {position} of {what} is too long, or not Unicode")
+        if total > max_bytes:
+            raise CorruptFileError(
+                f"the names of {what} are too long: more than {max_bytes} bytes in all. If you "
+                "trust the file, raise max_decoded_bytes."
+            )
+        if name in names:
+            raise CorruptFileError(f"the name {name!r} occurs twice in {what}")
+        names[name] = None
+    return tuple(names)
+
+
+def utf8_size(name: str) -> int:
+    """Return the bytes of ``name``; beyond ``MAX_NAME`` where it holds surrogates."""
+    try:
+        return len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return MAX_NAME + 1
 
 
 @dataclass(frozen=True)
@@ -190,3 +260,104 @@ def _clips(values: Mapping[str, Any], count: int) -> tuple[float, ...] | None:
     if len(clips) != count or not all(type(clip) in (int, float) for clip in clips):
         raise CorruptFileError("the clips of the header are malformed")
     return tuple(float(clip) for clip in clips)
+
+
+def dump_json(value: object) -> bytes:
+    """Return the canonical text of ``value``: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8")
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value of ``text``; CorruptFileError for all that :func:`dump_json` never writes.
+
+    Nesting is measured before parsing, so a text of brackets cannot exhaust the stack. Time and
+    memory are in proportion to the text.
+    """
+    if _depth(text) > MAX_DEPTH:
+        raise CorruptFileError(f"the header is nested deeper than {MAX_DEPTH}")
+    try:
+        return json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_bounded_int,
+            parse_float=_finite_float,
+            parse_constant=_no_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"the header is not JSON: {error}") from error
+
+
+def _depth(text: bytes) -> int:
+    """Return how deep brackets outside of strings are nested in ``text``, JSON or not."""
+    plain = STRINGS.sub(b"", ESCAPES.sub(b"", text))
+    brackets = np.frombuffer(plain.translate(STEPS, NO_BRACKETS), np.int8)
+    return int(np.cumsum(brackets, dtype=np.int32).max(initial=0))
+
+
+def check_json(value: object, where: str, depth: int = 4) -> None:
+    """Raise ConfigError unless ``value`` is plain JSON that reads back equal."""
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{where} is nested deeper than {MAX_DEPTH - 4} levels. Flatten it.")
+    if type(value) is list:
+        for position, item in enumerate(value):
+            check_json(item, f"{where}[{position}]", depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if type(key) is not str:
+                raise ConfigError(f"{where} has the key {key!r}. Keys must be strings.")
+            _check_text(key, f"a key of {where}")
+            check_json(item, f"{where}[{key!r}]", depth + 1)
+    else:
+        _check_scalar(value, where)
+
+
+def _check_scalar(value: object, where: str) -> None:
+    if value is None or type(value) is bool:
+        return
+    if type(value) is str:
+        _check_text(value, where)
+    elif type(value) is int:
+        if abs(value) >= 10 ** (MAX_DIGITS - 1):
+            raise ConfigError(f"{where} is an integer of more than {MAX_DIGITS} characters")
+    elif type(value) is float:
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} is {value!r}. JSON has no such number: use None or text.")
+    else:
+        raise ConfigError(
+            f"{where} is a {type(value).__name__}. A file holds None, bool, int, float, str, "
+            "lists and dicts of those: convert it first."
+        )
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where} cannot be written as UTF-8: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number beyond float64")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"the constant {text}")

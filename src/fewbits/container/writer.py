@@ -25,8 +25,7 @@ from ..coded import (
 from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run, is_effort
 from ..coding import Stream as Body
 from ..errors import ConfigError, require
-from .describe import describe
-from .entries import Entry, RawEntry, leaves
+from .entries import Entry, RawEntry, describe, leaves
 from .frame import MAX_HEADER, PREFIX, pack_index
 from .header import Header, check_name, dump_header, make_header
 from .limits import Limits, body_work, entry_work

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from ..coded import ActivationGrid, Contents, Place
+from ..compression.coded_model import CodedModel
 from ..container import read
-from ..disk import check_target, write
 from ..errors import ConfigError, MissingExtraError, ModelError, require
-from ..model import CodedModel
+from ..files.atomic_write import check_target, write
+from .fake_quant import Marked, marked
 from .graph import absorb_norms, drop_cuts, own_zeros, pack_int4, strip
 from .kernels import float_convs, float_gemms
-from .marks import Marked, marked
 from .processors import PROCESSORS, overflows_here
 
 __all__ = ["OnnxExport", "export_onnx"]

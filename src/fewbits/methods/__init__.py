@@ -1,17 +1,17 @@
 """Methods: one file per paper, one frozen value per method, found by name in ``METHODS``."""
 
-from .activations import Activations, calibrate_inputs
+from .activation_ranges import Activations, calibrate_inputs
 from .base import METHODS, Method, from_settings, gradients_of, to_settings, trained_from_settings
-from .gpfq import GPFQ
-from .gptq import GPTQ
-from .hemp import HEMP
-from .lowbit import LowBit
-from .nearest import Nearest
-from .pwfn import PWFN
-from .qronos import Qronos
-from .rdoq import RDOQ
-from .trained import TRAINED, Course, InputCourse, TrainedMethod, TunedWeight
-from .transform import Transform
+from .post_training.gpfq import GPFQ
+from .post_training.gptq import GPTQ
+from .post_training.nearest import Nearest
+from .post_training.qronos import Qronos
+from .rate_distortion.rdoq import RDOQ
+from .rate_distortion.transform import Transform
+from .trained.base import TRAINED, Course, InputCourse, TrainedMethod, TunedWeight
+from .trained.hemp.hemp import HEMP
+from .trained.lowbit.lowbit import LowBit
+from .trained.pwfn.pwfn import PWFN
 
 __all__ = [
     "GPFQ",

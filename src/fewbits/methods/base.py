@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from ..engine.layer import LayerMatrix, Quantized
+from ..engine.layers.layer import LayerMatrix, Quantized
 from ..errors import ConfigError, did_you_mean, shorten
 from ..registry import Registry
-from ..schedule import Ramp
-from .trained import TRAINED, TrainedMethod
+from .schedule import Ramp
+from .trained.base import TRAINED, TrainedMethod
 
 __all__ = [
     "GRADIENTS",

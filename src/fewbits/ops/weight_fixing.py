@@ -7,15 +7,25 @@ may move to. Then the next level allows sums of one more power of two, or twice 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ModelError, require
-from .fixing_level import Floats, Ints, Ladder, Level, Pick, Small
-from .powers_of_two import MAX_CODE
+from .levels.powers_of_two import MAX_CODE, candidates
 
-__all__ = ["Clustering", "Ladder", "Pick", "cluster"]
+__all__ = ["Clustering", "Floats", "Ints", "Ladder", "Level", "Pick", "Small", "cluster"]
+Ints: TypeAlias = "NDArray[np.int64]"
+Small: TypeAlias = "NDArray[np.int32]"
+Floats: TypeAlias = "NDArray[np.float32]"
+_LEAST = 2.0**-20  # deviations count as at least this
+_CHUNK = 1 << 18
+_CELLS = 1 << 24  # pairs of run ends that are counted in a table; more are sorted
+_LEVELS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,3 +118,222 @@ def _check(values: Floats, deviations: Floats, count: int, ladder: Ladder) -> No
             f"the largest weight is {top:g} times the finest value 2**-{ladder.finest}; at most "
             f"{MAX_CODE} is possible. Choose a coarser one (finest), or keep the layer."
         )
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What weights may move to, level by level.
+
+    Attributes:
+        finest: codes are multiples of ``2**-finest``.
+        terms: most powers of two in a sum.
+        distance: first, in deviations.
+        widen: factor on the distance.
+        signed: whether powers may be subtracted.
+        most: how many values there may be, those in use included; None for any number. With a
+            bound, values in use are candidates on every level.
+        prefer_zero: 0 is taken before a code that takes at most this share more weights.
+    """
+
+    finest: int
+    terms: int = 4
+    distance: float = 1.0
+    widen: float = 2.0
+    signed: bool = False
+    most: int | None = None
+    prefer_zero: float = 0.0
+
+    @property
+    def unit(self) -> float:
+        """Codes to a value of 1."""
+        return 2.0**self.finest
+
+    def levels(self) -> Iterator[tuple[int, float]]:
+        """Yield (order, distance): (1, 1) (2, 1) (2, 2) (3, 2) (3, 4) (4, 4) (4, 8) (4, 16) ..."""
+        order, distance = 1, self.distance
+        for count in range(1, _LEVELS):
+            yield order, distance
+            if order < self.terms and count % 2:
+                order += 1
+            else:
+                distance *= self.widen
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One value chosen, and the weights that moved to it.
+
+    Attributes:
+        order: powers of two that its level allowed.
+        distance: that its level allowed, in deviations.
+        code: the value times ``2**finest``.
+        count: of the weights.
+        mean: their mean distance, in deviations; 0 for weights below ``2**-finest`` that became 0.
+        furthest: their largest.
+        deviation: standard deviation of their values.
+    """
+
+    order: int
+    distance: float
+    code: int
+    count: int
+    mean: float
+    furthest: float
+    deviation: float
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One level: free weights, and the codes that they may move to.
+
+    Attributes:
+        values: (n,) float32 weights.
+        deviations: (n,) float32.
+        order: powers of two in a code.
+        distance: that a weight may move, in deviations.
+        ladder: the level is one of.
+        known: codes in use.
+    """
+
+    values: Floats
+    deviations: Floats
+    order: int
+    distance: float
+    ladder: Ladder
+    known: frozenset[int]
+
+    def run(self, left: int, first: int) -> tuple[Small, list[Pick]]:
+        """Return the position of each weight's pick, counted from ``first``, or -1; the picks."""
+        group, starts, ends, sizes = self._groups()
+        owner, chosen = self._choose(starts, ends, sizes, left)
+        taken: Small = owner[group]
+        over = int(sizes[owner == len(chosen) - 1].sum()) - chosen[-1][1] if chosen else 0
+        if over:
+            self._leave(taken, *chosen[-1], len(chosen) - 1)
+        picks = self._told(taken, chosen)
+        taken[taken >= 0] += first
+        return taken, picks
+
+    @cached_property
+    def codes(self) -> Ints:
+        """The codes that weights may move to, increasing."""
+        ladder, bounded = self.ladder, self.ladder.most is not None
+        if bounded and len(self.known) >= (ladder.most or 0):
+            return np.array(sorted(self.known), np.int64)
+        top = int(np.abs(self.values).max() * self.ladder.unit)
+        codes = candidates(top, self.order, ladder.signed)
+        return np.union1d(codes, list(self.known)).astype(np.int64) if bounded else codes
+
+    def _groups(self) -> tuple[Small, Ints, Ints, Ints]:
+        """Return the group of each weight, and of each group: first code, end of codes, weights.
+
+        The last group is of weights that may move nowhere.
+        """
+        width = len(self.codes) + 1
+        pairs = np.empty(len(self.values), np.int32 if width**2 < 2**31 else np.int64)
+        top = int(np.abs(self.codes[[0, -1]]).max())
+        below = np.searchsorted(self.codes, np.arange(-top, top + 2)).astype(pairs.dtype)
+        zero = int(below[top])
+        for start in range(0, len(pairs), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            units = self.values[part].astype(np.float64)
+            reach = np.maximum(self.deviations[part].astype(np.float64), _LEAST) * self.distance
+            low = np.ceil((units - reach) * self.ladder.unit).clip(-top, top + 1)
+            high = np.floor((units + reach) * self.ladder.unit).clip(-top - 1, top) + 1
+            first, end = below[low.astype(np.int64) + top], below[high.astype(np.int64) + top]
+            tiny = np.abs(units) * self.ladder.unit < 1
+            first[tiny] = np.minimum(first[tiny], zero)
+            end[tiny] = np.maximum(end[tiny], zero + 1)
+            pairs[part] = np.where(end > first, first * width + end, 0)
+        found, group = _numbered(pairs, width**2)
+        sizes = np.bincount(group, minlength=len(found))
+        return group, found // width, found % width, sizes
+
+    def _choose(
+        self, starts: Ints, ends: Ints, sizes: Ints, left: int
+    ) -> tuple[Small, list[tuple[int, int]]]:
+        """Return the pick of each group, or -1; and (code, weights to take) of each pick."""
+        owner = np.full(len(starts), -1, np.int32)
+        zero = int(np.searchsorted(self.codes, 0))
+        is_known = np.isin(self.codes, list(self.known))
+        chosen: list[tuple[int, int]] = []
+        alive = ends > starts
+        while left > 0:
+            steps = np.bincount(starts[alive], sizes[alive], len(self.codes) + 1)
+            steps -= np.bincount(ends[alive], sizes[alive], len(self.codes) + 1)
+            counts = np.rint(np.cumsum(steps)[:-1]).astype(np.int64)
+            most = self.ladder.most
+            if most is not None and int(is_known.sum()) >= most:
+                counts[~is_known] = 0
+            best = int(counts.argmax())
+            if counts[zero] and counts[zero] * (1 + self.ladder.prefer_zero) >= counts[best]:
+                best = zero if self.ladder.prefer_zero else best
+            if counts[best] == 0:
+                break
+            members = alive & (starts <= best) & (best < ends)
+            owner[members] = len(chosen)
+            chosen.append((int(self.codes[best]), min(left, int(counts[best]))))
+            left -= chosen[-1][1]
+            alive &= ~members
+            is_known[best] = True
+        return owner, chosen
+
+    def _leave(self, taken: Small, code: int, count: int, number: int) -> None:
+        """Free the members of pick ``number`` but for the ``count`` nearest."""
+        members = np.flatnonzero(taken == number)
+        values = self.values[members]
+        kept = _smallest([self._distances(members, code), np.abs(values)], count)
+        taken[members] = -1
+        taken[members[kept]] = number
+
+    def _distances(self, members: Ints, codes: Ints | int) -> NDArray[np.float64]:
+        """Return |c - v| / s of weights; 0 for those next to zero that become 0."""
+        values = self.values[members].astype(np.float64)
+        scale = np.maximum(self.deviations[members].astype(np.float64), _LEAST)
+        far: NDArray[np.float64] = np.abs(codes / self.ladder.unit - values) / scale
+        far[(np.abs(values) * self.ladder.unit < 1) & (np.asarray(codes) == 0)] = 0
+        return far
+
+    def _told(self, taken: Small, chosen: list[tuple[int, int]]) -> list[Pick]:
+        """Return the picks with what their members say."""
+        totals = np.zeros((4, len(chosen)))
+        codes = np.array([code for code, _ in chosen], np.int64)
+        for start in range(0, len(taken), _CHUNK):
+            members = start + np.flatnonzero(taken[start : start + _CHUNK] >= 0)
+            number = taken[members]
+            own = codes[number]
+            far = self._distances(members, own)
+            moved = self.values[members] - own / self.ladder.unit
+            for row, weights in enumerate((far, moved, moved * moved)):
+                totals[row] += np.bincount(number, weights, len(chosen))
+            np.maximum.at(totals[3], number, far)
+        picks = []
+        for (code, count), (far, moved, square, furthest) in zip(chosen, totals.T, strict=True):
+            deviation = max(0.0, square / count - (moved / count) ** 2) ** 0.5
+            told = (float(far / count), float(furthest), float(deviation))
+            picks.append(Pick(self.order, self.distance, code, count, *told))
+        return picks
+
+
+def _numbered(pairs: NDArray[Any], cells: int) -> tuple[Ints, Small]:
+    """Return the different pairs, increasing, and the position of each weight's own."""
+    if cells > _CELLS:
+        found, group = np.unique(pairs, return_inverse=True)
+        return found.astype(np.int64), group.astype(np.int32)
+    there = np.bincount(pairs, minlength=cells) > 0
+    place = (np.cumsum(there) - 1).astype(np.int32)
+    return np.flatnonzero(there), place[pairs]
+
+
+def _smallest(keys: list[NDArray[Any]], count: int) -> Ints:
+    """Return the positions of the ``count`` smallest, by the keys in turn, then by position."""
+    if not keys:
+        return np.arange(count)
+    key = keys[0]
+    if count >= len(key):
+        return np.arange(len(key))
+    edge = np.partition(key, count)[count] if count else key.min()
+    inside = np.flatnonzero(key < edge)
+    ties = np.flatnonzero(key == edge)
+    rest = _smallest([other[ties] for other in keys[1:]], count - len(inside))
+    return np.concatenate([inside, ties[rest]])

@@ -1,7 +1,7 @@
 """Search on the slope: the file that meets a budget, after few evaluations. Plain Python only."""
 
 from .goal import Goal
-from .moves import Move, next_move
+from .next_slope import Move, next_move
 from .slope import SlopeSearch
 from .sweep import Sweep, same_point
 from .trace import Trace, Trial

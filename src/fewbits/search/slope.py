@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BudgetError
 from .goal import Goal
-from .moves import next_move
+from .next_slope import next_move
 from .trace import Trace, Trial
 
 __all__ = ["SlopeSearch"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, is_number, shorten
-from ..json_values import read_json
+from ..files.json_values import read_json
 
 __all__ = ["SCHEMA", "Sweep", "same_point"]
 

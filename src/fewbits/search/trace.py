@@ -10,7 +10,7 @@ from typing import Any
 
 from ..coded import html_table, shortened
 from ..errors import ConfigError, is_number, shorten
-from ..json_values import read_json
+from ..files.json_values import read_json
 
 __all__ = ["SCHEMA", "Trace", "Trial"]
 

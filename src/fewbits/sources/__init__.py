@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import arrays, builtin, digits, folder, huggingface, idx, module, vision
-from .data import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
+from . import builtin, huggingface, module, vision
+from .base.dataset import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
+from .base.registries import DATA, MODELS
+from .data import arrays, digits, folder, idx
+from .data.selection import held_out, selection_of, with_selection
 from .load import LoadedModel, code_of, load_data, load_model
-from .registries import DATA, MODELS
-from .selection import held_out, selection_of, with_selection
 
 __all__ = [
     "DATA",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SourceError, did_you_mean
-from .registries import MODELS
-from .spec import Spec
+from .base.registries import MODELS
+from .base.spec import Spec
 
 __all__ = ["BUILTIN", "CifarResNet", "LeNet5", "LeNet300", "builtin", "digits_cnn", "digits_mlp"]
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import SourceError, did_you_mean
-from .data import DataSource, IndexedSplit, labels_from
-from .images import IMAGE_OPTIONS, ImageReader
-from .offline import NOT_FETCHED, offline
-from .registries import DATA, MODELS
-from .spec import Spec, choice, is_path, optional_import, text
+from .base.dataset import DataSource, IndexedSplit, labels_from
+from .base.offline import NOT_FETCHED, offline
+from .base.registries import DATA, MODELS
+from .base.spec import Spec, choice, is_path, optional_import, text
+from .data.images import IMAGE_OPTIONS, ImageReader
 
 __all__ = ["DatasetSplit", "datasets_data", "transformers_model"]
 

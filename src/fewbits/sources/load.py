@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from ..registry import Registry
-from .checkpoint import load_weights
-from .data import DataSource
-from .idx import has_idx_files
-from .registries import DATA, MODELS
-from .spec import HUBS, as_path, parse, resolve
+from .base.dataset import DataSource
+from .base.registries import DATA, MODELS
+from .base.spec import HUBS, as_path, parse, resolve
+from .checkpoints.checkpoint import load_weights
+from .data.idx import has_idx_files
 
 __all__ = ["LoadedModel", "code_of", "load_data", "load_model"]
 

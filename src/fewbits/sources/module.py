@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import FewbitsError, SourceError, did_you_mean
-from .data import SPLITS, DataSource, StreamSplit
-from .registries import DATA, MODELS
-from .spec import Spec, module_of_file
+from .base.dataset import SPLITS, DataSource, StreamSplit
+from .base.registries import DATA, MODELS
+from .base.spec import Spec, module_of_file
 
 __all__ = ["load_callable", "module_data", "module_model"]
 

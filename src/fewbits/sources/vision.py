@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import SourceError, did_you_mean
-from .offline import NOT_FETCHED, offline
-from .registries import MODELS
-from .spec import Spec, optional_import, switch, whole
+from .base.offline import NOT_FETCHED, offline
+from .base.registries import MODELS
+from .base.spec import Spec, optional_import, switch, whole
 
 __all__ = ["timm_model", "torchvision_model"]
 

@@ -1,16 +1,16 @@
 """Training: what methods that train share, in the user's loop or in ours."""
 
-from .augment import FlipAndCrop
-from .joint import JointDistillation, JointWeights
-from .joint_trainer import JointTrainer
-from .loop import Fitted, fit
-from .losses import CrossEntropy, Distillation
-from .masks import Lobster, Magnitude
-from .optimizers import make_optimizer
-from .preparing import prepare
-from .rates import PerStage, WarmCosine
-from .select import Selection
-from .tuner import Tuner
+from .data.augment import FlipAndCrop
+from .distillation.joint import JointDistillation, JointWeights
+from .distillation.joint_trainer import JointTrainer
+from .distillation.losses import CrossEntropy, Distillation
+from .loop.loop import Fitted, fit
+from .loop.lr_schedules import PerStage, WarmCosine
+from .loop.optimizers import make_optimizer
+from .loop.selection import Selection
+from .tuner.prepare import prepare
+from .tuner.pruning import Lobster, Magnitude
+from .tuner.tuner import Tuner
 
 __all__ = [
     "CrossEntropy",

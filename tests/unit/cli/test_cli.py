@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import fewbits
 from cli_runs import one_line_error, run, run_json
-from fewbits.cli import showcase
+from fewbits.cli.jobs import demo as showcase
 from fewbits.methods import METHODS, TRAINED
 from fewbits.sources import load_data, load_model
-from fewbits.sources.training import train_classifier
+from fewbits.sources.demo_network import train_classifier
 
 VERBS = (
     "demo",
@@ -123,7 +123,7 @@ def test_interrupted(monkeypatch, here):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fewbits.cli.work.load_model", stop)
+    monkeypatch.setattr("fewbits.cli.jobs.compress.load_model", stop)
     arguments = ("compress", MODEL, "--method", "nearest", "-o", "new.fewbits")
     assert "interrupted" in run(*arguments, code=130).stderr
     assert run_json(*arguments, code=130)["error"]["type"] == "KeyboardInterrupt"
@@ -174,7 +174,7 @@ def test_calibration_is_limited_drawn_by_the_seed_and_never_test_data(here, monk
         return real(model, method, calibration, **settings)
 
     real = fewbits.compress
-    monkeypatch.setattr("fewbits.cli.work.api.compress", spy)
+    monkeypatch.setattr("fewbits.cli.jobs.compress.api.compress", spy)
     for seed in (0, 1):
         run(*COMPRESS, "--seed", seed, "--calibration-samples", 200, "-o", f"{seed}.fewbits")
     data = load_data("digits")

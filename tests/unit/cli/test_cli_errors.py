@@ -57,7 +57,7 @@ def test_json_tells_of_errors_of_our_own(here, monkeypatch):
     def fail(*args, **kwargs):
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr("fewbits.cli.work.load_model", fail)
+    monkeypatch.setattr("fewbits.cli.jobs.compress.load_model", fail)
     arguments = ("compress", MODEL, "--method", "nearest", "-o", "new.fewbits")
     error = run_json(*arguments, code=1)["error"]
     assert error["type"] == "ZeroDivisionError"

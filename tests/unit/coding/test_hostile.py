@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.coding import CODECS, Layout, classes, decode_symbols, kernels, mix, numbers, rans
-from fewbits.coding.cursor import varint
+from fewbits.coding import CODECS, Layout, decode_symbols, kernels, numbers
+from fewbits.coding.codec import varint
+from fewbits.coding.mix import mix
+from fewbits.coding.rans import classes, rans
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(4)

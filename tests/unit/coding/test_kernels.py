@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fewbits.coding import CODECS, Layout, kernels, mix, numbers, rans
+from fewbits.coding import CODECS, Layout, kernels, numbers
+from fewbits.coding.mix import mix
+from fewbits.coding.rans import rans
 
 RNG = np.random.default_rng(5)
 SMOOTH = np.cumsum(RNG.normal(size=(6, 18)), axis=1)

@@ -8,14 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbits.coding import CODECS
-from fewbits.coding.bitcoder import DECODE, ENCODE, coded_bytes, open_coder, take_bit
-from fewbits.coding.codec import Layout
-from fewbits.coding.cursor import Cursor
-from fewbits.coding.geometry import neighbours, period_of
-from fewbits.coding.logistic import octaves, squash, stretch
+from fewbits.coding.bitcoder import (
+    DECODE,
+    ENCODE,
+    coded_bytes,
+    octaves,
+    open_coder,
+    squash,
+    stretch,
+    take_bit,
+)
+from fewbits.coding.codec import Cursor, Layout
+from fewbits.coding.mix.mix import neighbours, period_of
+from fewbits.coding.mix.mixer import accumulate, new_table, predict, sweep
 from fewbits.coding.numbers import Numbers
-from fewbits.coding.regression import accumulate, new_table, predict, sweep
-from fewbits.coding.tables import roots_of, shares_of, slots_of, starts_of
+from fewbits.coding.rans.classes import roots_of, shares_of, slots_of, starts_of
 from fewbits.errors import CorruptFileError
 
 RNG = np.random.default_rng(8)

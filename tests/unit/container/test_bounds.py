@@ -10,12 +10,14 @@ import pytest
 
 from fewbits import inspect, load, load_tensor
 from fewbits.coded import Contents, RawTensor
-from fewbits.coding import CODECS, Layout, classes, kernels, mix, rans
-from fewbits.coding.cursor import varint
-from fewbits.coding.mix import Settings
+from fewbits.coding import CODECS, Layout, kernels
+from fewbits.coding.codec import varint
+from fewbits.coding.mix import mix
+from fewbits.coding.mix.mix import Settings
 from fewbits.coding.numbers import Numbers
+from fewbits.coding.rans import classes, rans
 from fewbits.container import encode
-from fewbits.container.json_text import parse_json
+from fewbits.container.header import parse_json
 from fewbits.container.limits import body_work
 from fewbits.errors import ConfigError, CorruptFileError
 from forging import forge

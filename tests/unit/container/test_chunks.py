@@ -8,11 +8,11 @@ import pytest
 
 from fewbits.coded import Codebook, CodebookTensor, Contents, GridTensor, RawTensor, TransformTensor
 from fewbits.coding import EFFORTS, Layout
-from fewbits.container import decode, encode, inspect, measure, opened, read_tensor, streams, write
+from fewbits.container import decode, encode, inspect, measure, read_tensor, streams, write
+from fewbits.container import open_file as opened
 from fewbits.container.files import _fetch_from
-from fewbits.container.lazy import LazyTensors
-from fewbits.container.opened import open_source
-from fewbits.container.reader import open_file
+from fewbits.container.open_file import open_source
+from fewbits.container.reader import LazyTensors, open_file
 from fewbits.container.streams import CHECKSUM, chunks
 from fewbits.errors import CorruptFileError
 from forging import forge

@@ -17,7 +17,7 @@ from fewbits.coded import (
     TransformTensor,
 )
 from fewbits.container import decode, encode, streams
-from fewbits.container.json_text import dump_json
+from fewbits.container.header import dump_json
 from fewbits.errors import CorruptFileError
 from forging import forge, framed, header_of, index_of
 

@@ -9,9 +9,8 @@ import pytest
 from fewbits.coded import Contents, GridTensor, RawTensor, TransformTensor
 from fewbits.coding import CODECS, Layout
 from fewbits.container import decode, encode, measure, read_lazily, read_tensor, streams, write
-from fewbits.container.lazy import LazyTensors
-from fewbits.container.opened import open_source
-from fewbits.container.reader import open_file
+from fewbits.container.open_file import open_source
+from fewbits.container.reader import LazyTensors, open_file
 from fewbits.container.streams import CHECKSUM
 from fewbits.errors import CorruptFileError
 from forging import forge, header_of

@@ -2,8 +2,7 @@
 
 import pytest
 
-from fewbits.container.json_text import dump_json, parse_json
-from fewbits.container.names import pack_names, unpack_names
+from fewbits.container.header import dump_json, pack_names, parse_json, unpack_names
 from fewbits.errors import CorruptFileError
 
 

@@ -10,8 +10,8 @@ import fewbits
 from fewbits.coded import Codebook, CodebookTensor, Contents, GridTensor, RawTensor, TransformTensor
 from fewbits.coding import EFFORTS
 from fewbits.container import decode, encode, read, read_lazily, streams, threads, write
-from fewbits.container.opened import open_source
-from fewbits.engine.bridge import to_torch
+from fewbits.container.open_file import open_source
+from fewbits.engine.layers.pack import to_torch
 from fewbits.errors import ConfigError, CorruptFileError
 
 RNG = np.random.default_rng(5)

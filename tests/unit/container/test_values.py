@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fewbits.coded import (
-    Codebook,
-    CodebookTensor,
-    Contents,
-    GridTensor,
-    RawTensor,
-    TransformTensor,
-)
+from fewbits.coded import Codebook, CodebookTensor, Contents, GridTensor, RawTensor, TransformTensor
 from fewbits.container import decode, encode
-from fewbits.engine.bridge import to_torch
+from fewbits.engine.layers.pack import to_torch
 
 RNG = np.random.default_rng(3)
 

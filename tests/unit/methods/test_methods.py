@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fewbits.coded import Codebook, CodebookTensor, GridTensor
-from fewbits.engine.layer import LayerMatrix, QuantizedMatrix
-from fewbits.engine.statistics import StatisticsAccumulator
+from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
+from fewbits.engine.layers.statistics import StatisticsAccumulator
 from fewbits.errors import CalibrationError, ConfigError, ModelError
 from fewbits.methods import GPFQ, GPTQ, Nearest, Qronos, from_settings, to_settings
 from fewbits.ops.device import check_float64
@@ -208,7 +208,7 @@ def test_a_matrix_without_step_or_levels_says_so():
 def test_very_wide_layers_are_cut_into_parts_of_neurons(monkeypatch):
     matrix, *_ = layer(neurons=600, rows=40)
     whole = GPFQ(bits=3).encode(matrix)
-    monkeypatch.setattr("fewbits.methods.inputs._CHUNK", 1)
+    monkeypatch.setattr("fewbits.methods.path_inputs._CHUNK", 1)
     parts = GPFQ(bits=3).encode(matrix)
     assert (whole.index != parts.index).double().mean() < 1e-3
     assert parts.info["objective"] == pytest.approx(whole.info["objective"], rel=1e-4)

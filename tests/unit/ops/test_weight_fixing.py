@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fewbits.errors import ConfigError, ModelError
-from fewbits.ops import fixing_level
-from fewbits.ops.powers_of_two import LEAST, candidates, first_deviations
+from fewbits.ops import weight_fixing as fixing_level
+from fewbits.ops.levels.powers_of_two import LEAST, candidates, first_deviations
 from fewbits.ops.weight_fixing import Ladder, cluster
 
 # -- oracles

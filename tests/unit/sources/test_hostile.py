@@ -20,11 +20,12 @@ import pytest
 import torch
 
 from fewbits.errors import SourceError
-from fewbits.sources import load_data, state_dicts
-from fewbits.sources.bounded import allowed_bytes
-from fewbits.sources.checkpoint import read_state_dict
-from fewbits.sources.idx import read_idx
-from fewbits.sources.state_dicts import _unwrapped
+from fewbits.sources import load_data
+from fewbits.sources.base.bounded import allowed_bytes
+from fewbits.sources.checkpoints import state_dicts
+from fewbits.sources.checkpoints.checkpoint import read_state_dict
+from fewbits.sources.checkpoints.state_dicts import _unwrapped
+from fewbits.sources.data.idx import read_idx
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import nn
 from fewbits.errors import MissingExtraError, SourceError
 from fewbits.sources import load_data, load_model
 from fewbits.sources.builtin import BUILTIN
-from fewbits.sources.training import train_classifier
+from fewbits.sources.demo_network import train_classifier
 
 SHAPES = {"digits": (2, 1, 8, 8), "lenet": (2, 1, 28, 28), "cifar": (2, 3, 32, 32)}
 
@@ -212,7 +212,7 @@ def test_a_missing_library_names_its_extra(monkeypatch, source, package, extra):
 def test_a_library_that_lacks_one_of_its_own_parts_is_another_error(own, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     own("import nowhere_at_all")
-    from fewbits.sources.spec import optional_import
+    from fewbits.sources.base.spec import optional_import
 
     with pytest.raises(ModuleNotFoundError, match="nowhere_at_all") as caught:
         optional_import("persons_net", "hf", "this")

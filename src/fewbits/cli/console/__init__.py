@@ -1,0 +1,1 @@
+"""What people see: outcomes, errors, progress."""

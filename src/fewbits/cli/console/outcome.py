@@ -1,0 +1,203 @@
+"""What all verbs share: how an outcome is printed, and how an error becomes an exit code.
+
+A verb returns an :class:`Outcome` and prints nothing. With ``--json`` standard output gets one JSON
+object and nothing else; whatever people's own code prints goes to standard error. Our own warnings
+are told there in one line each, and with ``--json`` in the list "warnings".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeAlias
+
+import typer
+from rich.console import Console
+
+from ...coded import Coverage
+from ...errors import BudgetError, ConfigError, CoverageWarning, FewbitsError, FewbitsWarning
+from ...files.atomic_write import check_target
+from ...report import Table, printable, show
+
+__all__ = [
+    "NOT_MET",
+    "DecodeThreads",
+    "Force",
+    "Json",
+    "MaxDecoded",
+    "NoMetadata",
+    "Outcome",
+    "Threads",
+    "check_output",
+    "doubt",
+    "in_bytes",
+    "note",
+    "print_error",
+    "verb",
+]
+
+P = ParamSpec("P")
+
+NOT_MET = 3
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text.")
+]
+MaxDecoded: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. \\[default: by size]"
+    ),
+]
+Threads: TypeAlias = Annotated[
+    int,
+    typer.Option(min=0, max=256, help="Threads that code tensors; 0: one per core."),
+]
+DecodeThreads: TypeAlias = Annotated[
+    int,
+    typer.Option(min=0, max=256, help="Threads that decode tensors; 0: one per core."),
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+NoMetadata: TypeAlias = Annotated[
+    bool,
+    typer.Option("--no-metadata", help="Leave recipe and source out of the file: 50 to 300 bytes."),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb found: ``data`` for machines, ``shown`` (tables and lines) for people.
+
+    ``silent``: print nothing, in all processes of a group but the first.
+    """
+
+    data: Mapping[str, Any]
+    shown: tuple[Table | str, ...] = ()
+    exit_code: int = 0
+    silent: bool = False
+
+
+def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
+    """Make a command of a function that returns an outcome and takes ``as_json``."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            with redirect_stdout(sys.stderr), _hearing() as heard:
+                outcome = function(*args, **kwargs)
+        except BudgetError as error:
+            _fail(type(error).__name__, str(error), as_json, NOT_MET)
+        except FewbitsError as error:
+            _fail(type(error).__name__, str(error), as_json, 1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(type(error).__name__, f"{where}{error.strerror or error}", as_json, 1)
+        except SystemExit as error:
+            code = "" if error.code is None else f" with {error.code!r}"
+            message = f"code of the model or of the data asked Python to exit{code}"
+            _fail("SystemExit", message, as_json, 1)
+        except KeyboardInterrupt:
+            _fail("KeyboardInterrupt", "interrupted", as_json, 130)
+        else:
+            if heard:
+                outcome = replace(outcome, data={**outcome.data, "warnings": heard})
+            if not outcome.silent:
+                _print(outcome, as_json)
+            raise typer.Exit(outcome.exit_code)
+
+    return run
+
+
+@contextmanager
+def _hearing() -> Iterator[list[str]]:
+    """Tell our own warnings on standard error, each text once, and yield the list of them."""
+    heard: list[str] = []
+    others = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, FewbitsWarning):
+            others(message, category, *where, **more)
+        elif str(message) not in heard:
+            heard.append(str(message))
+            note(f"warning: {printable(str(message))}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FewbitsWarning)
+        warnings.showwarning = tell
+        yield heard
+
+
+def doubt(coverage: Coverage) -> None:
+    """Warn where less than half of a network is quantized."""
+    if coverage.warning:
+        warnings.warn(coverage.warning, CoverageWarning, stacklevel=2)
+
+
+def note(text: str) -> None:
+    """Tell something on standard error."""
+    typer.echo(text, err=True)
+
+
+def in_bytes(mib: int | None) -> int | None:
+    """Return the bytes of so many MiB; None stays None."""
+    return None if mib is None else mib << 20
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work is done, an output that could not or should not be written.
+
+    Raises:
+        ConfigError: the folder does not exist, or the file does and ``force`` is not given, or it
+            is a device, a FIFO or a socket.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"output folder {str(path.parent)!r} does not exist. Create it first.")
+    if path.is_dir():
+        raise ConfigError(f"output {str(path)!r} is a folder. Name a file in it.")
+    check_target(path)
+    if path.exists() and not force:
+        raise ConfigError(f"output {str(path)!r} exists. Name another file, or add --force.")
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_plain(outcome.data), indent=2, allow_nan=False))
+        return
+    console = Console(soft_wrap=True)
+    for part in outcome.shown:
+        if isinstance(part, Table):
+            show(part, console)
+        else:
+            typer.echo("\n".join(map(printable, part.split("\n"))))
+
+
+def print_error(kind: str, message: str) -> None:
+    """Print an error as the one JSON object of standard output."""
+    line = printable(" ".join(message.split()))
+    typer.echo(json.dumps({"error": {"type": kind, "message": line}}))
+
+
+def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
+    if as_json:
+        print_error(kind, message)
+    else:
+        note(f"error: {printable(' '.join(message.split()))}")
+    raise typer.Exit(code)
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values; NaN and infinities, which JSON lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

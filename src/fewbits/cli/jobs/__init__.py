@@ -1,0 +1,1 @@
+"""What verbs do once their options are known."""

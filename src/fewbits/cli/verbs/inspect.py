@@ -1,0 +1,108 @@
+"""``fewbits inspect``: what a file holds and what each part costs, without torch or model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ...coded import ActivationGrid, Place, energy_of, network_values
+from ...container import inspect as look
+from ...container import read
+from ...errors import shorten
+from ...report import Table, energy_table, entropy_table, histogram_table, size_table, values_table
+from ..console.outcome import Json, Outcome, doubt, verb
+from ..jobs.indices import entropy_row, histogram, index_matrices
+from ..jobs.stored import uses_of
+
+__all__ = ["inspect"]
+
+_LONGEST_METADATA = 20_000  # characters
+
+
+@verb
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
+    *,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Decode, and show entropies of order 0, 1 and 2.")
+    ] = False,
+    tensor: Annotated[
+        str | None, typer.Option(help="Decode, and show the histogram of this tensor's indices.")
+    ] = None,
+    values: Annotated[
+        bool,
+        typer.Option("--values", help="Decode, and show the distinct values of the network."),
+    ] = False,
+    energy: Annotated[
+        bool,
+        typer.Option("--energy", help="Decode, and count shifts and adds in place of products."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="For --energy: data, to count for one sample of it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For --data: the network. \\[default: what the file says]")
+    ] = None,
+    as_json: Json = False,
+) -> Outcome:
+    """Show every tensor of a file with its bytes; they add up to the file's size.
+
+    Checks the checksums on the way. Runs no code of the model and needs no torch, unless --data
+    asks for a sample.
+
+    Example: fewbits inspect digits.fewbits
+    """
+    info = look(file)
+    version = ".".join(map(str, info.version))
+    lines = [f"{name} is the same tensor as {to}" for name, to in info.aliases.items()]
+    modules = {row.name.rpartition(".")[0] for row in info.report.rows}
+    lines += [_told(site, grid, modules) for site, grid in info.activations.items()]
+    shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
+    told = {**info.to_dict(), "quantized": info.report.coverage.to_dict()}
+    doubt(info.report.coverage)
+    if entropy or tensor is not None:
+        found = index_matrices(file)
+        if entropy:
+            rows = [entropy_row(name, index) for name, index in found.items()]
+            told["entropy"] = [row.to_dict() for row in rows]
+            shown.append(entropy_table(rows, info.report))
+        if tensor is not None:
+            counts = histogram(found, tensor)
+            told["histogram"] = {str(index): count for index, count in counts.items()}
+            shown.append(histogram_table(counts, tensor))
+    if values or energy:
+        tensors = read(file).tensors
+        if values:
+            found_values = network_values(tensors)
+            told["values"] = found_values.to_dict()
+            shown.append(values_table(found_values, "values"))
+        if energy:
+            uses = None if data is None else uses_of(file, data, model)
+            stored = {row.name: row.bytes for row in info.report.rows if row.is_tensor}
+            cost = energy_of(tensors, stored, uses)
+            told["energy"] = cost.to_dict()
+            shown.append(energy_table(cost, "energy", positions=uses is not None))
+    return Outcome(told, (*shown, *lines, *_as_yaml(dict(info.metadata))))
+
+
+def _told(site: str, grid: ActivationGrid, modules: Container[str]) -> str:
+    place = Place.of(site, modules)
+    where = f"{'output' if place.output else 'input'} of {place.module}"
+    where += f", call {place.call}" if place.call is not None else ""
+    zero = f", zero at {grid.zero}" if grid.zero else ""
+    signed = "signed" if grid.signed else "unsigned"
+    return f"{where}: {grid.bits} bits, {signed}, clip {grid.clip:g}{zero}"
+
+
+def _as_yaml(metadata: dict[str, Any]) -> list[str]:
+    """Return metadata as a recipe is written; what no recipe needs the room of, abbreviated."""
+    if not metadata:
+        return []
+    if len(json.dumps(metadata)) > _LONGEST_METADATA:  # YAML takes a thousand times as long
+        return [shorten(metadata)]
+    return [yaml.safe_dump(metadata, sort_keys=False).rstrip()]

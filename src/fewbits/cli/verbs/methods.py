@@ -1,0 +1,46 @@
+"""``fewbits methods``: what exists, what each needs, and its settings."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from inspect import getdoc
+from typing import Annotated, Any
+
+import typer
+
+from ...report import methods_table, settings_table
+from ..console.outcome import Json, Outcome, verb
+from ..options.choice import kind_of
+
+__all__ = ["methods"]
+
+
+@verb
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Tell all about one method.")] = None,
+    as_json: Json = False,
+) -> Outcome:
+    """List the methods, or explain one: summary, paper, what it needs, settings and defaults.
+
+    Example: fewbits methods gpfq
+    """
+    if name is None:
+        from ...methods import METHODS, TRAINED  # noqa: PLC0415  (brings torch)
+
+        entries = [_describe(kind) for _, kind in (*METHODS.items(), *TRAINED.items())]
+        return Outcome({"methods": entries}, (methods_table(entries),))
+    kind = kind_of(name)
+    entry = _describe(kind)
+    head = f"{name}: {entry['summary']}\npaper: {entry['paper']}\nneeds: {entry['needs']}"
+    shown = (f"{head}\n\n{getdoc(kind)}\n", settings_table(entry["settings"]))
+    return Outcome({**entry, "description": getdoc(kind)}, shown)
+
+
+def _describe(kind: Any) -> dict[str, Any]:
+    from ...methods.schedule import Ramp  # noqa: PLC0415
+
+    defaults = {f.name: "required" if f.default is MISSING else f.default for f in fields(kind)}
+    defaults = {k: v.to_dict() if isinstance(v, Ramp) else v for k, v in defaults.items()}
+    words = {key: getattr(kind, key) for key in ("name", "summary", "paper")}
+    words["needs"] = getattr(kind, "needs", "training")
+    return {**words, "settings": defaults}

@@ -1,0 +1,1 @@
+"""Context mixing: adaptive binary decisions, logistic mixing; the fewest bytes."""

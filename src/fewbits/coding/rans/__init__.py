@@ -1,0 +1,1 @@
+"""rANS: static tables, chosen by classes of rows and columns; fast."""

@@ -1,0 +1,78 @@
+"""``planes``: each byte of a number on its own, for the bytes of floats.
+
+The exponents of weights are few, their mantissas are noise, and mixing them would spoil both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import CorruptFileError
+from ..choose import decode_symbols
+from ..codec import NO_LIMIT, Bound, Cursor, Layout, Symbols, register, varint
+from ..raw import Constant, Raw
+from .rans import Rans
+
+__all__ = ["Planes"]
+
+WIDTHS = range(2, 9)
+INNER = (Constant(), Raw(), Rans())
+
+
+class Planes:
+    """Two to eight columns of bytes, each a stream of a fast codec."""
+
+    name, number, since, tier = "planes", 4, (2, 0), 0
+    summary = "each byte of a number on its own: floats"
+    bound = Bound(1 << 62, 2, fixed_units=1 << 18, bytes_per_symbol=24, fixed_bytes=1 << 22)
+
+    def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
+        """Return the coded columns one after the other; None if they are not columns of bytes."""
+        if not _suits(symbols, layout):
+            return None
+        out = []
+        for column in range(layout.columns):
+            plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
+            number, body = _fewest(plane)
+            out += [varint(8 * len(body) + number), body]
+        data = b"".join(out)
+        return data if len(data) <= limit else None
+
+    def decode(self, data: bytes, layout: Layout) -> Symbols:
+        """Return the uint8 matrix."""
+        if layout.columns not in WIDTHS:
+            raise CorruptFileError(f"planes of {layout.columns} columns: 2 to 8 are allowed")
+        cursor, out = Cursor(data), np.empty((layout.rows, layout.columns), np.uint8)
+        for column in range(layout.columns):
+            length, number = divmod(cursor.varint(), 8)
+            if all(number != codec.number for codec in INNER):
+                raise CorruptFileError(f"codec number {number} inside planes")
+            part = cursor.take(length)
+            plane = decode_symbols(number, part, Layout(1, layout.rows))
+            if plane.min() < 0 or plane.max() > 255:
+                raise CorruptFileError("a plane holds what is not a byte")
+            out[:, column] = plane[0]
+        cursor.finish()
+        return out
+
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
+        """Return the bits of ``encode``: floats are not what methods choose between."""
+        data = self.encode(symbols, layout)
+        return None if data is None else 8.0 * len(data)
+
+
+def _fewest(plane: Symbols) -> tuple[int, bytes]:
+    """Return codec number and bytes of a row of bytes."""
+    found = []
+    for codec in INNER:
+        data = codec.encode(plane, Layout(*plane.shape))
+        if data is not None:
+            found.append((codec.number, data))
+    return min(found, key=lambda pair: len(pair[1]))
+
+
+def _suits(symbols: Symbols, layout: Layout) -> bool:
+    return symbols.dtype == np.uint8 and layout.columns in WIDTHS
+
+
+register(Planes())

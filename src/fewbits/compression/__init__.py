@@ -1,0 +1,1 @@
+"""Compressing a network: the pipeline, budgets, what one layer costs, and the result."""

@@ -1,0 +1,227 @@
+"""A budget in place of a slope: compress at a few slopes, and keep the best file that fits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..engine.network.copying import copied
+from ..errors import ConfigError, require
+from ..files.atomic_write import check_target, write
+from ..files.fingerprint import fingerprint
+from ..files.json_values import read_text
+from ..methods import METHODS, Method, TrainedMethod
+from ..progress import Progress, ProgressEvent
+from ..recipe.recipe import Recipe
+from ..search import Goal, SlopeSearch, Trace, Trial
+from .coded_model import CodedModel
+
+__all__ = ["Budget", "Evaluate", "has_slope", "sloped", "with_slope"]
+
+Evaluate = Callable[[nn.Module], float]
+
+
+def has_slope(method: Method | TrainedMethod | type[Method] | None) -> bool:
+    """Tell whether a method has the setting ``slope``, by which a search can steer it."""
+    return method is not None and "slope" in {entry.name for entry in fields(method)}  # type: ignore[arg-type]
+
+
+def sloped() -> list[str]:
+    """Return the names of the registered methods that have a slope."""
+    return [name for name, kind in METHODS.items() if has_slope(kind)]
+
+
+def with_slope(recipe: Recipe, slope: float) -> Recipe:
+    """Return the recipe with one slope in every rule whose method has the setting."""
+    rules = tuple(
+        replace(rule, method=replace(rule.method, slope=slope))  # type: ignore[type-var]
+        if has_slope(rule.method)
+        else rule
+        for rule in recipe.rules
+    )
+    return replace(recipe, rules=rules)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A goal and the means to reach it; see :func:`fewbits.compress` for the settings."""
+
+    goal: Goal
+    evaluate: Evaluate | None = None
+    evaluations: int = 12
+    seconds: float | None = None
+    trace: str | PathLike[str] | None = None
+    effort: str = "balanced"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
+        require(whole and self.evaluations >= 1, "evaluations", "an integer >= 1", self.evaluations)
+        timed = self.seconds is None or (
+            isinstance(self.seconds, (int, float)) and 0 < self.seconds < math.inf
+        )
+        require(timed, "seconds", "a number > 0, or None", self.seconds)
+        if self.evaluate is None and not self.goal.is_size:
+            raise ConfigError(
+                "max_drop needs evaluate=, a function of the network that returns its score on "
+                "selection data (higher is better), such as accuracy in [0, 1]. Never use the data "
+                "that is reported."
+            )
+        if self.evaluate is not None:
+            require(callable(self.evaluate), "evaluate", "a function", self.evaluate)
+
+    def meet(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        compress: Callable[[Recipe], CodedModel],
+        calibration: Sequence[Any] | None,
+        progress: Progress,
+    ) -> CodedModel:
+        """Search the slope; ``compress`` runs a recipe. Returns the best network, with its trace.
+
+        Raises:
+            ConfigError: no method of the recipe has a slope, or the trace is of another search.
+            BudgetError: nothing that was evaluated is within the budget.
+        """
+        start = _start(recipe)
+        trace = self._trace(_key(model, recipe, calibration, self.effort))
+        run = _Run(self, model, recipe, compress)
+        progress(ProgressEvent("search", len(trace.trials), self.evaluations))
+
+        def noted(trial: Trial | None) -> None:
+            run.keep_only(trace.best)
+            if self.trace is not None:
+                write(trace.to_json().encode(), self.trace)
+            if trial is not None:
+                told = f"slope {trial.slope:.3g}: {trial.bytes:,} bytes"
+                told += "" if trial.score is None else f", score {trial.score:.4f}"
+                progress(ProgressEvent("search", len(trace.trials), self.evaluations, told))
+
+        if trace.reference is None and self.evaluate is not None:
+            trace.reference = run.score(None)
+        search = SlopeSearch(self.goal, start, trace, self.evaluations, self.seconds, noted)
+        best = search.run(run.evaluate)
+        return run.result(best, trace)
+
+    def _trace(self, key: str) -> Trace:
+        """Return the trace to go on with: the file's, or a new one."""
+        if self.trace is not None:
+            check_target(self.trace)
+        if self.trace is None or not Path(self.trace).exists():
+            return Trace(self.goal.to_dict(), key)
+        where = f"trace {fspath(self.trace)!r}"
+        try:
+            found = Trace.from_json(read_text(self.trace))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if dict(found.goal) != self.goal.to_dict() or found.key != key:
+            other = "goal" if found.key == key else "network, recipe, data or effort"
+            raise ConfigError(
+                f"{where} is of a search with another {other}. Name another file, or remove it."
+            )
+        unscored = any(trial.score is None for trial in found.trials)
+        if self.evaluate is not None and found.trials and (unscored or found.reference is None):
+            raise ConfigError(f"{where} was made without evaluate=. Name another file.")
+        return found
+
+
+class _Run:
+    """Evaluations of one search; holds the best network so far and no other."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        model: nn.Module,
+        recipe: Recipe,
+        compress: Callable[[Recipe], CodedModel],
+    ) -> None:
+        self.budget, self.model, self.recipe, self.compress = budget, model, recipe, compress
+        self.held: dict[float, CodedModel] = {}
+
+    def evaluate(self, slope: float) -> Trial:
+        """Compress at a slope, encode, and score."""
+        began = time.perf_counter()
+        coded = self._coded(slope)
+        report = coded.size_report()
+        score = None if self.budget.evaluate is None else self.score(coded)
+        seconds = time.perf_counter() - began
+        return Trial(slope, report.file_bytes, report.bits_per_weight, score, seconds)
+
+    def _coded(self, slope: float) -> CodedModel:
+        coded = self.compress(with_slope(self.recipe, slope))
+        coded.encode(threads=self.budget.threads)
+        self.held[slope] = coded
+        return coded
+
+    def keep_only(self, best: Trial | None) -> None:
+        """Let go of every network but that of the best trial."""
+        self.held = {s: c for s, c in self.held.items() if best is not None and s == best.slope}
+
+    def score(self, coded: CodedModel | None) -> float:
+        """Return the caller's score of the network as compressed, or of the float one for None."""
+        judged = copied(self.model).eval()
+        if coded is not None:
+            coded.load_into(judged)
+        if self.budget.evaluate is None:
+            return math.nan
+        value: Any = self.budget.evaluate(judged)
+        if isinstance(value, (Tensor, int, float)) or hasattr(value, "__float__"):
+            found = float(value)
+            if coded is not None or math.isfinite(found):
+                return found
+        raise ConfigError(
+            "evaluate must return a number, higher is better, finite for the float network. Got "
+            f"{value!r} instead; return .accuracy, say, of an Evaluation."
+        )
+
+    def result(self, best: Trial, trace: Trace) -> CodedModel:
+        """Return the network of the best trial, made again where an earlier run had made it."""
+        coded = self.held.get(best.slope) or self._coded(best.slope)
+        if coded.size_report().file_bytes != best.bytes:
+            raise ConfigError(
+                f"slope {best.slope!r} gives {coded.size_report().file_bytes:,} bytes where the "
+                f"trace has {best.bytes:,}: it is of other data, versions or settings. Remove it."
+            )
+        return coded.with_trace(trace)
+
+
+def _key(model: nn.Module, recipe: Recipe, calibration: Sequence[Any] | None, effort: str) -> str:
+    """Return a fingerprint of what a trial depends on besides the slope.
+
+    Covers all weights, the recipe without its slopes, the effort, and of the calibration data the
+    number of batches and the first batch.
+    """
+    count = None if calibration is None else len(calibration)
+    first = [] if calibration is None else list(_tensors(calibration[0]))
+    tensors = [*model.state_dict().items(), *(("", tensor) for tensor in first)]
+    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count)
+
+
+def _tensors(batch: Any) -> Iterable[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (list, tuple, Mapping)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)
+
+
+def _start(recipe: Recipe) -> float:
+    """Return the slope where the search begins: the recipe's, the mean of several."""
+    methods = [rule.method for rule in recipe.rules if rule.method is not None]
+    slopes = [float(method.slope) for method in methods if has_slope(method)]  # type: ignore[union-attr]
+    if not slopes:
+        names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
+        known = ", ".join(map(repr, sloped())) or "none that is registered"
+        raise ConfigError(
+            f"a budget is met by a search on the setting 'slope', and the recipe has {names}, "
+            f"without one. Methods with a slope: {known}."
+        )
+    return math.exp(sum(map(math.log, slopes)) / len(slopes))

@@ -1,0 +1,320 @@
+"""From a plan to a compressed network: fold, quantize layer by layer, re-estimate, pack."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..coded import Contents, Place
+from ..engine.activations.hooks import remove_inputs
+from ..engine.batchnorm.fold import Folded, fold_batchnorm
+from ..engine.batchnorm.reestimate import reestimate_batchnorm
+from ..engine.layers.layer import Quantized, Sensitivity
+from ..engine.layers.pack import pack_state
+from ..engine.layers.targets import retie
+from ..engine.lockstep.layer_check import LayerCheck, check_layers
+from ..engine.lockstep.lockstep import run_lockstep
+from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_blind
+from ..engine.network.batches import Forward, as_batches, as_forward, explained
+from ..engine.network.copying import copied
+from ..engine.network.shared_memory import same_values
+from ..engine.sensitivity import probe
+from ..errors import CalibrationError
+from ..methods import Activations, Method, calibrate_inputs, gradients_of
+from ..progress import Progress
+from ..recipe.plan import Plan, PlanEntry, fallback_of
+from .coded_model import CodedModel
+
+__all__ = ["Pipeline"]
+
+_T = TypeVar("_T")
+_UNREPEATABLE = (
+    "calibrated on the quantized network's inputs alone: two passes of the float network over one "
+    "batch give it different inputs (random numbers or state that cannot be put back)"
+)
+
+
+@dataclass
+class Pipeline:
+    """One run of :func:`fewbits.compress`; see there for the settings.
+
+    ``memory`` is shared by runs that differ in the slopes of their recipe and in nothing else: the
+    same network, rules, batches and forward. A stage whose result does not depend on slopes puts it
+    there under its own name, and takes it from there in later runs; it must not change it then.
+    None where no other run will follow.
+    """
+
+    plan: Plan
+    calibration: Iterable[Any] | Tensor | None
+    forward: Forward | None
+    max_live_bytes: int
+    progress: Progress
+    memory: dict[str, Any] | None = None
+    results: dict[str, Quantized] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    folded: tuple[Folded, ...] = ()
+    measured: tuple[str, ...] = ()
+    checked: LayerCheck = field(default_factory=LayerCheck)
+    sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
+
+    def run(self, reference: nn.Module, source: str) -> CodedModel:
+        """Compress ``reference``, a copy in eval mode that this may change."""
+        recipe = self.plan.recipe
+        count = remove_inputs(reference)
+        if count:
+            self.notes.append(
+                f"activations: {count} places that were quantized before are float again"
+            )
+        batches = self._batches(reference)
+        retie(reference, {**self.plan.aliases, **self.plan.bound})
+        original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+        if "fold_batchnorm" in recipe.prepare:
+            self._fold(reference, batches)
+        self._check(reference, batches)
+        self._probe(reference, batches)
+        network = copied(reference)
+        retie(network, {**self.plan.aliases, **self.plan.bound})
+        self._quantize_blind(network)
+        seeing = [e for e in self.plan.entries if e.method and e.method.needs != "nothing"]
+        if seeing:
+            self._quantize_seeing(reference, network, seeing, batches)
+        if "reestimate_batchnorm" in recipe.finish:
+            forward = explained(self._call, "stage reestimate_batchnorm")
+            self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
+            if self.measured:
+                count = len(self.measured)
+                self.notes.append(f"reestimate_batchnorm: {count} normalizations measured")
+        coded = self._pack(self._settled(network, original), source)
+        if recipe.activations is None:
+            return coded
+        return self._with_inputs(coded, network, recipe.activations, batches)
+
+    def _with_inputs(
+        self, coded: CodedModel, network: nn.Module, settings: Activations, batches: Sequence[Any]
+    ) -> CodedModel:
+        """Return the compressed network with grids for the inputs of its layers."""
+        if not batches:
+            raise CalibrationError(
+                "activations are quantized by ranges that calibration data shows, and there is "
+                "none. Pass calibration=, some batches of training data."
+            )
+        coded.load_into(network)
+        failed = self.checked.failed
+        layers = {name: self.plan.modules_of(name) for name in self.results if name not in failed}
+        forward = explained(self._call, "activations")
+        grids, left = calibrate_inputs(
+            network, layers, settings, batches, forward, ends=self.plan.ends
+        )
+        left = (*left, *(f"{name} ({failed[name]})" for name in self.results if name in failed))
+        if left:
+            self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
+        modules = dict(network.named_modules(remove_duplicate=False))
+        outputs = sum(Place.of(name, modules).output for name in grids)
+        more = f", {outputs} outputs" if outputs else ""
+        self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
+        contents = replace(coded.contents, activations=grids)
+        return replace(coded, contents=contents, notes=tuple(self.notes))
+
+    @property
+    def _call(self) -> Forward:
+        return as_forward(self.forward)
+
+    def _batches(self, reference: nn.Module) -> Sequence[Any]:
+        if self.calibration is not None:
+            return as_batches(self.calibration, reference if self.forward is None else None)
+        methods = [entry.method for entry in self.plan.entries if entry.method]
+        needing = [m.name for m in methods if _sees(m)]
+        needing += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
+        if needing:
+            raise CalibrationError(
+                f"{needing[0]!r} needs calibration data. Pass calibration=, an iterable of a few "
+                "hundred training inputs in batches (never evaluation data)."
+            )
+        return ()
+
+    def _fold(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+        forward = explained(self._call, "stage fold_batchnorm, batch 0")
+        kept = {e.target.module for e in self.plan.entries if e.method is None}
+        known = (self.memory or {}).get("fold_batchnorm")
+        if known is not None:
+            self.folded, states = known
+            for name, state in states.items():
+                reference.get_submodule(name).load_state_dict(state)
+        else:
+            self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+            if self.memory is not None:
+                self.memory["fold_batchnorm"] = self.folded, _states(reference, self.folded)
+        if self.folded:
+            self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
+
+    def _check(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+        """Let weights of layers fall back whose inputs are not what their weight multiplies."""
+        seeing = [e for e in self.plan.entries if _sees(e.method)]
+        looked = self.plan.entries if self.plan.recipe.activations and batches else seeing
+        targets, forward = [e.target for e in looked], explained(self._call, "check of layers")
+        if targets:
+            self.checked = self._remembered(
+                "check", lambda: check_layers(reference, targets, batches, forward)
+            )
+        for entry in seeing:
+            if entry.target.name in self.checked.failed:
+                self._fall_back(entry, self.checked.failed[entry.target.name])
+
+    def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+        """Measure what errors of the weights do to the output, where a method asks for it."""
+        asking = [entry for entry in self.plan.entries if gradients_of(entry.method)]
+        if not asking:
+            return
+        self.sensitivities = self._remembered(
+            "probe",
+            lambda: probe(
+                reference,
+                [entry.target for entry in asking],
+                batches,
+                explained(self._call, "gradient probes"),
+                seed=self.plan.recipe.seed,
+                progress=self.progress,
+            ),
+        )
+        for entry in asking:
+            if entry.target.name not in self.sensitivities:
+                self._fall_back(entry, "no gradient that can be seen reaches the weight")
+
+    def _remembered(self, stage: str, run: Callable[[], _T]) -> _T:
+        """Return the result of a stage that does not depend on slopes, run once for all runs."""
+        memory = {} if self.memory is None else self.memory
+        if stage not in memory:
+            memory[stage] = run()
+        result: _T = memory[stage]
+        return result
+
+    def _fall_back(self, entry: PlanEntry, why: str) -> Method:
+        """Give one weight the method for what cannot be seen, and say why in the plan."""
+        if entry.method is None:
+            raise ValueError(f"{entry.target.name!r} is kept: it has no method to fall back from")
+        method, reason = fallback_of(entry.method), f"instead of {entry.method.name}: {why}"
+        self.plan = self.plan.changed(entry.target.name, method, reason)
+        return method
+
+    def _work(self, entry: PlanEntry, method: Method) -> Work:
+        known = self.sensitivities.get(entry.target.name)
+        return Work(entry.target, method.encode, method.needs == "both", known)
+
+    def _quantize_blind(self, network: nn.Module) -> None:
+        """Round what needs no inputs first: later layers then calibrate on its effect."""
+        for entry in self.plan.entries:
+            if entry.method and entry.method.needs == "nothing":
+                work = self._work(entry, entry.method)
+                name = entry.target.name
+                self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
+
+    def _quantize_seeing(
+        self,
+        reference: nn.Module,
+        network: nn.Module,
+        entries: Sequence[PlanEntry],
+        batches: Sequence[Any],
+    ) -> None:
+        work: dict[str, list[Work]] = defaultdict(list)
+        for entry in entries:
+            if entry.method:
+                work[entry.target.module].append(self._work(entry, entry.method))
+        observer = self._observer(network, work, len(batches))
+        report = run_lockstep(
+            reference,
+            network,
+            list(work),
+            batches,
+            self._call,
+            observer,
+            max_live_bytes=self.max_live_bytes,
+            needs_reference=any(w.both for group in work.values() for w in group),
+            progress=self.progress,
+        )
+        if report.reruns:
+            self.notes.append(
+                f"calibration: memory for {report.live_batches} of {len(batches)} batches at a "
+                f"time, so that {report.reruns} forward passes were repeated"
+            )
+        self.results.update(observer.results)
+        for module in report.unrepeatable:
+            for found in work[module]:
+                observer.note(found.target.name, _UNREPEATABLE)
+        for name, note in observer.notes.items():
+            self.plan = self.plan.noted(name, note)
+        self._quantize_unreached(network, entries)
+
+    def _observer(
+        self, network: nn.Module, work: Mapping[str, Sequence[Work]], batches: int
+    ) -> LayerQuantizer:
+        recipe = self.plan.recipe
+        return LayerQuantizer(
+            network,
+            work,
+            batches,
+            recipe.seed,
+            recipe.calibration_rows,
+            sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
+            fixed_bias=self.checked.without_bias,
+        )
+
+    def _quantize_unreached(self, network: nn.Module, entries: Sequence[PlanEntry]) -> None:
+        unreached = [entry for entry in entries if entry.target.name not in self.results]
+        if len(unreached) == len(entries):
+            raise CalibrationError(
+                f"calibration reached none of the {len(entries)} layers to quantize. forward= must "
+                "call the network that it is given (a copy), not one that it captured."
+            )
+        for entry in unreached:
+            method = self._fall_back(entry, "no calibration batch calls the layer in both networks")
+            work = self._work(entry, method)
+            self.results[entry.target.name] = quantize_blind(network, work, self.plan.recipe.seed)
+
+    def _settled(self, network: nn.Module, original: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the final state: buffers as they were but for the stages', reasons as they are."""
+        stages = {pair.norm: "absorbed by the layer before it" for pair in self.folded}
+        stages |= dict.fromkeys(self.measured, "re-estimated")
+        layers = {pair.layer: "scaled with its absorbed normalization" for pair in self.folded}
+        buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
+        state = dict(network.state_dict())
+        for name in self.plan.kept:
+            owner = name.rpartition(".")[0]
+            if name in buffers and owner not in stages:
+                state[name] = original[name]  # a forward may count its calls
+            elif not same_values(state[name], original[name]):
+                what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
+                self.plan = self.plan.kept_after(name, what)
+        return state
+
+    def _pack(self, state: dict[str, Tensor], source: str) -> CodedModel:
+        recipe = self.plan.recipe
+        targets = {entry.target.name: entry.target for entry in self.plan.entries}
+        tensors = pack_state(
+            state,
+            results=self.results,
+            targets=targets,
+            aliases=self.plan.aliases,
+            raw_dtype=recipe.raw_dtype,
+            exact=self.plan.exact,
+        )
+        metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
+        if source:
+            metadata["source"] = source
+        contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
+        info = {name: dict(result.info) for name, result in self.results.items()}
+        return CodedModel(contents, self.plan, info, tuple(self.notes))
+
+
+def _sees(method: Method | None) -> bool:
+    return method is not None and (method.needs != "nothing" or bool(gradients_of(method)))
+
+
+def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the states of all modules of the pairs."""
+    names = [name for pair in folded for name in (pair.layer, pair.norm)]
+    states = {name: network.get_submodule(name).state_dict() for name in names}
+    return {name: {k: v.clone() for k, v in state.items()} for name, state in states.items()}

@@ -1,0 +1,240 @@
+"""What arrives at modules, call by call, in the order of execution."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ...coded import site_name
+from ...errors import CalibrationError
+from ..network.batches import Forward
+from ..network.isolation import evaluating, isolated_pass
+from ..network.shared_memory import put
+
+__all__ = [
+    "NORMS",
+    "RECTIFIERS",
+    "Site",
+    "normalized",
+    "observe",
+    "quiet_pass",
+]
+
+_KEPT = 1 << 16  # values of a site that are kept, in all
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+RECTIFIERS = (nn.ReLU, nn.ReLU6)
+
+
+@dataclass
+class Site:
+    """One input, or output, of one module, in one of its calls.
+
+    Attributes:
+        name: as in a file: the module's, or ``module@k``.
+        module: name of the module.
+        call: number of the call in a forward pass.
+        order: position in the forward pass.
+        rectified: the module is a ReLU, and what counts is above zero.
+        output: what the module gives is meant.
+        ceiling: the module cuts what is above; of ReLU6.
+        feeds: the layer with a quantized weight that is executed next after a ReLU.
+        features: values of one sample.
+        low: least value seen.
+        high: largest value seen.
+        parts: values seen, evenly spread, float32.
+    """
+
+    name: str
+    module: str
+    call: int
+    order: int
+    rectified: bool
+    output: bool = False
+    ceiling: float = inf
+    feeds: str = ""
+    features: int = 1
+    low: float = 0.0
+    high: float = 0.0
+    parts: list[Tensor] = field(default_factory=list)
+
+    @property
+    def sample(self) -> Tensor:
+        """Values seen."""
+        return torch.cat(self.parts) if self.parts else torch.zeros(1)
+
+    @property
+    def signed(self) -> bool:
+        """Whether values below zero matter: more than rounding noise, and not cut by a ReLU."""
+        return not self.rectified and self.low < -1e-6 * max(self.high, -self.low)
+
+    def add(self, values: Tensor, room: int) -> None:
+        """Take note of the values of one call."""
+        flat = values.detach().float().reshape(-1).clamp(max=self.ceiling)
+        if not flat.numel():
+            return
+        low, high = (float(value) for value in flat.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.features = max(1, flat.numel() // max(1, len(values)))
+        # A stride that is odd to the shape: rows and channels are met evenly.
+        stride = max(1, flat.numel() // room) | 1
+        self.parts.append(flat[::stride].clone())
+
+
+@dataclass
+class _Watch:
+    """Hooks that follow one forward pass."""
+
+    names: Mapping[nn.Module, str]
+    calls: dict[str, int] = field(default_factory=dict)
+    seen: list[tuple[str, int, Tensor]] = field(default_factory=list)
+
+    def follow(self, outputs: bool) -> list[RemovableHandle]:
+        """Hook the modules, at what they give or what they get."""
+        if outputs:
+            return [m.register_forward_hook(self.after) for m in self.names]
+        return [m.register_forward_pre_hook(self.before, with_kwargs=True) for m in self.names]
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of what a module is called with."""
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if given:
+            self._note(module, given[0])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take note of what a module gives."""
+        if isinstance(output, Tensor):
+            self._note(module, output)
+
+    def _note(self, module: nn.Module, values: Tensor) -> None:
+        name = self.names[module]
+        call = self.calls.get(name, 0)
+        self.calls[name] = call + 1
+        self.seen.append((name, call, values.detach().clone()))
+
+
+def observe(
+    model: nn.Module,
+    modules: Iterable[str],
+    batches: Sequence[Any],
+    forward: Forward,
+    *,
+    outputs: bool = False,
+) -> list[Site]:
+    """Run ``model`` over ``batches`` and return the sites of ``modules``, in order of execution.
+
+    A module called equally often in every forward pass has a site for each call; another has one.
+    ``outputs``: what the modules give is looked at, not what they get.
+
+    Raises:
+        CalibrationError: values that are not finite (names the module).
+    """
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    names: dict[nn.Module, str] = {}
+    for name in modules:
+        names.setdefault(by_name[name], name)
+    room = max(256, _KEPT // max(1, len(batches)))
+    known: dict[tuple[str, int], Site] = {}
+    counts: dict[str, set[int]] = {}
+    for position, batch in enumerate(batches):
+        watch = _Watch(names)
+        handles = watch.follow(outputs)
+        try:
+            quiet_pass(forward, model, batch, position)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, called in watch.calls.items():
+            counts.setdefault(name, set()).add(called)
+        for order, (name, call, values) in enumerate(watch.seen):
+            if not bool(torch.isfinite(values).all()):
+                raise CalibrationError(
+                    f"the {'output' if outputs else 'input'} of {name!r} holds NaN or infinite "
+                    f"values on calibration batch {position}. Look at the data and its "
+                    "normalisation."
+                )
+            if (name, call) not in known:
+                known[name, call] = _site(by_name[name], name, call, order, outputs)
+            known[name, call].add(values, room)
+    return _named(known, counts, by_name)
+
+
+def _site(module: nn.Module, name: str, call: int, order: int, output: bool) -> Site:
+    rectified = isinstance(module, RECTIFIERS)
+    ceiling = 6.0 if isinstance(module, nn.ReLU6) else inf
+    return Site(name, name, call, order, rectified, output, ceiling)
+
+
+def _named(
+    known: dict[tuple[str, int], Site], counts: dict[str, set[int]], modules: Container[str]
+) -> list[Site]:
+    found = []
+    for (name, call), site in known.items():
+        steady = len(counts[name]) == 1
+        calls = max(counts[name]) if steady else 1
+        site.name = site_name(name, call, calls, output=site.output, modules=modules)
+        if steady:
+            found.append(site)
+        elif call == 0:
+            others = [s for (n, c), s in known.items() if n == name and c]
+            for other in others:
+                site.parts += other.parts
+                site.low, site.high = min(site.low, other.low), max(site.high, other.high)
+            found.append(site)
+    return sorted(found, key=lambda site: site.order)
+
+
+def normalized(
+    model: nn.Module, layers: Iterable[str], batch: Any, forward: Forward
+) -> frozenset[str]:
+    """Return those of ``layers`` whose output goes straight into a normalization."""
+    made: dict[int, tuple[str, ReferenceType[Tensor]]] = {}
+    found: set[str] = set()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles = []
+    for name in layers:
+
+        def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                made[id(output)] = (name, ref(output))
+
+        handles.append(modules[name].register_forward_hook(note))
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        known = made.get(id(args[0])) if args else None
+        if known is not None and known[1]() is args[0]:
+            found.add(known[0])
+
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    handles += [module.register_forward_pre_hook(look) for module in norms]
+    try:
+        quiet_pass(forward, model, batch, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(found)
+
+
+@torch.no_grad()
+def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
+    """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
+    found = [module._buffers for module in model.modules()]
+    tables = [(table, dict(table)) for table in found if isinstance(table, dict)]  # not of scripts
+    state = [(value, value.clone()) for value in model.buffers()]
+    try:
+        with evaluating(model):
+            isolated_pass(forward, model, batch, seed)
+    finally:
+        for table, own in tables:
+            table.update(own)
+        for value, before in state:
+            if value.shape == before.shape:
+                put(value, before)
+            else:
+                value.data = before

@@ -1,0 +1,1 @@
+"""Batch normalization: folded, unfolded, re-estimated, frozen, made compact."""

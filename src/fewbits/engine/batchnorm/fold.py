@@ -1,0 +1,203 @@
+"""Batch normalization absorbed by the layer before it.
+
+Absorbing scales each neuron by gamma / sigma and leaves the normalization with weight 1, mean 0,
+variance 1 - eps and a shifted bias. The function and the names of the state dict stay the same,
+and three of four vectors become constants, which a file stores for nearly nothing. Per-channel
+alphabets do not notice the scaling (path following is equivariant to it); one step for a whole
+layer does, and loses by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.targets import survey
+from ..layers.views import WeightView
+from ..network.batches import Forward
+from ..network.isolation import isolated_pass
+
+__all__ = ["Folded", "affine_of", "fold_batchnorm", "is_batchnorm"]
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_TOLERANCE = 1e-3  # of the largest that moved; reordered float32 arithmetic stays far below it
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One absorbed pair: names of the layer and of its normalization."""
+
+    layer: str
+    norm: str
+
+
+@torch.no_grad()
+def fold_batchnorm(
+    model: nn.Module, batch: Any, forward: Forward, kept: Collection[str] = ()
+) -> tuple[Folded, ...]:
+    """Absorb every batch normalization that directly follows a layer. Changes ``model`` in place.
+
+    Pairs are found by one forward pass: the normalization's input *is* the layer's output. A pair
+    that changes the network's output (the layer also feeds something else) is put back. Where the
+    output holds no floating tensor that could tell, nothing is folded.
+
+    Args:
+        model: a network in eval mode.
+        batch: one calibration batch, to find the pairs and to verify them; it stays as it is.
+        forward: how the network is called on a batch.
+        kept: names of modules whose weights must stay as they are.
+
+    Returns:
+        The absorbed pairs, in order of execution.
+    """
+
+    def run() -> list[Tensor]:
+        output = isolated_pass(forward, model, batch, seed=0)
+        return [tensor.clone() for tensor in _values(output, set())]
+
+    views = {t.module: t.view for t in survey(model).targets if not t.also and t.module not in kept}
+    pairs = _pairs(model, views, run)
+    before = run() if pairs else []
+    if not before:
+        return ()
+    undo = [_save(model, pair) for pair in pairs]
+    folded = [_absorb(model, pair, views[pair.layer]) for pair in pairs]
+    if _same(before, run()):
+        return tuple(folded)
+    for restore in undo:
+        restore()
+    verified = []
+    for pair in pairs:
+        restore = _save(model, pair)
+        entry = _absorb(model, pair, views[pair.layer])
+        if _same(before, run()):
+            verified.append(entry)
+        else:
+            restore()
+    return tuple(verified)
+
+
+def is_batchnorm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Tell whether ``module`` normalizes with running statistics and an affine map."""
+    return isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None
+
+
+def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return gain and bias, float64, of what a batch normalization computes in evaluation mode."""
+    gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    return gain, norm.bias.detach().double() - norm.running_mean.double() * gain
+
+
+def _pairs(
+    model: nn.Module, views: Mapping[str, WeightView], run: Callable[[], object]
+) -> list[Folded]:
+    """Return the pairs where the norm's input is the layer's output, each called once."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    calls: dict[str, int] = {}
+    found: list[Folded] = []
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if is_batchnorm(module):
+                layer, tensor = made.get(id(args[0] if args else kwargs["input"]), ("", None))
+                if tensor is not None and _fits(model, layer, views[layer], tensor, module):
+                    found.append(Folded(layer, name))
+            elif name in views and isinstance(output, Tensor):
+                made[id(output)] = (name, output)  # holding it keeps its id from being reused
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(after(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name in views or is_batchnorm(module)  # neither is ever scripted, which takes no hook
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in found if calls[pair.layer] == calls[pair.norm] == 1]
+
+
+def _fits(model: nn.Module, name: str, view: WeightView, output: Tensor, norm: nn.Module) -> bool:
+    """Tell whether axis 1 of ``output``, which a normalization scales, has a neuron per entry."""
+    layer = model.get_submodule(name)
+    linear = view.inputs is not None and view.parameter == "weight"  # no lookup, nothing recurrent
+    axes = 2 + len(getattr(layer, "kernel_size", ()))
+    return linear and output.dim() == axes and getattr(norm, "num_features", None) == view.rows
+
+
+def _save(model: nn.Module, pair: Folded) -> Callable[[], None]:
+    modules = [model.get_submodule(name) for name in (pair.layer, pair.norm)]
+    states = [{k: v.clone() for k, v in module.state_dict().items()} for module in modules]
+
+    def restore() -> None:
+        for module, state in zip(modules, states, strict=True):
+            module.load_state_dict(state)
+
+    return restore
+
+
+def _absorb(model: nn.Module, pair: Folded, view: WeightView) -> Folded:
+    layer, norm = model.get_submodule(pair.layer), _norm(model, pair.norm)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    weight = layer.get_parameter(view.parameter)
+    matrix = view.matrix(weight) * scale.reshape(view.groups, -1, 1)
+    weight.copy_(view.tensor(matrix, tuple(weight.shape)))
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        bias.mul_(scale)
+    norm.bias.sub_(norm.running_mean * scale)
+    norm.weight.fill_(1)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    return pair
+
+
+def _norm(model: nn.Module, name: str) -> Any:
+    return model.get_submodule(name)
+
+
+def _values(output: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Yield the floating tensors of whatever a network returned, as strided tensors."""
+    if isinstance(output, Tensor):
+        if output.is_nested:
+            yield from _values(output.unbind(), seen)
+        elif output.is_floating_point() or output.is_complex():
+            yield output if output.layout == torch.strided else output.to_dense()
+        return
+    if id(output) in seen or isinstance(output, (nn.Module, type)):
+        return
+    seen.add(id(output))
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, (list, tuple)):
+        parts = list(output)
+    elif is_dataclass(output):
+        parts = [getattr(output, field.name, None) for field in fields(output)]
+    else:
+        parts = list(getattr(output, "__dict__", {}).values())
+    for part in parts:
+        yield from _values(part, seen)
+
+
+def _same(before: list[Tensor], after: list[Tensor]) -> bool:
+    if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
+        return False
+    return all(_near(a, b) for a, b in zip(before, after, strict=True))
+
+
+def _near(before: Tensor, after: Tensor) -> bool:
+    """Compare what moved: values a mask has set, such as -inf and -1e9, must not set the scale."""
+    moved = before != after
+    old, new = before[moved], after[moved]
+    if old.numel() == 0:
+        return True
+    largest = (old - new).abs().max()
+    return bool(largest.isfinite() and largest <= _TOLERANCE * old.abs().max())

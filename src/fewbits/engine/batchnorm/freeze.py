@@ -1,0 +1,84 @@
+"""Batch normalizations without statistics of their own: they must not normalize while training.
+
+Absorbed by a layer, or settled at the end of a training, a normalization has mean 0 and variance 1
+in place of its statistics, and is right with these alone. In training mode it would use those of
+the batch, and compute something else.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fold import is_batchnorm
+
+__all__ = ["hold_absorbed", "let_go", "without_statistics"]
+
+_FROZEN = "_fewbits_frozen"
+_NEAR = 2.0**-8  # of 1: what float16 or bfloat16 leaves of 1 - eps
+
+
+def hold_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
+    """Keep such normalizations in evaluation mode, whatever ``model.train()`` says.
+
+    Weights that are all 1 get no gradient and stay constant: the layer before has the gains. Other
+    weights, and biases, are trained.
+
+    Args:
+        model: the network.
+        coded: whether its values are those of a compressed network, where 1 - eps may have been
+            rounded to 1. Otherwise a variance of 1 is that of a normalization yet to be trained.
+
+    Returns:
+        The names of these normalizations.
+    """
+    held = []
+    for name, module in model.named_modules():
+        if is_batchnorm(module) and _has_no_statistics(module, _NEAR if coded else 0.0):
+            module.eval()
+            if bool((module.weight == 1).all()):
+                module.__dict__[_FROZEN] = module.weight.requires_grad
+                module.weight.requires_grad_(False)
+            module.__dict__["train"] = MethodType(_stay, module)
+            held.append(name)
+    return held
+
+
+def without_statistics(model: nn.Module) -> set[str]:
+    """Return the names of the normalizations that are absorbed or settled."""
+    norms = ((name, module) for name, module in model.named_modules() if is_batchnorm(module))
+    return {name for name, norm in norms if _has_no_statistics(norm, _NEAR)}
+
+
+def let_go(model: nn.Module) -> None:
+    """Undo :func:`hold_absorbed`."""
+    for module in model.modules():
+        if "train" in module.__dict__ and is_batchnorm(module):
+            del module.__dict__["train"]
+            if module.__dict__.pop(_FROZEN, False):
+                module.weight.requires_grad_(True)
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def _has_no_statistics(module: Any, near: float) -> bool:
+    mean, variance = module.running_mean, module.running_var
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return False
+    if bool((mean != 0).any()) or _is_fresh(module):
+        return False
+    settled = torch.full_like(variance, 1 - module.eps)
+    exact = torch.equal(variance, settled) and bool((settled != 1).any())
+    return exact or bool(near and (variance - 1).abs().max() <= near)
+
+
+def _is_fresh(module: Any) -> bool:
+    """Tell whether nothing was ever learned or measured: such a one looks absorbed, and is not."""
+    seen = module.num_batches_tracked
+    unseen = not isinstance(seen, Tensor) or int(seen) == 0
+    return unseen and not bool(torch.any(module.bias != 0))

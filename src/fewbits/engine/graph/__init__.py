@@ -1,0 +1,1 @@
+"""What a forward pass does with values, found without tracing the whole graph."""

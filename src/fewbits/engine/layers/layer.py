@@ -1,0 +1,162 @@
+"""What a method sees of one weight, and what it returns: matrices, never modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from torch import Tensor
+
+from ...ops.levels.grid import FLOAT32_MAX
+from ...ops.transforms import fold
+from .statistics import Statistics
+
+__all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform", "Sensitivity"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What errors of one weight do to the output of one sample, on average. All float64.
+
+    With it, an error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
+
+    Attributes:
+        rows: (groups, neurons): squared output change for each unit of a neuron's mean squared
+            change over its positions.
+        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
+            second moments of the inputs as the output sees them. What a bias can repay is taken
+            out, so these are moments about a mean.
+        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
+        samples: how many were seen.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    outputs: Tensor
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMatrix:
+    """One weight as a batch of matrices.
+
+    Attributes:
+        name: state-dict name of the weight, for messages.
+        weight: (groups, neurons, columns) float32; one group unless the convolution is grouped.
+        statistics: of the layer's inputs; None where the method asked for none.
+        seed: of everything random this layer does.
+        limit: largest finite value of the weight's own dtype; no level may exceed it, or the cast
+            back would give infinity.
+        sensitivity: what errors of the weight do to the network's output; None where the method
+            asked for no gradients.
+        kernel: columns for each input channel, which lie together: taps of a convolution, else 1.
+        width: columns to the row above, in such a kernel; 0 where there is none.
+    """
+
+    name: str
+    weight: Tensor
+    statistics: Statistics | None = None
+    seed: int = 0
+    limit: float = FLOAT32_MAX
+    sensitivity: Sensitivity | None = None
+    kernel: int = 1
+    width: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix:
+    """Integers and the little that turns them back into values.
+
+    Either ``value = step * (index - offset)`` (``step`` given) or ``value = scale * levels[index]``
+    (``levels`` given).
+
+    Attributes:
+        index: (groups, neurons, columns) int32.
+        step: (1,) or (groups * neurons,) float32; None with a codebook.
+        offset: multiple of 1/2; 1/2 for a grid without a zero. A (groups * neurons,) float32 tensor
+            where rows differ.
+        levels: strictly increasing (levels,) float32 codebook; None with a step.
+        scale: (1,) or (groups * neurons,) float32, with ``levels``.
+        bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
+        info: what the method measured, for reports ("objective", "saturation", "zeros", ...).
+    """
+
+    index: Tensor
+    step: Tensor | None
+    offset: float | Tensor = 0.0
+    levels: Tensor | None = None
+    scale: Tensor | None = None
+    bias_shift: Tensor | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
+
+    def dequantize(self) -> Tensor:
+        """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
+        groups, rows, _ = self.index.shape
+        if self.levels is not None:
+            scale = self.levels.new_ones(1) if self.scale is None else self.scale
+            values, factor = self.levels[self.index.long()], scale
+        else:
+            offset = self.offset
+            if isinstance(offset, Tensor):
+                offset = offset.reshape(groups, rows, 1)
+            values, factor = self.index.float() - offset, self._step()
+        return values * factor.expand(groups * rows).reshape(groups, rows, 1)
+
+    def _step(self) -> Tensor:
+        if self.step is None:
+            raise ValueError("a QuantizedMatrix needs a step or levels; it has neither")
+        return self.step
+
+    def on_cpu(self) -> QuantizedMatrix:
+        """Return the same with its index, which is as large as the weights, in main memory."""
+        return replace(self, index=self.index.cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTransform:
+    """Coefficients in a quantized basis that mixes the channels of a layer (Young et al. 2021).
+
+    The matrix ``(basis_step * basis) @ (step * (index - offset))`` is the weight unfolded as
+    :func:`fewbits.ops.transforms.unfold` does it. Vectors whose coefficients are all zero are gone.
+
+    Attributes:
+        index: (vectors, rest) int32 coefficients.
+        step: (vectors,) float32.
+        offset: (1,) or (vectors,) float32 multiples of 1/2.
+        basis: (channels, vectors) int32.
+        basis_step: (1,) float32.
+        side: "row" (the channels are the inputs) or "column" (the outputs).
+        shape: (groups, neurons, columns) of the weight; all groups share the basis.
+        kernel: columns for each input channel.
+        bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
+        info: what the method measured, for reports.
+    """
+
+    index: Tensor
+    step: Tensor
+    offset: Tensor
+    basis: Tensor
+    basis_step: Tensor
+    side: str
+    shape: tuple[int, int, int]
+    kernel: int
+    bias_shift: Tensor | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
+
+    def dequantize(self) -> Tensor:
+        """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
+        basis = (self.basis.float() * self.basis_step).double()
+        values = ((self.index.float() - self.offset[:, None]) * self.step[:, None]).double()
+        total = basis.new_zeros(len(basis), values.shape[1])
+        for vector in range(len(values)):
+            total += basis[:, vector, None] * values[vector]
+        return fold(total.float(), self.shape, self.kernel, self.side)
+
+    def on_cpu(self) -> QuantizedTransform:
+        """Return the same with its index, which is as large as the weights, in main memory."""
+        return replace(self, index=self.index.cpu(), basis=self.basis.cpu())
+
+
+Quantized: TypeAlias = QuantizedMatrix | QuantizedTransform
+"""What a method may return."""

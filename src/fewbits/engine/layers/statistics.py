@@ -1,0 +1,199 @@
+"""What a layer's inputs tell a method: rows while they are few, second moments once they are many.
+
+Memory is bounded by the layer, not by the calibration set. While there are at most as many rows
+as columns the rows themselves are kept (the exact, and smaller, form); beyond that they are folded
+into H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import CalibrationError
+from ...ops.device import check_float64
+from ...ops.levels.grid import all_finite
+
+__all__ = ["Statistics", "StatisticsAccumulator"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Inputs of one layer: X in the float network, X~ in the network quantized so far.
+
+    Attributes:
+        rows: calibration rows m, per group.
+        reference_mean: (groups, columns) float32 column means of X.
+        quantized_mean: (groups, columns) float32 column means of X~; the same object if X is X~.
+        samples: (X, X~), each (groups, m, columns) float32, while m <= columns; the same object
+            twice if X is X~. None in Gram form.
+        gram: (H, G), each (groups, columns, columns) float32, in Gram form; the same object twice
+            if X is X~. None in sample form: ask :meth:`moments`.
+        reference_energy: (groups, neurons) float64, ``||X w||^2`` of the analog weight; None where
+            the accumulator was not given the weight.
+    """
+
+    rows: int
+    reference_mean: Tensor
+    quantized_mean: Tensor
+    samples: tuple[Tensor, Tensor] | None
+    gram: tuple[Tensor, Tensor] | None = None
+    reference_energy: Tensor | None = None
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return ``(H, G) = (X~^T X~, X~^T X)``, each (groups, columns, columns).
+
+        Where X is X~ both are one object. In sample form they are computed at each call: keep them.
+        """
+        if self.gram is not None:
+            return self.gram
+        if self.samples is None:
+            raise CalibrationError(
+                "statistics hold neither samples nor moments: collect them first"
+            )
+        reference, quantized = self.samples
+        second = quantized.mT @ quantized
+        return second, second if reference is quantized else quantized.mT @ reference
+
+
+class StatisticsAccumulator:
+    """Collect the inputs of one layer, batch by batch.
+
+    Args:
+        groups: groups of the layer (1 unless it is a grouped convolution).
+        columns: inputs of a neuron.
+        weight: (groups, neurons, columns) analog weight; gives ``Statistics.reference_energy``, for
+            one extra product of the layer's own cost per batch.
+        name: of the layer, for messages.
+    """
+
+    def __init__(
+        self, groups: int, columns: int, weight: Tensor | None = None, name: str = ""
+    ) -> None:
+        self._groups, self._columns, self._weight = groups, columns, weight
+        self._where = f"layer {name!r}: " if name else ""
+        self._rows = 0
+        self._dtype = torch.float32
+        self._buffer: list[tuple[Tensor, Tensor]] = []
+        self._sums: tuple[Tensor, Tensor] | None = None
+        self._totals: tuple[Tensor, Tensor] | None = None
+        self._energy: Tensor | None = None
+
+    def add(self, reference: Tensor, quantized: Tensor) -> None:
+        """Add rows of X and X~, each (groups, rows, columns); pass one object twice if X is X~.
+
+        16-bit inputs are cast to float32 before any product; float64 stays float64.
+
+        Raises:
+            CalibrationError: shapes differ from what was promised, or a value is not finite.
+        """
+        same = quantized is reference
+        reference = self._checked(reference, "float network")
+        quantized = reference if same else self._checked(quantized, "quantized network")
+        if reference.shape != quantized.shape:
+            raise CalibrationError(
+                f"{self._where}the float network gives inputs of shape {tuple(reference.shape)}, "
+                f"the quantized network {tuple(quantized.shape)}. Both must see the same batches."
+            )
+        self._rows += reference.shape[1]
+        if quantized.dtype == torch.float64:
+            self._dtype = torch.float64
+        self._add_sums(reference, quantized)
+        folds = self._totals is not None or self._rows > self._columns
+        if not folds:  # what is kept must not change with the activations it may be a view of
+            reference = reference.clone()
+            quantized = reference if same else quantized.clone()
+        self._buffer.append((reference, quantized))
+        if folds:
+            self._fold()
+
+    def forget_reference(self) -> None:
+        """Take the quantized network's rows for the float network's, in all that was added."""
+        self._buffer = [(rows, rows) for _, rows in self._buffer]
+        if self._sums is not None:
+            self._sums = (self._sums[1], self._sums[1])
+        if self._totals is not None:
+            self._totals = (self._totals[0], self._totals[0])
+        self._energy = self._weight = None  # of the float network's rows
+
+    def finish(self) -> Statistics:
+        """Return the statistics of everything added so far."""
+        means = self._means()
+        energy = self._energy
+        if self._totals is not None:
+            second, cross = self._totals
+            gram = second.to(self._dtype)
+            pair = (gram, gram if cross is second else cross.to(self._dtype))
+            return Statistics(self._rows, *means, None, pair, energy)
+        return Statistics(self._rows, *means, self._joined(), None, energy)
+
+    def _checked(self, rows: Tensor, network: str) -> Tensor:
+        expected = (self._groups, self._columns)
+        if rows.ndim != 3 or (rows.shape[0], rows.shape[2]) != expected:
+            raise CalibrationError(
+                f"{self._where}inputs must have shape ({self._groups}, rows, {self._columns}). "
+                f"Got {tuple(rows.shape)} from the {network}."
+            )
+        if not all_finite(rows):
+            raise CalibrationError(
+                f"{self._where}its inputs in the {network} hold NaN or infinity. "
+                "Check the calibration data and the weights of the layers before it."
+            )
+        check_float64(rows.device, self._where.rstrip(": ") or "statistics of a layer")
+        rows = rows.detach()
+        return rows if rows.dtype == torch.float64 else rows.float()
+
+    def _add_sums(self, reference: Tensor, quantized: Tensor) -> None:
+        first = reference.sum(1, dtype=torch.float64)
+        second = first if quantized is reference else quantized.sum(1, dtype=torch.float64)
+        if self._sums is None:
+            self._sums = (first, second)
+        else:
+            same = self._sums[0] is self._sums[1] and first is second
+            total = self._sums[0] + first
+            self._sums = (total, total if same else self._sums[1] + second)
+        if self._weight is not None:
+            outputs = reference @ self._weight.to(reference).mT
+            energy = outputs.double().square().sum(1)
+            self._energy = energy if self._energy is None else self._energy + energy
+
+    def _fold(self) -> None:
+        for reference, quantized in self._buffer:
+            second = (quantized.mT @ quantized).double()
+            cross = second if reference is quantized else (quantized.mT @ reference).double()
+            self._add_moments(second, cross)
+        self._buffer.clear()
+
+    def _add_moments(self, second: Tensor, cross: Tensor) -> None:
+        if self._totals is None:
+            self._totals = (second, cross)
+            return
+        total, total_cross = self._totals
+        if total_cross is total:
+            if cross is second:
+                total += second
+                return
+            total_cross = total.clone()
+        total += second
+        total_cross += cross
+        self._totals = (total, total_cross)
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        if self._sums is None:
+            zero = torch.zeros(self._groups, self._columns)
+            return zero, zero
+        first, second = self._sums
+        count = max(1, self._rows)
+        mean = (first / count).float()
+        return mean, mean if second is first else (second / count).float()
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        if not self._buffer:
+            empty = torch.zeros(self._groups, 0, self._columns)
+            return empty, empty
+        reference = torch.cat([pair[0] for pair in self._buffer], 1)
+        if all(pair[0] is pair[1] for pair in self._buffer):
+            return reference, reference
+        return reference, torch.cat([pair[1] for pair in self._buffer], 1)

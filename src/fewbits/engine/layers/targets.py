@@ -1,0 +1,300 @@
+"""What of a network can be coded, under which names, and why the rest cannot.
+
+Every tensor of the state dict is accounted for: it is a weight some layer kind shows as a matrix,
+another name of a tied weight, or it stays as it is for a stated reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ...coded import FLOAT_DTYPES, RAW_DTYPES
+from ...errors import ModelError
+from ..network.shared_memory import hindrance, overlaps, ties
+from .views import WeightView, kind_of
+
+__all__ = [
+    "Survey",
+    "Target",
+    "biases_beside",
+    "check_finite",
+    "dtype_of",
+    "retie",
+    "survey",
+    "vector_targets",
+]
+
+_DERIVED = "it feeds a parametrization; remove that to code the weight it makes"
+_ENDINGS = ("orig", "g", "v", "u", "mask")
+_Homes: TypeAlias = "Mapping[str, tuple[str, nn.Module, str]]"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight that can be coded.
+
+    Attributes:
+        name: name in the state dict.
+        module: name of the module that holds it ("" for the network itself).
+        kind: class name of that module.
+        shape: shape of the tensor.
+        view: its matrix view.
+        also: other state-dict names of the same tensor (tied weights).
+        places: of all names, those of different modules: of one module under two names, the first.
+        homes: the modules that have it, each once, under the first of its names.
+    """
+
+    name: str
+    module: str
+    kind: str
+    shape: tuple[int, ...]
+    view: WeightView
+    also: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    homes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to code, and what not.
+
+    Attributes:
+        targets: in order of the network.
+        others: name to reason of every other tensor.
+        aliases: other names of tied tensors, each to the first.
+        overlaps: tensors that are views of one memory without being one tensor, with the others.
+        bound: buffers that are in no state dict and are one tensor with what is.
+    """
+
+    targets: tuple[Target, ...]
+    others: Mapping[str, str]
+    aliases: Mapping[str, str]
+    overlaps: Mapping[str, tuple[str, ...]]
+    bound: Mapping[str, str]
+
+
+def survey(model: nn.Module) -> Survey:
+    """Account for every tensor of ``model.state_dict()``.
+
+    Raises:
+        ModelError: a tensor that is not materialised, or an extra state that is no tensor.
+    """
+    state = _checked_state(model)
+    homes = _homes(model)
+    everything = {**state, **dict(model.named_buffers())}
+    tied = ties(everything)
+    aliases = {alias: owner for alias, owner in tied.items() if alias in state}
+    bound = {alias: owner for alias, owner in tied.items() if alias not in state}
+    targets: list[Target] = []
+    found: set[str] = set()
+    for prefix, module in model.named_modules():
+        kind = kind_of(module)
+        if kind is None:
+            continue
+        for view in kind.views(module):
+            name = _joined(prefix, view.parameter)
+            tensor = state.get(name)
+            first = aliases.get(name, name)
+            if tensor is None or first in found or not _is_trained(homes, name, tensor):
+                continue
+            found.add(first)
+            also = tuple(alias for alias, owner in aliases.items() if owner == first)
+            names = tuple(n for n in (first, *also) if n != name)
+            shape, kind_name = tuple(tensor.shape), type(module).__name__
+            places = _places(homes, (name, *names))
+            owners = (homes[other][0] for other in places[1:])
+            held = tuple(dict.fromkeys((prefix, *owners)))
+            targets.append(Target(name, prefix, kind_name, shape, view, names, places, held))
+    coded = {target.name: target for target in targets}
+    renamed = {other: t.name for t in targets for other in t.also}
+    others = {
+        name: _reason(homes, name, tensor)
+        for name, tensor in state.items()
+        if name not in coded and name not in renamed and name not in aliases
+    }
+    kept = {alias: owner for alias, owner in aliases.items() if owner in others}
+    return Survey(tuple(targets), others, renamed | kept, overlaps(everything), bound)
+
+
+def biases_beside(weights: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that are biases of the modules of ``weights``."""
+    homes = {name.rpartition(".")[0] for name in weights}
+    split = [(name, *name.rpartition(".")[::2]) for name in names]
+    return [name for name, home, leaf in split if home in homes and _is_bias(leaf)]
+
+
+def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]:
+    """Return the float vectors among ``names`` that are trained, each as a matrix of one row.
+
+    Biases and the scales of normalizations: parameters, no statistics.
+    """
+    found = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = _home(model, name)
+        parameter = None if module is None else module._parameters.get(leaf)
+        if module is None or parameter is None or parameter.dim() != 1:
+            continue
+        if _is_codable(parameter):
+            kind, shape = type(module).__name__, tuple(parameter.shape)
+            found.append(Target(name, path, kind, shape, WeightView(leaf, 1), (), (name,), (path,)))
+    return tuple(found)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a network with NaN or infinite weights, or NaN buffers (a mask may hold -inf).
+
+    Raises:
+        ModelError: names the first such tensor, how many values, and where the first one is.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        floating = isinstance(tensor, Tensor) and (
+            tensor.is_floating_point() or tensor.is_complex()
+        )
+        if not floating:
+            continue
+        # Of float8, torch knows NaN but no infinity.
+        values = tensor.float() if tensor.element_size() < 2 else tensor
+        exact = name in parameters or "running_" in name
+        bad = ~torch.isfinite(values) if exact else torch.isnan(values)
+        if bool(bad.any()):
+            where = tuple(bad.nonzero()[0].tolist())
+            raise ModelError(
+                f"tensor {name!r} holds {int(bad.sum())} NaN or infinite values of "
+                f"{tensor.numel()}, the first at index {where}. Load a sound checkpoint."
+            )
+
+
+def retie(model: nn.Module, aliases: Mapping[str, str]) -> None:
+    """Make tied names one tensor again: a copy unties what shared only memory."""
+    for alias, owner in aliases.items():
+        home, other = (_home(model, name) for name in (alias, owner))
+        if home is None or other is None:
+            continue
+        leaf, shared_leaf = (name.rpartition(".")[2] for name in (alias, owner))
+        mine = (home._parameters | home._buffers).get(leaf)
+        shared = (other._parameters | other._buffers).get(shared_leaf)
+        if mine is None or shared is None:
+            continue
+        if leaf in home._buffers:
+            home._buffers[leaf] = shared.detach() if isinstance(shared, nn.Parameter) else shared
+        elif isinstance(shared, nn.Parameter):
+            home._parameters[leaf] = shared
+        else:
+            mine.data = shared
+
+
+def _home(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:  # a state-dict hook gave it a name of its own
+        return None
+
+
+def _checked_state(model: nn.Module) -> dict[str, Tensor]:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a scripted network cannot be compressed: its layers cannot be watched. Compress the "
+            "network before torch.jit.script, and script it after loading."
+        )
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ModelError(
+                f"the name {name!r} holds half of a character (a surrogate), which no file can "
+                "hold. Rename the module."
+            )
+        if not isinstance(tensor, Tensor):
+            raise ModelError(
+                f"state-dict entry {name!r} is a {type(tensor).__name__}, not a tensor; a network "
+                "with extra state cannot be written. Remove it, or compress the inner network."
+            )
+        why = hindrance(tensor)
+        if why:
+            raise ModelError(f"tensor {name!r} {why}")
+        if dtype_of(tensor) not in RAW_DTYPES:
+            raise ModelError(
+                f"tensor {name!r} has dtype {dtype_of(tensor)}, which a file cannot hold. Convert "
+                f"it to one of {', '.join(sorted(RAW_DTYPES))}."
+            )
+    return state
+
+
+def _joined(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
+    """Return, by name of a tensor, the first name of its module, the module, and the leaf."""
+    first: dict[int, str] = {}  # by object: modules may define equality
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = first.setdefault(id(module), path)
+        for leaf in (*module._parameters.keys(), *module._buffers.keys()):  # scripts have no dicts
+            found[_joined(path, leaf)] = (own, module, leaf)
+    return found
+
+
+def _places(homes: _Homes, names: Iterable[str]) -> tuple[str, ...]:
+    """Return one name for each module and leaf that ``names`` mean."""
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        if name in homes:
+            found.setdefault((homes[name][0], homes[name][2]), name)
+    return tuple(found.values())
+
+
+def _is_trained(homes: _Homes, name: str, tensor: Tensor) -> bool:
+    """Tell whether a weight can be coded: a floating parameter, which methods may change."""
+    home = homes.get(name)
+    return _is_codable(tensor) and home is not None and home[2] in home[1]._parameters
+
+
+def _is_codable(tensor: Tensor) -> bool:
+    return dtype_of(tensor) in FLOAT_DTYPES and tensor.numel() > 0
+
+
+def _is_bias(leaf: str) -> bool:
+    return "bias" in leaf.split("_")
+
+
+def _reason(homes: _Homes, name: str, tensor: Tensor) -> str:
+    if name not in homes:
+        return "its name is of no module"
+    _, module, leaf = homes[name]
+    kind = type(module).__name__
+    known = kind_of(module) is not None
+    causes = [
+        (dtype_of(tensor) not in FLOAT_DTYPES, f"{dtype_of(tensor)} values are kept exactly"),
+        (tensor.numel() == 0, "it is empty"),
+        (_is_derived(module, leaf), _DERIVED),
+        (leaf in module._buffers, f"it is a buffer of {kind}"),
+        (_is_bias(leaf), "biases are kept"),
+        (tensor.dim() < 2, f"a vector of {kind} is kept"),
+        (known, f"it is none of the matrices that {kind} multiplies by"),
+    ]
+    return next((text for holds, text in causes if holds), f"no layer kind takes {kind}")
+
+
+def _is_derived(module: nn.Module, leaf: str) -> bool:
+    """Tell whether a module makes its weight from this tensor and others.
+
+    Parametrizations have a module for it; weight norm, spectral norm and pruning of old leave the
+    weight as a plain attribute, beside ``weight_orig`` or ``weight_g`` and ``weight_v``.
+    """
+    if isinstance(module, ParametrizationList):
+        return True
+    base, _, ending = leaf.rpartition("_")
+    return ending in _ENDINGS and isinstance(module.__dict__.get(base), Tensor)
+
+
+def dtype_of(tensor: Tensor) -> str:
+    """Return the name of a tensor's dtype, as files have it."""
+    return str(tensor.dtype).removeprefix("torch.")

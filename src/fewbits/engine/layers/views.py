@@ -1,0 +1,266 @@
+"""Layer kinds as adapters: each shows its weights as batches of matrices (groups, rows, columns).
+
+A row is a neuron: all the weights that make one output. Methods see matrices and rows of inputs,
+never a module; this file and :mod:`rows` are the only ones that know what a convolution is.
+Adding a layer kind is one adapter registered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ...coded import Layout
+from ...errors import CalibrationError
+from ...registry import Registry
+from ..network.batches import Call
+from .rows import Rows, conv_rows, conv_transpose_rows, feature_rows, stacked_rows
+
+__all__ = ["KINDS", "LayerKind", "WeightView", "kind_of"]
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """One weight of one module as matrices.
+
+    Attributes:
+        parameter: its name inside the module.
+        rows: neurons in all groups together.
+        groups: matrices that see different inputs.
+        layout: how the matrix becomes the tensor; None where a reshape does.
+        inputs: the rows of a call; None where a forward pre-hook cannot see them.
+        blind: why it cannot.
+        bias: parameter of the module to which an output shift is added; "" where there is none.
+        outputs: the module's output as (rows of inputs, neurons), in their order; None where that
+            is not what it returns.
+        kernel: sizes of a convolution's kernel, the last axes of a neuron's columns: there are as
+            many columns for each input channel as taps.
+    """
+
+    parameter: str
+    rows: int
+    groups: int = 1
+    layout: Layout | None = None
+    inputs: Callable[[Call], Rows] | None = None
+    blind: str = ""
+    bias: str = ""
+    outputs: Callable[[Tensor], Tensor] | None = None
+    kernel: tuple[int, ...] = ()
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Return the weight as (groups, rows / groups, columns)."""
+        if self.layout is not None:
+            split, axes = self.layout.split, self.layout.axes
+            inverse = [int(axis) for axis in np.argsort(axes)]
+            tensor = tensor.reshape([split[axis] for axis in axes]).permute(inverse)
+        columns = self.columns(tuple(tensor.shape))
+        return tensor.reshape(self.groups, self.rows // self.groups, columns)
+
+    def columns(self, shape: tuple[int, ...]) -> int:
+        """Return the inputs of each neuron of a weight of ``shape``."""
+        return prod(shape) // self.rows if self.rows else 0
+
+    def tensor(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the weight in its own ``shape``: the inverse of :meth:`matrix`."""
+        if self.layout is not None:
+            matrix = matrix.reshape(self.layout.split).permute(self.layout.axes)
+        return matrix.reshape(shape)
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """An adapter: which modules it takes, the views of one, and what of it can be followed."""
+
+    takes: Callable[[nn.Module], bool]
+    views: Callable[[nn.Module], list[WeightView]]
+    summary: str
+
+
+KINDS: Registry[LayerKind] = Registry("layer kind")
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return the adapter that takes ``module``, or None."""
+    return next((kind for _, kind in KINDS.items() if kind.takes(module)), None)
+
+
+def _argument(call: Call, position: int, name: str) -> Tensor:
+    """Return an input by its place or name; the only tensor of a call needs neither."""
+    value = call.args[position] if len(call.args) > position else call.kwargs.get(name)
+    if value is None:
+        given = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)]
+        if len(given) != 1 or position:
+            raise CalibrationError(
+                f"a layer is called without its input {name!r} (argument {position}); it gets "
+                f"{len(call.args)} arguments and {', '.join(call.kwargs) or 'no keywords'}. Keep "
+                "the layer by a rule of the recipe, or use a method that needs no inputs: nearest."
+            )
+        value = given[0]
+    return value.data if isinstance(value, PackedSequence) else value
+
+
+def _features(position: int = 0, name: str = "input") -> Callable[[Call], Rows]:
+    return lambda call: feature_rows(_argument(call, position, name))
+
+
+def _last(output: Tensor) -> Tensor:
+    return output.reshape(-1, output.shape[-1])
+
+
+def _channels(space: int) -> Callable[[Tensor], Tensor]:
+    """Return what puts the channels of (batch, channels, *space) or (channels, *space) last."""
+    return lambda output: _last(output.movedim(-space - 1, -1))
+
+
+def _is(*types: type[nn.Module]) -> Callable[[nn.Module], bool]:
+    return lambda module: isinstance(module, types)
+
+
+def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    value = getattr(module, name)
+    return tuple(value.shape)
+
+
+def _linear(module: nn.Module) -> list[WeightView]:
+    rows = _shape(module, "weight")[0]
+    return [WeightView("weight", rows, inputs=_features(), bias="bias", outputs=_last)]
+
+
+def _conv(module: nn.Module) -> list[WeightView]:
+    shape, groups = _shape(module, "weight"), int(getattr(module, "groups"))  # noqa: B009
+    kernel, outputs = shape[2:], _channels(len(shape) - 2)
+
+    def inputs(call: Call) -> Rows:
+        return conv_rows(_argument(call, 0, "input"), module)
+
+    return [
+        WeightView(
+            "weight", shape[0], groups, None, inputs, bias="bias", outputs=outputs, kernel=kernel
+        )
+    ]
+
+
+def _conv_transpose(module: nn.Module) -> list[WeightView]:
+    shape, groups = _shape(module, "weight"), int(getattr(module, "groups"))  # noqa: B009
+    split = (groups, shape[1], shape[0] // groups, *shape[2:])
+    layout = Layout(split, (0, 2, 1, *range(3, len(split))))
+
+    def inputs(call: Call) -> Rows:
+        return conv_transpose_rows(_argument(call, 0, "input"), module)
+
+    rows, kernel, outputs = groups * shape[1], shape[2:], _channels(len(shape) - 2)
+    return [
+        WeightView(
+            "weight", rows, groups, layout, inputs, bias="bias", outputs=outputs, kernel=kernel
+        )
+    ]
+
+
+def _transposed_linear(module: nn.Module) -> list[WeightView]:
+    columns, rows = _shape(module, "weight")
+    layout = Layout((rows, columns), (1, 0))
+    inputs = _features(0, "x")
+    return [WeightView("weight", rows, layout=layout, inputs=inputs, bias="bias", outputs=_last)]
+
+
+def _embedding(module: nn.Module) -> list[WeightView]:
+    rows = _shape(module, "weight")[0]
+    return [WeightView("weight", rows, blind="a lookup multiplies no inputs")]
+
+
+def _recurrent(module: nn.Module) -> list[WeightView]:
+    views = []
+    for name, weight in module.named_parameters(recurse=False):
+        if not name.startswith("weight"):
+            continue
+        rows = weight.shape[0]
+        if name.startswith("weight_ih") and not _is_upper(module, name):
+            bias = name.replace("weight", "bias") if getattr(module, "bias", False) else ""
+            views.append(WeightView(name, rows, inputs=_features(), bias=bias))
+        else:
+            reason = "its inputs are made inside the recurrent layer, out of sight"
+            views.append(WeightView(name, rows, blind=reason))
+    return views
+
+
+def _is_upper(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.RNNBase) and not name.startswith("weight_ih_l0")
+
+
+def _attention(module: nn.Module) -> list[WeightView]:
+    names = ("query", "key", "value")
+    views = []
+    if getattr(module, "in_proj_weight", None) is not None:
+
+        def packed(call: Call) -> Rows:
+            parts = [feature_rows(_argument(call, i, name)) for i, name in enumerate(names)]
+            return stacked_rows(parts)
+
+        rows = _shape(module, "in_proj_weight")[0]
+        views.append(WeightView("in_proj_weight", rows, 3, inputs=packed, bias="in_proj_bias"))
+    else:
+        for i, name in enumerate(names):
+            parameter = f"{name[0]}_proj_weight"
+            rows = _shape(module, parameter)[0]
+            views.append(WeightView(parameter, rows, inputs=_features(i, name)))
+    reason = "the attention function applies it without calling it, so its inputs are out of sight"
+    out = module.get_submodule("out_proj")
+    views.append(WeightView("out_proj.weight", _shape(out, "weight")[0], blind=reason))
+    return views
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    kind = type(module)  # recognised by name: transformers stays an optional dependency
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+KINDS.register("attention")(
+    LayerKind(
+        _is(nn.MultiheadAttention),
+        _attention,
+        "MultiheadAttention: query, key and value projections (packed or not) follow their inputs; "
+        "the output projection falls back",
+    )
+)
+KINDS.register("linear")(LayerKind(_is(nn.Linear), _linear, "Linear: any leading axes"))
+KINDS.register("conv")(
+    LayerKind(
+        _is(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        _conv,
+        "Conv1d to Conv3d: every stride, dilation, padding, padding mode and grouping",
+    )
+)
+KINDS.register("conv_transpose")(
+    LayerKind(
+        _is(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _conv_transpose,
+        "ConvTranspose1d to ConvTranspose3d: as convolutions over the spread input",
+    )
+)
+KINDS.register("embedding")(
+    LayerKind(
+        _is(nn.Embedding, nn.EmbeddingBag),
+        _embedding,
+        "Embedding, EmbeddingBag: a lookup has no inputs to follow; falls back",
+    )
+)
+KINDS.register("recurrent")(
+    LayerKind(
+        _is(nn.RNNBase, nn.RNNCellBase),
+        _recurrent,
+        "RNN, LSTM, GRU, cells: input weights of the first layer follow the sequence, both "
+        "directions; all others fall back",
+    )
+)
+KINDS.register("transposed_linear")(
+    LayerKind(
+        _is_transposed_linear,
+        _transposed_linear,
+        "Conv1D of transformers (GPT-2): a linear layer stored transposed",
+    )
+)

@@ -1,0 +1,232 @@
+"""What happens at a layer of the lockstep: rows are drawn, moments add up, weights get levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import CalibrationError
+from ...ops.levels.grid import FLOAT32_MAX
+from ..layers.layer import LayerMatrix, Quantized, Sensitivity
+from ..layers.rows import Rows, draw_rows
+from ..layers.statistics import StatisticsAccumulator
+from ..layers.targets import Target
+from ..network.batches import Call
+from ..network.isolation import autocast_off
+from .pairing import Pairing
+
+__all__ = ["LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
+
+Encode = Callable[[LayerMatrix], Quantized]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One weight to quantize.
+
+    Attributes:
+        target: the weight.
+        encode: of the method.
+        both: whether the method asks for the float network's inputs too.
+        sensitivity: what errors of the weight do to the output, where the method asks for it.
+    """
+
+    target: Target
+    encode: Encode
+    both: bool = True
+    sensitivity: Sensitivity | None = None
+
+
+def row_budget(columns: int, limit: int | None = None) -> int:
+    """Return how many rows a layer keeps: 16 per column, from 16,384 to 65,536, or ``limit``.
+
+    Moments of N columns settle with the number of rows over N; beyond 16 the choice of levels
+    hardly moves (see benchmarks), while the cost of the moments goes on growing.
+    """
+    return min(max(16 * columns, 16384), 65536) if limit is None else limit
+
+
+def layer_seed(seed: int, *parts: object) -> int:
+    """Return a seed of its own for every layer (and batch, and call), the same on every machine."""
+    return crc32(":".join(map(str, (seed, *parts))).encode())
+
+
+def quantize_blind(network: nn.Module, work: Work, seed: int) -> Quantized:
+    """Quantize a weight from its values alone, and write the result into ``network``."""
+    with autocast_off():
+        return _quantize(network, work, None, seed)
+
+
+@dataclass
+class LayerQuantizer:
+    """Observer of the lockstep.
+
+    Attributes:
+        network: the network being quantized, changed in place.
+        work: module name to the weights of it.
+        batches: number of calibration batches, over which (and over the calls that a batch makes
+            of a layer) the row budget is spread evenly.
+        seed: of the run.
+        rows: row budget of every layer; None for :func:`row_budget`.
+        sinks: layer name to the parameter that takes its output shift, where the layer has no
+            bias of its own but a batch normalization it absorbed has.
+        fixed_bias: weights whose layer has a bias that takes no shift.
+        results: weight name to its quantized matrix, filled as layers complete.
+        notes: weight name to what the person should know.
+    """
+
+    network: nn.Module
+    work: Mapping[str, Sequence[Work]]
+    batches: int
+    seed: int
+    rows: int | None = None
+    sinks: Mapping[str, str] = field(default_factory=dict)
+    fixed_bias: Collection[str] = ()
+    results: dict[str, Quantized] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    _calls: Mapping[str, int] = field(default_factory=dict)
+    _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
+    _pairings: dict[str, Pairing] = field(default_factory=dict)
+    _unpaired: set[str] = field(default_factory=set)
+
+    def expect(self, calls: Mapping[str, int]) -> None:
+        """Take the number of calls of each module in a batch, to spread the row budget over."""
+        self._calls = calls
+
+    @autocast_off()
+    def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
+        """Add the rows of one call in both networks; the same rows are drawn in both."""
+        for work in self.work[module]:
+            view = work.target.view
+            if view.inputs is None:
+                continue
+            seen = view.inputs(quantized)
+            known = seen
+            if reference is not quantized and work.both and work.target.name not in self._unpaired:
+                known = view.inputs(reference)
+                if reference.chosen or known.count != seen.count:
+                    known = self._paired(work.target.name, known, seen, batch, call)
+            if seen.count:
+                self._add(work, seen, known, batch, call)
+
+    def _paired(self, name: str, known: Rows, seen: Rows, batch: int, call: int) -> Rows:
+        """Return the float network's rows, or the quantized one's where they have no partners."""
+        seed = layer_seed(self.seed, name, batch, call)
+        pairing = self._pairings.setdefault(name, Pairing())
+        self._unpair(name, pairing.look(known, seen, seed, moved_before=bool(self._unpaired)))
+        return seen if name in self._unpaired else known
+
+    def _unpair(self, name: str, cause: str) -> None:
+        """Leave the float network's rows of a weight out of account, if there is a cause."""
+        if not cause:
+            return
+        self._unpaired.add(name)
+        self.note(name, f"calibrated on the quantized network's inputs alone: {cause}")
+        if name in self._sums:
+            self._sums[name].forget_reference()
+
+    def _add(self, work: Work, seen: Rows, known: Rows, batch: int, call: int) -> None:
+        view, name = work.target.view, work.target.name
+        columns = view.columns(work.target.shape)
+        calls = max(call + 1, self._calls.get(work.target.module, 1))
+        quota = _share(row_budget(columns, self.rows), batch * calls + call, self.batches * calls)
+        if quota == 0:
+            return
+        picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, batch, call))
+        quantized = _checked(seen.take(picks), work.target, columns, batch)
+        reference = quantized
+        if known is not seen:
+            reference = _checked(known.take(picks), work.target, columns, batch)
+        if name not in self._sums:
+            analog = _matrix(self.network, work.target)
+            self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
+        self._sums[name].add(reference, quantized)
+
+    @autocast_off()
+    def complete(self, module: str) -> None:
+        """Quantize every weight of ``module`` from what was observed."""
+        for work in self.work[module]:
+            name = work.target.name
+            pairing = self._pairings.pop(name, None)
+            if pairing is not None and name not in self._unpaired:
+                self._unpair(name, pairing.judge(moved_before=bool(self._unpaired)))
+            sums = self._sums.pop(name, None)
+            if sums is None:
+                continue
+            result = _quantize(self.network, work, sums, self.seed)
+            self.results[name] = result
+            if result.bias_shift is not None:
+                self._shift_bias(work.target, result.bias_shift)
+
+    def _shift_bias(self, target: Target, shift: Tensor) -> None:
+        if target.name in self.fixed_bias:
+            self.note(target.name, "bias not corrected: the layer does not add it to its output")
+            return
+        bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        sink = bias if bias in parameters else self.sinks.get(target.module, "")
+        if sink in parameters and _is_shared(self.network, parameters[sink]):
+            self.note(target.name, "no bias to correct: it is another layer's too")
+        elif sink in parameters:
+            with torch.no_grad():
+                parameters[sink].add_(shift.to(parameters[sink]))
+        else:
+            self.note(target.name, "no bias to correct: the layer has none")
+
+    def note(self, name: str, text: str) -> None:
+        """Add something that the person should know of a weight."""
+        self.notes[name] = "; ".join(filter(None, [self.notes.get(name), text]))
+
+
+def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
+    held = [p for module in network.modules() for p in module._parameters.values()]
+    return sum(p is parameter for p in held) > 1
+
+
+def _share(budget: int, place: int, places: int) -> int:
+    """Return the part of a budget that falls to one of its places; all parts sum to the budget."""
+    return budget * (place + 1) // places - budget * place // places
+
+
+def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
+    if rows.shape[-1] != columns:
+        raise CalibrationError(
+            f"layer {target.module!r}, batch {batch}: inputs have {rows.shape[-1]} features where "
+            f"its weight has {columns} columns. Check the shape of the calibration batches."
+        )
+    return rows
+
+
+def _matrix(network: nn.Module, target: Target) -> Tensor:
+    weight = network.get_parameter(target.name).detach()
+    return target.view.matrix(weight).to(torch.float32).contiguous()
+
+
+@torch.no_grad()
+def _quantize(
+    network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int
+) -> Quantized:
+    target = work.target
+    statistics = None if sums is None else sums.finish()
+    matrix = _matrix(network, target)
+    parameter = network.get_parameter(target.name)
+    limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
+    layer = LayerMatrix(
+        target.name,
+        matrix,
+        statistics,
+        layer_seed(seed, target.name),
+        limit,
+        work.sensitivity,
+        prod(target.view.kernel),
+        target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
+    )
+    result = work.encode(layer)
+    values = target.view.tensor(result.dequantize(), target.shape)
+    parameter.copy_(values.to(parameter.dtype))
+    return result.on_cpu()

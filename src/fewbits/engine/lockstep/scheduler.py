@@ -1,0 +1,325 @@
+"""The scheduler of suspended forward passes: takes every batch to a layer, then to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import CalibrationError
+from ...progress import Progress, ProgressEvent
+from ..graph.data_dependence import Choices
+from ..network.batches import Call, Forward, describe
+from ..network.isolation import CallerState, OwnGenerators, cloned, replica
+from .discovery import LiveBytes, discover, plain_bytes
+from .forward_task import PassTask
+from .pairing import alike, sampled, unified
+
+__all__ = ["Expecting", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
+
+_MOST_THREADS = 2048  # of the operating system: each task keeps a team of torch's own threads
+
+
+class Observer(Protocol):
+    """Who looks at the inputs of a layer and then quantizes it; may also be :class:`Expecting`."""
+
+    def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
+        """Take one call of ``module``: by batch, then by call. Keep no tensor of it unless copied.
+
+        ``quantized`` is the same object as ``reference`` where all their tensors are equal;
+        otherwise each argument that is equal is the same object, and ``reference.chosen`` tells
+        whether rows may be in other places.
+        """
+
+    def complete(self, module: str) -> None:
+        """Quantize ``module``: change its weights in the quantized network in place."""
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """An observer that wants to know beforehand how often it will be called."""
+
+    def expect(self, calls: Mapping[str, int]) -> None:
+        """Take the most calls of each module that one batch will show; before the first of them."""
+
+
+@dataclass(frozen=True)
+class LockstepReport:
+    """What a run did.
+
+    Attributes:
+        order: modules completed, in order.
+        calls: calls observed of each, over all batches.
+        unreached: targets of which no call was observed; they were not completed.
+        live_batches: most batches that were in flight at once.
+        reruns: forward passes beyond one per batch and network (and beyond the discovery).
+        pair_bytes: what the suspended passes of one batch hold at most, as far as Python sees, with
+            the copies of plain tensors (tables, caches) that its module trees hold.
+        unmatched: calls of the reference network that the quantized one did not make, dropped.
+        unrepeatable: modules whose inputs differ between two passes of the reference network over
+            one batch; the observer got the quantized network's calls twice.
+    """
+
+    order: tuple[str, ...]
+    calls: Mapping[str, int]
+    unreached: tuple[str, ...]
+    live_batches: int
+    reruns: int
+    pair_bytes: int = 0
+    unmatched: int = 0
+    unrepeatable: tuple[str, ...] = ()
+
+
+class Stream:
+    """One of the two networks, and the module trees over its weights that passes may use."""
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        self.name = name
+        self.network = network
+        self.trees = [network]
+        self.generators = OwnGenerators(network)
+
+    def provide(self, trees: int) -> bool:
+        """Make module trees for that many passes at once; False if the network cannot be copied."""
+        while len(self.trees) < trees:
+            twin = replica(self.network)
+            if twin is None:
+                return False
+            self.trees.append(twin)
+        return True
+
+
+@dataclass
+class _Pair:
+    """The passes of one batch, by stream, and the module trees they use."""
+
+    batch: int
+    trees: Mapping[str, nn.Module]
+    tasks: dict[str, PassTask] = field(default_factory=dict)
+
+
+class Schedule:
+    """One run: the first stream leads, the last is the one that is quantized (they may be one)."""
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        batches: Sequence[Any],
+        forward: Forward,
+        observer: Observer,
+    ) -> None:
+        self._streams = streams
+        self._batches = batches
+        self._forward = forward
+        self._observer = observer
+        self._state = CallerState.read()
+        self._alive: set[PassTask] = set()
+        self._kept: list[_Pair] = []
+        self._completed: set[str] = set()
+        self._expected: Mapping[str, int] = {}
+        self._itineraries: dict[int, Mapping[str, int]] = {}
+        self._observed: dict[str, int] = {}
+        self._begun: set[tuple[int, str]] = set()
+        self._reruns = 0
+        self._unmatched = 0
+        self._seen: dict[str, list[Tensor]] = {}
+        self._unrepeatable: set[str] = set()
+        self._watched = len(streams) > 1  # only then rows are compared
+        self._choices: dict[nn.Module, Choices] = {}
+
+    def run(
+        self, targets: Sequence[str], max_live_bytes: int, progress: Progress
+    ) -> LockstepReport:
+        """Observe and complete every target that some batch reaches."""
+        progress(ProgressEvent("quantize", 0, len(targets)))
+        lead = self._streams[0]
+        copies = sum(plain_bytes(stream.network) for stream in self._streams)
+        found = discover(self._survey, len(targets), len(self._batches), lead.network)
+        self._expected = found.calls
+        if isinstance(self._observer, Expecting):
+            self._observer.expect(found.calls)
+        if lead is not self._streams[-1]:  # the paths of a network that changes are not known
+            self._itineraries.update(found.itineraries)
+        pair_bytes = found.live_bytes * len(self._streams) + copies
+        live = self._room(pair_bytes, max_live_bytes)
+        kept = live if live == len(self._batches) else live - 1
+        self._kept = [self._pair(batch, batch) for batch in range(kept)]
+        for module in found.order:
+            self._turn(module)
+            if self._observed.get(module):
+                self._observer.complete(module)
+                self._completed.add(module)
+                torch.clear_autocast_cache()  # it may hold a half-precision copy of the old weight
+                progress(ProgressEvent("quantize", len(self._completed), len(targets), module))
+        order = tuple(module for module in found.order if module in self._completed)
+        missed = tuple(module for module in targets if module not in self._completed)
+        return LockstepReport(
+            order,
+            self._observed,
+            missed,
+            live,
+            self._reruns,
+            pair_bytes,
+            self._unmatched,
+            tuple(module for module in order if module in self._unrepeatable),
+        )
+
+    def close(self) -> list[str]:
+        """Unwind every pass that is still suspended; return the titles of those that would not."""
+        self._kept.clear()
+        stuck = [task.title for task in self._alive if not task.cancel()]
+        self._alive.clear()
+        for stream in self._streams:
+            stream.generators.rewind(stream.network)
+        return stuck
+
+    def _survey(self, batch: int, meter: LiveBytes) -> Mapping[str, int]:
+        if self._watched:
+            try:
+                return self._surveyed(batch, meter)
+            except CalibrationError:  # perhaps since it is watched
+                self._watched = False
+        return self._surveyed(batch, meter)
+
+    def _surveyed(self, batch: int, meter: LiveBytes) -> Mapping[str, int]:
+        lead = self._streams[0]
+
+        def body() -> None:
+            with meter:
+                self._pass(lead, lead.network, batch)
+
+        def probe(module: str, call: Call) -> None:
+            meter.sample(call)
+            if batch == 0 and lead is not self._streams[-1] and module not in self._seen:
+                with meter.paused():
+                    self._seen[module] = sampled(call)
+
+        task = self._task(batch, lead, body, probe)
+        task.run_to(None)
+        self._alive.discard(task)
+        return task.counts
+
+    def _room(self, pair_bytes: int, max_live_bytes: int) -> int:
+        """Return how many pairs may be alive at once, and make the module trees for them."""
+        streams = len(self._streams)
+        by_memory = max_live_bytes // max(1, pair_bytes)
+        by_threads = _MOST_THREADS // (streams * (1 + torch.get_num_threads()))
+        live = max(1, min(len(self._batches), by_memory, by_threads))
+        return live if all(stream.provide(live) for stream in self._streams) else 1
+
+    def _pair(self, batch: int, place: int) -> _Pair:
+        return _Pair(batch, {stream.name: stream.trees[place] for stream in self._streams})
+
+    def _turn(self, module: str) -> None:
+        for pair in self._kept:
+            self._visit(pair, module)
+        for batch in range(len(self._kept), len(self._batches)):
+            pair = self._pair(batch, len(self._kept))
+            self._visit(pair, module)
+            for task in pair.tasks.values():
+                self._drop(task)
+
+    def _visit(self, pair: _Pair, module: str) -> None:
+        """Run the passes of one batch side by side up to the last call of ``module``."""
+        lead, last = self._streams[0], self._streams[-1]
+        calls = self._expected[module]
+        if pair.batch in self._itineraries:
+            calls = min(calls, self._itineraries[pair.batch].get(module, 0))
+        for call in range(calls):
+            first = self._ready(pair, lead, module, call)
+            reference = first.run_to(module)
+            if reference is None:
+                if lead is not last:
+                    self._itineraries[pair.batch] = first.counts
+                return
+            quantized: Call | None = reference
+            if lead is not last:
+                quantized = self._ready(pair, last, module, call).run_to(module)
+            if quantized is None:
+                self._unmatched += 1
+                continue
+            self._check_repeated(module, reference)
+            shared = unified(reference, quantized)
+            if module in self._unrepeatable:
+                reference = shared
+            elif shared is not reference:
+                reference = replace(reference, chosen=self._chosen(pair.trees[lead.name]))
+            self._observer.observe(module, pair.batch, call, reference, shared)
+            self._observed[module] = self._observed.get(module, 0) + 1
+            del reference, quantized, shared  # before the passes go on and make more
+
+    def _check_repeated(self, module: str, call: Call) -> None:
+        """Compare the first call of a module with that of the survey, which had the same batch."""
+        before = self._seen.pop(module, None)
+        if before is not None and not alike(before, sampled(call)):
+            self._unrepeatable.add(module)
+
+    def _ready(self, pair: _Pair, stream: Stream, module: str, call: int) -> PassTask:
+        """Return the pass of one batch, from the start if it is beyond what is to be seen."""
+        task = pair.tasks.get(stream.name)
+        if task is not None:
+            stale = stream is self._streams[-1] and bool(task.passed & self._completed)
+            if call or not (task.ended or stale or module in task.counts):
+                return task
+            self._drop(task)
+        tree, batch = pair.trees[stream.name], pair.batch
+
+        def body() -> None:
+            self._pass(stream, tree, batch)
+
+        self._reruns += (batch, stream.name) in self._begun
+        self._begun.add((batch, stream.name))
+        pair.tasks[stream.name] = self._task(batch, stream, body)
+        return pair.tasks[stream.name]
+
+    def _pass(self, stream: Stream, tree: nn.Module, batch: int) -> None:
+        stream.generators.rewind(tree)
+        with self._watching(tree) if stream is self._streams[0] else nullcontext():
+            self._forward(tree, cloned(self._batches[batch]))
+
+    def _watching(self, tree: nn.Module) -> AbstractContextManager[object]:
+        """Return what watches a pass of the float network for choices by values."""
+        if not self._watched:
+            return nullcontext()
+        if tree not in self._choices:  # before its first pass: what passes leave is not constant
+            self._choices[tree] = Choices(tree)
+        return self._choices[tree]
+
+    def _chosen(self, tree: nn.Module) -> str:
+        """Return what has chosen by values in the present pass of the float network."""
+        return self._choices[tree].cause if self._watched else "a pass that cannot be watched"
+
+    def _task(
+        self,
+        batch: int,
+        stream: Stream,
+        body: Callable[[], None],
+        probe: Callable[[str, Call], None] | None = None,
+    ) -> PassTask:
+        title = (
+            f"calibration batch {batch} ({describe(self._batches[batch])}) "
+            f"in the {stream.name} network"
+        )
+        task = PassTask(
+            title, body, seed=batch, completed=self._completed, state=self._state, probe=probe
+        )
+        self._alive.add(task)
+        return task
+
+    def _drop(self, task: PassTask) -> None:
+        self._alive.discard(task)
+        if not task.cancel():
+            raise CalibrationError(stuck_message([task.title]))
+
+
+def stuck_message(titles: Sequence[str]) -> str:
+    """Say which passes would not stop."""
+    return (
+        f"the forward pass of {', '.join(titles)} could not be stopped: the network catches "
+        "BaseException around a layer, or runs on for long without calling one. Its thread stays "
+        "until the process ends. Catch Exception instead."
+    )

@@ -1,0 +1,242 @@
+"""Calibration data: any iterable, and how a network is called on one batch of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...errors import CalibrationError, ConfigError
+
+__all__ = [
+    "Call",
+    "Forward",
+    "as_batches",
+    "as_forward",
+    "as_sequence",
+    "call_model",
+    "describe",
+    "explained",
+    "labels_of",
+]
+
+Forward = Callable[[nn.Module, Any], Any]
+_LABELS = ("labels", "label")
+_STACK = 128  # images of one tensor that go through the network together
+_TOLD = 6  # entries of a batch that a message describes
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of one call of a module, after the pre-hooks that came before ours.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+        chosen: what ran before it in its pass and may have put rows elsewhere by their values; ""
+            where nothing did.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    chosen: str = ""
+
+
+def as_batches(
+    calibration: Iterable[Any] | Tensor, model: nn.Module | None = None
+) -> Sequence[Any]:
+    """Return the batches as a sequence, checked to be there and sound.
+
+    A tensor is taken as stacked samples and split into batches of 128; a list or tuple is used as
+    it is; any other iterable is read once and its batches are held (inputs only, no activations).
+
+    What the network gets first must be finite. With ``model``, which :func:`call_model` will call,
+    the rest of what it gets may be infinite (attention masks) but not NaN, and labels that it does
+    not get may be anything. Without it, where ``forward=`` is the caller's, nobody knows what of
+    the rest is used: NaN there is found at the first layer that sees it.
+
+    Raises:
+        CalibrationError: no batches, an empty batch, or bad values (names the batch).
+    """
+    if isinstance(calibration, Tensor):
+        if calibration.dim() == 0:
+            raise CalibrationError(
+                f"calibration has no samples: it is a {describe(calibration)}. Pass samples "
+                "stacked along a first axis, or an iterable of batches."
+            )
+        calibration = torch.split(calibration, _STACK) if len(calibration) else ()
+    batches = as_sequence(calibration)
+    for position, batch in enumerate(batches):
+        _check(batch if model is None else _passed(model, batch), position, model is not None)
+    return batches
+
+
+def as_sequence(batches: Iterable[Any]) -> Sequence[Any]:
+    """Return batches one can count and take by number: a list, tuple or tensor as it is.
+
+    Raises:
+        CalibrationError: not a series of batches, or an empty one.
+    """
+    if isinstance(batches, (list, tuple, Tensor)):
+        held: Any = batches
+    else:
+        _refuse_what_is_no_series(batches)
+        held = list(batches)
+    if len(held) == 0:
+        raise CalibrationError(
+            "calibration data is empty, it holds no batch. Pass at least one; an iterator that "
+            "was used before is empty."
+        )
+    return cast("Sequence[Any]", held)
+
+
+def as_forward(forward: Forward | None) -> Forward:
+    """Return how the network is called: ``forward``, or :func:`call_model` for None.
+
+    Raises:
+        ConfigError: something that cannot be called.
+    """
+    if forward is None:
+        return call_model
+    if not callable(forward):
+        raise ConfigError(
+            "forward must be a function of the network and a batch, such as "
+            f"forward=lambda model, batch: model(batch[0]). Got {type(forward).__name__} instead."
+        )
+    return forward
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Call ``model`` on a tensor, a tuple or list, or a dict; what ``forward=`` replaces.
+
+    A dict is passed by keyword without its labels. Of a tuple, as many leading entries are passed
+    as ``model.forward`` requires (at least one), so that (inputs, labels) calls it on the inputs.
+    Tensors are moved to the device of the network.
+    """
+    device = next((t.device for t in chain(model.parameters(), model.buffers())), None)
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+    passed = _passed(model, batch)
+    if isinstance(passed, Mapping):
+        return model(**{key: moved(value) for key, value in passed.items()})
+    if isinstance(passed, (list, tuple)):
+        return model(*map(moved, passed))
+    return model(moved(passed))
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """Return the class labels int64 ``(n,)`` of ``(inputs, ..., labels)`` or of a dict, or None."""
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in _LABELS if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        labels = batch[-1]
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        return None
+    return labels.long()
+
+
+def explained(forward: Forward, stage: str) -> Forward:
+    """Return ``forward`` with its failures told as calibration errors of ``stage``."""
+
+    def call(model: nn.Module, batch: Any) -> Any:
+        try:
+            return forward(model, batch)
+        except Exception as error:
+            raise CalibrationError(
+                f"{stage}: the network's forward raised {type(error).__name__}: {error} on a "
+                f"{describe(batch)}. Check the shape of the calibration batches, or pass "
+                "forward=lambda model, batch: ... to call the network your way."
+            ) from error
+
+    return call
+
+
+def describe(batch: Any) -> str:
+    """Return what a batch is in a few words, for messages: kinds, dtypes and shapes."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} tensor {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        parts = [f"{key}: {describe(value)}" for key, value in list(batch.items())[:_TOLD]]
+    elif isinstance(batch, (tuple, list)):
+        parts = [describe(value) for value in batch[:_TOLD]]
+    else:
+        return type(batch).__name__
+    return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
+
+
+def _refuse_what_is_no_series(batches: Any) -> None:
+    kind = type(batches).__name__
+    if isinstance(batches, (Mapping, str, bytes)) or not (
+        isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
+    ):
+        raise CalibrationError(
+            "calibration must be an iterable of batches, or one tensor of stacked samples. "
+            f"Got {kind}; put a single batch into a list."
+        )
+    indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
+    if indexed and not isinstance(batches, Sequence):
+        raise CalibrationError(
+            "calibration must be an iterable of batches, or one tensor of stacked samples. "
+            f"Got {kind}, which gives single samples. Wrap it in "
+            "torch.utils.data.DataLoader(..., batch_size=32), or list() it if they are batches."
+        )
+
+
+def _passed(model: nn.Module, batch: Any) -> Any:
+    """Return the part of a batch that :func:`call_model` hands to the network."""
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in _LABELS}
+    if isinstance(batch, (list, tuple)):
+        return batch[: _required(model)]
+    return batch
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """Return the network in what torch.compile, DistributedDataParallel or Fabric made of it."""
+    for name in ("_original_module", "_orig_mod"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return _inside(inner)
+    return _inside(model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+def _required(model: nn.Module) -> int:
+    model = _inside(model)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return max(1, sum(p.kind in kinds and p.default is p.empty for p in parameters))
+
+
+def _check(batch: Any, position: int, used: bool) -> None:
+    """Check the first tensor, and of the others what is known to be used."""
+    for place, tensor in enumerate(_tensors(batch)):
+        if tensor.numel() == 0 and (used or place == 0):
+            raise CalibrationError(f"calibration batch {position} is empty: {describe(batch)}.")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        bad = not torch.isfinite(tensor).all() if place == 0 else used and tensor.isnan().any()
+        if bad:
+            raise CalibrationError(
+                f"calibration batch {position} holds NaN or infinite values ({describe(batch)}). "
+                "Look at the data and its normalisation."
+            )
+
+
+def _tensors(batch: Any) -> Iterable[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors(value)

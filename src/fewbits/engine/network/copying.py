@@ -1,0 +1,109 @@
+"""Copies of a network, also of one that has run and kept what it computed on its modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...errors import ModelError
+
+__all__ = ["attributes", "copied", "deepcopied"]
+
+
+_REMOVED = "Remove that attribute before (del), or keep it outside of the module."
+_PLAIN = "module.{0}.detach().as_subclass(torch.Tensor)"
+_BUFFER = f"Put a plain tensor of its values in its place: module.{{0}} = {_PLAIN}."
+_PARAMETER = (
+    f"Put a plain tensor of its values in its place: module.{{0}} = torch.nn.Parameter({_PLAIN})."
+)
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """Return an independent copy, in the modes that the network is in.
+
+    A tensor that a forward pass with gradients left in an attribute is copied without its history,
+    which belongs to that pass.
+
+    Raises:
+        ModelError: an attribute cannot be copied; says which one, of which module.
+    """
+    try:
+        return deepcopied(network, {})
+    except Exception as error:  # whatever a foreign object raises when it is copied
+        raise ModelError(_told(network, error)) from error
+
+
+def deepcopied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Call ``copy.deepcopy`` where tensors with a gradient history are copied without it."""
+    with _WithoutHistory():
+        return copy.deepcopy(network, memo)
+
+
+def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what a module keeps beside submodules, parameters, buffers and hooks."""
+    for name, value in vars(module).items():
+        if name not in ("_modules", "_parameters", "_buffers") and "hook" not in name:
+            yield name, value
+
+
+class _WithoutHistory(TorchFunctionMode):
+    """Answers ``copy.deepcopy`` of tensors that torch refuses: of autograd, of sparse rows."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, or copy the values alone."""
+        if func is Tensor.__deepcopy__:
+            tensor, memo = args
+            if not tensor.is_leaf or tensor.layout not in (torch.strided, torch.sparse_coo):
+                trains = tensor.is_leaf and tensor.requires_grad
+                twin = tensor.detach().clone().requires_grad_(trains)
+                return memo.setdefault(id(tensor), twin)
+        return func(*args, **(kwargs or {}))
+
+
+def _told(network: nn.Module, error: Exception) -> str:
+    culprit = _culprit(network)
+    if culprit is None:
+        found = f"{type(error).__name__}: {error}"
+        return (
+            f"the network cannot be copied ({found}), and compressing must not change the "
+            "original. Give its class a __deepcopy__ that works, or compress a network that was "
+            "built anew and loaded from a state dict."
+        )
+    where, cause, remedy = culprit
+    found = f"{type(cause).__name__}: {cause}"
+    return (
+        f"the network cannot be copied, because of {where} ({found}); compressing must not change "
+        f"the original. {remedy}"
+    )
+
+
+def _culprit(network: nn.Module) -> tuple[str, Exception, str] | None:
+    """Return what cannot be copied by itself, what it raises, and the way out."""
+    for path, module in network.named_modules():
+        owner = f"module {path!r} ({type(module).__name__})" if path else type(module).__name__
+        for what, held, remedy in (
+            ("parameter", module._parameters, _PARAMETER),
+            ("buffer", module._buffers, _BUFFER),
+            ("attribute", vars(module), _REMOVED),
+        ):
+            for name, value in held.items():
+                if name in ("_modules", "_parameters", "_buffers"):
+                    continue
+                try:
+                    with _WithoutHistory():
+                        copy.deepcopy(value)
+                except Exception as error:
+                    where = f"{what} {name!r} of {owner}, a {type(value).__name__}"
+                    return where, error, remedy.format(name)
+    return None

@@ -1,0 +1,251 @@
+"""How the output of a network feels an error in each weight: second moments of gradients.
+
+Let y be the output and v a random probe with E[v v'] = M, the metric. The gradient g of v'y with
+respect to a weight has E[g g'] = J'MJ, so one backward pass stands for as many as y has elements.
+(Young et al. 2021 need these moments for their transform; CVXQ, arXiv 2409.02026, needs squares.)
+An error of one layer that is uncorrelated with the others' changes the output by the sum over its
+rows o of ``dw_o E[g_o g_o'] dw_o'``. Gradients are kept apart by sample: those of a batch add up to
+the same expectation, but each sample is one more draw.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from ..progress import Progress, ProgressEvent, silent
+from .layers.layer import Sensitivity
+from .layers.targets import Target
+from .network.batches import Call, Forward, describe
+from .network.isolation import autocast_off, fast_path_off, isolated_pass
+
+__all__ = ["METRICS", "probe"]
+
+METRICS = ("logits", "fisher")
+_CHUNK = 1 << 25  # numbers in flight: bounds the scratch memory of large inputs and layers
+_FLOOR = 1e-3  # of the mean over a layer's rows: a row less sensitive is as good as dead
+
+
+class _Sums:
+    """Moments of one weight, added up sample by sample; the last column is the bias."""
+
+    def __init__(self) -> None:
+        self.drawn = 0  # gradients of samples
+        self.positions = 0
+        self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
+        self.rows: Tensor | float = 0.0
+        self.columns: Tensor | float = 0.0
+        self.outputs: Tensor | float = 0.0
+        self._shares: Tensor | None = None  # of the rows in `columns`: set by the first gradients
+
+    def add(self, gradients: Tensor, inputs: Tensor) -> None:
+        """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
+        plain = gradients[..., :-1]
+        squares = _squares(plain, 3).sum(1)
+        shares = self._shares
+        if shares is None:
+            mean = squares.mean(1, keepdim=True)
+            shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
+            if bool((mean > 0).all()):  # the first samples may have no gradient at all
+                self._shares = shares
+        weighed = (gradients * shares[:, None, :, None]).flatten(1, 2)
+        self.rows = self.rows + squares
+        self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
+        across = plain.transpose(1, 2).flatten(2)
+        self.outputs = self.outputs + (across @ across.mT).double()
+        self.energy = self.energy + _squares(inputs, (2, 3)).sum(1)
+        self.drawn += gradients.shape[1]
+        self.positions += inputs.shape[1] * inputs.shape[2]
+
+    @property
+    def reached(self) -> bool:
+        """Whether a gradient other than zero came."""
+        return self.drawn > 0 and bool(torch.as_tensor(self.rows).sum() > 0)
+
+    def finish(self, probes: int) -> Sensitivity:
+        """Return the moments."""
+        rows, joint, outputs = (
+            torch.as_tensor(total) / self.drawn for total in (self.rows, self.columns, self.outputs)
+        )
+        energy = (torch.as_tensor(self.energy) / self.positions).clamp_min(_tiny())
+        trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1)
+        joint = joint * torch.where(trace > 0, energy / trace, 0.0)[:, None, None]
+        cross, bias = joint[:, :-1, -1:], joint[:, -1:, -1:].clamp_min(_tiny())
+        return Sensitivity(
+            rows=rows / energy[:, None],
+            columns=joint[:, :-1, :-1] - cross @ cross.mT / bias,
+            outputs=outputs,
+            samples=self.drawn // probes,
+        )
+
+
+def _squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """Return sums of squares over ``axes``, float64; far cheaper than a sum in float64."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=axes)
+    return norms.double().square()
+
+
+def _tiny() -> float:
+    return torch.finfo(torch.float64).tiny
+
+
+@dataclass
+class _Tap:
+    """Hooks on one module: its inputs in a pass, and the gradients that come back to its output."""
+
+    targets: Sequence[Target]
+    sums: Mapping[str, _Sums]
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    used: bool = False
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Hang the output on a tensor that asks for gradients, and wait for its own."""
+        if not (isinstance(output, Tensor) and output.is_floating_point()):
+            return output
+        call = Call(args, kwargs)
+        self.used = True
+        hung = output + self.anchor.to(output)
+        if not hung.requires_grad:
+            return output
+        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
+        return hung
+
+    @torch.no_grad()
+    @autocast_off()
+    def take(self, call: Call, gradient: Tensor) -> None:
+        """Add the gradients of every weight: per sample, output gradients times input rows."""
+        for target in self.targets:
+            view = target.view
+            if view.inputs is None or view.outputs is None:
+                continue
+            rows, felt = view.inputs(call), view.outputs(gradient)
+            samples = len(gradient) if rows.count % max(1, len(gradient)) == 0 else 1
+            if rows.count == 0 or len(felt) != rows.count:
+                continue
+            places, columns = rows.count // samples, view.columns(target.shape)
+            neurons = view.rows // view.groups
+            cost = view.groups * max(places * columns, neurons * columns)
+            width = max(1, _CHUNK // cost)
+            for start in range(0, samples, width):
+                stop = min(start + width, samples)
+                picks = torch.arange(start * places, stop * places)
+                count = stop - start
+                x = rows.take(picks).float().reshape(view.groups, count, places, columns)
+                g = felt[picks.to(felt.device)].float()
+                g = g.reshape(count, places, view.groups, neurons).permute(2, 0, 3, 1)
+                gradients = torch.cat([g @ x, g.sum(3, keepdim=True)], 3)
+                self.sums[target.name].add(gradients.cpu(), x.cpu())
+
+
+def probe(
+    network: nn.Module,
+    targets: Iterable[Target],
+    batches: Sequence[Any],
+    forward: Forward,
+    *,
+    metric: str = "logits",
+    probes: int = 1,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Sensitivity]:
+    """Return the sensitivity of every weight that a gradient other than zero reaches, by name.
+
+    Args:
+        network: in evaluation mode; as it was afterwards.
+        targets: weights; those whose inputs or outputs cannot be seen are left out.
+        batches: calibration batches, without labels.
+        forward: calls the network on a batch and returns its output (logits, samples first).
+        metric: "logits" (squared error of the logits, but for a shift common to all) or "fisher"
+            (Kullback-Leibler divergence of the class probabilities, for small errors).
+        probes: backward passes for each batch.
+        seed: of the probes.
+        progress: told after each batch.
+
+    Raises:
+        CalibrationError: ``forward`` returns nothing that has gradients.
+
+    Cost: for each batch one forward, and for each probe one backward pass and as much again as the
+    weights' gradients sample by sample take, ``2 n N`` flops for each position.
+    """
+    sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+    by_module: defaultdict[str, list[Target]] = defaultdict(list)
+    for target in targets:
+        by_module[target.module].append(target)
+    taps = {name: _Tap(found, sums) for name, found in by_module.items()}
+    modules = dict(network.named_modules())
+    handles = [
+        modules[name].register_forward_hook(tap, with_kwargs=True) for name, tap in taps.items()
+    ]
+    progress(ProgressEvent("probe", 0, len(batches)))
+    try:
+        with torch.enable_grad(), fast_path_off():
+            for place, batch in enumerate(batches):
+                answer = isolated_pass(forward, network, batch, place)
+                anchors = [tap.anchor for tap in taps.values() if tap.used]
+                if anchors:
+                    number = (seed * 7919 + place) * 64
+                    _propagate(_logits(answer), anchors, metric, range(number, number + probes))
+                progress(ProgressEvent("probe", place + 1, len(batches)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found.finish(probes) for name, found in sums.items() if found.reached}
+
+
+def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
+    """Send one random probe for each seed back through the network, to the hooks on the way."""
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        aim = (_direction(output.detach(), metric, generator) * output).sum()
+        torch.autograd.grad(aim, anchors, retain_graph=seed != seeds[-1], allow_unused=True)
+
+
+def _logits(output: Any) -> Tensor:
+    found = output.get("logits") if isinstance(output, Mapping) else output
+    found = getattr(found, "logits", found)
+    if isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if isinstance(found, Tensor) and found.requires_grad:
+        return found
+    raise CalibrationError(
+        "gradient probes need the output of the network: forward= must return its logits, with "
+        f"gradients. {_instead(found, output)}"
+    )
+
+
+def _instead(found: Any, output: Any) -> str:
+    """Say what a forward returned in place of logits with gradients, and what to change."""
+    if isinstance(found, Tensor):
+        if not found.is_floating_point():
+            return f"It returned a {describe(found)}, which has none: return what argmax was given."
+        if found.is_inference():
+            return (
+                f"It returned a {describe(found)} made in torch.inference_mode: take that off the "
+                "network's forward, or off forward=."
+            )
+        return (
+            f"It returned a {describe(found)} without a history: take torch.no_grad, detach() or "
+            ".data off the network's forward, or off forward=."
+        )
+    if isinstance(output, Mapping):
+        known = ", ".join(map(repr, list(output)[:6]))
+        return f"It returned a dict without 'logits' ({known}): pick one, forward=lambda m, b: ..."
+    return f"It returned {type(output).__name__}: return the network's output from forward=."
+
+
+def _direction(output: Tensor, metric: str, generator: torch.Generator) -> Tensor:
+    """Return v with E[v v'] = the metric, of the shape of ``output``; classes last."""
+    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+    if metric == "logits":
+        return signs - signs.mean(-1, keepdim=True)
+    law = output.float().softmax(-1)
+    root = law.sqrt() * signs.float()
+    return (root - law * root.sum(-1, keepdim=True)).to(output)

@@ -1,0 +1,1 @@
+"""How good a network is: accuracy and loss, and both under noise on its weights."""

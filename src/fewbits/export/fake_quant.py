@@ -1,0 +1,159 @@
+"""A network whose quantized parts are marked with operators of our own, for torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
+from ..compression.coded_model import load_into, unwrapped
+from ..engine.activations.hooks import apply_grid, install_inputs
+from ..engine.activations.integer_reference import whole_integers
+from ..engine.network.copying import copied
+from ..engine.network.naming import fitted
+from .processors import pairs_may_overflow
+
+__all__ = ["Marked", "marked"]
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@torch.library.custom_op("fewbits::on_grid", mutates_args=())
+def on_grid(values: Tensor, clip: float, bits: int, signed: bool, zero: int) -> Tensor:
+    """Put inputs on a grid; see SPEC.md, 2.4."""
+    return apply_grid(values, ActivationGrid(bits, clip, signed, zero))
+
+
+@on_grid.register_fake
+def _(values: Tensor, clip: float, bits: int, signed: bool, zero: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+@torch.library.custom_op("fewbits::from_grid", mutates_args=())
+def from_grid(index: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """Return ``(index - zero) * step``, both for each entry of the first axis, or one."""
+    ones = [1] * (index.dim() - 1)
+    return (index.float() - zero.float().reshape(-1, *ones)) * step.reshape(-1, *ones)
+
+
+@from_grid.register_fake
+def _(index: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty(index.shape, dtype=torch.float32)
+
+
+@dataclass
+class Marked:
+    """The marked network, and what could not be marked.
+
+    Attributes:
+        network: in evaluation mode, on the CPU, of float32.
+        dtypes: the other floating dtypes that the original has.
+        widths: weight name to the bits that its integers take, 4, 8 or 16.
+        floats: weight name to why it is exported in floats.
+        wide: weights of 8 bits that a processor without VNNI may multiply wrongly when signed.
+        unsigned: those of them that are unsigned, around 128.
+    """
+
+    network: nn.Module
+    dtypes: frozenset[torch.dtype] = frozenset()
+    widths: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+    wide: list[str] = field(default_factory=list)
+    unsigned: list[str] = field(default_factory=list)
+
+
+class _FromGrid(nn.Module):
+    def __init__(self, index: Tensor, step: Tensor, *, unsigned: bool) -> None:
+        super().__init__()
+        self.index: Tensor
+        self.step: Tensor
+        self.zero: Tensor
+        middle = 128 if unsigned else 0
+        dtype = torch.uint8 if unsigned else index.dtype
+        self.register_buffer("index", (index.int() + middle).to(dtype))
+        self.register_buffer("step", step)
+        self.register_buffer("zero", torch.full_like(step, middle, dtype=dtype))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        made: Tensor = torch.ops.fewbits.from_grid(self.index, self.step, self.zero)
+        return made
+
+
+class _OnGrid:
+    def __init__(self, grid: ActivationGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, values: Tensor) -> Tensor:
+        grid = self.grid
+        made: Tensor = torch.ops.fewbits.on_grid(
+            values.float(), float(grid.clip), grid.bits, grid.signed, grid.zero
+        )
+        return made.to(values.dtype)  # a forward pass may cast
+
+
+def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> Marked:
+    """Return a float32 copy of ``model`` with the values of ``contents``, its integers marked.
+
+    Steps are float32: with values of another dtype they make no sound graph.
+
+    Args:
+        model: a network of its architecture; it is not changed.
+        contents: of the compressed network.
+        unsigned: make the weights unsigned that would be wide.
+    """
+    network = copied(unwrapped(model)).cpu().eval()
+    held = (*network.parameters(), *network.buffers())
+    dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
+    network.float()
+    contents = fitted(contents, network)
+    load_into(contents.tensors, contents.aliases, network, "the compressed network")
+    install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
+    found = Marked(network, dtypes)
+    modules = dict(network.named_modules())
+    for name, tensor in contents.tensors.items():
+        if isinstance(tensor, RawTensor):
+            continue
+        path, _, leaf = name.rpartition(".")
+        why = _hindrance(tensor, modules.get(path), name, contents.aliases)
+        whole = _integers(tensor) if isinstance(tensor, GridTensor) and not why else None
+        if whole is None:
+            found.floats[name] = why or "its integers take more than 16 bits"
+            continue
+        index, step, width = whole
+        found.widths[name] = width
+        wide = bool(contents.activations) and width == 8 and pairs_may_overflow(index)
+        if wide:
+            found.wide.append(name)
+        made = _FromGrid(index, step, unsigned=wide and unsigned)
+        parametrize.register_parametrization(modules[path], leaf, made, unsafe=True)
+    found.unsigned = found.wide if unsigned else []
+    return found
+
+
+def _hindrance(
+    tensor: CodedTensor, module: nn.Module | None, name: str, aliases: Mapping[str, str]
+) -> str:
+    """Return why a weight has no integer form in a graph; "" where it has one."""
+    if not isinstance(tensor, GridTensor):
+        return "it is on a codebook or in a basis, which graphs have no integer form for"
+    if not isinstance(module, _LAYERS) or not name.endswith(".weight"):
+        return "its layer is neither linear nor a convolution"
+    if tensor.layout is not None:
+        return "its rows are not its first axis"
+    if name in aliases.values():
+        return "it is tied to another weight"
+    return ""
+
+
+def _integers(tensor: GridTensor) -> tuple[Tensor, Tensor, int] | None:
+    """Return integers from zero up and down, their steps, and the bits they take."""
+    index, step = whole_integers(tensor)
+    low, high = (int(value) for value in index.aminmax()) if index.numel() else (0, 0)
+    for width, dtype in ((4, torch.int8), (8, torch.int8), (16, torch.int16)):
+        if -(1 << (width - 1)) <= low and high < 1 << (width - 1):
+            return index.to(dtype).reshape(tensor.shape), step, width
+    return None

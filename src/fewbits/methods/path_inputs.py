@@ -1,0 +1,129 @@
+"""Statistics of a layer's inputs, prepared once for any number of path-following sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engine.layers.statistics import Statistics
+from ..ops.levels.grid import Project, row_radius
+from ..ops.rounding.path_following import descending, follow_gram, follow_samples, gram_error
+
+__all__ = ["PreparedInputs", "mean_error", "per_row"]
+
+_CHUNK = 1 << 24  # weights in flight: bounds the scratch memory of very wide layers
+
+
+def per_row(step: Tensor, weight: Tensor) -> Tensor:
+    """Return a (1,) or (groups * neurons,) step as (groups, neurons, 1), to go with ``weight``."""
+    groups, neurons, _ = weight.shape
+    return step.expand(groups * neurons).reshape(groups, neurons, 1)
+
+
+def mean_error(statistics: Statistics, weight: Tensor, quantized: Tensor) -> Tensor:
+    """Return the mean of ``XW - X~Q`` over the rows, what a bias owes: (groups * neurons,)."""
+    ours = weight @ statistics.reference_mean[..., None].to(weight)
+    theirs = quantized @ statistics.quantized_mean[..., None].to(weight)
+    return (ours - theirs).flatten().float()
+
+
+def _parts(weight: Tensor) -> Iterator[slice]:
+    """Cut the neurons into parts that bound scratch memory: they never interact."""
+    groups, neurons, columns = weight.shape
+    width = max(256, _CHUNK // max(1, groups * columns))
+    return (slice(a, a + width) for a in range(0, neurons, width))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedInputs:
+    """What sweeps need of the inputs.
+
+    Attributes:
+        statistics: of the layer.
+        gram: (H, G) in Gram form; None in sample form.
+        order: (groups, columns) in which columns are visited; None for the natural order.
+    """
+
+    statistics: Statistics
+    gram: tuple[Tensor, Tensor] | None
+    order: Tensor | None
+
+    @classmethod
+    def of(cls, statistics: Statistics, order: str) -> PreparedInputs:
+        """Choose the form by what was collected, and the order ("descending" or "natural")."""
+        gram = None if statistics.samples is not None else statistics.moments()
+        if order == "natural":
+            return cls(statistics, gram, None)
+        if statistics.samples is not None:
+            energy = statistics.samples[1].square().sum(1)
+        else:
+            energy = statistics.moments()[0].diagonal(dim1=1, dim2=2)
+        return cls(statistics, gram, descending(energy))
+
+    def sweep(
+        self, weight: Tensor, step: Tensor, project_: Project, passes: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Quantize ``weight`` (groups, neurons, columns) with ``step``.
+
+        Returns the levels in grid units, and per neuron (groups, neurons) float64 the squared error
+        ``||X w - X~ q||^2``; in Gram form with X other than X~, that minus ``||X w||^2``.
+        """
+        steps = per_row(step, weight)
+        levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
+        for part in _parts(weight):
+            size = steps[:, part]
+            found, squared = self._sweep_part(weight[:, part] / size, project_, passes)
+            levels[:, part] = found
+            error[:, part] = squared * size[..., 0].double().square()
+        return levels, error
+
+    def _sweep_part(self, units: Tensor, project_: Project, passes: int) -> tuple[Tensor, Tensor]:
+        if self.gram is None and self.statistics.samples is not None:
+            reference, quantized = self.statistics.samples
+            levels, residual = follow_samples(
+                units.to(quantized), reference, quantized, project_, order=self.order, passes=passes
+            )
+            return levels, residual.square().sum(1, dtype=torch.float64)
+        second, cross = self.gram or self.statistics.moments()
+        units = units.to(second)
+        levels = follow_gram(units, second, cross, project_, order=self.order, passes=passes)
+        return levels, gram_error(units, levels, second, cross)
+
+    def error(self, weight: Tensor, quantized: Tensor) -> Tensor:
+        """Return the error of any quantized weight, in the terms of :meth:`sweep`."""
+        error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
+        for part in _parts(weight):
+            error[:, part] = self._error_part(weight[:, part], quantized[:, part])
+        return error
+
+    def _error_part(self, weight: Tensor, quantized: Tensor) -> Tensor:
+        size = row_radius(weight).clamp_min(torch.finfo(weight.dtype).tiny)[..., None]
+        ours, theirs = weight / size, quantized / size  # so that no square leaves float32
+        if self.statistics.samples is None:
+            second, cross = self.gram or self.statistics.moments()
+            squared = gram_error(ours.to(second), theirs.to(second), second, cross)
+        else:
+            x, y = self.statistics.samples
+            gap = x @ ours.to(x).mT - y @ theirs.to(y).mT
+            squared = gap.square().sum(1, dtype=torch.float64)
+        return squared * size[..., 0].double().square()
+
+    def relative_error(self, weight: Tensor, error: Tensor) -> float | None:
+        """Return ``||XW - X~Q|| / ||XW||`` from what :meth:`sweep` returned; None where unknown.
+
+        In Gram form with X other than X~ it is known only if the statistics hold the energy.
+        """
+        known = self.statistics.reference_energy
+        mismatched = self.gram is not None and self.gram[0] is not self.gram[1]
+        if mismatched and known is None:
+            return None
+        energy = (
+            self.error(weight, weight.new_zeros(()).expand_as(weight)) if known is None else known
+        )
+        total = float(energy.sum(dtype=torch.float64))
+        squared = float(error.sum()) + (total if mismatched else 0.0)
+        return float(max(0.0, squared) / total) ** 0.5 if total > 0 else 0.0

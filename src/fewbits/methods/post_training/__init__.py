@@ -1,0 +1,1 @@
+"""Methods that round a trained network: nearest, GPFQ, GPTQ, Qronos."""

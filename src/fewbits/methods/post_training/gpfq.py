@@ -1,0 +1,164 @@
+"""GPFQ: greedy path following, rounding that repays its own error along the columns of a layer.
+
+References:
+    Lybrand and Saab, "A greedy algorithm for quantizing neural networks", JMLR 22(156), 2021.
+    Zhang, Zhou and Saab, "Post-training quantization for neural networks with provable
+    guarantees", SIAM J. Math. Data Sci. 5(2), 2023 (mismatched inputs, thresholds).
+    Zhang and Saab, "SPFQ: a stochastic algorithm and its error analysis for neural network
+    quantization", 2023 (stochastic rounding; SPFQ of order one is ``rounding="stochastic"``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ...errors import require
+from ...ops.levels.grid import Grid, Project, best_clip
+from ...ops.rounding.projections import HardThreshold, SoftThreshold, StochasticRounding
+from ..base import METHODS
+from ..path_inputs import PreparedInputs, mean_error, per_row
+from ..uniform import (
+    DATA_FREE_RADII,
+    Spacing,
+    check_grid,
+    check_number,
+    check_one_of,
+    check_switch,
+    checked_statistics,
+    checked_weight,
+    grid_of,
+    is_whole,
+    result,
+)
+
+__all__ = ["GPFQ"]
+
+_CLIPS = tuple(1.25 * 5 ** (-k / 11) for k in range(12))  # 1.25 down to 0.25, evenly in the ratio
+_PASSES = 2  # later ones change next to nothing
+_SEARCHED_NEURONS = 128  # enough to choose one clip for a whole layer
+
+
+@METHODS.register("gpfq")
+@dataclass(frozen=True, kw_only=True)
+class GPFQ:
+    """Greedy path following quantization.
+
+    Attributes:
+        bits, levels, clip, per: as in :class:`~fewbits.methods.Nearest`.
+        radius: also "objective": the multiple of the largest magnitude, of twelve between 0.25 and
+            1.25 times ``clip``, that gives the least output error after the whole sweep; chosen by
+            each neuron (``per="channel"``, twelve sweeps) or for the layer on a sample of neurons.
+        order: of the columns: "descending" input energy, or "natural".
+        threshold: "none", "soft" (L1 penalty) or "hard" (L0 penalty; two levels more): sparser.
+        threshold_size: in steps; for "hard" below the top level.
+        rounding: "nearest", or "stochastic", which is unbiased and twice as noisy.
+        passes: refinement sweeps of coordinate descent after the greedy one (not in the papers);
+            None for 2, or for 0 with stochastic rounding, which a refinement would undo.
+        bias_correction: shift the bias by the mean output error over the calibration rows.
+    """
+
+    name: ClassVar[str] = "gpfq"
+    summary: ClassVar[str] = "error feedback along the columns; best default with calibration data"
+    paper: ClassVar[str] = "Lybrand and Saab 2021; Zhang, Zhou and Saab 2023"
+    needs: ClassVar[str] = "both"
+
+    bits: int = 4
+    levels: int | None = None
+    radius: str = "absmax"
+    clip: float = 1.0
+    per: str = "channel"
+    order: str = "descending"
+    threshold: str = "none"
+    threshold_size: float = 0.5
+    rounding: str = "nearest"
+    passes: int | None = None
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        radii = (*DATA_FREE_RADII, "objective")
+        check_grid(self, radii)
+        check_one_of("order", self.order, ("descending", "natural"))
+        check_one_of("threshold", self.threshold, ("none", "soft", "hard"))
+        check_number("threshold_size", self.threshold_size, 0)
+        check_one_of("rounding", self.rounding, ("nearest", "stochastic"))
+        sound = self.passes is None or (is_whole(self.passes) and 0 <= self.passes <= 100)
+        require(sound, "passes", "an integer from 0 to 100, or None", self.passes)
+        check_switch("bias_correction", self.bias_correction)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        stochastic = self.rounding == "stochastic"
+        require(
+            not (stochastic and self.passes), "passes", "0 with stochastic rounding", self.passes
+        )
+        if self.threshold == "hard":
+            grid = grid_of(self.bits, self.levels)
+            require(not stochastic, "rounding", "'nearest' with a hard threshold", self.rounding)
+            require(grid.offset == 0, "levels", "odd with a hard threshold", self.levels)
+            below = f"below {grid.top:g}, the top level, with a hard threshold"
+            require(self.threshold_size < grid.top, "threshold_size", below, self.threshold_size)
+
+    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+        """Quantize one weight.
+
+        Sample form (rows m <= columns N): ``6 m n N`` flops for n neurons. Gram form: ``2 n N^2``,
+        and up to twice that again to measure the objective. ``radius="objective"`` repeats it.
+        """
+        weight = checked_weight(layer)
+        inputs = PreparedInputs.of(checked_statistics(layer, self.name), self.order)
+        step = self._step(layer, inputs)
+        alphabet = self._alphabet()
+        levels, error = inputs.sweep(
+            weight, step, self._project(layer.seed, weight.device), self._passes
+        )
+        relative = inputs.relative_error(weight, error)
+        info = {} if relative is None else {"objective": relative}
+        shift = None
+        if self.bias_correction:
+            shift = mean_error(inputs.statistics, weight, levels * per_row(step, weight))
+        return result(layer, levels, step, alphabet, info=info, bias_shift=shift)
+
+    @property
+    def _passes(self) -> int:
+        if self.passes is None:
+            return 0 if self.rounding == "stochastic" else _PASSES
+        return self.passes
+
+    def _alphabet(self) -> Grid | HardThreshold:
+        grid = grid_of(self.bits, self.levels)
+        return HardThreshold(self.threshold_size, grid) if self.threshold == "hard" else grid
+
+    def _project(self, seed: int, device: torch.device) -> Project:
+        alphabet = self._alphabet()
+        if isinstance(alphabet, Grid) and self.rounding == "stochastic":
+            generator = torch.Generator(device).manual_seed(seed)
+            base = StochasticRounding(alphabet, generator).project_
+        else:
+            base = alphabet.project_
+        return (
+            SoftThreshold(self.threshold_size, base).project_ if self.threshold == "soft" else base
+        )
+
+    def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
+        """Return the step of the radius rule, after the search where the rule is a search."""
+        grid = grid_of(self.bits, self.levels)
+        weight = layer.weight
+        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
+        if self.radius != "objective":
+            return spacing.step(weight)
+        groups, neurons, _ = weight.shape
+        stride = max(1, groups * neurons // _SEARCHED_NEURONS) if self.per == "tensor" else 1
+        sample = weight[:, ::stride]
+
+        def error(factor: float) -> Tensor:
+            step = spacing.step(weight, factor)
+            project_ = self._project(layer.seed, weight.device)
+            squared = inputs.sweep(sample, step, project_, self._passes)[1]
+            return squared.flatten() if self.per == "channel" else squared.sum()[None]
+
+        return spacing.step(weight, best_clip(error, _CLIPS)[0])

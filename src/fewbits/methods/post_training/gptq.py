@@ -1,0 +1,108 @@
+"""GPTQ: error feedback that re-optimises the weights still to come.
+
+Reference:
+    Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: accurate post-training quantization for
+    generative pre-trained transformers", 2022 (published as OPTQ, ICLR 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ...ops.rounding.path_following import descending, gram_error
+from ...ops.rounding.second_order import Factor, gptq
+from ..base import METHODS
+from ..path_inputs import mean_error, per_row
+from ..uniform import (
+    DATA_FREE_RADII,
+    Spacing,
+    check_grid,
+    check_number,
+    check_one_of,
+    check_switch,
+    checked_statistics,
+    checked_weight,
+    grid_of,
+    result,
+)
+
+__all__ = ["GPTQ", "factor_info"]
+
+
+@METHODS.register("gptq")
+@dataclass(frozen=True, kw_only=True)
+class GPTQ:
+    """GPTQ on the inputs the quantized network really sees.
+
+    Attributes:
+        bits, levels, radius, clip, per: as in :class:`~fewbits.methods.Nearest`, less "percentile".
+        order: of the columns: "descending" input energy, or "natural".
+        damping: added to the diagonal of X~^T X~, as a fraction of its mean; raised tenfold, up to
+            five times, where the factorisation fails.
+        bias_correction: shift the bias by the mean output error over the calibration rows.
+    """
+
+    name: ClassVar[str] = "gptq"
+    summary: ClassVar[str] = "error feedback through a Cholesky factor; for many rows of data"
+    paper: ClassVar[str] = "Frantar et al. 2022"
+    needs: ClassVar[str] = "inputs"
+
+    bits: int = 4
+    levels: int | None = None
+    radius: str = "absmax"
+    clip: float = 1.0
+    per: str = "channel"
+    order: str = "descending"
+    damping: float = 0.01
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_grid(self, DATA_FREE_RADII)
+        check_one_of("order", self.order, ("descending", "natural"))
+        check_number("damping", self.damping, 0)
+        check_switch("bias_correction", self.bias_correction)
+
+    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+        """Quantize one weight. Cost: ``N^3 / 3 + n N^2`` flops for n neurons of N columns."""
+        weight = checked_weight(layer)
+        statistics = checked_statistics(layer, self.name)
+        second, _ = statistics.moments()
+        grid = grid_of(self.bits, self.levels)
+        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
+        step = spacing.step(weight)
+        units = (weight / per_row(step, weight)).to(second)
+        energy = second.diagonal(dim1=1, dim2=2)
+        mean = energy.mean(1)
+        damping = self.damping * torch.where(mean > 0, mean, 1)
+        order = descending(energy) if self.order == "descending" else None
+        levels, factor = gptq(units, second, grid.project_, damping=damping, order=order)
+        info = factor_info(factor)
+        squared = gram_error(units, levels, second, second) * _squares(step, weight)
+        total = gram_error(units, torch.zeros_like(units), second, second) * _squares(step, weight)
+        if float(total.sum()) > 0:
+            info["objective"] = float(squared.sum().clamp_min(0) / total.sum()) ** 0.5
+        shift = mean_error(statistics, weight, levels.to(weight) * per_row(step, weight))
+        bias_shift = shift if self.bias_correction else None
+        return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)
+
+
+def _squares(step: Tensor, weight: Tensor) -> Tensor:
+    return per_row(step, weight)[..., 0].double().square()
+
+
+def factor_info(factor: Factor) -> dict[str, float]:
+    """Return what became of the factorisation.
+
+    "damping": the largest that was added; "damping_retries": how often it was raised; "fallback":
+    fraction of the groups that were plainly rounded because it failed to the end.
+    """
+    return {
+        "damping": float(factor.damping.max()) if len(factor.damping) else 0.0,
+        "damping_retries": float(factor.retries),
+        "fallback": float(factor.failed.double().mean()) if len(factor.failed) else 0.0,
+    }

@@ -1,0 +1,93 @@
+"""Qronos: GPTQ that first corrects for the inputs having changed.
+
+Reference:
+    Zhang, Zhang, Colbert and Saab, "Qronos: correcting the past by shaping the future in
+    post-training quantization", 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ...ops.rounding.second_order import largest_eigenvalue, qronos
+from ..base import METHODS
+from ..path_inputs import PreparedInputs, mean_error, per_row
+from ..uniform import (
+    DATA_FREE_RADII,
+    Spacing,
+    check_grid,
+    check_number,
+    check_one_of,
+    check_switch,
+    checked_statistics,
+    checked_weight,
+    grid_of,
+    result,
+)
+from .gptq import factor_info
+
+__all__ = ["Qronos"]
+
+
+@METHODS.register("qronos")
+@dataclass(frozen=True, kw_only=True)
+class Qronos:
+    """Qronos: the float network's outputs from the quantized network's inputs.
+
+    Attributes:
+        bits, levels, radius, clip, per: as in :class:`~fewbits.methods.Nearest`, less "percentile".
+        order: of the columns: "descending" input energy, or "natural".
+        damping: added to the diagonal of X~^T X~, as a fraction of its largest eigenvalue; raised
+            tenfold, up to five times, where the factorisation fails.
+        bias_correction: shift the bias by the mean output error over the calibration rows.
+    """
+
+    name: ClassVar[str] = "qronos"
+    summary: ClassVar[str] = "GPTQ after correcting the past; strongest where inputs have drifted"
+    paper: ClassVar[str] = "Zhang et al. 2025"
+    needs: ClassVar[str] = "both"
+
+    bits: int = 4
+    levels: int | None = None
+    radius: str = "absmax"
+    clip: float = 1.0
+    per: str = "channel"
+    order: str = "descending"
+    damping: float = 1e-6
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_grid(self, DATA_FREE_RADII)
+        check_one_of("order", self.order, ("descending", "natural"))
+        check_number("damping", self.damping, 0)
+        check_switch("bias_correction", self.bias_correction)
+
+    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+        """Quantize one weight, in float64. Cost: ``N^3 / 3 + 5 n N^2`` flops."""
+        weight = checked_weight(layer)
+        inputs = PreparedInputs.of(checked_statistics(layer, self.name), self.order)
+        small, small_cross = inputs.statistics.moments()
+        second = small.double()
+        cross = second if small_cross is small else small_cross.double()
+        grid = grid_of(self.bits, self.levels)
+        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
+        step = spacing.step(weight)
+        scale = per_row(step, weight).double()
+        units = weight / scale
+        largest = largest_eigenvalue(second)
+        damping = self.damping * torch.where(largest > 0, largest, 1)
+        levels, factor = qronos(
+            units, second, cross, grid.project_, damping=damping, order=inputs.order
+        )
+        info = factor_info(factor)
+        quantized = levels * scale
+        objective = inputs.relative_error(weight, inputs.error(weight, quantized))
+        if objective is not None:
+            info["objective"] = objective
+        shift = mean_error(inputs.statistics, weight.double(), quantized)
+        bias_shift = shift if self.bias_correction else None
+        return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)

@@ -1,0 +1,1 @@
+"""Methods that weigh bits against distortion at one slope: RDOQ, transform quantization."""

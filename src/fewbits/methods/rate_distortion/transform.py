@@ -1,0 +1,168 @@
+"""Transform quantization: channels decorrelated, then quantized at one slope for all layers.
+
+Reference:
+    Young, Zhe, Taubman and Girod, "Transform quantization for CNN compression", TPAMI 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import ClassVar
+
+from torch import Tensor
+
+from ...engine.layers.layer import LayerMatrix, Quantized
+from ...errors import CalibrationError, ConfigError, require
+from ...ops.transforms import SIDES
+from ..base import METHODS
+from ..path_inputs import mean_error
+from ..uniform import (
+    check_number,
+    check_one_of,
+    check_switch,
+    checked_statistics,
+    checked_weight,
+    is_whole,
+)
+from .candidate import How, Rated, rate
+from .domains import Domain, Felt, plain_domain, transformed
+from .rate_problem import RateProblem
+
+__all__ = ["Transform"]
+
+_NEAR = 1.1  # of the cost without a transform: a basis that rounding finds dearer is not priced
+
+
+@METHODS.register("transform")
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """Transform quantization at a slope, with the basis quantized and paid for.
+
+    Attributes:
+        slope: squared error of the network's output (its logits, summed) that one bit is worth.
+            The same for all layers, it shares the bits out among them.
+        basis: "elt" (decorrelates weights and output errors), "klt" (weights only), or "none".
+        side: which channels the basis mixes: "row" (inputs), "column" (outputs), or "best": for
+            each layer what costs least of these and no transform.
+        form: "entropy" (uniform steps, entropy-coded) or "blocks" (the paper's: eight blocks of
+            rows in a layer, each of 0 to 8 bits, billed at fixed length).
+        basis_bits: for each value of a basis.
+        feedback: later values repay errors made before: those of earlier layers, and those of
+            earlier columns inside the domain; with "entropy" only.
+        rate: "adaptive" (levels pay for their bits in the coder's learning model), "static" (under
+            one law for the layer), or "none" (levels are the nearest); with "entropy" only.
+        bias_correction: shift the bias by the mean output error over the calibration rows.
+    """
+
+    name: ClassVar[str] = "transform"
+    summary: ClassVar[str] = "channels in a basis where it pays, bits shared out at one slope"
+    paper: ClassVar[str] = "Young et al. 2021"
+    needs: ClassVar[str] = "both"
+    gradients: ClassVar[str] = "rows"
+
+    slope: float = 1e-4
+    basis: str = "elt"
+    side: str = "best"
+    form: str = "entropy"
+    basis_bits: int = 4
+    feedback: bool = True
+    rate: str = "adaptive"
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_number("slope", self.slope, 0)
+        check_one_of("basis", self.basis, ("elt", "klt", "none"))
+        check_one_of("side", self.side, ("best", "row", "column"))
+        check_one_of("form", self.form, ("entropy", "blocks"))
+        sound = is_whole(self.basis_bits) and 2 <= self.basis_bits <= 8
+        require(sound, "basis_bits", "an integer from 2 to 8", self.basis_bits)
+        check_switch("feedback", self.feedback)
+        check_one_of("rate", self.rate, ("adaptive", "static", "none"))
+        blocks = self.form == "blocks"
+        clash = blocks and self.feedback
+        require(not clash, "feedback", "False with form='blocks'", self.feedback)
+        clash = blocks and self.rate != "none"
+        require(not clash, "rate", "'none' with form='blocks'", self.rate)
+        check_switch("bias_correction", self.bias_correction)
+
+    def encode(self, layer: LayerMatrix) -> Quantized:
+        """Quantize one weight.
+
+        Cost: for each basis tried two eigendecompositions of its channels, ``N^3 / 3 + n N^2``
+        flops for the feedback, and a count of the symbols; then, with a rate, that of RDOQ for no
+        transform and for each basis that may pay.
+        """
+        if layer.sensitivity is None:
+            raise ConfigError(
+                f"layer {layer.name!r}: the method {self.name!r} needs calibration gradients and "
+                "got none. Compress with calibration data, or use a method that needs nothing."
+            )
+        statistics = checked_statistics(layer, self.name)
+        weight = checked_weight(layer)
+        problem = RateProblem.of(layer, weight, statistics)
+        target = problem.target if self.feedback else weight.double()
+        how = How(self.slope, self.form == "blocks", self.feedback, self.rate, layer.limit)
+        best = self._best(target, Felt.of(problem), how)
+        if best is None:
+            raise CalibrationError(
+                f"layer {layer.name!r}: its inputs are too large or too small for the quantized "
+                "weight to stay finite. Scale the calibration data, or keep this layer as it is."
+            )
+        if not self.bias_correction:
+            return best.result
+        shift = mean_error(statistics, weight.double(), best.result.dequantize().double())
+        return replace(best.result, bias_shift=shift)
+
+    def _best(self, weight: Tensor, felt: Felt, how: How) -> Rated | None:
+        """Return the layer in the domain, of those asked for and possible, that costs least.
+
+        Rounding tells which bases may pay; only those, and no transform, are tried with a rate.
+        In layers of a few hundred weights rounding may still cost less than levels with a rate.
+        """
+        rounding = replace(how, rate="none")
+        tried = {
+            side: self._rounded(weight, felt, side, rounding)
+            for side in self._sides(weight, felt.kernel)
+        }
+        rounded = [rated for _, rated in tried.values()]
+        if how.rate == "none":
+            return _least(rounded, how.slope)
+        bound = _NEAR * _cost(tried["none"][1], how.slope) if "none" in tried else inf
+        likely = [domain for domain, rated in tried.values() if _cost(rated, how.slope) <= bound]
+        priced = [rate(domain, weight, felt, how) for domain in likely]
+        return _least([*rounded, *priced], how.slope)
+
+    def _sides(self, weight: Tensor, kernel: int) -> list[str]:
+        """Return the domains to try: "none" among them unless a side is asked for and possible."""
+        _, neurons, columns = weight.shape
+        channels = {"row": columns // kernel, "column": neurons}
+        wanted: tuple[str, ...] = SIDES if self.side == "best" else (self.side,)
+        wanted = () if self.basis == "none" else wanted
+        possible = [side for side in wanted if channels[side] > 1 and weight.any()]
+        return ["none", *possible] if self.side == "best" or not possible else possible
+
+    def _rounded(
+        self, weight: Tensor, felt: Felt, side: str, how: How
+    ) -> tuple[Domain, Rated | None]:
+        """Return a domain and the layer in it; a basis is fitted again to the vectors in use."""
+        if side == "none":
+            domain = plain_domain(weight, felt)
+            return domain, rate(domain, weight, felt, how)
+        bits = self.basis_bits
+        domain = transformed(weight, felt, side, self.basis, bits=bits)
+        first = rate(domain, weight, felt, how)
+        if first is None or bool(first.live.all()):
+            return domain, first
+        fewer = transformed(weight, felt, side, self.basis, bits=bits, keep=first.live)
+        return fewer, rate(fewer, weight, felt, how)
+
+
+def _cost(rated: Rated | None, slope: float) -> float:
+    return inf if rated is None else rated.distortion + slope * rated.bits
+
+
+def _least(found: Iterable[Rated | None], slope: float) -> Rated | None:
+    best = min(found, key=lambda rated: _cost(rated, slope))
+    return best if _cost(best, slope) < inf else None

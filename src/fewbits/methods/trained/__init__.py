@@ -1,0 +1,1 @@
+"""Methods that train: HEMP, LowBit, PWFN, and the protocol they share."""

@@ -1,0 +1,1 @@
+"""HEMP: high-order entropy minimization (Tartaglione et al. 2021)."""

@@ -1,0 +1,1 @@
+"""LowBit: low-bit weights and activations (Zhuang et al. 2021)."""

@@ -1,0 +1,1 @@
+"""PWFN: probabilistic weight fixing (Subia-Waud and Dasmahapatra 2023)."""

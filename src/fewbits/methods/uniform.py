@@ -1,0 +1,214 @@
+"""What all methods on a uniform grid share: their settings' limits, the step, and the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ..engine.layers.statistics import Statistics
+from ..errors import CalibrationError, ConfigError, ModelError, is_number, require
+from ..ops.device import check_float64
+from ..ops.levels.grid import (
+    FLOAT32_MAX,
+    Grid,
+    all_finite,
+    best_clip,
+    mean_max_radius,
+    median_radius,
+    percentile_radius,
+    row_radius,
+    steps,
+)
+from ..ops.rounding.projections import HardThreshold
+
+__all__ = [
+    "DATA_FREE_RADII",
+    "Spacing",
+    "check_grid",
+    "check_number",
+    "check_one_of",
+    "check_switch",
+    "checked_statistics",
+    "checked_weight",
+    "grid_of",
+    "is_whole",
+    "result",
+]
+
+DATA_FREE_RADII = ("absmax", "mse", "median", "mean_max")
+
+_MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether ``value`` is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ConfigError unless ``value`` is one of ``allowed``."""
+    words = " or ".join(map(repr, allowed))
+    require(isinstance(value, str) and value in allowed, name, words, value)
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise a ConfigError unless ``value`` is True or False."""
+    require(isinstance(value, bool), name, "True or False", value)
+
+
+def check_number(name: str, value: object, low: float, *, inclusive: bool = False) -> None:
+    """Raise a ConfigError unless ``value`` is a finite number above ``low`` (or equal)."""
+    good = is_number(value) and (value > low or (inclusive and value == low))
+    require(good, name, f"a number {'>=' if inclusive else '>'} {low}", value)
+
+
+class _OnGrid(Protocol):
+    """The five settings that all methods on a grid share."""
+
+    @property
+    def bits(self) -> int: ...
+    @property
+    def levels(self) -> int | None: ...
+    @property
+    def radius(self) -> str: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def per(self) -> str: ...
+
+
+def check_grid(method: _OnGrid, radii: tuple[str, ...]) -> None:
+    """Raise a ConfigError, naming the setting, unless the five shared ones describe a grid."""
+    bits, levels = method.bits, method.levels
+    good_bits = is_whole(bits) and 2 <= bits <= 8
+    require(good_bits, "bits", "an integer from 2 to 8 (ternary: levels=3, or bits=2)", bits)
+    if levels is not None:
+        good = is_whole(levels) and 2 <= levels <= 2**24
+        require(good, "levels", "None or an integer from 2 to 2**24", levels)
+    check_one_of("radius", method.radius, radii)
+    check_number("clip", method.clip, 0)
+    check_one_of("per", method.per, ("channel", "tensor"))
+
+
+def grid_of(bits: int, levels: int | None) -> Grid:
+    """Return the alphabet: ``levels`` of them, or the ``2**bits - 1`` that include a zero."""
+    return Grid(2**bits - 1 if levels is None else levels)
+
+
+def checked_weight(layer: LayerMatrix) -> Tensor:
+    """Return the weight, unless it holds NaN or infinity (ModelError)."""
+    if not all_finite(layer.weight):
+        raise ModelError(
+            f"layer {layer.name!r}: the weight holds NaN or infinity, which no level stands for. "
+            "Repair the network, or keep this tensor as it is."
+        )
+    return layer.weight
+
+
+def checked_statistics(layer: LayerMatrix, method: str) -> Statistics:
+    """Return the statistics, unless there are none (ConfigError), or no float64 (ModelError)."""
+    check_float64(layer.weight.device, f"layer {layer.name!r}")
+    if layer.statistics is None:
+        raise ConfigError(
+            f"layer {layer.name!r}: the method {method!r} needs calibration inputs and got none. "
+            "Pass calibration data, or use a method that needs nothing, such as 'nearest'."
+        )
+    return layer.statistics
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """How far a grid reaches: the radius rule, a factor on it, and one step per row or per layer.
+
+    Attributes:
+        grid: the levels.
+        radius: "absmax", "percentile", "mse" or "objective" (whose search multiplies absmax), by
+            row or by layer; "median" or "mean_max", which are the layer's by definition.
+        clip: factor on the radius.
+        per: "channel" or "tensor".
+        percentile: of ``|w|``, for the rule of that name.
+        limit: that no level exceeds.
+    """
+
+    grid: Grid
+    radius: str
+    clip: float
+    per: str
+    percentile: float = 100.0
+    limit: float = FLOAT32_MAX
+
+    def step(self, weight: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+        """Return the (1,) or (groups * neurons,) float32 step; ``factor`` multiplies the radius."""
+        rows = self._rows(weight)
+        limit = row_radius(rows)
+        if self.radius == "percentile":
+            radius = percentile_radius(rows, self.percentile)
+        elif self.radius == "median":
+            radius = median_radius(rows)[None]
+        elif self.radius == "mean_max":
+            radius = mean_max_radius(weight)[None]
+        elif self.radius == "mse":
+            radius = limit * self._rounding_clip(rows, limit)
+        else:
+            radius = limit
+        return steps(radius * (self.clip * factor), limit * self.clip, self.grid, self.limit)
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        layerwise = self.per == "tensor" or self.radius in ("median", "mean_max")
+        return weight.reshape(1, -1) if layerwise else weight.flatten(0, 1)
+
+    def _rounding_clip(self, rows: Tensor, limit: Tensor) -> Tensor:
+        # In powers of two near each row's own size, so that no square leaves float32.
+        size = torch.frexp(limit.clamp_min(torch.finfo(limit.dtype).tiny)).exponent[:, None]
+
+        def error(clip: float) -> Tensor:
+            step = steps(limit * clip, limit, self.grid, self.limit)[:, None]
+            units = rows / step
+            levels = units.clone()
+            self.grid.project_(levels)
+            return (levels.sub_(units) * torch.ldexp(step, -size)).square_().sum(1)
+
+        return best_clip(error, _MSE_CLIPS)[0]
+
+
+def result(
+    layer: LayerMatrix,
+    levels: Tensor,
+    step: Tensor,
+    alphabet: Grid | HardThreshold,
+    *,
+    info: dict[str, float],
+    bias_shift: Tensor | None = None,
+) -> QuantizedMatrix:
+    """Turn ``levels`` (groups, neurons, columns) in grid units into integers, and count them.
+
+    Adds to ``info``: "levels", "zeros" (fraction of zero weights) and "saturation" (fraction on the
+    outermost levels).
+    """
+    if not all_finite(levels):
+        raise CalibrationError(
+            f"layer {layer.name!r}: its inputs are too large or too small for float32 arithmetic. "
+            "Scale the calibration data, or keep this layer as it is."
+        )
+    index = alphabet.index(levels)
+    codebook = alphabet.levels.to(step) if isinstance(alphabet, HardThreshold) else None
+    count = alphabet.levels if isinstance(alphabet, Grid) else len(alphabet.levels)
+    top = alphabet.top if isinstance(alphabet, Grid) else alphabet.grid.top
+    total = max(1, levels.numel())
+    outermost = torch.count_nonzero(levels >= top) + torch.count_nonzero(levels <= -top)
+    facts = {
+        "levels": float(count),
+        "zeros": (levels.numel() - int(torch.count_nonzero(levels))) / total,
+        "saturation": int(outermost) / total,
+        **info,
+    }
+    if codebook is not None:
+        return QuantizedMatrix(
+            index, None, levels=codebook, scale=step, bias_shift=bias_shift, info=facts
+        )
+    offset = alphabet.offset if isinstance(alphabet, Grid) else 0.0
+    return QuantizedMatrix(index, step, offset, bias_shift=bias_shift, info=facts)

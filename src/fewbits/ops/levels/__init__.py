@@ -1,0 +1,1 @@
+"""Levels: uniform grids, codebooks, powers of two, quantizers with gradients, ranges."""

@@ -1,0 +1,1 @@
+"""Rate and distortion: bit allocation, cheapest levels, entropy as a loss."""

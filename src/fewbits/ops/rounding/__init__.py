@@ -1,0 +1,1 @@
+"""Rounding: path following, second-order feedback, projections, noise shaping."""

@@ -1,0 +1,150 @@
+"""GPTQ and Qronos: rounding that also re-optimises the weights still to come.
+
+Both are path following in disguise. Write the damped H = R R^T with R *upper* triangular (a
+Cholesky factor taken from the last column backwards). GPTQ's feedback of column j on column t > j
+is then ``R[j, t] / R[t, t]``: GPFQ's ``H[t, j] / H[t, t]`` with R^T in the place of H. So the
+blocked kernel of :mod:`fewbits.ops.rounding.path_following` serves unchanged, nothing is inverted,
+and one factorisation of ``N^3 / 3`` flops is all the extra cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..levels.grid import Project
+from .path_following import follow_gram, permute_columns, permute_moments, restore_columns
+
+__all__ = ["Factor", "backward_cholesky", "gptq", "largest_eigenvalue", "qronos"]
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """H + damping I = R R^T.
+
+    Attributes:
+        upper: R, (groups, columns, columns), upper triangular.
+        damping: (groups,) what was added to the diagonal of H.
+        retries: how often the damping was raised tenfold before the factorisation held.
+        failed: (groups,) bool; where True, ``upper`` is a diagonal and rounding is plain.
+    """
+
+    upper: Tensor
+    damping: Tensor
+    retries: int
+    failed: Tensor
+
+
+def backward_cholesky(second: Tensor, damping: Tensor, attempts: int = 6) -> Factor:
+    """Factor ``H + damping I = R R^T``, raising ``damping`` (groups,) tenfold where that fails.
+
+    After ``attempts`` failures a group falls back to the square roots of its diagonal: no feedback.
+    """
+    damping = damping.clone()
+    energy = second.diagonal(dim1=1, dim2=2)
+    floor = energy.mean(1).clamp_min(0) * torch.finfo(second.dtype).eps
+    upper = second.new_zeros(())
+    bad = torch.ones_like(damping, dtype=torch.bool)
+    retries = 0
+    for retries in range(attempts):
+        if retries:
+            damping = torch.where(bad, torch.maximum(damping * 10, floor), damping)
+        damped = second + torch.diag_embed(damping[:, None].expand_as(energy))
+        lower, status = torch.linalg.cholesky_ex(damped.flip(1, 2))
+        upper, bad = lower.flip(1, 2), status != 0
+        if not bool(bad.any()):
+            break
+    if bool(bad.any()):
+        plain = torch.diag_embed((energy + damping[:, None]).clamp_min(0).sqrt())
+        upper = torch.where(bad[:, None, None], plain, upper)
+    return Factor(upper, damping, retries, bad)
+
+
+def gptq(
+    weight: Tensor,
+    second: Tensor,
+    project_: Project,
+    *,
+    damping: Tensor,
+    order: Tensor | None = None,
+) -> tuple[Tensor, Factor]:
+    """Return the levels (groups, neurons, columns) of GPTQ, and the factor they rest on.
+
+    After column t is rounded, all later weights move to the minimiser of ``||X (w - q)||`` with the
+    rounded ones fixed (Frantar et al., "GPTQ", 2022).
+
+    Args:
+        weight: (groups, neurons, columns) in grid units; not changed.
+        second: H, (groups, columns, columns).
+        project_: overwrites values by levels; called once per column, in order.
+        damping: (groups,) added to the diagonal of H; raised where that is not enough.
+        order: (groups, columns) permutation: the columns in the order to be visited.
+
+    Cost: ``N^3 / 3 + n N^2`` flops.
+    """
+    if order is not None:
+        weight, second = permute_columns(weight, order), permute_moments(second, order)
+    factor = backward_cholesky(second, damping)
+    levels = follow_gram(weight, factor.upper.mT, factor.upper.mT, project_)
+    return (levels if order is None else restore_columns(levels, order)), factor
+
+
+def qronos(
+    weight: Tensor,
+    second: Tensor,
+    cross: Tensor,
+    project_: Project,
+    *,
+    damping: Tensor,
+    order: Tensor | None = None,
+) -> tuple[Tensor, Factor]:
+    """Return the levels (groups, neurons, columns) of Qronos, and the factor they rest on.
+
+    The first column is rounded to the best choice given all others (Zhang et al., "Qronos", 2025)::
+
+        q_1 = nearest(((G w)_1 - sum_{j>1} H_1j w_j) / H_11)
+        w_{>1} <- (H_{>1,>1} + damping)^-1 (G_{>1,:} w - H_{>1,1} q_1)
+
+    and GPTQ goes on from there. Columns that carry nothing keep their weight. Arguments as in
+    :func:`gptq`; ``cross`` is G. Cost: ``N^3 / 3 + 5 n N^2`` flops.
+    """
+    if order is not None:
+        same = cross is second
+        weight, second = permute_columns(weight, order), permute_moments(second, order)
+        cross = second if same else permute_moments(cross, order)
+    factor = backward_cholesky(second, damping)
+    levels = _qronos_sweep(weight.mT, second, cross, factor, project_)
+    return (levels if order is None else restore_columns(levels, order)), factor
+
+
+def _qronos_sweep(
+    weight: Tensor, second: Tensor, cross: Tensor, factor: Factor, project_: Project
+) -> Tensor:
+    """Round ``weight`` (groups, columns, neurons) in its own order."""
+    energy = second.diagonal(dim1=1, dim2=2)[..., None]
+    live = energy > torch.finfo(second.dtype).eps * energy.mean(1, keepdim=True)
+    target = cross @ weight
+    first = target[:, :1] - second[:, :1, 1:] @ weight[:, 1:]
+    first = torch.where(live[:, :1], first / torch.where(live, energy, 1)[:, :1], weight[:, :1])
+    project_(first)
+    pending = target[:, 1:].baddbmm_(second[:, 1:, :1], first, alpha=-1)
+    upper = factor.upper[:, 1:, 1:]
+    pending = torch.linalg.solve_triangular(upper, pending, upper=True)
+    pending = torch.linalg.solve_triangular(upper.mT, pending, upper=False)
+    usable = live[:, 1:] & ~factor.failed[:, None, None]
+    moved = torch.where(usable, pending, weight[:, 1:])
+    rest = follow_gram(moved.mT, upper.mT, upper.mT, project_)
+    return torch.cat([first.mT, rest], 2)
+
+
+def largest_eigenvalue(second: Tensor, iterations: int = 30) -> Tensor:
+    """Return an estimate (groups,) of the largest eigenvalue of H, by power iteration."""
+    vector = second.new_ones(*second.shape[:2], 1)
+    vector = vector * torch.linspace(1, 2, second.shape[1]).to(second)[:, None]
+    for _ in range(iterations):
+        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(torch.finfo(second.dtype).tiny)
+        vector = second @ vector
+    largest: Tensor = vector.norm(dim=1)[:, 0]
+    return largest

@@ -1,0 +1,1 @@
+"""Recipes and plans: which method codes which tensor, from Python or YAML."""

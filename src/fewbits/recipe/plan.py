@@ -1,0 +1,258 @@
+"""The plan: every tensor of a network, its method, or why it is left alone; printable first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from ..coded import WEIGHT_DTYPES, Coverage, html_table
+from ..engine.layers.targets import Survey, Target, dtype_of, survey
+from ..errors import ModelError, TargetError
+from ..methods import Method, Nearest, TrainedMethod, to_settings
+from .patterns import selected, unmatched
+from .recipe import Recipe, Rule
+
+__all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan"]
+
+_REASONS = 2  # told where nothing can be coded
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One weight that can be coded, the method it gets or None, and why where that is not plain.
+
+    ``trained``: the method that trains it, after ``method`` where there are both.
+    """
+
+    target: Target
+    method: Method | None
+    reason: str = ""
+    trained: TrainedMethod | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "name": self.target.name,
+            "kind": self.target.kind,
+            "shape": list(self.target.shape),
+            "method": None if self.method is None else to_settings(self.method),
+            "reason": self.reason,
+            **({} if self.trained is None else {"trained": to_settings(self.trained)}),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe means on one network.
+
+    Attributes:
+        recipe: the recipe.
+        entries: every weight that can be coded, in the network's order.
+        kept: name to reason of every other tensor.
+        aliases: other names of tied tensors, each to the name that is coded.
+        bound: buffers that no file holds and that are one tensor with what it holds.
+        exact: of the tensors that are kept, those that share memory: stored as they are.
+        sizes: number of values of every floating-point or complex tensor by name, tied ones once.
+    """
+
+    recipe: Recipe
+    entries: tuple[PlanEntry, ...]
+    kept: Mapping[str, str]
+    aliases: Mapping[str, str]
+    bound: Mapping[str, str] = field(default_factory=dict)
+    exact: frozenset[str] = frozenset()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why tensors are left in float, by name."""
+        left = {e.target.name: e.reason for e in self.entries if not (e.method or e.trained)}
+        return {**self.kept, **left}
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the network the recipe quantizes, and the largest of the rest."""
+        coded = {e.target.name for e in self.entries if e.method or e.trained}
+        return Coverage.of(self.sizes, coded, self.reasons)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The first and the last weight matrix, in the network's order; () where there are two."""
+        names = [e.target.name for e in self.entries if len(e.target.shape) > 1]
+        return (names[0], names[-1]) if len(names) > 2 else ()
+
+    def modules_of(self, name: str) -> tuple[str, ...]:
+        """Return the modules that have a weight, each once: several where it is tied."""
+        target = next(e.target for e in self.entries if e.target.name == name)
+        return target.homes
+
+    def changed(self, name: str, method: Method | None, reason: str) -> Plan:
+        """Return the plan with another outcome for one weight."""
+        entries = tuple(
+            replace(e, method=method, reason=reason) if e.target.name == name else e
+            for e in self.entries
+        )
+        return replace(self, entries=entries)
+
+    def noted(self, name: str, note: str) -> Plan:
+        """Return the plan with a note on one weight, whose outcome stays."""
+        method = next(e.method for e in self.entries if e.target.name == name)
+        return self.changed(name, method, note)
+
+    def kept_after(self, name: str, what: str) -> Plan:
+        """Return the plan with what happened to a tensor that is not quantized but has changed.
+
+        Raises:
+            ModelError: it shares memory with others, which cannot all have changed with it.
+        """
+        if name in self.exact:
+            raise ModelError(
+                f"{name!r} is {what}, but other tensors show a part of its memory, or it is "
+                "expanded. Give it memory of its own, a clone() of its values, before compressing."
+            )
+        return replace(self, kept={**self.kept, name: f"{self.kept[name]}; {what}"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "weights": [entry.to_dict() for entry in self.entries],
+            "kept": dict(self.kept),
+            "aliases": dict(self.aliases),
+            "quantized": self.coverage.to_dict(),
+        }
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = [
+            (e.target.name, e.target.kind, _short(e.trained or e.method), e.reason)
+            for e in self.entries
+        ]
+        rows += [(name, "-", "keep", reason) for name, reason in self.kept.items()]
+        rows += [(name, "-", "tied", f"same tensor as {to}") for name, to in self.aliases.items()]
+        return rows
+
+    def __repr__(self) -> str:
+        count = len(self.entries) + len(self.kept)
+        return f"<Plan for {count} tensors, which print() lists: {self.coverage}>"
+
+    def _repr_html_(self) -> str:
+        names = ("tensor", "kind", "method", "reason")
+        return html_table(names, self._rows(), footer=str(self.coverage))
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
+    """Apply the rules of ``recipe`` to ``model``.
+
+    Raises:
+        TargetError: a pattern matches nothing, or nothing at all would be coded.
+        ModelError: a network that cannot be written.
+    """
+    found = survey(model)
+    if not found.targets:
+        raise TargetError(_nothing(model, found))
+    meant = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
+    for rule, chosen in zip(recipe.rules, meant, strict=True):
+        if not chosen:
+            raise unmatched(rule.match, found.targets)
+    entries = tuple(
+        _entry(target, [r for r, n in zip(recipe.rules, meant, strict=True) if target.name in n])
+        for target in found.targets
+    )
+    _check_views(found, entries)
+    state = model.state_dict()
+    names = (n for n in state if n not in found.aliases and dtype_of(state[n]) in WEIGHT_DTYPES)
+    sizes = {name: state[name].numel() for name in names}
+    return Plan(
+        recipe,
+        entries,
+        found.others,
+        found.aliases,
+        found.bound,
+        frozenset(found.overlaps),
+        sizes,
+    )
+
+
+def _nothing(model: nn.Module, found: Survey) -> str:
+    """Say why no weight can be coded: what keeps most of the values from it."""
+    state = model.state_dict()
+    matrices = [name for name in found.others if state[name].dim() > 1]
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(matrices or found.others, key=lambda name: -state[name].numel()):
+        names[found.others[name]].append(name)
+    sizes = {why: sum(state[name].numel() for name in kept) for why, kept in names.items()}
+    told = [
+        f"{kept[0]}{f' and {len(kept) - 1} more' * (len(kept) > 1)}: {why}"
+        for why, kept in sorted(names.items(), key=lambda item: -sizes[item[0]])[:_REASONS]
+    ]
+    return (
+        f"this network ({type(model).__name__}) has no weight that can be coded: a floating-point "
+        "parameter of a linear, convolution, embedding, recurrent or attention layer. "
+        + (f"{'; '.join(told)}." if told else "It has no tensors.")
+    )
+
+
+def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
+    """Refuse to change a weight of which another tensor shows a part, or another shape."""
+    for entry in entries:
+        names = (entry.target.name, *entry.target.also)
+        name = next((name for name in names if name in found.overlaps), None)
+        if name is not None and (entry.method or entry.trained):
+            other = found.overlaps[name][0]
+            if other == name:
+                raise ModelError(
+                    f"{name!r} is expanded: one value in memory stands for several weights, which "
+                    "quantizing would not keep equal. Give it memory for each (a clone()), or keep "
+                    "it, by a rule with the method keep."
+                )
+            raise ModelError(
+                f"{name!r} and {other!r} are views of one memory, in other shapes or places. A "
+                "file holds each tensor by itself, so that quantizing one would change the other "
+                f"behind its back. Give {other!r} memory of its own (a clone() of its values), "
+                "make it in the forward pass and not a parameter or buffer, or keep both, by rules "
+                "with the method keep."
+            )
+
+
+def fallback_of(method: Method) -> Method:
+    """Return the method for weights whose inputs ``method`` cannot see: rounding, least error."""
+    return Nearest(
+        bits=getattr(method, "bits", 4),
+        levels=getattr(method, "levels", None),
+        radius="mse",
+        per=getattr(method, "per", "channel"),
+    )
+
+
+def _entry(target: Target, chosen: Sequence[Rule]) -> PlanEntry:
+    if not chosen:
+        return PlanEntry(target, None, "no rule matches it")
+    rule = chosen[-1]
+    if isinstance(rule.method, TrainedMethod):
+        return PlanEntry(target, None, "", rule.method)
+    if rule.method is None:
+        return PlanEntry(target, None, f"kept by rule {rule.match!r}")
+    if target.view.inputs is None and rule.method.needs != "nothing":
+        reason = f"instead of {rule.method.name}: {target.view.blind}"
+        return PlanEntry(target, fallback_of(rule.method), reason)
+    return PlanEntry(target, rule.method)
+
+
+def _short(method: Method | TrainedMethod | None) -> str:
+    if method is None:
+        return "keep"
+    settings = to_settings(method)
+    return " ".join([method.name, *(f"{k}={v}" for k, v in settings.items() if k != "method")])

@@ -1,0 +1,294 @@
+"""Recipes: which method codes which weights, and what is done before and after. One schema.
+
+A recipe in YAML::
+
+    seed: 0
+    raw_dtype: float16            # biases and the like, where every value survives it
+    prepare: [fold_batchnorm]
+    rules:                        # the last rule that matches a weight decides
+      - match: "*"
+        method: gpfq
+        bits: 4
+      - match: "linear"
+        method: keep
+    finish: [reestimate_batchnorm]
+    activations:                  # optional: inputs of the quantized layers, from calibration data
+      bits: 8
+    train:                        # optional: go on by training (see docs/training.md)
+      method: hemp
+      epochs: 20
+
+is the same value as ``Recipe(rules=(Rule("*", GPFQ(bits=4)), Rule("linear", None)), ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, SourceError, did_you_mean, require, shorten
+from ..files.yaml_text import read_yaml_file
+from ..methods import (
+    METHODS,
+    RDOQ,
+    TRAINED,
+    Activations,
+    Method,
+    TrainedMethod,
+    from_settings,
+    gradients_of,
+    to_settings,
+    trained_from_settings,
+)
+from ..registry import Registry
+from .training_config import Training
+
+__all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
+
+PREPARE = ("fold_batchnorm",)
+FINISH = ("reestimate_batchnorm",)
+_RAW = ("keep", "float16", "bfloat16")
+_WHOLE = ("seed", "raw_dtype", "calibration_rows")
+_KEYS = ("rules", "prepare", "finish", "activations", "train", *_WHOLE)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights whose name, layer or layer class fits ``match`` get ``method``; None keeps them."""
+
+    match: str
+    method: Method | TrainedMethod | None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.match, str), "match", "a pattern (a string)", self.match)
+        if self.method is not None:
+            _check_method(self.method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rule as in a recipe file."""
+        settings = {"method": "keep"} if self.method is None else to_settings(self.method)
+        return {"match": self.match, **settings}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What :func:`fewbits.compress` does.
+
+    Attributes:
+        rules: the last one that matches a weight decides; weights none matches are kept.
+        prepare: stages on the float network before quantizing (``fold_batchnorm``).
+        finish: stages on the quantized network (``reestimate_batchnorm``).
+        seed: of every random choice.
+        raw_dtype: how tensors that are not quantized are stored: "keep", "float16" or "bfloat16"
+            (a tensor that would lose more than 2**-8 of a value keeps its own dtype).
+        calibration_rows: input rows kept per layer; None for 16 per column in [16384, 65536].
+        train: how long and with what is trained, where a rule or itself names a method that
+            trains; None without training.
+        activations: how inputs of the quantized layers are quantized too, from calibration data;
+            None leaves them in float. A method that trains has settings of its own for them.
+    """
+
+    rules: tuple[Rule, ...]
+    prepare: tuple[str, ...] = ()
+    finish: tuple[str, ...] = ()
+    seed: int = 0
+    raw_dtype: str = "keep"
+    calibration_rows: int | None = None
+    train: Training | None = None
+    activations: Activations | None = None
+
+    def __post_init__(self) -> None:
+        sound = isinstance(self.rules, tuple) and all(isinstance(r, Rule) for r in self.rules)
+        require(sound and bool(self.rules), "rules", "a tuple of fewbits.Rule", self.rules)
+        for name, known in (("prepare", PREPARE), ("finish", FINISH)):
+            stages = getattr(self, name)
+            require(isinstance(stages, tuple), name, "a tuple of stage names", stages)
+            require(len(set(stages)) == len(stages), name, "stages named once", stages)
+            for stage in stages:
+                require(stage in known, f"{name} stage", f"one of {', '.join(known)}", stage)
+        require(_is_whole(self.seed, 0), "seed", "an integer in [0, 2**63)", self.seed)
+        require(self.raw_dtype in _RAW, "raw_dtype", f"one of {', '.join(_RAW)}", self.raw_dtype)
+        rows = self.calibration_rows
+        require(
+            rows is None or _is_whole(rows, 1), "calibration_rows", "an integer > 0, or None", rows
+        )
+        if self.activations is not None:
+            object.__setattr__(self, "activations", Activations.of(self.activations))
+        self._check_train()
+
+    @classmethod
+    def of(
+        cls,
+        method: Method | Recipe | Mapping[str, Any] | str | PathLike[str],
+        calibrated: bool = True,
+    ) -> Recipe:
+        """Return the recipe that is meant: a recipe, its name, file or data, or one method for all.
+
+        One method for all weights absorbs batch normalizations first where there is calibration
+        data and every neuron has a step of its own, or the method knows how much each is felt:
+        that changes only the file's size.
+        """
+        if isinstance(method, Recipe):
+            return method
+        if isinstance(method, Mapping):
+            return cls.from_dict(method)
+        if isinstance(method, (str, PathLike)):
+            if method in RECIPES:
+                return RECIPES[str(method)]
+            if method in METHODS:
+                kind = METHODS[str(method)].__name__
+                raise ConfigError(
+                    f"method must be a value, such as fewbits.{kind}(bits=4). Got its name "
+                    f"{method!r}; a string is a recipe's name ({', '.join(RECIPES)}) or path."
+                )
+            return cls.from_file(method)
+        _check_method(method)
+        scaled = getattr(method, "per", "") == "channel" or bool(gradients_of(method))
+        prepare = PREPARE if calibrated and scaled else ()
+        return cls(rules=(Rule("*", method),), prepare=prepare)
+
+    @property
+    def first_stage(self) -> Recipe | None:
+        """What is done without training: all of it, or what training starts from, or nothing."""
+        if any(isinstance(rule.method, TrainedMethod) for rule in self.rules):
+            return None
+        return replace(self, train=None)
+
+    @property
+    def training_stage(self) -> Recipe | None:
+        """The rules with the method that trains, and ``train``; None where nothing is trained."""
+        if self.train is not None and self.train.method is not None:
+            rules = (replace(r, method=r.method and self.train.method) for r in self.rules)
+            settings = replace(self.train, method=None)
+            return replace(self, rules=tuple(rules), prepare=(), finish=(), train=settings)
+        return self if self.first_stage is None else None
+
+    def _check_train(self) -> None:
+        require(
+            self.train is None or isinstance(self.train, Training),
+            "train",
+            "a fewbits.Training, or None",
+            self.train,
+        )
+        rules_train = any(isinstance(rule.method, TrainedMethod) for rule in self.rules)
+        if self.activations is not None and (rules_train or self.train is not None):
+            raise ConfigError(
+                "'activations' are quantized after weights, without training. A method that "
+                "trains has its own settings for them, such as lowbit's 'activations'."
+            )
+        if self.train is None:
+            return
+        if rules_train == (self.train.method is not None):
+            raise ConfigError(
+                "a recipe with 'train' names one method that trains "
+                f"({', '.join(TRAINED)}), in 'train' or in the rules. It names "
+                + ("both." if rules_train else "none: add 'method: ...' to 'train'.")
+            )
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> Recipe:
+        """Read a YAML recipe.
+
+        Raises:
+            SourceError: the file cannot be read, or is no YAML.
+            ConfigError: it is no recipe, or holds more than plain values, each key once, within
+                the bounds of ``read_yaml``; the message names file and key.
+        """
+        try:
+            return cls.from_dict(read_yaml_file(path))
+        except (ConfigError, SourceError) as error:
+            raise type(error)(f"recipe {str(path)!r}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """Return the recipe of plain values, as YAML gives them. Unknown keys are errors."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"a recipe must be a mapping with 'rules'. Got {shorten(data)} instead."
+            )
+        _check_keys(data, _KEYS, "recipe")
+        rules = data.get("rules")
+        if not isinstance(rules, list) or not rules:
+            raise ConfigError(f"'rules' must be a list of rules. Got {shorten(rules)} instead.")
+        fields: dict[str, Any] = {key: data[key] for key in _WHOLE if key in data}
+        return cls(
+            tuple(_rule(i, entry) for i, entry in enumerate(rules)),
+            prepare=_stages("prepare", data.get("prepare")),
+            finish=_stages("finish", data.get("finish")),
+            train=None if data.get("train") is None else Training.from_dict(data["train"]),
+            activations=data.get("activations"),
+            **fields,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`from_dict` takes; defaults are left out."""
+        data: dict[str, Any] = {"rules": [rule.to_dict() for rule in self.rules]}
+        for key in ("prepare", "finish"):
+            if getattr(self, key):
+                data[key] = list(getattr(self, key))
+        if self.activations is not None:
+            data["activations"] = self.activations.to_dict()
+        if self.train is not None:
+            data["train"] = self.train.to_dict()
+        defaults = {"seed": 0, "raw_dtype": "keep", "calibration_rows": None}
+        return data | {k: getattr(self, k) for k, v in defaults.items() if getattr(self, k) != v}
+
+    def to_yaml(self) -> str:
+        """Return the recipe as a YAML document."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _check_method(method: object) -> None:
+    if isinstance(method, type) or not isinstance(method, (Method, TrainedMethod)):
+        raise ConfigError(
+            "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
+            f"path of a recipe file. Got {shorten(method)} instead."
+        )
+
+
+def _check_keys(data: Mapping[Any, Any], known: tuple[str, ...], what: str) -> None:
+    for key in data:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {shorten(key)} in the {what}. Known: {', '.join(known)}."
+                + did_you_mean(str(key), known)
+            )
+
+
+def _stages(key: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(stage, str) for stage in value):
+        raise ConfigError(f"{key!r} must be a list of stage names. Got {shorten(value)} instead.")
+    return tuple(value)
+
+
+def _rule(position: int, entry: Any) -> Rule:
+    where = f"rule {position + 1}"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("match"), str):
+        raise ConfigError(
+            f"{where} must be a mapping with 'match: PATTERN'. Got {shorten(entry)} instead."
+        )
+    settings = {key: value for key, value in entry.items() if key != "match"}
+    if settings.get("method") == "keep":
+        _check_keys(settings, ("method",), f"{where} (keep takes no settings)")
+        return Rule(entry["match"], None)
+    try:
+        build = trained_from_settings if settings.get("method") in TRAINED else from_settings
+        return Rule(entry["match"], build(settings))
+    except ConfigError as error:
+        raise ConfigError(f"{where} (match: {shorten(entry['match'])}): {error}") from None
+
+
+RECIPES: Registry[Recipe] = Registry("recipe")
+RECIPES.register("smallest")(
+    Recipe((Rule("*", RDOQ()),), prepare=("fold_batchnorm",), raw_dtype="float16")
+)

@@ -1,0 +1,165 @@
+"""The ``train:`` section of a recipe: how long, with what, and how the epoch is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import ConfigError, did_you_mean, is_number, require, shorten
+from ..methods import TRAINED, TrainedMethod, to_settings, trained_from_settings
+from ..methods.schedule import Ramp
+
+__all__ = ["Training"]
+
+_AUGMENT = ("flip", "crop")
+_NORMS = ("absorbed", "live")
+_OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of training; in a recipe, those of ``method`` stand beside them.
+
+    Attributes:
+        method: a method that trains. None where the rules name it; otherwise the rules compress
+            first, and the training goes on from there with this method.
+        epochs: passes over the training data.
+        batch_size: samples of one step, of all processes together.
+        accumulate: micro-batches in which a process takes its share of them.
+        optimizer: "sgd" (Nesterov momentum) or "adamw".
+        learning_rate: at its highest; half a cosine down to zero.
+        momentum: of "sgd"; first coefficient of "adamw".
+        weight_decay: of weights of two or more dimensions.
+        warm_up: share of the training in which the learning rate rises.
+        clip: largest norm of the gradients; None for no bound.
+        distil: share of the loss that follows the float network's outputs, in [0, 1]; labels are
+            not needed at 1.
+        temperature: of distillation.
+        augment: of "flip" (left to right) and "crop" (shifts); none by default.
+        padding: pixels of the shifts; None for an eighth of the shorter side.
+        prune: share of the weights that is pruned by size: a number from the start, or a ramp.
+        vector_bits: grid of biases and scales; None leaves them as ``raw_dtype`` says.
+        norms: batch normalizations that an earlier stage has absorbed stay "absorbed", or are
+            "live" again: with the statistics of the first 1,024 training samples, to begin with.
+        sort: bring hidden neurons into the order of their nonzero weights at the end: the function
+            stays, the file is some percent smaller, neurons change places.
+        hold_out: share of the training samples on which epochs are judged (5,000 at most), where
+            the data has no selection split; 0 keeps the last epoch.
+        select_from: share of the training after which an epoch may be chosen.
+        max_drop: choose the smallest rate within this drop of the score, not the best score.
+    """
+
+    method: TrainedMethod | None = None
+    epochs: int = 10
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warm_up: float = 0.0
+    clip: float | None = None
+    distil: float = 0.0
+    temperature: float = 4.0
+    augment: tuple[str, ...] = ()
+    padding: int | None = None
+    prune: float | Ramp = 0.0
+    vector_bits: int | None = None
+    norms: str = "absorbed"
+    sort: bool = False
+    hold_out: float | None = None
+    select_from: float = 0.8
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        method = self.method
+        trained = method is None or (
+            isinstance(method, TrainedMethod) and not isinstance(method, type)
+        )
+        require(trained, "train: method", "a method that trains, or None", method)
+        for name in ("epochs", "batch_size", "accumulate"):
+            _check_whole(name, getattr(self, name), 1)
+        for name in ("padding", "vector_bits"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 0)
+        require(self.optimizer in _OPTIMIZERS, "optimizer", f"one of {_OPTIMIZERS}", self.optimizer)
+        require(self.norms in _NORMS, "norms", f"one of {_NORMS}", self.norms)
+        require(isinstance(self.sort, bool), "sort", "true or false", self.sort)
+        _check_number("learning_rate", self.learning_rate, 0, math.inf, above=True)
+        _check_number("temperature", self.temperature, 0, math.inf, above=True)
+        _check_number("weight_decay", self.weight_decay, 0, math.inf)
+        _check_number("momentum", self.momentum, 0, 1, below=True)
+        _check_number("warm_up", self.warm_up, 0, 1, below=True)
+        _check_number("distil", self.distil, 0, 1)
+        _check_number("select_from", self.select_from, 0, 1)
+        if self.clip is not None:
+            _check_number("clip", self.clip, 0, math.inf, above=True)
+        if self.hold_out is not None:
+            _check_number("hold_out", self.hold_out, 0, 1, below=True)
+        if self.max_drop is not None:
+            _check_number("max_drop", self.max_drop, 0, 1)
+        object.__setattr__(self, "prune", Ramp.of(self.prune))
+        listed = isinstance(self.augment, tuple) and all(a in _AUGMENT for a in self.augment)
+        require(listed, "augment", f"a list of {', '.join(_AUGMENT)}", self.augment)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Training:
+        """Return the settings of plain values, as YAML gives them.
+
+        Keys that are not of the loop are the method's. Unknown keys are errors.
+
+        Raises:
+            ConfigError: not acceptable; the message names the key.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"'train' must be a mapping of settings. Got {shorten(data)} instead."
+            )
+        own = {name: data[name] for name in loop_settings() if name in data}
+        rest = {key: value for key, value in data.items() if key not in own}
+        if "method" not in rest and rest:
+            key = str(next(iter(rest)))
+            raise ConfigError(
+                f"unknown key {shorten(key)} in 'train'. Known: {', '.join(loop_settings())}; with "
+                f"'method' ({', '.join(TRAINED)}) also the method's settings."
+                + did_you_mean(key, loop_settings())
+            )
+        if isinstance(own.get("augment"), list):
+            own["augment"] = tuple(own["augment"])
+        try:
+            method = trained_from_settings(rest) if rest else None
+            return cls(method=method, **own)
+        except ConfigError as error:
+            raise ConfigError(f"'train': {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`from_dict` takes: epochs and what is set."""
+        data: dict[str, Any] = {} if self.method is None else dict(to_settings(self.method))
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name != "method" and (entry.name == "epochs" or value != entry.default):
+                plain = value.to_dict() if isinstance(value, Ramp) else value
+                data[entry.name] = list(plain) if isinstance(plain, tuple) else plain
+        return data
+
+
+def loop_settings() -> list[str]:
+    """Return the names of the settings that are not the method's."""
+    return [entry.name for entry in fields(Training) if entry.name != "method"]
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(whole, name, f"an integer >= {least}", value)
+
+
+def _check_number(
+    name: str, value: Any, least: float, most: float, *, above: bool = False, below: bool = False
+) -> None:
+    inside = is_number(value) and least <= value <= most
+    good = inside and not (above and value == least) and not (below and value == most)
+    opening, closing = "(" if above else "[", ")" if below or most == math.inf else "]"
+    told = f"a number in {opening}{least:g}, {most:g}{closing}"
+    require(good, name, told, value)

@@ -1,0 +1,1 @@
+"""What sources share: the syntax of names, registries, datasets, limits."""

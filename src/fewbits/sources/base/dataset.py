@@ -1,0 +1,286 @@
+"""A data source: named splits that hand out batches of (inputs, labels).
+
+Splits are never mixed: ``train`` and its subset ``calibration`` decide things, ``selection``
+chooses among results, ``test`` judges.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import SourceError, require
+
+__all__ = [
+    "SPLITS",
+    "ArraySplit",
+    "DataSource",
+    "IndexedSplit",
+    "Normalization",
+    "Split",
+    "StreamSplit",
+    "divide",
+    "labels_from",
+]
+
+
+SPLITS = ("train", "calibration", "selection", "test")
+
+
+class Split(Protocol):
+    """Batches that can be asked for again and again."""
+
+    def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
+        """Return a re-iterable of batches; see :meth:`DataSource.batches`."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Images (or other inputs) and labels by name.
+
+    A batch is ``(inputs, labels)``: float32 ``(n, channels, height, width)`` for images, and int64
+    ``(n,)`` class numbers from 0. Batches of a person's own loader pass through as they are.
+
+    Attributes:
+        source: the string it was loaded from.
+        train: the training split.
+        test: the split that judges; shares no sample with the others.
+        calibration: what calibration may see; a subset of ``train``, all of it where None.
+        classes: number of classes; None where unknown.
+        preprocessing: what was done to the stored inputs, in words.
+        one_loader: the same samples serve as every split, so that what was calibrated on them
+            must not be judged on them.
+        selection: what a search may judge on; shares no sample with calibration and test.
+    """
+
+    source: str
+    train: Split | None = None
+    test: Split | None = None
+    calibration: Split | None = None
+    classes: int | None = None
+    preprocessing: str = "inputs as they are"
+    one_loader: bool = False
+    selection: Split | None = None
+
+    def split(self, name: str) -> Split:
+        """Return "train", "calibration", "selection" or "test".
+
+        Raises:
+            SourceError: this source has no such split.
+        """
+        require(name in SPLITS, "split", f"one of {', '.join(SPLITS)}", name)
+        found: Split | None = getattr(self, name)
+        if found is None and name == "calibration":
+            found = self.train
+        if found is None:
+            has = [part for part in SPLITS if getattr(self, part)]
+            raise SourceError(
+                f"data {self.source!r} has no {name} split; it has: {', '.join(has) or 'none'}."
+            )
+        return found
+
+    def batches(
+        self, split: str, batch_size: int = 128, limit: int | None = None, seed: int | None = None
+    ) -> Iterable[Any]:
+        """Return a re-iterable of batches of one split.
+
+        Args:
+            split: "train", "calibration", "selection" or "test".
+            batch_size: samples per batch; the last may be smaller. Ignored by one's own loaders.
+            limit: at most this many samples.
+            seed: shuffles, the same way every time; None keeps the stored order. With a limit,
+                a seed draws the samples at random instead of taking the first ones.
+        """
+        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(limit is None or limit >= 1, "limit", "at least 1", limit)
+        return self.split(split).batches(batch_size, limit, seed)
+
+
+@dataclass(frozen=True)
+class _IndexedBatches:
+    split: IndexedSplit
+    order: NDArray[np.int64]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.order), self.batch_size):
+            yield self.split.fetch(self.order[start : start + self.batch_size])
+
+
+class IndexedSplit(ABC):
+    """A split of known length whose samples can be fetched in any order."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of these samples, in this order."""
+
+    def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
+        """Return a re-iterable of ``(inputs, labels)``; it has a length."""
+        order = np.arange(len(self)) if seed is None else _permutation(len(self), seed)
+        return _IndexedBatches(self, order[:limit], batch_size)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """``(x * scale - mean) / std`` per channel, in float32.
+
+    ``mean`` and ``std`` have one number, or one per channel (axis 1 of a batch).
+    """
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if any(value <= 0 for value in self.std):
+            raise SourceError(f"std must be positive numbers. Got {self.std} instead.")
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return float32 inputs of the same shape, ``(n, ...)``."""
+        channels = inputs.shape[1] if inputs.dim() > 1 else 1
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise SourceError(
+                    f"{name} has {len(values)} numbers for inputs of {channels} channels. "
+                    f"Give 1 or {channels}."
+                )
+        view = (-1,) + (1,) * max(0, inputs.dim() - 2)
+        scaled = inputs.to(torch.float32) * self.scale
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (scaled - mean.view(view)) / std.view(view)
+
+    def __str__(self) -> str:
+        words = ["inputs" if self.scale == 1 else f"pixels / {round(1 / self.scale)}"]
+        if any(self.mean):
+            words.append("minus " + ", ".join(f"{value:g}" for value in self.mean))
+        if any(value != 1 for value in self.std):
+            words.append("over " + ", ".join(f"{value:g}" for value in self.std))
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit(IndexedSplit):
+    """Samples held in memory in their stored dtype; each batch is normalized when fetched."""
+
+    inputs: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    normalization: Normalization = Normalization()
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of these samples."""
+        where = torch.from_numpy(np.ascontiguousarray(indices))
+        return self.normalization(self.inputs[where]), self.labels[where]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    make: Callable[[], Iterable[Any]]
+    limit: int | None
+
+    def __iter__(self) -> Iterator[Any]:
+        seen = 0
+        for batch in self.make():
+            if self.limit is None:
+                yield batch
+                continue
+            kept = _first(batch, self.limit - seen)
+            seen += _size(kept)
+            yield kept
+            if seen >= self.limit:
+                return
+
+
+@dataclass(frozen=True)
+class StreamSplit:
+    """A person's own loader. Batches keep their size and order; only ``limit`` is obeyed.
+
+    ``make`` is called for every pass and returns an iterable of batches.
+    """
+
+    make: Callable[[], Iterable[Any]]
+
+    def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
+        """Return the loader's batches, cut off after ``limit`` samples."""
+        return _Stream(self.make, limit)
+
+
+def divide(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return disjoint indices (train, test) of ``count`` samples, the same for ever."""
+    order = _permutation(count, seed)
+    held_out = max(1, round(count * fraction))
+    if held_out >= count:
+        raise SourceError(f"{count} samples are too few to hold out a test split of {fraction:g}.")
+    return order[held_out:], order[:held_out]
+
+
+_MOST_CLASSES = 2**31  # beyond it a float is no exact class number, nor is there memory for them
+
+
+def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where: str) -> Tensor:
+    """Return int64 labels ``(n,)``, checked to be class numbers.
+
+    Raises:
+        SourceError: not whole numbers, negative, or >= ``classes``; names the first bad one.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise SourceError(
+            f"{where}: labels have shape {array.shape}; expected one per sample, (n,)."
+        )
+    whole = array.dtype.kind in "iub"
+    if array.dtype.kind == "f":
+        whole = bool((array == np.floor(array)).all())
+    if not whole:
+        raise SourceError(f"{where}: labels of dtype {array.dtype} are not whole class numbers.")
+    bad = np.flatnonzero((array < 0) | (array >= (classes or _MOST_CLASSES)))
+    if bad.size:
+        first = int(bad[0])
+        top = f"[0, {classes})" if classes else "from 0 on, below 2^31"
+        raise SourceError(
+            f"{where}: label {array[first]} of sample {first} is out of range; expected {top} "
+            f"({bad.size} such labels)."
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _permutation(count: int, seed: int) -> NDArray[np.int64]:
+    # RandomState's stream is frozen for ever; the newer generators may change between releases.
+    return np.random.RandomState(seed).permutation(count).astype(np.int64)
+
+
+def _first(batch: Any, count: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[:count] if batch.dim() else batch
+    if isinstance(batch, dict):
+        return {key: _first(value, count) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return tuple(_first(value, count) for value in batch)
+    return batch
+
+
+def _size(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    parts = batch.values() if isinstance(batch, dict) else batch
+    if isinstance(batch, (dict, list, tuple)):
+        return next((_size(part) for part in parts if isinstance(part, Tensor)), 1)
+    return 1

@@ -1,0 +1,238 @@
+"""How a source is written: ``scheme:target?option=value&option=value``.
+
+One value holds the parts, and one function turns the options into typed values, so that every
+scheme refuses an unknown option in the same words.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
+
+from ...errors import MissingExtraError, SourceError, did_you_mean, shorten
+from ...registry import Registry
+
+__all__ = [
+    "HUBS",
+    "OptionParser",
+    "Spec",
+    "as_path",
+    "choice",
+    "fraction",
+    "is_path",
+    "module_of_file",
+    "numbers",
+    "optional_import",
+    "parse",
+    "resolve",
+    "switch",
+    "text",
+    "unmistakable",
+    "whole",
+]
+
+HUBS = ("transformers",)  # schemes whose targets are names of a hub, or paths
+
+OptionParser: TypeAlias = Callable[[str], Any]
+# One letter before the colon is a drive ("C:\..."), not a scheme.
+_SCHEME = re.compile(r"([A-Za-z][\w.-]+):(.*)", re.DOTALL)
+_PATH = re.compile(r"\.{0,2}[/\\]|\.{1,2}$|~|[A-Za-z]:[/\\]")
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A source, taken apart.
+
+    Attributes:
+        text: the source as it was given; messages quote it.
+        scheme: name in the registry of models or of data.
+        target: what follows the scheme: a path, a name, ``module:callable``; may be empty.
+        options: what follows the question mark.
+        fetch: whether anything may be downloaded; what a file says of itself must not.
+    """
+
+    text: str
+    scheme: str
+    target: str
+    options: Mapping[str, str]
+    fetch: bool = True
+
+    def parsed(self, allowed: Mapping[str, OptionParser]) -> dict[str, Any]:
+        """Return the options as typed values.
+
+        Raises:
+            SourceError: an option that the scheme does not know, or a value it cannot read.
+        """
+        values: dict[str, Any] = {}
+        for name, value in self.options.items():
+            if name not in allowed:
+                known = f"Known: {', '.join(sorted(allowed))}." if allowed else "It takes none."
+                raise SourceError(
+                    f"source {self.text!r}: unknown option {name!r}. {known}"
+                    + did_you_mean(name, allowed)
+                )
+            try:
+                values[name] = allowed[name](value)
+            except ValueError as error:
+                raise SourceError(
+                    f"source {self.text!r}: option {name!r} must be {error}. "
+                    f"Got {shorten(value)} instead."
+                ) from None
+        return values
+
+    def need_target(self, what: str, example: str) -> str:
+        """Return the target, or explain what belongs after the colon."""
+        if not self.target:
+            raise SourceError(f"source {self.text!r} names no {what}. Write it as {example!r}.")
+        return self.target
+
+
+def parse(source: str) -> Spec:
+    """Take a source apart; the scheme is empty where none is written."""
+    body, _, query = source.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    match = _SCHEME.fullmatch(body)
+    if match:
+        return Spec(source, match[1], match[2], options)
+    return Spec(source, "", body, options)
+
+
+def is_path(target: str) -> bool:
+    """Tell whether a target is written as a path; a name of a hub is NAME or OWNER/NAME."""
+    return _PATH.match(target) is not None or target.count("/") > 1
+
+
+def as_path(spec: Spec) -> Spec:
+    """Return ``spec`` with a file or folder that is there written as a path.
+
+    Elsewhere, where it is not, nobody takes it for the name of something on a hub then.
+    """
+    if not spec.target or is_path(spec.target) or not Path(spec.target).exists():
+        return spec
+    before, target = f"{spec.scheme}:{spec.target}", f"./{spec.target}"
+    text = spec.text.replace(before, f"{spec.scheme}:{target}", 1)
+    return replace(spec, text=text, target=target)
+
+
+def unmistakable(source: str) -> str:
+    """Return how a source is stored: a folder that a hub could have a name for, as a path."""
+    spec = parse(source)
+    return as_path(spec).text if spec.scheme in HUBS else source
+
+
+def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:
+    """Find the scheme of ``source`` in ``known``; a bare name may itself be a scheme.
+
+    Raises:
+        SourceError: no such scheme; the message lists the schemes and the nearest ones.
+    """
+    spec = parse(source)
+    if spec.scheme in known:
+        return spec
+    if not spec.scheme and spec.target in known:
+        return Spec(spec.text, spec.target, "", spec.options)
+    if spec.scheme and _CALLABLE.fullmatch(f"{spec.scheme}:{spec.target}"):
+        return Spec(spec.text, "module", f"{spec.scheme}:{spec.target}", spec.options)
+    name = spec.scheme or spec.target
+    listing = ", ".join(sorted(name for name in known if name != "module"))
+    raise SourceError(
+        f"{kind} source {source!r} is not known. Known schemes: {listing}; or 'module:callable' "
+        f"for your own code." + (module_of_file(spec.target) or did_you_mean(name, known))
+    )
+
+
+def module_of_file(source: str) -> str:
+    """Return ``" Did you mean 'net:build'?"`` for ``net.py:build``, else an empty string."""
+    match = re.fullmatch(r"(?:\./)?([\w/\\]+)\.py:([A-Za-z_][\w.]*)", source)
+    if match is None:
+        return ""
+    module = ".".join(re.split(r"[/\\]+", match[1].strip("/\\")))
+    return f" A module is named without '.py'. Did you mean '{module}:{match[2]}'?"
+
+
+def optional_import(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import a package that only some installations have.
+
+    Raises:
+        MissingExtraError: names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] != package.split(".", maxsplit=1)[0]:
+            raise
+        raise MissingExtraError(package.split(".", maxsplit=1)[0], extra, purpose) from error
+
+
+def text(value: str) -> str:
+    """Read a non-empty word."""
+    if not value:
+        raise ValueError("a non-empty text")
+    return value
+
+
+def whole(value: str) -> int:
+    """Read a whole number >= 1."""
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError("a whole number >= 1")
+    return int(value)
+
+
+def fraction(value: str) -> float:
+    """Read a number strictly between 0 and 1."""
+    (number,) = _floats(value, "a number between 0 and 1", 1)
+    if not 0 < number < 1:
+        raise ValueError("a number between 0 and 1")
+    return number
+
+
+def numbers(value: str) -> tuple[float, ...]:
+    """Read numbers separated by commas, one per channel."""
+    return _floats(value, "numbers separated by commas, one per channel", None)
+
+
+def switch(value: str) -> bool:
+    """Read yes or no; an option without a value means yes."""
+    known = {
+        "": True,
+        "1": True,
+        "true": True,
+        "yes": True,
+        "0": False,
+        "false": False,
+        "no": False,
+    }
+    if value.lower() not in known:
+        raise ValueError("true or false")
+    return known[value.lower()]
+
+
+def choice(*known: str) -> OptionParser:
+    """Return a reader that takes one of ``known``."""
+
+    def read(value: str) -> str:
+        if value not in known:
+            raise ValueError("one of " + ", ".join(known))
+        return value
+
+    return read
+
+
+def _floats(value: str, expected: str, count: int | None) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(expected) from None
+    if not all(math.isfinite(number) for number in values):
+        raise ValueError(expected)
+    if count is not None and len(values) != count:
+        raise ValueError(expected)
+    return values

@@ -1,0 +1,1 @@
+"""State dicts of other tools, read without running any code in them."""

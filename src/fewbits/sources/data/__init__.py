@@ -1,0 +1,1 @@
+"""Datasets by name: digits, arrays, image folders, IDX files."""

@@ -1,0 +1,1 @@
+"""Training batches: order, augmentation, the part of each process."""

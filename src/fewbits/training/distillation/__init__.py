@@ -1,0 +1,1 @@
+"""Losses, and distillation from a teacher that is trained along."""

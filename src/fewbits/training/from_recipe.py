@@ -1,0 +1,211 @@
+"""The training stage of a recipe, from a network and data by name to a compressed network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..compression.coded_model import CodedModel
+from ..engine.network.copying import copied
+from ..errors import CalibrationError, ConfigError
+from ..evaluation.metrics import evaluate
+from ..files.fingerprint import fingerprint
+from ..methods import LowBit
+from ..methods.trained.lowbit.stages import FLOAT
+from ..progress import Progress, silent
+from ..recipe.recipe import Recipe
+from ..recipe.training_config import Training
+from ..sources import DataSource, Split, held_out
+from .data.augment import FlipAndCrop
+from .data.batches import Indexed
+from .distillation.losses import CrossEntropy, Distillation, Loss
+from .loop.devices import make_fabric
+from .loop.loop import Fitted, fit
+from .loop.lr_schedules import PerStage, Rate, WarmCosine
+from .loop.optimizers import make_optimizer
+from .loop.selection import Selection
+from .tuner.prepare import prepare
+from .tuner.pruning import Magnitude
+from .tuner.tuner import Tuner
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Trained", "train"]
+
+_CALIBRATION = 1024  # training samples for ranges of inputs, and for live normalizations
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The compressed network, which only the main process has, and how its training went."""
+
+    coded: CodedModel | None
+    fitted: Fitted
+
+
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    data: DataSource,
+    *,
+    start: CodedModel | str | PathLike[str] | None = None,
+    selection: Split | None = None,
+    folder: str | PathLike[str] | None = None,
+    resume: bool = False,
+    save_seconds: float = 300.0,
+    logs: tuple[str, ...] = ("csv",),
+    fabric: Fabric | None = None,
+    effort: str = "balanced",
+    source: str = "",
+    progress: Progress = silent,
+) -> Trained:
+    """Train ``model`` in place as the recipe's training stage says, and compress it.
+
+    Args:
+        model: the float network; it is also the teacher of a distillation.
+        recipe: with a training stage; an earlier stage is the caller's to do, and ``start``.
+        data: labelled, with a training split; epochs are judged on samples held out of it.
+        start: a compressed network, or its file, to go on from.
+        selection: labelled data to judge epochs on, in place of held-out training samples.
+        folder: for checkpoints and logs, as ``resume``, ``save_seconds`` and ``logs``; see
+            :func:`fit`.
+        resume: go on from the folder's checkpoint.
+        save_seconds: between checkpoints within an epoch.
+        logs: "csv", "tensorboard".
+        fabric: devices and precision.
+        effort: of encoding.
+        source: how to build the network again, kept in the file.
+        progress: told after every step.
+
+    Raises:
+        ConfigError: the recipe trains nothing, or a setting does not fit.
+        SourceError: data without the split that is needed.
+    """
+    stage = recipe.training_stage
+    if stage is None:
+        raise ConfigError("the recipe names no method that trains. Use compress(), or add 'train'.")
+    settings = stage.train or Training()
+    seen, judged = (data.split("train"), selection) if selection else held_out(data, _share(stage))
+    fabric = fabric or make_fabric()
+    fabric.to_device(model)
+    known = _key(model, recipe, seen)
+    judge = None if judged is None else _Judge(judged, settings.batch_size)
+    # Every process judges: the float network is the same in all of them.
+    reference = None if judge is None else judge(model)
+    teacher = copied(model).eval() if settings.distil else None
+    tuner = prepare(
+        model,
+        stage,
+        start=start,
+        prune=Magnitude(share=settings.prune) if settings.prune else None,
+        vector_bits=settings.vector_bits,
+        norms=settings.norms,
+        source=source,
+        calibration=_calibration(stage, seen, settings),
+    )
+    fitted = fit(
+        tuner,
+        _loss(teacher, settings),
+        seen if isinstance(seen, Indexed) else seen.batches(settings.batch_size, None, None),
+        judge=judge,
+        reference=reference,
+        folder=folder,
+        resume=resume,
+        save_seconds=save_seconds,
+        logs=logs,
+        seed=recipe.seed,
+        key=known,
+        fabric=fabric,
+        progress=progress,
+        **_how(tuner, settings),
+    )
+    coded = _told(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
+    return Trained(coded, fitted)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Accuracy on one split."""
+
+    split: Split
+    batch_size: int
+
+    def __call__(self, model: nn.Module) -> float:
+        return evaluate(model, self.split.batches(self.batch_size, None, None)).accuracy
+
+
+def _told(coded: CodedModel, recipe: Recipe) -> CodedModel:
+    """Return the network with the whole recipe in its file, earlier stages included."""
+    metadata = {**coded.contents.metadata, "recipe": recipe.to_dict()}
+    return replace(coded, contents=replace(coded.contents, metadata=metadata))
+
+
+def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
+    """Return the arguments of :func:`fit` that the recipe decides."""
+    optimizer = make_optimizer(
+        tuner,
+        settings.optimizer,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    start = max(settings.select_from, tuner.settled_from)
+    return {
+        "epochs": settings.epochs,
+        "optimizer": optimizer,
+        "batch_size": settings.batch_size,
+        "accumulate": settings.accumulate,
+        "rate": _rate(tuner, settings),
+        "clip": settings.clip,
+        "augment": _augment(settings),
+        "selection": Selection(start=start, max_drop=settings.max_drop),
+    }
+
+
+def _rate(tuner: Tuner, settings: Training) -> Rate:
+    """Return the learning rate, which begins anew with every stage of the method."""
+    rate = WarmCosine(warm_up=settings.warm_up)
+    ends = tuner.stage_ends
+    return PerStage(rate, ends) if len(ends) > 1 else rate
+
+
+def _calibration(recipe: Recipe, seen: Split, settings: Training) -> list[Any] | None:
+    """Return training batches for quantized inputs or live normalizations; None without."""
+    methods = [rule.method for rule in recipe.rules if isinstance(rule.method, LowBit)]
+    inputs = bool(methods) and methods[0].activations != FLOAT
+    if not inputs and settings.norms != "live":
+        return None
+    return list(seen.batches(settings.batch_size, _CALIBRATION, recipe.seed))
+
+
+def _share(recipe: Recipe) -> float | None:
+    return None if recipe.train is None else recipe.train.hold_out
+
+
+def _loss(teacher: nn.Module | None, settings: Training) -> Loss:
+    if teacher is None:
+        return CrossEntropy()
+    return Distillation(teacher, settings.distil, settings.temperature)
+
+
+def _augment(settings: Training) -> FlipAndCrop | None:
+    if not settings.augment:
+        return None
+    padding = settings.padding if "crop" in settings.augment else 0
+    return FlipAndCrop(flip="flip" in settings.augment, padding=padding)
+
+
+def _key(model: nn.Module, recipe: Recipe, seen: Split) -> str:
+    """Return a fingerprint of network, recipe and the first training batch."""
+    first = next(iter(seen.batches(64, 64, None)), None)
+    if first is None:
+        raise CalibrationError("the training data is empty, it holds no batch.")
+    parts: list[Any] = list(first) if isinstance(first, (tuple, list)) else [first]
+    tensors = [("", part) for part in parts if isinstance(part, Tensor)]
+    count = len(seen) if isinstance(seen, Indexed) else math.nan
+    return fingerprint([*model.state_dict().items(), *tensors], recipe.to_dict(), str(count))

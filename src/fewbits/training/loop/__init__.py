@@ -1,0 +1,1 @@
+"""The training loop, on Lightning Fabric; a loop of one's own drives the same tuner."""

@@ -1,0 +1,195 @@
+"""The folder of a run: the latest checkpoint, the best epoch, and nothing half written.
+
+A checkpoint is a dictionary of tensors and plain values, written by ``torch.save`` and read back
+with ``weights_only=True``, so that reading one runs no code. Behind it comes one line with the
+SHA-256 of all bytes before: the zip's own checksums are not looked at by torch, and do not cover
+all of it. ``torch.load`` reads such a file as any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ...errors import ConfigError, SourceError
+from ...files.atomic_write import check_target, clear_stale, replacing
+from ...sources.checkpoints.pickles import check_pickles
+
+__all__ = ["SCHEMA", "RunFolder"]
+
+SCHEMA = "fewbits.checkpoint/2"
+_SEAL = f"\n{SCHEMA} sha256 ".encode()
+_SEAL_LENGTH = len(_SEAL) + 64 + 1  # the digest in hexadecimal, and the end of the line
+_OLD_TEMPORARY = ".writing"  # of runs begun with an earlier version
+_LATEST = ("key", "best", "reference")
+
+
+class RunFolder:
+    """Checkpoints of one run. Only one process writes; any number may read."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def last(self) -> Path:
+        """The file of the latest checkpoint."""
+        return self.path / "last.pt"
+
+    def epoch_file(self, epoch: int) -> Path:
+        """Return the file that keeps the network of one epoch, counted from 1."""
+        return self.path / f"epoch-{epoch:04d}.pt"
+
+    def prepare(self, resume: bool) -> None:
+        """Make the folder, and clear away what a killed run was writing.
+
+        Raises:
+            ConfigError: it holds a run that is not to be resumed, or none where one is.
+        """
+        if resume and not self.path.is_dir():
+            raise ConfigError(
+                f"there is no run to resume in {str(self.path)!r}: no such folder. Start it first."
+            )
+        if not resume and self.last.exists():
+            raise ConfigError(
+                f"folder {str(self.path)!r} holds a run. Resume it, or name another folder."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        clear_stale(self.path)
+        for left in self.path.glob(f"*{_OLD_TEMPORARY}"):
+            left.unlink()
+
+    def clear(self) -> None:
+        """Forget the run that the folder holds.
+
+        Raises:
+            ConfigError: one of its files is no regular file: these are not removed.
+        """
+        files = [self.last, *self.path.glob("epoch-*.pt")]
+        for file in files if self.path.is_dir() else ():
+            check_target(file)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def save(self, state: Mapping[str, Any], keep_epoch: int | None) -> None:
+        """Write the latest checkpoint; of the kept epochs only ``keep_epoch`` stays."""
+        self.write(self.last, state)
+        kept = None if keep_epoch is None else self.epoch_file(keep_epoch)
+        for file in self.path.glob("epoch-*.pt"):
+            if file != kept and file.is_file():
+                file.unlink()
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """Return the latest checkpoint, or None where the run was ended before its first.
+
+        Raises:
+            ConfigError: it is of a run with other settings than ``key`` stands for.
+            SourceError: it cannot be read; see :meth:`read`.
+        """
+        if not self.last.exists():
+            return None
+        state = self.read(self.last)
+        missing = [name for name in _LATEST if name not in state]
+        if missing:
+            raise _refused(self.last, f"it has no {missing[0]!r}")
+        if state["key"] != key:
+            raise ConfigError(
+                f"{self.last}: is of a run with another network, data, loss or settings. Resume it "
+                "with those it was started with, or name another folder."
+            )
+        return state
+
+    @staticmethod
+    def write(path: Path, state: Mapping[str, Any]) -> None:
+        """Write a file wholly or not at all: who is killed here leaves the old file or the new.
+
+        Raises:
+            OSError: the system cannot write it: a full disk, say.
+        """
+        with replacing(path) as file:
+            sealing: Any = _Sealing(file)
+            try:
+                torch.save(dict(state), sealing)
+            except RuntimeError:
+                if sealing.failure is not None:  # torch hides it behind the position it expected
+                    raise sealing.failure from None
+                raise
+            file.write(sealing.seal())
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """Return what :meth:`write` wrote, on the CPU.
+
+        Raises:
+            SourceError: the file is missing, damaged, or was not written by :meth:`write`.
+        """
+        if not path.is_file():
+            raise _refused(path, "there is no such file")
+        try:
+            with path.open("rb") as file:
+                _check_seal(file, path)
+                check_pickles(path)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except SourceError:
+            raise
+        except Exception as error:  # a seal can be forged, and torch then stumbles anywhere
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise _refused(path, reason) from error
+        if not isinstance(state, dict):
+            raise _refused(path, "it holds no state of a run")
+        return state
+
+
+class _Sealing:
+    """A file being written, which takes the digest of what goes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Pass bytes on."""
+        self.digest.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the writer of the whole file flushes it."""
+
+    def seal(self) -> bytes:
+        """Return the line that ends the file."""
+        return _SEAL + self.digest.hexdigest().encode() + b"\n"
+
+
+def _check_seal(file: BinaryIO, path: Path) -> None:
+    """Read all of a file once: its last line must be ours, and tell the digest of the rest."""
+    length = file.seek(0, os.SEEK_END) - _SEAL_LENGTH
+    file.seek(max(0, length))
+    seal = file.read(_SEAL_LENGTH)
+    if length < 0 or not seal.startswith(_SEAL):
+        raise _refused(path, "its last line is not the one that is written")
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length:
+        piece = file.read(min(length, 1 << 20))
+        if not piece:
+            raise _refused(path, "it became shorter while it was read")
+        digest.update(piece)
+        length -= len(piece)
+    if seal != _SEAL + digest.hexdigest().encode() + b"\n":
+        raise _refused(path, "its checksum differs from what was written")
+    file.seek(0)
+
+
+def _refused(path: Path, reason: str) -> SourceError:
+    return SourceError(
+        f"checkpoint {str(path)!r} cannot be read: {reason}. It is damaged, or no checkpoint of "
+        f"this version ({SCHEMA}): train again in another folder."
+    )

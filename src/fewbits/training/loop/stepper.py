@@ -1,0 +1,234 @@
+"""One optimizer step: micro-batches, penalty, gradients of all processes, and the tuner's turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...engine.network.distributed import average_gradients
+from ...errors import ConfigError, require
+from ..data.batches import Feed, Micro
+from ..distillation.joint import JointDistillation
+from ..distillation.losses import Distillation, Loss
+from .lr_schedules import Rate
+from .selection import Selection
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Stepper", "Tunable"]
+
+
+class Stepper:
+    """Network, tuner and optimizer on their devices.
+
+    Attributes:
+        model: the network as Fabric wraps it; ``tuner.model`` is the person's own.
+    """
+
+    def __init__(
+        self,
+        tuner: Tunable,
+        loss: Loss,
+        optimizer: Optimizer,
+        fabric: Fabric,
+        *,
+        rate: Rate,
+        clip: float | None,
+        total: int,
+    ) -> None:
+        require(clip is None or clip > 0, "clip", "a number > 0, or None", clip)
+        self.tuner, self.loss, self.fabric = tuner, loss, fabric
+        self.rate, self.clip, self.total = rate, clip, total
+        self.stage = _stage(tuner)
+        self.plain = optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        _check_device(tuner.model, fabric.device)
+        self.model, self.optimizer = fabric.setup(tuner.model, optimizer)
+        if isinstance(loss, (Distillation, JointDistillation)):
+            fabric.to_device(loss.teacher)
+        self.joint = loss if isinstance(loss, JointDistillation) else None
+        shared = {id(parameter) for parameter in tuner.model.parameters()}
+        self.apart = [p for p in tuner.parameters() if id(p) not in shared]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group, at the latest step."""
+        return float(self.plain.param_groups[0]["lr"])
+
+    def step(self, micros: list[Micro], done: int) -> dict[str, Tensor]:
+        """Do one step after ``done`` others; return its means over this process's samples."""
+        progress = done / self.total
+        self.tuner.advance(progress)
+        if _stage(self.tuner) != self.stage:  # momenta are of another loss
+            self.stage = _stage(self.tuner)
+            self.plain.state.clear()
+        for group in self.plain.param_groups:
+            group["lr"] = group["initial_lr"] * self.rate(progress)
+        told: dict[str, Tensor] = {}
+        for position, micro in enumerate(micros):
+            last = position + 1 == len(micros)
+            with self.fabric.no_backward_sync(self.model, enabled=not last):
+                total = self._loss(micro, told)
+                if last:
+                    penalty = self.tuner.penalty()
+                    told["penalty"] = penalty.detach()
+                    total = total + penalty
+                self.fabric.backward(total)
+        average_gradients(self.apart)
+        if self.clip is not None:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
+            )
+        if self._optimize():
+            self.tuner.step()
+        self.optimizer.zero_grad()
+        return told
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a step changes."""
+        return {
+            "model": self.tuner.model.state_dict(),
+            "tuner": self.tuner.state_dict(),
+            "optimizer": self.plain.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "loss": {} if self.joint is None else self.joint.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.load_network(state)
+        if self.joint is not None:
+            self.joint.load_state_dict(state["loss"])
+        self.plain.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+
+    def load_network(self, state: dict[str, Any]) -> None:
+        """Take back the network and the tuner only."""
+        self.tuner.model.load_state_dict(state["model"])
+        self.tuner.load_state_dict(state["tuner"])
+        self.stage = _stage(self.tuner)
+
+    def key(self, given: str, epochs: int, feed: Feed, selection: Selection) -> str:
+        """Return a fingerprint of what must be the same in a run that is resumed."""
+        shapes = [[n, list(t.shape)] for n, t in self.tuner.model.state_dict().items()]
+        settings = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")}
+            for group in self.plain.param_groups
+        ]
+        facts = {
+            "given": given,
+            "network": shapes,
+            "optimizer": [type(self.plain).__name__, settings],
+            "steps": [epochs, feed.steps, feed.batch_size, feed.seed],
+            "processes": [feed.sharing.processes, feed.sharing.accumulate],
+            "how": [_told(x) for x in (self.rate, self.clip, feed.augment, selection, self.loss)],
+            "precision": str(self.fabric.strategy.precision.precision),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _loss(self, micro: Micro, told: dict[str, Tensor]) -> Tensor:
+        batch = self.fabric.to_device(micro.batch)
+        with self.fabric.autocast():
+            loss, taught, more = self._losses(batch)
+        for name, value in {"loss": loss, **more}.items():
+            part = value.detach() * micro.weight
+            told[name] = told[name] + part if name in told else part
+        return (loss if taught is None else loss + taught) * micro.weight
+
+    def _losses(self, batch: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        """Return the loss, that of a teacher which trains along, and figures to be shown."""
+        if self.joint is not None:
+            return self.joint.losses(self.model, batch)
+        found = self.loss(self.model, batch)
+        return (found[0], None, found[1]) if isinstance(found, tuple) else (found, None, {})
+
+    def _optimize(self) -> bool:
+        """Step, and tell whether that was done: a float16 scaler leaves out overflowing steps.
+
+        Where only a teacher's overflows, the method waits for the next step too.
+        """
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        before = 0.0 if scaler is None else scaler.get_scale()
+        if self.joint is not None:
+            self.joint.step(scaler)  # before the network's, after which the scale is another
+        self.optimizer.step()
+        return scaler is None or bool(scaler.get_scale() >= before)
+
+
+def _stage(tuner: Tunable) -> int:
+    """Return the stage of a method that has stages; at a new one the optimizer forgets."""
+    return int(getattr(tuner, "stage", 0))
+
+
+def _check_device(model: nn.Module, device: torch.device) -> None:
+    """Refuse a network that is elsewhere: what the tuner has learned of it is there too."""
+    found = next((p.device for p in model.parameters()), device)
+    if found.type != device.type:
+        raise ConfigError(
+            f"the network is on {found}, and is to be trained on {device}. Move it there before "
+            "fewbits.prepare: model.to(fabric.device)."
+        )
+
+
+def _told(value: object) -> str:
+    """Return what a setting is, without addresses and without networks."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        plain = {k: v for k, v in fields.items() if not isinstance(v, (nn.Module, torch.Tensor))}
+        return f"{type(value).__name__} { {k: _told(v) for k, v in plain.items()} }"
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return repr(value)
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A network being tuned in place; :func:`fewbits.prepare` makes one.
+
+    Attributes:
+        model: the person's network, whose state-dict keys are those of the float network.
+    """
+
+    model: nn.Module
+
+    def penalty(self) -> Tensor:
+        """Return what is added to the loss, a scalar."""
+        ...
+
+    def step(self) -> None:
+        """Act on the weights after ``optimizer.step()``, the gradients being still there."""
+        ...
+
+    def advance(self, progress: float) -> None:
+        """Take note of the share of the training that is done, in [0, 1]."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return the learnables that the method has of its own."""
+        ...
+
+    def measures(self) -> Mapping[str, float]:
+        """Return figures for logs, such as ``bits_per_weight``."""
+        ...
+
+    def quantized(self) -> AbstractContextManager[Any]:
+        """Return a block inside of which the weights are what the file would hold."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the network's own tensors, as plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Take back what :meth:`state_dict` returned."""
+        ...

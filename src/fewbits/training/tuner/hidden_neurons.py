@@ -1,0 +1,239 @@
+"""Hidden neurons of a finished network: dead ones folded away, the others brought into order.
+
+A neuron whose weights are all zero gives a constant, which the bias of its reader takes up; one
+that nobody reads needs no weights. Neither changes what the network computes, nor does the order
+of its neurons, and zeros and likes side by side take fewer bits. Values in the network and their
+codes are changed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.graph.chains import Chain, find_chains
+from ...engine.layers.layer import Quantized, QuantizedMatrix
+
+__all__ = ["Neurons", "tidy"]
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def tidy(
+    model: nn.Module,
+    results: dict[str, Quantized],
+    aliases: Mapping[str, str],
+    *,
+    fold: bool,
+    sort: bool,
+) -> list[str]:
+    """Fold dead neurons and sort all, where asked and where it can be done; return notes on it.
+
+    Args:
+        model: holding the values of ``results``; changed in place, as ``results`` is.
+        results: codes by state-dict name.
+        aliases: names of tied tensors; layers that have such stay as they are.
+        fold: only where some matrix has zeros in a whole row or column is the network traced.
+        sort: the function stays, but which neuron is which does not.
+    """
+    if not sort and not (fold and _has_dead(results.values())):
+        return []
+    chains = find_chains(model)
+    if chains.reason:
+        return [f"neurons: left as they are, {chains.reason}"]
+    neurons = Neurons(model, chains.found, results, {*aliases, *aliases.values()})
+    notes = [f"neurons: {neurons.fold()} dead ones folded"] if fold else []
+    if sort:
+        neurons.sort()
+        notes.append(f"neurons: those of {len(neurons.chains)} layers sorted")
+    return notes
+
+
+class Neurons:
+    """The hidden neurons of a network that holds its coded values.
+
+    Attributes:
+        results: the codes by state-dict name; those of tensors that were changed are new.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chains: Sequence[Chain],
+        results: dict[str, Quantized],
+        fixed: Iterable[str] = (),
+    ) -> None:
+        """Take the chains whose layers are both coded by matrices; ``fixed`` tensors rule out."""
+        self.model = model
+        self.results = results
+        fixed = set(fixed)
+        self.chains = [
+            chain
+            for chain in chains
+            if not fixed & set(self._names(chain))
+            and all(
+                isinstance(results.get(f"{name}.weight"), QuantizedMatrix)
+                for name in (chain.layer, chain.reader)
+            )
+        ]
+
+    @torch.no_grad()
+    def fold(self) -> int:
+        """Fold dead neurons, and return how many became so: now without weights in and out."""
+        before = sum(int(self._gone(chain).sum()) for chain in self.chains)
+        for chain in self.chains:  # a neuron that gets constants only is constant itself
+            self._fold_constants(chain)
+        for chain in reversed(self.chains):
+            self._drop_unread(chain)
+        return sum(int(self._gone(chain).sum()) for chain in self.chains) - before
+
+    @torch.no_grad()
+    def sort(self) -> None:
+        """Bring neurons into the order of their nonzero weights, in and out, most first."""
+        for chain in self.chains:
+            count = (self._incoming(chain) != 0).sum(1) + (self._outgoing(chain) != 0).sum((0, 2))
+            order = count.argsort(descending=True, stable=True)
+            for name in (f"{chain.layer}.weight", *self._vectors(chain)):
+                self._take_rows(name, order)
+            self._take_columns(chain, order)
+
+    def _fold_constants(self, chain: Chain) -> None:
+        reader = f"{chain.reader}.weight"
+        zero = self._zero(reader)
+        dead = ~self._incoming(chain).any(1) & self._outgoing(chain).any((0, 2))
+        if zero is None or not bool(dead.any()):
+            return
+        constant = torch.where(dead, self._constants(chain), 0.0)
+        bias = self._parameter(f"{chain.reader}.bias")
+        if chain.borders or bias is None or f"{chain.reader}.bias" in self.results:
+            dead &= constant == 0  # the others cannot be taken up exactly
+        dead &= constant.isfinite()
+        taken = torch.where(dead, constant, 0.0)
+        if bias is not None and bool(taken.any()):
+            bias += (self._outgoing(chain).double().sum(2) @ taken.double()).to(bias)
+        columns = dead.repeat_interleave(self._outgoing(chain).shape[2])
+        self._clear(reader, columns.expand(len(self._incoming_of(reader)), -1), zero)
+
+    def _drop_unread(self, chain: Chain) -> None:
+        name = f"{chain.layer}.weight"
+        zero = self._zero(name)
+        unread = ~self._outgoing(chain).any((0, 2))
+        if zero is None or not bool(unread.any()):
+            return
+        rows = unread[:, None].expand(-1, self._incoming(chain).shape[1])
+        self._clear(name, rows, zero)
+        for vector in (f"{chain.layer}.bias", *(f"{norm}.bias" for norm in chain.norms)):
+            if self._parameter(vector) is not None:
+                self._clear(vector, unread[None], self._zero(vector))
+
+    def _gone(self, chain: Chain) -> Tensor:
+        return ~self._incoming(chain).any(1) & ~self._outgoing(chain).any((0, 2))
+
+    def _constants(self, chain: Chain) -> Tensor:
+        """Return what the reader gets of each neuron whose weights are all zero."""
+        layer = self.model.get_submodule(chain.layer)
+        weight = self._of(f"{chain.layer}.weight")
+        bias = self._parameter(f"{chain.layer}.bias")
+        values = weight.new_zeros(len(weight)) if bias is None else bias.clone()
+        values = values.reshape(1, -1, *(1 for _ in getattr(layer, "kernel_size", ())))
+        for step in chain.steps:
+            values = step(values)
+        return values.reshape(-1)
+
+    # -- tensors and their codes
+
+    def _names(self, chain: Chain) -> list[str]:
+        weights = [f"{name}.weight" for name in (chain.layer, chain.reader)]
+        return [*weights, f"{chain.reader}.bias", *self._vectors(chain)]
+
+    def _vectors(self, chain: Chain) -> list[str]:
+        names = [f"{norm}.{leaf}" for norm in chain.norms for leaf in _NORM]
+        biased = self._parameter(f"{chain.layer}.bias") is not None
+        return [f"{chain.layer}.bias", *names] if biased else names
+
+    def _parameter(self, name: str) -> Tensor | None:
+        path, _, leaf = name.rpartition(".")
+        found = getattr(self.model.get_submodule(path), leaf, None)
+        return found.data if isinstance(found, Tensor) else None
+
+    def _of(self, name: str) -> Tensor:
+        found = self._parameter(name)
+        if found is None:
+            raise ValueError(f"no tensor {name!r} in the network")
+        return found
+
+    def _incoming_of(self, name: str) -> Tensor:
+        return self._of(name).flatten(1)
+
+    def _incoming(self, chain: Chain) -> Tensor:
+        return self._incoming_of(f"{chain.layer}.weight")
+
+    def _outgoing(self, chain: Chain) -> Tensor:
+        """Return the reader's weights as (its neurons, neurons, columns of each)."""
+        values = self._of(f"{chain.reader}.weight")
+        return values.reshape(len(values), len(self._incoming(chain)), -1)
+
+    def _zero(self, name: str) -> Tensor | None:
+        """Return the index (rows, 1) of value zero; None where not every row has one."""
+        result = self.results.get(name)
+        if not isinstance(result, QuantizedMatrix):
+            return torch.zeros(1, 1, dtype=torch.int32)
+        rows, device = result.index.shape[1], result.index.device
+        if result.levels is not None:
+            place = (result.levels == 0).nonzero()
+            return place[:1].int().expand(rows, 1).to(device) if len(place) else None
+        offset = torch.as_tensor(result.offset, device=device).reshape(-1, 1).expand(rows, 1)
+        return offset.int() if bool((offset == offset.round()).all()) else None
+
+    def _clear(self, name: str, where: Tensor, zero: Tensor | None) -> None:
+        """Set entries to zero, given as the matrix is; nothing where zero is no level."""
+        if zero is None:
+            return
+        values, result = self._of(name), self.results.get(name)
+        values.masked_fill_(where.reshape(values.shape), 0)
+        if isinstance(result, QuantizedMatrix):
+            index = torch.where(where.reshape(result.index.shape[1:]), zero, result.index[0])
+            self.results[name] = replace(result, index=index[None])
+
+    def _take_rows(self, name: str, order: Tensor) -> None:
+        values, result = self._of(name), self.results.get(name)
+        values.copy_(values[order])
+        if not isinstance(result, QuantizedMatrix):
+            return
+        if values.dim() == 1:
+            self.results[name] = replace(result, index=result.index[..., order])
+            return
+        self.results[name] = replace(
+            result,
+            index=result.index[:, order],
+            step=None if result.step is None else _taken(result.step, order),
+            scale=None if result.scale is None else _taken(result.scale, order),
+            offset=_taken(torch.as_tensor(result.offset), order),
+        )
+
+    def _take_columns(self, chain: Chain, order: Tensor) -> None:
+        name = f"{chain.reader}.weight"
+        values, result = self._of(name), self.results[name]
+        apart = self._outgoing(chain).shape
+        values.copy_(values.reshape(apart)[:, order].reshape(values.shape))
+        if isinstance(result, QuantizedMatrix):
+            index = result.index.reshape(apart)[:, order].reshape(result.index.shape)
+            self.results[name] = replace(result, index=index)
+
+
+def _taken(values: Tensor, order: Tensor) -> Tensor:
+    """Return what belongs to the rows in their new order; one for all stays."""
+    return values.reshape(-1)[order] if values.numel() > 1 else values
+
+
+def _has_dead(results: Iterable[Quantized]) -> bool:
+    """Tell whether a coded matrix has a row or a column of zeros."""
+    for result in results:
+        if isinstance(result, QuantizedMatrix) and result.index.shape[1] > 1:
+            alive = result.dequantize()[0] != 0
+            if not bool(alive.any(0).all()) or not bool(alive.any(1).all()):
+                return True
+    return False

@@ -1,0 +1,303 @@
+"""From a network and a method to a tuner: what is trained, and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from os import PathLike, fspath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...coded import Contents
+from ...compression.coded_model import CodedModel, load_into, unwrapped
+from ...container import read
+from ...engine.activations.hooks import remove_inputs
+from ...engine.batchnorm.compact import Settling, to_settle
+from ...engine.batchnorm.freeze import hold_absorbed
+from ...engine.batchnorm.unfold import revive
+from ...engine.layers.layer import QuantizedTransform
+from ...engine.layers.pack import unpack
+from ...engine.layers.targets import check_finite, vector_targets
+from ...engine.network.batches import Forward
+from ...engine.network.naming import fitted
+from ...errors import ConfigError, ModelError, require, shorten
+from ...methods import TrainedMethod, TunedWeight
+from ...recipe.plan import Plan, PlanEntry, make_plan
+from ...recipe.recipe import Recipe, Rule
+from .parametrizations import find_parameter
+from .pruning import Pruning, keep_zeros
+from .start import Change, Inherited, narrow_dtype, tell
+from .trained_plan import as_trained, attach
+from .tuner import Tuner
+
+__all__ = ["prepare"]
+
+
+@torch.inference_mode(False)
+def prepare(
+    model: nn.Module,
+    method: TrainedMethod | Recipe,
+    *,
+    start: CodedModel | str | PathLike[str] | None = None,
+    keep: Sequence[str] = (),
+    prune: Pruning | None = None,
+    zeros: bool | None = None,
+    vector_bits: int | None = None,
+    norms: str = "absorbed",
+    raw_dtype: str | None = None,
+    seed: int = 0,
+    source: str = "",
+    calibration: Iterable[Any] | Tensor | None = None,
+    forward: Forward | None = None,
+) -> Tuner:
+    """Begin a compression by training, in your own loop; the network itself is worked on.
+
+    Args:
+        model: the network, on the device where it is trained. An optimizer made before still fits.
+        method: a training method, such as ``fewbits.HEMP(levels=9)``, for all weights; or a
+            recipe whose rules name one.
+        start: a compressed network, or its file, that the training goes on from: its values are
+            loaded into ``model``. HEMP keeps each tensor's grid, codebook or basis. What else is
+            not kept (levels, quantized inputs, ...) is a warning now, and a note in the result.
+        keep: patterns of weights that stay as they are, as in a recipe.
+        prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
+        zeros: whether weights that are exactly zero now stay zero; None: from a float network. Like
+            ``prune``, not where weights start as coefficients of a transform.
+        vector_bits: trains biases and other float vectors too, each on a grid of so many bits, and
+            puts gains and biases of batch normalizations on such grids when these are settled, at
+            the end; None leaves them as ``raw_dtype`` says.
+        norms: batch normalizations that ``start`` has absorbed stay "absorbed", or are "live": they
+            get the statistics of ``calibration``, and normalize again while training.
+        raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16"; None: as
+            ``start`` has it, else "keep".
+        seed: of every random choice.
+        source: how to build the network again ("module:callable"), kept in the file; by default
+            what ``start`` says.
+        calibration: some batches of training data, for methods that quantize inputs of layers, and
+            for live normalizations.
+        forward: ``forward(model, batch)`` calls the network on them.
+
+    Raises:
+        ConfigError: a setting (TargetError: a pattern that matches nothing).
+        ModelError: NaN or infinite weights, weights that are no parameters, another architecture
+            than that of ``start``.
+        CalibrationError: ``calibration`` is missing, has bad values, or does not reach a layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    coded = _contents(start)
+    model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed, coded)
+    _check_trainable(model)
+    plan = make_plan(model, recipe)
+    trained = _trained(plan)
+    _check_bits(vector_bits)
+    require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
+    if coded is not None:
+        coded = fitted(coded, model)
+        load_into(coded.tensors, coded.aliases, model, _told(start))
+    check_finite(model)
+    found = _without_inputs(model, coded)
+    absorbed = held = hold_absorbed(model, coded=coded is not None)
+    _check_measured(trained, held, norms)
+    if norms == "live" and held:
+        revive(model, held, calibration, forward)
+        held = []
+    settling = _settling(model, plan, trained, held, vector_bits)
+    plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
+    plan = as_trained(model, plan, trained)
+    weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
+    _keep_zeros(weights, prune, zeros, coded)
+    course = trained.start(weights, recipe.seed)
+    attach(course, model, plan, calibration, forward)
+    inherited = _inherited(coded, trained, weights, absorbed)
+    found += inherited.foresee(model, getattr(course, "inputs", ()), recipe.raw_dtype)
+    tell(found, stacklevel=3)
+    return Tuner(
+        model,
+        plan,
+        course,
+        weights,
+        settling=settling,
+        prune=prune,
+        source=source or inherited.source,
+        inherited=replace(inherited, foreseen=tuple(found)),
+    )
+
+
+def _settling(
+    model: nn.Module,
+    plan: Plan,
+    trained: TrainedMethod,
+    held: Sequence[str],
+    vector_bits: int | None,
+) -> Settling:
+    exact = not getattr(trained, "settles", True)
+    names = () if exact else to_settle(model, plan.aliases, held)
+    return Settling(model, names, vector_bits)
+
+
+def _keep_zeros(
+    weights: Sequence[TunedWeight],
+    prune: Pruning | None,
+    zeros: bool | None,
+    start: Contents | None,
+) -> None:
+    if prune is not None or zeros:
+        _check_maskable(weights)
+    if zeros or (zeros is None and start is None):
+        keep_zeros(weights)
+
+
+def _check_trainable(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ModelError(
+                f"parameter {name!r} was made in torch.inference_mode and can have no gradients. "
+                "Build the network, or load it, outside of inference_mode."
+            )
+
+
+def _recipe(
+    method: TrainedMethod | Recipe,
+    keep: Sequence[str],
+    raw_dtype: str | None,
+    seed: int,
+    start: Contents | None,
+) -> Recipe:
+    if isinstance(method, Recipe):
+        if keep or raw_dtype not in (None, "keep") or seed:
+            raise ConfigError("a recipe has keep, raw_dtype and seed of its own. Set them there.")
+        return method
+    if isinstance(method, type) or not isinstance(method, TrainedMethod):
+        raise ConfigError(
+            "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
+            f"with one. Got {shorten(method)} instead."
+        )
+    rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
+    if raw_dtype is None:
+        raw_dtype = narrow_dtype(start) or "keep"
+    return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
+
+
+def _trained(plan: Plan) -> TrainedMethod:
+    """Return the one training method of the plan."""
+    methods = list(dict.fromkeys(e.trained for e in plan.entries if e.trained is not None))
+    if len(methods) != 1:
+        raise ConfigError(
+            "a network is trained by one method for all of its weights, since what the method "
+            f"learns is the network's. The recipe has {len(methods)}: {methods}."
+        )
+    other = [entry.target.name for entry in plan.entries if entry.method is not None]
+    if other:
+        raise ConfigError(
+            f"weight {other[0]!r} has a method that does not train. Compress first, and give the "
+            "result as start=; here a weight is trained or kept."
+        )
+    return methods[0]
+
+
+def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None:
+    if start is None:
+        return None
+    if isinstance(start, CodedModel):
+        return start.contents
+    if isinstance(start, (str, PathLike)):
+        return read(start)
+    raise ConfigError(
+        "start must be a CodedModel or the path of a .fewbits file. "
+        f"Got {type(start).__name__} instead."
+    )
+
+
+def _inherited(
+    start: Contents | None,
+    method: TrainedMethod,
+    weights: Sequence[TunedWeight],
+    norms: Sequence[str],
+) -> Inherited:
+    keeps = bool(getattr(method, "keeps_levels", False))
+    return Inherited(start, method.name, keeps, [weight.name for weight in weights], norms)
+
+
+def _without_inputs(model: nn.Module, coded: Contents | None) -> list[Change]:
+    """Take quantized inputs off a network that was loaded: no gradient passes their rounding."""
+    count = remove_inputs(model)
+    if not count or (coded is not None and coded.activations):
+        return []  # those of the start are told of one by one
+    text = (
+        f"{count} inputs or outputs of layers are quantized, by a file that was loaded, and its "
+        "grids are given up (fewbits.LowBit fits its own)"
+    )
+    return [Change("loaded", text)]
+
+
+def _check_measured(method: TrainedMethod, held: Sequence[str], norms: str) -> None:
+    """Refuse to measure normalizations anew that are absorbed, and have no statistics."""
+    if getattr(method, "reestimate", False) and held and norms == "absorbed":
+        raise ConfigError(
+            f"reestimate=True measures normalizations anew, and {len(held)} of this network are "
+            f"absorbed by the layers before them, {held[0]!r} the first. Pass norms='live', which "
+            "gives them statistics again, or leave out reestimate."
+        )
+
+
+def _told(start: CodedModel | str | PathLike[str] | None) -> str:
+    if isinstance(start, (str, PathLike)):
+        return f"file {fspath(start)!r}"
+    return "the compressed network"
+
+
+def _weight(
+    model: nn.Module, entry: PlanEntry, plan: Plan, coded: Contents | None, bits: int | None
+) -> TunedWeight:
+    target, end = entry.target, entry.target.name in plan.ends
+    parameter = find_parameter(model, target)
+    start = None
+    if coded is not None:
+        known = coded.aliases.get(target.name, target.name)
+        start = unpack(coded.tensors[known], target)
+    levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
+    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels, end=end)
+
+
+def _check_maskable(weights: Sequence[TunedWeight]) -> None:
+    """Refuse pruned weights where the codes are coefficients."""
+    for weight in weights:
+        if isinstance(weight.start, QuantizedTransform):
+            raise ConfigError(
+                f"weight {weight.name!r} starts as coefficients of a transform, where zeros of the "
+                "weight do not stay zero. Leave out prune= and zeros=True, or start from a network "
+                "that is not coded by a transform."
+            )
+
+
+def _check_bits(bits: object) -> None:
+    whole = isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 12
+    require(bits is None or whole, "vector_bits", "None or an integer from 2 to 12", bits)
+
+
+def _with_settled(plan: Plan, settling: Settling) -> Plan:
+    """Return the plan that tells what becomes of the normalizations to settle."""
+    grid = "" if settling.bits is None else f", on a grid of {settling.bits} bits"
+    for name in settling.names:
+        told = dict.fromkeys(("weight", "bias"), f"settled with its statistics at the end{grid}")
+        told |= dict.fromkeys(("running_mean", "running_var"), "constant when settled at the end")
+        for leaf, what in told.items():
+            if f"{name}.{leaf}" in plan.kept:
+                plan = plan.kept_after(f"{name}.{leaf}", what)
+    return plan
+
+
+def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, settling: Settling) -> Plan:
+    """Return the plan with float vectors of ``model`` trained too, but for those to settle."""
+    if settling.bits is None:
+        return plan
+    reason = f"a vector, on a grid of {settling.bits} bits"
+    alone = [name for name in plan.kept if name not in plan.exact]
+    targets = [t for t in vector_targets(model, alone) if t.module not in settling.names]
+    entries = [PlanEntry(target, None, reason, method) for target in targets]
+    named = {target.name for target in targets}
+    kept = {name: reason for name, reason in plan.kept.items() if name not in named}
+    return replace(plan, entries=(*plan.entries, *entries), kept=kept)

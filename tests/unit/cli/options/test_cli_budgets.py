@@ -1,0 +1,318 @@
+"""Budgets on the command line, with a method of the tests' own that has a slope."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import typer
+from safetensors.torch import save_file
+
+import fewbits
+from cli_runs import run, run_json
+from fewbits.cli.options.budget import as_bytes, as_drop, as_seconds
+from fewbits.evaluation.metrics import evaluate
+from fewbits.methods import METHODS
+from fewbits.sources import load_data, load_model, with_selection
+from fewbits.sources.demo_network import train_classifier
+from sloped import Sloped
+
+MODEL = "builtin:digits-mlp"
+SEARCH = ("compress", MODEL, "--weights", "net.safetensors", "--method", "sloped")
+FAST = ("--effort", "fast", "-o", "new.fewbits")
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(METHODS._entries, "sloped", Sloped)
+
+
+@pytest.fixture(scope="module")
+def state():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield train_classifier(load_model(MODEL).module, load_data("digits"), epochs=8).state_dict()
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(state, tmp_path, monkeypatch):
+    """Work in a fresh folder that holds the checkpoint."""
+    save_file(state, tmp_path / "net.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def test_target_size(here):
+    found = run_json(*SEARCH, "--target-size", "7KB", *FAST)
+    assert found["bytes"] == (here / "new.fewbits").stat().st_size
+    assert 0.99 * 7000 <= found["bytes"] <= 7000
+    trials = found["trace"]["trials"]
+    assert len(trials) <= 12
+    assert [t["bytes"] for t in trials if t["chosen"]] == [found["bytes"]]
+    assert found["trace"]["goal"] == {"kind": "target_bytes", "limit": 7000.0, "tolerance": 0.01}
+    text = run(*SEARCH, "--target-size", "7KB", *FAST, "--force").stdout
+    assert "bits/weight" in text
+    assert "search: met within 1%" in text
+
+
+def test_target_bits(here):
+    found = run_json(*SEARCH, "--target-bits", 3.5, *FAST)
+    assert 0.99 * 3.5 <= found["size"]["bits_per_weight"] <= 3.5
+
+
+def test_max_drop_is_met_on_the_selection_and_the_test_is_told(here):
+    arguments = (*SEARCH, "--data", "digits", "--max-drop", "1%", *FAST)
+    found = run_json(*arguments)
+    reference = found["trace"]["reference"]
+    (chosen,) = [t for t in found["trace"]["trials"] if t["chosen"]]
+    assert reference - chosen["score"] <= 0.01 + 1e-9
+    network = fewbits.load("new.fewbits", into=load_model(MODEL).module)
+    selection = with_selection(load_data("digits")).batches("selection")
+    assert evaluate(network, selection).accuracy == chosen["score"]
+    tested = evaluate(network, load_data("digits").batches("test"))
+    assert found["accuracy"]["compressed"]["accuracy"] == tested.accuracy
+    text = run(*arguments, "--force").stdout
+    drop = 100 * (reference - chosen["score"])
+    assert f"a drop of {drop:.2f} points" in text
+    assert "test:       a drop of" in text
+
+
+def test_a_selection_of_ones_own(here):
+    data = load_data("digits")
+    inputs, labels = next(iter(data.batches("train", 500)))
+    np.savez("selection.npz", x_train=inputs.numpy(), y_train=labels.numpy())
+    options = ("--max-drop", "2%", "--selection", "selection.npz")
+    found = run_json(*SEARCH, *options, *FAST)
+    assert round(500 * found["trace"]["reference"]) == pytest.approx(
+        500 * found["trace"]["reference"]
+    )
+    assert "accuracy" not in found
+    scored = run_json(*SEARCH, "--target-size", "7KB", *options[2:], *FAST, "--force")
+    assert all(t["score"] is not None for t in scored["trace"]["trials"])
+
+
+def test_loaders_that_cannot_be_divided_need_a_selection(here):
+    (here / "some_loaders.py").write_text(
+        "from fewbits.sources import load_data\n"
+        "digits = load_data('digits')\n"
+        "def two():\n  return list(digits.batches('train')), list(digits.batches('test'))\n"
+        "def three():\n"
+        "  train, test = two()\n"
+        "  return {'calibration': train[:5], 'selection': train[5:], 'test': test}\n"
+    )
+    options = ("--max-drop", "2%", *FAST)
+    sys.modules.pop("some_loaders", None)
+    refused = run(*SEARCH, "--data", "some_loaders:two", *options, code=1).stderr
+    assert "Add --selection DATA" in refused
+    found = run_json(*SEARCH, "--data", "some_loaders:three", *options)
+    assert found["accuracy"]["compressed"]["samples"] == 449
+    run(*SEARCH, "--data", "some_loaders:two", "--selection", "digits", *options, "--force")
+    sys.modules.pop("some_loaders", None)
+
+
+def test_calibration_and_selection_share_no_sample():
+    data = with_selection(load_data("digits"))
+    parts = [
+        {x.numpy().tobytes() for batch, _ in data.batches(name) for x in batch}
+        for name in ("calibration", "selection", "test")
+    ]
+    assert sum(map(len, parts)) == len(set.union(*parts)) > 1700
+    assert len(parts[0]) > 600
+
+
+def test_a_killed_search_is_resumed_to_the_same_bytes(here, monkeypatch):
+    arguments = (*SEARCH, "--data", "digits", "--max-drop", "1%", *FAST, "--trace", "t.json")
+    calls = []
+    real = Sloped.encode
+
+    def dying(self, layer):
+        calls.append(layer.name)
+        if len(calls) == 3 * 3 + 1:  # three layers a network
+            raise KeyboardInterrupt
+        return real(self, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sloped, "encode", dying)
+        run(*arguments, code=130)
+    assert not (here / "new.fewbits").exists()
+    assert len(json.loads((here / "t.json").read_text())["trials"]) == 3
+    run(*arguments)
+    resumed = (here / "new.fewbits").read_bytes()
+    run(*arguments[:-2], "--force")
+    assert (here / "new.fewbits").read_bytes() == resumed
+    before = (here / "t.json").read_text()
+    run(*arguments, "--force")
+    assert (here / "t.json").read_text() == before
+    assert (here / "new.fewbits").read_bytes() == resumed
+
+
+def test_a_budget_that_is_not_met_has_its_own_code(here):
+    result = run(*SEARCH, "--target-size", "300", *FAST, code=3)
+    assert "smallest file reached" in result.stderr
+    assert result.stdout == ""
+    assert not (here / "new.fewbits").exists()
+    error = run_json(*SEARCH, "--target-size", "300", *FAST, code=3)["error"]
+    assert error["type"] == "BudgetError"
+
+
+def test_evaluations_and_time_end_a_search(here):
+    found = run_json(*SEARCH, "--target-size", "2KB", "--evaluations", 2, *FAST, code=3)
+    assert "all 2 evaluations are spent" in found["error"]["message"]
+    found = run_json(*SEARCH, "--target-size", "9.9KB", "--time-budget", "0.001s", *FAST, code=0)
+    assert "time budget" in found["trace"]["ended"]
+
+
+def test_a_budget_takes_a_method_with_a_slope_by_default(here):
+    arguments = [part for part in SEARCH if part not in ("--method", "sloped")]
+    rule = run_json(*arguments, "--data", "digits", "--target-size", "7KB", *FAST)["plan"]
+    assert "slope" in rule["recipe"]["rules"][0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--target-size", "7KB", "--target-bits", "3"],
+        ["--target-size", "seven"],
+        ["--target-size", "0"],
+        ["--target-bits", "-1"],
+        ["--target-bits", "nan"],
+        ["--max-drop", "0.5"],
+        ["--max-drop", "101%"],
+        ["--max-drop", "much"],
+        ["--max-drop", "1%"],
+        ["--trace", "t.json"],
+        ["--selection", "digits"],
+        ["--time-budget", "10m"],
+        ["--target-size", "7KB", "--time-budget", "soon"],
+        ["--target-size", "7KB", "--evaluations", "0"],
+    ],
+)
+def test_wrong_usage(here, options):
+    assert run_json(*SEARCH, *options, *FAST, code=2)["error"]["type"] == "UsageError"
+
+
+def test_a_method_without_a_slope(here):
+    arguments = (*SEARCH[:-1], "nearest", "--target-size", "7KB", *FAST)
+    assert "'sloped'" in run(*arguments, code=1).stderr
+
+
+def test_how_sizes_drops_and_durations_are_read():
+    sizes = {"66200": 66200, "100KB": 100_000, "0.1MB": 100_000, "64KiB": 65536, "1.5 kb": 1500}
+    assert {text: as_bytes(text) for text in sizes} == sizes
+    drops = {"0.5%": 0.005, "0.005": 0.005, "0": 0.0, "20%": 0.2}
+    assert {text: as_drop(text) for text in drops} == pytest.approx(drops)
+    times = {"90": 90, "90s": 90, "10m": 600, "10min": 600, "1.5h": 5400}
+    assert {text: as_seconds(text) for text in times} == times
+    with pytest.raises(typer.BadParameter, match=r"Write 0\.5% for 0\.5 points"):
+        as_drop("0.5")
+
+
+# sensitivity
+
+NETWORK = (MODEL, "--weights", "net.safetensors", "--data", "digits")
+
+
+def test_sensitivity(here):
+    options = ("--bits", "2,4", "--calibration-samples", 200, "--effort", "fast")
+    found = run_json("sensitivity", *NETWORK, *options, "--selection", "digits")
+    rows = found["rows"]
+    assert {(row["name"], row["bits"]) for row in rows} == {
+        (f"{layer}.weight", bits) for layer in (1, 3, 5) for bits in (2, 4)
+    }
+    assert [row["harm"] for row in rows] == sorted((r["harm"] for r in rows), reverse=True)
+    assert all(0.5 < row["score"] <= 1 for row in rows)
+    text = run("sensitivity", *NETWORK, *options).stdout
+    assert "KL per saved kB" in text
+    assert "score" not in text
+    assert len(text.splitlines()) == 8
+
+
+def test_sensitivity_refuses(here):
+    run("sensitivity", *NETWORK, "--bits", "two", code=2)
+    assert "no setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
+
+
+# sweep
+
+SWEEP = ("sweep", *NETWORK, "--calibration-samples", 200, "--effort", "fast", "-o", "sweep.json")
+
+
+def test_a_sweep_measures_what_is_asked_and_nothing_twice(here, monkeypatch):
+    methods = ("--methods", "nearest,sloped", "--bits", "3,4")
+    first = run_json(*SWEEP, *methods, "--slopes", "1e-3,1e-2")
+    asked = [(p["settings"], p["goal"]) for p in first["points"]]
+    assert asked[:2] == [({"method": "nearest", "bits": bits}, None) for bits in (3, 4)]
+    assert {"method": "sloped", "slope": 0.01} in [settings for settings, _ in asked]
+    assert first == {"file": "sweep.json", **json.loads((here / "sweep.json").read_text())}
+    coded = fewbits.compress(
+        load_model(MODEL, "net.safetensors").module, fewbits.Nearest(bits=3), source=MODEL
+    )
+    judged = evaluate(
+        coded.load_into(load_model(MODEL).module), load_data("digits").batches("test")
+    )
+    assert first["points"][0]["score"] == judged.accuracy
+    calls = []
+    real = Sloped.encode
+    monkeypatch.setattr(Sloped, "encode", lambda s, layer: calls.append(s) or real(s, layer))
+    again = run_json(*SWEEP, *methods, "--slopes", "1e-3,1e-2")
+    assert again == first
+    assert not calls
+    sized = run_json(*SWEEP, "--methods", "sloped", "--sizes", "7KB,300")
+    assert sized["points"][:4] == first["points"]
+    met, missed = sized["points"][4:]
+    assert met["goal"] == {"kind": "target_bytes", "limit": 7000.0}
+    assert 6930 <= met["bytes"] <= 7000
+    assert missed["bytes"] is None
+    assert "smallest file reached" in missed["missed"]
+    text = run(*SWEEP, "--methods", "sloped", "--sizes", "7KB,300").stdout
+    assert "missed" in text
+    assert "float32: " in text
+
+
+def test_a_sweep_killed_between_points_goes_on(here, monkeypatch):
+    options = ("--methods", "sloped", "--slopes", "1e-4,1e-3,1e-2")
+    calls = []
+    real = Sloped.encode
+
+    def dying(self, layer):
+        calls.append(layer.name)
+        if len(calls) == 5:  # the second network's second layer
+            raise KeyboardInterrupt
+        return real(self, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sloped, "encode", dying)
+        run(*SWEEP, *options, code=130)
+    assert len(json.loads((here / "sweep.json").read_text())["points"]) == 1
+    assert len(run_json(*SWEEP, *options)["points"]) == 3
+
+
+def test_a_sweep_refuses(here):
+    run(*SWEEP, "--bits", "3", "--methods", "nearest")
+    other = [*SWEEP, "--bits", "3", "--methods", "nearest", "--seed", 4]
+    assert "made with seed 0" in run(*other, code=1).stderr
+    assert "add --slopes or --sizes" in run_json(*SWEEP, "--methods", "sloped", code=2)["error"][
+        "message"
+    ].replace("\n", " ")
+    run(*SWEEP, "--methods", "nearest", code=2)
+    run(*SWEEP, "--methods", "nearest", "--bits", "3", "--split", "train", code=2)
+    assert "Did you mean" in run(*SWEEP, "--methods", "nearst", "--bits", "3", code=1).stderr
+    plot = (*SWEEP, "--methods", "nearest", "--bits", "3", "--plot")
+    assert "must end in" in run(*plot, "a.pdf", code=1).stderr
+
+
+def test_a_sweep_draws_its_plot(here, monkeypatch):
+    def written(vl_spec):
+        return json.dumps(vl_spec)
+
+    drawn = type(sys)("vl_convert")
+    drawn.vegalite_to_svg = written
+    monkeypatch.setitem(sys.modules, "vl_convert", drawn)
+    run(*SWEEP, "--methods", "nearest", "--bits", "3,5", "--plot", "a.svg", "--split", "selection")
+    chart = json.loads((here / "a.svg").read_text())
+    assert len(chart["layer"][1]["data"]["values"]) == 2

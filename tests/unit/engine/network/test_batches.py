@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fewbits.engine.network.batches import as_batches, as_forward, call_model, describe, explained
+from fewbits.errors import CalibrationError, ConfigError
+
+NAN, INF = float("nan"), float("inf")
+X = torch.zeros(2, 3)
+
+
+def test_what_counts_as_batches():
+    assert [len(b) for b in as_batches(torch.zeros(300, 2))] == [128, 128, 44]
+    batches = [torch.zeros(2)]
+    assert as_batches(batches) is batches
+    assert len(as_batches(torch.zeros(1) for _ in range(3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "empty, it holds no batch"),
+        (iter([]), "empty, it holds no batch"),
+        (torch.zeros(0, 3), "empty, it holds no batch"),
+        ([torch.zeros(2, 3), torch.zeros(0, 3)], "batch 1 is empty"),
+        ([{"x": torch.tensor([1.0, float("nan")])}], "batch 0 holds NaN"),
+        ([(torch.full((2,), float("inf")), 1)], "batch 0 holds NaN or infinite"),
+        (7, "must be an iterable.*Got int"),
+        (torch.tensor(1.0), "has no samples.*float32 tensor"),
+        ({"x": X}, "Got dict.*put a single batch into a list"),
+        ("train", "Got str.*put a single batch into a list"),
+        (TensorDataset(X), "Got TensorDataset.*DataLoader"),
+        (np.zeros((2, 3)), "Got ndarray.*DataLoader"),
+        ([(X, torch.full((2, 3), NAN))], "batch 0 holds NaN"),
+        ([{"labels": torch.zeros(2), "x": torch.full((2,), INF)}], "batch 0 holds NaN or inf"),
+        ([{"x": X, "mask": torch.full((2,), NAN)}], "batch 0 holds NaN"),
+    ],
+)
+def test_bad_calibration_data(data, message):
+    with pytest.raises(CalibrationError, match=message):
+        as_batches(data, Two())
+
+
+def test_what_the_network_does_not_get_may_hold_anything():
+    for batches in (
+        [(X, X, torch.full((2,), NAN))],
+        [{"x": X, "labels": torch.full((2,), NAN)}],
+        [(X, torch.full((2, 2), -INF))],
+        [{"x": X, "mask": torch.full((2, 2), -INF)}],
+        [(X, X, torch.zeros(0))],
+    ):
+        assert as_batches(batches, Two()) is batches
+    own = [(X, torch.full((2,), NAN))]  # forward= may well use the inputs only
+    assert as_batches(own) is own
+    assert len(as_batches(DataLoader(TensorDataset(X), batch_size=1))) == 2
+    assert len(as_batches(deque([X, X]))) == 2
+
+
+def test_how_forward_is_given():
+    assert as_forward(None) is call_model
+    assert as_forward(explained) is explained
+    with pytest.raises(ConfigError, match=r"forward must be.*forward=lambda model, batch.*Got str"):
+        as_forward("x")
+
+
+class Two(nn.Module):
+    def forward(self, a, b, c=None):
+        return a + b
+
+
+def test_how_a_batch_reaches_the_network():
+    one, two = nn.Identity(), Two()
+    x, y = torch.ones(2), torch.full((2,), 2.0)
+    assert torch.equal(call_model(one, x), x)
+    assert torch.equal(call_model(one, (x, "label")), x)
+    assert torch.equal(call_model(two, [x, y, "label"]), x + y)
+    assert torch.equal(call_model(two, {"a": x, "b": y, "labels": 3}), x + y)
+
+
+def test_a_failing_forward_is_explained():
+    forward = explained(call_model, "stage fold_batchnorm")
+    with pytest.raises(CalibrationError, match=r"stage fold_batchnorm.*RuntimeError.*\(2, 5\)"):
+        forward(nn.Linear(3, 3), torch.zeros(2, 5))
+
+
+def test_describe():
+    text = describe({"a": torch.zeros(2, 3), "b": (torch.zeros(1, dtype=torch.int64), "x")})
+    assert text == "dict of a: float32 tensor (2, 3), b: tuple of int64 tensor (1,), str"

@@ -1,0 +1,149 @@
+"""Probes against exact gradients of every logit (acceptance test T4 of transform quantization)."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from fewbits.engine.layers.targets import survey
+from fewbits.engine.network.batches import call_model
+from fewbits.engine.sensitivity import probe
+from fewbits.errors import CalibrationError
+
+PROBES = 1000
+LAYERS = ("0", "2", "5")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def exact(network, images, metric):
+    """Per weight (samples, logits, neurons, columns): a backward pass for each image and logit.
+
+    The sum of squares over logits is the metric: centred logits, or the Fisher information.
+    """
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def aim(parameters, image, one):
+        logits = functional_call(network, parameters, image[None])[0]
+        if metric == "logits":
+            return (logits - logits.mean()) @ one
+        root = logits.softmax(0).detach().sqrt()
+        return (root * logits.log_softmax(0)) @ one
+
+    each = vmap(vmap(grad(aim), (None, None, 0)), (None, 0, None))
+    found = each(parameters, images, torch.eye(5))
+    return {
+        name: torch.cat([found[f"{name}.weight"].flatten(3), found[f"{name}.bias"][..., None]], 3)
+        for name in LAYERS
+    }
+
+
+def probed(network, images, metric, probes, seed=0):
+    targets = survey(network).targets
+    forward = lambda net, batch: net(batch)  # noqa: E731
+    return probe(network, targets, [images], forward, metric=metric, probes=probes, seed=seed)
+
+
+def apart(found, wanted):
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("metric", ["logits", "fisher"])
+def test_a_thousand_probes_are_within_5_percent_of_all_logits(network, images, metric):
+    gradients = exact(network, images, metric)
+    found = probed(network, images, metric, probes=PROBES)
+    for name, g in gradients.items():
+        plain = g[..., :-1].double()
+        sensitivity = found[f"{name}.weight"]
+        outputs = torch.einsum("scik,scjk->ij", plain, plain) / len(images)
+        assert apart(sensitivity.outputs[0], outputs) < 0.05
+        rows = sensitivity.rows[0] / sensitivity.rows.sum()
+        assert apart(rows, outputs.diagonal() / outputs.trace()) < 0.05
+
+
+def test_columns_are_the_moments_of_the_rows_about_what_a_bias_repays(network, images):
+    """Every row counts about the same: by what the first probe says of it."""
+    found = probed(network, images, "logits", PROBES)
+    first = probed(network, images, "logits", 1)
+    for name, g in exact(network, images, "logits").items():
+        rows = first[f"{name}.weight"].rows[0]
+        shares = 1 / rows.clamp_min(1e-3 * rows.mean())
+        joint = torch.einsum("r,scri,scrj->ij", shares, g.double(), g.double())
+        wanted = joint[:-1, :-1] - torch.outer(joint[:-1, -1], joint[-1, :-1]) / joint[-1, -1]
+        columns = found[f"{name}.weight"].columns[0]
+        scale = (columns * wanted).sum() / columns.square().sum()
+        assert apart(scale * columns, wanted) < 0.05
+
+
+def test_the_mean_of_many_runs_is_exact(network, images):
+    """No bias: the error of the mean of 16 runs is about a quarter of one run's."""
+    outputs = {}
+    for name, g in exact(network, images, "logits").items():
+        plain = g[..., :-1].double()
+        outputs[name] = torch.einsum("scik,scjk->ij", plain, plain) / len(images)
+    runs = [probed(network, images, "logits", probes=4, seed=seed) for seed in range(16)]
+    for name, wanted in outputs.items():
+        found = torch.stack([run[f"{name}.weight"].outputs[0] for run in runs])
+        single = sum(apart(one, wanted) for one in found) / len(found)
+        assert apart(found.mean(0), wanted) < 0.45 * single
+
+
+class Answering(nn.Module):
+    """One layer, and ``answer`` of what it gives."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.layer, self.answer = nn.Linear(6, 4), answer
+
+    def forward(self, x):
+        return self.answer(self.layer(x))
+
+
+@torch.inference_mode()
+def without_autograd(y):
+    return y * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (lambda y: y.argmax(-1), "return what argmax was given"),
+        (lambda y: y.detach(), "detach"),
+        (without_autograd, "inference_mode"),
+        (lambda y: {"out": y}, "'out'"),
+        (lambda y: None, "returned NoneType"),
+    ],
+)
+def test_an_output_without_gradients_is_told_with_its_cause(answer, cause):
+    net = Answering(answer).eval()
+    with pytest.raises(CalibrationError, match=re.escape(cause)):
+        probe(net, survey(net).targets, [torch.randn(5, 6)], call_model)
+
+
+def test_first_samples_without_gradients_do_not_stand_for_all():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(-5)
+    dead, alive = torch.zeros(3, 6), 9 * torch.randn(40, 6)
+    for batches in ([dead, alive], [alive, dead]):
+        found = probe(net, survey(net).targets, batches, call_model)
+        assert all(bool(s.columns.isfinite().all()) for s in found.values())
+        assert float(found["0.weight"].columns.abs().sum()) > 0
+    assert set(probe(net, survey(net).targets, [dead], call_model)) == set()

@@ -1,0 +1,140 @@
+"""Distortion and bits at one slope: what the slope does, and that choices beat plain ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fewbits
+from fewbits.coding import Layout, measure
+from fewbits.engine.layers.layer import LayerMatrix, Sensitivity
+from fewbits.engine.layers.statistics import StatisticsAccumulator
+from fewbits.methods.rate_distortion.rate_problem import RateProblem
+
+
+def layer(neurons=24, columns=36, rows=600, felt=True, seed=0):
+    """A layer whose inputs are correlated, and an output that feels its rows unequally."""
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(1, neurons, columns, generator=g)
+    mixing = torch.randn(columns, columns, generator=g) / columns**0.5 + torch.eye(columns)
+    x = (torch.randn(1, rows, columns, generator=g) @ mixing).relu()
+    sums = StatisticsAccumulator(1, columns)
+    sums.add(x, x + 0.05 * torch.randn(x.shape, generator=g))
+    statistics = sums.finish()
+    if not felt:
+        return LayerMatrix("layer.weight", weight, statistics)
+    jacobian = torch.randn(10, neurons, generator=g).double()
+    outputs = (jacobian.T @ jacobian)[None]
+    second = (x.mT @ x).double() / rows
+    centred = second - x.mean(1)[..., None].double() @ x.mean(1)[:, None].double()
+    sensitivity = Sensitivity(outputs.diagonal(dim1=1, dim2=2), centred, outputs, 8)
+    return LayerMatrix("layer.weight", weight, statistics, sensitivity=sensitivity)
+
+
+def bits(result):
+    index = result.index[0].numpy()
+    return measure(index, Layout(*index.shape), "fast")
+
+
+def harm(matrix, result):
+    problem = RateProblem.of(matrix, matrix.weight, matrix.statistics)
+    return float(problem.distortion(result.index[None].double(), result.step.double()))
+
+
+@pytest.mark.parametrize("rate", ["none", "static", "adaptive"])
+def test_a_larger_slope_means_fewer_bits_and_more_distortion(rate):
+    matrix = layer()
+    found = [fewbits.RDOQ(slope=s, rate=rate).encode(matrix) for s in (1e-3, 1e-2, 1e-1, 1.0)]
+    sizes, harms = [bits(r) for r in found], [harm(matrix, r) for r in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert harms == sorted(harms)
+    assert sizes[-1] < 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize("rate", ["none", "static", "adaptive"])
+def test_a_slope_of_next_to_nothing_is_served_as_well_as_31_levels_can(rate):
+    matrix = layer()
+    usual = harm(matrix, fewbits.RDOQ(slope=1e-3, rate=rate).encode(matrix))
+    for slope in (1e-5, 1e-9, 1e-20, 1e-40):
+        assert harm(matrix, fewbits.RDOQ(slope=slope, rate=rate).encode(matrix)) < 1.25 * usual
+
+
+@pytest.mark.parametrize("slope", [3e-3, 3e-2, 3e-1])
+def test_paying_for_bits_costs_less_at_that_slope(slope):
+    matrix = layer()
+    costs = {}
+    for rate in ("none", "static", "adaptive"):
+        result = fewbits.RDOQ(slope=slope, rate=rate).encode(matrix)
+        costs[rate] = harm(matrix, result) + slope * bits(result)
+    assert costs["static"] < costs["none"]
+    assert costs["adaptive"] < 1.02 * costs["none"]
+
+
+def test_it_costs_less_than_rounding_to_the_same_step():
+    matrix, slope = layer(), 3e-2
+    result = fewbits.RDOQ(slope=slope).encode(matrix)
+    rounded = (matrix.weight / result.step).round().clamp(-31, 31).to(torch.int32)
+    plain = type(result)(rounded, result.step)
+    ours = harm(matrix, result) + slope * bits(result)
+    assert ours < 0.98 * (harm(matrix, plain) + slope * bits(plain))
+
+
+def test_rows_that_matter_more_are_more_exact():
+    matrix = layer()
+    result = fewbits.RDOQ(slope=0.1).encode(matrix)
+    error = (result.dequantize() - matrix.weight)[0].square().mean(1)
+    order = matrix.sensitivity.rows[0].argsort()
+    assert error[order[-6:]].mean() < 0.8 * error[order[:6]].mean()
+
+
+def test_coupled_rows_cancel_in_the_output():
+    """With the coupling the output itself (10 numbers made of 24 rows) is more exact."""
+    matrix = layer()
+    apart = Sensitivity(
+        matrix.sensitivity.rows,
+        matrix.sensitivity.columns,
+        torch.diag_embed(matrix.sensitivity.outputs.diagonal(dim1=1, dim2=2)),
+        8,
+    )
+    alone = LayerMatrix("layer.weight", matrix.weight, matrix.statistics, sensitivity=apart)
+    changes = {}
+    for name, problem in (("together", matrix), ("alone", alone)):
+        result = fewbits.RDOQ(slope=0.03).encode(problem)
+        error = (result.dequantize() - matrix.weight)[0].double()
+        metric = matrix.sensitivity.columns[0]
+        changes[name] = float((matrix.sensitivity.outputs[0] @ error @ metric * error).sum())
+    assert changes["together"] < 0.97 * changes["alone"]
+
+
+def test_many_rows_that_feel_alike_do_not_overshoot():
+    """Hundreds of rows of an output of ten: rows that change at once must not add up."""
+    matrix = layer(neurons=300, columns=8)
+    alone = replace(matrix.sensitivity, outputs=torch.diag_embed(matrix.sensitivity.rows))
+    apart = replace(matrix, sensitivity=alone)
+    harms = [harm(matrix, fewbits.RDOQ(slope=1e-2).encode(m)) for m in (matrix, apart)]
+    assert harms[0] < 3 * harms[1]
+
+
+def test_without_gradients_it_works_on_the_layers_own_output():
+    matrix = layer(felt=False)
+    found = [fewbits.RDOQ(slope=s).encode(matrix) for s in (1e-4, 1e-2)]
+    assert bits(found[1]) < bits(found[0])
+
+
+def test_the_bias_takes_the_mean_error():
+    matrix = layer()
+    corrected = fewbits.RDOQ(slope=0.1).encode(matrix)
+    plain = fewbits.RDOQ(slope=0.1, bias_correction=False).encode(matrix)
+    assert plain.bias_shift is None
+    assert torch.equal(corrected.index, plain.index)
+    assert corrected.bias_shift.abs().max() > 0
+
+
+def test_a_recipe_by_name_makes_a_smaller_file(digits_net, digits):
+    x = digits[0][:256]
+    small = fewbits.compress(digits_net, "smallest", calibration=x)
+    large = fewbits.compress(digits_net, fewbits.RDOQ(slope=1e-6), calibration=x)
+    assert len(small.data) < len(large.data)
+    assert small.contents.metadata["recipe"]["rules"][0]["method"] == "rdoq"
+    with pytest.raises(fewbits.ConfigError, match="recipe's name"):
+        fewbits.compress(digits_net, "rdoq", calibration=x)
