@@ -24,9 +24,7 @@ from summary_transform import (
 )
 from tables import table
 
-OLD_FORMAT = (
-    "Made with the coder of format 1: its bytes, and the seconds of coding, are not today's."
-)
+OLD_FORMAT = "File bytes and coding times are those of format 1."
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -34,7 +32,7 @@ def _origin(record: dict[str, Any]) -> str:
     where = record["environment"]
     commit = (where["commit"] or "no commit")[:10] + "+" * bool(where["uncommitted_changes"])
     told = (
-        f"`{record['command']}`: {record['model']}. {record['data']}. "
+        f"`{record['command']}`. Model: {record['model']}. Data: {record['data']}. "
         f"fewbits {where['fewbits']} ({commit}), torch {where['torch']}, {where['cpu']}."
     )
     return told if "format" in where else f"{told} {OLD_FORMAT}"
@@ -45,7 +43,7 @@ def _verdict(row: dict[str, Any]) -> str:
         return ""
     accuracy, size = row["target"]["accuracy_at_least"], row["target"]["bytes_at_most"]
     met = "met" if row["accuracy_met"] and row["bytes_met"] else "missed"
-    return f"{met}: {accuracy} % in {size:,} bytes"
+    return f"{met}: {accuracy}% in {size:,} bytes"
 
 
 def resnet20_cifar10(record: dict[str, Any]) -> str:
@@ -62,11 +60,11 @@ def resnet20_cifar10(record: dict[str, Any]) -> str:
         for row in record["summary"]
     ]
     head = ("method", "bits", "top-1 % (range over seeds)", "file bytes", "CPU seconds", "target")
-    return f"Float32: {record['float_accuracy']['test']:.2f} %.\n\n{table(head, rows)}"
+    return f"Float32: {record['float_accuracy']['test']:.2f}%.\n\n{table(head, rows)}"
 
 
 def mnist_mlp(record: dict[str, Any]) -> str:
-    """Test accuracy at every radius, then what validation chose."""
+    """Test accuracy at every radius, then the choices on validation images."""
     sweeps: dict[str, dict[float, dict[str, Any]]] = {}
     for run in record["runs"]:
         if "clip" in run["settings"]:
@@ -88,7 +86,7 @@ def mnist_mlp(record: dict[str, Any]) -> str:
     checks = [(name, "yes" if met else "no") for name, met in record["checks"].items()]
     return "\n\n".join(
         [
-            f"Float32: {record['float_accuracy']['test']:.2f} %.",
+            f"Float32: {record['float_accuracy']['test']:.2f}%.",
             table(("C", *(f"{clip:g}" for clip in clips)), rows),
             table(("chosen on validation images", "C", "test top-1 %", "file bytes"), chosen),
             table(("published finding", "holds here"), checks),
@@ -110,7 +108,15 @@ def speed(record: dict[str, Any]) -> str:
         )
         for row in record["measured"]
     ]
-    head = ("images", "bound MiB", "inputs MB", "CPU s", "float passes", "growth MB", "peak MB")
+    head = (
+        "images",
+        "memory bound MiB",
+        "inputs MB",
+        "CPU s",
+        "float passes",
+        "growth MB",
+        "peak MB",
+    )
     peer = record["peer"]
     low, high = peer["float_passes_cpu"]
     return (
@@ -124,7 +130,7 @@ def kernel_speed(record: dict[str, Any]) -> str:
     ratios = {(r["kernel"], (r["neurons"], r["columns"])): r["ratio"] for r in record["measured"]}
     kernels = dict.fromkeys(row["kernel"] for row in record["measured"])
     rows = [(name, *(f"{ratios[name, size]:.1f}" for size in sizes)) for name in kernels]
-    return table(("times a GEMM", *(f"{n} x {columns}" for n, columns in sizes)), rows)
+    return table(("time over a GEMM", *(f"{n} x {columns}" for n, columns in sizes)), rows)
 
 
 def calibration_rows(record: dict[str, Any]) -> str:
@@ -145,8 +151,8 @@ def calibration_rows(record: dict[str, Any]) -> str:
 
 
 def fuzz(record: dict[str, Any]) -> str:
-    """What became of the mutated files, by the way they were made."""
-    head = ("mutated", "files", "refused", "same contents", "other contents")
+    """Outcomes of the mutated files by mode."""
+    head = ("mode", "files", "refused", "same contents", "other contents")
     counted = ("cases", "refused", "same", "different")
     rows = [(r["mode"], *(f"{r[key]:,}" for key in counted)) for r in record["modes"]]
     rows.append(("all", *(f"{sum(r[key] for r in record['modes']):,}" for key in counted)))
@@ -154,25 +160,25 @@ def fuzz(record: dict[str, Any]) -> str:
     return (
         f"{table(head, rows)}\n\n"
         f"{record['cases']:,} files in {record['wall_seconds'] / 60:.1f} minutes, from "
-        f"{len(record['seeds'])} sound ones, seed {record['seed']}. "
-        f"Failures (another error, a crash, a hang, or memory refused): "
-        f"**{len(record['failures'])}**. Slowest file: {slowest['seconds']:.2f} s of the "
-        f"{limits['seconds_per_case']} s allowed. Highest resident memory of the process: "
-        f"{peak['rss_mb']:.0f} MB, with {limits['address_space_bytes'] / 2**30:g} GiB of address "
-        f"space allowed."
+        f"{len(record['seeds'])} valid ones, seed {record['seed']}. "
+        f"Failures (another error, a crash, a hang, or out of memory): "
+        f"**{len(record['failures'])}**. Slowest file: {slowest['seconds']:.2f} s "
+        f"(limit {limits['seconds_per_case']} s). Peak resident memory: "
+        f"{peak['rss_mb']:.0f} MB (address space limit "
+        f"{limits['address_space_bytes'] / 2**30:g} GiB)."
     )
 
 
 def fuzz_cost(record: dict[str, Any]) -> str:
-    """The dearest input that a search of each reader found."""
-    head = ("reader", "inputs", "refused", "most CPU seconds", "most MB", "otherwise")
+    """The most expensive input found for each reader."""
+    head = ("reader", "inputs", "refused", "most CPU seconds", "most MB", "failures")
     rows = [
         (
             row["target"],
             f"{row['cases']:,}",
             f"{row['refused']:,}",
-            f"{row['seconds']['value']:.2f}, of {row['seconds']['input_bytes']:,} bytes",
-            f"{row['bytes']['value'] / 1e6:.0f}, of {row['bytes']['input_bytes']:,} bytes",
+            f"{row['seconds']['value']:.2f} ({row['seconds']['input_bytes']:,} bytes)",
+            f"{row['bytes']['value'] / 1e6:.0f} ({row['bytes']['input_bytes']:,} bytes)",
             f"{len(row['failures'])}",
         )
         for row in record["targets"]
@@ -180,14 +186,14 @@ def fuzz_cost(record: dict[str, Any]) -> str:
     bound = record["bounds"]
     return (
         f"{table(head, rows)}\n\nInputs of up to {record['input_bytes']:,} bytes, "
-        f"{record['minutes']:g} minutes, seed {record['seed']}; allowed: "
+        f"{record['minutes']:g} minutes, seed {record['seed']}. Limits: "
         f"{bound['cpu_seconds']:.1f} CPU seconds and {bound['bytes'] / 1e6:.0f} MB."
     )
 
 
 def fuzz_coverage(record: dict[str, Any]) -> str:
-    """What fuzzing guided by coverage came upon."""
-    head = ("reader", "inputs", "refused", "edges seen", "otherwise")
+    """Outcomes of coverage-guided fuzzing."""
+    head = ("reader", "inputs", "refused", "edges seen", "failures")
     rows = [
         (
             row["target"],
@@ -205,12 +211,12 @@ def fuzz_coverage(record: dict[str, Any]) -> str:
 
 
 def writing(record: dict[str, Any]) -> str:
-    """What was tried on the files that are written, and how often it went otherwise."""
+    """What was tried on files being written, and how often it failed."""
     rows = []
     for row in record["rows"]:
         told = f"skipped: {row['skipped']}" if row["skipped"] else str(row["failures"])
         rows.append((row["what"], row["wanted"], f"{row['times']:,}", told, row["note"]))
-    return table(("what", "what must come of it", "times", "otherwise", "note"), rows)
+    return table(("case", "expected", "runs", "failures", "note"), rows)
 
 
 PRINTERS = {

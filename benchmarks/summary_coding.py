@@ -11,11 +11,12 @@ __all__ = ["coding", "coding_large", "coding_sources"]
 
 
 def _less(ours: int, theirs: int | None) -> str:
-    return "" if not theirs else f"{100 * (ours / theirs - 1):+.1f} %"
+    return "" if not theirs else f"{100 * (ours / theirs - 1):+.1f}%"
 
 
 _PEERS = ("xz -9e", "zstd -22", "brotli 11", "zpaq -m5", "nncodec")
 _EFFORTS = ("fast", "balanced", "smallest")
+_TITLES = tuple(f"`{effort}`" for effort in _EFFORTS)
 
 
 def _peer_row(net: dict[str, Any], key: str) -> list[str]:
@@ -26,10 +27,10 @@ def _peer_row(net: dict[str, Any], key: str) -> list[str]:
 
 
 def coding(record: dict[str, Any]) -> str:
-    """Bytes of real indices by effort and peer; then of the uneven tensors alone; whole files."""
+    """Bytes of real indices by effort and peer, of the uneven tensors alone, and of whole files."""
     nets = record["networks"]
-    head = ["indices", "order-0 entropy", "`fast`", "`balanced`", "`smallest`", *_PEERS]
-    head += ["`smallest` to nncodec"]
+    head = ["indices, bytes", "order-0 entropy", *_TITLES, *_PEERS]
+    head += ["`smallest` over nncodec"]
     names = [f"{net['network']}, {net['method']}, {net['bits']} bits" for net in nets]
     rows = [[name, *_peer_row(net, "index_bytes")] for name, net in zip(names, nets, strict=True)]
     keys = [key for key, found in nets[0]["index_bytes"].items() if found is not None]
@@ -52,13 +53,13 @@ def coding(record: dict[str, Any]) -> str:
         )
         for name, net in zip(names, nets, strict=True)
     ]
-    titles = ["whole files", "entropy + side", "`fast`", "`balanced`", "`smallest`"]
-    titles += ["`fast` encodes, s", "`balanced`", "`smallest`"]
-    titles += ["`fast` decodes, s", "`balanced`", "`smallest`"]
+    titles = ["whole files, bytes", "entropy + side", *_TITLES]
+    titles += [f"encode {effort}, s" for effort in _TITLES]
+    titles += [f"decode {effort}, s" for effort in _TITLES]
     return (
         f"{table(head, rows)}\n\nUneven: rows or columns differ in mean magnitude by a "
         f"coefficient of variation of {record['uneven_from']} or more, beyond chance. Tensors "
-        "that share a body are given parts of it by their numbers of values.\n\n"
+        "that share a body split it in proportion to their numbers of values.\n\n"
         f"{_peer_seconds(nets)}\n\n{table(titles, files)}"
     )
 
@@ -75,11 +76,11 @@ def _peer_seconds(nets: Sequence[dict[str, Any]]) -> str:
         found = [net["peer_seconds"].get(peer) for net in nets]
         if all(found):
             rows.append((peer, *(f"{sum(pair[way] for pair in found):.1f}" for way in (0, 1))))
-    return table(("all indices", "encoding, CPU s", "decoding, CPU s"), rows)
+    return table(("all indices", "encode, CPU s", "decode, CPU s"), rows)
 
 
 def coding_sources(record: dict[str, Any]) -> str:
-    """Bits of synthetic sources beside their entropies, and speeds."""
+    """Bits per symbol of synthetic sources next to their entropies, and speeds."""
     rows = [
         (
             f"{row['matrix']}, {row['shape'][0]} x {row['shape'][1]}",
@@ -89,19 +90,26 @@ def coding_sources(record: dict[str, Any]) -> str:
         )
         for row in record["matrices"]
     ]
-    head = ("matrix", "order-0 entropy", "`fast`", "`balanced`", "`smallest`", "codec")
+    head = (
+        "matrix, bits per symbol",
+        "order-0 entropy",
+        "`fast`",
+        "`balanced`",
+        "`smallest`",
+        "codec",
+    )
     known = [
         (
             row["source"],
             f"{row['symbols']:,}",
             f"{row['entropy']:.4f}",
             f"{row['bits']:.4f}",
-            f"{row['excess_percent']:+.2f} %",
+            f"{row['excess_percent']:+.2f}%",
             row["codec"],
         )
         for row in record["sources"]
     ]
-    of = ("source", "symbols", "entropy", "`smallest`", "excess", "codec")
+    of = ("source, bits per symbol", "symbols", "entropy", "`smallest`", "excess", "codec")
     speeds = [
         (
             case["matrix"],
@@ -119,18 +127,18 @@ def coding_sources(record: dict[str, Any]) -> str:
         (c["matrix"], *(f"{ratio:.2f}" for ratio in c["two threads over one"].values()))
         for c in record["speed"]
     ]
-    of_threads = ("two threads over one, files", *record["speed"][0]["two threads over one"])
+    of_threads = ("speed of two threads over one", *record["speed"][0]["two threads over one"])
     seconds = record["kernels_seconds"]
     return (
         f"{table(head, rows)}\n\n{table(of, known)}\n\n{table(titles, speeds)}\n\n"
-        f"{table(of_threads, pairs)}\n\nKernels: compiled in {seconds['compiled_cpu']} CPU seconds "
-        f"({seconds['compiled_wall']} of the clock), loaded from the cache in "
-        f"{seconds['loaded_cpu']} ({seconds['loaded_wall']})."
+        f"{table(of_threads, pairs)}\n\nKernels compile in {seconds['compiled_cpu']} CPU seconds "
+        f"({seconds['compiled_wall']} wall) and load from the cache in {seconds['loaded_cpu']} "
+        f"({seconds['loaded_wall']} wall)."
     )
 
 
 def coding_large(record: dict[str, Any]) -> str:
-    """A sentence encoder at every effort; a file of a billion symbols."""
+    """A sentence encoder at every effort, and a file of a billion symbols."""
     parts = []
     found = record["minilm"]
     if isinstance(found, dict):
@@ -143,7 +151,12 @@ def coding_large(record: dict[str, Any]) -> str:
             )
             for effort in _EFFORTS
         ]
-        head = (f"{found['weights']:,} weights at 4 bits", "bytes", "encoding, CPU s", "decoding")
+        head = (
+            f"{found['weights']:,} weights at 4 bits",
+            "bytes",
+            "encode, CPU s",
+            "decode, CPU s",
+        )
         parts.append(table(head, rows))
     rows = [
         (
@@ -159,8 +172,8 @@ def coding_large(record: dict[str, Any]) -> str:
     size = record["billion"][0]
     head = (
         f"{size['symbols']:,} symbols, {size['file_bytes']:,} bytes; threads",
-        "what",
-        "seconds",
+        "operation",
+        "wall s",
         "CPU s",
         "MB beyond a tensor",
     )
@@ -169,7 +182,7 @@ def coding_large(record: dict[str, Any]) -> str:
         [
             *parts,
             table(head, rows),
-            f"Of writing, making {size['tensors']} tensors takes {making:.2f} s each; of reading, "
-            "one in twenty is made again and compared.",
+            f"Writing includes {making:.2f} s to make each of {size['tensors']} tensors; reading "
+            "includes making and comparing one in twenty.",
         ]
     )

@@ -1,4 +1,4 @@
-"""Tables of accuracy over bytes: budgets that were searched, and methods side by side."""
+"""Tables of accuracy over bytes: searched budgets, and methods side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 
 def budgets(record: dict[str, Any]) -> str:
-    """What `smallest` gives at a size or a drop, and what the search took."""
+    """Results of `smallest` at a size or a drop, and the cost of the search."""
     rows, drops = [], []
     for row in record["summary"]:
         kind, limit = row["budget"]
@@ -28,13 +28,20 @@ def budgets(record: dict[str, Any]) -> str:
             continue
         wanted = ""
         if "wanted" in row:
-            wanted = f"{'met' if row['met'] else 'missed'}: {row['wanted']} %"
-        share = f"{100 * row['least_share_of_budget']:.1f} %"
+            wanted = f"{'met' if row['met'] else 'missed'}: {row['wanted']}%"
+        share = f"{100 * row['least_share_of_budget']:.1f}%"
         rows.append((row["network"], f"{limit:,}", *measured, share, *taken, wanted))
     common = ("top-1 % (range over seeds)", "file bytes")
-    search = ("evaluations, at most", "seconds, all")
-    head = ("network", "budget, bytes", *common, "least share of it", *search, "wanted")
-    below = ("network", "drop allowed", *common, "on selection, at most", "on test, mean", *search)
+    search = ("evaluations, max", "search seconds, mean")
+    head = ("network", "budget, bytes", *common, "share of budget used, min", *search, "target")
+    below = (
+        "network",
+        "allowed drop, points",
+        *common,
+        "selection drop, max",
+        "test drop, mean",
+        *search,
+    )
     return f"{table(head, rows)}\n\n{table(below, drops)}"
 
 
@@ -53,7 +60,7 @@ def rate_accuracy(record: dict[str, Any]) -> str:
             for peer, known in record["peers"].items():
                 cells = [f"{top1:.2f} @ {size:,}" for top1, size in sorted(known)]
                 lines.append((f"{peer} (quoted)", *cells, *[""] * (8 - len(cells))))
-        head = (f"{network}, float {accuracy:.2f} %", *["% @ bytes"] * 8)
+        head = (f"{network}, float {accuracy:.2f}%", *["% @ bytes"] * 8)
         parts.append(table(head, lines))
     return "\n\n".join(parts)
 
@@ -77,4 +84,4 @@ def transform_arms(record: dict[str, Any]) -> str:
             )
         )
     head = ("basis, feedback, rate", "budget, bytes", "seeds", "top-1 % (range)", "file bytes")
-    return table((*head, "change of logits, squared", "layers in a basis"), lines)
+    return table((*head, "squared change of logits", "layers in a basis"), lines)

@@ -21,7 +21,7 @@ def lowbit_digits(record: dict[str, Any]) -> str:
         for row in record["summary"]
     ]
     said = ", ".join(f"{name} {verdict}" for name, verdict in record["verdicts"].items())
-    head = ("training", "test %", "deviation over seeds", "file bytes")
+    head = ("training", "test %", "standard deviation over seeds", "file bytes")
     checks = f"Checks (`verdicts` in `lowbit_digits.py`): {said}."
     return f"{len(record['seeds'])} seeds. {checks}\n\n{table(head, rows)}"
 
@@ -39,13 +39,13 @@ def lowbit_resnet(record: dict[str, Any]) -> str:
         for row in _sorted(record["summary"])
     ]
     head = ("bits", "training", "seeds", "test %", "range", "held out %", "file bytes")
-    head = (*head, "nominal bytes", "images that differ in integers", "in float64 too", "s")
-    floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
+    head = (*head, "nominal bytes", "images changed, integers vs float32", "vs float64", "s")
+    floats = ", ".join(f"{name} {value:.2f}%" for name, value in record["float_accuracy"].items())
     return f"Float: {floats}. Runs missing: {record['missing']}.\n\n{table(head, rows)}"
 
 
 def _differing(row: dict[str, Any]) -> tuple[str, ...]:
-    """Images that integers give another class than float32, and than float64 too."""
+    """Images that integers classify differently from float32, and from float64."""
     found = (row.get(f"differs_in_{name}_mean") for name in ("integers", "float64"))
     return tuple("" if count is None else f"{count:g}" for count in found)
 
@@ -66,9 +66,9 @@ def brevitas_qat(record: dict[str, Any]) -> str:
         )
         for row in _sorted(record["summary"])
     ]
-    head = ("bits", "weight scale", "seeds", "test %", "range", "held out %", "state dict")
+    head = ("bits", "weight scale", "seeds", "test %", "range", "held out %", "state dict bytes")
     told = f"Brevitas {record['brevitas']}. Runs missing: {record['missing']}."
-    return f"{told}\n\n{table((*head, 'written by fewbits', 's'), rows)}"
+    return f"{told}\n\n{table((*head, 'fewbits file bytes', 's'), rows)}"
 
 
 def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

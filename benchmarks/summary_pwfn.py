@@ -28,15 +28,15 @@ def pwfn_resnet(record: dict[str, Any]) -> str:
         )
         for row in record["summary"]
     ]
-    head = ("kind", "seeds", "top-1 %", "range", "file bytes", "values", "bits per weight")
+    head = ("kind", "seeds", "top-1 %", "range", "file bytes", "values", "entropy, bits")
     head = (*head, *(f"% at noise {size}" for size in sizes))
     reference = record["float_accuracy"]["resnet20"]
-    told = f"Float: {reference:.2f} %. Runs missing: {record['missing']}."
+    told = f"Float: {reference:.2f}%. Runs missing: {record['missing']}."
     return f"{told}\n\n{table(head, rows)}"
 
 
 def pwfn_clustering(record: dict[str, Any]) -> str:
-    """CPU seconds and memory of a round, by the share that is fixed."""
+    """CPU seconds and memory of a round, by the share of weights fixed."""
     rows = [
         (
             f"{row['weights']:,}",
@@ -50,5 +50,14 @@ def pwfn_clustering(record: dict[str, Any]) -> str:
         )
         for row in record["rows"]
     ]
-    head = ("weights", "deviations", "fixed", "CPU s", "peak MB", "MB before", "picks", "values")
+    head = (
+        "weights",
+        "deviations",
+        "fixed",
+        "CPU s",
+        "peak MB",
+        "peak MB before",
+        "picks",
+        "values",
+    )
     return table(head, rows)

@@ -1,4 +1,4 @@
-"""Tables of the benchmarks of loading files and of running exported ones, for summary.py."""
+"""Tables of loading files and running exported networks, for summary.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["loading", "onnx_processors", "onnx_w8a8"]
 
 
 def loading(record: dict[str, Any]) -> str:
-    """Seconds and memory of loading 25 million weights, beside safetensors."""
+    """Seconds and memory to load 25 million weights, against safetensors."""
     found = record["loading"]
     seconds, memory = found["seconds"], found["peak_growth_mib"]
     ways = {
@@ -19,19 +19,20 @@ def loading(record: dict[str, Any]) -> str:
         "into a network": ("into_network", "into"),
         "into a network, two threads": ("into_network_by_two", "into_by_two"),
         f"one tensor, {found['one_tensor_name']}": ("one_tensor", ""),
-        "ten rows of it": ("some_rows_of_it", ""),
+        "ten rows of that tensor": ("some_rows_of_it", ""),
         "safetensors": ("safetensors", "safetensors"),
-        "safetensors, values not touched": ("safetensors_untouched", ""),
+        "safetensors, values not read": ("safetensors_untouched", ""),
     }
     rows = [
         (way, f"{seconds[timed]:.3f}", f"{memory[measured]:.0f}" if measured else "")
         for way, (timed, measured) in ways.items()
     ]
+    head = ("loading", "s", "peak growth MiB")
     return (
         f"{found['weights']:,} weights: {found['file_bytes']:,} bytes at effort "
         f"`{found['effort']}`, {found['safetensors_bytes']:,} as safetensors, "
         f"{found['float_mib']:.1f} MiB of values.\n\n"
-        f"{table(('loading', 's', 'growth MiB'), rows)}\n\n{_efforts(found)}\n\n{_codecs(found)}"
+        f"{table(head, rows)}\n\n{_efforts(found)}\n\n{_codecs(found)}"
     )
 
 
@@ -46,12 +47,12 @@ def _efforts(found: dict[str, Any]) -> str:
         )
         for effort, row in found["efforts"].items()
     ]
-    head = ("effort", "file bytes", "encodes, s", "by two, s", "loads, s", "by two, s")
-    return table((*head, "loads, million weights a second"), rows)
+    head = ("effort", "file bytes", "encode, s", "2 threads, s", "load, s", "2 threads, s")
+    return table((*head, "million weights loaded per second"), rows)
 
 
 def _codecs(found: dict[str, Any]) -> str:
-    """Symbols a second by codec, in the file of the default effort."""
+    """Symbols per second by codec, in the file of the default effort."""
     rows = [
         (
             codec,
@@ -61,11 +62,11 @@ def _codecs(found: dict[str, Any]) -> str:
         )
         for codec, row in found["codecs"].items()
     ]
-    return table((f"codec in `{found['effort']}`", "bodies", "symbols", "decodes, Msym/s"), rows)
+    return table((f"codec in `{found['effort']}`", "bodies", "symbols", "decode, Msym/s"), rows)
 
 
 def onnx_w8a8(record: dict[str, Any]) -> str:
-    """Bytes, top-1 here and in onnxruntime, and latency over that of float32."""
+    """Bytes, top-1 in fewbits and onnxruntime, and latency over float32."""
     times = {batch: {k: v["median_ms"] for k, v in by.items()} for batch, by in _latency(record)}
     rows = [
         (
@@ -79,7 +80,14 @@ def onnx_w8a8(record: dict[str, Any]) -> str:
         )
         for row in record["summary"]
     ]
-    head = ("case", "`.fewbits` bytes", "ONNX bytes", "top-1 %", "in onnxruntime", "same answer %")
+    head = (
+        "case",
+        "`.fewbits` bytes",
+        "ONNX bytes",
+        "top-1 %",
+        "top-1 % in onnxruntime",
+        "same answer %",
+    )
     floats = ", ".join(f"{by['float32']:.2f} ms at batch {batch}" for batch, by in times.items())
     return (
         f"onnxruntime {record['onnxruntime']}, one thread. Float32: "
@@ -89,7 +97,7 @@ def onnx_w8a8(record: dict[str, Any]) -> str:
 
 
 def onnx_processors(record: dict[str, Any]) -> str:
-    """Top-1 of each form in torch, here and without VNNI, and time over that of float32."""
+    """Top-1 of each form in torch, with and without VNNI, and time over float32."""
     rows = [
         (
             row["network"],
@@ -105,13 +113,13 @@ def onnx_processors(record: dict[str, Any]) -> str:
         )
         for row in record["summary"]
     ]
-    head = ("network", "form", "unsigned", "top-1 %", "in onnxruntime", "images without VNNI")
-    more = ("top-1 % of these", "in onnxruntime without VNNI")
+    head = ("network", "form", "unsigned weights", "top-1 %", "in onnxruntime")
+    more = ("images without VNNI", "top-1 % of these", "in onnxruntime without VNNI")
     ratios = ("time over float32, batch 1", "time over float32, batch 32")
-    floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
+    floats = ", ".join(f"{name} {value:.2f}%" for name, value in record["float_accuracy"].items())
     kind = "with" if record["this_processor_has_vnni"] else "without"
     return (
-        f"onnxruntime {record['onnxruntime']}, one thread, a processor {kind} VNNI; without it: "
+        f"onnxruntime {record['onnxruntime']}, one thread, a processor {kind} VNNI. Without VNNI: "
         f"{record['emulator']}. Float32: {floats}.\n\n{table((*head, *more, *ratios), rows)}"
     )
 

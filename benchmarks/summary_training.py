@@ -15,7 +15,7 @@ def _float_errors(record: dict[str, Any]) -> str:
     found: dict[str, list[float]] = {}
     for name, accuracy in record["float_accuracy"].items():
         found.setdefault(name.rpartition(", seed")[0], []).append(100 - accuracy["test"])
-    return ", ".join(f"{name} {statistics.mean(errors):.2f} %" for name, errors in found.items())
+    return ", ".join(f"{name} {statistics.mean(errors):.2f}%" for name, errors in found.items())
 
 
 def hemp_mnist(record: dict[str, Any]) -> str:
@@ -32,19 +32,19 @@ def hemp_mnist(record: dict[str, Any]) -> str:
             f"{min(row['test_error']):.2f} to {max(row['test_error']):.2f}",
             f"{row['held_out_error_mean']:.2f}",
             f"{row['cpu_seconds_mean']:.0f}",
-            f"{row['goal']['bytes_at_most']:,} B at {row['goal']['error_at_most']} %: "
+            f"{row['goal']['bytes_at_most']:,} B at {row['goal']['error_at_most']}%: "
             + ("met" if row["met"] else "missed"),
         )
         for row in record["summary"]
     ]
     head = ("network", "start", "entropy", "seeds", "file bytes", "range", "test error %", "range")
-    head = (*head, "held out %", "CPU s", "goal")
+    head = (*head, "held out %", "CPU s", "target")
     told = f"Float test errors: {_float_errors(record)}. Runs missing: {record['missing']}."
     return f"{told}\n\n{table(head, rows)}"
 
 
 def hemp_resnet(record: dict[str, Any]) -> str:
-    """Bytes and top-1 of every run, training and where it began."""
+    """Bytes and top-1 of every run and of its start."""
     rows = [
         (
             run["method"],
@@ -58,12 +58,12 @@ def hemp_resnet(record: dict[str, Any]) -> str:
         for run in sorted(record["runs"], key=lambda run: (run["method"], -run["file_bytes"]))
     ]
     head = ("network, start", "seed", "epochs", "file bytes", "test %", "held out %", "CPU s")
-    floats = ", ".join(f"{name} {value:.2f} %" for name, value in record["float_accuracy"].items())
+    floats = ", ".join(f"{name} {value:.2f}%" for name, value in record["float_accuracy"].items())
     return f"Float top-1: {floats}.\n\n{table(head, rows)}"
 
 
 def step_cost(record: dict[str, Any]) -> str:
-    """What a training step takes beside a plain one."""
+    """Time of a training step over a plain one."""
     rows = [
         (
             row["kind"],
@@ -75,6 +75,6 @@ def step_cost(record: dict[str, Any]) -> str:
         )
         for row in record["rows"]
     ]
-    head = ("step", "dtype", "plain s", "s", "median ratio", "wanted")
+    head = ("step", "dtype", "plain s", "s", "median ratio", "target")
     beside = f"Brevitas {record['brevitas']}. " if record["brevitas"] else ""
     return f"{beside}Batch {record['batch']}, {record['steps']} steps.\n\n{table(head, rows)}"

@@ -1,4 +1,4 @@
-"""Tables of the parts of ``transform_ablation.py`` that judge without accuracy."""
+"""Tables of ``transform_ablation.py`` that do not measure accuracy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _at_bytes(rows: list[Row], name: str, size: float) -> float:
 
 
 def transform_forms(record: Row) -> str:
-    """The paper's form: bytes and error of each basis at three slopes, and what is foretold."""
+    """The paper's form: bytes and error of each basis at three slopes, and the prediction."""
     lines = [
         (
             form,
@@ -49,8 +49,8 @@ def transform_forms(record: Row) -> str:
             record["measured"], lambda row: (row["form"], row["slope"])
         ).items()
     ]
-    head = ("basis", "slope", "file bytes", "bits", "change of logits, squared")
-    return table((*head, "over foretold", "layers in a basis", "layers of zeros"), lines)
+    head = ("basis", "slope", "file bytes", "bits", "squared change of logits")
+    return table((*head, "measured over predicted", "layers in a basis", "all-zero layers"), lines)
 
 
 def transform_baselines(record: Row) -> str:
@@ -68,7 +68,7 @@ def transform_baselines(record: Row) -> str:
                 f"{min(r['drift'] for r in rows):.3g} to {max(r['drift'] for r in rows):.3g}",
             )
         )
-    return table(("", "file bytes", "change of logits, squared", "range over seeds"), lines)
+    return table(("variant", "file bytes", "squared change of logits", "range over seeds"), lines)
 
 
 def transform_metric(record: Row) -> str:
@@ -95,5 +95,5 @@ def transform_steps(record: Row) -> str:
         )
         for suffix in ("", ", bias corrected")
     ]
-    head = ("steps of least", "bits", *choices, "bits saved")
+    head = ("steps minimize", "bits", *choices, "bits saved")
     return table(head, lines)
