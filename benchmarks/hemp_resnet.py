@@ -112,7 +112,7 @@ def _begin(model: nn.Module, job: _Job) -> fewbits.Tuner:
     with torch.no_grad():
         for weight in tuner.weights:
             if weight.levels is None:
-                far = settings.reach * tuner.course.cell(weight)
+                far = settings.reach * tuner.session.cell(weight)
                 away = floats[weight.name] - weight.parameter
                 weight.parameter.add_(away.clamp(-far, far))
     return tuner

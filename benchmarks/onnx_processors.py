@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fewbits
-from fewbits.export import export_onnx
-from fewbits.export.processors import overflows_here
+from fewbits.exporters import export_onnx
+from fewbits.exporters.processors import overflows_here
 from images import CACHE, cifar10, mnist, normalise
 from networks import resnet20, top1
 from onnx_w8a8 import float_graph, latency, run, session

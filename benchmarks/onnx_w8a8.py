@@ -25,7 +25,7 @@ import onnxruntime
 import torch
 
 import fewbits
-from fewbits.export import export_onnx
+from fewbits.exporters import export_onnx
 from images import CACHE, cifar10, normalise
 from networks import resnet20
 from record import blank_copy, write

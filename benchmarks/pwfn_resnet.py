@@ -96,8 +96,8 @@ def _method(kind: str, settings: Settings) -> Any:
 @torch.no_grad()
 def _shuffle(tuner: fewbits.Tuner, generator: torch.Generator) -> None:
     """Permute the deviations of the weights that are free, within each tensor."""
-    for name, line in tuner.course.state_dict()["lines"].items():
-        deviation, fixed = tuner.course.deviations()[name], line["fixed"]
+    for name, line in tuner.session.state_dict()["lines"].items():
+        deviation, fixed = tuner.session.deviations()[name], line["fixed"]
         free = torch.ones_like(deviation, dtype=torch.bool) if fixed is None else ~fixed
         values = deviation[free]
         deviation[free] = values[torch.randperm(len(values), generator=generator)]
@@ -126,7 +126,7 @@ def _train(model: nn.Module, kind: str, settings: Settings, seed: int, epochs: f
             optimizer.step()
             tuner.step()
             done += 1
-            if kind == "pwfn permuted" and done / steps >= tuner.course.method.due(rounds):
+            if kind == "pwfn permuted" and done / steps >= tuner.session.method.due(rounds):
                 _shuffle(tuner, generator)
                 rounds += 1
             tuner.advance(min(done / steps, 1 - 1e-6) if kind in UNFIXED else done / steps)
@@ -137,7 +137,7 @@ def _train(model: nn.Module, kind: str, settings: Settings, seed: int, epochs: f
 
 def _float_file(model: nn.Module, tuner: fewbits.Tuner, kind: str) -> fewbits.CodedModel:
     """Return what stands for kinds that fix nothing: rounded weights, or the float network."""
-    finest = tuner.course.finest
+    finest = tuner.session.finest
     if kind == "rounded":
         with torch.no_grad():
             for weight in tuner.weights:
@@ -154,7 +154,7 @@ def _float_file(model: nn.Module, tuner: fewbits.Tuner, kind: str) -> fewbits.Co
 
 
 def _rounds(tuner: fewbits.Tuner) -> list[dict[str, float]]:
-    rounds = getattr(tuner.course, "rounds", [])
+    rounds = getattr(tuner.session, "rounds", [])
     return [
         {key: value for key, value in one.to_dict().items() if key != "picks"}
         | {"picks": len(one.picks), "widest": max((p.distance for p in one.picks), default=0.0)}

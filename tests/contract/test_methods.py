@@ -46,8 +46,10 @@ def variants(name):
 
 def sensitivity(groups, neurons, columns):
     g = torch.Generator().manual_seed(2)
-    felt = torch.randn(groups, 40, neurons, columns, generator=g).double() * torch.rand(columns)
-    flat, across = felt.flatten(1, 2), felt.transpose(1, 2).flatten(2)
+    gradients = torch.randn(groups, 40, neurons, columns, generator=g).double() * torch.rand(
+        columns
+    )
+    flat, across = gradients.flatten(1, 2), gradients.transpose(1, 2).flatten(2)
     inputs, outputs = flat.mT @ flat / 40, across @ across.mT / 40
     energy = max(columns, 1)
     rows = outputs.diagonal(dim1=1, dim2=2) / energy
@@ -66,8 +68,8 @@ def statistics(groups, columns, rows):
 def layer(weight, rows, seed=0):
     groups, neurons, columns = weight.shape
     kernel = 9 if columns % 9 == 0 else 1
-    seen, felt = statistics(groups, columns, rows), sensitivity(groups, neurons, columns)
-    return LayerMatrix("layer.weight", weight, seen, seed, sensitivity=felt, kernel=kernel)
+    seen, found = statistics(groups, columns, rows), sensitivity(groups, neurons, columns)
+    return LayerMatrix("layer.weight", weight, seen, seed, sensitivity=found, kernel=kernel)
 
 
 def check(method, matrix):
@@ -147,8 +149,8 @@ def test_dead_inputs(name):
     accumulator.add(torch.zeros(1, 50, 20), torch.zeros(1, 50, 20))
     weight = torch.randn(1, 6, 20, generator=torch.Generator().manual_seed(1))
     dead = torch.zeros(1, 20, 20, dtype=torch.float64)
-    felt = Sensitivity(dead[:, 0, :6], dead, dead[:, :6, :6], 50)
-    matrix = LayerMatrix("w", weight, accumulator.finish(), sensitivity=felt)
+    found = Sensitivity(dead[:, 0, :6], dead, dead[:, :6, :6], 50)
+    matrix = LayerMatrix("w", weight, accumulator.finish(), sensitivity=found)
     result = check(METHODS[name](), matrix)
     if gradients_of(METHODS[name]()):
         return  # and errors cost nothing: any value will do

@@ -1,6 +1,6 @@
 """The currency: what a method returns, the container stores, and the report counts."""
 
-from .activation_sites import Place, site_name
+from .activation_sites import ActivationSite, site_name
 from .coverage import Coverage
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .shown import html_table, printable, shortened
@@ -28,6 +28,7 @@ __all__ = [
     "RAW_DTYPES",
     "WEIGHT_DTYPES",
     "ActivationGrid",
+    "ActivationSite",
     "Codebook",
     "CodebookTensor",
     "CodedTensor",
@@ -39,7 +40,6 @@ __all__ = [
     "LayerEnergy",
     "Layout",
     "NetworkValues",
-    "Place",
     "RawTensor",
     "SizeReport",
     "SizeRow",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 
-__all__ = ["Place", "site_name"]
+__all__ = ["ActivationSite", "site_name"]
 
 _OUT = ":out"
 
 
 @dataclass(frozen=True)
-class Place:
+class ActivationSite:
     """Where a grid acts.
 
     Attributes:
@@ -32,7 +32,7 @@ class Place:
     output: bool = False
 
     @classmethod
-    def of(cls, name: str, modules: Container[str] = ()) -> Place:
+    def of(cls, name: str, modules: Container[str] = ()) -> ActivationSite:
         """Return the place of a site's name, read as one of ``modules`` first."""
         if name in modules:
             return cls(name)
@@ -59,7 +59,9 @@ def site_name(
     name = place if calls == 1 else f"{place}@{call}"
     while calls > 1 and name in modules:
         name = f"{place}@0{name.removeprefix(place + '@')}"
-    if Place.of(name, modules) != Place(module, None if calls == 1 else call, output):
+    if ActivationSite.of(name, modules) != ActivationSite(
+        module, None if calls == 1 else call, output
+    ):
         raise ConfigError(
             f"the network has modules {module!r} and {place!r}, and the latter name means the "
             "output of the former in a file. Rename one of them."

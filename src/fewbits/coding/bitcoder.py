@@ -1,7 +1,7 @@
 """A binary arithmetic coder: the carryless kind with 32-bit bounds, chances in 1/65536.
 
 One kernel measures, encodes and decodes, so the three cannot differ. Its state is the begin of
-the desk; the bytes lie in a buffer that never grows: ``FAILED`` is set by who encodes into a
+the state; the bytes lie in a buffer that never grows: ``FAILED`` is set by who encodes into a
 full one, or decodes past its end.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
-from . import desk as on
+from . import state as reg
 from .kernels import inlined, kernel
 
 __all__ = [
@@ -61,7 +61,7 @@ COSTS: Table = np.rint(ONE * np.log2(PARTS / (np.arange(PARTS) + 0.5))).astype(n
 
 def open_coder(mode: int, data: bytes = b"", room: int = 0) -> tuple[Ints, Bytes]:
     """Return state and buffer: ``data`` to decode, ``room`` bytes to encode into."""
-    state = np.zeros(on.SIZE, np.int64)
+    state = np.zeros(reg.SIZE, np.int64)
     state[MODE], state[HIGH] = mode, FULL
     if mode == DECODE:
         buffer = np.frombuffer(data + bytes(TAIL), np.uint8).copy()

@@ -30,10 +30,10 @@ Ints = NDArray[np.int64]
 
 
 @kernel
-def take_adaptive(desk: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int, bit: int) -> int:
+def take_adaptive(state: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int, bit: int) -> int:
     """Code a bit with an adaptive chance."""
     chance = int(chances[at])
-    bit = take_bit(desk, buffer, chance, bit)
+    bit = take_bit(state, buffer, chance, bit)
     moved = chance + ((((1 << 16) - 1 if bit else 0) - chance) >> SPEED)
     chances[at] = max(moved, 64)
     return bit
@@ -41,14 +41,14 @@ def take_adaptive(desk: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int,
 
 @kernel
 def take_numbers(
-    desk: Ints, buffer: NDArray[np.uint8], chances: Ints, kinds: Ints, numbers: Ints
+    state: Ints, buffer: NDArray[np.uint8], chances: Ints, kinds: Ints, numbers: Ints
 ) -> None:
     """Code integers of either sign, each by the statistics of its kind, or all by those of one.
 
     These are Exp-Golomb codes. Ends where bytes do: what they do not pay for is not read.
     """
     for at in range(numbers.size):
-        if desk[FAILED]:
+        if state[FAILED]:
             return
         base = int(kinds[at if kinds.size > 1 else 0]) * NODES
         known = int(numbers[at])
@@ -56,7 +56,7 @@ def take_numbers(
         size = 0
         while size < LENGTHS - 1:
             if (
-                take_adaptive(desk, buffer, chances, base + size, 1 if code >> (size + 1) else 0)
+                take_adaptive(state, buffer, chances, base + size, 1 if code >> (size + 1) else 0)
                 == 0
             ):
                 break
@@ -65,9 +65,9 @@ def take_numbers(
         for rest in range(size - 1, -1, -1):
             bit = code >> rest & 1
             if rest == size - 1:
-                bit = take_adaptive(desk, buffer, chances, base + LENGTHS + size, bit)
+                bit = take_adaptive(state, buffer, chances, base + LENGTHS + size, bit)
             else:
-                bit = take_bit(desk, buffer, HALF, bit)
+                bit = take_bit(state, buffer, HALF, bit)
             value = 2 * value + bit
         value -= 1
         numbers[at] = value >> 1 if value & 1 == 0 else -(value >> 1) - 1
@@ -77,7 +77,7 @@ class Numbers:
     """Writes lists of integers, or reads them back."""
 
     def __init__(self, mode: int, data: bytes = b"", room: int = 0) -> None:
-        self.desk, self.buffer = open_coder(mode, data, room)
+        self.state, self.buffer = open_coder(mode, data, room)
         self.chances = np.full(KINDS * NODES, HALF, np.int64)
 
     @classmethod
@@ -99,19 +99,19 @@ class Numbers:
         """Write ``numbers``, or return those read; CorruptFileError where bytes are missing."""
         found = numbers.astype(np.int64)
         kinds = np.atleast_1d(np.asarray(kinds, np.int64))
-        pick(20 * found.size).take_numbers(self.desk, self.buffer, self.chances, kinds, found)
-        if self.desk[FAILED] and self.desk[0] == DECODE:
+        pick(20 * found.size).take_numbers(self.state, self.buffer, self.chances, kinds, found)
+        if self.state[FAILED] and self.state[0] == DECODE:
             raise CorruptFileError(f"side information ends after {found.size} numbers or before")
         return found
 
     def bits(self) -> float:
         """Return the bits counted."""
-        return bits_of(self.desk)
+        return bits_of(self.state)
 
     def to_bytes(self) -> bytes | None:
         """Return what was written; None if it found no room."""
-        return coded_bytes(self.desk, self.buffer)
+        return coded_bytes(self.state, self.buffer)
 
     def finish(self) -> None:
         """Raise CorruptFileError unless exactly all bytes were read."""
-        finish_decoding(self.desk, self.buffer)
+        finish_decoding(self.state, self.buffer)

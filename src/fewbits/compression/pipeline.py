@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..coded import Contents, Place
+from ..coded import ActivationSite, Contents
 from ..engine.activations.hooks import remove_inputs
 from ..engine.batchnorm.fold import Folded, fold_batchnorm
 from ..engine.batchnorm.reestimate import reestimate_batchnorm
@@ -113,7 +113,7 @@ class Pipeline:
         if left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
         modules = dict(network.named_modules(remove_duplicate=False))
-        outputs = sum(Place.of(name, modules).output for name in grids)
+        outputs = sum(ActivationSite.of(name, modules).output for name in grids)
         more = f", {outputs} outputs" if outputs else ""
         self.notes.append(f"activations: {len(grids) - outputs} inputs{more} quantized")
         contents = replace(coded.contents, activations=grids)

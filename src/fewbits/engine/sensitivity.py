@@ -126,9 +126,9 @@ class _Tap:
             view = target.view
             if view.inputs is None or view.outputs is None:
                 continue
-            rows, felt = view.inputs(call), view.outputs(gradient)
+            rows, gradients = view.inputs(call), view.outputs(gradient)
             samples = len(gradient) if rows.count % max(1, len(gradient)) == 0 else 1
-            if rows.count == 0 or len(felt) != rows.count:
+            if rows.count == 0 or len(gradients) != rows.count:
                 continue
             places, columns = rows.count // samples, view.columns(target.shape)
             neurons = view.rows // view.groups
@@ -139,7 +139,7 @@ class _Tap:
                 picks = torch.arange(start * places, stop * places)
                 count = stop - start
                 x = rows.take(picks).float().reshape(view.groups, count, places, columns)
-                g = felt[picks.to(felt.device)].float()
+                g = gradients[picks.to(gradients.device)].float()
                 g = g.reshape(count, places, view.groups, neurons).permute(2, 0, 3, 1)
                 gradients = torch.cat([g @ x, g.sum(3, keepdim=True)], 3)
                 self.sums[target.name].add(gradients.cpu(), x.cpu())

@@ -122,7 +122,7 @@ def ensemble(
         model: with the means of the weights.
         batches: labelled; held if they can be read once.
         deviations: state-dict name to the standard deviation of each weight, in its shape:
-            ``tuner.course.deviations()`` after a training with PWFN.
+            ``tuner.session.deviations()`` after a training with PWFN.
         draws: samples of the posterior.
         seed: of the samples.
         forward: ``forward(model, batch) -> logits``.

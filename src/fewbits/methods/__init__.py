@@ -8,7 +8,7 @@ from .post_training.nearest import Nearest
 from .post_training.qronos import Qronos
 from .rate_distortion.rdoq import RDOQ
 from .rate_distortion.transform import Transform
-from .trained.base import TRAINED, Course, InputCourse, TrainedMethod, TunedWeight
+from .trained.base import TRAINED, InputSession, Session, TrainedMethod, TunedWeight
 from .trained.hemp.hemp import HEMP
 from .trained.lowbit.lowbit import LowBit
 from .trained.pwfn.pwfn import PWFN
@@ -22,12 +22,12 @@ __all__ = [
     "RDOQ",
     "TRAINED",
     "Activations",
-    "Course",
-    "InputCourse",
+    "InputSession",
     "LowBit",
     "Method",
     "Nearest",
     "Qronos",
+    "Session",
     "TrainedMethod",
     "Transform",
     "TunedWeight",

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SIDES = ("row", "column")
-RIDGE = 1e-3  # of the metric's Frobenius norm: what is hardly felt is not taken for free
+RIDGE = 1e-3  # of the metric's Frobenius norm: what is hardly seen is not taken for free
 _ENTROPY = 4.1327  # sqrt(2 pi e): the step, in deviations of a normal law, that gives 0 bits
 
 
@@ -117,9 +117,9 @@ def coding_gain(basis: Basis, weights: Tensor, metric: Tensor) -> float:
     ``1/2 log2 G`` bits for each coefficient, before the basis is paid for. Both moments must be
     positive definite.
     """
-    felt = basis.synthesis.mT @ metric @ basis.synthesis
+    transformed = basis.synthesis.mT @ metric @ basis.synthesis
     kept = basis.analysis @ weights @ basis.analysis.mT
-    gain = _mean_log(metric) + _mean_log(weights) - _mean_log(felt) - _mean_log(kept)
+    gain = _mean_log(metric) + _mean_log(weights) - _mean_log(transformed) - _mean_log(kept)
     return float(gain.exp())
 
 
@@ -157,6 +157,6 @@ def refit(matrix: Tensor, basis: Tensor, metric: Tensor) -> Tensor:
         exact: Tensor = torch.linalg.solve(basis, matrix)
         return exact
     ridge = RIDGE * metric.norm().clamp_min(torch.finfo(metric.dtype).tiny)
-    felt = basis.mT @ metric + ridge * basis.mT
-    nearest: Tensor = torch.linalg.solve(felt @ basis, felt @ matrix)
+    transformed = basis.mT @ metric + ridge * basis.mT
+    nearest: Tensor = torch.linalg.solve(transformed @ basis, transformed @ matrix)
     return nearest

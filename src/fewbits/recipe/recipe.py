@@ -129,7 +129,7 @@ class Recipe:
         """Return the recipe that is meant: a recipe, its name, file or data, or one method for all.
 
         One method for all weights absorbs batch normalizations first where there is calibration
-        data and every neuron has a step of its own, or the method knows how much each is felt:
+        data and every neuron has a step of its own, or the method knows how much each matters:
         that changes only the file's size.
         """
         if isinstance(method, Recipe):

@@ -154,7 +154,7 @@ def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    start = max(settings.select_from, tuner.settled_from)
+    start = max(settings.select_from, tuner.selectable_from)
     return {
         "epochs": settings.epochs,
         "optimizer": optimizer,

@@ -103,7 +103,7 @@ def _flagged(value, layout, settings):
     values = np.full((layout.rows, layout.columns), value, np.int32)
     stream = mix._Stream(mix.ENCODE, layout.size, room=4 * layout.size)
     stream.walk(values, layout, settings)
-    return settings.to_bytes(None) + mix.coded_bytes(stream.desk, stream.buffer)
+    return settings.to_bytes(None) + mix.coded_bytes(stream.state, stream.buffer)
 
 
 def test_a_stream_has_no_more_flags_than_its_bytes_pay_for():

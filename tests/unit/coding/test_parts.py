@@ -74,15 +74,15 @@ def test_shares_fill_the_table_and_forget_no_symbol(counts):
 def test_sweeps_find_the_least_squares():
     features = RNG.integers(-20, 20, (3000, 4))
     target = features @ [3, -1, 0, 2] + RNG.integers(-9, 10, 3000)
-    table, desk = new_table(np.zeros((1, 4), np.int64)), np.zeros(9, np.int64)
+    table, state = new_table(np.zeros((1, 4), np.int64)), np.zeros(9, np.int64)
     for row, wanted in zip(features, target, strict=True):
-        desk[2:6] = row
-        accumulate(table, 0, desk, 2, 4, int(wanted))
+        state[2:6] = row
+        accumulate(table, 0, state, 2, 4, int(wanted))
     for _ in range(30):
         sweep(table, 0, 4, 10, 16)
     exact = np.linalg.lstsq(features, target, rcond=None)[0]
     assert table[0, 20:24] / 65536 == pytest.approx(exact, abs=1e-3)
-    assert predict(table, 0, desk, 2, 4) == int(table[0, 20:24] @ desk[2:6])
+    assert predict(table, 0, state, 2, 4) == int(table[0, 20:24] @ state[2:6])
 
 
 @given(st.lists(st.integers(-(2**22), 2**22), max_size=60))

@@ -172,7 +172,7 @@ def walked(values, layout, settings):
     values.reshape(-1)[: noise.size] = noise[: values.size]
     stream = mix._Stream(mix.ENCODE, layout.size, room=4 * layout.size)
     stream.walk(values, layout, settings)
-    return settings.to_bytes(None) + mix.coded_bytes(stream.desk, stream.buffer)
+    return settings.to_bytes(None) + mix.coded_bytes(stream.state, stream.buffer)
 
 
 def classed(layout, rows, inputs, alphabet=256, escape=0):

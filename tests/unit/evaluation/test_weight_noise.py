@@ -94,7 +94,7 @@ def test_an_ensemble_never_looks_at_labels(digits_net, batches):
 def test_samples_of_a_trained_posterior(digits_net, batches):
     tuner = fewbits.prepare(digits_net, fewbits.PWFN(fractions=(1.0,)))
     tuner.advance(1.0)
-    deviations = {name: d.clone() for name, d in tuner.course.deviations().items()}
+    deviations = {name: d.clone() for name, d in tuner.session.deviations().items()}
     tuner.finish()
     found = fewbits.ensemble(digits_net, batches, deviations, draws=3)
     mean = fewbits.noise_resilience(digits_net, batches, [0])[0]

@@ -19,7 +19,7 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import ConfigError, SourceError
-from fewbits.export import export_onnx
+from fewbits.exporters import export_onnx
 from fewbits.files.atomic_write import TEMPORARY, check_target, clear_stale, replacing, write
 from fewbits.search import Trace
 from fewbits.training.loop.checkpoint import RunFolder

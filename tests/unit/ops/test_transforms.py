@@ -77,9 +77,9 @@ def test_bases_have_inverses_and_decorrelate(size):
         kept = basis.analysis @ weights @ basis.analysis.mT
         assert off_diagonal(kept) < 1e-8
         assert (basis.synthesis.norm(dim=0) - 1).abs().max() < 1e-9
-    felt = basis.synthesis.mT @ ridged(metric) @ basis.synthesis
-    assert off_diagonal(felt) < 1e-8
-    order = kept.diagonal() * felt.diagonal()
+    seen = basis.synthesis.mT @ ridged(metric) @ basis.synthesis
+    assert off_diagonal(seen) < 1e-8
+    order = kept.diagonal() * seen.diagonal()
     assert (order.diff() <= 1e-12).all()
     assert (klt(weights).synthesis.mT @ klt(weights).synthesis - torch.eye(size)).abs().max() < 1e-9
 
@@ -115,8 +115,8 @@ def test_the_gain_does_not_depend_on_the_scale_of_the_vectors():
 
 def test_a_metric_without_some_channels_is_no_trouble():
     metric = torch.zeros(4, 4, dtype=torch.float64)
-    for felt in (metric, torch.diag(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))):
-        basis = elt(moments(4, 1), felt)
+    for seen in (metric, torch.diag(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))):
+        basis = elt(moments(4, 1), seen)
         assert basis.synthesis.isfinite().all()
         assert (basis.synthesis @ basis.analysis - torch.eye(4)).abs().max() < 1e-9
 

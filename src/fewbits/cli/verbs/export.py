@@ -45,7 +45,7 @@ def export(
         raise ConfigError(f"output {str(out)!r} must end in .onnx.")
     source = model or stored_source(file, data)
     check_output(out, force)
-    from ...export import export_onnx  # noqa: PLC0415
+    from ...exporters import export_onnx  # noqa: PLC0415
     from ...sources import load_data, load_model  # noqa: PLC0415
 
     batch = next(iter(load_data(data).batches("test", _SAMPLES, _SAMPLES)))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from ...coded import ActivationGrid, Place, energy_of, network_values
+from ...coded import ActivationGrid, ActivationSite, energy_of, network_values
 from ...container import inspect as look
 from ...container import read
 from ...errors import shorten
@@ -91,7 +91,7 @@ def inspect(
 
 
 def _told(site: str, grid: ActivationGrid, modules: Container[str]) -> str:
-    place = Place.of(site, modules)
+    place = ActivationSite.of(site, modules)
     where = f"{'output' if place.output else 'input'} of {place.module}"
     where += f", call {place.call}" if place.call is not None else ""
     zero = f", zero at {grid.zero}" if grid.zero else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import desk as on
+from .. import state as reg
 from ..bitcoder import COSTS, ONE, SQUASH, stretch
 from ..kernels import inlined, kernel
 from .mixer import (
@@ -49,18 +49,18 @@ def unit_of(number: int, shift: int) -> int:
 
 
 @inlined
-def tail(desk: Ints, edge: int) -> int:
+def tail(state: Ints, edge: int) -> int:
     """Return the chance, in 1/65536, to be ``edge`` halves of a level or more above 0."""
-    away = ((edge << (UNIT_BITS - 1)) >> int(desk[on.SHIFT])) - int(desk[on.MEAN])
-    return int(SQUASH[3071 - min(max((away * int(desk[on.INVERSE])) >> 16, -3000), 3000)])
+    away = ((edge << (UNIT_BITS - 1)) >> int(state[reg.SHIFT])) - int(state[reg.MEAN])
+    return int(SQUASH[3071 - min(max((away * int(state[reg.INVERSE])) >> 16, -3000), 3000)])
 
 
 @inlined
-def tail_beyond(desk: Ints, negative: int, magnitude: int) -> int:
+def tail_beyond(state: Ints, negative: int, magnitude: int) -> int:
     """Return the chance of at least ``magnitude`` on one side of 0."""
     if negative:
-        return ONE - tail(desk, 1 - 2 * magnitude)
-    return tail(desk, 2 * magnitude - 1)
+        return ONE - tail(state, 1 - 2 * magnitude)
+    return tail(state, 2 * magnitude - 1)
 
 
 @inlined
@@ -74,101 +74,103 @@ def node_of(depth: int, size: int, value: int) -> int:
 
 
 @inlined
-def look_up(desk: Ints, stage: int, node: int, negative: int, cut: int, span: int) -> int:
-    """Put on the desk where a flag of kind ``node`` is told of; return the law's odds of it.
+def look_up(state: Ints, stage: int, node: int, negative: int, cut: int, span: int) -> int:
+    """Put on the state where a flag of kind ``node`` is told of; return the law's odds of it.
 
     Its chance under the law is ``cut / span``; the odds are a logarithm.
     """
-    scale = int(desk[on.SCALE]) >> 2
-    for j in range(on.COUNTERS):
-        desk[on.AT_SLOTS + j] = int(desk[on.AT_CONTEXTS + j]) + node + 32 * negative
+    scale = int(state[reg.SCALE]) >> 2
+    for j in range(reg.COUNTERS):
+        state[reg.AT_SLOTS + j] = int(state[reg.AT_CONTEXTS + j]) + node + 32 * negative
     if stage >= CLASS:  # the mean as seen from this side of 0
-        mean = min(max(int(desk[on.MEAN]) >> 4, -MEANS), MEANS)
+        mean = min(max(int(state[reg.MEAN]) >> 4, -MEANS), MEANS)
         seen = -mean if negative else mean
-        desk[on.AT_SLOTS] = ((seen + MEANS) * 53 + int(desk[on.SCALE])) * 64 + node
-        desk[on.AT_SLOTS + 4] = FOURTH + ((mean + MEANS) * 14 + scale) * 64 + node + 32 * negative
-    for j in range(on.MAPS):
-        cell = (j * NODES + node) * CELLS + int(desk[on.AT_CONTEXTS + on.COUNTERS + j])
-        desk[on.AT_CELLS + j] = AT_MAPS + cell * MAP
-    desk[on.AT_CELLS + on.MAPS] = FINAL + (node * FINAL_SIZE[0] + scale) * MAP
-    around = NODES * FINAL_SIZE[0] + node * FINAL_SIZE[1] + int(desk[on.AROUND])
-    desk[on.AT_CELLS + on.MAPS + 1] = FINAL + around * MAP
-    desk[on.AT_SETS] = desk[on.AT_SETS + 2] = node * PHASES + int(desk[on.PHASE])
-    desk[on.AT_SETS + 1] = NODES * PHASES + node * 16 + scale
+        state[reg.AT_SLOTS] = ((seen + MEANS) * 53 + int(state[reg.SCALE])) * 64 + node
+        state[reg.AT_SLOTS + 4] = FOURTH + ((mean + MEANS) * 14 + scale) * 64 + node + 32 * negative
+    for j in range(reg.MAPS):
+        cell = (j * NODES + node) * CELLS + int(state[reg.AT_CONTEXTS + reg.COUNTERS + j])
+        state[reg.AT_CELLS + j] = AT_MAPS + cell * MAP
+    state[reg.AT_CELLS + reg.MAPS] = FINAL + (node * FINAL_SIZE[0] + scale) * MAP
+    around = NODES * FINAL_SIZE[0] + node * FINAL_SIZE[1] + int(state[reg.AROUND])
+    state[reg.AT_CELLS + reg.MAPS + 1] = FINAL + around * MAP
+    state[reg.AT_SETS] = state[reg.AT_SETS + 2] = node * PHASES + int(state[reg.PHASE])
+    state[reg.AT_SETS + 1] = NODES * PHASES + node * 16 + scale
     return stretch(min(max((cut << 16) // max(span, 1), 16), ONE - 1))
 
 
 @kernel
 def ask(
-    model: Model, desk: Ints, buffer: Bytes, stage: int, node: int, negative: int,
+    model: Model, state: Ints, buffer: Bytes, stage: int, node: int, negative: int,
     cut: int, span: int, bit: int,
 ) -> int:  # fmt: skip
     """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
-    return take_flag(model, desk, buffer, look_up(desk, stage, node, negative, cut, span), bit)
+    return take_flag(model, state, buffer, look_up(state, stage, node, negative, cut, span), bit)
 
 
 @kernel
 def take_magnitude(
-    model: Model, desk: Ints, buffer: Bytes, negative: int, most: int, span: int, known: int
+    model: Model, state: Ints, buffer: Bytes, negative: int, most: int, span: int, known: int
 ) -> int:
     """Code a magnitude less 1, at most ``most``, whose side of 0 has the chance ``span``."""
     size, beyond = 0, 0
     while 1 << size <= most:
-        beyond = tail_beyond(desk, negative, (1 << size) + 1)
+        beyond = tail_beyond(state, negative, (1 << size) + 1)
         node = 2 + min(size, 11)
         more = 1 if known >= 1 << size else 0
-        if ask(model, desk, buffer, CLASS, node, negative, beyond, span, more) == 0:
+        if ask(model, state, buffer, CLASS, node, negative, beyond, span, more) == 0:
             break
         size, span, beyond = size + 1, beyond, 0
     value = 1 if size else 0
     for rest in range(size - 2, -1, -1):
         bit, middle = 0, (2 * value + 1) << rest
         if middle <= most:
-            cut = tail_beyond(desk, negative, middle + 1)
+            cut = tail_beyond(state, negative, middle + 1)
             node = node_of(size - 2 - rest, size, value)
             bit = known >> rest & 1
-            bit = ask(model, desk, buffer, BITS, node, negative, cut - beyond, span - beyond, bit)
+            bit = ask(model, state, buffer, BITS, node, negative, cut - beyond, span - beyond, bit)
             span, beyond = (cut, beyond) if bit else (span, cut)
         value = 2 * value + bit
     return value
 
 
 @kernel
-def take_number(model: Model, desk: Ints, buffer: Bytes, known: int) -> int:
+def take_number(model: Model, state: Ints, buffer: Bytes, known: int) -> int:
     """Code a number between the frame's bounds; a decoder returns what it was."""
-    lowest, highest = int(desk[on.LOWEST]), int(desk[on.HIGHEST])
+    lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
     if lowest == highest:
         return 0
-    below = tail_beyond(desk, 1, 1) if lowest < 0 else 0
-    above = tail_beyond(desk, 0, 1) if highest > 0 else 0
-    if ask(model, desk, buffer, ZERO, 0, 0, above + below, ONE, 1 if known != 0 else 0) == 0:
+    below = tail_beyond(state, 1, 1) if lowest < 0 else 0
+    above = tail_beyond(state, 0, 1) if highest > 0 else 0
+    if ask(model, state, buffer, ZERO, 0, 0, above + below, ONE, 1 if known != 0 else 0) == 0:
         return 0
     negative = 1 if lowest < 0 else 0
     if lowest < 0 < highest:
-        negative = ask(model, desk, buffer, SIGN, 1, 0, below, below + above, 1 if known < 0 else 0)
+        negative = ask(
+            model, state, buffer, SIGN, 1, 0, below, below + above, 1 if known < 0 else 0
+        )
     most = (-lowest if negative else highest) - 1
     span = below if negative else above
-    magnitude = take_magnitude(model, desk, buffer, negative, most, span, abs(known) - 1)
+    magnitude = take_magnitude(model, state, buffer, negative, most, span, abs(known) - 1)
     return -magnitude - 1 if negative else magnitude + 1
 
 
 @kernel
 def fork(
-    model: Model, desk: Ints, prices: Prices, stage: int, node: int, negative: int,
+    model: Model, state: Ints, prices: Prices, stage: int, node: int, negative: int,
     cut: int, span: int, without: int, having: int,
 ) -> None:  # fmt: skip
     """Price a flag: what lies at ``without`` is shared out to the numbers without it and having it.
 
     ``without`` and ``having`` are where the bits of the first number of either kind belong.
     """
-    chance = chance_of_flag(model, desk, look_up(desk, stage, node, negative, cut, span))
+    chance = chance_of_flag(model, state, look_up(state, stage, node, negative, cut, span))
     prices[having] = prices[without] + COSTS[chance >> 4] / ONE
     prices[without] += COSTS[(ONE - chance) >> 4] / ONE
 
 
 @kernel
 def price_bits(
-    model: Model, desk: Ints, prices: Prices, zero: int, negative: int, most: int, size: int
+    model: Model, state: Ints, prices: Prices, zero: int, negative: int, most: int, size: int
 ) -> None:
     """Fill the bits of the magnitudes of one class, which are at its first one."""
     sign = -1 if negative else 1
@@ -176,17 +178,17 @@ def price_bits(
         for value in range(1 << (size - 2 - rest), 1 << (size - 1 - rest)):
             start, middle, end = 2 * value << rest, 2 * value + 1 << rest, 2 * value + 2 << rest
             if middle <= most:
-                beyond = tail_beyond(desk, negative, end + 1) if end <= most else 0
-                cut = tail_beyond(desk, negative, middle + 1) - beyond
-                span = tail_beyond(desk, negative, start + 1) - beyond
+                beyond = tail_beyond(state, negative, end + 1) if end <= most else 0
+                cut = tail_beyond(state, negative, middle + 1) - beyond
+                span = tail_beyond(state, negative, start + 1) - beyond
                 node = node_of(size - 2 - rest, size, value)
                 without, having = zero + sign * (start + 1), zero + sign * (middle + 1)
-                fork(model, desk, prices, BITS, node, negative, cut, span, without, having)
+                fork(model, state, prices, BITS, node, negative, cut, span, without, having)
 
 
 @kernel
 def price_magnitudes(
-    model: Model, desk: Ints, prices: Prices, zero: int, negative: int, most: int
+    model: Model, state: Ints, prices: Prices, zero: int, negative: int, most: int
 ) -> None:
     """Fill the bits of all magnitudes less 1 up to ``most``, which are at the first.
 
@@ -198,29 +200,29 @@ def price_magnitudes(
         first, following = (1 << size) >> 1, 1 << size
         more = following <= most
         if more:
-            cut = tail_beyond(desk, negative, following + 1)
-            span = tail_beyond(desk, negative, first + 1)
+            cut = tail_beyond(state, negative, following + 1)
+            span = tail_beyond(state, negative, first + 1)
             without, having = zero + sign * (first + 1), zero + sign * (following + 1)
             node = 2 + min(size, 11)
-            fork(model, desk, prices, CLASS, node, negative, cut, span, without, having)
-        price_bits(model, desk, prices, zero, negative, most, size)
+            fork(model, state, prices, CLASS, node, negative, cut, span, without, having)
+        price_bits(model, state, prices, zero, negative, most, size)
         size += 1
 
 
 @kernel
-def price_numbers(model: Model, desk: Ints, prices: Prices, zero: int) -> None:
+def price_numbers(model: Model, state: Ints, prices: Prices, zero: int) -> None:
     """Fill the bits that each number between the frame's bounds would take; 0's are at ``zero``."""
-    lowest, highest = int(desk[on.LOWEST]), int(desk[on.HIGHEST])
+    lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
     prices[zero] = 0
     if lowest == highest:
         return
-    below = tail_beyond(desk, 1, 1) if lowest < 0 else 0
-    above = tail_beyond(desk, 0, 1) if highest > 0 else 0
+    below = tail_beyond(state, 1, 1) if lowest < 0 else 0
+    above = tail_beyond(state, 0, 1) if highest > 0 else 0
     side = zero + 1 if highest > 0 else zero - 1
-    fork(model, desk, prices, ZERO, 0, 0, above + below, ONE, zero, side)
+    fork(model, state, prices, ZERO, 0, 0, above + below, ONE, zero, side)
     if lowest < 0 < highest:
-        fork(model, desk, prices, SIGN, 1, 0, below, below + above, side, zero - 1)
+        fork(model, state, prices, SIGN, 1, 0, below, below + above, side, zero - 1)
     if highest > 0:
-        price_magnitudes(model, desk, prices, zero, 0, highest - 1)
+        price_magnitudes(model, state, prices, zero, 0, highest - 1)
     if lowest < 0:
-        price_magnitudes(model, desk, prices, zero, 1, -lowest - 1)
+        price_magnitudes(model, state, prices, zero, 1, -lowest - 1)

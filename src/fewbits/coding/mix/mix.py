@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptFileError
-from .. import desk as on
+from .. import state as reg
 from ..bitcoder import (
     DECODE,
     ENCODE,
@@ -134,7 +134,7 @@ def _settings(values: Values, layout: Layout) -> Settings:
     for setting in (plain, replace(plain, pictures=True)):
         stream = _Stream(MEASURE, sample.size)
         stream.walk(sample, replace(layout, rows=len(sample)), setting)
-        tried.append((bits_of(stream.desk), setting.pictures, setting))
+        tried.append((bits_of(stream.state), setting.pictures, setting))
     return min(tried)[2]
 
 
@@ -159,8 +159,8 @@ class _Stream:
 
     def __init__(self, mode: int, work: int, data: bytes = b"", room: int = 0) -> None:
         self.kernels: SimpleNamespace = pick(STEPS * work)
-        self.desk, self.buffer = open_coder(mode, data, room)
-        self.desk[on.MOST_FLAGS] = _most_flags(work, len(data)) if mode == DECODE else NO_LIMIT
+        self.state, self.buffer = open_coder(mode, data, room)
+        self.state[reg.MOST_FLAGS] = _most_flags(work, len(data)) if mode == DECODE else NO_LIMIT
         self.model = new_model()
         self.distances = new_table(distances_prior())
         self.means: dict[tuple[int, int], NDArray[np.int64]] = {}
@@ -174,20 +174,20 @@ class _Stream:
         near = neighbours(layout)
         key = (layout.taps, layout.width)
         if key in self.means:
-            age(self.means[key], on.MEANS, FADE)
+            age(self.means[key], reg.MEANS, FADE)
         else:
             self.means[key] = new_table(means_prior(layout, near))
-        age(self.distances, on.DISTANCES, FADE)
+        age(self.distances, reg.DISTANCES, FADE)
         self.model[COLUMNS] = STILL  # what columns were like means nothing in another matrix
-        self.desk[[on.LOWEST, on.HIGHEST]] = (
+        self.state[[reg.LOWEST, reg.HIGHEST]] = (
             np.array([settings.lowest, settings.highest]) - settings.centre
         )
-        self.desk[[on.SHIFT, on.CENTRE]] = settings.shift, settings.centre
-        self.desk[[on.TAPS, on.PERIOD]] = layout.taps, settings.period
-        self.desk[[on.TOTAL, on.COUNT]] = 16 * settings.usual, 16
+        self.state[[reg.SHIFT, reg.CENTRE]] = settings.shift, settings.centre
+        self.state[[reg.TAPS, reg.PERIOD]] = layout.taps, settings.period
+        self.state[[reg.TOTAL, reg.COUNT]] = 16 * settings.usual, 16
         tallies = np.zeros((3, layout.columns), np.int64)
         tables = (tallies, self.means[key], self.distances)
-        own = (values, near, *tables, self.model, self.desk, self.buffer)
+        own = (values, near, *tables, self.model, self.state, self.buffer)
         if prices is None:
             self.kernels.walk(*own)
         else:
@@ -224,7 +224,7 @@ class Mix:
         settings = _settings(values, layout)
         stream = _Stream(MEASURE, values.size)
         stream.walk(values, replace(layout, rows=rows), settings)
-        return 8 * len(settings.to_bytes(None)) + bits_of(stream.desk) * layout.rows / rows + 8
+        return 8 * len(settings.to_bytes(None)) + bits_of(stream.state) * layout.rows / rows + 8
 
     def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
         """Return the lowest symbol, and (rows, columns, alphabet) the bits of every alternative.
@@ -252,8 +252,8 @@ class Mix:
         stream = _Stream(ENCODE, total, room=room)
         for item in zip(values, layouts, settings, strict=True):
             stream.walk(*item)
-        body = coded_bytes(stream.desk, stream.buffer)
-        if body is None or stream.desk[on.FLAGS] > _most_flags(total, len(body)):
+        body = coded_bytes(stream.state, stream.buffer)
+        if body is None or stream.state[reg.FLAGS] > _most_flags(total, len(body)):
             return None
         pairs = zip(settings, [None, *settings[:-1]], strict=True)
         head = b"".join(setting.to_bytes(before) for setting, before in pairs)
@@ -271,9 +271,9 @@ class Mix:
         for layout, setting in zip(layouts, settings, strict=True):
             out.append(np.full((layout.rows, layout.columns), setting.centre, np.int32))
             stream.walk(out[-1], layout, setting)
-        if stream.desk[on.FLAGS] > stream.desk[on.MOST_FLAGS]:
-            raise CorruptFileError(f"there are more than {stream.desk[on.MOST_FLAGS]} flags")
-        finish_decoding(stream.desk, stream.buffer)
+        if stream.state[reg.FLAGS] > stream.state[reg.MOST_FLAGS]:
+            raise CorruptFileError(f"there are more than {stream.state[reg.MOST_FLAGS]} flags")
+        finish_decoding(stream.state, stream.buffer)
         return list[Symbols](out)
 
 
@@ -304,7 +304,7 @@ def _neighbours(taps: int, width: int) -> Ints:
         y, x = divmod(tap, width)
         steps = [(up, left) for up in range(y + 1) for left in range(x - width + 1, x + 1)]
         ranked = sorted((up * up + left * left, up * width + left) for up, left in steps)
-        near = [distance for _, distance in ranked if distance > 0][: on.NEAR]
+        near = [distance for _, distance in ranked if distance > 0][: reg.NEAR]
         over = width if y else 0
         around = [
             min(x, 1),
@@ -312,15 +312,15 @@ def _neighbours(taps: int, width: int) -> Ints:
             over + 1 if y and x else 0,
             over - 1 if y > 0 and x < width - 1 else 0,
         ]
-        rows.append(near + [0] * (on.NEAR - len(near)) + around)
+        rows.append(near + [0] * (reg.NEAR - len(near)) + around)
     return np.array(rows, np.int64)
 
 
 def means_prior(layout: Layout, near: Ints) -> Ints:
     """Return the weights of the features of a mean before anything is seen."""
-    prior = np.zeros((len(near), on.MEANS), np.int64)
+    prior = np.zeros((len(near), reg.MEANS), np.int64)
     if len(near) > 1:
-        for tap, row in enumerate(near[:, : on.NEAR].tolist()):
+        for tap, row in enumerate(near[:, : reg.NEAR].tolist()):
             y, x = divmod(tap, layout.width)
             worth = {1: WORTH} if x else {}
             worth |= {layout.width: WORTH} if y else {}
@@ -332,7 +332,7 @@ def means_prior(layout: Layout, near: Ints) -> Ints:
 
 def distances_prior() -> Ints:
     """Return those of a distance, for the first tap and for later ones: row times input, filter."""
-    prior = np.zeros((2, on.DISTANCES), np.int64)
+    prior = np.zeros((2, reg.DISTANCES), np.int64)
     prior[:, [0, 4]] = 1 << (DISTANCE_SHIFT - 1)
     return prior
 

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import desk as on
+from .. import state as reg
 from ..bitcoder import ONE, RECIPROCALS, SQUASH, interpolated, squash, stretch, take_bit
 from ..kernels import inlined, kernel
 
@@ -55,9 +55,9 @@ MARGIN = 16  # of a chance, from 0 and 1
 SPAN = (41 * 53 * 64, 784 * 64, 675 * 64, 4096 * 64, 637 * 64, 93 * 64)
 # Where parts of a model begin: counters first, then maps, final maps, and sets of weights.
 AT_MAPS = sum(SPAN)
-FINAL = AT_MAPS + on.MAPS * NODES * CELLS * MAP
+FINAL = AT_MAPS + reg.MAPS * NODES * CELLS * MAP
 WEIGHTS = FINAL + NODES * sum(FINAL_SIZE) * MAP
-SET = on.INPUTS + 1  # weights in 1/65536, and how often they moved
+SET = reg.INPUTS + 1  # weights in 1/65536, and how often they moved
 PHASES = 3  # of tuples, at most
 ENDS = WEIGHTS + NODES * (PHASES + SCALES) * SET
 CALM = 1  # the weights at the end move slower
@@ -80,9 +80,9 @@ def new_model() -> Model:
 @cache
 def _blank() -> Model:
     weights = np.zeros((NODES * (PHASES + SCALES), SET), np.int32)
-    weights[:, : on.COUNTERS] = round(0.11 * ONE)
-    weights[:, on.COUNTERS] = round(0.3 * ONE)
-    weights[:, on.COUNTERS + 1 : on.INPUTS] = round(0.15 * ONE)
+    weights[:, : reg.COUNTERS] = round(0.11 * ONE)
+    weights[:, reg.COUNTERS] = round(0.3 * ONE)
+    weights[:, reg.COUNTERS + 1 : reg.INPUTS] = round(0.15 * ONE)
     identity = SQUASH[[min(128 * k, 4095) + 1023 for k in range(MAP)]].astype(np.int32)
     maps = np.tile(identity, (WEIGHTS - AT_MAPS) // MAP)
     ends = np.tile(np.array([5, 1, 2, 0], np.int32) * (ONE >> 3), NODES * PHASES)
@@ -90,15 +90,15 @@ def _blank() -> Model:
 
 
 @inlined
-def gather(model: Model, desk: Ints, law: int, at: int) -> None:
+def gather(model: Model, state: Ints, law: int, at: int) -> None:
     """Fill the inputs; ``at`` is the place of ``law`` in a map, in 1/4096 of a step."""
-    for j in range(on.COUNTERS):
-        desk[on.AT_INPUTS + j] = stretch(int(model[desk[on.AT_SLOTS + j]]) >> 14)
-    desk[on.AT_INPUTS + on.COUNTERS] = law
+    for j in range(reg.COUNTERS):
+        state[reg.AT_INPUTS + j] = stretch(int(model[state[reg.AT_SLOTS + j]]) >> 14)
+    state[reg.AT_INPUTS + reg.COUNTERS] = law
     step, part = at >> 12, at & 4095
-    for j in range(on.MAPS):
-        chance = interpolated(model, int(desk[on.AT_CELLS + j]) + step, part)
-        desk[on.AT_INPUTS + on.COUNTERS + 1 + j] = stretch(chance)
+    for j in range(reg.MAPS):
+        chance = interpolated(model, int(state[reg.AT_CELLS + j]) + step, part)
+        state[reg.AT_INPUTS + reg.COUNTERS + 1 + j] = stretch(chance)
 
 
 @inlined
@@ -109,30 +109,30 @@ def learn_map(model: Model, at: int, part: int, target: int) -> None:
 
 
 @inlined
-def learn(model: Model, desk: Ints, at: int, bit: int) -> None:
+def learn(model: Model, state: Ints, at: int, bit: int) -> None:
     """Teach counters and maps a flag."""
     target = SURE - 1 if bit else 0
-    for j in range(on.COUNTERS):
-        slot = int(desk[on.AT_SLOTS + j])
+    for j in range(reg.COUNTERS):
+        slot = int(state[reg.AT_SLOTS + j])
         count, chance = int(model[slot]) & 1023, int(model[slot]) >> 10
         chance += ((target - chance) * int(RECIPROCALS[count])) >> 16
         model[slot] = (chance << 10) | min(count + 1, PATIENCE)
     step, part = at >> 12, at & 4095
-    for j in range(on.MAPS):
-        learn_map(model, int(desk[on.AT_CELLS + j]) + step, part, ONE - 1 if bit else 0)
+    for j in range(reg.MAPS):
+        learn_map(model, int(state[reg.AT_CELLS + j]) + step, part, ONE - 1 if bit else 0)
 
 
 @inlined
-def weigh(model: Model, desk: Ints, chosen: int, at: int, count: int) -> int:
-    """Return the sum of what lies on the desk from ``at`` on, by one set of weights."""
+def weigh(model: Model, state: Ints, chosen: int, at: int, count: int) -> int:
+    """Return the sum of what lies on the state from ``at`` on, by one set of weights."""
     total = 0
     for j in range(count):
-        total += int(model[chosen + j]) * int(desk[at + j])
+        total += int(model[chosen + j]) * int(state[at + j])
     return min(max(total >> 16, -2047), 2047)
 
 
 @inlined
-def reweigh(model: Model, desk: Ints, chosen: int, at: int, count: int, error: int) -> None:
+def reweigh(model: Model, state: Ints, chosen: int, at: int, count: int, error: int) -> None:
     """Move one set of weights by the error of what they gave, in 1/65536.
 
     They stay within 2**26: a step is below 2**14, and none is made in a direction that is sure.
@@ -141,58 +141,67 @@ def reweigh(model: Model, desk: Ints, chosen: int, at: int, count: int, error: i
     pull = (error * int(RATES[moved])) >> 10
     model[chosen + count] = min(moved + 1, PATIENCE)
     for j in range(count):
-        weight = int(model[chosen + j]) + ((pull * int(desk[at + j]) + 8192) >> 14)
+        weight = int(model[chosen + j]) + ((pull * int(state[at + j]) + 8192) >> 14)
         model[chosen + j] = weight
 
 
 @inlined
-def mixed(model: Model, desk: Ints, law: int) -> tuple[int, int, int, int]:
-    """Return the chance of the flag on the desk, and three logarithms of odds that it is made of.
+def mixed(model: Model, state: Ints, law: int) -> tuple[int, int, int, int]:
+    """Return the chance of the flag on the state, and three logarithms of odds that it is made of.
 
     Those are what either set of weights gives, and their mean.
     """
-    desk[on.FLAGS] += 1
+    state[reg.FLAGS] += 1
     at = (law + 2048) << 5
-    gather(model, desk, law, at)
-    first, second = WEIGHTS + SET * int(desk[on.AT_SETS]), WEIGHTS + SET * int(desk[on.AT_SETS + 1])
-    odds = weigh(model, desk, first, on.AT_INPUTS, on.INPUTS)
-    other = weigh(model, desk, second, on.AT_INPUTS, on.INPUTS)
+    gather(model, state, law, at)
+    first, second = (
+        WEIGHTS + SET * int(state[reg.AT_SETS]),
+        WEIGHTS + SET * int(state[reg.AT_SETS + 1]),
+    )
+    odds = weigh(model, state, first, reg.AT_INPUTS, reg.INPUTS)
+    other = weigh(model, state, second, reg.AT_INPUTS, reg.INPUTS)
     mean = (odds + other) >> 1
     place = (mean + 2048) << 5
-    desk[on.AT_ENDS] = mean
-    by_scale, by_around = int(desk[on.AT_CELLS + on.MAPS]), int(desk[on.AT_CELLS + on.MAPS + 1])
+    state[reg.AT_ENDS] = mean
+    by_scale, by_around = (
+        int(state[reg.AT_CELLS + reg.MAPS]),
+        int(state[reg.AT_CELLS + reg.MAPS + 1]),
+    )
     scaled = interpolated(model, by_scale + (place >> 12), place & 4095)
-    desk[on.AT_ENDS + 1] = stretch(scaled)
+    state[reg.AT_ENDS + 1] = stretch(scaled)
     placed = interpolated(model, by_around + (at >> 12), at & 4095)
-    desk[on.AT_ENDS + 2] = stretch(placed)
-    last = ENDS + (on.ENDS + 1) * int(desk[on.AT_SETS + 2])
-    return squash(weigh(model, desk, last, on.AT_ENDS, on.ENDS)), odds, other, mean
+    state[reg.AT_ENDS + 2] = stretch(placed)
+    last = ENDS + (reg.ENDS + 1) * int(state[reg.AT_SETS + 2])
+    return squash(weigh(model, state, last, reg.AT_ENDS, reg.ENDS)), odds, other, mean
 
 
 @kernel
-def chance_of_flag(model: Model, desk: Ints, law: int) -> int:
+def chance_of_flag(model: Model, state: Ints, law: int) -> int:
     """Return the chance of a flag as :func:`take_flag` would have it, and learn nothing."""
-    return min(max(mixed(model, desk, law)[0], MARGIN), ONE - MARGIN)
+    return min(max(mixed(model, state, law)[0], MARGIN), ONE - MARGIN)
 
 
 @kernel
-def take_flag(model: Model, desk: Ints, buffer: NDArray[np.uint8], law: int, bit: int) -> int:
-    """Code one flag, for which slots, cells and sets are on the desk, and learn from it.
+def take_flag(model: Model, state: Ints, buffer: NDArray[np.uint8], law: int, bit: int) -> int:
+    """Code one flag, for which slots, cells and sets are on the state, and learn from it.
 
     ``law``: the logarithm of odds that the law gives.
     """
-    chance, odds, other, mean = mixed(model, desk, law)
-    bit = take_bit(desk, buffer, min(max(chance, MARGIN), ONE - MARGIN), bit)
+    chance, odds, other, mean = mixed(model, state, law)
+    bit = take_bit(state, buffer, min(max(chance, MARGIN), ONE - MARGIN), bit)
     target = ONE - 1 if bit else 0
     at, place = (law + 2048) << 5, (mean + 2048) << 5
-    last = ENDS + (on.ENDS + 1) * int(desk[on.AT_SETS + 2])
-    reweigh(model, desk, last, on.AT_ENDS, on.ENDS, (target - chance) >> CALM)
-    learn_map(model, int(desk[on.AT_CELLS + on.MAPS]) + (place >> 12), place & 4095, target)
-    learn_map(model, int(desk[on.AT_CELLS + on.MAPS + 1]) + (at >> 12), at & 4095, target)
-    first, second = WEIGHTS + SET * int(desk[on.AT_SETS]), WEIGHTS + SET * int(desk[on.AT_SETS + 1])
-    reweigh(model, desk, first, on.AT_INPUTS, on.INPUTS, target - squash(odds))
-    reweigh(model, desk, second, on.AT_INPUTS, on.INPUTS, target - squash(other))
-    learn(model, desk, at, bit)
+    last = ENDS + (reg.ENDS + 1) * int(state[reg.AT_SETS + 2])
+    reweigh(model, state, last, reg.AT_ENDS, reg.ENDS, (target - chance) >> CALM)
+    learn_map(model, int(state[reg.AT_CELLS + reg.MAPS]) + (place >> 12), place & 4095, target)
+    learn_map(model, int(state[reg.AT_CELLS + reg.MAPS + 1]) + (at >> 12), at & 4095, target)
+    first, second = (
+        WEIGHTS + SET * int(state[reg.AT_SETS]),
+        WEIGHTS + SET * int(state[reg.AT_SETS + 1]),
+    )
+    reweigh(model, state, first, reg.AT_INPUTS, reg.INPUTS, target - squash(odds))
+    reweigh(model, state, second, reg.AT_INPUTS, reg.INPUTS, target - squash(other))
+    learn(model, state, at, bit)
     return bit
 
 
@@ -213,23 +222,23 @@ def age(table: Ints, size: int, bits: int) -> None:
 
 
 @inlined
-def predict(table: Ints, row: int, desk: Ints, at: int, size: int) -> int:
+def predict(table: Ints, row: int, state: Ints, at: int, size: int) -> int:
     """Return the sum of the features from ``at`` on, by the weights of a row."""
     weights, total = size * size + size, 0
     for j in range(size):
-        total += int(table[row, weights + j]) * int(desk[at + j])
+        total += int(table[row, weights + j]) * int(state[at + j])
     return total
 
 
 @inlined
-def accumulate(table: Ints, row: int, desk: Ints, at: int, size: int, target: int) -> None:
+def accumulate(table: Ints, row: int, state: Ints, at: int, size: int, target: int) -> None:
     """Add the features from ``at`` on, and their target, to a row."""
     for i in range(size):
-        feature = int(desk[at + i])
+        feature = int(state[at + i])
         if feature != 0:
             table[row, size * size + i] += feature * target
             for j in range(size):
-                table[row, i * size + j] += feature * int(desk[at + j])
+                table[row, i * size + j] += feature * int(state[at + j])
     last = size * size + 3 * size
     table[row, last] += 1
     if table[row, last] >= MOST_SEEN:

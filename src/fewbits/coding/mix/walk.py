@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import desk as on
+from .. import state as reg
 from ..bitcoder import FAILED, octaves
 from ..kernels import inlined, kernel
 from .flags import SHARPNESS, price_numbers, take_number, unit_of
@@ -35,25 +35,25 @@ Values = NDArray[np.int32]
 
 
 @inlined
-def value_at(values: Values, desk: Ints, row: int, column: int) -> int:
+def value_at(values: Values, state: Ints, row: int, column: int) -> int:
     """Return a value less the centre."""
-    return int(values[row, column]) - int(desk[on.CENTRE])
+    return int(values[row, column]) - int(state[reg.CENTRE])
 
 
 @inlined
-def level_at(values: Values, desk: Ints, row: int, column: int) -> int:
+def level_at(values: Values, state: Ints, row: int, column: int) -> int:
     """Return a value less the centre, in the levels of the statistics; 0 outside the matrix."""
     if row < 0 or column < 0:
         return 0
-    return value_at(values, desk, row, column) >> int(desk[on.SHIFT])
+    return value_at(values, state, row, column) >> int(state[reg.SHIFT])
 
 
 @inlined
-def back(values: Values, desk: Ints, row: int, column: int, distance: int) -> int:
+def back(values: Values, state: Ints, row: int, column: int, distance: int) -> int:
     """Return the level some columns back in the row; 0 if there is none."""
     if distance <= 0:
         return 0
-    return level_at(values, desk, row, column - distance)
+    return level_at(values, state, row, column - distance)
 
 
 @inlined
@@ -64,62 +64,69 @@ def clip(number: int, bound: int) -> int:
 
 @inlined
 def predict_mean(
-    values: Values, near: Ints, means: Ints, desk: Ints, row: int, column: int
+    values: Values, near: Ints, means: Ints, state: Ints, row: int, column: int
 ) -> None:
     """Fill the features of the mean, and predict it."""
-    taps, slot = int(desk[on.TAPS]), column % near.shape[0]
-    for j in range(on.NEAR):
-        found = back(values, desk, row, column, int(near[slot, j]))
-        desk[on.AT_MEANS + j] = clip(found, LARGEST)
-    above = level_at(values, desk, row - 1, column)
-    beside = level_at(values, desk, row, column - taps)
+    taps, slot = int(state[reg.TAPS]), column % near.shape[0]
+    for j in range(reg.NEAR):
+        found = back(values, state, row, column, int(near[slot, j]))
+        state[reg.AT_MEANS + j] = clip(found, LARGEST)
+    above = level_at(values, state, row - 1, column)
+    beside = level_at(values, state, row, column - taps)
     if taps == 1:
-        beside = level_at(values, desk, row - 1, column - 1)
-    desk[on.AT_MEANS + on.NEAR] = clip(above, LARGEST)
-    desk[on.AT_MEANS + on.NEAR + 1] = clip(level_at(values, desk, row - 2, column), LARGEST)
-    desk[on.AT_MEANS + on.NEAR + 2] = clip(beside, LARGEST)
-    desk[on.AT_MEANS + on.NEAR + 3] = 2
-    mean = predict(means, slot, desk, on.AT_MEANS, on.MEANS)
-    desk[on.MEAN] = clip(mean >> MEAN_SHIFT - 6, PLENTY)
+        beside = level_at(values, state, row - 1, column - 1)
+    state[reg.AT_MEANS + reg.NEAR] = clip(above, LARGEST)
+    state[reg.AT_MEANS + reg.NEAR + 1] = clip(level_at(values, state, row - 2, column), LARGEST)
+    state[reg.AT_MEANS + reg.NEAR + 2] = clip(beside, LARGEST)
+    state[reg.AT_MEANS + reg.NEAR + 3] = 2
+    mean = predict(means, slot, state, reg.AT_MEANS, reg.MEANS)
+    state[reg.MEAN] = clip(mean >> MEAN_SHIFT - 6, PLENTY)
 
 
 @inlined
 def predict_distance(
-    tallies: Ints, distances: Ints, desk: Ints, around: int, row: int, column: int
+    tallies: Ints, distances: Ints, state: Ints, around: int, row: int, column: int
 ) -> int:
     """Fill the features of the distance from the mean, and return the distance expected."""
-    taps = int(desk[on.TAPS])
+    taps = int(state[reg.TAPS])
     at = column // taps
-    usual = max((int(desk[on.TOTAL]) + (int(desk[on.COUNT]) >> 1)) // int(desk[on.COUNT]), 1)
+    usual = max(
+        (int(state[reg.TOTAL]) + (int(state[reg.COUNT]) >> 1)) // int(state[reg.COUNT]),
+        1,
+    )
     by_input = (int(tallies[0, at]) + 4 * usual) << RATIO
     by_input = min(max(by_input // (int(tallies[1, at]) + (4 << RATIO)), 1), FAR)
-    rate = (int(desk[on.ROW]) + 4 * usual) << RATIO
-    rate = min(rate // (int(desk[on.EXPECTED]) + 4 * usual), FASTEST)
+    rate = (int(state[reg.ROW]) + 4 * usual) << RATIO
+    rate = min(rate // (int(state[reg.EXPECTED]) + 4 * usual), FASTEST)
     product = min(rate * by_input >> RATIO, FAR)
     by_column = (int(tallies[2, column]) + 2 * by_input) // (row + 2)
-    by_filter = (int(desk[on.FILTER]) + 2 * product) // (int(desk[on.SEEN]) + 2)
-    desk[on.AT_DISTANCES] = product
-    desk[on.AT_DISTANCES + 1] = min(rate * usual >> RATIO, FAR)
-    desk[on.AT_DISTANCES + 2] = by_input
-    desk[on.AT_DISTANCES + 3] = by_column
-    desk[on.AT_DISTANCES + 4] = by_filter
-    desk[on.AT_DISTANCES + 5] = min(around << 5, FAR)
-    desk[on.AT_DISTANCES + 6] = usual
-    desk[on.AT_DISTANCES + 7] = min(abs(int(desk[on.MEAN])), FAR)
-    desk[on.USUAL] = by_input
-    desk[on.RATE] = rate
-    distance = predict(distances, 1 if column % taps else 0, desk, on.AT_DISTANCES, on.DISTANCES)
+    by_filter = (int(state[reg.FILTER]) + 2 * product) // (int(state[reg.SEEN]) + 2)
+    state[reg.AT_DISTANCES] = product
+    state[reg.AT_DISTANCES + 1] = min(rate * usual >> RATIO, FAR)
+    state[reg.AT_DISTANCES + 2] = by_input
+    state[reg.AT_DISTANCES + 3] = by_column
+    state[reg.AT_DISTANCES + 4] = by_filter
+    state[reg.AT_DISTANCES + 5] = min(around << 5, FAR)
+    state[reg.AT_DISTANCES + 6] = usual
+    state[reg.AT_DISTANCES + 7] = min(abs(int(state[reg.MEAN])), FAR)
+    state[reg.USUAL] = by_input
+    state[reg.RATE] = rate
+    distance = predict(distances, 1 if column % taps else 0, state, reg.AT_DISTANCES, reg.DISTANCES)
     return min(max(distance >> DISTANCE_SHIFT, 1), FAR)
 
 
 @inlined
 def set_contexts(
-    desk: Ints, left: int, upper: int, corners: int, previous: int, column: int
+    state: Ints, left: int, upper: int, corners: int, previous: int, column: int
 ) -> None:
     """Fill the contexts of a symbol from its neighbours and the distances expected."""
-    mean, scale, phase = int(desk[on.MEAN]), int(desk[on.SCALE]), int(desk[on.PHASE])
+    mean, scale, phase = (
+        int(state[reg.MEAN]),
+        int(state[reg.SCALE]),
+        int(state[reg.PHASE]),
+    )
     around = (clip(left, 3) + 3) * 7 + clip(upper, 3) + 3
-    past = (clip(left, 7) + 7) * 15 + clip(int(desk[on.AT_MEANS + 1]), 7) + 7
+    past = (clip(left, 7) + 7) * 15 + clip(int(state[reg.AT_MEANS + 1]), 7) + 7
     contexts = (
         (clip(mean >> 4, 20) + 20) * 53 + scale,
         around * 16 + corners,
@@ -129,63 +136,63 @@ def set_contexts(
         (clip(previous, 15) + 15) * PHASES + phase,
     )
     base = 0
-    for j in range(on.COUNTERS):
-        desk[on.AT_CONTEXTS + j] = base + contexts[j] * 64
+    for j in range(reg.COUNTERS):
+        state[reg.AT_CONTEXTS + j] = base + contexts[j] * 64
         base += SPAN[j]
-    desk[on.AROUND] = around
-    desk[on.AT_CONTEXTS + on.COUNTERS] = scale
-    desk[on.AT_CONTEXTS + on.COUNTERS + 1] = around
+    state[reg.AROUND] = around
+    state[reg.AT_CONTEXTS + reg.COUNTERS] = scale
+    state[reg.AT_CONTEXTS + reg.COUNTERS + 1] = around
     for j in range(2):
-        first = min(octaves(int(desk[on.AT_DISTANCES + 1 + 2 * j])) >> 2, 7)
-        second = min(octaves(int(desk[on.AT_DISTANCES + 2 + 2 * j])) >> 2, 7)
-        desk[on.AT_CONTEXTS + on.COUNTERS + 2 + j] = first * 8 + second
+        first = min(octaves(int(state[reg.AT_DISTANCES + 1 + 2 * j])) >> 2, 7)
+        second = min(octaves(int(state[reg.AT_DISTANCES + 2 + 2 * j])) >> 2, 7)
+        state[reg.AT_CONTEXTS + reg.COUNTERS + 2 + j] = first * 8 + second
 
 
 @kernel
 def expect(
-    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, desk: Ints,
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, state: Ints,
     row: int, column: int,
 ) -> int:  # fmt: skip
-    """Fill the desk for a symbol, and return the distance expected from its mean."""
-    predict_mean(values, near, means, desk, row, column)
+    """Fill the state for a symbol, and return the distance expected from its mean."""
+    predict_mean(values, near, means, state, row, column)
     slot = column % near.shape[0]
-    left = back(values, desk, row, column, int(near[slot, on.NEAR]))
-    upper = back(values, desk, row, column, int(near[slot, on.NEAR + 1]))
-    corner = min(abs(back(values, desk, row, column, int(near[slot, on.NEAR + 2]))), 3)
-    other = min(abs(back(values, desk, row, column, int(near[slot, on.NEAR + 3]))), 3)
-    expected = predict_distance(tallies, distances, desk, abs(left) + abs(upper), row, column)
-    desk[on.SCALE] = octaves(expected)
-    desk[on.INVERSE] = (SHARPNESS << 16) // max(expected, 4)
-    previous = level_at(values, desk, row, column - 1)
-    desk[on.PHASE] = (row * values.shape[1] + column) % int(desk[on.PERIOD])
-    set_contexts(desk, left, upper, corner * 4 + other, previous, column)
+    left = back(values, state, row, column, int(near[slot, reg.NEAR]))
+    upper = back(values, state, row, column, int(near[slot, reg.NEAR + 1]))
+    corner = min(abs(back(values, state, row, column, int(near[slot, reg.NEAR + 2]))), 3)
+    other = min(abs(back(values, state, row, column, int(near[slot, reg.NEAR + 3]))), 3)
+    expected = predict_distance(tallies, distances, state, abs(left) + abs(upper), row, column)
+    state[reg.SCALE] = octaves(expected)
+    state[reg.INVERSE] = (SHARPNESS << 16) // max(expected, 4)
+    previous = level_at(values, state, row, column - 1)
+    state[reg.PHASE] = (row * values.shape[1] + column) % int(state[reg.PERIOD])
+    set_contexts(state, left, upper, corner * 4 + other, previous, column)
     return expected
 
 
 @inlined
 def learn_distance(
-    tallies: Ints, distances: Ints, desk: Ints, expected: int, off: int, column: int
+    tallies: Ints, distances: Ints, state: Ints, expected: int, off: int, column: int
 ) -> None:
     """Add a distance to all averages, and to the regression as a part of what was expected."""
-    taps = int(desk[on.TAPS])
+    taps = int(state[reg.TAPS])
     at = column // taps
-    desk[on.FILTER] += off
-    desk[on.SEEN] += 1
-    desk[on.ROW] += off
-    desk[on.EXPECTED] += desk[on.USUAL]
-    desk[on.TOTAL] += off
-    desk[on.COUNT] += 1
-    if desk[on.COUNT] > PLENTY:
-        desk[on.TOTAL] >>= 1
-        desk[on.COUNT] >>= 1
+    state[reg.FILTER] += off
+    state[reg.SEEN] += 1
+    state[reg.ROW] += off
+    state[reg.EXPECTED] += state[reg.USUAL]
+    state[reg.TOTAL] += off
+    state[reg.COUNT] += 1
+    if state[reg.COUNT] > PLENTY:
+        state[reg.TOTAL] >>= 1
+        state[reg.COUNT] >>= 1
     tallies[0, at] += off
-    tallies[1, at] += desk[on.RATE]
+    tallies[1, at] += state[reg.RATE]
     tallies[2, column] += off
     unit = max(expected, 4)
-    for j in range(on.DISTANCES):
-        desk[on.AT_DISTANCES + j] = min((int(desk[on.AT_DISTANCES + j]) << 8) // unit, 4095)
+    for j in range(reg.DISTANCES):
+        state[reg.AT_DISTANCES + j] = min((int(state[reg.AT_DISTANCES + j]) << 8) // unit, 4095)
     chosen, target = 1 if column % taps else 0, min((off << 8) // unit, 4095)
-    accumulate(distances, chosen, desk, on.AT_DISTANCES, on.DISTANCES, target)
+    accumulate(distances, chosen, state, reg.AT_DISTANCES, reg.DISTANCES, target)
 
 
 @kernel
@@ -193,26 +200,26 @@ def refresh(means: Ints, distances: Ints, place: int, slot: int, last: bool) -> 
     """Solve again, every 64 symbols; what belongs to a tap at the end of a row as well."""
     due = place & EVERY == EVERY
     if due or last:
-        sweep(distances, 0, on.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
-        sweep(distances, 1, on.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        sweep(distances, 0, reg.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        sweep(distances, 1, reg.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
     for chosen in range(means.shape[0]):
         if last or (due and chosen == slot):
-            sweep(means, chosen, on.MEANS, MEAN_RIDGE, MEAN_SHIFT)
+            sweep(means, chosen, reg.MEANS, MEAN_RIDGE, MEAN_SHIFT)
 
 
 @inlined
 def settle(
-    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, desk: Ints,
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, state: Ints,
     expected: int, number: int, row: int, column: int,
 ) -> None:  # fmt: skip
     """Put down a number that is known now, and learn from it."""
     columns = values.shape[1]
-    values[row, column] = number + int(desk[on.CENTRE])
-    shift = int(desk[on.SHIFT])
-    off = min(abs(unit_of(number, shift) - int(desk[on.MEAN])), FAR)
-    learn_distance(tallies, distances, desk, expected, off, column)
+    values[row, column] = number + int(state[reg.CENTRE])
+    shift = int(state[reg.SHIFT])
+    off = min(abs(unit_of(number, shift) - int(state[reg.MEAN])), FAR)
+    learn_distance(tallies, distances, state, expected, off, column)
     slot = column % near.shape[0]
-    accumulate(means, slot, desk, on.AT_MEANS, on.MEANS, clip(number >> shift, LARGEST))
+    accumulate(means, slot, state, reg.AT_MEANS, reg.MEANS, clip(number >> shift, LARGEST))
     last = column == columns - 1 and near.shape[0] > 1
     refresh(means, distances, row * columns + column, slot, last)
 
@@ -220,52 +227,52 @@ def settle(
 @kernel
 def walk(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
-    model: Values, desk: Ints, buffer: NDArray[np.uint8],
+    model: Values, state: Ints, buffer: NDArray[np.uint8],
 ) -> None:  # fmt: skip
     """Code a matrix.
 
     Args:
         values: (rows, columns); a decoder writes them.
-        near: (taps or 1, on.NEAR + 4) columns back to each neighbour, 0 for none; then to the left,
-            the upper, the upper left and the upper right one.
+        near: (taps or 1, reg.NEAR + 4) columns back to each neighbour, 0 for none; then to the
+            left, the upper, the upper left and the upper right one.
         tallies: (3, columns) distances so far by input, what rows made expected of them, and
             distances by column.
         means, distances: tables of regressions.
-        model, desk, buffer: of the flags, of everything, of the bits.
+        model, state, buffer: of the flags, of everything, of the bits.
     """
     rows, columns = values.shape
     for row in range(rows):
-        desk[on.ROW] = desk[on.EXPECTED] = 0
+        state[reg.ROW] = state[reg.EXPECTED] = 0
         for column in range(columns):
-            if column % int(desk[on.TAPS]) == 0:
-                desk[on.FILTER] = desk[on.SEEN] = 0
-            expected = expect(values, near, tallies, means, distances, desk, row, column)
-            number = take_number(model, desk, buffer, value_at(values, desk, row, column))
-            if desk[on.FLAGS] > desk[on.MOST_FLAGS]:
-                desk[FAILED] = 1
-            if desk[FAILED]:
+            if column % int(state[reg.TAPS]) == 0:
+                state[reg.FILTER] = state[reg.SEEN] = 0
+            expected = expect(values, near, tallies, means, distances, state, row, column)
+            number = take_number(model, state, buffer, value_at(values, state, row, column))
+            if state[reg.FLAGS] > state[reg.MOST_FLAGS]:
+                state[FAILED] = 1
+            if state[FAILED]:
                 return
-            settle(values, near, tallies, means, distances, desk, expected, number, row, column)
+            settle(values, near, tallies, means, distances, state, expected, number, row, column)
 
 
 @kernel
 def walk_priced(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
-    model: Values, desk: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
+    model: Values, state: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
 ) -> None:  # fmt: skip
     """Measure a matrix, and fill ``prices`` (rows * columns * alphabet,) by all alternatives' bits.
 
     The rest as in :func:`walk`, which does without, so that who decodes compiles nothing of it.
     """
     rows, columns = values.shape
-    alphabet = int(desk[on.HIGHEST]) - int(desk[on.LOWEST]) + 1
+    alphabet = int(state[reg.HIGHEST]) - int(state[reg.LOWEST]) + 1
     for row in range(rows):
-        desk[on.ROW] = desk[on.EXPECTED] = 0
+        state[reg.ROW] = state[reg.EXPECTED] = 0
         for column in range(columns):
-            if column % int(desk[on.TAPS]) == 0:
-                desk[on.FILTER] = desk[on.SEEN] = 0
-            expected = expect(values, near, tallies, means, distances, desk, row, column)
-            zero = (row * columns + column) * alphabet - int(desk[on.LOWEST])
-            price_numbers(model, desk, prices, zero)
-            number = take_number(model, desk, buffer, value_at(values, desk, row, column))
-            settle(values, near, tallies, means, distances, desk, expected, number, row, column)
+            if column % int(state[reg.TAPS]) == 0:
+                state[reg.FILTER] = state[reg.SEEN] = 0
+            expected = expect(values, near, tallies, means, distances, state, row, column)
+            zero = (row * columns + column) * alphabet - int(state[reg.LOWEST])
+            price_numbers(model, state, prices, zero)
+            number = take_number(model, state, buffer, value_at(values, state, row, column))
+            settle(values, near, tallies, means, distances, state, expected, number, row, column)

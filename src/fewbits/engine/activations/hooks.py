@@ -2,7 +2,7 @@
 
 A hook sits on a layer, or on a ReLU: quantizing the input of a ReLU on a grid from zero up is
 quantizing its output. A module that is called several times in a forward pass has a grid for each
-call (:class:`~fewbits.coded.Place`); the network's own pre-hook starts the count anew.
+call (:class:`~fewbits.coded.ActivationSite`); the network's own pre-hook starts the count anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ...coded import ActivationGrid, Place
+from ...coded import ActivationGrid, ActivationSite
 from ...errors import ModelError
 
 __all__ = [
@@ -130,7 +130,7 @@ def check_inputs(model: nn.Module, names: Iterable[str]) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     first: dict[tuple[int, int | None, bool], str] = {}
     for name in names:
-        place = Place.of(name, modules)
+        place = ActivationSite.of(name, modules)
         if place.module not in modules:
             raise ModelError(
                 f"the quantized {'output' if place.output else 'input'} {name!r} is of a module "
@@ -156,7 +156,7 @@ def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
     known = {id(module): module for module in modules.values()}
     check_inputs(model, changes)
     for name, change in changes.items():
-        place = Place.of(name, modules)
+        place = ActivationSite.of(name, modules)
         key = (id(modules[place.module]), place.output)
         by_module.setdefault(key, {})[place.call] = change
     remove_inputs(model)

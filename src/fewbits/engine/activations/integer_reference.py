@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...coded import ActivationGrid, Contents, GridTensor, Place
+from ...coded import ActivationGrid, ActivationSite, Contents, GridTensor
 from ...errors import ModelError
 from ..batchnorm.fold import affine_of, is_batchnorm
 from ..network.batches import call_model
@@ -63,7 +63,7 @@ def integer_network(
     network = fake_quantized_network(model, contents)
     layers = _layers_of(network, contents)
     modules = dict(network.named_modules(remove_duplicate=False))
-    places = (Place.of(name, modules) for name in contents.activations)
+    places = (ActivationSite.of(name, modules) for name in contents.activations)
     done = {place.module for place in places if not place.output and place.module in layers}
     if example is not None:
         rest = {name: layer for name, layer in layers.items() if name not in done}
@@ -123,7 +123,7 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
     contents = fitted(contents, model)
     network = copied(model).eval().double()
     modules = dict(network.named_modules(remove_duplicate=False))
-    places = [Place.of(name, modules) for name in contents.activations]
+    places = [ActivationSite.of(name, modules) for name in contents.activations]
     absent = sorted({p.module for p in places if not p.output} - set(hooks_of(network)))
     if absent:
         raise ModelError(

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from .fold import is_batchnorm
 
-__all__ = ["hold_absorbed", "let_go", "without_statistics"]
+__all__ = ["freeze_absorbed", "unfreeze", "without_statistics"]
 
 _FROZEN = "_fewbits_frozen"
 _NEAR = 2.0**-8  # of 1: what float16 or bfloat16 leaves of 1 - eps
 
 
-def hold_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
+def freeze_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
     """Keep such normalizations in evaluation mode, whatever ``model.train()`` says.
 
     Weights that are all 1 get no gradient and stay constant: the layer before has the gains. Other
@@ -53,8 +53,8 @@ def without_statistics(model: nn.Module) -> set[str]:
     return {name for name, norm in norms if _has_no_statistics(norm, _NEAR)}
 
 
-def let_go(model: nn.Module) -> None:
-    """Undo :func:`hold_absorbed`."""
+def unfreeze(model: nn.Module) -> None:
+    """Undo :func:`freeze_absorbed`."""
     for module in model.modules():
         if "train" in module.__dict__ and is_batchnorm(module):
             del module.__dict__["train"]

@@ -19,14 +19,14 @@ from ...errors import CalibrationError
 from ..network.batches import Forward, as_batches, as_forward
 from ..network.isolation import isolated_pass
 from .fold import affine_of
-from .freeze import let_go
+from .freeze import unfreeze
 from .statistics import channel_sums
 
-__all__ = ["revive"]
+__all__ = ["unfold_batchnorm"]
 
 
 @torch.no_grad()
-def revive(
+def unfold_batchnorm(
     model: nn.Module,
     names: Sequence[str],
     batches: Iterable[Any] | Tensor | None,
@@ -36,7 +36,7 @@ def revive(
 
     Args:
         model: changed in place; in evaluation mode it computes what it did, to float rounding.
-        names: of normalizations that :func:`hold_absorbed` holds.
+        names: of normalizations that :func:`freeze_absorbed` holds.
         batches: as for calibration; a few hundred samples are enough. Cost: one pass each.
         forward: calls the network on one of them.
 
@@ -68,7 +68,7 @@ def revive(
         )
     for name, norm in norms.items():
         _normalize_again(norm, torch.as_tensor(sums[name]))
-    let_go(model)
+    unfreeze(model)
 
 
 def _adding(sums: dict[str, Tensor | float], name: str) -> Any:

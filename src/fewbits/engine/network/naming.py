@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...coded import ActivationGrid, Contents, Place, site_name
+from ...coded import ActivationGrid, ActivationSite, Contents, site_name
 
 __all__ = ["fit_modules", "fit_names", "fit_sites", "fitted"]
 
@@ -115,11 +115,11 @@ def fit_sites(
     inner = {_bare(name): name for name in modules}  # of a wrapper and what it wraps, the latter
     found = {}
     for site, grid in sites.items():
-        place = Place.of(site, theirs)
+        place = ActivationSite.of(site, theirs)
         if place.module in theirs:
             module: str | None = theirs[place.module]
         else:
-            place = Place(site) if _bare(site) in inner else place
+            place = ActivationSite(site) if _bare(site) in inner else place
             module = inner.get(_bare(place.module))
         if module is not None and module != place.module:
             calls = 1 if place.call is None else 2

@@ -14,9 +14,9 @@ from ...coding import Layout, measure
 from ...engine.layers.layer import Quantized, QuantizedMatrix, QuantizedTransform
 from ...ops.rate_distortion.bit_allocation import Curve, at_slope, block_curve, block_levels
 from ...ops.rounding.shaping import factor_of, round_shaped, step_at_slope
-from .domains import Domain, Felt
+from .domains import Domain, ErrorMetric
 
-__all__ = ["How", "Rated", "guarded", "rate"]
+__all__ = ["Candidate", "CandidateSettings", "candidate_at_slope", "guarded"]
 
 _BLOCKS = 8
 _BLOCK_BITS = 12  # the depth in 4 bits, the step in 8
@@ -27,7 +27,7 @@ _OFFSETS = (0.5, 0.42, 0.34, 0.26)  # dead zones tried without feedback
 
 
 @dataclass(frozen=True)
-class How:
+class CandidateSettings:
     """Settings: the slope, whether in blocks, with feedback, what bits cost, the largest value."""
 
     slope: float
@@ -38,7 +38,7 @@ class How:
 
 
 @dataclass(frozen=True, eq=False)
-class Rated:
+class Candidate:
     """A quantized layer.
 
     Attributes:
@@ -64,28 +64,36 @@ class _Levels:
     bits: float | None = None
 
 
-def rate(domain: Domain, weight: Tensor, felt: Felt, how: How) -> Rated | None:
+def candidate_at_slope(
+    domain: Domain, weight: Tensor, metric: ErrorMetric, settings: CandidateSettings
+) -> Candidate | None:
     """Quantize a layer in one domain; None where values would exceed the largest of its dtype.
 
     Args:
         domain: the coefficients.
         weight: the layer as it should be, (groups, neurons, columns) float64.
-        felt: what errors of it cost.
-        how: the settings.
+        metric: what errors of it cost.
+        settings: the settings.
     """
-    if how.blocks:
-        return _rated(domain, weight, felt, how, _in_blocks(domain, how))
-    priced = how.rate != "none" and bool(domain.values.any())
-    choices = _priced(domain, how) if priced else _rounded(domain, how)
-    found = [_rated(domain, weight, felt, how, levels) for levels in choices]
-    sound = [rated for rated in found if rated is not None]
-    return min(sound, key=lambda r: r.distortion + how.slope * r.bits, default=None)
+    if settings.blocks:
+        return _candidate(domain, weight, metric, settings, _in_blocks(domain, settings))
+    priced = settings.rate != "none" and bool(domain.values.any())
+    choices = _priced(domain, settings) if priced else _rounded(domain, settings)
+    found = [_candidate(domain, weight, metric, settings, levels) for levels in choices]
+    sound = [candidate for candidate in found if candidate is not None]
+    return min(sound, key=lambda r: r.distortion + settings.slope * r.bits, default=None)
 
 
-def _rated(domain: Domain, weight: Tensor, felt: Felt, how: How, levels: _Levels) -> Rated | None:
-    bare, live = _result(domain, levels, how.limit)
+def _candidate(
+    domain: Domain,
+    weight: Tensor,
+    metric: ErrorMetric,
+    settings: CandidateSettings,
+    levels: _Levels,
+) -> Candidate | None:
+    bare, live = _result(domain, levels, settings.limit)
     values = bare.dequantize()
-    if not bool((values.abs() <= how.limit).all()):
+    if not bool((values.abs() <= settings.limit).all()):
         return None
     bits = levels.bits
     if bits is None:
@@ -93,9 +101,9 @@ def _rated(domain: Domain, weight: Tensor, felt: Felt, how: How, levels: _Levels
         bits += _STEP_BITS * int(live.sum())
     vectors = 0.0
     if isinstance(bare, QuantizedTransform):
-        bits += _TRANSFORM_BITS + _basis_bits(bare.basis, how.blocks)
+        bits += _TRANSFORM_BITS + _basis_bits(bare.basis, settings.blocks)
         vectors = float(len(bare.index))
-    distortion = felt.cost(weight - values)
+    distortion = metric.cost(weight - values)
     largest = int(bare.index.abs().max()) if bare.index.numel() else 0
     info = {
         "levels": 2.0 * largest + 1,
@@ -104,7 +112,7 @@ def _rated(domain: Domain, weight: Tensor, felt: Felt, how: How, levels: _Levels
         "bits": bits,
         "vectors": vectors,
     }
-    return Rated(replace(bare, info=info), distortion, bits, live)
+    return Candidate(replace(bare, info=info), distortion, bits, live)
 
 
 def _coded_bits(index: Tensor, taps: int = 1, width: int = 0) -> float:
@@ -138,21 +146,21 @@ def _result(domain: Domain, levels: _Levels, limit: float) -> tuple[Quantized, T
     return QuantizedMatrix(matrix, step.float(), plain), live
 
 
-def _steps(domain: Domain, how: How) -> tuple[Tensor, Tensor | None]:
+def _steps(domain: Domain, settings: CandidateSettings) -> tuple[Tensor, Tensor | None]:
     """Return the steps at the slope, and R where errors are fed back along the columns."""
     upper = None
     spread = domain.second.diagonal(dim1=1, dim2=2)
-    if how.feedback:
+    if settings.feedback:
         upper = factor_of(domain.second).upper
         spread = upper.diagonal(dim1=1, dim2=2).square()
     cost = domain.shared(domain.weights[:, :, None] * spread[:, None], "mean")
-    return step_at_slope(cost, domain.shared(domain.values, "amax"), how.slope), upper
+    return step_at_slope(cost, domain.shared(domain.values, "amax"), settings.slope), upper
 
 
-def _rounded(domain: Domain, how: How) -> Iterator[_Levels]:
+def _rounded(domain: Domain, settings: CandidateSettings) -> Iterator[_Levels]:
     """Yield the coefficients on steps of the slope: with feedback, or with a few dead zones."""
-    step, upper = _steps(domain, how)
-    for offset in (0.5,) if how.feedback else _OFFSETS:
+    step, upper = _steps(domain, settings)
+    for offset in (0.5,) if settings.feedback else _OFFSETS:
         levels = round_shaped(domain.values, domain.spread(step), upper, offset)
         if offset == _OFFSETS[0]:
             while not bool(levels.any()) and bool(domain.values.any()):
@@ -162,31 +170,33 @@ def _rounded(domain: Domain, how: How) -> Iterator[_Levels]:
             yield _Levels(domain.matrix(levels), step, step.new_zeros(len(step)))
 
 
-def _priced(domain: Domain, how: How) -> Iterator[_Levels]:
+def _priced(domain: Domain, settings: CandidateSettings) -> Iterator[_Levels]:
     """Yield the coefficients of least distortion and bits, on a multiple of the slope's steps.
 
     Where these are all zero it is rounding's: a layer without any signal would end the network.
     """
-    step, _ = _steps(domain, how)
-    step = step * domain.problem(step, how.feedback).search(how.slope, _RATIO, priced=True)
+    step, _ = _steps(domain, settings)
+    step = step * domain.problem(step, settings.feedback).search(
+        settings.slope, _RATIO, priced=True
+    )
     step = step.float().bfloat16().double()
-    problem = domain.problem(step, how.feedback)
-    levels = problem.quantize(step.new_ones(()), how.slope, how.rate)
+    problem = domain.problem(step, settings.feedback)
+    levels = problem.quantize(step.new_ones(()), settings.slope, settings.rate)
     if bool(levels.any()):
         yield _Levels(domain.matrix(levels), step, step.new_zeros(len(step)))
     else:
-        yield from _rounded(domain, how)
+        yield from _rounded(domain, settings)
 
 
-def _in_blocks(domain: Domain, how: How) -> _Levels:
+def _in_blocks(domain: Domain, settings: CandidateSettings) -> _Levels:
     """Return the coefficients in blocks of rows, each with the depth at which its slope is ours."""
     spread = domain.second.diagonal(dim1=1, dim2=2)
     cost = domain.shared(domain.weights[:, :, None] * spread[:, None], "mean")
     values = domain.matrix(domain.values)
     size = max(1, math.ceil(len(values) / _BLOCKS))
     parts = list(zip(torch.split(values, size), torch.split(cost, size), strict=True))
-    curves = [block_curve(part, felt) for part, felt in parts]
-    depths = guarded(curves, [at_slope(curve, how.slope) for curve in curves])
+    curves = [block_curve(part, metric) for part, metric in parts]
+    depths = guarded(curves, [at_slope(curve, settings.slope) for curve in curves])
     index, steps, offsets = torch.zeros_like(values), torch.ones_like(cost), torch.zeros_like(cost)
     bits = 0.0
     for place, (curve, depth) in enumerate(zip(curves, depths, strict=True)):

@@ -14,13 +14,13 @@ from torch import Tensor
 from ...ops.transforms import elt, fold, klt, pooled, quantize_basis, refit, unfold
 from .rate_problem import RateProblem
 
-__all__ = ["Domain", "Felt", "plain_domain", "transformed"]
+__all__ = ["Domain", "ErrorMetric", "plain_domain", "transformed"]
 
-_FLOOR = 1e-3  # of the vectors' mean: what a vector is felt at least, though rows may cancel
+_FLOOR = 1e-3  # of the vectors' mean: the least that counts of a vector, though rows may cancel
 
 
 @dataclass(frozen=True, eq=False)
-class Felt:
+class ErrorMetric:
     """What errors of a weight cost: ``sum over groups of trace(E' R E C)``. float64.
 
     Attributes:
@@ -39,7 +39,7 @@ class Felt:
     coupling: Tensor | None = None
 
     @classmethod
-    def of(cls, problem: RateProblem) -> Felt:
+    def of(cls, problem: RateProblem) -> ErrorMetric:
         """Return what a layer's problem says of its errors."""
         outputs = torch.diag_embed(problem.rows)
         if problem.coupling is not None:
@@ -148,44 +148,62 @@ class Domain:
         return replace(problem, taps=self.kernel, width=self.width, turned=turned)
 
 
-def plain_domain(weight: Tensor, felt: Felt) -> Domain:
+def plain_domain(weight: Tensor, metric: ErrorMetric) -> Domain:
     """Return the layer as it is: ``weight`` (groups, neurons, columns) float64."""
     groups, neurons, columns = weight.shape
     empty = torch.zeros(0, 0, dtype=torch.int32)
     shape = (groups, neurons, columns)
-    where = (shape, felt.kernel, empty, 1.0)
-    return Domain("none", weight, felt.rows, felt.inputs, *where, felt.coupling, felt.width)
+    where = (shape, metric.kernel, empty, 1.0)
+    return Domain(
+        "none",
+        weight,
+        metric.rows,
+        metric.inputs,
+        *where,
+        metric.coupling,
+        metric.width,
+    )
 
 
 def transformed(
-    weight: Tensor, felt: Felt, side: str, kind: str, *, bits: float, keep: Tensor | None = None
+    weight: Tensor,
+    metric: ErrorMetric,
+    side: str,
+    kind: str,
+    *,
+    bits: float,
+    keep: Tensor | None = None,
 ) -> Domain:
     """Return the layer in a quantized basis, with the coefficients that go with that basis.
 
     Args:
         weight: (groups, neurons, columns) float64.
-        felt: what its errors cost.
+        metric: what its errors cost.
         side: "row" or "column".
         kind: "klt" or "elt".
         bits: for each value of the basis.
         keep: (channels,) bool: vectors of the basis that remain; None for all.
     """
     groups, neurons, columns = weight.shape
-    matrix, metric = unfold(weight, felt.kernel, side), felt.channels(side)
+    matrix, channel_metric = unfold(weight, metric.kernel, side), metric.channels(side)
     moments = matrix @ matrix.mT / max(1, matrix.shape[1])
-    basis = klt(moments) if kind == "klt" else elt(moments, metric)
+    basis = klt(moments) if kind == "klt" else elt(moments, channel_metric)
     index, step = quantize_basis(basis.synthesis, bits)
     if keep is not None:
         index = index[:, keep]
     synthesis = (index.double() * step).contiguous()
     shape = (groups, neurons, columns)
-    values = fold(refit(matrix, synthesis, metric), shape, felt.kernel, side)
+    values = fold(refit(matrix, synthesis, channel_metric), shape, metric.kernel, side)
     if side == "row":
-        turned = torch.kron(synthesis, torch.eye(felt.kernel).to(synthesis))
-        second, weights, coupling = turned.mT @ felt.inputs @ turned, felt.rows, felt.coupling
+        turned = torch.kron(synthesis, torch.eye(metric.kernel).to(synthesis))
+        second, weights, coupling = (
+            turned.mT @ metric.inputs @ turned,
+            metric.rows,
+            metric.coupling,
+        )
     else:
-        second, coupling = felt.inputs, None
-        weights = ((felt.outputs @ synthesis) * synthesis).sum(1)
+        second, coupling = metric.inputs, None
+        weights = ((metric.outputs @ synthesis) * synthesis).sum(1)
         weights = weights.clamp_min(_FLOOR * float(weights.mean()))
-    where = (shape, felt.kernel, index, step)
-    return Domain(side, values, weights, second, *where, coupling, felt.width)
+    where = (shape, metric.kernel, index, step)
+    return Domain(side, values, weights, second, *where, coupling, metric.width)

@@ -11,7 +11,7 @@ from ...coding import Layout, Symbols
 from ...coding.mix.mix import Mix
 from ...engine.layers.layer import LayerMatrix, Sensitivity
 from ...engine.layers.statistics import Statistics
-from ...ops.rate_distortion.cheapest_levels import PricedLevels, law_bits, law_total
+from ...ops.rate_distortion.cheapest_levels import PricedLevels, level_bits, total_bits
 from ...ops.rounding.path_following import (
     descend_gram,
     descending,
@@ -96,7 +96,7 @@ class RateProblem:
         metric, rows, coupling = damped, wide.new_ones(wide.shape[:2]), None
         if layer.sensitivity is not None:
             metric = _blend(layer.sensitivity.columns.to(damped), damped)
-            rows, coupling = _felt(layer.sensitivity, damped)
+            rows, coupling = _output_metric(layer.sensitivity, damped)
             coupling = coupling * wide.any(2)[..., None]  # dead neurons stay as they are
         problem = cls.at(target, metric, rows, coupling)
         return replace(problem, taps=layer.kernel, width=layer.width)
@@ -126,8 +126,8 @@ class RateProblem:
         """Return the cost at each of ``steps`` (trials,), all walked at once."""
         bits = slope if priced else 0.0
         levels = self._greedy(steps, bits, rounds=2)
-        levels = self._descend(levels, steps, bits, law_bits(levels.flatten(1), _TOP))
-        cost = self.distortion(levels, steps) + slope * law_total(levels.flatten(1), _TOP)
+        levels = self._descend(levels, steps, bits, level_bits(levels.flatten(1), _TOP))
+        cost = self.distortion(levels, steps) + slope * total_bits(levels.flatten(1), _TOP)
         return [float(value) for value in cost]
 
     def quantize(self, step: Tensor, slope: float, rate: str) -> Tensor:
@@ -135,7 +135,7 @@ class RateProblem:
         steps, price = step.reshape(1), slope if rate != "none" else 0.0
         levels = self._greedy(steps, price, rounds=3)
         for _ in range(2):
-            bits = law_bits(levels.flatten(1), _TOP)
+            bits = level_bits(levels.flatten(1), _TOP)
             for _ in range(2):
                 levels = self._descend(levels, steps, price, bits)
         if rate == "adaptive":
@@ -201,7 +201,7 @@ class RateProblem:
         order = self._tiled(self.order, trials)
         start = permute_columns(units.flatten(0, 1), order)
         for _ in range(rounds):
-            bits = law_bits(levels.flatten(1), _TOP).repeat_interleave(groups, 0)
+            bits = level_bits(levels.flatten(1), _TOP).repeat_interleave(groups, 0)
             near, bits = _near(levels, bits)
             chooser = PricedLevels(near, energy, _GREEDY * self._price(steps, slope), bits)
             found = follow_gram(start, factor, factor, chooser.project_)
@@ -243,14 +243,14 @@ class RateProblem:
         return part.repeat(trials, *[1] * (part.dim() - 1))
 
 
-def _blend(felt: Tensor, damped: Tensor) -> Tensor:
+def _blend(metric: Tensor, damped: Tensor) -> Tensor:
     """Return the metric: the inputs as gradients weigh them, with a ridge, and as they are."""
-    ridge = _RIDGE * felt.diagonal(dim1=1, dim2=2).mean(1)
-    ridged = felt + torch.diag_embed(ridge[:, None].expand(-1, felt.shape[1]))
+    ridge = _RIDGE * metric.diagonal(dim1=1, dim2=2).mean(1)
+    ridged = metric + torch.diag_embed(ridge[:, None].expand(-1, metric.shape[1]))
     return _GRADIENTS * ridged + (1 - _GRADIENTS) * damped
 
 
-def _felt(sensitivity: Sensitivity, like: Tensor) -> tuple[Tensor, Tensor]:
+def _output_metric(sensitivity: Sensitivity, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return how much the output feels each row, and two rows together over one of them."""
     rows = sensitivity.rows.to(like)
     rows = rows.clamp_min(_FLOOR * float(rows.mean()) + torch.finfo(rows.dtype).tiny)

@@ -26,8 +26,8 @@ from ..uniform import (
     checked_weight,
     is_whole,
 )
-from .candidate import How, Rated, rate
-from .domains import Domain, Felt, plain_domain, transformed
+from .candidate import Candidate, CandidateSettings, candidate_at_slope
+from .domains import Domain, ErrorMetric, plain_domain, transformed
 from .rate_problem import RateProblem
 
 __all__ = ["Transform"]
@@ -103,8 +103,10 @@ class Transform:
         weight = checked_weight(layer)
         problem = RateProblem.of(layer, weight, statistics)
         target = problem.target if self.feedback else weight.double()
-        how = How(self.slope, self.form == "blocks", self.feedback, self.rate, layer.limit)
-        best = self._best(target, Felt.of(problem), how)
+        settings = CandidateSettings(
+            self.slope, self.form == "blocks", self.feedback, self.rate, layer.limit
+        )
+        best = self._best(target, ErrorMetric.of(problem), settings)
         if best is None:
             raise CalibrationError(
                 f"layer {layer.name!r}: its inputs are too large or too small for the quantized "
@@ -115,24 +117,30 @@ class Transform:
         shift = mean_error(statistics, weight.double(), best.result.dequantize().double())
         return replace(best.result, bias_shift=shift)
 
-    def _best(self, weight: Tensor, felt: Felt, how: How) -> Rated | None:
+    def _best(
+        self, weight: Tensor, metric: ErrorMetric, settings: CandidateSettings
+    ) -> Candidate | None:
         """Return the layer in the domain, of those asked for and possible, that costs least.
 
         Rounding tells which bases may pay; only those, and no transform, are tried with a rate.
         In layers of a few hundred weights rounding may still cost less than levels with a rate.
         """
-        rounding = replace(how, rate="none")
+        rounding = replace(settings, rate="none")
         tried = {
-            side: self._rounded(weight, felt, side, rounding)
-            for side in self._sides(weight, felt.kernel)
+            side: self._rounded(weight, metric, side, rounding)
+            for side in self._sides(weight, metric.kernel)
         }
-        rounded = [rated for _, rated in tried.values()]
-        if how.rate == "none":
-            return _least(rounded, how.slope)
-        bound = _NEAR * _cost(tried["none"][1], how.slope) if "none" in tried else inf
-        likely = [domain for domain, rated in tried.values() if _cost(rated, how.slope) <= bound]
-        priced = [rate(domain, weight, felt, how) for domain in likely]
-        return _least([*rounded, *priced], how.slope)
+        rounded = [candidate for _, candidate in tried.values()]
+        if settings.rate == "none":
+            return _least(rounded, settings.slope)
+        bound = _NEAR * _cost(tried["none"][1], settings.slope) if "none" in tried else inf
+        likely = [
+            domain
+            for domain, candidate in tried.values()
+            if _cost(candidate, settings.slope) <= bound
+        ]
+        priced = [candidate_at_slope(domain, weight, metric, settings) for domain in likely]
+        return _least([*rounded, *priced], settings.slope)
 
     def _sides(self, weight: Tensor, kernel: int) -> list[str]:
         """Return the domains to try: "none" among them unless a side is asked for and possible."""
@@ -144,25 +152,25 @@ class Transform:
         return ["none", *possible] if self.side == "best" or not possible else possible
 
     def _rounded(
-        self, weight: Tensor, felt: Felt, side: str, how: How
-    ) -> tuple[Domain, Rated | None]:
+        self, weight: Tensor, metric: ErrorMetric, side: str, settings: CandidateSettings
+    ) -> tuple[Domain, Candidate | None]:
         """Return a domain and the layer in it; a basis is fitted again to the vectors in use."""
         if side == "none":
-            domain = plain_domain(weight, felt)
-            return domain, rate(domain, weight, felt, how)
+            domain = plain_domain(weight, metric)
+            return domain, candidate_at_slope(domain, weight, metric, settings)
         bits = self.basis_bits
-        domain = transformed(weight, felt, side, self.basis, bits=bits)
-        first = rate(domain, weight, felt, how)
+        domain = transformed(weight, metric, side, self.basis, bits=bits)
+        first = candidate_at_slope(domain, weight, metric, settings)
         if first is None or bool(first.live.all()):
             return domain, first
-        fewer = transformed(weight, felt, side, self.basis, bits=bits, keep=first.live)
-        return fewer, rate(fewer, weight, felt, how)
+        fewer = transformed(weight, metric, side, self.basis, bits=bits, keep=first.live)
+        return fewer, candidate_at_slope(fewer, weight, metric, settings)
 
 
-def _cost(rated: Rated | None, slope: float) -> float:
-    return inf if rated is None else rated.distortion + slope * rated.bits
+def _cost(candidate: Candidate | None, slope: float) -> float:
+    return inf if candidate is None else candidate.distortion + slope * candidate.bits
 
 
-def _least(found: Iterable[Rated | None], slope: float) -> Rated | None:
-    best = min(found, key=lambda rated: _cost(rated, slope))
+def _least(found: Iterable[Candidate | None], slope: float) -> Candidate | None:
+    best = min(found, key=lambda candidate: _cost(candidate, slope))
     return best if _cost(best, slope) < inf else None

@@ -1,4 +1,4 @@
-"""What a method that trains is: settings, and a course that goes along with somebody's loop."""
+"""What a method that trains is: settings, and a session that goes along with somebody's loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...engine.layers.layer import Quantized
 from ...engine.layers.views import WeightView
 from ...registry import Registry
 
-__all__ = ["TRAINED", "Course", "InputCourse", "TrainedMethod", "TunedWeight"]
+__all__ = ["TRAINED", "InputSession", "Session", "TrainedMethod", "TunedWeight"]
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class TunedWeight:
 
 
 @runtime_checkable
-class Course(Protocol):
+class Session(Protocol):
     """A method at work on one network, along with a training loop. :class:`Tuner` calls it.
 
     In an iteration: forward passes through :meth:`parametrization`, :meth:`penalty`, the backward
@@ -123,20 +123,20 @@ class Course(Protocol):
 
 
 @runtime_checkable
-class InputCourse(Course, Protocol):
-    """A course that quantizes inputs of layers too, and goes through stages.
+class InputSession(Session, Protocol):
+    """A session that quantizes inputs of layers too, and goes through stages.
 
     Attributes:
         stage: number of the present stage; a new one wants a fresh optimizer state.
         stages: how many there are, each with ``until``, the share of the training at its end.
-        settled_from: share of the training from which the network is what it will be in the end.
+        selectable_from: share of the training from which the network is what it will be in the end.
     """
 
     stage: int
     stages: Sequence[Any]
 
     @property
-    def settled_from(self) -> float:
+    def selectable_from(self) -> float:
         """Share of the training from which an epoch may be chosen as the result."""
         ...
 
@@ -170,7 +170,7 @@ class TrainedMethod(Protocol):
     summary: ClassVar[str]
     paper: ClassVar[str]
 
-    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> Course:
+    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> Session:
         """Begin on the weights of one network."""
         ...
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["PricedLevels", "law_bits", "law_total"]
+__all__ = ["PricedLevels", "level_bits", "total_bits"]
 
 _UNSEEN = 12.0  # bits, at least, of a level that no index has
 _FURTHER = 2.0  # bits more for each level beyond those seen
@@ -55,7 +55,7 @@ class PricedLevels:
         values.copy_(torch.take(self._levels, cost.argmin(2))[:, None])
 
 
-def law_bits(levels: Tensor, top: int) -> Tensor:
+def level_bits(levels: Tensor, top: int) -> Tensor:
     """Return (groups, 2 top + 1) bits of each level under the law of ``levels`` (groups, ...).
 
     Levels beyond those that occur cost more and more, so that a law does not lock itself in.
@@ -73,7 +73,7 @@ def law_bits(levels: Tensor, top: int) -> Tensor:
     return torch.where(inside, bits, beyond)
 
 
-def law_total(levels: Tensor, top: int) -> Tensor:
+def total_bits(levels: Tensor, top: int) -> Tensor:
     """Return (groups,) bits of all ``levels`` together under their own law: the order-0 entropy."""
     _, counts = _counted(levels, top)
     share = counts.clamp_min(1) / counts.sum(1, keepdim=True)

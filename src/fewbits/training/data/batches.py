@@ -25,10 +25,10 @@ from ...ops.seeds import seed_at
 from .augment import Augmentation
 
 __all__ = [
-    "Feed",
     "Indexed",
     "Micro",
     "Sharing",
+    "TrainingBatches",
     "generator_at",
     "kept_random_state",
     "seed_everything_at",
@@ -80,7 +80,7 @@ class Sharing:
         return size * self.processes / count
 
 
-class Feed:
+class TrainingBatches:
     """The global batches of every epoch, cut to this process's share.
 
     Samples that can be indexed come in a permutation that depends on (seed, epoch) alone; what is

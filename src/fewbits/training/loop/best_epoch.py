@@ -14,10 +14,10 @@ from .checkpoint import RunFolder
 from .selection import Candidate, Selection
 from .stepper import Stepper
 
-__all__ = ["Keeper"]
+__all__ = ["BestEpoch"]
 
 
-class Keeper:
+class BestEpoch:
     """Judges epochs, and keeps the best in the run's folder, or in memory where there is none.
 
     Only the first process judges and writes; all take its word.

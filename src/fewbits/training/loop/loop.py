@@ -20,14 +20,14 @@ from torch.optim import Optimizer
 from ...errors import ConfigError, require
 from ...progress import Progress, ProgressEvent, silent
 from ..data.augment import Augmentation
-from ..data.batches import Feed, Indexed, Sharing, kept_random_state, seed_everything_at
+from ..data.batches import Indexed, Sharing, TrainingBatches, kept_random_state, seed_everything_at
 from ..distillation.losses import Loss
-from .best_epoch import Keeper
+from .best_epoch import BestEpoch
 from .checkpoint import RunFolder
 from .devices import check_fabric, make_fabric
 from .logs import open_logs
 from .lr_schedules import Rate, constant
-from .metrics import Meters
+from .metrics import Metrics
 from .selection import Candidate, Selection
 from .stepper import Stepper, Tunable
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fitted", "fit"]
 
-_NETWORK = 3  # stream of random numbers of the network, beside those of the feed
+_NETWORK = 3  # stream of random numbers of the network, beside those of the batches
 
 
 @dataclass(frozen=True)
@@ -137,22 +137,22 @@ def fit(
     selection = selection or Selection()
     sharing = Sharing(fabric.global_rank, fabric.world_size, accumulate)
     with kept_random_state(fabric.device):
-        feed = Feed(data, batch_size, sharing, seed, augment)
+        batches = TrainingBatches(data, batch_size, sharing, seed, augment)
         stepper = Stepper(
-            tuner, loss, optimizer, fabric, rate=rate, clip=clip, total=epochs * feed.steps
+            tuner, loss, optimizer, fabric, rate=rate, clip=clip, total=epochs * batches.steps
         )
-        keeper = Keeper(
+        best_epoch = BestEpoch(
             stepper,
             None if folder is None else RunFolder(folder),
             judge=judge,
             selection=selection,
-            key=stepper.key(key, epochs, feed, selection),
+            key=stepper.key(key, epochs, batches, selection),
             reference=math.nan if reference is None else reference,
         )
         run = _Run(
             stepper,
-            feed,
-            keeper,
+            batches,
+            best_epoch,
             epochs=epochs,
             log_every=log_every,
             save_seconds=save_seconds,
@@ -168,8 +168,8 @@ class _Run:
     def __init__(
         self,
         stepper: Stepper,
-        feed: Feed,
-        keeper: Keeper,
+        batches: TrainingBatches,
+        best_epoch: BestEpoch,
         *,
         epochs: int,
         log_every: int,
@@ -177,42 +177,47 @@ class _Run:
         seed: int,
         progress: Progress,
     ) -> None:
-        self.stepper, self.feed, self.keeper, self.epochs = stepper, feed, keeper, epochs
+        self.stepper, self.batches, self.best_epoch, self.epochs = (
+            stepper,
+            batches,
+            best_epoch,
+            epochs,
+        )
         self.log_every, self.save_seconds, self.seed = log_every, save_seconds, seed
         self.main = stepper.fabric.is_global_zero
         self.progress = progress if self.main else silent
-        self.meters = Meters(stepper.fabric)
+        self.metrics = Metrics(stepper.fabric)
         self.epoch = self.step = 0
         self.saved_at = time.monotonic()
 
     @property
     def done(self) -> int:
         """Steps done in all."""
-        return self.epoch * self.feed.steps + self.step
+        return self.epoch * self.batches.steps + self.step
 
     def run(self, resume: bool, logs: tuple[str, ...]) -> Fitted:
         """Train from the start or the checkpoint to the end."""
         began = time.perf_counter()
-        state = self.keeper.open(resume)
+        state = self.best_epoch.open(resume)
         if state is not None:
             self.epoch, self.step = state["epoch"], state["step"]
-            self.meters.load_state_dict(state["meters"])
-        folder = self.keeper.folder
+            self.metrics.load_state_dict(state["metrics"])
+        folder = self.best_epoch.folder
         where = folder.path if folder is not None and self.main else None
-        total = self.epochs * self.feed.steps
-        self.progress(ProgressEvent("train", self.done, total, self.meters.line()))
+        total = self.epochs * self.batches.steps
+        self.progress(ProgressEvent("train", self.done, total, self.metrics.line()))
         with open_logs(where, logs, self.done if resume else None) as self.logs:
             while self.epoch < self.epochs:
                 self._train_epoch(total)
                 self._end_epoch()
-        chosen = self.keeper.restore(self.epochs)
+        chosen = self.best_epoch.restore(self.epochs)
         return Fitted(
             epochs=self.epochs,
             steps=self.done,
             epoch=chosen.epoch,
             score=chosen.score,
-            reference=self.keeper.reference,
-            history=tuple(self.meters.history),
+            reference=self.best_epoch.reference,
+            history=tuple(self.metrics.history),
             seconds=time.perf_counter() - began,
             main=self.main,
         )
@@ -220,15 +225,15 @@ class _Run:
     def _train_epoch(self, total: int) -> None:
         self.stepper.model.train()
         rank = self.stepper.fabric.global_rank
-        for micros in self.feed.epoch(self.epoch, self.step):
+        for micros in self.batches.epoch(self.epoch, self.step):
             seed_everything_at(self.seed, self.epoch, self.step, _NETWORK, rank)
-            self.meters.add(self.stepper.step(micros, self.done))
+            self.metrics.add(self.stepper.step(micros, self.done))
             self.step += 1
-            if self.step % self.log_every == 0 and self.step < self.feed.steps:
+            if self.step % self.log_every == 0 and self.step < self.batches.steps:
                 self._log()
                 if time.monotonic() - self.saved_at >= self.save_seconds:
                     self._save()
-            told = f"{self.epoch + 1}/{self.epochs} {self.meters.line()}"
+            told = f"{self.epoch + 1}/{self.epochs} {self.metrics.line()}"
             self.progress(ProgressEvent("train", self.done, total, told))
 
     def _end_epoch(self) -> None:
@@ -236,20 +241,20 @@ class _Run:
             self.stepper.tuner.advance(1.0)
         self._log(last_of_epoch=True)
         self.epoch, self.step = self.epoch + 1, 0
-        score = self.keeper.judged()
-        rate = self.meters.latest.get("bits_per_weight", float("nan"))
-        self.keeper.consider(Candidate(self.epoch, score, rate), self.epochs)
-        row = self.meters.end_epoch(self.epoch, score)
+        score = self.best_epoch.judged()
+        rate = self.metrics.latest.get("bits_per_weight", float("nan"))
+        self.best_epoch.consider(Candidate(self.epoch, score, rate), self.epochs)
+        row = self.metrics.end_epoch(self.epoch, score)
         self.logs.write(self.done, row)
         self._save()
 
     def _log(self, last_of_epoch: bool = False) -> None:
-        row = self.meters.flush(self.done, self.stepper.tuner.measures)
+        row = self.metrics.flush(self.done, self.stepper.tuner.measures)
         row["learning_rate"] = self.stepper.learning_rate
         if not last_of_epoch:
             self.logs.write(self.done, row)
 
     def _save(self) -> None:
-        position = {"epoch": self.epoch, "step": self.step, "meters": self.meters.state_dict()}
-        self.keeper.save(position)
+        position = {"epoch": self.epoch, "step": self.step, "metrics": self.metrics.state_dict()}
+        self.best_epoch.save(position)
         self.saved_at = time.monotonic()

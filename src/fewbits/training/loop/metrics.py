@@ -14,10 +14,10 @@ from ...errors import ModelError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Meters"]
+__all__ = ["Metrics"]
 
 
-class Meters:
+class Metrics:
     """Means since the last row, and since the epoch began.
 
     Attributes:

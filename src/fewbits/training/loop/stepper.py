@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ...engine.network.distributed import average_gradients
 from ...errors import ConfigError, require
-from ..data.batches import Feed, Micro
+from ..data.batches import Micro, TrainingBatches
 from ..distillation.joint import JointDistillation
 from ..distillation.losses import Distillation, Loss
 from .lr_schedules import Rate
@@ -118,7 +118,7 @@ class Stepper:
         self.tuner.load_state_dict(state["tuner"])
         self.stage = _stage(self.tuner)
 
-    def key(self, given: str, epochs: int, feed: Feed, selection: Selection) -> str:
+    def key(self, given: str, epochs: int, batches: TrainingBatches, selection: Selection) -> str:
         """Return a fingerprint of what must be the same in a run that is resumed."""
         shapes = [[n, list(t.shape)] for n, t in self.tuner.model.state_dict().items()]
         settings = [
@@ -129,9 +129,11 @@ class Stepper:
             "given": given,
             "network": shapes,
             "optimizer": [type(self.plain).__name__, settings],
-            "steps": [epochs, feed.steps, feed.batch_size, feed.seed],
-            "processes": [feed.sharing.processes, feed.sharing.accumulate],
-            "how": [_told(x) for x in (self.rate, self.clip, feed.augment, selection, self.loss)],
+            "steps": [epochs, batches.steps, batches.batch_size, batches.seed],
+            "processes": [batches.sharing.processes, batches.sharing.accumulate],
+            "how": [
+                _told(x) for x in (self.rate, self.clip, batches.augment, selection, self.loss)
+            ],
             "precision": str(self.fabric.strategy.precision.precision),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -14,9 +14,9 @@ from ...coded import Contents
 from ...compression.coded_model import CodedModel, load_into, unwrapped
 from ...container import read
 from ...engine.activations.hooks import remove_inputs
-from ...engine.batchnorm.compact import Settling, to_settle
-from ...engine.batchnorm.freeze import hold_absorbed
-from ...engine.batchnorm.unfold import revive
+from ...engine.batchnorm.freeze import freeze_absorbed
+from ...engine.batchnorm.merge import BatchNormMerge, mergeable
+from ...engine.batchnorm.unfold import unfold_batchnorm
 from ...engine.layers.layer import QuantizedTransform
 from ...engine.layers.pack import unpack
 from ...engine.layers.targets import check_finite, vector_targets
@@ -99,43 +99,43 @@ def prepare(
         load_into(coded.tensors, coded.aliases, model, _told(start))
     check_finite(model)
     found = _without_inputs(model, coded)
-    absorbed = held = hold_absorbed(model, coded=coded is not None)
+    absorbed = held = freeze_absorbed(model, coded=coded is not None)
     _check_measured(trained, held, norms)
     if norms == "live" and held:
-        revive(model, held, calibration, forward)
+        unfold_batchnorm(model, held, calibration, forward)
         held = []
-    settling = _settling(model, plan, trained, held, vector_bits)
-    plan = _with_vectors(model, _with_settled(plan, settling), trained, settling)
+    norm_merge = _norm_merge(model, plan, trained, held, vector_bits)
+    plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
     plan = as_trained(model, plan, trained)
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     _keep_zeros(weights, prune, zeros, coded)
-    course = trained.start(weights, recipe.seed)
-    attach(course, model, plan, calibration, forward)
+    session = trained.start(weights, recipe.seed)
+    attach(session, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
-    found += inherited.foresee(model, getattr(course, "inputs", ()), recipe.raw_dtype)
+    found += inherited.foresee(model, getattr(session, "inputs", ()), recipe.raw_dtype)
     tell(found, stacklevel=3)
     return Tuner(
         model,
         plan,
-        course,
+        session,
         weights,
-        settling=settling,
+        norm_merge=norm_merge,
         prune=prune,
         source=source or inherited.source,
         inherited=replace(inherited, foreseen=tuple(found)),
     )
 
 
-def _settling(
+def _norm_merge(
     model: nn.Module,
     plan: Plan,
     trained: TrainedMethod,
     held: Sequence[str],
     vector_bits: int | None,
-) -> Settling:
-    exact = not getattr(trained, "settles", True)
-    names = () if exact else to_settle(model, plan.aliases, held)
-    return Settling(model, names, vector_bits)
+) -> BatchNormMerge:
+    exact = not getattr(trained, "merges_batchnorm", True)
+    names = () if exact else mergeable(model, plan.aliases, held)
+    return BatchNormMerge(model, names, vector_bits)
 
 
 def _keep_zeros(
@@ -278,10 +278,10 @@ def _check_bits(bits: object) -> None:
     require(bits is None or whole, "vector_bits", "None or an integer from 2 to 12", bits)
 
 
-def _with_settled(plan: Plan, settling: Settling) -> Plan:
+def _with_merged(plan: Plan, norm_merge: BatchNormMerge) -> Plan:
     """Return the plan that tells what becomes of the normalizations to settle."""
-    grid = "" if settling.bits is None else f", on a grid of {settling.bits} bits"
-    for name in settling.names:
+    grid = "" if norm_merge.bits is None else f", on a grid of {norm_merge.bits} bits"
+    for name in norm_merge.names:
         told = dict.fromkeys(("weight", "bias"), f"settled with its statistics at the end{grid}")
         told |= dict.fromkeys(("running_mean", "running_var"), "constant when settled at the end")
         for leaf, what in told.items():
@@ -290,13 +290,15 @@ def _with_settled(plan: Plan, settling: Settling) -> Plan:
     return plan
 
 
-def _with_vectors(model: nn.Module, plan: Plan, method: TrainedMethod, settling: Settling) -> Plan:
+def _with_vectors(
+    model: nn.Module, plan: Plan, method: TrainedMethod, norm_merge: BatchNormMerge
+) -> Plan:
     """Return the plan with float vectors of ``model`` trained too, but for those to settle."""
-    if settling.bits is None:
+    if norm_merge.bits is None:
         return plan
-    reason = f"a vector, on a grid of {settling.bits} bits"
+    reason = f"a vector, on a grid of {norm_merge.bits} bits"
     alone = [name for name in plan.kept if name not in plan.exact]
-    targets = [t for t in vector_targets(model, alone) if t.module not in settling.names]
+    targets = [t for t in vector_targets(model, alone) if t.module not in norm_merge.names]
     entries = [PlanEntry(target, None, reason, method) for target in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...engine.layers.targets import biases_beside, vector_targets
 from ...engine.lockstep.layer_check import check_layers
 from ...engine.network.batches import Forward, as_batches, as_forward, explained
-from ...methods import Course, InputCourse, TrainedMethod
+from ...methods import InputSession, Session, TrainedMethod
 from ...recipe.plan import Plan, PlanEntry
 
 __all__ = ["as_clustered", "as_trained", "attach"]
@@ -40,14 +40,14 @@ def _without_kept(plan: Plan, method: TrainedMethod) -> Plan:
 
 
 def attach(
-    course: Course,
+    session: Session,
     model: nn.Module,
     plan: Plan,
     calibration: Iterable[Any] | Tensor | None,
     forward: Forward | None,
 ) -> None:
-    """Let a course that quantizes inputs find them in ``model``; nothing for others."""
-    if not isinstance(course, InputCourse):
+    """Let a session that quantizes inputs find them in ``model``; nothing for others."""
+    if not isinstance(session, InputSession):
         return
     targets = [e.target for e in plan.entries if e.trained is not None or "weights=32" in e.reason]
     batches = []
@@ -59,7 +59,7 @@ def attach(
         told = "; ".join(f"{name}: {why}" for name, why in failed.items())
         warnings.warn(f"inputs stay in float, of {told}", stacklevel=4)
     layers = {t.name: plan.modules_of(t.name) for t in targets if t.name not in failed}
-    course.attach(model, layers, batches, call, plan.ends)
+    session.attach(model, layers, batches, call, plan.ends)
 
 
 def as_clustered(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ...coded import ActivationGrid, Contents, html_table
 from ...coding import EFFORTS, is_effort
 from ...compression.coded_model import CodedModel
-from ...engine.batchnorm.compact import Settling
-from ...engine.batchnorm.freeze import let_go
+from ...engine.batchnorm.freeze import unfreeze
+from ...engine.batchnorm.merge import BatchNormMerge
 from ...engine.layers.layer import Quantized
 from ...engine.layers.pack import pack_state
 from ...engine.layers.targets import Target, check_finite, vector_targets
 from ...errors import ConfigError, require
-from ...methods import Course, InputCourse, TunedWeight
+from ...methods import InputSession, Session, TunedWeight
 from ...recipe.plan import Plan
 from ...sources.base.spec import unmistakable
 from .hidden_neurons import tidy
@@ -51,17 +51,17 @@ class Tuner:
         model: the network.
         plan: what is trained, what stays as it is, and why; printable.
         weights: the weights in training, with their masks.
-        course: the method's own state.
+        session: the method's own state.
     """
 
     def __init__(
         self,
         model: nn.Module,
         plan: Plan,
-        course: Course,
+        session: Session,
         weights: Sequence[TunedWeight],
         *,
-        settling: Settling,
+        norm_merge: BatchNormMerge,
         prune: Pruning | None = None,
         source: str = "",
         inherited: Inherited | None = None,
@@ -69,8 +69,8 @@ class Tuner:
         self.model = model
         self.plan = plan
         self.weights = tuple(weights)
-        self.course = course
-        self._settling = settling
+        self.session = session
+        self._norm_merge = norm_merge
         self._prune = prune
         self._source = source
         self._inherited = inherited or Inherited()
@@ -82,22 +82,22 @@ class Tuner:
     @property
     def stage(self) -> int:
         """Number of the method's present stage, from 0; a new one wants a fresh optimizer state."""
-        return self.course.stage if isinstance(self.course, InputCourse) else 0
+        return self.session.stage if isinstance(self.session, InputSession) else 0
 
     @property
     def stage_ends(self) -> tuple[float, ...]:
         """Shares of the training at which the method's stages end, the last of them 1."""
-        if not isinstance(self.course, InputCourse):
+        if not isinstance(self.session, InputSession):
             return (1.0,)
-        return tuple(stage.until for stage in self.course.stages)
+        return tuple(stage.until for stage in self.session.stages)
 
     @property
-    def settled_from(self) -> float:
+    def selectable_from(self) -> float:
         """Share of the training from which an epoch can be chosen as its result."""
-        return self.course.settled_from if isinstance(self.course, InputCourse) else 0.0
+        return self.session.selectable_from if isinstance(self.session, InputSession) else 0.0
 
     def __repr__(self) -> str:
-        name, count = type(self.course).__name__, len(self.weights)
+        name, count = type(self.session).__name__, len(self.weights)
         state = "finished" if self._done else f"{self._progress:.0%} done"
         return f"<Tuner of {count} weights by {name}, {state}: {self.plan.coverage}>"
 
@@ -109,15 +109,15 @@ class Tuner:
 
     def penalty(self) -> Tensor:
         """Return what to add to the task's loss: a scalar; zero where the method acts in step."""
-        return self.course.penalty()
+        return self.session.penalty()
 
     def step(self) -> None:
         """Let the method act. Call it after ``optimizer.step()`` and before ``zero_grad()``."""
         self._check_open()
-        self.course.before_step()
+        self.session.before_step()
         if self._prune is not None:
             self._prune.step(self.weights)
-        self.course.step()
+        self.session.step()
         self._hold_masks()
 
     def advance(self, progress: float) -> None:
@@ -127,11 +127,11 @@ class Tuner:
         self._progress = float(progress)
         if self._prune is not None:
             self._prune.advance(self.weights, self._progress)
-        self.course.advance(self._progress)
+        self.session.advance(self._progress)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer must train besides the network's own parameters."""
-        return list(self.course.parameters())
+        return list(self.session.parameters())
 
     def groups(self, lr: float, *, cells: float | None = None) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer, with everything that is trained.
@@ -152,13 +152,13 @@ class Tuner:
             {"params": own, "lr": lr, "weight_decay": 0.0},
         ]
         for weight in self.weights:
-            rate = lr if cells is None else cells * self.course.cell(weight)
+            rate = lr if cells is None else cells * self.session.cell(weight)
             groups.append({"params": [weight.parameter], "lr": rate})
         return [group for group in groups if group["params"]]
 
     def measures(self) -> dict[str, float]:
         """Return figures for a log: bits per weight, distance to the levels, zeros, pruned."""
-        return {**self.course.measures(), "pruned": pruned_share(self.weights)}
+        return {**self.session.measures(), "pruned": pruned_share(self.weights)}
 
     def prune(self, loss: Callable[[], float], tolerance: float = 0.05) -> float:
         """Prune as many of the smallest weights as cost at most ``tolerance`` of the loss.
@@ -183,10 +183,10 @@ class Tuner:
         rounding = [m for m in self._installed.values() if getattr(m, "active", False)]
         try:
             for weight in self.weights:
-                weight.write(self.course.quantized(weight).dequantize())
+                weight.write(self.session.quantized(weight).dequantize())
             for module in rounding:
                 module.active = False  # type: ignore[assignment]
-            with self._settling.rounded():
+            with self._norm_merge.rounded():
                 yield self.model
         finally:
             for module in rounding:
@@ -201,7 +201,7 @@ class Tuner:
         """Return what a resumed run needs besides the states of network and optimizer."""
         masks = {weight.name: weight.mask for weight in self.weights}
         return {
-            "course": self.course.state_dict(),
+            "session": self.session.state_dict(),
             "masks": {name: mask for name, mask in masks.items() if mask is not None},
             "progress": self._progress,
         }
@@ -212,7 +212,7 @@ class Tuner:
             mask = state["masks"].get(weight.name)
             weight.mask = None if mask is None else mask.to(weight.parameter.device)
         self._progress = float(state["progress"])
-        self.course.load_state_dict(state["course"])
+        self.session.load_state_dict(state["session"])
 
     # -- the end
 
@@ -245,14 +245,14 @@ class Tuner:
         self._check_open()
         require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         check_finite(self.model)
-        grids = self.course.detach(self.model) if isinstance(self.course, InputCourse) else {}
-        results = {weight.name: self.course.quantized(weight) for weight in self.weights}
+        grids = self.session.detach(self.model) if isinstance(self.session, InputSession) else {}
+        results = {weight.name: self.session.quantized(weight) for weight in self.weights}
         self._remove()
-        let_go(self.model)
+        unfreeze(self.model)
         for weight in self.weights:
             weight.write(results[weight.name].dequantize())
-        results.update(self._settling.settle())
-        notes = self._settling.notes()
+        results.update(self._norm_merge.settle())
+        notes = self._norm_merge.notes()
         if not grids:  # quantized, a constant is another, and grids may go by channel
             notes += tidy(self.model, results, self.plan.aliases, fold=fold, sort=sort)
         contents = packed(
@@ -275,7 +275,7 @@ class Tuner:
     def _install(self) -> None:
         targets = self._targets()
         for weight in self.weights:
-            module = self.course.parametrization(weight)
+            module = self.session.parametrization(weight)
             if module is None:
                 continue
             target = targets[weight.name]

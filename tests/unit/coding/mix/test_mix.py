@@ -96,7 +96,7 @@ def test_a_price_is_what_coding_another_symbol_takes(bounds):
         values[-1, -1] = symbol
         stream = mix._Stream(MEASURE, values.size)
         stream.walk(values, layout, settings)
-        costs.append(bits_of(stream.desk))
+        costs.append(bits_of(stream.state))
     found = prices[-1, -1] - prices[-1, -1].min()
     assert found == pytest.approx(np.array(costs) - min(costs), abs=1e-3)
 

@@ -11,7 +11,7 @@ from torch import nn
 import fewbits
 from fewbits import HEMP
 from fewbits.coded import GridTensor, RawTensor
-from fewbits.engine.batchnorm.compact import Settling, to_settle
+from fewbits.engine.batchnorm.merge import BatchNormMerge, mergeable
 
 EXACT = HEMP(levels=1023, spacing="even", rate_weight=0)
 PIECES = ("weight", "bias", "running_mean", "running_var")
@@ -73,7 +73,7 @@ def test_the_function_stays_and_the_statistics_become_constants():
 
 def test_two_vectors_of_four_cost_next_to_nothing(monkeypatch):
     coded = fewbits.prepare(network(), EXACT).finish()
-    monkeypatch.setattr(Settling, "settle", lambda self: {})
+    monkeypatch.setattr(BatchNormMerge, "settle", lambda self: {})
     before = fewbits.prepare(network(), EXACT).finish()
     assert len(coded.data) < len(before.data) - 1.5 * 4 * (24 + 40)
 
@@ -106,7 +106,7 @@ def test_gains_and_biases_on_grids_of_so_many_bits(bits, tmp_path):
 def test_the_bias_takes_up_what_the_grid_does_to_the_mean():
     net = nn.Sequential(lively(nn.BatchNorm1d(64)))
     norm = copy.deepcopy(net[0])
-    Settling(net, to_settle(net, {}), 3).settle()
+    BatchNormMerge(net, mergeable(net, {}), 3).settle()
     gain, at_mean = net[0].weight.detach(), net.eval()(norm.running_mean[None]).detach()
     before = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
     assert float((gain - before).abs().max()) > 0.05
@@ -121,7 +121,7 @@ def test_dead_channels_stay_dead_and_constant_vectors_cost_no_grid():
         net[0].weight[3] = 0
         net[0].bias.zero_()
         net[0].running_mean.zero_()
-    results = Settling(net, to_settle(net, {}), 5).settle()
+    results = BatchNormMerge(net, mergeable(net, {}), 5).settle()
     assert list(results) == ["0.weight"]
     assert float(net[0].weight[3].detach()) == 0
 
@@ -149,10 +149,10 @@ def test_what_cannot_be_settled_is_left_as_it_is():
         nn.Linear(4, 4),
     )
     aliases = {"4.weight": "3.weight", **{f"7.{leaf}": f"5.{leaf}" for leaf in PIECES}}
-    assert to_settle(net, aliases, held=("8",)) == ("5",)
+    assert mergeable(net, aliases, held=("8",)) == ("5",)
     wanted = net.eval()(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
     tuner = fewbits.prepare(net, EXACT)
-    assert tuner._settling.names == ("5", "8")
+    assert tuner._norm_merge.names == ("5", "8")
     tuner.finish()
     found = net(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(found, wanted, rtol=0.01, atol=0.01)
@@ -163,7 +163,7 @@ def test_a_gain_that_is_not_finite_is_left():
     norm.running_var[1] = 0
     net = nn.Sequential(norm)
     before = {name: values.clone() for name, values in net.state_dict().items()}
-    assert Settling(net, ("0",)).settle() == {}
+    assert BatchNormMerge(net, ("0",)).settle() == {}
     assert all(torch.equal(net.state_dict()[name], values) for name, values in before.items())
 
 

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.engine.batchnorm.freeze import hold_absorbed, let_go
+from fewbits.engine.batchnorm.freeze import freeze_absorbed, unfreeze
 
 
 def test_absorbed_norms_are_held_and_others_are_not(digits_net, digits):
     coded = fewbits.compress(digits_net, fewbits.GPFQ(bits=6), calibration=digits[0][:256])
     folded = coded.load_into(copy.deepcopy(digits_net))
     wanted = folded(digits[0][:64])
-    assert hold_absorbed(digits_net) == []
-    assert hold_absorbed(folded) == ["bn1", "bn2", "bn3"]
+    assert freeze_absorbed(digits_net) == []
+    assert freeze_absorbed(folded) == ["bn1", "bn2", "bn3"]
     folded.train()
     assert folded.training
     assert torch.equal(folded(digits[0][:64]), wanted)
@@ -25,16 +25,16 @@ def test_absorbed_norms_are_held_and_others_are_not(digits_net, digits):
     moved = copy.deepcopy(folded).train()
     assert moved.bn1.train.__self__ is moved.bn1
     assert not moved.bn1.training
-    let_go(folded)
+    unfreeze(folded)
     assert folded.train().bn1.training
     assert folded.bn1.weight.requires_grad
     assert "train" not in vars(folded.bn1)
 
 
 def test_a_norm_that_never_learned_is_not_held():
-    assert hold_absorbed(nn.Sequential(nn.BatchNorm2d(4))) == []
+    assert freeze_absorbed(nn.Sequential(nn.BatchNorm2d(4))) == []
     plain = nn.BatchNorm2d(4, affine=False)
-    assert hold_absorbed(nn.Sequential(plain, nn.BatchNorm1d(2, track_running_stats=False))) == []
+    assert freeze_absorbed(nn.Sequential(plain, nn.BatchNorm1d(2, track_running_stats=False))) == []
 
 
 def test_training_goes_on_from_an_absorbed_network(digits_net, digits):

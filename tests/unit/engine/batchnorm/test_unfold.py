@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.engine.batchnorm.freeze import hold_absorbed
-from fewbits.engine.batchnorm.unfold import revive
+from fewbits.engine.batchnorm.freeze import freeze_absorbed
+from fewbits.engine.batchnorm.unfold import unfold_batchnorm
 from fewbits.errors import CalibrationError
 
 
@@ -23,8 +23,8 @@ def test_the_function_stays_and_the_norms_normalize(digits_net, digits, coded):
     images = digits[0]
     coded.load_into(digits_net)
     wanted = digits_net.eval()(images[:64])
-    names = hold_absorbed(digits_net)
-    revive(digits_net, names, images[:512])
+    names = freeze_absorbed(digits_net)
+    unfold_batchnorm(digits_net, names, images[:512])
     assert torch.allclose(digits_net.eval()(images[:64]), wanted, atol=1e-4)
     digits_net.train()
     for name in names:
@@ -67,10 +67,10 @@ def test_the_file_has_two_vectors_again(digits_net, digits, coded, tmp_path):
 
 def test_a_norm_that_no_batch_reaches_is_named(digits_net, digits, coded):
     coded.load_into(digits_net)
-    names = hold_absorbed(digits_net)
+    names = freeze_absorbed(digits_net)
     digits_net.forward = lambda x: digits_net.bn1(digits_net.conv1(x))
     with pytest.raises(CalibrationError, match="no batch reached normalization 'bn2'"):
-        revive(digits_net, names, digits[0][:32])
+        unfold_batchnorm(digits_net, names, digits[0][:32])
 
 
 def test_live_norms_need_calibration(digits_net, coded):

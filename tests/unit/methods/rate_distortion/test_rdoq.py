@@ -12,7 +12,7 @@ from fewbits.engine.layers.statistics import StatisticsAccumulator
 from fewbits.methods.rate_distortion.rate_problem import RateProblem
 
 
-def layer(neurons=24, columns=36, rows=600, felt=True, seed=0):
+def layer(neurons=24, columns=36, rows=600, sensitive=True, seed=0):
     """A layer whose inputs are correlated, and an output that feels its rows unequally."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(1, neurons, columns, generator=g)
@@ -21,7 +21,7 @@ def layer(neurons=24, columns=36, rows=600, felt=True, seed=0):
     sums = StatisticsAccumulator(1, columns)
     sums.add(x, x + 0.05 * torch.randn(x.shape, generator=g))
     statistics = sums.finish()
-    if not felt:
+    if not sensitive:
         return LayerMatrix("layer.weight", weight, statistics)
     jacobian = torch.randn(10, neurons, generator=g).double()
     outputs = (jacobian.T @ jacobian)[None]
@@ -116,7 +116,7 @@ def test_many_rows_that_feel_alike_do_not_overshoot():
 
 
 def test_without_gradients_it_works_on_the_layers_own_output():
-    matrix = layer(felt=False)
+    matrix = layer(sensitive=False)
     found = [fewbits.RDOQ(slope=s).encode(matrix) for s in (1e-4, 1e-2)]
     assert bits(found[1]) < bits(found[0])
 

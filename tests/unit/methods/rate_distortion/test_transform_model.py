@@ -50,13 +50,13 @@ def gradients(net, images):
 class Layer:
     """One weight in a basis: S, T, and what a squared error of their elements costs."""
 
-    def __init__(self, weight, felt, side, kind):
+    def __init__(self, weight, gradient_of, side, kind):
         self.shape = (1, len(weight), weight[0].numel())
         self.kernel = weight[0, 0].numel() if weight.dim() > 2 else 1
         self.side = side
         self.dims = weight.shape
         matrix = self.unfold(weight)
-        grads = torch.stack([self.unfold(g) for g in felt])
+        grads = torch.stack([self.unfold(g) for g in gradient_of])
         metric = torch.einsum("snq,smq->nm", grads, grads) / len(grads)
         moments = matrix @ matrix.mT / matrix.shape[1]
         basis = klt(moments) if kind == "klt" else elt(moments, metric)
@@ -101,7 +101,7 @@ class Item:
 
 
 def items(layer, part, bits):
-    """Return the eight blocks, without those of vectors that are all but zero or never felt."""
+    """Return the eight blocks, but for vectors near zero or that nothing sees."""
     size = -(-len(layer.values) // BLOCKS)
     places = [slice(start, start + size) for start in range(0, len(layer.values), size)]
     found = [Item(layer, part, place, bits) for place in places]
@@ -114,12 +114,12 @@ class Model:
 
     def __init__(self, network, images):
         self.network, self.images = network, images
-        felt, weights = gradients(network, images), dict(network.named_parameters())
+        gradient_of, weights = gradients(network, images), dict(network.named_parameters())
         self.layers = {}
         for side in SIDES:
-            mixed = [n for n in felt if weights[n].shape[1 if side == "row" else 0] > 1]
+            mixed = [n for n in gradient_of if weights[n].shape[1 if side == "row" else 0] > 1]
             for kind in ("klt", "elt"):
-                made = {n: Layer(weights[n].detach(), felt[n], side, kind) for n in mixed}
+                made = {n: Layer(weights[n].detach(), gradient_of[n], side, kind) for n in mixed}
                 self.layers[side, kind] = made
         with torch.no_grad():
             self.before = network(images)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewbits.ops.rate_distortion.cheapest_levels import PricedLevels, law_bits, law_total
+from fewbits.ops.rate_distortion.cheapest_levels import PricedLevels, level_bits, total_bits
 from fewbits.ops.rounding.path_following import descend_gram, follow_gram
 
 TOP = 6
@@ -97,7 +97,7 @@ def test_descent_never_costs_more_and_ends_where_no_single_change_helps(ordered)
     sorted_energy = energy if order is None else energy.gather(1, order)
     price = torch.full((2, 4), 8.0, dtype=torch.float64)
     levels = weight.round().clamp(-TOP, TOP)
-    bits = law_bits(levels, TOP)
+    bits = level_bits(levels, TOP)
     last = cost(weight, levels, second, price, bits)
     for _ in range(12):
         chooser = PricedLevels(GRID, sorted_energy, price, bits)
@@ -130,9 +130,9 @@ def test_a_price_makes_path_following_cheaper():
     flat = torch.zeros(1, 2 * TOP + 1, dtype=torch.float64)
     zero = torch.zeros(1, 16, dtype=torch.float64)
     plain = follow_gram(weight, second, second, PricedLevels(GRID, energy, zero, flat).project_)
-    bits, price = law_bits(plain, TOP), torch.full((1, 16), 200.0, dtype=torch.float64)
+    bits, price = level_bits(plain, TOP), torch.full((1, 16), 200.0, dtype=torch.float64)
     priced = follow_gram(weight, second, second, PricedLevels(GRID, energy, price, bits).project_)
-    assert law_total(priced, TOP) < 0.9 * law_total(plain, TOP)
+    assert total_bits(priced, TOP) < 0.9 * total_bits(plain, TOP)
 
 
 def test_a_table_is_left_as_it_was():
@@ -146,7 +146,7 @@ def test_a_table_is_left_as_it_was():
 
 def test_the_bits_of_a_law():
     levels = torch.tensor([[[0, 0, 0, 0, 1, 1, -1, 3]], [[2, 2, 2, 2, 2, 2, 2, 2]]]).double()
-    bits = law_bits(levels, 5)
+    bits = level_bits(levels, 5)
     assert bits.shape == (2, 11)
     inside = 2.0 ** -bits[0, 4:9]
     assert float(inside.sum()) == pytest.approx(1)
@@ -155,4 +155,4 @@ def test_the_bits_of_a_law():
     assert (bits[0, :4].diff() < 0).all()
     assert bits[0, [3, 9]].min() >= 12
     entropy = torch.tensor([8.0 * (0.5 * 1 + 0.25 * 2 + 2 * 0.125 * 3), 0.0]).double()
-    torch.testing.assert_close(law_total(levels, 5), entropy)
+    torch.testing.assert_close(total_bits(levels, 5), entropy)

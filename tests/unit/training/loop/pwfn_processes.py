@@ -20,13 +20,13 @@ def main(out):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     tuner = fewbits.prepare(model, fewbits.PWFN(alpha=2.0, fractions=(0.5, 1.0)), seed=5)
-    first = float(tuner.course.measures()["deviation"])
+    first = float(tuner.session.measures()["deviation"])
     fabric = make_fabric("cpu")
     seen = []
 
     def loss(network, batch):
         found = CrossEntropy()(network, batch)
-        seen.append(float(tuner.course.parametrization(tuner.weights[0]).noise.sum()))
+        seen.append(float(tuner.session.parametrization(tuner.weights[0]).noise.sum()))
         return found
 
     data = ArraySplit(x, torch.tensor(labels[:256]))
@@ -38,8 +38,8 @@ def main(out):
     told = {
         "digests": [fabric.broadcast(digest, src=rank) for rank in ranks],
         "noise": [fabric.broadcast(seen[0], src=rank) for rank in ranks],
-        "deviation": [first, tuner.course.rounds[-1].deviation],
-        "fixed": tuner.course.rounds[-1].fixed,
+        "deviation": [first, tuner.session.rounds[-1].deviation],
+        "fixed": tuner.session.rounds[-1].fixed,
     }
     if fitted.main:
         torch.save(told, out)

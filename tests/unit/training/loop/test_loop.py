@@ -181,10 +181,10 @@ def test_it_is_the_loop_anyone_would_write(samples):
     ours, _ = train(samples, tuner=Rounding(network(0.0)), epochs=2, seed=4)
     tuner = Rounding(network(0.0))
     optimizer = make_optimizer(tuner, learning_rate=0.05, weight_decay=1e-4)
-    from fewbits.training.data.batches import Feed, Sharing
+    from fewbits.training.data.batches import Sharing, TrainingBatches
 
-    feed, rate = Feed(samples, 64, Sharing(), 4), WarmCosine(warm_up=0.1)
-    for step, micros in enumerate([*feed.epoch(0), *feed.epoch(1)]):
+    batches, rate = TrainingBatches(samples, 64, Sharing(), 4), WarmCosine(warm_up=0.1)
+    for step, micros in enumerate([*batches.epoch(0), *batches.epoch(1)]):
         tuner.advance(step / 14)
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * rate(step / 14)

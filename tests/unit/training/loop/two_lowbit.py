@@ -43,10 +43,10 @@ def main(settings, out):
         F.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
         optimizer.step()
         tuner.step()
-        parts = [*tuner.course._lines.values(), *tuner.course.inputs.values()]
+        parts = [*tuner.session._lines.values(), *tuner.session.inputs.values()]
         gates.append(torch.cat([part.gate for part in parts]))
     steps = torch.cat([part.step.value for part in parts])
-    inputs = list(tuner.course.inputs.values())
+    inputs = list(tuner.session.inputs.values())
     shifts = torch.cat([made.shift.detach() for made in inputs])
     moved = torch.cat([made.step.stretch.detach() for made in inputs]).abs().min()
     both = [None, None]

@@ -91,7 +91,7 @@ def test_the_file_alone_holds_few_values_and_each_tensor_shares_one_codebook(
     clustered = ["conv1.weight", "conv2.weight", "conv3.weight", "linear.weight", "linear.bias"]
     assert [weight.name for weight in tuner.weights] == clustered
     biggest = max(float(w.parameter.detach().abs().max()) for w in tuner.weights)
-    finest, last = tuner.course.finest, tuner.course.rounds[-1]
+    finest, last = tuner.session.finest, tuner.session.rounds[-1]
     coded = tuner.finish()
     coded.save(tmp_path / "net.fewbits")
     state = fewbits.load(tmp_path / "net.fewbits")
@@ -181,7 +181,7 @@ def test_every_kind_of_layer_keeps_its_function_and_gets_few_values():
     with torch.no_grad():
         torch.testing.assert_close(net(x), before, rtol=0, atol=1e-6)
     steps(net, tuner, x, torch.ones(6, 1), loss=F.mse_loss)
-    assert float(net.head.bias.detach()) != 0.0 or len(tuner.course.rounds) == 10
+    assert float(net.head.bias.detach()) != 0.0 or len(tuner.session.rounds) == 10
     coded = tuner.finish()
     assert network_values(coded.tensors).weights == sum(p.numel() for p in net.parameters())
     fresh = coded.load_into(Odd()).eval()

@@ -137,11 +137,11 @@ def test_default_settings_keep_a_start_that_has_weighed_its_bits(start, digits_n
 
 
 def test_the_rate_weight_s_default_goes_by_the_start(digits_net):
-    assert fewbits.prepare(digits_net, HEMP()).course.method.rate_weight == 0.4
+    assert fewbits.prepare(digits_net, HEMP()).session.method.rate_weight == 0.4
     coded = fewbits.compress(digits_net, Nearest(bits=3))
-    assert fewbits.prepare(digits_net, HEMP(), start=coded).course.method.rate_weight == 0.1
+    assert fewbits.prepare(digits_net, HEMP(), start=coded).session.method.rate_weight == 0.1
     given = fewbits.prepare(digits_net, HEMP(rate_weight=0.3), start=coded)
-    assert given.course.method.rate_weight == 0.3
+    assert given.session.method.rate_weight == 0.3
 
 
 @pytest.mark.parametrize("arguments", [{"prune": Magnitude(share=0.5)}, {"zeros": True}])

@@ -218,7 +218,7 @@ def test_groups_hold_every_parameter_once_with_rates_by_cell(digits_net):
     listed = [id(p) for group in groups for p in group["params"]]
     assert len(listed) == len(set(listed))
     assert set(listed) == {id(p) for p in digits_net.parameters()}
-    coded = tuner.course.quantized(tuner.weights[0])
+    coded = tuner.session.quantized(tuner.weights[0])
     rates = {id(group["params"][0]): group["lr"] for group in groups}
     assert rates[id(tuner.weights[0].parameter)] == pytest.approx(0.01 * float(coded.step))
     assert groups[0]["lr"] == 1e-3
@@ -231,13 +231,13 @@ def test_in_its_soft_share_the_network_computes_with_float_weights(digits_net, d
     exact = digits_net.conv2.weight.detach().clone()
     tuner = fewbits.prepare(digits_net, method, vector_bits=6)
     assert torch.equal(digits_net.conv2.weight, exact)
-    before = float(tuner.course.quantized(tuner.weights[1]).step)
+    before = float(tuner.session.quantized(tuner.weights[1]).step)
     train(digits_net, digits, tuner, sgd(digits_net), 3, total=10)
     assert len(digits_net.conv2.weight.unique()) > 1000
     with tuner.quantized():
         assert len(digits_net.conv2.weight.unique()) <= 7
     assert len(digits_net.conv2.weight.unique()) > 1000
-    after = float(tuner.course.quantized(tuner.weights[1]).step)
+    after = float(tuner.session.quantized(tuner.weights[1]).step)
     assert after != before
     assert after == float(torch.tensor(after).bfloat16())
     train(digits_net, digits, tuner, sgd(digits_net), 3, first=3, total=10)
@@ -246,9 +246,9 @@ def test_in_its_soft_share_the_network_computes_with_float_weights(digits_net, d
 
 def test_trained_steps_change_and_are_short(digits_net, digits):
     tuner = fewbits.prepare(digits_net, STRAIGHT)
-    before = [float(tuner.course.quantized(w).step) for w in tuner.weights]
+    before = [float(tuner.session.quantized(w).step) for w in tuner.weights]
     train(digits_net, digits, tuner, torch.optim.Adam(tuner.groups(1e-2, cells=0.01)), 10)
-    after = [float(tuner.course.quantized(w).step) for w in tuner.weights]
+    after = [float(tuner.session.quantized(w).step) for w in tuner.weights]
     assert all(a != b for a, b in zip(before, after, strict=True))
     assert all(a == float(torch.tensor(a).bfloat16()) for a in after)
 

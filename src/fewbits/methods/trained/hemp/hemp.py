@@ -31,12 +31,12 @@ from ....ops.rate_distortion.soft_entropy import (
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TRAINED, TunedWeight
-from .levels import Alphabet, alphabet_of, fit_codebook, fit_grid
-from .pools import Line, Pool, allowed_order, law_of, own_lengths
-from .rate_control import Steering, priced_loss
+from .levels import Levels, fit_codebook, fit_grid, levels_of
+from .pools import Line, Pool, allowed_order, histogram_of, own_lengths
+from .rate_control import RateControl, priced_loss
 from .rounding import Rounding
 
-__all__ = ["HEMP", "HempCourse"]
+__all__ = ["HEMP", "HempSession"]
 
 
 _FLOATS, _CODED = 0.4, 0.1  # rate_weight by the start
@@ -132,12 +132,12 @@ class HEMP:
             ways = f"assign={self.assign!r}, forward={self.forward!r}"
             require(rated, "bits", "None, or assign='rate' and forward='quantized' with it", ways)
 
-    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempCourse:
+    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempSession:
         """Fit the levels, and begin. Nothing of it is random."""
         if self.rate_weight is not None:
-            return HempCourse(self, weights)
+            return HempSession(self, weights)
         coded = any(weight.start is not None for weight in weights)
-        return HempCourse(replace(self, rate_weight=_CODED if coded else _FLOATS), weights)
+        return HempSession(replace(self, rate_weight=_CODED if coded else _FLOATS), weights)
 
 
 def _check_scheduled(name: str, value: object) -> None:
@@ -146,28 +146,28 @@ def _check_scheduled(name: str, value: object) -> None:
         require(is_number(one) and one >= 0, name, "a number >= 0, or a Ramp between such", value)
 
 
-class HempCourse:
-    """The state of one training with HEMP; see :class:`fewbits.methods.trained.base.Course`."""
+class HempSession:
+    """The state of one training with HEMP; see :class:`fewbits.methods.trained.base.Session`."""
 
     def __init__(self, method: HEMP, weights: Sequence[TunedWeight]) -> None:
         self.method = method
         self._progress, self._count, self._bits = 0.0, 0, 0.0
         self._straight = method.forward == "quantized"
-        self._steering = _steering(method)
+        self._rate_control = _rate_control(method)
         self._lines = {weight.name: self._line(weight) for weight in weights}
         self._pools = self._pooled()
         self.advance(0.0)
         self._refresh()
 
     def _line(self, weight: TunedWeight) -> Line:
-        alphabet = self._fitted(weight) if weight.start is None else alphabet_of(weight.start)
+        levels = self._fitted(weight) if weight.start is None else levels_of(weight.start)
         trained = self._straight and self.method.steps == "trained"
-        rounding = Rounding(weight, alphabet, trained=trained)
-        units = alphabet.units(weight.matrix())
+        rounding = Rounding(weight, levels, trained=trained)
+        units = levels.units(weight.matrix())
         zeros = torch.zeros_like(units)
-        return Line(weight, rounding, alphabet.cell, zeros, zeros, units)
+        return Line(weight, rounding, levels.cell, zeros, zeros, units)
 
-    def _fitted(self, weight: TunedWeight) -> Alphabet:
+    def _fitted(self, weight: TunedWeight) -> Levels:
         """Return the levels of a weight that starts from floats; fewer for fewer values."""
         if weight.levels is not None:
             return fit_grid(weight.matrix(), weight.levels)
@@ -195,7 +195,7 @@ class HempCourse:
     def _soft(self) -> bool:
         return self._straight and self._progress < self.method.soft
 
-    # -- what Course asks for
+    # -- what Session asks for
 
     def penalty(self) -> Tensor:
         """Return ``slope`` times the bits of the indices; zero where the crossing rule acts."""
@@ -204,7 +204,7 @@ class HempCourse:
         if not slope:
             return torch.zeros((), device=lines[0].weight.parameter.device)
         slants = [
-            line.weight.view.tensor(line.alphabet.gradient(line.slant), line.weight.shape)
+            line.weight.view.tensor(line.levels.gradient(line.slant), line.weight.shape)
             for line in lines
         ]
         return priced_loss(slope, self._bits, slants, [line.weight.parameter for line in lines])
@@ -250,16 +250,16 @@ class HempCourse:
     def cell(self, weight: TunedWeight) -> float:
         """Return the mean distance of neighbouring levels, over the rows."""
         line = self._lines[weight.name]
-        return line.cell * float(line.alphabet.scale.mean())
+        return line.cell * float(line.levels.scale.mean())
 
     @torch.no_grad()
     def quantized(self, weight: TunedWeight) -> Quantized:
         """Return the weight on its levels."""
         line = self._lines[weight.name]
-        alphabet = line.alphabet
+        levels = line.levels
         position = line.rounding.positions(line.units())
-        zeros = float((position == alphabet.zero).float().mean())
-        return alphabet.quantized(position, {"levels": float(len(alphabet.levels)), "zeros": zeros})
+        zeros = float((position == levels.zero).float().mean())
+        return levels.quantized(position, {"levels": float(len(levels.values)), "zeros": zeros})
 
     @torch.no_grad()
     def measures(self) -> Mapping[str, float]:
@@ -268,7 +268,7 @@ class HempCourse:
         for line in self._lines.values():
             total += line.target.numel()
             distance += float(((line.units() - line.target) / line.cell).square().sum())
-            zeros += float((line.target == line.alphabet.levels[line.alphabet.zero]).sum())
+            zeros += float((line.target == line.levels.values[line.levels.zero]).sum())
         parts = {"bits_per_weight": self._bits, "distance": distance, "zeros": zeros}
         return {name: value / max(1.0, total) for name, value in parts.items()}
 
@@ -280,15 +280,15 @@ class HempCourse:
             for name, line in self._lines.items()
         }
         counters = {"progress": self._progress, "count": self._count, "bits": self._bits}
-        steering = None if self._steering is None else self._steering.state()
-        return {"lines": lines, "steering": steering, **counters}
+        rate_control = None if self._rate_control is None else self._rate_control.state()
+        return {"lines": lines, "rate_control": rate_control, **counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._progress, self._count = state["progress"], state["count"]
         self._bits = state["bits"]
-        if self._steering is not None:
-            self._steering.take_state(state["steering"])
+        if self._rate_control is not None:
+            self._rate_control.take_state(state["rate_control"])
         self.advance(self._progress)
         for name, line in self._lines.items():
             kept = state["lines"][name]
@@ -308,7 +308,7 @@ class HempCourse:
             lines = pool.lines
             units = [line.units() for line in lines]
             groups = [
-                soft_brackets(values, line.alphabet.levels, line.alphabet.zero)
+                soft_brackets(values, line.levels.values, line.levels.zero)
                 for values, line in zip(units, lines, strict=True)
             ]
             histogram = joint_histogram(groups, pool.order)
@@ -319,16 +319,16 @@ class HempCourse:
                 line.slant = (gradient * count).reshape(line.target.shape)
                 line.most = (group.width / (2 * self.method.refresh)).reshape(line.target.shape)
                 if self.method.slope is not None:  # bits never pay for leaving zero
-                    sign = line.slant * (line.units() - line.alphabet.levels[line.alphabet.zero])
+                    sign = line.slant * (line.units() - line.levels.values[line.levels.zero])
                     line.slant = line.slant.where(sign > 0, 0.0)
             self._settle(pool, units, rate if self.method.assign == "rate" else 0.0)
-        if self._steering is not None:
-            self._steering.look(self._coded_bits(), self._progress)
+        if self._rate_control is not None:
+            self._rate_control.look(self._coded_bits(), self._progress)
 
     def _rate(self) -> float:
         """Return the price of a bit now."""
-        if self._steering is not None:
-            return self._steering.price
+        if self._rate_control is not None:
+            return self._rate_control.price
         return value_at(self.method.rate_weight or 0.0, self._progress)
 
     def _coded_bits(self) -> float:
@@ -337,7 +337,9 @@ class HempCourse:
         for pool in self._pools:
             if pool.lines[0].weight.levels is None:
                 count = sum(line.target.numel() for line in pool.lines)
-                bits += count * float(law_of(pool, [line.target for line in pool.lines]).entropy())
+                bits += count * float(
+                    histogram_of(pool, [line.target for line in pool.lines]).entropy()
+                )
                 total += count
         return bits / max(1.0, total)
 
@@ -345,44 +347,44 @@ class HempCourse:
         """Choose the level of each weight; at a rate by the law of the levels chosen before."""
         pairs = list(zip(pool.lines, units, strict=True))
         for _ in range(2 if rate else 0):
-            law = law_of(pool, [line.nearest(values) for line, values in pairs])
+            law = histogram_of(pool, [line.nearest(values) for line, values in pairs])
             for line in pool.lines:
-                line.rounding.price(own_lengths(law, line.alphabet), rate * line.cell**2)
+                line.rounding.price(own_lengths(law, line.levels), rate * line.cell**2)
         for line, values in pairs:
             line.target = line.nearest(values)
 
     def _move(self, line: Line, pull: float, rate: float) -> None:
-        alphabet, matrix = line.alphabet, line.weight.matrix()
-        units = alphabet.units(matrix)
+        levels, matrix = line.levels, line.weight.matrix()
+        units = levels.units(matrix)
         change = torch.zeros_like(units)
         if self.method.slope is None and self.method.bits is None:
             force = line.slant * (pull * rate * line.cell**2 / 2)
             change -= torch.maximum(torch.minimum(force, line.most), -line.most)
         if not self._straight:
             change += (line.target - units) * pull
-        moved = alphabet.moved(change)
+        moved = levels.moved(change)
         if line.calm is not None:
             moved *= line.calm
             line.calm = None
         slack = line.cell / 2 if self._straight else 0.0
-        units = alphabet.units(matrix + moved)
-        inside = units.clamp(alphabet.levels[0] - slack, alphabet.levels[-1] + slack)
-        line.weight.write(matrix + moved + alphabet.moved(inside - units))
+        units = levels.units(matrix + moved)
+        inside = units.clamp(levels.values[0] - slack, levels.values[-1] + slack)
+        line.weight.write(matrix + moved + levels.moved(inside - units))
 
     def _refit(self) -> None:
         sharing: dict[tuple[float, ...], list[Line]] = {}
         for line in self._lines.values():
-            if not line.alphabet.even:
-                sharing.setdefault(tuple(line.alphabet.levels.tolist()), []).append(line)
+            if not line.levels.even:
+                sharing.setdefault(tuple(line.levels.values.tolist()), []).append(line)
         for lines in sharing.values():  # one codebook stays one
-            before = lines[0].alphabet.levels
+            before = lines[0].levels.values
             units = torch.cat([line.units().reshape(-1) for line in lines])
             levels = lloyd_max(units, len(before), before, iterations=10).to(before)
             for line in lines:
-                line.rounding.alphabet = line.alphabet.with_levels(levels)
+                line.rounding.levels = line.levels.with_values(levels)
 
 
-def _steering(method: HEMP) -> Steering | None:
+def _rate_control(method: HEMP) -> RateControl | None:
     if method.bits is None:
         return None
-    return Steering(method.bits, method.arrival, value_at(method.rate_weight or 0.0, 0.0))
+    return RateControl(method.bits, method.arrival, value_at(method.rate_weight or 0.0, 0.0))

@@ -16,22 +16,22 @@ from ....engine.layers.layer import Quantized, QuantizedMatrix, QuantizedTransfo
 from ....ops.levels.codebook import even_step, lloyd_max
 from ....ops.transforms import fold, unfold
 
-__all__ = ["Alphabet", "TransformAlphabet", "alphabet_of", "fit_codebook", "fit_grid"]
+__all__ = ["Levels", "TransformLevels", "fit_codebook", "fit_grid", "levels_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class Alphabet:
+class Levels:
     """A grid or a codebook: ``value = scale * (unit - offset)``.
 
     Attributes:
-        levels: (levels,) float32, increasing: what a unit may be. Integers on a grid.
+        values: (levels,) float32, increasing: what a unit may be. Integers on a grid.
         scale: (1,) or (groups * neurons,) float32.
         shape: (groups, neurons, columns) of the weight.
         even: whether the file holds a step and integers; else a codebook.
         offset: (1,) or (groups * neurons,) multiples of 1/2; zero with a codebook.
     """
 
-    levels: Tensor
+    values: Tensor
     scale: Tensor
     shape: tuple[int, int, int]
     even: bool
@@ -40,13 +40,13 @@ class Alphabet:
     @property
     def zero(self) -> int:
         """Position of the level nearest to zero."""
-        return int(self.levels.abs().argmin())
+        return int(self.values.abs().argmin())
 
     @cached_property
     def cell(self) -> float:
         """The mean distance of neighbouring levels, in units."""
-        count = len(self.levels)
-        return float(self.levels[-1] - self.levels[0]) / (count - 1) if count > 1 else 1.0
+        count = len(self.values)
+        return float(self.values[-1] - self.values[0]) / (count - 1) if count > 1 else 1.0
 
     def units(self, matrix: Tensor) -> Tensor:
         """Return the (rows, columns) units of a (groups, neurons, columns) weight."""
@@ -65,16 +65,16 @@ class Alphabet:
         """Return the gradient in the weight of what has gradient ``slant`` in the units."""
         return (slant / self.scale[:, None]).reshape(self.shape)
 
-    def with_levels(self, levels: Tensor) -> Alphabet:
+    def with_values(self, levels: Tensor) -> Levels:
         """Return it with other levels."""
-        return replace(self, levels=levels)
+        return replace(self, values=levels)
 
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
         """Return what a file holds when unit (r, c) is on level ``position[r, c]``."""
         if not self.even:
             index = position.reshape(self.shape).int()
-            return QuantizedMatrix(index, None, levels=self.levels, scale=self.scale, info=info)
-        index = self.levels[position].round().int().reshape(self.shape)
+            return QuantizedMatrix(index, None, levels=self.values, scale=self.scale, info=info)
+        index = self.values[position].round().int().reshape(self.shape)
         offset = self.offset if bool(self.offset.any()) else 0.0
         if isinstance(offset, Tensor) and len(offset) == 1:
             offset = float(offset)
@@ -82,7 +82,7 @@ class Alphabet:
 
 
 @dataclass(frozen=True, eq=False)
-class TransformAlphabet(Alphabet):
+class TransformLevels(Levels):
     """A grid for the coefficients of a frozen basis; ``scale`` and ``offset`` by vector.
 
     Attributes:
@@ -123,32 +123,32 @@ class TransformAlphabet(Alphabet):
 
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
         """Return the coefficients, on the levels ``position``, in the same basis."""
-        index = self.levels[position].round().int()
+        index = self.values[position].round().int()
         return replace(self.start, index=index, step=self.scale, info=info)
 
 
-def fit_grid(matrix: Tensor, count: int, width: float = 1.0) -> Alphabet:
+def fit_grid(matrix: Tensor, count: int, width: float = 1.0) -> Levels:
     """Return ``count`` (odd) even levels of least squared error, with a step ``width`` as large."""
     groups, rows, columns = matrix.shape
     step = matrix.new_full((1,), even_step(matrix, count) * width).bfloat16().float()
     top = (count - 1) // 2
     levels = torch.arange(-top, top + 1, device=matrix.device).to(matrix)
-    return Alphabet(levels, step, (groups, rows, columns), True, matrix.new_zeros(1))
+    return Levels(levels, step, (groups, rows, columns), True, matrix.new_zeros(1))
 
 
-def fit_codebook(matrix: Tensor, count: int) -> Alphabet:
+def fit_codebook(matrix: Tensor, count: int) -> Levels:
     """Return at most ``count`` levels of least squared error, one of them zero."""
     groups, rows, columns = matrix.shape
     levels, one = lloyd_max(matrix, count).to(matrix), matrix.new_ones(1)
-    return Alphabet(levels, one, (groups, rows, columns), False, torch.zeros_like(one))
+    return Levels(levels, one, (groups, rows, columns), False, torch.zeros_like(one))
 
 
-def alphabet_of(start: Quantized) -> Alphabet:
-    """Return the alphabet that a coded weight is on, as wide as its indices are."""
+def levels_of(start: Quantized) -> Levels:
+    """Return the levels that a coded weight is on, as wide as its indices are."""
     if isinstance(start, QuantizedMatrix) and start.levels is not None:
         scale = start.levels.new_ones(1) if start.scale is None else start.scale
         groups, rows, columns = start.index.shape
-        return Alphabet(start.levels, scale, (groups, rows, columns), False, scale.new_zeros(1))
+        return Levels(start.levels, scale, (groups, rows, columns), False, scale.new_zeros(1))
     if start.step is None:
         raise ValueError("a coded weight has a step or levels; this one has neither")
     step = start.step
@@ -156,6 +156,6 @@ def alphabet_of(start: Quantized) -> Alphabet:
     levels = torch.arange(min(low, 0), max(high, 0) + 1, device=step.device).to(step)
     offset = torch.as_tensor(start.offset, dtype=step.dtype, device=step.device).reshape(-1)
     if isinstance(start, QuantizedTransform):
-        return TransformAlphabet(levels, step, start.shape, True, offset, start)
+        return TransformLevels(levels, step, start.shape, True, offset, start)
     groups, rows, columns = start.index.shape
-    return Alphabet(levels, step, (groups, rows, columns), True, offset)
+    return Levels(levels, step, (groups, rows, columns), True, offset)

@@ -14,10 +14,10 @@ from ....ops.rate_distortion.soft_entropy import (
     soft_brackets,
 )
 from ..base import TunedWeight
-from .levels import Alphabet
+from .levels import Levels
 from .rounding import Rounding
 
-__all__ = ["Line", "Pool", "allowed_order", "law_of", "own_lengths"]
+__all__ = ["Line", "Pool", "allowed_order", "histogram_of", "own_lengths"]
 
 
 @dataclass(eq=False)
@@ -41,17 +41,17 @@ class Line:
     calm: Tensor | None = None
 
     @property
-    def alphabet(self) -> Alphabet:
+    def levels(self) -> Levels:
         """Its levels, with steps as trained so far."""
-        return self.rounding.alphabet
+        return self.rounding.levels
 
     def units(self) -> Tensor:
         """Return its values in steps, (rows, columns)."""
-        return self.alphabet.units(self.weight.matrix())
+        return self.levels.units(self.weight.matrix())
 
     def nearest(self, units: Tensor) -> Tensor:
         """Return the levels of these values, bits counted where they have a price."""
-        return self.alphabet.levels[self.rounding.positions(units)]
+        return self.levels.values[self.rounding.positions(units)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +64,21 @@ class Pool:
 
 def allowed_order(lines: Sequence[Line], order: int) -> int:
     """Return the order, or the largest for which there are tuples enough."""
-    levels = max(len(line.alphabet.levels) for line in lines)
+    levels = max(len(line.levels.values) for line in lines)
     return min(order, largest_order(levels, sum(line.target.numel() for line in lines)))
 
 
-def own_lengths(histogram: Histogram, alphabet: Alphabet) -> Tensor:
-    """Return the bits of tuples of one alphabet's levels, out of a histogram over all."""
-    first = histogram.shift - alphabet.zero
-    part = slice(first, first + len(alphabet.levels))
+def own_lengths(histogram: Histogram, levels: Levels) -> Tensor:
+    """Return the bits of tuples of one levels's levels, out of a histogram over all."""
+    first = histogram.shift - levels.zero
+    part = slice(first, first + len(levels.values))
     return histogram.lengths()[(part,) * histogram.order]
 
 
-def law_of(pool: Pool, on: Sequence[Tensor]) -> Histogram:
+def histogram_of(pool: Pool, on: Sequence[Tensor]) -> Histogram:
     """Return the histogram of levels that the weights are on, none of them out of reach."""
     groups = [
-        soft_brackets(values, line.alphabet.levels, line.alphabet.zero)
+        soft_brackets(values, line.levels.values, line.levels.zero)
         for line, values in zip(pool.lines, on, strict=True)
     ]
     return joint_histogram(groups, pool.order).smoothed()

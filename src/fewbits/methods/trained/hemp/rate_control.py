@@ -1,4 +1,4 @@
-"""Steering: the price of a bit that holds the entropy of a training's indices where it is wanted.
+"""Rate control: a price of a bit that holds the entropy of the indices at a wanted rate.
 
 With levels chosen by squared distance plus price times bits, the price acts at once, whatever the
 weights have become, so a proportional step on its logarithm at every look is enough.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Steering", "priced_loss"]
+__all__ = ["RateControl", "priced_loss"]
 
 
 _GAIN = 2.0  # of the price's logarithm, for the relative excess of bits
@@ -24,7 +24,7 @@ _PRICES = (1e-3, 3.0)  # squared cells for a bit: below nothing changes, above a
 
 
 @dataclass
-class Steering:
+class RateControl:
     """Follows a line from the first entropy to the wanted one.
 
     Attributes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....ops.levels.codebook import assign
 from ....ops.rate_distortion.entropy_constrained import assign_priced, envelope
 from ..base import TunedWeight
-from .levels import Alphabet
+from .levels import Levels
 
 __all__ = ["Rounding"]
 
@@ -26,13 +26,13 @@ class Rounding(nn.Module):
     float32, under autocast too; while ``active`` is False it does nothing.
     """
 
-    def __init__(self, weight: TunedWeight, alphabet: Alphabet, *, trained: bool) -> None:
+    def __init__(self, weight: TunedWeight, levels: Levels, *, trained: bool) -> None:
         super().__init__()
         self.active = True
         self.stretch = None
-        if trained and alphabet.even:
-            self.stretch = nn.Parameter(torch.zeros_like(alphabet.scale))
-        self._base = alphabet
+        if trained and levels.even:
+            self.stretch = nn.Parameter(torch.zeros_like(levels.scale))
+        self._base = levels
         self._exact = weight.start is not None  # its steps are as they are until they are trained
         self._weight = weight
         self._lengths: Tensor | None = None
@@ -45,30 +45,30 @@ class Rounding(nn.Module):
             return weight
         view = self._weight.view
         with torch.autocast(weight.device.type, enabled=False):
-            alphabet = replace(self._base, scale=self._scale())
-            units = alphabet.units(view.matrix(weight).float())
+            levels = replace(self._base, scale=self._scale())
+            units = levels.units(view.matrix(weight).float())
             with torch.no_grad():
-                chosen = alphabet.levels[self.positions(units)]
-            matrix = alphabet.matrix(chosen + (units - units.detach()))  # the difference is zero
+                chosen = levels.values[self.positions(units)]
+            matrix = levels.matrix(chosen + (units - units.detach()))  # the difference is zero
             return view.tensor(matrix, tuple(weight.shape)).to(weight.dtype)
 
     @property
-    def alphabet(self) -> Alphabet:
+    def levels(self) -> Levels:
         """The levels, with steps as trained so far."""
         if self.stretch is None:
             return self._base
         return replace(self._base, scale=self._scale().detach())
 
-    @alphabet.setter
-    def alphabet(self, alphabet: Alphabet) -> None:
-        self._base = alphabet
+    @levels.setter
+    def levels(self, levels: Levels) -> None:
+        self._base = levels
         self.price(None, 0.0)
 
     def follow(self, units: Tensor, share: float) -> None:
         """Move each step a ``share`` of the way to the one of least squared error."""
         if self.stretch is None:
             return
-        at = self._base.levels[self.positions(units)] - self._base.offset[:, None]
+        at = self._base.values[self.positions(units)] - self._base.offset[:, None]
         off = units - self._base.offset[:, None]
         whole = len(self._base.scale) == 1
         over, under = (off * at).sum(1), at.square().sum(1)
@@ -83,7 +83,7 @@ class Rounding(nn.Module):
         if stretch is None:
             return base
         weights = self._weight.parameter.numel() / len(base)
-        damping = 1 / math.sqrt(weights * max(1.0, float(len(self._base.levels) // 2)))
+        damping = 1 / math.sqrt(weights * max(1.0, float(len(self._base.values) // 2)))
         free = base * (stretch.detach() + (stretch - stretch.detach()) * damping).exp()
         short = free.to(torch.bfloat16).to(base.dtype)
         if self._exact:
@@ -92,7 +92,7 @@ class Rounding(nn.Module):
 
     def positions(self, units: Tensor) -> Tensor:
         """Return the position of the level of each unit; that of zero where it is pruned."""
-        levels = self._base.levels
+        levels = self._base.values
         if self._cells is not None:
             kept, edges = self._cells
             found = kept[torch.searchsorted(edges, units.contiguous())]
@@ -109,12 +109,12 @@ class Rounding(nn.Module):
         """Set what tuples of levels take, and the squared distance (units) that a bit is worth."""
         self._lengths, self._price = (lengths, price) if price else (None, 0.0)
         one_law = self._lengths is not None and self._lengths.dim() == 1
-        self._cells = envelope(self._base.levels, lengths, price) if one_law else None  # type: ignore[arg-type]
+        self._cells = envelope(self._base.values, lengths, price) if one_law else None  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Any]:
         """Return everything that training changed, for :meth:`take_state`."""
         return {
-            "levels": self._base.levels,
+            "values": self._base.values,
             "scale": self._base.scale,
             "offset": self._base.offset,
             "exact": self._exact,
@@ -126,7 +126,7 @@ class Rounding(nn.Module):
     def take_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state` gave."""
         device = self._base.scale.device
-        parts = {key: state[key].to(device) for key in ("levels", "scale", "offset")}
+        parts = {key: state[key].to(device) for key in ("values", "scale", "offset")}
         self._base, self._exact = replace(self._base, **parts), bool(state["exact"])
         if self.stretch is not None:
             with torch.no_grad():

@@ -14,7 +14,7 @@ from ....engine.network.batches import Forward
 from .stages import FLOAT
 from .weights import LowBitWeight
 
-__all__ = ["find_inputs", "settle_scales"]
+__all__ = ["add_scales", "find_inputs"]
 
 
 def find_inputs(
@@ -52,7 +52,7 @@ def find_inputs(
     return [(site, chosen.is_wide(site)) for site in sites]
 
 
-def settle_scales(
+def add_scales(
     lines: Mapping[str, LowBitWeight],
     layers: Mapping[str, Sequence[str]],
     rescale: str,

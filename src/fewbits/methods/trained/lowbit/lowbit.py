@@ -30,14 +30,14 @@ from ....errors import CalibrationError, ConfigError, require
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TRAINED, TunedWeight
-from .activation_sites import find_inputs, settle_scales
+from .activation_sites import add_scales, find_inputs
 from .gates import blocks_of, draw_gates, grouped, open_gates
 from .inputs import LowBitInput, join_network, leave_network
 from .report import LayerLevels, levels_of, warn_of
 from .stages import FLOAT, Stage, stage_at, stages_of
 from .weights import LowBitWeight
 
-__all__ = ["LowBit", "LowBitCourse"]
+__all__ = ["LowBit", "LowBitSession"]
 
 
 _CHANCE = Ramp(0.25, 1.0, until=0.75)
@@ -82,7 +82,7 @@ class LowBit:
         "with low-bitwidth weights and activations, TPAMI 44(10), 2021"
     )
     # Norms keep their statistics: settled, sums round otherwise, and inputs flip to other levels.
-    settles: ClassVar[bool] = False
+    merges_batchnorm: ClassVar[bool] = False
 
     weights: int = 4
     activations: int = 4
@@ -142,13 +142,13 @@ class LowBit:
             return {}
         return {names[0]: "the first layer, left in float", names[-1]: "the last layer, in float"}
 
-    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> LowBitCourse:
+    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> LowBitSession:
         """Begin. Only the stochastic schedule is random, by ``seed`` and the number of the step."""
-        return LowBitCourse(self, weights, seed)
+        return LowBitSession(self, weights, seed)
 
 
-class LowBitCourse:
-    """The state of one training with LowBit; see :class:`fewbits.methods.trained.base.Course`."""
+class LowBitSession:
+    """The state of one training with LowBit; see :class:`fewbits.methods.trained.base.Session`."""
 
     def __init__(self, method: LowBit, weights: Sequence[TunedWeight], seed: int) -> None:
         self.method, self.seed = method, seed
@@ -193,7 +193,7 @@ class LowBitCourse:
         forward: Forward,
         ends: Sequence[str] = (),
     ) -> None:
-        """Quantize inputs of ``layers`` from now on; see :class:`InputCourse`.
+        """Quantize inputs of ``layers`` from now on; see :class:`InputSession`.
 
         Raises:
             ConfigError: activations are to be quantized, and there is no calibration data.
@@ -202,7 +202,7 @@ class LowBitCourse:
         self._batches, self._forward = batches, forward
         remove_inputs(model)
         leave_network(model)
-        settle_scales(
+        add_scales(
             self._lines, layers, self.method.rescale, model=model, batches=batches, forward=forward
         )
         self._draw()  # the blocks are known now
@@ -264,7 +264,7 @@ class LowBitCourse:
         found = ((name, made.grid()) for name, made in self.inputs.items())
         return {name: grid for name, grid in found if grid is not None}
 
-    # -- what Course asks for
+    # -- what Session asks for
 
     def penalty(self) -> Tensor:
         """Return PACT's decay of clips; zero for the others."""
@@ -351,7 +351,7 @@ class LowBitCourse:
     # -- stages and gates
 
     @property
-    def settled_from(self) -> float:
+    def selectable_from(self) -> float:
         """Share of the training from which the network computes at its final widths."""
         chance = self.method.chance
         if self._stochastic:

@@ -30,9 +30,9 @@ from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TRAINED, TunedWeight
 from .noisy_weights import NoiseSource
 from .rounds import Round, counted, finest_of, fix_more, told
-from .tensors import Lines, NoiseSettings
+from .tensors import NoiseSettings, NoisyTensors
 
-__all__ = ["PWFN", "PwfnCourse"]
+__all__ = ["PWFN", "PwfnSession"]
 
 
 _FRACTIONS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 1.0)
@@ -169,9 +169,9 @@ class PWFN:
             prefer_zero=self.prefer_zero,
         )
 
-    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> PwfnCourse:
+    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> PwfnSession:
         """Give every weight its first deviation, and begin; noise follows from ``seed``."""
-        return PwfnCourse(self, weights, seed)
+        return PwfnSession(self, weights, seed)
 
 
 def _is_share(value: object) -> bool:
@@ -197,8 +197,8 @@ class _Final:
     versions: dict[str, int]
 
 
-class PwfnCourse:
-    """The state of one training with PWFN; see :class:`fewbits.methods.trained.base.Course`.
+class PwfnSession:
+    """The state of one training with PWFN; see :class:`fewbits.methods.trained.base.Session`.
 
     Attributes:
         finest: values are multiples of ``2**-finest``.
@@ -211,7 +211,7 @@ class PwfnCourse:
         self._source = NoiseSource(seed)
         self._progress = self._grown = 0.0
         self._steps = 0  # since the last round
-        self._lines = Lines(
+        self._tensors = NoisyTensors(
             weights,
             NoiseSettings(
                 method.deviation,
@@ -222,22 +222,22 @@ class PwfnCourse:
                 self._source,
             ),
         )
-        self._parts = self._lines.parts()
-        layers = [line.weight for line in self._lines if line.grows]
+        self._parts = self._tensors.parts()
+        layers = [tensor.weight for tensor in self._tensors if tensor.grows]
         arrays = [(w.name, w.parameter.detach().float().cpu().numpy()) for w in layers]
         self.finest = finest_of(arrays, method.finest)
         self._final: _Final | None = None
         self._seen: tuple[Tensor, Tensor] | None = None
         self._checked = method.deviation != "learned" or not layers
-        self._before = self._lines.mean_deviation()
+        self._before = self._tensors.mean_deviation()
 
-    # -- what Course asks for
+    # -- what Session asks for
 
     def penalty(self) -> Tensor:
         """Return the growth as a part of the loss; zero where it is not (``alpha`` is None)."""
         alpha = value_at(self.method.alpha or 0.0, self._progress)
         active = alpha and self.method.deviation == "learned"
-        return self._lines.penalty(alpha if active else 0.0, self.method.largest, _MEAN)
+        return self._tensors.penalty(alpha if active else 0.0, self.method.largest, _MEAN)
 
     def before_step(self) -> None:
         """Look at nothing: the noise brings the gradients of the deviations."""
@@ -249,8 +249,8 @@ class PwfnCourse:
         if not self._checked:
             self._check_optimizer()
         self._grow()
-        for line in self._lines:
-            line.write_back()
+        for tensor in self._tensors:
+            tensor.write_back()
 
     def advance(self, progress: float) -> None:
         """Do the rounds that are due."""
@@ -263,12 +263,12 @@ class PwfnCourse:
 
     def parametrization(self, weight: TunedWeight) -> nn.Module | None:
         """Return what samples the weight, and keeps gradients from fixed ones."""
-        return self._lines.lines[weight.name].noise
+        return self._tensors.tensors[weight.name].noise
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return the deviations, where they are learned."""
         learned = self.method.deviation == "learned"
-        return [line.noise.deviation for line in self._lines] if learned else []
+        return [tensor.noise.deviation for tensor in self._tensors] if learned else []
 
     def cell(self, weight: TunedWeight) -> float:
         """Return the finest value."""
@@ -288,7 +288,7 @@ class PwfnCourse:
 
     def measures(self) -> Mapping[str, float]:
         """Return bits per weight if stored now, share fixed, values, zeros, mean deviation."""
-        total = sum(line.held.numel() for line in self._lines)
+        total = sum(tensor.held.numel() for tensor in self._tensors)
         last = self.rounds[-1] if self.rounds else None
         fixed = last.fixed / max(1, total) if last else 0.0
         return {
@@ -296,19 +296,21 @@ class PwfnCourse:
             "fixed": fixed,
             "values": float(last.values) if last else 0.0,
             "zeros": last.zeros if last else 0.0,
-            "deviation": self._lines.mean_deviation(),
+            "deviation": self._tensors.mean_deviation(),
         }
 
     def deviations(self) -> dict[str, Tensor]:
         """Return the live deviations of each tensor by its name; copy them to keep them."""
-        return {name: line.noise.deviation.detach() for name, line in self._lines.lines.items()}
+        return {
+            name: tensor.noise.deviation.detach() for name, tensor in self._tensors.tensors.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is fixed, deviations, counters and the log."""
         counters = {"progress": self._progress, "grown": self._grown, "noise": self._source.count}
         rounds = [one.to_dict() for one in self.rounds]
-        lines = self._lines.state_dict()
-        told = {"lines": lines, "rounds": rounds, "finest": self.finest, "before": self._before}
+        tensors = self._tensors.state_dict()
+        told = {"tensors": tensors, "rounds": rounds, "finest": self.finest, "before": self._before}
         return {**told, **counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -317,7 +319,7 @@ class PwfnCourse:
         self._source.count, self.finest = state["noise"], state["finest"]
         self.rounds = [Round.from_dict(one) for one in state["rounds"]]
         self._before = state["before"]
-        self._lines.load_state_dict(state["lines"])
+        self._tensors.load_state_dict(state["tensors"])
         self._final = self._seen = None
 
     # -- how
@@ -331,19 +333,19 @@ class PwfnCourse:
         length = (method.until - method.begin) / max(1, len(method.fractions) - 1)
         rounds = passed / length if length else passed
         share = -math.expm1(-value_at(method.growth, self._progress) * rounds)
-        self._lines.grow(share, method.largest)
+        self._tensors.grow(share, method.largest)
 
     def _round(self, fraction: float) -> None:
-        deviation = self._lines.mean_deviation()
+        deviation = self._tensors.mean_deviation()
         self._warn_of_growth(deviation - self._before)
         ladder = self.method.ladder(self.finest)
-        row, found = fix_more(self._lines.row(), fraction, ladder, lock=self._locks)
-        self._lines.take(row)
+        row, found = fix_more(self._tensors.row(), fraction, ladder, lock=self._locks)
+        self._tensors.take(row)
         self._final = None
-        self._before, self._steps = self._lines.mean_deviation(), 0
+        self._before, self._steps = self._tensors.mean_deviation(), 0
         how = {"deviation": deviation, "unit": ladder.unit}
         self.rounds.append(told(row, found, self._progress, fraction, **how))
-        zeroed = self._lines.zeroed(_MOSTLY) if fraction == 1 else []
+        zeroed = self._tensors.zeroed(_MOSTLY) if fraction == 1 else []
         if zeroed:
             warnings.warn(
                 f"more than {_MOSTLY:.0%} of {', '.join(zeroed)} became zero. Take a larger "
@@ -358,19 +360,19 @@ class PwfnCourse:
 
     def _finished(self) -> _Final:
         ladder = self.method.ladder(self.finest)
-        row, _ = fix_more(self._lines.row(), 1.0, ladder, lock=self._locks)
+        row, _ = fix_more(self._tensors.row(), 1.0, ladder, lock=self._locks)
         codes, _, index = counted(row.values, ladder.unit)
         levels = torch.from_numpy((codes / ladder.unit).astype(np.float32))
-        return _Final(levels, index, self._lines.versions())
+        return _Final(levels, index, self._tensors.versions())
 
     def _check_optimizer(self) -> None:
         """Refuse a training of the weights that leaves their deviations as they were."""
-        line = next(line for line in self._lines if line.grows)
-        now = line.weight.parameter.detach(), line.noise.deviation.detach()
+        tensor = next(tensor for tensor in self._tensors if tensor.grows)
+        now = tensor.weight.parameter.detach(), tensor.noise.deviation.detach()
         if self._seen is not None:
             moved, learned = (not torch.equal(a, b) for a, b in zip(now, self._seen, strict=True))
             if moved and not learned:
-                raise ConfigError(_why_unlearned(line.noise.training))
+                raise ConfigError(_why_unlearned(tensor.noise.training))
             self._checked = learned
         self._seen = None if self._checked else (now[0].clone(), now[1].clone())
 

@@ -17,11 +17,11 @@ from ..base import TunedWeight
 from .noisy_weights import NoiseSource, Noisy
 from .rounds import Fixed
 
-__all__ = ["Line", "Lines"]
+__all__ = ["NoisyTensor", "NoisyTensors"]
 
 
 @dataclass(eq=False)
-class Line:
+class NoisyTensor:
     """One tensor.
 
     Attributes:
@@ -92,7 +92,7 @@ class NoiseSettings:
     source: NoiseSource
 
 
-class Lines:
+class NoisyTensors:
     """All tensors, in order; a row is all their weights one after another, on the CPU."""
 
     def __init__(self, weights: Sequence[TunedWeight], settings: NoiseSettings) -> None:
@@ -103,51 +103,51 @@ class Lines:
                     "leaves normalizations as they are. Leave it out; raw_dtype='float16' stores "
                     "the rest in 16 bits."
                 )
-        self.lines = {weight.name: _line(weight, settings) for weight in weights}
+        self.tensors = {weight.name: _noisy_tensor(weight, settings) for weight in weights}
         self.relative = settings.spread if settings.deviation == "relative" else None
-        for line in self:
-            line.write_back()
+        for tensor in self:
+            tensor.write_back()
 
-    def __iter__(self) -> Iterator[Line]:
-        return iter(self.lines.values())
+    def __iter__(self) -> Iterator[NoisyTensor]:
+        return iter(self.tensors.values())
 
     def parts(self) -> dict[str, slice]:
         """Return where in the row each tensor is."""
         found, start = {}, 0
-        for name, line in self.lines.items():
-            found[name] = slice(start, start + line.held.numel())
-            start += line.held.numel()
+        for name, tensor in self.tensors.items():
+            found[name] = slice(start, start + tensor.held.numel())
+            start += tensor.held.numel()
         return found
 
     def row(self) -> Fixed:
         """Return the weights as they are now."""
-        values = _row([line.weight.parameter for line in self])
+        values = _row([tensor.weight.parameter for tensor in self])
         if self.relative is None:
-            deviations = _row([line.noise.deviation for line in self])
+            deviations = _row([tensor.noise.deviation for tensor in self])
         else:
             deviations = np.abs(values) * np.float32(self.relative)
         dead = [
-            torch.zeros_like(line.fixed) if line.weight.mask is None else ~line.weight.mask
-            for line in self
+            torch.zeros_like(tensor.fixed) if tensor.weight.mask is None else ~tensor.weight.mask
+            for tensor in self
         ]
-        return Fixed(values, deviations, _row([line.fixed for line in self]), _row(dead))
+        return Fixed(values, deviations, _row([tensor.fixed for tensor in self]), _row(dead))
 
     def take(self, row: Fixed) -> None:
         """Take what a round made of the weights."""
         for name, part in self.parts().items():
-            line = self.lines[name]
+            tensor = self.tensors[name]
             fixed = row.fixed[part]
-            line.noise.fixed = _tensor(fixed, line.held)
-            line.values = _tensor(np.where(fixed, row.values[part], np.float32(0)), line.held)
-            line.held = _tensor(row.deviations[part], line.held)
-            line.write_back()
+            tensor.noise.fixed = _tensor(fixed, tensor.held)
+            tensor.values = _tensor(np.where(fixed, row.values[part], np.float32(0)), tensor.held)
+            tensor.held = _tensor(row.deviations[part], tensor.held)
+            tensor.write_back()
 
     @torch.no_grad()
     def grow(self, share: float, largest: float) -> None:
         """Let the deviations of weights go a share of their way to the largest."""
-        for line in self:
-            if line.grows:
-                deviation = line.noise.deviation
+        for tensor in self:
+            if tensor.grows:
+                deviation = tensor.noise.deviation
                 deviation.add_((largest - deviation).relu_().mul_(share))
 
     def penalty(self, alpha: float, largest: float, mean: float) -> Tensor:
@@ -156,14 +156,14 @@ class Lines:
         ``mean`` stands for the noise where it is not known: replicas of a network keep their own.
         """
         total = torch.zeros((), device=next(iter(self)).held.device)
-        for line in self:
-            if not line.grows:
+        for tensor in self:
+            if not tensor.grows:
                 continue
-            gap = (largest - line.noise.deviation).relu()
-            size = mean if line.noise.noise is None else line.noise.noise.abs()
+            gap = (largest - tensor.noise.deviation).relu()
+            size = mean if tensor.noise.noise is None else tensor.noise.noise.abs()
             term = gap.square() * size
-            if line.noise.fixed is not None:
-                term = term.masked_fill(line.noise.fixed, 0)
+            if tensor.noise.fixed is not None:
+                term = term.masked_fill(tensor.noise.fixed, 0)
             total = total + term.sum()
         return total * (alpha / 2)
 
@@ -171,51 +171,54 @@ class Lines:
     def mean_deviation(self) -> float:
         """Return the mean deviation of weights that are free, biases left out; 0 without any."""
         total = count = 0.0
-        for line in self:
-            if line.grows:
-                free = ~line.fixed
-                total += float(line.noise.deviation.mul(free).sum())
+        for tensor in self:
+            if tensor.grows:
+                free = ~tensor.fixed
+                total += float(tensor.noise.deviation.mul(free).sum())
                 count += float(free.sum())
         return total / max(1.0, count)
 
     def versions(self) -> dict[str, int]:
         """Return how often each parameter was written to."""
-        return {name: line.weight.parameter._version for name, line in self.lines.items()}
+        return {name: tensor.weight.parameter._version for name, tensor in self.tensors.items()}
 
     def zeroed(self, share: float) -> list[str]:
         """Return the weights of which more than ``share`` is zero, and was not at the start."""
         return [
             name
-            for name, line in self.lines.items()
-            if line.grows
-            and line.zeros <= share
-            and float((line.weight.parameter == 0).float().mean()) > share
+            for name, tensor in self.tensors.items()
+            if tensor.grows
+            and tensor.zeros <= share
+            and float((tensor.weight.parameter == 0).float().mean()) > share
         ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is fixed, where, and all deviations."""
         return {
             name: {
-                "fixed": line.noise.fixed,
-                "values": line.values,
-                "held": line.held,
-                "deviation": line.noise.deviation.detach(),
+                "fixed": tensor.noise.fixed,
+                "values": tensor.values,
+                "held": tensor.held,
+                "deviation": tensor.noise.deviation.detach(),
             }
-            for name, line in self.lines.items()
+            for name, tensor in self.tensors.items()
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
-        for name, line in self.lines.items():
+        for name, tensor in self.tensors.items():
             kept, fixed = state[name], state[name]["fixed"]
-            line.values, line.held = kept["values"].to(line.values), kept["held"].to(line.held)
-            line.noise.fixed = None if fixed is None else fixed.to(line.values.device)
-            line.mask = line.weight.mask
-            line.noise.deviation.copy_(kept["deviation"])
+            tensor.values, tensor.held = (
+                kept["values"].to(tensor.values),
+                kept["held"].to(tensor.held),
+            )
+            tensor.noise.fixed = None if fixed is None else fixed.to(tensor.values.device)
+            tensor.mask = tensor.weight.mask
+            tensor.noise.deviation.copy_(kept["deviation"])
 
 
-def _line(weight: TunedWeight, settings: NoiseSettings) -> Line:
+def _noisy_tensor(weight: TunedWeight, settings: NoiseSettings) -> NoisyTensor:
     values = _row([weight.parameter])
     if settings.deviation == "learned":
         first = first_deviations(values, settings.spread, settings.largest)
@@ -230,7 +233,7 @@ def _line(weight: TunedWeight, settings: NoiseSettings) -> Line:
         kept=settings.kept,
     )
     nothing = torch.zeros_like(deviation)
-    return Line(weight, noise, nothing, nothing.clone(), float((values == 0).mean()))
+    return NoisyTensor(weight, noise, nothing, nothing.clone(), float((values == 0).mean()))
 
 
 def _row(tensors: Sequence[Tensor]) -> NDArray[Any]:

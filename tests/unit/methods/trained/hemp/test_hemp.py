@@ -1,4 +1,4 @@
-"""HEMP's course on bare parameters: the acceptance tests of the dossier that need no network."""
+"""HEMP's session on bare parameters: the acceptance tests of the dossier that need no network."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def normal(rows=60, columns=80, seed=0, scale=0.05):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def run(course, steps):
+def run(session, steps):
     for _ in range(steps):
-        course.before_step()
-        course.step()
+        session.before_step()
+        session.step()
 
 
 @pytest.mark.parametrize(("rate", "moves"), [(0.60, False), (0.66, True)])
@@ -46,13 +46,13 @@ def test_a_weight_in_the_middle_goes_to_the_popular_level_iff_that_is_worth_it(r
     weight = on_levels(values, torch.tensor([0.0, 1.0]))
     with torch.no_grad():
         weight.parameter[0, -1] = 0.5001  # on the side of the unpopular level
-    course = HEMP(rate_weight=rate, pull=0.02, insensitive=False).start([weight])
+    session = HEMP(rate_weight=rate, pull=0.02, insensitive=False).start([weight])
     for _ in range(400):
-        run(course, 1)
+        run(session, 1)
         with torch.no_grad():  # the popularity stays: soft masses would follow the force
             weight.parameter[0, :-1] = values[0, :-1]
     assert (float(weight.parameter[0, -1].detach()) < 0.5) == moves
-    index = course.quantized(weight).index
+    index = session.quantized(weight).index
     assert int(index[0, 0, -1]) == (0 if moves else 1)
 
 
@@ -64,10 +64,10 @@ def test_weights_cross_where_the_rule_says():
     for bits in (8.0, 3.0, 0.5):
         weight = tuned(values)
         method = HEMP(levels=9, spacing="even", rate_weight=1 / bits, pull=0.05, insensitive=False)
-        course = method.start([weight])
-        before = course.quantized(weight).index
-        run(course, 200)
-        fractions.append(float((course.quantized(weight).index != before).float().mean()))
+        session = method.start([weight])
+        before = session.quantized(weight).index
+        run(session, 200)
+        fractions.append(float((session.quantized(weight).index != before).float().mean()))
     assert fractions[0] < 0.002
     assert fractions[2] > fractions[1] > 0.005
 
@@ -76,37 +76,37 @@ def test_pruned_weights_stay_exactly_zero():
     values = normal()
     values[torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < 0.9] = 0
     weight = tuned(values, mask=values != 0)
-    course = HEMP(levels=9, rate_weight=0.6).start([weight])
+    session = HEMP(levels=9, rate_weight=0.6).start([weight])
     for _ in range(100):
         with torch.no_grad():  # an optimizer that moves everything
             weight.parameter.add_(1e-3)
-        run(course, 1)
+        run(session, 1)
     assert bool((weight.parameter.detach()[values == 0] == 0).all())
-    decoded = course.quantized(weight).dequantize()[0]
+    decoded = session.quantized(weight).dequantize()[0]
     assert bool((decoded[values == 0] == 0).all())
     assert bool((decoded[values != 0] != 0).any())
 
 
 def test_without_the_entropy_the_distance_falls_by_the_pull_in_every_step():
     weight = tuned(normal())
-    course = HEMP(levels=9, rate_weight=0, pull=0.1, insensitive=False).start([weight])
-    levels = course.quantized(weight).dequantize()[0]
+    session = HEMP(levels=9, rate_weight=0, pull=0.1, insensitive=False).start([weight])
+    levels = session.quantized(weight).dequantize()[0]
     inside = weight.parameter.detach().clamp(levels.min(), levels.max()).sub(levels)
     for step in range(1, 30):
-        run(course, 1)
+        run(session, 1)
         gap = weight.parameter.detach() - levels
         torch.testing.assert_close(gap, inside * 0.9**step, rtol=1e-3, atol=1e-6)
 
 
 def test_the_insensitivity_spares_weights_that_the_loss_feels():
     weight = tuned(normal())
-    course = HEMP(levels=9, rate_weight=0, pull=0.5).start([weight])
+    session = HEMP(levels=9, rate_weight=0, pull=0.5).start([weight])
     before = weight.parameter.detach().clone()
     gradient = torch.zeros_like(before)
     gradient[0, 0], gradient[0, 1] = 2.0, 1.0
     weight.parameter.grad = gradient
-    target = course.quantized(weight).dequantize()[0]
-    run(course, 1)
+    target = session.quantized(weight).dequantize()[0]
+    run(session, 1)
     moved = (weight.parameter.detach() - before) / (target - before)
     assert moved[0, :3].tolist() == pytest.approx([0.0, 0.25, 0.5], abs=1e-4)
 
@@ -115,9 +115,9 @@ def test_the_coder_finds_the_pairs_of_a_network_trained_for_them():
     """Order 2 lowers H_2 far more than H_1, and the codec that learns is the one to take it."""
     weight = tuned(normal(100, 120))
     method = HEMP(levels=7, spacing="even", order=2, rate_weight=0.75, pull=0.02, insensitive=False)
-    course = method.start([weight])
-    run(course, 300)
-    index = course.quantized(weight).index.reshape(100, 120).numpy().astype(np.int32)
+    session = method.start([weight])
+    run(session, 300)
+    index = session.quantized(weight).index.reshape(100, 120).numpy().astype(np.int32)
     layout = Layout(100, 120)
     sizes = {name: len(CODECS[name].encode(index, layout)) for name in ("rans", "mix")}
     assert sizes["mix"] < 0.9 * sizes["rans"]
@@ -131,32 +131,32 @@ def test_the_coder_finds_the_pairs_of_a_network_trained_for_them():
 def test_resumed_and_repeated_runs_give_the_same_indices(order, spacing):
     method = HEMP(levels=7, spacing=spacing, order=order, rate_weight=Ramp(0, 0.9), refit=15)
     whole, parted = tuned(normal()), tuned(normal())
-    course = method.start([whole])
+    session = method.start([whole])
     first = method.start([parted])
     for k in range(33):
-        for one in (course, first):
+        for one in (session, first):
             one.advance(k / 57)
             run(one, 1)
     second = method.start([parted])
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for k in range(33, 57):
-        for one in (course, second):
+        for one in (session, second):
             one.advance(k / 57)
             run(one, 1)
     assert torch.equal(whole.parameter, parted.parameter)
-    ours, theirs = course.quantized(whole), second.quantized(parted)
+    ours, theirs = session.quantized(whole), second.quantized(parted)
     assert torch.equal(ours.index, theirs.index)
     assert torch.equal(ours.dequantize(), theirs.dequantize())
 
 
 def test_refit_levels_follow_the_weights():
     weight = tuned(normal())
-    course = HEMP(levels=7, rate_weight=0, pull=0, refit=1).start([weight])
-    before = course.quantized(weight).levels
+    session = HEMP(levels=7, rate_weight=0, pull=0, refit=1).start([weight])
+    before = session.quantized(weight).levels
     with torch.no_grad():
         weight.parameter.mul_(0.5)
-    run(course, 2)
-    after = course.quantized(weight).levels
+    run(session, 2)
+    after = session.quantized(weight).levels
     assert float(after.abs().max()) < 0.7 * float(before.abs().max())
     assert 0 in after.tolist()
 
@@ -176,10 +176,10 @@ def test_rate_assignment_takes_cheaper_levels_than_the_nearest():
 def test_bits_in_the_loss_have_the_gradient_of_the_entropy():
     weight = tuned(normal())
     method = HEMP(levels=7, spacing="even", slope=1e-3, forward="quantized")
-    course = method.start([weight])
-    penalty = course.penalty()
+    session = method.start([weight])
+    penalty = session.penalty()
     assert float(penalty.detach()) == pytest.approx(
-        1e-3 * course.measures()["bits_per_weight"] * weight.parameter.numel(), rel=1e-5
+        1e-3 * session.measures()["bits_per_weight"] * weight.parameter.numel(), rel=1e-5
     )
     penalty.backward()
     gradient = weight.parameter.grad
@@ -189,20 +189,20 @@ def test_bits_in_the_loss_have_the_gradient_of_the_entropy():
 
 
 def test_the_crossing_rule_is_no_part_of_the_loss():
-    course = HEMP().start([tuned(normal())])
-    assert float(course.penalty()) == 0
+    session = HEMP().start([tuned(normal())])
+    assert float(session.penalty()) == 0
 
 
 def test_too_high_an_order_is_lowered_and_said():
     with pytest.warns(UserWarning, match="order 3"):
-        course = HEMP(levels=31, order=3).start([tuned(normal())])
-    assert course.measures()["bits_per_weight"] > 1
+        session = HEMP(levels=31, order=3).start([tuned(normal())])
+    assert session.measures()["bits_per_weight"] > 1
 
 
 def test_measures_are_the_states():
     weight = tuned(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
-    course = HEMP(levels=3, pull=0).start([weight])
-    assert course.measures() == pytest.approx(
+    session = HEMP(levels=3, pull=0).start([weight])
+    assert session.measures() == pytest.approx(
         {"bits_per_weight": 0.8113, "distance": 0, "zeros": 0.75}, abs=1e-4
     )
 

@@ -51,7 +51,7 @@ class Shared(nn.Module):
 
 
 def widths(tuner):
-    return {name: made.bits for name, made in tuner.course.inputs.items()}
+    return {name: made.bits for name, made in tuner.session.inputs.items()}
 
 
 def prepare(net, method, **more):
@@ -66,7 +66,7 @@ def test_the_grid_of_a_relu6_ends_where_it_cuts():
     grids = fewbits.compress(net, Nearest(bits=8), X, activations=bits).contents.activations
     assert 4 < grids["acts.0"].clip <= 6
     tuner = prepare(net, LowBit(activations=2, placement="output"))
-    made = tuner.course.inputs["acts.0"]
+    made = tuner.session.inputs["acts.0"]
     assert 4 < made.grid().clip <= 6
     with torch.no_grad():
         made.step.stretch += 0.5  # an optimizer's step

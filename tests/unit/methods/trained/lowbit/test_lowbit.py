@@ -178,12 +178,12 @@ def test_placements_of_a_residual_network_of_eighteen_layers():
             method = LowBit(first_last="fp", placement=placement, quantizer="dorefa")
             tuner = prepare(copy.deepcopy(net), method)
             assert len(tuner.weights) == 19
-            assert len(tuner.course.inputs) == count
-        assert "conv1" not in tuner.course.inputs
+            assert len(tuner.session.inputs) == count
+        assert "conv1" not in tuner.session.inputs
         tuner = prepare(copy.deepcopy(net), LowBit(placement="output"))
-    assert {"conv1", "relu", "stages.0.0.relu@0", "stages.0.0.relu@1"} <= set(tuner.course.inputs)
-    assert tuner.course.inputs["conv1"].signed
-    assert not tuner.course.inputs["stages.0.0.relu@1"].signed
+    assert {"conv1", "relu", "stages.0.0.relu@0", "stages.0.0.relu@1"} <= set(tuner.session.inputs)
+    assert tuner.session.inputs["conv1"].signed
+    assert not tuner.session.inputs["stages.0.0.relu@1"].signed
 
 
 def test_thirty_two_bits_leave_the_network_as_it_is(net):
@@ -229,14 +229,14 @@ def test_the_widths_of_each_epoch(schedule, trace, net):
     found, stages = [], []
     for epoch in range(6):
         tuner.advance(epoch / 6)
-        weights = {line.bits for line in tuner.course._lines.values()}
-        inputs = {made.bits for made in tuner.course.inputs.values()}
+        weights = {line.bits for line in tuner.session._lines.values()}
+        inputs = {made.bits for made in tuner.session.inputs.values()}
         assert len(weights) == len(inputs) == 1
         found.append((weights.pop(), inputs.pop()))
         stages.append(tuner.stage)
     assert found == trace
     assert stages == [sorted(set(trace), key=trace.index).index(pair) for pair in trace]
-    assert tuner.settled_from == pytest.approx(trace.index((2, 2)) / 6)
+    assert tuner.selectable_from == pytest.approx(trace.index((2, 2)) / 6)
 
 
 def test_a_resumed_training_ends_with_the_same_bytes(net):
@@ -281,27 +281,27 @@ def test_stochastic_ends_of_the_chance(net):
 
 def test_gates_are_drawn_once_a_step_with_their_chance(net):
     method = LowBit(weights=2, activations=2, schedule="stochastic", chance=0.3, gates="layer")
-    course = prepare(net, method).course
+    session = prepare(net, method).session
     draws = []
     for _ in range(4000):
-        course._count += 1
-        course._draw()
-        draws.append([float(line.gate) for line in course._lines.values()])
+        session._count += 1
+        session._draw()
+        draws.append([float(line.gate) for line in session._lines.values()])
     table = torch.tensor(draws)
     assert float((table.mean(0) - 0.3).abs().max()) < 0.03
     related = torch.corrcoef(table.T) - torch.eye(table.shape[1])
     assert float(related.abs().max()) < 0.06
-    before = [float(line.gate) for line in course._lines.values()]
+    before = [float(line.gate) for line in session._lines.values()]
     net.train()
     for _ in range(3):  # accumulation: no draw between micro-batches
         net(batch()[0])
-    assert before == [float(line.gate) for line in course._lines.values()]
+    assert before == [float(line.gate) for line in session._lines.values()]
     net.eval()
     assert torch.equal(net(batch()[0]), net(batch()[0]))
-    for line in course._lines.values():
+    for line in session._lines.values():
         line.gate.fill_(0)
     closed = net(batch()[0])
-    for line in course._lines.values():
+    for line in session._lines.values():
         line.gate.fill_(1)
     assert torch.equal(closed, net(batch()[0]))
 
@@ -311,23 +311,23 @@ def test_gates_are_another_draw_for_another_seed(net):
     method = LowBit(schedule="stochastic", chance=0.5, gates="layer")
     tables = []
     for seed in (0, 1, 123, 2**32, 2**62):
-        course = prepare(copy.deepcopy(net), method, seed=seed).course
+        session = prepare(copy.deepcopy(net), method, seed=seed).session
         draws = []
         for _ in range(50):
-            course.step()
-            draws.append(tuple(float(line.gate) for line in course._lines.values()))
+            session.step()
+            draws.append(tuple(float(line.gate) for line in session._lines.values()))
         tables.append(tuple(draws))
     assert len(set(tables)) == len(tables)
 
 
 @pytest.mark.parametrize("gates", ["block", "layer", "parts"])
 def test_gates_go_by_block_layer_or_part(gates, net):
-    course = prepare(net, LowBit(schedule="stochastic", gates=gates)).course
-    names = {group for group, _ in course.grouped()}
-    layers = len(course._lines)
+    session = prepare(net, LowBit(schedule="stochastic", gates=gates)).session
+    names = {group for group, _ in session.grouped()}
+    layers = len(session._lines)
     assert len(names) == {"block": 4, "layer": layers, "parts": 2 * layers}[gates]
     block = {
-        group for group, part in course.grouped() if part is course.inputs["stages.1.0.down.0"]
+        group for group, part in session.grouped() if part is session.inputs["stages.1.0.down.0"]
     }
     assert block == {"block": {"stages.1.0"}, "layer": {"stages.1.0.down.0"}}.get(gates, block)
 
@@ -337,8 +337,8 @@ def test_layers_of_one_sequence_are_blocks_of_their_own():
     layers = [layer for _ in range(3) for layer in (nn.Linear(8, 8), nn.ReLU())]
     net = nn.Sequential(OrderedDict(features=nn.Sequential(*layers), fc=nn.Linear(8, 2)))
     method = LowBit(schedule="stochastic", gates="block")
-    course = fewbits.prepare(net, method, calibration=torch.randn(32, 8)).course
-    groups = {group for group, _ in course.grouped()}
+    session = fewbits.prepare(net, method, calibration=torch.randn(32, 8)).session
+    groups = {group for group, _ in session.grouped()}
     assert groups == {"features.0", "features.2", "features.4", "fc"}
 
 
@@ -368,7 +368,7 @@ def test_steps_stay_positive_under_a_hostile_optimizer(net):
         sum(p.sum() * 1e3 for p in steps).backward()
         optimizer.step()
         tuner.step()
-    parts = [*tuner.course._lines.values(), *tuner.course.inputs.values()]
+    parts = [*tuner.session._lines.values(), *tuner.session.inputs.values()]
     assert all(float(part.step.value.min()) > 0 for part in parts)
     assert bool(torch.isfinite(net(batch()[0])).all())
 
@@ -402,7 +402,7 @@ def test_a_network_prepared_twice_has_one_set_of_inputs(net):
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq+"])
 def test_steps_follow_the_network_to_its_device_and_stay_float32(quantizer, net):
     tuner = prepare(net, LowBit(quantizer=quantizer))
-    parts = [*tuner.course._lines.values(), *tuner.course.inputs.values()]
+    parts = [*tuner.session._lines.values(), *tuner.session.inputs.values()]
     steps = [part.step.value for part in parts]
     net.half().double().float()
     for part, step in zip(parts, steps, strict=True):
@@ -427,7 +427,7 @@ def test_a_network_of_half_precision_trains(net):
     with torch.no_grad():
         for weight in tuner.weights:
             weight.parameter.mul_(1e-3)  # steps whose squares are below float16's least
-    for line in tuner.course._lines.values():
+    for line in tuner.session._lines.values():
         line.refit()
     net.half()
     optimizer = sgd(tuner, lr=1e-4)
@@ -464,7 +464,7 @@ def test_weight_decay_leaves_steps_and_clips_alone(quantizer, net):
 
 def test_dorefa_scales_layers_that_no_normalization_follows(net):
     tuner = prepare(copy.deepcopy(net), LowBit(quantizer="dorefa", first_last="same"))
-    scaled = [name for name, line in tuner.course._lines.items() if line.scaled]
+    scaled = [name for name, line in tuner.session._lines.items() if line.scaled]
     assert scaled == ["fc.weight"]
     with pytest.warns(UserWarning, match="'fc'"):
         prepare(copy.deepcopy(net), LowBit(quantizer="dorefa", first_last="same", rescale="never"))
@@ -498,7 +498,7 @@ def test_wasted_levels_and_clipped_inputs_are_told(net):
         weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
         weight[0, 0, 0, 0] = 1.0
     tuner = prepare(net, LowBit(weights=2, activations=2, quantizer="dorefa", first_last="fp"))
-    rows = {(row.name, row.what): row for row in tuner.course.report()}
+    rows = {(row.name, row.what): row for row in tuner.session.report()}
     row = rows["stages.0.0.conv1.weight", "weights"]
     assert row.counts[0] + row.counts[3] <= 2
     assert row.entropy < 1.1
@@ -551,7 +551,7 @@ def test_one_bit_for_inputs_of_either_sign_is_refused(schedule, net):
     tuner = prepare(net, LowBit(**one, quantizer="lsq+"))
     train(tuner, 2)
     tuner.advance(1.0)
-    made = tuner.course.inputs["stages.0.0.conv1"]
+    made = tuner.session.inputs["stages.0.0.conv1"]
     assert len(made(torch.randn(100)).unique()) == 2
 
 
@@ -575,7 +575,7 @@ def test_shifted_inputs_start_by_the_rule_of_ranges(ranges, most):
         activations=2, weights=32, quantizer="lsq+", first_last="same", ranges=ranges, percentile=99
     )
     tuner = fewbits.prepare(net, method, calibration=values[:, None])
-    made = tuner.course.inputs["0"]
+    made = tuner.session.inputs["0"]
     assert float((made(values) - values).detach().square().mean()) < most
 
 

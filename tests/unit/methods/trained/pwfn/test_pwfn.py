@@ -1,4 +1,4 @@
-"""PWFN's course on bare parameters: the acceptance tests of the dossier that need no network."""
+"""PWFN's session on bare parameters: the acceptance tests of the dossier that need no network."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def network(**settings):
     ]
 
 
-def run(course, weights, optimizer, steps, *, first=0, total=None, loss=None):
-    """Forward passes through the course, a quadratic loss, and what the tuner calls."""
-    modules = {w.name: course.parametrization(w).train() for w in weights}
+def run(session, weights, optimizer, steps, *, first=0, total=None, loss=None):
+    """Forward passes through the session, a quadratic loss, and what the tuner calls."""
+    modules = {w.name: session.parametrization(w).train() for w in weights}
     for k in range(first, first + steps):
         optimizer.zero_grad()
         seen = [modules[w.name](w.parameter) for w in weights]
         task = sum(((v - 0.1) ** 2).sum() * 0.5 for v in seen) if loss is None else loss(seen)
-        (task + course.penalty()).backward()
+        (task + session.penalty()).backward()
         optimizer.step()
-        course.before_step()
-        course.step()
-        course.advance((k + 1) / (total or steps))
+        session.before_step()
+        session.step()
+        session.advance((k + 1) / (total or steps))
 
 
-def sgd(course, weights, lr=1e-3, momentum=0.9, **more):
-    parameters = [w.parameter for w in weights] + list(course.parameters())
+def sgd(session, weights, lr=1e-3, momentum=0.9, **more):
+    parameters = [w.parameter for w in weights] + list(session.parameters())
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, **more)
 
 
-def fixed_of(course):
-    return {name: line["fixed"] for name, line in course.state_dict()["lines"].items()}
+def fixed_of(session):
+    return {name: tensor["fixed"] for name, tensor in session.state_dict()["tensors"].items()}
 
 
 # -- freezing, quotas, admissibility
@@ -75,12 +75,12 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_fixed_weights_stay_bit_for_bit_and_the_quotas_are_met(kind):
     weights = network()
-    course = PWFN(growth=1.0).start(weights)
-    optimizer = OPTIMIZERS[kind]([w.parameter for w in weights] + list(course.parameters()))
+    session = PWFN(growth=1.0).start(weights)
+    optimizer = OPTIMIZERS[kind]([w.parameter for w in weights] + list(session.parameters()))
     known, total = {}, sum(w.parameter.numel() for w in weights)
     for k in range(40):
-        run(course, weights, optimizer, 1, first=k, total=40)
-        for weight, fixed in zip(weights, fixed_of(course).values(), strict=True):
+        run(session, weights, optimizer, 1, first=k, total=40)
+        for weight, fixed in zip(weights, fixed_of(session).values(), strict=True):
             values = weight.parameter.detach().clone()
             if weight.name in known:
                 before, old = known[weight.name]
@@ -88,64 +88,64 @@ def test_fixed_weights_stay_bit_for_bit_and_the_quotas_are_met(kind):
                 assert torch.equal(values[before], old[before])
             if fixed is not None:
                 known[weight.name] = (fixed, values)
-        fractions = PWFN.fractions[: len(course.rounds)]
-        assert [r.fixed for r in course.rounds] == [math.ceil(p * total) for p in fractions]
-    assert len(course.rounds) == 10
+        fractions = PWFN.fractions[: len(session.rounds)]
+        assert [r.fixed for r in session.rounds] == [math.ceil(p * total) for p in fractions]
+    assert len(session.rounds) == 10
     assert all(bool(fixed.all()) for fixed, _ in known.values())
 
 
 def test_without_writing_back_fixed_weights_drift():
     """What the test above would see: the freeze of the reference code is of gradients only."""
     weights = network()
-    course = PWFN(growth=1.0).start(weights)
-    course.advance(0.5)
+    session = PWFN(growth=1.0).start(weights)
+    session.advance(0.5)
     before = weights[0].parameter.detach().clone()
-    optimizer = sgd(course, weights, lr=0.01, weight_decay=1e-2)
+    optimizer = sgd(session, weights, lr=0.01, weight_decay=1e-2)
     for _ in range(20):
         optimizer.zero_grad()
-        seen = course.parametrization(weights[0])(weights[0].parameter)
+        seen = session.parametrization(weights[0])(weights[0].parameter)
         (seen**2).sum().backward()
         optimizer.step()
-    fixed = fixed_of(course)["one"]
+    fixed = fixed_of(session)["one"]
     assert not torch.equal(weights[0].parameter[fixed], before[fixed])
-    course.step()
+    session.step()
     assert torch.equal(weights[0].parameter[fixed], before[fixed])
 
 
 def test_after_the_last_round_nothing_moves_but_norms():
     weights = network()
-    course = PWFN(until=0.5, begin=0.1).start(weights)
-    optimizer = sgd(course, weights, lr=0.01, weight_decay=1e-2)
-    run(course, weights, optimizer, 10, total=20)
-    assert course.rounds[-1].fraction == 1
+    session = PWFN(until=0.5, begin=0.1).start(weights)
+    optimizer = sgd(session, weights, lr=0.01, weight_decay=1e-2)
+    run(session, weights, optimizer, 10, total=20)
+    assert session.rounds[-1].fraction == 1
     before = [w.parameter.detach().clone() for w in weights]
-    run(course, weights, optimizer, 10, first=10, total=20)
+    run(session, weights, optimizer, 10, first=10, total=20)
     assert all(torch.equal(w.parameter, b) for w, b in zip(weights, before, strict=True))
 
 
 def test_every_pick_was_allowed_by_its_level():
     weights = network()
-    course = PWFN(growth=1.0, fractions=(0.3, 0.7, 1.0)).start(weights)
-    run(course, weights, sgd(course, weights), 10, total=1000)
-    levels = list(course.method.ladder(course.finest).levels())
+    session = PWFN(growth=1.0, fractions=(0.3, 0.7, 1.0)).start(weights)
+    run(session, weights, sgd(session, weights), 10, total=1000)
+    levels = list(session.method.ladder(session.finest).levels())
     free = [torch.ones_like(w.parameter, dtype=torch.bool) for w in weights]
     for progress in (0.1, 0.55, 1.0):
         before = [w.parameter.detach().clone() for w in weights]
-        deviations = [d.clone() for d in course.deviations().values()]
-        course.advance(progress)
-        picks = course.rounds[-1].picks
+        deviations = [d.clone() for d in session.deviations().values()]
+        session.advance(progress)
+        picks = session.rounds[-1].picks
         places = [levels.index((p.order, p.distance)) for p in picks]
         assert places == sorted(places)
         assert all(bin(abs(p.code)).count("1") <= p.order for p in picks)
         allowed = {p.code: p.distance for p in picks}  # the last pick of a code reaches furthest
         moved = 0
         for k, (w, b, d) in enumerate(zip(weights, before, deviations, strict=True)):
-            fixed = fixed_of(course)[w.name]
+            fixed = fixed_of(session)[w.name]
             for row in (free[k] & fixed).nonzero().tolist():
                 value, old, size = (float(t.detach()[tuple(row)]) for t in (w.parameter, b, d))
                 far = abs(value - old) / max(size, 2**-20)
-                near_zero = value == 0 and abs(old) < 2**-course.finest
-                assert near_zero or far <= allowed[round(value * 2**course.finest)]
+                near_zero = value == 0 and abs(old) < 2**-session.finest
+                assert near_zero or far <= allowed[round(value * 2**session.finest)]
                 moved += 1
             free[k] = ~fixed
         assert moved == sum(p.count for p in picks)
@@ -155,15 +155,15 @@ def test_reclustering_begins_anew_and_may_move_what_was_fixed():
     moved = dict.fromkeys(("lock", "recluster"), 0)
     for mode in moved:
         weights = network()
-        course = PWFN(growth=3.0, mode=mode).start(weights)
-        optimizer, before = sgd(course, weights, lr=0.01), []
+        session = PWFN(growth=3.0, mode=mode).start(weights)
+        optimizer, before = sgd(session, weights, lr=0.01), []
         for k in range(40):
-            run(course, weights, optimizer, 1, first=k, total=40)
+            run(session, weights, optimizer, 1, first=k, total=40)
             for (fixed, old), w in zip(before, weights, strict=False):
                 moved[mode] += int((w.parameter.detach() != old)[fixed].sum())
-            now = zip(fixed_of(course).values(), weights, strict=True)
+            now = zip(fixed_of(session).values(), weights, strict=True)
             before = [(f, w.parameter.detach().clone()) for f, w in now if f is not None]
-        assert course.rounds[-1].fixed == sum(w.parameter.numel() for w in weights)
+        assert session.rounds[-1].fixed == sum(w.parameter.numel() for w in weights)
     assert moved["lock"] == 0
     assert moved["recluster"] > 100
 
@@ -174,12 +174,12 @@ def test_reclustering_begins_anew_and_may_move_what_was_fixed():
 def test_the_gradient_of_the_loss_form():
     weights = network()
     alpha, largest = 0.3, 0.05
-    course = PWFN(alpha=alpha).start(weights)
-    course.advance(0.3)
+    session = PWFN(alpha=alpha).start(weights)
+    session.advance(0.3)
     slopes = [normal(*w.shape, seed=5) for w in weights]
-    modules = [course.parametrization(w).train() for w in weights]
+    modules = [session.parametrization(w).train() for w in weights]
     loss = sum((m(w.parameter) * s).sum() for m, w, s in zip(modules, weights, slopes, strict=True))
-    (loss + course.penalty()).backward()
+    (loss + session.penalty()).backward()
     for module, weight, slope in zip(modules, weights, slopes, strict=True):
         gap = (largest - module.deviation.detach()).relu()
         force = alpha * gap * module.noise.abs() * (weight.parameter.dim() > 1)
@@ -190,13 +190,13 @@ def test_the_gradient_of_the_loss_form():
 @pytest.mark.parametrize(("alpha", "steps"), [(2.0**-11, 528), (0.02, 528)])
 def test_the_loss_form_grows_as_the_formula_says(alpha, steps):
     weight = tuned(normal(60, 50))
-    course = PWFN(alpha=alpha, begin=1.0, until=1.0, fractions=(1.0,)).start([weight])
-    first = course.deviations()["weight"].mean()
-    optimizer = torch.optim.SGD(list(course.parameters()), lr=1e-3, momentum=0.9)
-    run(course, [weight], optimizer, steps, total=10**6, loss=lambda seen: 0 * seen[0].sum())
+    session = PWFN(alpha=alpha, begin=1.0, until=1.0, fractions=(1.0,)).start([weight])
+    first = session.deviations()["weight"].mean()
+    optimizer = torch.optim.SGD(list(session.parameters()), lr=1e-3, momentum=0.9)
+    run(session, [weight], optimizer, steps, total=10**6, loss=lambda seen: 0 * seen[0].sum())
     rate = alpha * MEAN * 1e-3 / 0.1
     wanted = 0.05 - (0.05 - first) * math.exp(-rate * steps)
-    found = course.deviations()["weight"].mean()
+    found = session.deviations()["weight"].mean()
     assert float(found) == pytest.approx(float(wanted), rel=0.02)
     if alpha == 2.0**-11:
         assert float(found) == pytest.approx(0.0021, abs=3e-4)  # inactive, as the dossier says
@@ -205,10 +205,10 @@ def test_the_loss_form_grows_as_the_formula_says(alpha, steps):
 @pytest.mark.slow
 def test_the_paper_s_alpha_takes_27000_steps():
     weight = tuned(normal(30, 30))
-    course = PWFN(alpha=2.0**-11, begin=1.0, until=1.0, fractions=(1.0,)).start([weight])
-    optimizer = torch.optim.SGD(list(course.parameters()), lr=1e-3, momentum=0.9)
-    run(course, [weight], optimizer, 27_000, total=10**6, loss=lambda seen: 0 * seen[0].sum())
-    assert float(course.deviations()["weight"].median()) == pytest.approx(0.0067, rel=0.03)
+    session = PWFN(alpha=2.0**-11, begin=1.0, until=1.0, fractions=(1.0,)).start([weight])
+    optimizer = torch.optim.SGD(list(session.parameters()), lr=1e-3, momentum=0.9)
+    run(session, [weight], optimizer, 27_000, total=10**6, loss=lambda seen: 0 * seen[0].sum())
+    assert float(session.deviations()["weight"].median()) == pytest.approx(0.0067, rel=0.03)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -216,15 +216,15 @@ def test_growth_counts_in_rounds_whatever_the_optimizer_and_the_steps(optimizer)
     for steps in (10, 60):
         weight = tuned(normal(20, 20))
         method = PWFN(growth=0.5, fractions=(0.1, 0.2, 0.3, 1.0), begin=0.4, until=1.0)
-        course = method.start([weight])
-        first = course.deviations()["weight"].clone()
+        session = method.start([weight])
+        first = session.deviations()["weight"].clone()
         kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
-        parameters = [weight.parameter, *course.parameters()]
-        run(course, [weight], kind(parameters, lr=1e-9), steps, total=steps * 4)
-        run(course, [weight], kind(parameters, lr=1e-9), 1, first=steps, total=steps * 4)
+        parameters = [weight.parameter, *session.parameters()]
+        run(session, [weight], kind(parameters, lr=1e-9), steps, total=steps * 4)
+        run(session, [weight], kind(parameters, lr=1e-9), 1, first=steps, total=steps * 4)
         passed = 0.25 / 0.2  # rounds: a quarter of the training, a round each fifth
         wanted = 0.05 - (0.05 - first) * math.exp(-0.5 * passed)
-        torch.testing.assert_close(course.deviations()["weight"], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(session.deviations()["weight"], wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_uncertainty_is_specific_to_the_position():
     weight = tuned(normal(1, 24))
     alpha, largest = 0.2, 0.05
     method = PWFN(alpha=alpha, largest=largest, begin=1.0, until=1.0, fractions=(1.0,))
-    course = method.start([weight])
+    session = method.start([weight])
     target = weight.parameter.detach().clone()
     g = torch.Generator().manual_seed(0)
 
@@ -242,12 +242,12 @@ def test_uncertainty_is_specific_to_the_position():
         x = torch.randn(256, 24, generator=g) * sizes
         return ((x @ (seen[0] - target).T) ** 2).mean()
 
-    optimizer = sgd(course, [weight], lr=0.01, momentum=0.0)
+    optimizer = sgd(session, [weight], lr=0.01, momentum=0.0)
     mean = torch.zeros(24)
     for k in range(200):
-        run(course, [weight], optimizer, 100, first=100 * k, total=10**7, loss=loss)
+        run(session, [weight], optimizer, 100, first=100 * k, total=10**7, loss=loss)
         if k >= 100:
-            mean += course.deviations()["weight"][0] / 100
+            mean += session.deviations()["weight"][0] / 100
     force = MEAN * alpha
     wanted = force * largest / (2 * sizes**2 + force)
     assert float((mean / wanted - 1).abs().max()) < 0.15
@@ -259,17 +259,17 @@ def test_uncertainty_is_specific_to_the_position():
 
 def test_alpha_that_does_nothing_is_told():
     weights = network()
-    course = PWFN(alpha=2.0**-11).start(weights)
+    session = PWFN(alpha=2.0**-11).start(weights)
     with pytest.warns(UserWarning, match="growth="):
-        run(course, weights, sgd(course, weights), 12)
+        run(session, weights, sgd(session, weights), 12)
 
 
 def test_an_optimizer_without_the_deviations_is_refused():
     weights = network()
-    course = PWFN().start(weights)
+    session = PWFN().start(weights)
     optimizer = torch.optim.SGD([w.parameter for w in weights], lr=0.01)
     with pytest.raises(ConfigError, match=r"after fewbits\.prepare"):
-        run(course, weights, optimizer, 2, total=100)
+        run(session, weights, optimizer, 2, total=100)
 
 
 def test_a_network_in_evaluation_mode_is_told_to_be_in_it():
@@ -315,14 +315,14 @@ def test_constant_and_relative_deviations():
 
 def test_before_the_last_round_quantized_is_what_it_would_do():
     weights, later = network(), network()
-    course, other = (
+    session, other = (
         PWFN(fractions=(0.4, 1.0)).start(weights),
         PWFN(fractions=(0.4, 1.0)).start(later),
     )
-    for one, group in ((course, weights), (other, later)):
+    for one, group in ((session, weights), (other, later)):
         run(one, group, sgd(one, group), 10, total=20)
-    found = [course.quantized(w).dequantize() for w in weights]
-    levels = [course.quantized(w).levels for w in weights]
+    found = [session.quantized(w).dequantize() for w in weights]
+    levels = [session.quantized(w).levels for w in weights]
     assert all(torch.equal(levels[0], other_levels) for other_levels in levels)
     other.advance(1.0)
     for weight, values, kept in zip(later, found, weights, strict=True):
@@ -330,33 +330,33 @@ def test_before_the_last_round_quantized_is_what_it_would_do():
         assert not torch.equal(kept.matrix(), values)  # and nothing was changed by asking
     values = torch.cat([v.reshape(-1) for v in found])
     assert torch.equal(values.unique(), levels[0])
-    codes = levels[0].double() * 2**course.finest
+    codes = levels[0].double() * 2**session.finest
     assert torch.equal(codes, codes.round())
     assert max(bin(abs(int(c))).count("1") for c in codes) <= 4
 
 
 def test_no_more_values_than_asked_for():
     weights = network()
-    course = PWFN(most=9, growth=0.1).start(weights)
-    run(course, weights, sgd(course, weights), 30)
-    assert len(course.quantized(weights[0]).levels) <= 9
+    session = PWFN(most=9, growth=0.1).start(weights)
+    run(session, weights, sgd(session, weights), 30)
+    assert len(session.quantized(weights[0]).levels) <= 9
 
 
 def test_pruned_weights_are_fixed_at_zero_from_the_start():
     values = normal(20, 30)
     values[normal(20, 30, seed=3) > 0] = 0
     weight = tuned(values, mask=values != 0)
-    course = PWFN().start([weight])
-    module = course.parametrization(weight).train()
+    session = PWFN().start([weight])
+    module = session.parametrization(weight).train()
     assert float(module(weight.parameter).detach()[values == 0].abs().max()) < 1e-7
-    run(course, [weight], sgd(course, [weight]), 10, total=40)
+    run(session, [weight], sgd(session, [weight]), 10, total=40)
     newly = torch.zeros_like(values, dtype=torch.bool)
     newly[0] = True
     weight.mask = weight.mask & ~newly
-    run(course, [weight], sgd(course, [weight]), 30, first=10, total=40)
-    assert bool((course.quantized(weight).dequantize()[0][newly] == 0).all())
+    run(session, [weight], sgd(session, [weight]), 30, first=10, total=40)
+    assert bool((session.quantized(weight).dequantize()[0][newly] == 0).all())
     assert bool((weight.parameter[values == 0] == 0).all())
-    assert course.rounds[-1].fixed == 600
+    assert session.rounds[-1].fixed == 600
 
 
 # -- going on, determinism
@@ -372,8 +372,8 @@ def test_resumed_and_repeated_runs_end_the_same(settings):
     method = PWFN(growth=Ramp(1.0, 0.0), **settings)
     whole, again, parted, other = network(), network(), network(), network()
     for group, seed in ((whole, 1), (again, 1), (other, 2)):
-        course = method.start(group, seed)
-        run(course, group, sgd(course, group, momentum=0.0), 40)
+        session = method.start(group, seed)
+        run(session, group, sgd(session, group, momentum=0.0), 40)
     first = method.start(parted, 1)
     run(first, parted, sgd(first, parted, momentum=0.0), 23, total=40)
     second = method.start(parted, 1)
@@ -386,10 +386,10 @@ def test_resumed_and_repeated_runs_end_the_same(settings):
 
 def test_short_floats_are_clustered_too():
     weight = tuned(normal(20, 30).bfloat16())
-    course = PWFN(fractions=(0.5, 1.0)).start([weight])
-    run(course, [weight], sgd(course, [weight]), 6)
+    session = PWFN(fractions=(0.5, 1.0)).start([weight])
+    run(session, [weight], sgd(session, [weight]), 6)
     assert weight.parameter.dtype == torch.bfloat16
-    values = course.quantized(weight).dequantize()
+    values = session.quantized(weight).dequantize()
     torch.testing.assert_close(weight.matrix(), values, rtol=2**-8, atol=0)
 
 
@@ -410,18 +410,18 @@ def test_the_finest_value_follows_from_the_smallest_layer():
 def test_a_layer_that_became_zero_is_told():
     weight = tuned(torch.full((10, 20), 0.012) + normal(10, 20) * 1e-3)
     method = PWFN(deviation="constant", spread=0.5, finest=7, prefer_zero=9.0)
-    course = method.start([weight])
+    session = method.start([weight])
     with pytest.warns(UserWarning, match="weight became zero"):
-        course.advance(1.0)
+        session.advance(1.0)
 
 
 def test_a_training_that_went_wrong_is_loud():
     weights = network()
-    course = PWFN().start(weights)
+    session = PWFN().start(weights)
     with torch.no_grad():
-        course.deviations()["one"][0, 0] = float("nan")
+        session.deviations()["one"][0, 0] = float("nan")
     with pytest.raises(ModelError, match="1 deviations"):
-        course.advance(0.5)
+        session.advance(0.5)
 
 
 def test_vectors_on_grids_of_their_own_are_refused():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.export import export_onnx
+from fewbits.exporters import export_onnx
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

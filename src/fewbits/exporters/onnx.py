@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coded import ActivationGrid, Contents, Place
+from ..coded import ActivationGrid, ActivationSite, Contents
 from ..compression.coded_model import CodedModel
 from ..container import read
 from ..errors import ConfigError, MissingExtraError, ModelError, require
@@ -243,7 +243,7 @@ def _slow(graph: Any, contents: Contents) -> list[str]:
     """Return what onnxruntime computes in floats although its weights and inputs have 8 bits."""
     if not contents.activations:
         return []  # all of it
-    known = any(Place.of(name).output for name in contents.activations)
+    known = any(ActivationSite.of(name).output for name in contents.activations)
     advice = "" if known else "; Activations(outputs=True), or --outputs, puts one there"
     reasons = {
         "read": "read floats: what reaches them is not quantized",

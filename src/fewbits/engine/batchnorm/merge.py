@@ -3,7 +3,7 @@
 In evaluation mode a normalization multiplies by gamma / sqrt(variance + eps) and adds a bias.
 Settled, it has this gain as its weight, that bias, mean 0 and variance 1 - eps: the function and
 the names of the state dict stay, and the statistics become constants, which a file stores for
-nearly nothing. While training, gamma and beta are floats: a grid would not survive the settling.
+nearly nothing. While training, gamma and beta are floats: a grid would not survive the norm_merge.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ...ops.levels.codebook import window
 from ..layers.layer import QuantizedMatrix
 from .fold import affine_of, is_batchnorm
 
-__all__ = ["Settling", "to_settle"]
+__all__ = ["BatchNormMerge", "mergeable"]
 
 
-def to_settle(
+def mergeable(
     model: nn.Module, aliases: Mapping[str, str], held: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Return the names of the normalizations whose statistics can be taken into two vectors.
@@ -51,7 +51,7 @@ def to_settle(
     )
 
 
-class Settling:
+class BatchNormMerge:
     """The normalizations of one network that are settled when its training ends.
 
     Attributes:

@@ -11,7 +11,7 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import ModelError
-from fewbits.export import export_onnx
+from fewbits.exporters import export_onnx
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

@@ -17,9 +17,9 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import ConfigError
-from fewbits.export import export_onnx
-from fewbits.export import onnx as exporter
-from fewbits.export.processors import overflows_here, pairs_may_overflow
+from fewbits.exporters import export_onnx
+from fewbits.exporters import onnx as exporter
+from fewbits.exporters.processors import overflows_here, pairs_may_overflow
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -205,7 +205,7 @@ def test_each_form_without_vnni(name, exported):
 @emulated
 @pytest.mark.slow
 def test_a_processor_without_vnni_is_told():
-    code = "from fewbits.export.processors import overflows_here; print(overflows_here())"
+    code = "from fewbits.exporters.processors import overflows_here; print(overflows_here())"
     assert under_haswell(code).strip() == "True"
 
 
