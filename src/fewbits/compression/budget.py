@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ..engine.network.copying import copied
 from ..errors import ConfigError, require
 from ..files.atomic_write import check_target, write
-from ..files.fingerprint import fingerprint
 from ..files.json_values import read_text
 from ..methods import METHODS, Method, TrainedMethod
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
 from ..search import Goal, SlopeSearch, Trace, Trial
 from .coded_model import CodedModel
+from .fingerprint import fingerprint
 
 __all__ = ["Budget", "Evaluate", "has_slope", "sloped", "with_slope"]
 

@@ -1,1 +1,1 @@
-"""Text and bytes on disk: atomic writes, bounded JSON and YAML, fingerprints."""
+"""Text and bytes on disk: atomic writes, bounded JSON and YAML."""

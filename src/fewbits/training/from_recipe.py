@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..compression.coded_model import CodedModel
+from ..compression.fingerprint import fingerprint
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate
-from ..files.fingerprint import fingerprint
 from ..methods import LowBit
 from ..methods.trained.lowbit.stages import FLOAT
 from ..progress import Progress, silent

@@ -14,13 +14,13 @@ from ... import api
 from ...coded import Coverage
 from ...compression.budget import has_slope
 from ...compression.coded_model import CodedModel
+from ...compression.fingerprint import fingerprint
 from ...compression.sensitivity import LayerHarm
 from ...compression.sensitivity import sensitivity as measure_layers
 from ...engine.network.copying import copied
 from ...errors import BudgetError, ConfigError
 from ...evaluation.metrics import evaluate as judge
 from ...files.atomic_write import write
-from ...files.fingerprint import fingerprint
 from ...files.json_values import read_text
 from ...methods import METHODS, from_settings
 from ...progress import Progress, ProgressEvent
