@@ -24,7 +24,7 @@ from .engine.network.batches import Forward, as_batches, as_forward
 from .engine.network.copying import copied
 from .engine.network.naming import fit_names, fit_sites
 from .errors import ConfigError, LossWarning, require
-from .methods import Activations, Method
+from .methods import Activations, AnyMethod
 from .progress import Progress, silent
 from .recipe.plan import Plan, make_plan
 from .recipe.recipe import Recipe
@@ -32,7 +32,7 @@ from .search import Goal
 
 __all__ = ["compress", "load", "load_tensor", "plan"]
 
-HowToCompress = Method | Recipe | Mapping[str, Any] | str | PathLike[str]
+HowToCompress = AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str]
 
 
 @torch.inference_mode(False)  # copies of a network that may need gradients are made inside

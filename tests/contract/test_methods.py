@@ -9,10 +9,9 @@ import torch
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedTransform, Sensitivity
 from fewbits.engine.layers.statistics import StatisticsAccumulator
 from fewbits.errors import ConfigError
-from fewbits.methods import METHODS, Method, from_settings, gradients_of, to_settings
-from fewbits.methods.base import GRADIENTS, NEEDS
+from fewbits.methods import METHODS, from_settings, is_method, post_training_methods, to_settings
 
-NAMES = pytest.mark.parametrize("name", sorted(METHODS))
+NAMES = pytest.mark.parametrize("name", sorted(post_training_methods()))
 SHAPES = {
     "linear": (1, 12, 20),
     "depthwise": (16, 1, 9),
@@ -152,7 +151,7 @@ def test_dead_inputs(name):
     found = Sensitivity(dead[:, 0, :6], dead, dead[:, :6, :6], 50)
     matrix = LayerMatrix("w", weight, accumulator.finish(), sensitivity=found)
     result = check(METHODS[name](), matrix)
-    if gradients_of(METHODS[name]()):
+    if METHODS[name].capabilities.needs_gradients:
         return  # and errors cost nothing: any value will do
     step = result.step[:, None]
     assert ((result.dequantize()[0] - weight[0]).abs() <= step / 2 * (1 + 1e-6)).all()
@@ -174,12 +173,13 @@ def test_settings_round_trip(name):
 def test_the_descriptor(name):
     kind = METHODS[name]
     assert kind.name == name
-    assert kind.needs in NEEDS
-    assert gradients_of(kind()) in GRADIENTS
+    assert kind.capabilities.needs
+    assert kind.capabilities.has_slope == ("slope" in {entry.name for entry in fields(kind)})
     assert kind.summary
     assert kind.paper
     assert kind.__doc__
-    assert isinstance(kind(), Method)
+    assert is_method(kind())
+    assert not is_method(kind)
     with pytest.raises(FrozenInstanceError):
         setattr(kind(), fields(kind)[0].name, 3)
     with pytest.raises(TypeError):
@@ -191,7 +191,7 @@ def test_the_descriptor(name):
 def test_statistics_are_asked_for_only_if_needed(name):
     method = METHODS[name]()
     matrix = LayerMatrix("layer.weight", torch.ones(1, 2, 3))
-    if method.needs == "nothing":
+    if not method.capabilities.needs_data:
         method.encode(matrix)
     else:
         with pytest.raises(ConfigError, match=r"layer\.weight.*calibration"):

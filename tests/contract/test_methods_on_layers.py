@@ -11,6 +11,7 @@ from torch import nn
 import fewbits
 from fewbits.coded import RawTensor
 from fewbits.engine.layers.views import KINDS
+from fewbits.methods import post_training_methods
 
 
 class Attention(nn.Module):
@@ -82,7 +83,7 @@ def _settings(method, bits):
 
 
 @pytest.mark.parametrize("layer", NETS)
-@pytest.mark.parametrize("method", fewbits.METHODS)
+@pytest.mark.parametrize("method", post_training_methods())
 def test_every_method_on_every_layer_kind(method, layer, tmp_path):
     net, batches = _case(layer)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -111,13 +112,13 @@ def test_every_kind_is_here():
     assert set(KINDS) <= set(NETS)
 
 
-@pytest.mark.parametrize("method", fewbits.METHODS)
+@pytest.mark.parametrize("method", post_training_methods())
 def test_weights_out_of_sight_fall_back_to_a_stated_method(method):
     for layer, blind in (("embedding", "inner.weight"), ("attention", "inner.out_proj.weight")):
         net, batches = _case(layer)
         plan = fewbits.compress(net, _settings(method, bits=4), calibration=batches).plan
         entry = next(e for e in plan.entries if e.target.name == blind)
-        assert entry.method.needs == "nothing"
-        if fewbits.METHODS[method].needs != "nothing":
+        assert entry.method.capabilities.needs_inputs == "none"
+        if fewbits.METHODS[method].capabilities.needs_inputs != "none":
             assert entry.reason.startswith(f"instead of {method}: ")
             assert entry.reason.split(": ")[1] in str(plan)

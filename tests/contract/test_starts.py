@@ -15,7 +15,7 @@ from fewbits import GPFQ, HEMP, PWFN, LowBit, Nearest, Transform
 from fewbits.coded import CodebookTensor, GridTensor, RawTensor, TransformTensor
 from fewbits.engine.batchnorm.fold import is_batchnorm
 from fewbits.errors import ConfigError, LossWarning
-from fewbits.methods import TRAINED
+from fewbits.methods import training_methods
 from fewbits.training import Magnitude
 
 METHODS = {
@@ -100,7 +100,7 @@ def starts():
 
 
 def test_all_methods_that_train_are_here():
-    assert {method.name for method in METHODS.values()} == set(TRAINED)
+    assert {method.name for method in METHODS.values()} == set(training_methods())
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["at once", "trained"])

@@ -8,19 +8,20 @@ from typing import ClassVar
 import torch
 
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
+from fewbits.methods import Capabilities, PostTrainingMethod
 from fewbits.methods.uniform import check_number
 
 __all__ = ["Sloped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sloped:
+class Sloped(PostTrainingMethod):
     """Rounding with one step for all weights, the square root of the slope."""
 
     name: ClassVar[str] = "sloped"
     summary: ClassVar[str] = "rounding; for tests"
     paper: ClassVar[str] = "none"
-    needs: ClassVar[str] = "nothing"
+    capabilities: ClassVar[Capabilities] = Capabilities(has_slope=True)
 
     slope: float = 1e-3
 

@@ -28,6 +28,10 @@ class Structure:
         self.files = {_module(path, source): path for path in (source / package).rglob("*.py")}
         self.trees = {name: ast.parse(path.read_text()) for name, path in self.files.items()}
         self.package = package
+        self._graphs: dict[bool, dict[str, set[str]]] = {}
+        names = [name for name in self.files if name != package]
+        # packages that have folders inside: those two levels above any module
+        self._nested = {name.rsplit(".", 2)[0] for name in names if name.count(".") > 1}
 
     def imports(self, module: str, everywhere: bool = True) -> set[str]:
         """Modules of the package that `module` imports.
@@ -54,7 +58,10 @@ class Structure:
         return inside | ({origin} if origin in self.files and inside != named else set())
 
     def graph(self, everywhere: bool = True) -> dict[str, set[str]]:
-        return {name: self.imports(name, everywhere) for name in self.files}
+        """Return what every module imports; computed once."""
+        if everywhere not in self._graphs:
+            self._graphs[everywhere] = {n: self.imports(n, everywhere) for n in self.files}
+        return self._graphs[everywhere]
 
     def room(self, module: str) -> str:
         """The folder of a module; its own name where it lies loose at the root.
@@ -65,11 +72,7 @@ class Structure:
         parts = module.split(".")[1:]
         if self.files[module].name != "__init__.py":
             return ".".join(parts[:-1]) or parts[-1]
-        return ".".join([*parts, "__init__"] if self._has_folders(module) else parts)
-
-    def _has_folders(self, module: str) -> bool:
-        below = [name for name in self.files if name.startswith(f"{module}.")]
-        return any(name.count(".") > module.count(".") + 1 for name in below)
+        return ".".join([*parts, "__init__"] if module in self._nested else parts)
 
 
 def _module(path: Path, source: Path) -> str:

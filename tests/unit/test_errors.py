@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewbits
-from fewbits import METHODS, TRAINED
+from fewbits import METHODS
 from fewbits.errors import (
     ConfigError,
     FewbitsError,
@@ -71,9 +71,9 @@ ODD = [None, True, -1, 0, 2**63 - 1, 1e308, -0.5, 10**400, float("nan"), "", "x"
        BOMB]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*METHODS, *TRAINED])
+@pytest.mark.parametrize("name", list(METHODS))
 def test_no_setting_of_a_method_makes_another_error(name):
-    kind = TRAINED[name] if name in TRAINED else METHODS[name]
+    kind = METHODS[name]
     for setting in [*(f.name for f in fields(kind)), "method", "no such", 1]:
         for value in ODD:
             _refused_or_taken([{"match": "*", "method": name, setting: value}], {})

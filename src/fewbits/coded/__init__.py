@@ -3,6 +3,7 @@
 from .activation_sites import ActivationSite, site_name
 from .coverage import Coverage
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
+from .reasons import Cause, Reason
 from .shown import html_table, printable, shortened
 from .size import SizeReport, SizeRow
 from .tensors import (
@@ -29,6 +30,7 @@ __all__ = [
     "WEIGHT_DTYPES",
     "ActivationGrid",
     "ActivationSite",
+    "Cause",
     "Codebook",
     "CodebookTensor",
     "CodedTensor",
@@ -41,6 +43,7 @@ __all__ = [
     "Layout",
     "NetworkValues",
     "RawTensor",
+    "Reason",
     "SizeReport",
     "SizeRow",
     "TransformTensor",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,28 @@ from ..engine.network.copying import copied
 from ..errors import ConfigError, require
 from ..files.atomic_write import check_target, write
 from ..files.json_values import read_text
-from ..methods import METHODS, Method, TrainedMethod
+from ..methods import METHODS
+from ..methods import with_slope as at_slope
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
 from ..search import Goal, SlopeSearch, Trace, Trial
 from .coded_model import CodedModel
 from .fingerprint import fingerprint
 
-__all__ = ["Budget", "Evaluate", "has_slope", "sloped", "with_slope"]
+__all__ = ["Budget", "Evaluate", "sloped", "with_slope"]
 
 Evaluate = Callable[[nn.Module], float]
 
 
-def has_slope(method: Method | TrainedMethod | type[Method] | None) -> bool:
-    """Tell whether a method has the setting ``slope``, by which a search can steer it."""
-    return method is not None and "slope" in {entry.name for entry in fields(method)}  # type: ignore[arg-type]
-
-
 def sloped() -> list[str]:
     """Return the names of the registered methods that have a slope."""
-    return [name for name, kind in METHODS.items() if has_slope(kind)]
+    return [name for name, kind in METHODS.items() if kind.capabilities.has_slope]
 
 
 def with_slope(recipe: Recipe, slope: float) -> Recipe:
     """Return the recipe with one slope in every rule whose method has the setting."""
     rules = tuple(
-        replace(rule, method=replace(rule.method, slope=slope))  # type: ignore[type-var]
-        if has_slope(rule.method)
-        else rule
-        for rule in recipe.rules
+        replace(rule, method=rule.method and at_slope(rule.method, slope)) for rule in recipe.rules
     )
     return replace(recipe, rules=rules)
 
@@ -216,7 +209,7 @@ def _tensors(batch: Any) -> Iterable[Tensor]:
 def _start(recipe: Recipe) -> float:
     """Return the slope where the search begins: the recipe's, the mean of several."""
     methods = [rule.method for rule in recipe.rules if rule.method is not None]
-    slopes = [float(method.slope) for method in methods if has_slope(method)]  # type: ignore[union-attr]
+    slopes = [float(method.slope) for method in methods if method.capabilities.has_slope]  # type: ignore[union-attr]
     if not slopes:
         names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
         known = ", ".join(map(repr, sloped())) or "none that is registered"

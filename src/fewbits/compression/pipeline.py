@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..coded import ActivationSite, Contents
+from ..coded import ActivationSite, Cause, Contents, Reason
 from ..engine.activations.hooks import remove_inputs
 from ..engine.batchnorm.fold import Folded, fold_batchnorm
 from ..engine.batchnorm.reestimate import reestimate_batchnorm
@@ -24,7 +24,7 @@ from ..engine.network.copying import copied
 from ..engine.network.shared_memory import same_values
 from ..engine.sensitivity import probe
 from ..errors import CalibrationError
-from ..methods import Activations, Method, calibrate_inputs, gradients_of
+from ..methods import Activations, PostTrainingMethod, calibrate_inputs
 from ..progress import Progress
 from ..recipe.plan import Plan, PlanEntry, fallback_of
 from .coded_model import CodedModel
@@ -79,7 +79,7 @@ class Pipeline:
         network = copied(reference)
         retie(network, {**self.plan.aliases, **self.plan.bound})
         self._quantize_blind(network)
-        seeing = [e for e in self.plan.entries if e.method and e.method.needs != "nothing"]
+        seeing = [e for e in self.plan.entries if _needs_inputs(e.method)]
         if seeing:
             self._quantize_seeing(reference, network, seeing, batches)
         if "reestimate_batchnorm" in recipe.finish:
@@ -166,7 +166,9 @@ class Pipeline:
 
     def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         """Measure what errors of the weights do to the output, where a method asks for it."""
-        asking = [entry for entry in self.plan.entries if gradients_of(entry.method)]
+        asking = [
+            e for e in self.plan.entries if e.method and e.method.capabilities.needs_gradients
+        ]
         if not asking:
             return
         self.sensitivities = self._remembered(
@@ -192,22 +194,23 @@ class Pipeline:
         result: _T = memory[stage]
         return result
 
-    def _fall_back(self, entry: PlanEntry, why: str) -> Method:
+    def _fall_back(self, entry: PlanEntry, why: str) -> PostTrainingMethod:
         """Give one weight the method for what cannot be seen, and say why in the plan."""
         if entry.method is None:
             raise ValueError(f"{entry.target.name!r} is kept: it has no method to fall back from")
-        method, reason = fallback_of(entry.method), f"instead of {entry.method.name}: {why}"
+        method, reason = fallback_of(entry.method), Reason(Cause.FALLBACK, entry.method.name, why)
         self.plan = self.plan.changed(entry.target.name, method, reason)
         return method
 
-    def _work(self, entry: PlanEntry, method: Method) -> Work:
+    def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
         known = self.sensitivities.get(entry.target.name)
-        return Work(entry.target, method.encode, method.needs == "both", known)
+        both = method.capabilities.needs_inputs == "both"
+        return Work(entry.target, method.encode, both, known)
 
     def _quantize_blind(self, network: nn.Module) -> None:
         """Round what needs no inputs first: later layers then calibrate on its effect."""
         for entry in self.plan.entries:
-            if entry.method and entry.method.needs == "nothing":
+            if entry.method and not _needs_inputs(entry.method):
                 work = self._work(entry, entry.method)
                 name = entry.target.name
                 self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
@@ -309,8 +312,12 @@ class Pipeline:
         return CodedModel(contents, self.plan, info, tuple(self.notes))
 
 
-def _sees(method: Method | None) -> bool:
-    return method is not None and (method.needs != "nothing" or bool(gradients_of(method)))
+def _sees(method: PostTrainingMethod | None) -> bool:
+    return method is not None and method.capabilities.needs_data
+
+
+def _needs_inputs(method: PostTrainingMethod | None) -> bool:
+    return method is not None and method.capabilities.needs_inputs != "none"
 
 
 def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:

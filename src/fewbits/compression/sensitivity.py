@@ -23,7 +23,7 @@ from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
 from ..engine.network.isolation import isolated_pass
 from ..errors import CalibrationError, ConfigError, require
-from ..methods import GPFQ, Method
+from ..methods import AnyMethod, PostTrainingMethod, as_method, trains
 from ..progress import Progress, ProgressEvent, silent
 from ..recipe.plan import fallback_of, make_plan
 from ..recipe.recipe import Recipe, Rule
@@ -74,8 +74,8 @@ class LayerHarm:
 @torch.inference_mode(False)
 def sensitivity(
     model: nn.Module,
+    method: AnyMethod | str,
     calibration: Iterable[Any] | Tensor,
-    method: Method | None = None,
     bits: Sequence[int] = (2, 3, 4),
     forward: Forward | None = None,
     *,
@@ -90,8 +90,8 @@ def sensitivity(
 
     Args:
         model: the float network; stays as it is.
+        method: with a setting ``bits``, or its name, such as "gpfq".
         calibration: batches for the statistics and for the change of the output.
-        method: with a setting ``bits``; GPFQ by default.
         bits: widths to try.
         forward: calls the network on a batch and returns its output.
         evaluate: ``evaluate(model) -> score`` on selection data; costs a pass for each row.
@@ -105,7 +105,7 @@ def sensitivity(
         ConfigError: a method without widths, or widths it does not take.
         CalibrationError: no batches, or a network whose output is no tensor.
     """
-    chosen = _at_widths(GPFQ() if method is None else method, bits)
+    chosen = _at_widths(as_method(method), bits)
     model = unwrapped(model)
     batches = as_batches(calibration, model if forward is None else None)
     plan = make_plan(model, Recipe((Rule("*", chosen[bits[0]]),), seed=seed))
@@ -129,7 +129,7 @@ class _Alone:
     """One weight at one width: its integers, and the values they stand for."""
 
     target: Target
-    method: Method
+    method: PostTrainingMethod
     bits: int
     result: Quantized
     values: Tensor
@@ -140,7 +140,7 @@ class _Alone:
 class _Peek:
     """A method that quantizes at every width and remembers, in place of one that does it once."""
 
-    methods: Mapping[int, Method]
+    methods: Mapping[int, PostTrainingMethod]
     found: dict[int, tuple[Quantized, float | None]] = field(default_factory=dict)
 
     def encode(self, layer: LayerMatrix) -> Quantized:
@@ -164,13 +164,13 @@ class _Looking(LayerQuantizer):
                 parameter.copy_(values)
 
 
-def _at_widths(method: Method, bits: Sequence[int]) -> dict[int, Method]:
+def _at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
     """Return the method at every width, without the correction of biases."""
     known = {entry.name for entry in fields(method)}  # type: ignore[arg-type]
-    if "bits" not in known:
+    if "bits" not in known or trains(method):
         raise ConfigError(
-            f"the method {method.name!r} has no setting 'bits', which the sensitivity of layers is "
-            "measured over. Use one that has, such as gpfq or nearest."
+            f"sensitivity varies the setting 'bits', which {method.name!r} does not have or trains "
+            "for. Use a method such as gpfq or nearest."
         )
     require(len(bits) > 0, "bits", "a list of widths", bits)
     plain = {"bias_correction": False} if "bias_correction" in known else {}
@@ -180,7 +180,7 @@ def _at_widths(method: Method, bits: Sequence[int]) -> dict[int, Method]:
 def _quantize_alone(
     network: nn.Module,
     targets: Sequence[Target],
-    methods: Mapping[int, Method],
+    methods: Mapping[int, PostTrainingMethod],
     batches: Sequence[Any],
     forward: Forward,
     *,

@@ -1,14 +1,29 @@
 """Methods: one file per paper, one frozen value per method, found by name in ``METHODS``."""
 
 from .activation_ranges import Activations, calibrate_inputs
-from .base import METHODS, Method, from_settings, gradients_of, to_settings, trained_from_settings
+from .base import (
+    METHODS,
+    AnyMethod,
+    Capabilities,
+    Method,
+    PostTrainingMethod,
+    TrainingMethod,
+    as_method,
+    from_settings,
+    is_method,
+    post_training_methods,
+    to_settings,
+    training_methods,
+    trains,
+    with_slope,
+)
 from .post_training.gpfq import GPFQ
 from .post_training.gptq import GPTQ
 from .post_training.nearest import Nearest
 from .post_training.qronos import Qronos
 from .rate_distortion.rdoq import RDOQ
 from .rate_distortion.transform import Transform
-from .trained.base import TRAINED, InputSession, Session, TrainedMethod, TunedWeight
+from .trained.base import InputSession, Session, Switchable, TunedWeight
 from .trained.hemp.hemp import HEMP
 from .trained.lowbit.lowbit import LowBit
 from .trained.pwfn.pwfn import PWFN
@@ -20,20 +35,27 @@ __all__ = [
     "METHODS",
     "PWFN",
     "RDOQ",
-    "TRAINED",
     "Activations",
+    "AnyMethod",
+    "Capabilities",
     "InputSession",
     "LowBit",
     "Method",
     "Nearest",
+    "PostTrainingMethod",
     "Qronos",
     "Session",
-    "TrainedMethod",
+    "Switchable",
+    "TrainingMethod",
     "Transform",
     "TunedWeight",
+    "as_method",
     "calibrate_inputs",
     "from_settings",
-    "gradients_of",
+    "is_method",
+    "post_training_methods",
     "to_settings",
-    "trained_from_settings",
+    "training_methods",
+    "trains",
+    "with_slope",
 ]

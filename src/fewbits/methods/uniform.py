@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,17 +25,18 @@ from ..ops.levels.grid import (
     steps,
 )
 from ..ops.rounding.projections import HardThreshold
+from .base import PostTrainingMethod
 
 __all__ = [
     "DATA_FREE_RADII",
+    "FeedbackMethod",
     "Spacing",
-    "check_grid",
+    "UniformMethod",
     "check_number",
     "check_one_of",
     "check_switch",
     "checked_statistics",
     "checked_weight",
-    "grid_of",
     "is_whole",
     "result",
 ]
@@ -66,37 +68,72 @@ def check_number(name: str, value: object, low: float, *, inclusive: bool = Fals
     require(good, name, f"a number {'>=' if inclusive else '>'} {low}", value)
 
 
-class _OnGrid(Protocol):
-    """The five settings that all methods on a grid share."""
+@dataclass(frozen=True, kw_only=True)
+class UniformMethod(PostTrainingMethod):
+    """Settings of the methods that round to a uniform grid.
+
+    Attributes:
+        bits: 2 to 8; gives ``2**bits - 1`` levels with a zero (2 bits are ternary).
+        levels: overrides ``bits``; an even number gives a symmetric grid without a zero.
+        radius: where the top level lies: "absmax" (largest magnitude), "mse" (least rounding
+            error), "median" (``clip`` times the layer's median magnitude: Lybrand and Saab 2021),
+            or "mean_max" (``clip`` times the mean of the rows' largest magnitudes: Zhang, Zhou and
+            Saab 2023). The last two give one step per layer.
+        clip: factor on the radius.
+        per: "channel" (a step per output neuron) or "tensor" (one per layer).
+    """
+
+    radii: ClassVar[tuple[str, ...]] = DATA_FREE_RADII
+
+    bits: int = 4
+    levels: int | None = None
+    radius: str = "absmax"
+    clip: float = 1.0
+    per: str = "channel"
+
+    def __post_init__(self) -> None:
+        good_bits = is_whole(self.bits) and 2 <= self.bits <= 8
+        expected = "an integer from 2 to 8 (ternary: levels=3, or bits=2)"
+        require(good_bits, "bits", expected, self.bits)
+        if self.levels is not None:
+            good = is_whole(self.levels) and 2 <= self.levels <= 2**24
+            require(good, "levels", "None or an integer from 2 to 2**24", self.levels)
+        check_one_of("radius", self.radius, self.radii)
+        check_number("clip", self.clip, 0)
+        check_one_of("per", self.per, ("channel", "tensor"))
 
     @property
-    def bits(self) -> int: ...
+    def absorbs_scales(self) -> bool:
+        """Whether each neuron has a step of its own."""
+        return self.per == "channel"
+
     @property
-    def levels(self) -> int | None: ...
+    def fallback_settings(self) -> Mapping[str, Any]:
+        """The same grid."""
+        return {"bits": self.bits, "levels": self.levels, "per": self.per}
+
     @property
-    def radius(self) -> str: ...
-    @property
-    def clip(self) -> float: ...
-    @property
-    def per(self) -> str: ...
+    def grid(self) -> Grid:
+        """The levels: ``levels`` of them, or the ``2**bits - 1`` that include a zero."""
+        return Grid(2**self.bits - 1 if self.levels is None else self.levels)
 
 
-def check_grid(method: _OnGrid, radii: tuple[str, ...]) -> None:
-    """Raise a ConfigError, naming the setting, unless the five shared ones describe a grid."""
-    bits, levels = method.bits, method.levels
-    good_bits = is_whole(bits) and 2 <= bits <= 8
-    require(good_bits, "bits", "an integer from 2 to 8 (ternary: levels=3, or bits=2)", bits)
-    if levels is not None:
-        good = is_whole(levels) and 2 <= levels <= 2**24
-        require(good, "levels", "None or an integer from 2 to 2**24", levels)
-    check_one_of("radius", method.radius, radii)
-    check_number("clip", method.clip, 0)
-    check_one_of("per", method.per, ("channel", "tensor"))
+@dataclass(frozen=True, kw_only=True)
+class FeedbackMethod(UniformMethod):
+    """Settings of the methods that feed rounding errors back along the columns of a layer.
 
+    Attributes:
+        order: of the columns: "descending" input energy, or "natural".
+        bias_correction: shift the bias by the mean output error over the calibration rows.
+    """
 
-def grid_of(bits: int, levels: int | None) -> Grid:
-    """Return the alphabet: ``levels`` of them, or the ``2**bits - 1`` that include a zero."""
-    return Grid(2**bits - 1 if levels is None else levels)
+    order: str = "descending"
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_of("order", self.order, ("descending", "natural"))
+        check_switch("bias_correction", self.bias_correction)
 
 
 def checked_weight(layer: LayerMatrix) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..coded import WEIGHT_DTYPES, Coverage, html_table
+from ..coded import WEIGHT_DTYPES, Cause, Coverage, Reason, html_table
 from ..engine.layers.targets import Survey, Target, dtype_of, survey
 from ..errors import ModelError, TargetError
-from ..methods import Method, Nearest, TrainedMethod, to_settings
+from ..methods import AnyMethod, Nearest, PostTrainingMethod, TrainingMethod, to_settings, trains
 from .patterns import selected, unmatched
 from .recipe import Recipe, Rule
 
@@ -29,9 +29,9 @@ class PlanEntry:
     """
 
     target: Target
-    method: Method | None
+    method: PostTrainingMethod | None
     reason: str = ""
-    trained: TrainedMethod | None = None
+    trained: TrainingMethod | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -61,7 +61,7 @@ class Plan:
 
     recipe: Recipe
     entries: tuple[PlanEntry, ...]
-    kept: Mapping[str, str]
+    kept: Mapping[str, Reason]
     aliases: Mapping[str, str]
     bound: Mapping[str, str] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
@@ -90,7 +90,7 @@ class Plan:
         target = next(e.target for e in self.entries if e.target.name == name)
         return target.homes
 
-    def changed(self, name: str, method: Method | None, reason: str) -> Plan:
+    def changed(self, name: str, method: PostTrainingMethod | None, reason: str) -> Plan:
         """Return the plan with another outcome for one weight."""
         entries = tuple(
             replace(e, method=method, reason=reason) if e.target.name == name else e
@@ -114,7 +114,7 @@ class Plan:
                 f"{name!r} is {what}, but other tensors show a part of its memory, or it is "
                 "expanded. Give it memory of its own, a clone() of its values, before compressing."
             )
-        return replace(self, kept={**self.kept, name: f"{self.kept[name]}; {what}"})
+        return replace(self, kept={**self.kept, name: self.kept[name].noted(what)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -227,31 +227,26 @@ def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
             )
 
 
-def fallback_of(method: Method) -> Method:
+def fallback_of(method: PostTrainingMethod) -> PostTrainingMethod:
     """Return the method for weights whose inputs ``method`` cannot see: rounding, least error."""
-    return Nearest(
-        bits=getattr(method, "bits", 4),
-        levels=getattr(method, "levels", None),
-        radius="mse",
-        per=getattr(method, "per", "channel"),
-    )
+    return Nearest(**method.fallback_settings, radius="mse")
 
 
 def _entry(target: Target, chosen: Sequence[Rule]) -> PlanEntry:
     if not chosen:
-        return PlanEntry(target, None, "no rule matches it")
+        return PlanEntry(target, None, Reason(Cause.NO_RULE))
     rule = chosen[-1]
-    if isinstance(rule.method, TrainedMethod):
-        return PlanEntry(target, None, "", rule.method)
     if rule.method is None:
-        return PlanEntry(target, None, f"kept by rule {rule.match!r}")
-    if target.view.inputs is None and rule.method.needs != "nothing":
-        reason = f"instead of {rule.method.name}: {target.view.blind}"
+        return PlanEntry(target, None, Reason(Cause.RULE, repr(rule.match)))
+    if trains(rule.method):
+        return PlanEntry(target, None, "", rule.method)
+    if target.view.inputs is None and rule.method.capabilities.needs_inputs != "none":
+        reason = Reason(Cause.FALLBACK, rule.method.name, target.view.blind)
         return PlanEntry(target, fallback_of(rule.method), reason)
     return PlanEntry(target, rule.method)
 
 
-def _short(method: Method | TrainedMethod | None) -> str:
+def _short(method: AnyMethod | None) -> str:
     if method is None:
         return "keep"
     settings = to_settings(method)

@@ -35,14 +35,13 @@ from ..files.yaml_text import read_yaml_file
 from ..methods import (
     METHODS,
     RDOQ,
-    TRAINED,
     Activations,
-    Method,
-    TrainedMethod,
+    AnyMethod,
     from_settings,
-    gradients_of,
+    is_method,
     to_settings,
-    trained_from_settings,
+    training_methods,
+    trains,
 )
 from ..registry import Registry
 from .training_config import Training
@@ -61,7 +60,7 @@ class Rule:
     """Weights whose name, layer or layer class fits ``match`` get ``method``; None keeps them."""
 
     match: str
-    method: Method | TrainedMethod | None
+    method: AnyMethod | None
 
     def __post_init__(self) -> None:
         require(isinstance(self.match, str), "match", "a pattern (a string)", self.match)
@@ -123,7 +122,7 @@ class Recipe:
     @classmethod
     def of(
         cls,
-        method: Method | Recipe | Mapping[str, Any] | str | PathLike[str],
+        method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
         calibrated: bool = True,
     ) -> Recipe:
         """Return the recipe that is meant: a recipe, its name, file or data, or one method for all.
@@ -147,14 +146,14 @@ class Recipe:
                 )
             return cls.from_file(method)
         _check_method(method)
-        scaled = getattr(method, "per", "") == "channel" or bool(gradients_of(method))
-        prepare = PREPARE if calibrated and scaled else ()
+        folds = calibrated and not trains(method) and method.absorbs_scales
+        prepare = PREPARE if folds else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
 
     @property
     def first_stage(self) -> Recipe | None:
         """What is done without training: all of it, or what training starts from, or nothing."""
-        if any(isinstance(rule.method, TrainedMethod) for rule in self.rules):
+        if any(trains(rule.method) for rule in self.rules):
             return None
         return replace(self, train=None)
 
@@ -174,7 +173,7 @@ class Recipe:
             "a fewbits.Training, or None",
             self.train,
         )
-        rules_train = any(isinstance(rule.method, TrainedMethod) for rule in self.rules)
+        rules_train = any(trains(rule.method) for rule in self.rules)
         if self.activations is not None and (rules_train or self.train is not None):
             raise ConfigError(
                 "'activations' are quantized after weights, without training. A method that "
@@ -185,7 +184,7 @@ class Recipe:
         if rules_train == (self.train.method is not None):
             raise ConfigError(
                 "a recipe with 'train' names one method that trains "
-                f"({', '.join(TRAINED)}), in 'train' or in the rules. It names "
+                f"({', '.join(training_methods())}), in 'train' or in the rules. It names "
                 + ("both." if rules_train else "none: add 'method: ...' to 'train'.")
             )
 
@@ -247,7 +246,7 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def _check_method(method: object) -> None:
-    if isinstance(method, type) or not isinstance(method, (Method, TrainedMethod)):
+    if not is_method(method):
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
             f"path of a recipe file. Got {shorten(method)} instead."
@@ -282,8 +281,7 @@ def _rule(position: int, entry: Any) -> Rule:
         _check_keys(settings, ("method",), f"{where} (keep takes no settings)")
         return Rule(entry["match"], None)
     try:
-        build = trained_from_settings if settings.get("method") in TRAINED else from_settings
-        return Rule(entry["match"], build(settings))
+        return Rule(entry["match"], from_settings(settings))
     except ConfigError as error:
         raise ConfigError(f"{where} (match: {shorten(entry['match'])}): {error}") from None
 

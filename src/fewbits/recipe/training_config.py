@@ -8,7 +8,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean, is_number, require, shorten
-from ..methods import TRAINED, TrainedMethod, to_settings, trained_from_settings
+from ..methods import (
+    TrainingMethod,
+    from_settings,
+    is_method,
+    to_settings,
+    training_methods,
+    trains,
+)
 from ..methods.schedule import Ramp
 
 __all__ = ["Training"]
@@ -51,7 +58,7 @@ class Training:
         max_drop: choose the smallest rate within this drop of the score, not the best score.
     """
 
-    method: TrainedMethod | None = None
+    method: TrainingMethod | None = None
     epochs: int = 10
     batch_size: int = 128
     accumulate: int = 1
@@ -75,9 +82,7 @@ class Training:
 
     def __post_init__(self) -> None:
         method = self.method
-        trained = method is None or (
-            isinstance(method, TrainedMethod) and not isinstance(method, type)
-        )
+        trained = method is None or (is_method(method) and trains(method))
         require(trained, "train: method", "a method that trains, or None", method)
         for name in ("epochs", "batch_size", "accumulate"):
             _check_whole(name, getattr(self, name), 1)
@@ -123,14 +128,14 @@ class Training:
             key = str(next(iter(rest)))
             raise ConfigError(
                 f"unknown key {shorten(key)} in 'train'. Known: {', '.join(loop_settings())}; with "
-                f"'method' ({', '.join(TRAINED)}) also the method's settings."
+                f"'method' ({', '.join(training_methods())}) also the method's settings."
                 + did_you_mean(key, loop_settings())
             )
         if isinstance(own.get("augment"), list):
             own["augment"] = tuple(own["augment"])
         try:
-            method = trained_from_settings(rest) if rest else None
-            return cls(method=method, **own)
+            method = from_settings(rest) if rest else None
+            return cls(method=method, **own)  # type: ignore[arg-type]  # checked there
         except ConfigError as error:
             raise ConfigError(f"'train': {error}") from None
 

@@ -14,8 +14,7 @@ from ..compression.fingerprint import fingerprint
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate
-from ..methods import LowBit
-from ..methods.trained.lowbit.stages import FLOAT
+from ..methods import trains
 from ..progress import Progress, silent
 from ..recipe.recipe import Recipe
 from ..recipe.training_config import Training
@@ -176,8 +175,8 @@ def _rate(tuner: Tuner, settings: Training) -> Rate:
 
 def _calibration(recipe: Recipe, seen: Split, settings: Training) -> list[Any] | None:
     """Return training batches for quantized inputs or live normalizations; None without."""
-    methods = [rule.method for rule in recipe.rules if isinstance(rule.method, LowBit)]
-    inputs = bool(methods) and methods[0].activations != FLOAT
+    methods = [rule.method for rule in recipe.rules]
+    inputs = any(trains(method) and method.needs_calibration for method in methods)
     if not inputs and settings.norms != "live":
         return None
     return list(seen.batches(settings.batch_size, _CALIBRATION, recipe.seed))

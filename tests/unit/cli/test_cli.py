@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import fewbits
 from cli_runs import one_line_error, run, run_json
 from fewbits.cli.jobs import demo as showcase
-from fewbits.methods import METHODS, TRAINED
+from fewbits.methods import METHODS
 from fewbits.sources import load_data, load_model
 from fewbits.sources.demo_network import train_classifier
 
@@ -462,13 +462,13 @@ def test_decode_refuses(here):
 
 def test_methods_are_the_registry():
     found = run_json("methods")["methods"]
-    assert [entry["name"] for entry in found] == [*METHODS, *TRAINED]
+    assert [entry["name"] for entry in found] == [*METHODS]
     assert found[0]["settings"]["bits"] == 4
     text = run("methods").stdout
     assert all(entry["summary"] in text and entry["paper"] in text for entry in found)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *TRAINED])
+@pytest.mark.parametrize("name", [*METHODS])
 def test_one_method_tells_all(name):
     text = run("methods", name).stdout
     for setting in run_json("methods", name)["settings"]:

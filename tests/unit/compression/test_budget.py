@@ -12,7 +12,7 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import BudgetError, ConfigError
-from fewbits.methods import METHODS
+from fewbits.methods import METHODS, Capabilities
 from fewbits.recipe.recipe import Recipe, Rule
 from sloped import Sloped
 
@@ -27,7 +27,11 @@ class SlopedSeeing(Sloped):
     """The same, of a network whose normalizations are absorbed and measured."""
 
     name: ClassVar[str] = "sloped-seeing"
-    needs: ClassVar[str] = "inputs"
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="quantized", has_slope=True)
+
+    @property
+    def absorbs_scales(self):
+        return True
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ def alone(net, name, method, batches):
 def test_against_compressing_one_layer_at_a_time(digits_net, digits, batches, method):
     import copy
 
-    rows = fewbits.sensitivity(digits_net, batches, method, [2, 4], effort="fast")
+    rows = fewbits.sensitivity(digits_net, method, batches, [2, 4], effort="fast")
     assert len(rows) == 8
     x = digits[0][:192]
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_the_layer_error_of_a_linear_layer(digits_net, digits):
     inputs, weight = seen[0].double(), digits_net.linear.weight.detach().double()
     net = digits_net
     net.linear._forward_pre_hooks.clear()
-    rows = fewbits.sensitivity(net, digits[0][:192], fewbits.Nearest(), [3], effort="fast")
+    rows = fewbits.sensitivity(net, fewbits.Nearest(), digits[0][:192], [3], effort="fast")
     (row,) = [row for row in rows if row.name == "linear.weight"]
     coded = fewbits.compress(net, fewbits.Nearest(bits=3)).state_dict()["linear.weight"].double()
     error = (inputs @ (coded - weight).T).square().sum() / (inputs @ weight.T).square().sum()
@@ -71,7 +71,7 @@ def test_the_order_and_the_network_afterwards(digits_net, batches):
         scores.append(changed)
         return float(len(changed))
 
-    rows = fewbits.sensitivity(digits_net, batches, evaluate=score, effort="fast")
+    rows = fewbits.sensitivity(digits_net, "gpfq", batches, evaluate=score, effort="fast")
     assert [row.harm for row in rows] == sorted((row.harm for row in rows), reverse=True)
     assert [row.method for row in rows] == ["gpfq"] * 12
     assert all(len(changed) == 1 for changed in scores)
@@ -84,7 +84,9 @@ def test_the_order_and_the_network_afterwards(digits_net, batches):
 def test_weights_whose_inputs_cannot_be_seen_are_rounded():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(24, 5))
-    rows = fewbits.sensitivity(net, [torch.randint(0, 20, (16, 3))], bits=[3], effort="fast")
+    rows = fewbits.sensitivity(
+        net, "gpfq", [torch.randint(0, 20, (16, 3))], bits=[3], effort="fast"
+    )
     by_name = {row.name: row for row in rows}
     assert (by_name["0.weight"].method, by_name["0.weight"].layer_error) == ("nearest", None)
     assert by_name["2.weight"].method == "gpfq"
@@ -101,15 +103,15 @@ def test_tied_weights_are_one_row(digits):
         def forward(self, x):
             return self.b(self.a(x).relu())
 
-    rows = fewbits.sensitivity(Tied(), torch.randn(32, 8), bits=[2], effort="fast")
+    rows = fewbits.sensitivity(Tied(), "gpfq", torch.randn(32, 8), bits=[2], effort="fast")
     assert [row.name for row in rows] == ["a.weight"]
 
 
 def test_what_is_refused(digits_net, batches):
     with pytest.raises(ConfigError, match=r"^bits must be"):
-        fewbits.sensitivity(digits_net, batches, bits=[])
+        fewbits.sensitivity(digits_net, "gpfq", batches, bits=[])
     with pytest.raises(ConfigError, match="bits must be an integer from 2 to 8"):
-        fewbits.sensitivity(digits_net, batches, bits=[1])
+        fewbits.sensitivity(digits_net, "gpfq", batches, bits=[1])
     with pytest.raises(CalibrationError, match="needs the output of the network"):
         fewbits.sensitivity(
             digits_net, batches, forward=lambda model, batch: str(model(batch)), effort="fast"

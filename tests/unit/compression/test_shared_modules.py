@@ -57,7 +57,7 @@ def test_inputs_of_shared_modules_are_quantized_call_by_call(tmp_path, outputs):
 
 
 def test_sensitivity_takes_each_weight_once():
-    harms = fewbits.sensitivity(Shared().eval(), [INPUTS], bits=(4,))
+    harms = fewbits.sensitivity(Shared().eval(), "gpfq", [INPUTS], bits=(4,))
     expected = {"first.weight", "block.0.weight", "left.weight", "head.weight"}
     assert {harm.name for harm in harms} == expected
 

@@ -8,7 +8,7 @@ import pytest
 
 import fewbits
 from fewbits.errors import ConfigError
-from fewbits.methods import TRAINED
+from fewbits.methods import METHODS, training_methods
 from fewbits.recipe.training_config import Training, loop_settings
 
 EVERYTHING = Training(
@@ -67,7 +67,7 @@ def test_keys_are_the_loops_or_the_methods():
     told = {"method": "hemp", "levels": 5, "epochs": 2, "learning_rate": 0.1}
     train = Training.from_dict(told)
     assert (train.method, train.epochs) == (fewbits.HEMP(levels=5), 2)
-    for _, kind in TRAINED.items():
+    for kind in map(METHODS.__getitem__, training_methods()):
         assert not {f.name for f in fields(kind)} & set(loop_settings())
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from ...api import compress, load, plan
 from ...evaluation.metrics import evaluate
 from ...files.atomic_write import write
-from ...methods import METHODS, Method, Nearest, from_settings
+from ...methods import METHODS, AnyMethod, Nearest, from_settings
 from ...progress import Progress
 from ...report import Comparison
 from ...sources import load_data, load_model
@@ -50,13 +50,14 @@ def train(folder: Path, seed: int, progress: Progress) -> float:
     return time.perf_counter() - started
 
 
-def candidates() -> Iterator[tuple[Method, int | None]]:
-    """Yield every registered method with each width, or once where it has no width."""
+def candidates() -> Iterator[tuple[AnyMethod, int | None]]:
+    """Yield every method that does not train with each width, or once where it has no width."""
+    rounding = [(name, kind) for name, kind in METHODS.items() if not kind.capabilities.trains]
     for width in WIDTHS:
-        for name, kind in METHODS.items():
+        for name, kind in rounding:
             if "bits" in {field.name for field in fields(kind)}:  # type: ignore[arg-type]
                 yield from_settings({"method": name, "bits": width}), width
-    for name, kind in METHODS.items():
+    for name, kind in rounding:
         if "bits" not in {field.name for field in fields(kind)}:  # type: ignore[arg-type]
             yield from_settings({"method": name}), None
 

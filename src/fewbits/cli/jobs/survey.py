@@ -12,7 +12,6 @@ import typer
 
 from ... import api
 from ...coded import Coverage
-from ...compression.budget import has_slope
 from ...compression.coded_model import CodedModel
 from ...compression.fingerprint import fingerprint
 from ...compression.sensitivity import LayerHarm
@@ -72,8 +71,8 @@ def layer_rows(
     chosen = from_settings({"method": name})
     rows = measure_layers(
         network.module,
-        data.batches("calibration", batch_size, samples, seed),
         chosen,
+        data.batches("calibration", batch_size, samples, seed),
         widths,
         evaluate=score,
         effort=effort,
@@ -192,11 +191,11 @@ def _points(asked: Asked) -> list[Point]:
         before, kind = len(points), METHODS[name]
         if "bits" in {entry.name for entry in fields(kind)}:  # type: ignore[arg-type]
             points += [(choose(name, width, (), None, True), None) for width in asked["bits"]]
-        if has_slope(kind):
+        if kind.capabilities.has_slope:
             slopes = [f"slope={slope!r}" for slope in asked["slopes"]]
             points += [(choose(name, None, (slope,), None, True), None) for slope in slopes]
             points += [(choose(name, None, (), None, True), size) for size in asked["sizes"]]
         if len(points) == before:
-            needs = "--slopes or --sizes" if has_slope(kind) else "--bits"
+            needs = "--slopes or --sizes" if kind.capabilities.has_slope else "--bits"
             raise typer.BadParameter(f"no point is asked of {name}: add {needs}.")
     return points

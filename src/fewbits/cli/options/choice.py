@@ -63,7 +63,7 @@ def choose(
     needing = [
         rule.method.name
         for rule in chosen.rules
-        if rule.method and getattr(rule.method, "needs", "nothing") != "nothing"
+        if rule.method and rule.method.capabilities.needs_data
     ]
     needing += [*chosen.prepare, *chosen.finish]
     if needing and not has_data:
@@ -80,7 +80,7 @@ def for_training(method: str, settings: Sequence[str]) -> Recipe:
     Raises:
         typer.BadParameter: no such method, or no such setting.
     """
-    return _for_all(method, settings_of(settings), True, trains=True)
+    return _for_all(method, settings_of(settings), True)
 
 
 def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: bool) -> Recipe:
@@ -97,16 +97,14 @@ def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: 
 
 
 def kind_of(name: str) -> Any:
-    """Return the method of this name, whether it trains or not.
+    """Return the method of this name.
 
     Raises:
-        ConfigError: there is none; names all of both kinds.
+        ConfigError: there is none; lists all that there are.
     """
-    from ...methods import METHODS, TRAINED  # noqa: PLC0415
+    from ...methods import METHODS  # noqa: PLC0415
 
-    if name not in METHODS and name not in TRAINED:
-        raise METHODS.unknown(name, TRAINED)
-    return TRAINED[name] if name in TRAINED else METHODS[name]
+    return METHODS[name]
 
 
 def refuse_training(name: str) -> None:
@@ -115,12 +113,12 @@ def refuse_training(name: str) -> None:
     Raises:
         typer.BadParameter: it trains.
     """
-    from ...methods import METHODS, TRAINED  # noqa: PLC0415
+    from ...methods import post_training_methods, training_methods  # noqa: PLC0415
 
-    if name in TRAINED:
+    if name in training_methods():
         raise typer.BadParameter(
-            f"{name} trains, which this does not: see 'fewbits train'. Methods that do not: "
-            f"{', '.join(METHODS)}."
+            f"{name} trains, which this command does not: see 'fewbits train'. Methods that do "
+            f"not train: {', '.join(post_training_methods())}."
         )
 
 
@@ -163,16 +161,17 @@ def _for_budget(values: dict[str, Any], has_data: bool) -> Recipe:
         ) from None
 
 
-def _for_all(name: str, values: dict[str, Any], has_data: bool, *, trains: bool = False) -> Recipe:
+def _for_all(name: str, values: dict[str, Any], has_data: bool) -> Recipe:
     """Return the recipe of one method for all weights."""
-    from ...methods import TRAINED, from_settings, trained_from_settings  # noqa: PLC0415
+    from ...methods import from_settings  # noqa: PLC0415
+    from ...methods import trains as does_train  # noqa: PLC0415
     from ...recipe.recipe import Recipe, Rule  # noqa: PLC0415
 
     described = {**values, "method": name}
     try:
-        if trains or name in TRAINED:
-            return Recipe((Rule("*", trained_from_settings(described)),), raw_dtype="float16")
-        kind_of(name)  # its error names those that train too
-        return Recipe.of(from_settings(described), calibrated=has_data)
+        method = from_settings(described)
+        if does_train(method):
+            return Recipe((Rule("*", method),), raw_dtype="float16")
+        return Recipe.of(method, calibrated=has_data)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

@@ -151,7 +151,7 @@ def choose_training(
         typer.BadParameter: options that contradict each other, or a method that does not train.
         ConfigError: a recipe file that is not acceptable, or trains nothing.
     """
-    from ...methods import METHODS, TRAINED  # noqa: PLC0415
+    from ...methods import post_training_methods, training_methods  # noqa: PLC0415
     from ...recipe.recipe import Recipe  # noqa: PLC0415
 
     if recipe is not None:
@@ -164,10 +164,10 @@ def choose_training(
                 "and 'epochs', or use 'fewbits compress'."
             )
     else:
-        if method in METHODS:
+        if method in post_training_methods():
             raise typer.BadParameter(
-                f"{method} does not train. Methods that do: {', '.join(TRAINED)}. To train after "
-                f"it: fewbits compress --method {method} --epochs N."
+                f"{method} does not train. Methods that do: {', '.join(training_methods())}. To "
+                f"train after it: fewbits compress --method {method} --epochs N."
             )
         chosen = for_training(method or "hemp", settings)
     return with_training(chosen, loop, seed)

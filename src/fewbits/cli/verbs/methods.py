@@ -25,9 +25,9 @@ def methods(
     Example: fewbits methods gpfq
     """
     if name is None:
-        from ...methods import METHODS, TRAINED  # noqa: PLC0415  (brings torch)
+        from ...methods import METHODS  # noqa: PLC0415  (brings torch)
 
-        entries = [_describe(kind) for _, kind in (*METHODS.items(), *TRAINED.items())]
+        entries = [_describe(kind) for _, kind in METHODS.items()]
         return Outcome({"methods": entries}, (methods_table(entries),))
     kind = kind_of(name)
     entry = _describe(kind)
@@ -41,6 +41,11 @@ def _describe(kind: Any) -> dict[str, Any]:
 
     defaults = {f.name: "required" if f.default is MISSING else f.default for f in fields(kind)}
     defaults = {k: v.to_dict() if isinstance(v, Ramp) else v for k, v in defaults.items()}
-    words = {key: getattr(kind, key) for key in ("name", "summary", "paper")}
-    words["needs"] = getattr(kind, "needs", "training")
-    return {**words, "settings": defaults}
+    return {
+        "name": kind.name,
+        "summary": kind.summary,
+        "paper": kind.paper,
+        "needs": kind.capabilities.needs,
+        "capabilities": kind.capabilities.to_dict(),
+        "settings": defaults,
+    }

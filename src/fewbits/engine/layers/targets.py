@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ...coded import FLOAT_DTYPES, RAW_DTYPES
+from ...coded import FLOAT_DTYPES, RAW_DTYPES, Cause, Reason
 from ...errors import ModelError
 from ..network.shared_memory import hindrance, overlaps, ties
 from .views import WeightView, kind_of
@@ -30,7 +30,6 @@ __all__ = [
     "vector_targets",
 ]
 
-_DERIVED = "it feeds a parametrization; remove that to code the weight it makes"
 _ENDINGS = ("orig", "g", "v", "u", "mask")
 _Homes: TypeAlias = "Mapping[str, tuple[str, nn.Module, str]]"
 
@@ -73,7 +72,7 @@ class Survey:
     """
 
     targets: tuple[Target, ...]
-    others: Mapping[str, str]
+    others: Mapping[str, Reason]
     aliases: Mapping[str, str]
     overlaps: Mapping[str, tuple[str, ...]]
     bound: Mapping[str, str]
@@ -265,22 +264,22 @@ def _is_bias(leaf: str) -> bool:
     return "bias" in leaf.split("_")
 
 
-def _reason(homes: _Homes, name: str, tensor: Tensor) -> str:
+def _reason(homes: _Homes, name: str, tensor: Tensor) -> Reason:
     if name not in homes:
-        return "its name is of no module"
+        return Reason(Cause.NO_MODULE)
     _, module, leaf = homes[name]
     kind = type(module).__name__
     known = kind_of(module) is not None
     causes = [
-        (dtype_of(tensor) not in FLOAT_DTYPES, f"{dtype_of(tensor)} values are kept exactly"),
-        (tensor.numel() == 0, "it is empty"),
-        (_is_derived(module, leaf), _DERIVED),
-        (leaf in module._buffers, f"it is a buffer of {kind}"),
-        (_is_bias(leaf), "biases are kept"),
-        (tensor.dim() < 2, f"a vector of {kind} is kept"),
-        (known, f"it is none of the matrices that {kind} multiplies by"),
+        (dtype_of(tensor) not in FLOAT_DTYPES, Reason(Cause.DTYPE, dtype_of(tensor))),
+        (tensor.numel() == 0, Reason(Cause.EMPTY)),
+        (_is_derived(module, leaf), Reason(Cause.PARAMETRIZED)),
+        (leaf in module._buffers, Reason(Cause.BUFFER, kind)),
+        (_is_bias(leaf), Reason(Cause.BIAS)),
+        (tensor.dim() < 2, Reason(Cause.VECTOR, kind)),
+        (known, Reason(Cause.NO_MATRIX, kind)),
     ]
-    return next((text for holds, text in causes if holds), f"no layer kind takes {kind}")
+    return next((why for holds, why in causes if holds), Reason(Cause.NO_LAYER_KIND, kind))
 
 
 def _is_derived(module: nn.Module, leaf: str) -> bool:

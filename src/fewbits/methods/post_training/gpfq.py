@@ -20,18 +20,16 @@ from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...errors import require
 from ...ops.levels.grid import Grid, Project, best_clip
 from ...ops.rounding.projections import HardThreshold, SoftThreshold, StochasticRounding
-from ..base import METHODS
+from ..base import METHODS, Capabilities
 from ..path_inputs import PreparedInputs, mean_error, per_row
 from ..uniform import (
     DATA_FREE_RADII,
+    FeedbackMethod,
     Spacing,
-    check_grid,
     check_number,
     check_one_of,
-    check_switch,
     checked_statistics,
     checked_weight,
-    grid_of,
     is_whole,
     result,
 )
@@ -45,50 +43,38 @@ _SEARCHED_NEURONS = 128  # enough to choose one clip for a whole layer
 
 @METHODS.register("gpfq")
 @dataclass(frozen=True, kw_only=True)
-class GPFQ:
+class GPFQ(FeedbackMethod):
     """Greedy path following quantization.
 
     Attributes:
-        bits, levels, clip, per: as in :class:`~fewbits.methods.Nearest`.
         radius: also "objective": the multiple of the largest magnitude, of twelve between 0.25 and
             1.25 times ``clip``, that gives the least output error after the whole sweep; chosen by
             each neuron (``per="channel"``, twelve sweeps) or for the layer on a sample of neurons.
-        order: of the columns: "descending" input energy, or "natural".
         threshold: "none", "soft" (L1 penalty) or "hard" (L0 penalty; two levels more): sparser.
         threshold_size: in steps; for "hard" below the top level.
         rounding: "nearest", or "stochastic", which is unbiased and twice as noisy.
         passes: refinement sweeps of coordinate descent after the greedy one (not in the papers);
             None for 2, or for 0 with stochastic rounding, which a refinement would undo.
-        bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
     name: ClassVar[str] = "gpfq"
     summary: ClassVar[str] = "error feedback along the columns; best default with calibration data"
     paper: ClassVar[str] = "Lybrand and Saab 2021; Zhang, Zhou and Saab 2023"
-    needs: ClassVar[str] = "both"
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
+    radii: ClassVar[tuple[str, ...]] = (*DATA_FREE_RADII, "objective")
 
-    bits: int = 4
-    levels: int | None = None
-    radius: str = "absmax"
-    clip: float = 1.0
-    per: str = "channel"
-    order: str = "descending"
     threshold: str = "none"
     threshold_size: float = 0.5
     rounding: str = "nearest"
     passes: int | None = None
-    bias_correction: bool = True
 
     def __post_init__(self) -> None:
-        radii = (*DATA_FREE_RADII, "objective")
-        check_grid(self, radii)
-        check_one_of("order", self.order, ("descending", "natural"))
+        super().__post_init__()
         check_one_of("threshold", self.threshold, ("none", "soft", "hard"))
         check_number("threshold_size", self.threshold_size, 0)
         check_one_of("rounding", self.rounding, ("nearest", "stochastic"))
         sound = self.passes is None or (is_whole(self.passes) and 0 <= self.passes <= 100)
         require(sound, "passes", "an integer from 0 to 100, or None", self.passes)
-        check_switch("bias_correction", self.bias_correction)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -97,7 +83,7 @@ class GPFQ:
             not (stochastic and self.passes), "passes", "0 with stochastic rounding", self.passes
         )
         if self.threshold == "hard":
-            grid = grid_of(self.bits, self.levels)
+            grid = self.grid
             require(not stochastic, "rounding", "'nearest' with a hard threshold", self.rounding)
             require(grid.offset == 0, "levels", "odd with a hard threshold", self.levels)
             below = f"below {grid.top:g}, the top level, with a hard threshold"
@@ -130,7 +116,7 @@ class GPFQ:
         return self.passes
 
     def _alphabet(self) -> Grid | HardThreshold:
-        grid = grid_of(self.bits, self.levels)
+        grid = self.grid
         return HardThreshold(self.threshold_size, grid) if self.threshold == "hard" else grid
 
     def _project(self, seed: int, device: torch.device) -> Project:
@@ -146,7 +132,7 @@ class GPFQ:
 
     def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
         """Return the step of the radius rule, after the search where the rule is a search."""
-        grid = grid_of(self.bits, self.levels)
+        grid = self.grid
         weight = layer.weight
         spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
         if self.radius != "objective":

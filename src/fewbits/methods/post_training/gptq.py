@@ -16,18 +16,14 @@ from torch import Tensor
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...ops.rounding.path_following import descending, gram_error
 from ...ops.rounding.second_order import Factor, gptq
-from ..base import METHODS
+from ..base import METHODS, Capabilities
 from ..path_inputs import mean_error, per_row
 from ..uniform import (
-    DATA_FREE_RADII,
+    FeedbackMethod,
     Spacing,
-    check_grid,
     check_number,
-    check_one_of,
-    check_switch,
     checked_statistics,
     checked_weight,
-    grid_of,
     result,
 )
 
@@ -36,43 +32,31 @@ __all__ = ["GPTQ", "factor_info"]
 
 @METHODS.register("gptq")
 @dataclass(frozen=True, kw_only=True)
-class GPTQ:
+class GPTQ(FeedbackMethod):
     """GPTQ on the inputs the quantized network really sees.
 
     Attributes:
-        bits, levels, radius, clip, per: as in :class:`~fewbits.methods.Nearest`, less "percentile".
-        order: of the columns: "descending" input energy, or "natural".
         damping: added to the diagonal of X~^T X~, as a fraction of its mean; raised tenfold, up to
             five times, where the factorisation fails.
-        bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
     name: ClassVar[str] = "gptq"
     summary: ClassVar[str] = "error feedback through a Cholesky factor; for many rows of data"
     paper: ClassVar[str] = "Frantar et al. 2022"
-    needs: ClassVar[str] = "inputs"
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="quantized")
 
-    bits: int = 4
-    levels: int | None = None
-    radius: str = "absmax"
-    clip: float = 1.0
-    per: str = "channel"
-    order: str = "descending"
     damping: float = 0.01
-    bias_correction: bool = True
 
     def __post_init__(self) -> None:
-        check_grid(self, DATA_FREE_RADII)
-        check_one_of("order", self.order, ("descending", "natural"))
+        super().__post_init__()
         check_number("damping", self.damping, 0)
-        check_switch("bias_correction", self.bias_correction)
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight. Cost: ``N^3 / 3 + n N^2`` flops for n neurons of N columns."""
         weight = checked_weight(layer)
         statistics = checked_statistics(layer, self.name)
         second, _ = statistics.moments()
-        grid = grid_of(self.bits, self.levels)
+        grid = self.grid
         spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
         step = spacing.step(weight)
         units = (weight / per_row(step, weight)).to(second)

@@ -14,18 +14,14 @@ import torch
 
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...ops.rounding.second_order import largest_eigenvalue, qronos
-from ..base import METHODS
+from ..base import METHODS, Capabilities
 from ..path_inputs import PreparedInputs, mean_error, per_row
 from ..uniform import (
-    DATA_FREE_RADII,
+    FeedbackMethod,
     Spacing,
-    check_grid,
     check_number,
-    check_one_of,
-    check_switch,
     checked_statistics,
     checked_weight,
-    grid_of,
     result,
 )
 from .gptq import factor_info
@@ -35,36 +31,24 @@ __all__ = ["Qronos"]
 
 @METHODS.register("qronos")
 @dataclass(frozen=True, kw_only=True)
-class Qronos:
+class Qronos(FeedbackMethod):
     """Qronos: the float network's outputs from the quantized network's inputs.
 
     Attributes:
-        bits, levels, radius, clip, per: as in :class:`~fewbits.methods.Nearest`, less "percentile".
-        order: of the columns: "descending" input energy, or "natural".
         damping: added to the diagonal of X~^T X~, as a fraction of its largest eigenvalue; raised
             tenfold, up to five times, where the factorisation fails.
-        bias_correction: shift the bias by the mean output error over the calibration rows.
     """
 
     name: ClassVar[str] = "qronos"
     summary: ClassVar[str] = "GPTQ after correcting the past; strongest where inputs have drifted"
     paper: ClassVar[str] = "Zhang et al. 2025"
-    needs: ClassVar[str] = "both"
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
 
-    bits: int = 4
-    levels: int | None = None
-    radius: str = "absmax"
-    clip: float = 1.0
-    per: str = "channel"
-    order: str = "descending"
     damping: float = 1e-6
-    bias_correction: bool = True
 
     def __post_init__(self) -> None:
-        check_grid(self, DATA_FREE_RADII)
-        check_one_of("order", self.order, ("descending", "natural"))
+        super().__post_init__()
         check_number("damping", self.damping, 0)
-        check_switch("bias_correction", self.bias_correction)
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight, in float64. Cost: ``N^3 / 3 + 5 n N^2`` flops."""
@@ -73,7 +57,7 @@ class Qronos:
         small, small_cross = inputs.statistics.moments()
         second = small.double()
         cross = second if small_cross is small else small_cross.double()
-        grid = grid_of(self.bits, self.levels)
+        grid = self.grid
         spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
         step = spacing.step(weight)
         scale = per_row(step, weight).double()

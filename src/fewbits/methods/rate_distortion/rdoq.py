@@ -18,7 +18,7 @@ from torch import Tensor
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...errors import CalibrationError
 from ...ops.levels.grid import all_finite
-from ..base import METHODS
+from ..base import METHODS, Capabilities, PostTrainingMethod
 from ..path_inputs import mean_error
 from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
 from .rate_problem import RateProblem
@@ -28,7 +28,7 @@ __all__ = ["RDOQ"]
 
 @METHODS.register("rdoq")
 @dataclass(frozen=True, kw_only=True)
-class RDOQ:
+class RDOQ(PostTrainingMethod):
     """Rate-distortion optimized quantization.
 
     Attributes:
@@ -43,8 +43,9 @@ class RDOQ:
     name: ClassVar[str] = "rdoq"
     summary: ClassVar[str] = "distortion and coded bits at one slope; smallest files"
     paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with gradients' metric; see docs"
-    needs: ClassVar[str] = "both"
-    gradients: ClassVar[str] = "rows"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs_inputs="both", needs_gradients=True, has_slope=True
+    )
 
     slope: float = 2e-4
     ratio: float = 0.25

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...engine.layers.layer import LayerMatrix, Quantized
 from ...errors import CalibrationError, ConfigError, require
 from ...ops.transforms import SIDES
-from ..base import METHODS
+from ..base import METHODS, Capabilities, PostTrainingMethod
 from ..path_inputs import mean_error
 from ..uniform import (
     check_number,
@@ -37,7 +37,7 @@ _NEAR = 1.1  # of the cost without a transform: a basis that rounding finds dear
 
 @METHODS.register("transform")
 @dataclass(frozen=True, kw_only=True)
-class Transform:
+class Transform(PostTrainingMethod):
     """Transform quantization at a slope, with the basis quantized and paid for.
 
     Attributes:
@@ -59,8 +59,9 @@ class Transform:
     name: ClassVar[str] = "transform"
     summary: ClassVar[str] = "channels in a basis where it pays, bits shared out at one slope"
     paper: ClassVar[str] = "Young et al. 2021"
-    needs: ClassVar[str] = "both"
-    gradients: ClassVar[str] = "rows"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs_inputs="both", needs_gradients=True, has_slope=True
+    )
 
     slope: float = 1e-4
     basis: str = "elt"

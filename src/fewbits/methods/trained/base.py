@@ -1,10 +1,10 @@
-"""What a method that trains is: settings, and a session that goes along with somebody's loop."""
+"""A method at work in a training: its session, and the weights in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ...coded import ActivationGrid
 from ...engine.layers.layer import Quantized
 from ...engine.layers.views import WeightView
-from ...registry import Registry
 
-__all__ = ["TRAINED", "InputSession", "Session", "TrainedMethod", "TunedWeight"]
+__all__ = ["InputSession", "Session", "Switchable", "TunedWeight"]
 
 
 @dataclass(eq=False)
@@ -128,12 +127,14 @@ class InputSession(Session, Protocol):
 
     Attributes:
         stage: number of the present stage; a new one wants a fresh optimizer state.
+        inputs: by site, what quantizes it.
         stages: how many there are, each with ``until``, the share of the training at its end.
         selectable_from: share of the training from which the network is what it will be in the end.
     """
 
     stage: int
     stages: Sequence[Any]
+    inputs: Mapping[str, Any]
 
     @property
     def selectable_from(self) -> float:
@@ -160,19 +161,7 @@ class InputSession(Session, Protocol):
 
 
 @runtime_checkable
-class TrainedMethod(Protocol):
-    """A way to compress by training: a frozen, keyword-only dataclass registered in ``TRAINED``.
+class Switchable(Protocol):
+    """A parametrization that can be passed by: while ``active`` is False it changes nothing."""
 
-    One that trains each weight on the levels that it starts with says so: ``keeps_levels`` is true.
-    """
-
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    paper: ClassVar[str]
-
-    def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> Session:
-        """Begin on the weights of one network."""
-        ...
-
-
-TRAINED: Registry[type[TrainedMethod]] = Registry("training method")
+    active: bool

@@ -48,7 +48,7 @@ class Stepper:
         require(clip is None or clip > 0, "clip", "a number > 0, or None", clip)
         self.tuner, self.loss, self.fabric = tuner, loss, fabric
         self.rate, self.clip, self.total = rate, clip, total
-        self.stage = _stage(tuner)
+        self.stage = tuner.stage
         self.plain = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
@@ -69,8 +69,8 @@ class Stepper:
         """Do one step after ``done`` others; return its means over this process's samples."""
         progress = done / self.total
         self.tuner.advance(progress)
-        if _stage(self.tuner) != self.stage:  # momenta are of another loss
-            self.stage = _stage(self.tuner)
+        if self.tuner.stage != self.stage:  # momenta are of another loss
+            self.stage = self.tuner.stage
             self.plain.state.clear()
         for group in self.plain.param_groups:
             group["lr"] = group["initial_lr"] * self.rate(progress)
@@ -116,7 +116,7 @@ class Stepper:
         """Take back the network and the tuner only."""
         self.tuner.model.load_state_dict(state["model"])
         self.tuner.load_state_dict(state["tuner"])
-        self.stage = _stage(self.tuner)
+        self.stage = self.tuner.stage
 
     def key(self, given: str, epochs: int, batches: TrainingBatches, selection: Selection) -> str:
         """Return a fingerprint of what must be the same in a run that is resumed."""
@@ -167,11 +167,6 @@ class Stepper:
         return scaler is None or bool(scaler.get_scale() >= before)
 
 
-def _stage(tuner: Tunable) -> int:
-    """Return the stage of a method that has stages; at a new one the optimizer forgets."""
-    return int(getattr(tuner, "stage", 0))
-
-
 def _check_device(model: nn.Module, device: torch.device) -> None:
     """Refuse a network that is elsewhere: what the tuner has learned of it is there too."""
     found = next((p.device for p in model.parameters()), device)
@@ -202,6 +197,11 @@ class Tunable(Protocol):
     """
 
     model: nn.Module
+
+    @property
+    def stage(self) -> int:
+        """Number of the method's present stage; at a new one the optimizer forgets."""
+        ...
 
     def penalty(self) -> Tensor:
         """Return what is added to the loss, a scalar."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...coded import Contents
+from ...coded import Cause, Contents, Reason
 from ...compression.coded_model import CodedModel, load_into, unwrapped
 from ...container import read
 from ...engine.activations.hooks import remove_inputs
@@ -23,7 +23,7 @@ from ...engine.layers.targets import check_finite, vector_targets
 from ...engine.network.batches import Forward
 from ...engine.network.naming import fitted
 from ...errors import ConfigError, ModelError, require, shorten
-from ...methods import TrainedMethod, TunedWeight
+from ...methods import InputSession, TrainingMethod, TunedWeight, is_method, trains
 from ...recipe.plan import Plan, PlanEntry, make_plan
 from ...recipe.recipe import Recipe, Rule
 from .parametrizations import find_parameter
@@ -38,7 +38,7 @@ __all__ = ["prepare"]
 @torch.inference_mode(False)
 def prepare(
     model: nn.Module,
-    method: TrainedMethod | Recipe,
+    method: TrainingMethod | Recipe,
     *,
     start: CodedModel | str | PathLike[str] | None = None,
     keep: Sequence[str] = (),
@@ -112,7 +112,9 @@ def prepare(
     session = trained.start(weights, recipe.seed)
     attach(session, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
-    found += inherited.foresee(model, getattr(session, "inputs", ()), recipe.raw_dtype)
+    found += inherited.foresee(
+        model, session.inputs if isinstance(session, InputSession) else (), recipe.raw_dtype
+    )
     tell(found, stacklevel=3)
     return Tuner(
         model,
@@ -129,11 +131,11 @@ def prepare(
 def _norm_merge(
     model: nn.Module,
     plan: Plan,
-    trained: TrainedMethod,
+    trained: TrainingMethod,
     held: Sequence[str],
     vector_bits: int | None,
 ) -> BatchNormMerge:
-    exact = not getattr(trained, "merges_batchnorm", True)
+    exact = not trained.capabilities.merges_batchnorm
     names = () if exact else mergeable(model, plan.aliases, held)
     return BatchNormMerge(model, names, vector_bits)
 
@@ -160,7 +162,7 @@ def _check_trainable(model: nn.Module) -> None:
 
 
 def _recipe(
-    method: TrainedMethod | Recipe,
+    method: TrainingMethod | Recipe,
     keep: Sequence[str],
     raw_dtype: str | None,
     seed: int,
@@ -170,7 +172,7 @@ def _recipe(
         if keep or raw_dtype not in (None, "keep") or seed:
             raise ConfigError("a recipe has keep, raw_dtype and seed of its own. Set them there.")
         return method
-    if isinstance(method, type) or not isinstance(method, TrainedMethod):
+    if not (is_method(method) and trains(method)):
         raise ConfigError(
             "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
             f"with one. Got {shorten(method)} instead."
@@ -181,7 +183,7 @@ def _recipe(
     return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
 
 
-def _trained(plan: Plan) -> TrainedMethod:
+def _trained(plan: Plan) -> TrainingMethod:
     """Return the one training method of the plan."""
     methods = list(dict.fromkeys(e.trained for e in plan.entries if e.trained is not None))
     if len(methods) != 1:
@@ -213,11 +215,11 @@ def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None
 
 def _inherited(
     start: Contents | None,
-    method: TrainedMethod,
+    method: TrainingMethod,
     weights: Sequence[TunedWeight],
     norms: Sequence[str],
 ) -> Inherited:
-    keeps = bool(getattr(method, "keeps_levels", False))
+    keeps = method.capabilities.keeps_levels
     return Inherited(start, method.name, keeps, [weight.name for weight in weights], norms)
 
 
@@ -233,9 +235,9 @@ def _without_inputs(model: nn.Module, coded: Contents | None) -> list[Change]:
     return [Change("loaded", text)]
 
 
-def _check_measured(method: TrainedMethod, held: Sequence[str], norms: str) -> None:
+def _check_measured(method: TrainingMethod, held: Sequence[str], norms: str) -> None:
     """Refuse to measure normalizations anew that are absorbed, and have no statistics."""
-    if getattr(method, "reestimate", False) and held and norms == "absorbed":
+    if method.remeasures_batchnorm and held and norms == "absorbed":
         raise ConfigError(
             f"reestimate=True measures normalizations anew, and {len(held)} of this network are "
             f"absorbed by the layers before them, {held[0]!r} the first. Pass norms='live', which "
@@ -291,12 +293,12 @@ def _with_merged(plan: Plan, norm_merge: BatchNormMerge) -> Plan:
 
 
 def _with_vectors(
-    model: nn.Module, plan: Plan, method: TrainedMethod, norm_merge: BatchNormMerge
+    model: nn.Module, plan: Plan, method: TrainingMethod, norm_merge: BatchNormMerge
 ) -> Plan:
     """Return the plan with float vectors of ``model`` trained too, but for those to settle."""
     if norm_merge.bits is None:
         return plan
-    reason = f"a vector, on a grid of {norm_merge.bits} bits"
+    reason = Reason(Cause.VECTOR_TRAINED, str(norm_merge.bits))
     alone = [name for name in plan.kept if name not in plan.exact]
     targets = [t for t in vector_targets(model, alone) if t.module not in norm_merge.names]
     entries = [PlanEntry(target, None, reason, method) for target in targets]

@@ -9,27 +9,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...coded import Cause, Reason
 from ...engine.layers.targets import biases_beside, vector_targets
 from ...engine.lockstep.layer_check import check_layers
 from ...engine.network.batches import Forward, as_batches, as_forward, explained
-from ...methods import InputSession, Session, TrainedMethod
+from ...methods import InputSession, Session, TrainingMethod
 from ...recipe.plan import Plan, PlanEntry
 
 __all__ = ["as_clustered", "as_trained", "attach"]
 
 
-def as_trained(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
+def as_trained(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
     """Return the plan with what the method clusters besides, and without what it leaves alone."""
     return _without_kept(as_clustered(model, plan, method), method)
 
 
-def _without_kept(plan: Plan, method: TrainedMethod) -> Plan:
+def _without_kept(plan: Plan, method: TrainingMethod) -> Plan:
     """Return the plan without the weights that the method itself leaves as they are."""
-    kept = getattr(method, "kept", None)
-    if kept is None:
+    reasons = method.kept([e.target.name for e in plan.entries if len(e.target.shape) > 1])
+    if not reasons:
         return plan
-    names = [e.target.name for e in plan.entries if len(e.target.shape) > 1]
-    reasons = kept(names)
     entries = tuple(
         replace(e, trained=None, reason=reasons[e.target.name])
         if e.trained and e.target.name in reasons
@@ -49,7 +48,7 @@ def attach(
     """Let a session that quantizes inputs find them in ``model``; nothing for others."""
     if not isinstance(session, InputSession):
         return
-    targets = [e.target for e in plan.entries if e.trained is not None or "weights=32" in e.reason]
+    targets = [e.target for e in plan.entries if e.trained is not None or _is_float(e)]
     batches = []
     if calibration is not None:
         batches = list(as_batches(calibration, model if forward is None else None))
@@ -62,26 +61,32 @@ def attach(
     session.attach(model, layers, batches, call, plan.ends)
 
 
-def as_clustered(model: nn.Module, plan: Plan, method: TrainedMethod) -> Plan:
-    """Return the plan with the biases of trained layers, where ``method.biases`` says so.
+def as_clustered(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
+    """Return the plan with the biases of trained layers, where ``method.trains_biases``.
 
-    Embedding tables stay as they are then, unless ``method.embeddings``, or tied to another layer.
+    Embedding tables then stay as they are, unless ``method.trains_embeddings`` or they are tied to
+    another layer.
     """
-    if not getattr(method, "biases", False):
+    if not method.trains_biases:
         return plan
-    if not getattr(method, "embeddings", True):
+    if not method.trains_embeddings:
         plan = replace(plan, entries=tuple(_without_table(entry) for entry in plan.entries))
     trained = [entry.target for entry in plan.entries if entry.trained is not None]
     weights = [name for target in trained for name in (target.name, *target.also)]
     biases = [name for name in biases_beside(weights, plan.kept) if name not in plan.exact]
     targets = vector_targets(model, biases)
-    entries = [PlanEntry(t, None, "a bias, with the weights", method) for t in targets]
+    entries = [PlanEntry(t, None, Reason(Cause.BIAS_TRAINED), method) for t in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}
     return replace(plan, entries=(*plan.entries, *entries), kept=kept)
 
 
+def _is_float(entry: PlanEntry) -> bool:
+    """Tell whether a layer's weight is left in float, which says nothing of its inputs."""
+    return isinstance(entry.reason, Reason) and entry.reason.cause is Cause.FLOAT_WEIGHTS
+
+
 def _without_table(entry: PlanEntry) -> PlanEntry:
     if entry.trained is None or entry.target.also or "Embedding" not in entry.target.kind:
         return entry
-    return replace(entry, trained=None, reason="an embedding, kept: embeddings=True clusters it")
+    return replace(entry, trained=None, reason=Reason(Cause.EMBEDDING))

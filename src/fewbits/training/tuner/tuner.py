@@ -18,7 +18,7 @@ from ...engine.layers.layer import Quantized
 from ...engine.layers.pack import pack_state
 from ...engine.layers.targets import Target, check_finite, vector_targets
 from ...errors import ConfigError, require
-from ...methods import InputSession, Session, TunedWeight
+from ...methods import InputSession, Session, Switchable, TunedWeight
 from ...recipe.plan import Plan
 from ...sources.base.spec import unmistakable
 from .hidden_neurons import tidy
@@ -180,17 +180,17 @@ class Tuner:
         """Hold what the file would hold: inside, the network computes with the coded values."""
         self._check_open()
         saved = [weight.parameter.detach().clone() for weight in self.weights]
-        rounding = [m for m in self._installed.values() if getattr(m, "active", False)]
+        rounding = [m for m in self._installed.values() if isinstance(m, Switchable) and m.active]
         try:
             for weight in self.weights:
                 weight.write(self.session.quantized(weight).dequantize())
             for module in rounding:
-                module.active = False  # type: ignore[assignment]
+                module.active = False
             with self._norm_merge.rounded():
                 yield self.model
         finally:
             for module in rounding:
-                module.active = True  # type: ignore[assignment]
+                module.active = True
             with torch.no_grad():
                 for weight, values in zip(self.weights, saved, strict=True):
                     weight.parameter.copy_(values)

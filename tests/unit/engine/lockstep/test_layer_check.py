@@ -162,7 +162,7 @@ def test_methods_fall_back_on_such_layers_and_say_so(name, method):
 
 def test_sensitivity_and_activations_leave_the_inputs_of_such_layers():
     net = nn.Sequential(nn.Linear(12, 12), Scaled(12, 12), nn.Linear(12, 4)).eval()
-    rows = {row.name: row for row in fewbits.sensitivity(net, [INPUTS], bits=(4,))}
+    rows = {row.name: row for row in fewbits.sensitivity(net, "gpfq", [INPUTS], bits=(4,))}
     assert rows["1.weight"].method == "nearest"
     assert rows["0.weight"].method == "gpfq"
     coded = fewbits.compress(net, fewbits.Nearest(bits=8), calibration=[INPUTS], activations=8)

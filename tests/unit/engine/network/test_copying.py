@@ -49,7 +49,7 @@ def test_a_network_that_has_run_with_gradients_is_copied(form):
     inputs = torch.randn(40, 6)
     net(inputs)
     assert fewbits.compress(net, fewbits.GPFQ(bits=4), calibration=[inputs]).plan.entries
-    assert fewbits.sensitivity(net, [inputs], bits=(4,))
+    assert fewbits.sensitivity(net, "gpfq", [inputs], bits=(4,))
 
 
 def test_one_activation_in_two_places_stays_one():

@@ -28,9 +28,10 @@ from ....ops.rate_distortion.soft_entropy import (
     joint_histogram,
     soft_brackets,
 )
+from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
-from ..base import TRAINED, TunedWeight
+from ..base import TunedWeight
 from .levels import Levels, fit_codebook, fit_grid, levels_of
 from .pools import Line, Pool, allowed_order, histogram_of, own_lengths
 from .rate_control import RateControl, priced_loss
@@ -44,9 +45,9 @@ _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
 _FOLLOW = 0.1  # of the way to the best step, at every refresh of the soft share
 
 
-@TRAINED.register("hemp")
+@METHODS.register("hemp")
 @dataclass(frozen=True, kw_only=True)
-class HEMP:
+class HEMP(TrainingMethod):
     """High-order entropy minimization.
 
     Attributes:
@@ -83,7 +84,9 @@ class HEMP:
     summary: ClassVar[str] = "trains towards a low entropy of the indices, for small files"
     paper: ClassVar[str] = "Tartaglione et al. 2021"
 
-    keeps_levels: ClassVar[bool] = True
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        trains=True, needs_labels=True, keeps_levels=True
+    )
 
     levels: int = 15
     spacing: str = "lloyd"

@@ -20,16 +20,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ....coded import ActivationGrid
+from ....coded import ActivationGrid, Cause, Reason
 from ....engine.activations.hooks import install_inputs, remove_inputs
 from ....engine.activations.placement import PLACEMENTS
 from ....engine.batchnorm.statistics import measure_batchnorm
 from ....engine.layers.layer import Quantized
 from ....engine.network.batches import Forward
 from ....errors import CalibrationError, ConfigError, require
+from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
-from ..base import TRAINED, TunedWeight
+from ..base import TunedWeight
 from .activation_sites import add_scales, find_inputs
 from .gates import blocks_of, draw_gates, grouped, open_gates
 from .inputs import LowBitInput, join_network, leave_network
@@ -44,9 +45,9 @@ _CHANCE = Ramp(0.25, 1.0, until=0.75)
 _QUANTIZERS = ("lsq", "lsq+", "pact", "dorefa")
 
 
-@TRAINED.register("lowbit")
+@METHODS.register("lowbit")
 @dataclass(frozen=True, kw_only=True)
-class LowBit:
+class LowBit(TrainingMethod):
     """Low-bit weights and activations.
 
     Attributes:
@@ -81,8 +82,10 @@ class LowBit:
         "Zhuang, Tan, Liu, Liu, Reid, Shen, Effective training of convolutional neural networks "
         "with low-bitwidth weights and activations, TPAMI 44(10), 2021"
     )
-    # Norms keep their statistics: settled, sums round otherwise, and inputs flip to other levels.
-    merges_batchnorm: ClassVar[bool] = False
+    # Norms keep their statistics: merged, sums round otherwise, and inputs flip to other levels.
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        trains=True, needs_labels=True, quantizes_activations=True, merges_batchnorm=False
+    )
 
     weights: int = 4
     activations: int = 4
@@ -134,13 +137,24 @@ class LowBit:
         """The stages, in order."""
         return stages_of(self.schedule, self.weights, self.activations)
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations are quantized at all."""
+        return self.activations != FLOAT
+
+    @property
+    def remeasures_batchnorm(self) -> bool:
+        """The setting ``reestimate``."""
+        return self.reestimate
+
     def kept(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return which of a network's weights stay as they are, each with the reason."""
         if self.weights == FLOAT:
-            return dict.fromkeys(names, "weights are left in float: weights=32")
+            return dict.fromkeys(names, Reason(Cause.FLOAT_WEIGHTS, "weights=32"))
         if self.first_last != "fp" or len(names) < 3:
             return {}
-        return {names[0]: "the first layer, left in float", names[-1]: "the last layer, in float"}
+        first, last = (Reason(Cause.END_LAYER, which) for which in ("the first", "the last"))
+        return {names[0]: first, names[-1]: last}
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> LowBitSession:
         """Begin. Only the stochastic schedule is random, by ``seed`` and the number of the step."""

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from ....engine.layers.layer import Quantized, QuantizedMatrix
 from ....errors import ConfigError, is_number, require
 from ....ops.weight_fixing import Ladder
+from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
-from ..base import TRAINED, TunedWeight
+from ..base import TunedWeight
 from .noisy_weights import NoiseSource
 from .rounds import Round, counted, finest_of, fix_more, told
 from .tensors import NoiseSettings, NoisyTensors
@@ -42,9 +43,9 @@ _HARDLY = 0.01  # of the way to the largest deviation
 _SLACK = 1e-9  # of the training: shares are sums of rounded steps
 
 
-@TRAINED.register("pwfn")
+@METHODS.register("pwfn")
 @dataclass(frozen=True, kw_only=True)
-class PWFN:
+class PWFN(TrainingMethod):
     """Probabilistic weight fixing.
 
     Clusters weights and biases of linear, convolution and attention layers. Normalizations and all
@@ -106,7 +107,17 @@ class PWFN:
     prefer_zero: float = 0.0
     embeddings: bool = False
 
-    biases: ClassVar[bool] = True
+    capabilities: ClassVar[Capabilities] = Capabilities(trains=True, needs_labels=True)
+
+    @property
+    def trains_biases(self) -> bool:
+        """Biases have the network's values too."""
+        return True
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """The setting ``embeddings``."""
+        return self.embeddings
 
     def __post_init__(self) -> None:
         check_one_of("deviation", self.deviation, ("learned", "constant", "relative"))

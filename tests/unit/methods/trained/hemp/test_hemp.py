@@ -14,7 +14,7 @@ from fewbits.coding import CODECS, Layout, encode_symbols, entropy
 from fewbits.engine.layers.layer import QuantizedMatrix
 from fewbits.engine.layers.views import WeightView
 from fewbits.errors import ConfigError
-from fewbits.methods import TRAINED, TunedWeight, to_settings, trained_from_settings
+from fewbits.methods import METHODS, TunedWeight, from_settings, to_settings
 from fewbits.ops.levels.codebook import assign
 
 
@@ -213,10 +213,10 @@ def test_settings_as_plain_values_and_back():
     assert settings["slope"] == {"start": 0, "end": 1e-4, "until": 0.4}
     assert settings["method"] == "hemp"
     assert "pull" not in settings
-    assert trained_from_settings(settings) == method
-    assert TRAINED["hemp"] is HEMP
+    assert from_settings(settings) == method
+    assert METHODS["hemp"] is HEMP
     assert to_settings(HEMP()) == {"method": "hemp"}
-    assert trained_from_settings({"method": "hemp", "slope": None}) == HEMP()  # as older files say
+    assert from_settings({"method": "hemp", "slope": None}) == HEMP()  # as older files say
 
 
 @pytest.mark.parametrize(

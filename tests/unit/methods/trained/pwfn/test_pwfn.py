@@ -15,7 +15,7 @@ import fewbits
 from fewbits import PWFN, Ramp
 from fewbits.engine.layers.views import WeightView
 from fewbits.errors import ConfigError, ModelError
-from fewbits.methods import TRAINED, TunedWeight, to_settings, trained_from_settings
+from fewbits.methods import METHODS, TunedWeight, from_settings, to_settings
 from fewbits.methods.trained.pwfn.rounds import finest_of, quota
 
 MEAN = math.sqrt(2 / math.pi)
@@ -436,12 +436,12 @@ def test_quotas_round_up():
 
 
 def test_settings_round_trip():
-    assert TRAINED["pwfn"] is PWFN
+    assert METHODS["pwfn"] is PWFN
     assert to_settings(PWFN()) == {"method": "pwfn"}
     method = PWFN(growth=Ramp(1.0, 0.1), fractions=(0.5, 1.0), most=32)
     settings = to_settings(method)
     assert settings["fractions"] == [0.5, 1.0]
-    assert trained_from_settings(settings) == method
+    assert from_settings(settings) == method
 
 
 @pytest.mark.parametrize(
