@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .compression.coded_model import CodedModel
+    from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
     from .container import FileInfo, inspect
     from .errors import (
@@ -61,6 +62,7 @@ __all__ = [
     "BudgetError",
     "CalibrationError",
     "CodedModel",
+    "CompressionResult",
     "ConfigError",
     "CorruptFileError",
     "FewbitsError",
@@ -111,6 +113,7 @@ _HOMES = {
         "Transform",
     ),
     ".compression.coded_model": ("CodedModel",),
+    ".compression.result": ("CompressionResult",),
     ".compression.sensitivity": ("LayerHarm", "sensitivity"),
     ".recipe.plan": ("Plan",),
     ".progress": ("ProgressEvent",),

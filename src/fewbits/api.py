@@ -1,38 +1,32 @@
-"""Compress and load: the only orchestration. Everything else is a part that it puts together."""
+"""What people call: compress, plan, load. Each does its work in ``compression``.
+
+Nothing heavy is imported before it is needed: loading a file imports no method and no recipe.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from os import PathLike, fspath
-from typing import Any, overload
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from .coding import EFFORTS, is_effort
-from .compression.budget import Budget, Evaluate
-from .compression.coded_model import CodedModel, load_into, state_dict, unwrapped
-from .compression.pipeline import Pipeline
-from .container import read_lazily, read_tensor
-from .engine.activations.hooks import check_inputs, count_inputs, load_inputs
-from .engine.layers.pack import to_torch
-from .engine.layers.targets import check_finite
-from .engine.layers.transform_domain import into_transform_domain
-from .engine.network.batches import Forward, as_batches, as_forward
-from .engine.network.copying import copied
-from .engine.network.naming import fit_names, fit_sites
-from .errors import ConfigError, LossWarning, require
-from .methods import Activations, AnyMethod
+from .engine.network.batches import Forward
+from .errors import ConfigError
 from .progress import Progress, silent
-from .recipe.plan import Plan, make_plan
-from .recipe.recipe import Recipe
-from .search import Goal
+
+if TYPE_CHECKING:
+    from .compression.budget import Evaluate
+    from .compression.result import CompressionResult
+    from .methods import Activations, AnyMethod
+    from .recipe.plan import Plan
+    from .recipe.recipe import Recipe
+    from .recipe.training_config import Training
+
+    HowToCompress: TypeAlias = AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str]
 
 __all__ = ["compress", "load", "load_tensor", "plan"]
-
-HowToCompress = AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str]
 
 
 @torch.inference_mode(False)  # copies of a network that may need gradients are made inside
@@ -42,12 +36,14 @@ def compress(
     calibration: Iterable[Any] | Tensor | None = None,
     forward: Forward | None = None,
     *,
-    target_bytes: float | None = None,
+    train: Iterable[Any] | None = None,
+    training: Training | Mapping[str, Any] | None = None,
+    target_bytes: float | str | None = None,
     target_bits: float | None = None,
-    max_drop: float | None = None,
+    max_drop: float | str | None = None,
     evaluate: Evaluate | None = None,
     evaluations: int = 12,
-    seconds: float | None = None,
+    time_budget: float | str | None = None,
     trace: str | PathLike[str] | None = None,
     effort: str = "balanced",
     threads: int = 0,
@@ -57,83 +53,99 @@ def compress(
     metadata: bool = True,
     max_live_bytes: int = 1 << 30,
     progress: Progress = silent,
-) -> CodedModel:
+) -> CompressionResult:
     """Compress a trained network; ``model`` itself stays as it is.
 
-    With one of ``target_bytes``, ``target_bits`` and ``max_drop`` the slope (squared output error
-    that a bit is worth) is searched: every rule whose method has one gets the same, and the best
-    file within the budget is returned. An evaluation costs one compression and one encoding.
+    With one of ``target_bytes``, ``target_bits`` and ``max_drop`` fewbits searches for the slope
+    (the squared output error that a bit is worth): every rule whose method has one gets the same,
+    and the best file within the budget is returned. An evaluation costs one compression and one
+    encoding.
 
     Args:
         model: any ``nn.Module``; works on copies in eval mode, without tracing.
-        method: a method for all weights (``fewbits.GPFQ(bits=4)``), a :class:`Recipe`, or the path
-            of a recipe file.
+        method: a method for all weights, such as ``fewbits.GPFQ(bits=4)``, or a
+            :class:`Recipe`; also by name: "gpfq", "hemp", "smallest", or the path of a recipe file.
         calibration: an iterable of batches (tensors, tuples such as (inputs, labels), dicts), or
             one tensor of stacked samples. Needed by methods that look at activations. Never pass
             evaluation data.
         forward: ``forward(model, batch)`` calls the network where the default would not do.
-        target_bytes: the file's length is at most this, and met within 1 % where sizes allow.
-        target_bits: the same, of all bits of the file over the quantized weights.
-        max_drop: the smallest file whose score is at most this far below the float network's.
+        train: labelled training data, for methods that train: a ``DataLoader`` or anything else
+            that can be iterated again and again over batches of (inputs, labels), or a
+            ``fewbits.sources`` data source. Needs the extra ``train``.
+        training: how to train: :class:`Training`, or a mapping of its settings; by default what
+            the recipe says.
+        target_bytes: largest length of the file, as a number or "100KB"; met within 1% where
+            sizes allow.
+        target_bits: the same, in bits of the file per quantized weight.
+        max_drop: the smallest file whose score is at most this far below the float network's: a
+            number, or points of accuracy such as "0.5%".
         evaluate: ``evaluate(model) -> score``, higher is better, on *selection* data: neither that
-            of calibration nor that which is reported. ``max_drop`` needs it; others note it.
-        evaluations: bound on the evaluations, those of a resumed trace included.
-        seconds: bound on the time: no evaluation starts that would likely end later.
+            of calibration nor that which is reported. ``max_drop`` needs it; a training chooses
+            its epoch by it; other searches note it.
+        evaluations: most evaluations, those of a resumed trace included.
+        time_budget: most time, in seconds or as "10m": no evaluation starts that would likely end
+            later.
         trace: file that keeps every evaluation, as JSON; an existing one is resumed.
-        effort: of encoding, by which sizes are measured and which ``save`` then uses.
+        effort: of encoding: "fast", "balanced" or "smallest"; sizes are measured with it, and
+            ``save`` uses it.
         threads: that encode during a search, as in :meth:`CodedModel.encode`.
-        seed: of every random choice; overrides the recipe's.
-        activations: bits of the inputs of quantized layers, or ``fewbits.Activations(...)``: ranges
-            are from calibration data, after the weights; None for floats, or what a recipe says.
+        seed: random seed; overrides the recipe's.
+        activations: bits of the inputs of quantized layers, or ``fewbits.Activations(...)``:
+            ranges come from calibration data, after the weights. None leaves them in float, or as
+            a recipe says.
         source: how to build the network again ("module:callable"), kept in the file.
-        metadata: whether the file tells recipe and source, some 50 to 300 bytes.
-        max_live_bytes: bound on the activations held by suspended forward passes; batches beyond
+        metadata: whether the file holds recipe and source, some 50 to 300 bytes.
+        max_live_bytes: most bytes of activations held by suspended forward passes; batches beyond
             it are run again for every layer.
-        progress: told of every layer that is done.
+        progress: called after every layer, evaluation or step of a training.
 
     Returns:
-        The compressed network: save it, print its size report, or read its state dict. After a
-        search, its ``trace`` tells what was tried.
+        The compressed network: save it, print its size report and its plan, or read its state
+        dict. After a search, its ``trace`` lists what was tried; after a training, its ``history``
+        has the figures of every epoch.
 
     Raises:
         ConfigError: a setting or recipe (TargetError: a pattern that matches nothing).
         ModelError: NaN or infinite weights, or a network that cannot be copied or written.
         CalibrationError: calibration data missing, empty, not finite, or a forward that raises.
         BudgetError: no file that was evaluated is within the budget.
+        MissingExtraError: a training without the extra ``train``.
     """
-    _check_arguments(model, forward, source, max_live_bytes, progress)
-    require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
-    goal = Goal.of(target_bytes, target_bits, max_drop)
-    model = unwrapped(model)
-    recipe = Recipe.of(method, calibrated=calibration is not None)
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    if activations is not None:
-        recipe = replace(recipe, activations=Activations.of(activations))
-    _check_untrained(make_plan(model, recipe))
-    check_finite(model)
-    if count := count_inputs(model):
-        warnings.warn(
-            f"{count} inputs or outputs of layers are quantized, by a file that was loaded. They "
-            "are in float in the new one; activations= quantizes them again.",
-            LossWarning,
-            stacklevel=3,
-        )
-    memory: dict[str, Any] | None = None if goal is None else {}
+    from .compression.compress import Request, compress_network  # noqa: PLC0415
 
-    def run(recipe: Recipe) -> CodedModel:
-        steps = make_plan(model, recipe)
-        pipeline = Pipeline(steps, calibration, forward, max_live_bytes, progress, memory)
-        made = replace(pipeline.run(copied(model).eval(), _stored(source)), effort=effort)
-        return made.explained() if metadata else made.without_metadata()
+    request = Request.of(
+        model,
+        method,
+        calibration,
+        forward=forward,
+        budget={
+            "target_bytes": target_bytes,
+            "target_bits": target_bits,
+            "max_drop": max_drop,
+            "evaluate": evaluate,
+            "evaluations": evaluations,
+            "time_budget": time_budget,
+            "trace": trace,
+        },
+        effort=effort,
+        threads=threads,
+        seed=seed,
+        activations=activations,
+        training=training,
+        source=source,
+        metadata=metadata,
+        max_live_bytes=max_live_bytes,
+        progress=progress,
+    )
+    if request.recipe.training_stage is None:
+        if train is not None:
+            raise ConfigError(
+                "train= is for methods that train, and none is named: see 'fewbits methods'."
+            )
+        return compress_network(request)
+    from .training.compress import compress_by_training  # noqa: PLC0415
 
-    if goal is None:
-        _check_no_goal(evaluate, seconds, trace)
-        return _covering(run(recipe))
-    budget = Budget(goal, evaluate, evaluations, seconds, trace, effort, threads)
-    if calibration is not None:
-        calibration = as_batches(calibration, model if forward is None else None)
-    return _covering(budget.meet(model, recipe, run, calibration, progress))
+    return compress_by_training(request, train)
 
 
 def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
@@ -142,14 +154,12 @@ def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) ->
     ``calibrated`` tells whether there will be calibration data, as in :meth:`Recipe.of`. Layers
     that calibration does not reach are known only after it.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    model = unwrapped(model)
-    made = make_plan(model, Recipe.of(method, calibrated))
-    trained = next((entry.trained for entry in made.entries if entry.trained), None)
+    from .compression.compress import planned  # noqa: PLC0415
+
+    made, trained = planned(model, method, calibrated)
     if trained is None:
         return made
-    from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (seconds, for training only)
+    from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (seconds)
 
     return as_trained(model, made, trained)
 
@@ -203,29 +213,11 @@ def load(
         CorruptFileError: the file is truncated, damaged, or not one of ours.
         ModelError: ``into`` has another architecture; it is left unchanged.
     """
-    require(
-        into is not None or not transform_domain, "transform_domain", "False without into=", True
-    )
-    opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, threads=threads)
-    with opening as (tensors, aliases):
-        if into is None:
-            return state_dict(tensors, aliases)
-        grids = tensors.activations()
-        if isinstance(into, nn.Module):
-            grids = fit_sites(grids, unwrapped(into), (*tensors, *aliases))
-            check_inputs(unwrapped(into), grids)
-        if grids and transform_domain:
-            raise ConfigError(
-                "the file quantizes inputs of layers, which transform_domain=True replaces. Load "
-                "it without."
-            )
-        load_into(tensors, aliases, into, f"file {fspath(path)!r}")
-        load_inputs(unwrapped(into), grids)
-        if transform_domain:
-            inner = unwrapped(into)
-            names = fit_names(tensors, inner.state_dict())
-            into_transform_domain(inner, tensors, names)
-        return into
+    from .compression.load import read_into, read_state_dict  # noqa: PLC0415
+
+    if into is None:
+        return read_state_dict(path, max_decoded_bytes, threads, transform_domain)
+    return read_into(path, into, max_decoded_bytes, threads, transform_domain)
 
 
 def load_tensor(
@@ -251,56 +243,6 @@ def load_tensor(
         ConfigError: the file has no tensor ``name``, or not these rows; or the tensor is coded in
             another arrangement (a transform, a transposed convolution), or is small.
     """
-    return to_torch(read_tensor(path, name, rows, max_decoded_bytes=max_decoded_bytes))
+    from .compression.load import read_rows  # noqa: PLC0415
 
-
-def _stored(source: str) -> str:
-    if not source:
-        return ""
-    from .sources.base.spec import unmistakable  # noqa: PLC0415  (not needed to load a file)
-
-    return unmistakable(source)
-
-
-def _covering(coded: CodedModel) -> CodedModel:
-    """Return the network, with a warning where most of it is left in float."""
-    coded.doubt(stacklevel=4)
-    return coded
-
-
-def _check_untrained(plan: Plan) -> None:
-    trained = [entry.trained for entry in plan.entries if entry.trained is not None]
-    named = plan.recipe.train.method if plan.recipe.train is not None else None
-    if trained or plan.recipe.train is not None:
-        method = trained[0] if trained else named
-        raise ConfigError(
-            f"the method {method.name if method else 'of the recipe'!r} trains, and compress() "
-            "does not. Use fewbits.training.from_recipe.train(...), fewbits.prepare "
-            "in your own loop, or the command 'fewbits train'."
-        )
-
-
-def _check_no_goal(evaluate: object, seconds: object, trace: object) -> None:
-    asked = {"evaluate": evaluate, "seconds": seconds, "trace": trace}
-    for name, value in asked.items():
-        if value is not None:
-            raise ConfigError(
-                f"{name}= belongs to a search, and none is asked for. Add target_bytes=, "
-                "target_bits= or max_drop=."
-            )
-
-
-def _check_arguments(
-    model: object,
-    forward: Forward | None,
-    source: object,
-    max_live_bytes: object,
-    progress: object,
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    as_forward(forward)
-    require(callable(progress), "progress", "a function of a ProgressEvent", progress)
-    require(isinstance(source, str), "source", "a string such as 'module:callable'", source)
-    bounded = isinstance(max_live_bytes, int) and max_live_bytes >= 0
-    require(bounded, "max_live_bytes", "a number of bytes >= 0", max_live_bytes)
+    return read_rows(path, name, rows, max_decoded_bytes)

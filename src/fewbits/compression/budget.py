@@ -20,9 +20,9 @@ from ..methods import METHODS
 from ..methods import with_slope as at_slope
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
-from ..search import Goal, SlopeSearch, Trace, Trial
-from .coded_model import CodedModel
+from ..search import Goal, SlopeSearch, Trace, Trial, as_seconds
 from .fingerprint import fingerprint
+from .result import CompressionResult
 
 __all__ = ["Budget", "Evaluate", "sloped", "with_slope"]
 
@@ -49,7 +49,7 @@ class Budget:
     goal: Goal
     evaluate: Evaluate | None = None
     evaluations: int = 12
-    seconds: float | None = None
+    time_budget: float | str | None = None
     trace: str | PathLike[str] | None = None
     effort: str = "balanced"
     threads: int = 0
@@ -57,10 +57,7 @@ class Budget:
     def __post_init__(self) -> None:
         whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
         require(whole and self.evaluations >= 1, "evaluations", "an integer >= 1", self.evaluations)
-        timed = self.seconds is None or (
-            isinstance(self.seconds, (int, float)) and 0 < self.seconds < math.inf
-        )
-        require(timed, "seconds", "a number > 0, or None", self.seconds)
+        _ = self._seconds  # refused now, before any work
         if self.evaluate is None and not self.goal.is_size:
             raise ConfigError(
                 "max_drop needs evaluate=, a function of the network that returns its score on "
@@ -70,14 +67,18 @@ class Budget:
         if self.evaluate is not None:
             require(callable(self.evaluate), "evaluate", "a function", self.evaluate)
 
+    @property
+    def _seconds(self) -> float | None:
+        return None if self.time_budget is None else as_seconds(self.time_budget)
+
     def meet(
         self,
         model: nn.Module,
         recipe: Recipe,
-        compress: Callable[[Recipe], CodedModel],
+        compress: Callable[[Recipe], CompressionResult],
         calibration: Sequence[Any] | None,
         progress: Progress,
-    ) -> CodedModel:
+    ) -> CompressionResult:
         """Search the slope; ``compress`` runs a recipe. Returns the best network, with its trace.
 
         Raises:
@@ -100,7 +101,7 @@ class Budget:
 
         if trace.reference is None and self.evaluate is not None:
             trace.reference = run.score(None)
-        search = SlopeSearch(self.goal, start, trace, self.evaluations, self.seconds, noted)
+        search = SlopeSearch(self.goal, start, trace, self.evaluations, self._seconds, noted)
         best = search.run(run.evaluate)
         return run.result(best, trace)
 
@@ -134,10 +135,10 @@ class _Run:
         budget: Budget,
         model: nn.Module,
         recipe: Recipe,
-        compress: Callable[[Recipe], CodedModel],
+        compress: Callable[[Recipe], CompressionResult],
     ) -> None:
         self.budget, self.model, self.recipe, self.compress = budget, model, recipe, compress
-        self.held: dict[float, CodedModel] = {}
+        self.held: dict[float, CompressionResult] = {}
 
     def evaluate(self, slope: float) -> Trial:
         """Compress at a slope, encode, and score."""
@@ -148,7 +149,7 @@ class _Run:
         seconds = time.perf_counter() - began
         return Trial(slope, report.file_bytes, report.bits_per_weight, score, seconds)
 
-    def _coded(self, slope: float) -> CodedModel:
+    def _coded(self, slope: float) -> CompressionResult:
         coded = self.compress(with_slope(self.recipe, slope))
         coded.encode(threads=self.budget.threads)
         self.held[slope] = coded
@@ -158,7 +159,7 @@ class _Run:
         """Let go of every network but that of the best trial."""
         self.held = {s: c for s, c in self.held.items() if best is not None and s == best.slope}
 
-    def score(self, coded: CodedModel | None) -> float:
+    def score(self, coded: CompressionResult | None) -> float:
         """Return the caller's score of the network as compressed, or of the float one for None."""
         judged = copied(self.model).eval()
         if coded is not None:
@@ -175,7 +176,7 @@ class _Run:
             f"{value!r} instead; return .accuracy, say, of an Evaluation."
         )
 
-    def result(self, best: Trial, trace: Trace) -> CodedModel:
+    def result(self, best: Trial, trace: Trace) -> CompressionResult:
         """Return the network of the best trial, made again where an earlier run had made it."""
         coded = self.held.get(best.slope) or self._coded(best.slope)
         if coded.size_report().file_bytes != best.bytes:

@@ -1,4 +1,4 @@
-"""A compressed network: what a file holds, with the few things one wants to do with it."""
+"""A compressed network: what a file holds, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from typing import ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
-from ..container import LazyTensors, encode, measure, measure_file, write_contents
+from ..container import LazyTensors, encode, measure, measure_file, read, write_contents
 from ..engine.activations.hooks import check_inputs, load_inputs
 from ..engine.layers.pack import to_torch, torch_dtype
 from ..engine.network.loading import load_values, plain_targets, unsuited
 from ..engine.network.naming import fit_names, fitted
 from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
-from ..recipe.plan import Plan
-from ..search import Trace
 
 __all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
 
@@ -27,25 +27,41 @@ _LISTED = 5
 
 @dataclass(frozen=True, eq=False)
 class CodedModel:
-    """A compressed network, not yet on disk. :func:`fewbits.compress` makes it.
+    """A compressed network, in memory. :func:`fewbits.compress` returns one.
 
     Attributes:
         contents: everything the file will hold.
-        plan: what was done with every tensor, and why; printable.
-        info: weight name to what its method measured (relative output error, saturation, ...).
-        notes: what the run did besides: normalizations absorbed, batches run again.
+        reasons: name to why a tensor is left in float, where that is known.
         effort: of encoding, where none is named: that of the search, or "balanced".
-        trace: what the search for a budget tried; None where there was none.
+        notes: what was done besides, or was lost: normalizations absorbed, batches run again.
     """
 
+    _hint: ClassVar[str] = "print(coded.size_report()) lists every tensor"
+
     contents: Contents
-    plan: Plan
-    info: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
     effort: str = "balanced"
-    trace: Trace | None = None
+    notes: tuple[str, ...] = ()
     _files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
     _reports: dict[str, SizeReport] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], *, max_decoded_bytes: int | None = None, threads: int = 0
+    ) -> CodedModel:
+        """Read a file that :meth:`save` wrote, with all of its tensors decoded to integers.
+
+        :func:`fewbits.load` fills a network and holds one tensor at a time.
+
+        Args:
+            path: the file.
+            max_decoded_bytes: refuse a file that decodes to more; see :func:`fewbits.load`.
+            threads: that decode side by side; 0 for as many as there are cores.
+
+        Raises:
+            CorruptFileError: the file is truncated, damaged, or not one of ours.
+        """
+        return CodedModel(read(path, max_decoded_bytes=max_decoded_bytes, threads=threads))
 
     @property
     def tensors(self) -> Mapping[str, CodedTensor]:
@@ -107,12 +123,12 @@ class CodedModel:
         chosen = effort or next(reversed(self._reports), self.effort)
         if chosen not in self._reports:
             self.encode(chosen)
-        return replace(self._reports[chosen], reasons=self.plan.reasons)
+        return replace(self._reports[chosen], reasons=self.reasons)
 
     @property
     def coverage(self) -> Coverage:
         """How much of the network is quantized, and the largest of the rest."""
-        return Coverage.of_tensors(self.tensors, self.plan.reasons)
+        return Coverage.of_tensors(self.tensors, self.reasons)
 
     @property
     def bits_per_weight(self) -> float:
@@ -124,19 +140,12 @@ class CodedModel:
         """Float32 bytes of all parameters and buffers over the file's bytes."""
         return self.size_report().compression_ratio
 
-    def with_trace(self, trace: Trace) -> CodedModel:
-        """Return the same network, encoded as far as it is, with the trace of its search."""
-        made = replace(self, trace=trace)
-        made._files.update(self._files)
-        made._reports.update(self._reports)
-        return made
-
     def doubt(self, stacklevel: int = 1) -> None:
         """Warn (:class:`CoverageWarning`) where less than half of the network is quantized."""
         if text := self.coverage.warning:
             warnings.warn(text, CoverageWarning, stacklevel=stacklevel + 1)
 
-    def explained(self) -> CodedModel:
+    def explained(self) -> Self:
         """Return the same network, whose file tells why its largest tensor is left in float.
 
         Where less than half of it is quantized; the others' files need not.
@@ -148,7 +157,7 @@ class CodedModel:
         metadata = {**self.contents.metadata, "skipped": why}
         return replace(self, contents=replace(self.contents, metadata=metadata))
 
-    def without_metadata(self) -> CodedModel:
+    def without_metadata(self) -> Self:
         """Return the same network, whose file holds neither recipe nor source: some bytes less.
 
         Such a file does not tell how it was made; ``fewbits evaluate`` must be told the network.
@@ -178,21 +187,16 @@ class CodedModel:
             told = self.size_report().summary
         inputs = len(self.contents.activations)
         also = f", {inputs} quantized inputs" if inputs else ""
-        return (
-            f"<CodedModel of {len(self.tensors)} tensors{also}: {told}>\n"
-            "print(coded.plan) and print(coded.size_report()) list every tensor"
-        )
+        return f"<CodedModel of {len(self.tensors)} tensors{also}: {told}>\n{self._hint}"
 
     def _repr_html_(self) -> str:
-        reasons = self.plan.reasons
         rows = (
-            (name, _kind(tensor), "x".join(map(str, tensor.shape)), reasons.get(name, ""))
+            (name, _kind(tensor), "x".join(map(str, tensor.shape)), self.reasons.get(name, ""))
             for name, tensor in self.tensors.items()
         )
         told = repr(self).partition("\n")[0].strip("<>")
-        notes = "; ".join(self.notes)
-        names = ("tensor", "kind", "shape", "reason")
-        return html_table(names, rows, title=told, footer=notes)
+        footer = "; ".join(self.notes)
+        return html_table(("tensor", "kind", "shape", "reason"), rows, title=told, footer=footer)
 
 
 def _kind(tensor: CodedTensor) -> str:

@@ -27,7 +27,7 @@ from ..errors import CalibrationError
 from ..methods import Activations, PostTrainingMethod, calibrate_inputs
 from ..progress import Progress
 from ..recipe.plan import Plan, PlanEntry, fallback_of
-from .coded_model import CodedModel
+from .result import CompressionResult
 
 __all__ = ["Pipeline"]
 
@@ -61,7 +61,7 @@ class Pipeline:
     checked: LayerCheck = field(default_factory=LayerCheck)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
 
-    def run(self, reference: nn.Module, source: str) -> CodedModel:
+    def run(self, reference: nn.Module, source: str) -> CompressionResult:
         """Compress ``reference``, a copy in eval mode that this may change."""
         recipe = self.plan.recipe
         count = remove_inputs(reference)
@@ -94,8 +94,12 @@ class Pipeline:
         return self._with_inputs(coded, network, recipe.activations, batches)
 
     def _with_inputs(
-        self, coded: CodedModel, network: nn.Module, settings: Activations, batches: Sequence[Any]
-    ) -> CodedModel:
+        self,
+        coded: CompressionResult,
+        network: nn.Module,
+        settings: Activations,
+        batches: Sequence[Any],
+    ) -> CompressionResult:
         """Return the compressed network with grids for the inputs of its layers."""
         if not batches:
             raise CalibrationError(
@@ -293,7 +297,7 @@ class Pipeline:
                 self.plan = self.plan.kept_after(name, what)
         return state
 
-    def _pack(self, state: dict[str, Tensor], source: str) -> CodedModel:
+    def _pack(self, state: dict[str, Tensor], source: str) -> CompressionResult:
         recipe = self.plan.recipe
         targets = {entry.target.name: entry.target for entry in self.plan.entries}
         tensors = pack_state(
@@ -309,7 +313,9 @@ class Pipeline:
             metadata["source"] = source
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
         info = {name: dict(result.info) for name, result in self.results.items()}
-        return CodedModel(contents, self.plan, info, tuple(self.notes))
+        return CompressionResult(
+            contents=contents, plan=self.plan, info=info, notes=tuple(self.notes)
+        )
 
 
 def _sees(method: PostTrainingMethod | None) -> bool:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -125,11 +126,15 @@ class Recipe:
         method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
         calibrated: bool = True,
     ) -> Recipe:
-        """Return the recipe that is meant: a recipe, its name, file or data, or one method for all.
+        """Return the recipe that is meant: a recipe, its name, file or data, or one method.
 
-        One method for all weights absorbs batch normalizations first where there is calibration
-        data and every neuron has a step of its own, or the method knows how much each matters:
-        that changes only the file's size.
+        A method, or its name, is for all weights. BatchNorm is then folded first where there is
+        calibration data and the method is indifferent to it (``absorbs_scales``): that changes
+        only the file's size.
+
+        Raises:
+            ConfigError: a name that is neither a method's nor a recipe's, or what
+                :meth:`from_file` and :meth:`from_dict` refuse.
         """
         if isinstance(method, Recipe):
             return method
@@ -138,13 +143,10 @@ class Recipe:
         if isinstance(method, (str, PathLike)):
             if method in RECIPES:
                 return RECIPES[str(method)]
-            if method in METHODS:
-                kind = METHODS[str(method)].__name__
-                raise ConfigError(
-                    f"method must be a value, such as fewbits.{kind}(bits=4). Got its name "
-                    f"{method!r}; a string is a recipe's name ({', '.join(RECIPES)}) or path."
-                )
-            return cls.from_file(method)
+            if method not in METHODS:
+                _check_path(method)
+                return cls.from_file(method)
+            method = METHODS[str(method)]()
         _check_method(method)
         folds = calibrated and not trains(method) and method.absorbs_scales
         prepare = PREPARE if folds else ()
@@ -250,6 +252,17 @@ def _check_method(method: object) -> None:
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
             f"path of a recipe file. Got {shorten(method)} instead."
+        )
+
+
+def _check_path(name: str | PathLike[str]) -> None:
+    """Refuse a bare word that names nothing: it was not meant as a path."""
+    bare = isinstance(name, str) and not Path(name).suffix and name == Path(name).name
+    if bare and not Path(name).exists():
+        known = [*METHODS, *RECIPES]
+        raise ConfigError(
+            f"unknown method or recipe {shorten(name)}. Methods: {', '.join(METHODS)}. Recipes: "
+            f"{', '.join(RECIPES)}, or the path of a recipe file." + did_you_mean(str(name), known)
         )
 
 

@@ -110,6 +110,15 @@ class Training:
         require(listed, "augment", f"a list of {', '.join(_AUGMENT)}", self.augment)
 
     @classmethod
+    def of(cls, value: object) -> Training:
+        """Return what is meant by settings, or by a mapping of them as in a recipe.
+
+        Raises:
+            ConfigError: neither, or a setting that is not acceptable.
+        """
+        return value if isinstance(value, Training) else cls.from_dict(value)
+
+    @classmethod
     def from_dict(cls, data: Any) -> Training:
         """Return the settings of plain values, as YAML gives them.
 

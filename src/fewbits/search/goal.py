@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, is_number, require
+from .quantities import as_bytes, as_drop
 from .trace import Trial
 
 __all__ = ["TOLERANCE", "Goal"]
@@ -35,11 +36,11 @@ class Goal:
     @classmethod
     def of(
         cls,
-        target_bytes: float | None = None,
+        target_bytes: float | str | None = None,
         target_bits: float | None = None,
-        max_drop: float | None = None,
+        max_drop: float | str | None = None,
     ) -> Goal | None:
-        """Return the one goal that is given; None for none.
+        """Return the one goal that is given; None for none. Texts are as "100KB" and "0.5%".
 
         Raises:
             ConfigError: more than one, or a value out of range.
@@ -51,11 +52,14 @@ class Goal:
                 f"{' and '.join(given)} are given together. A search has one goal: leave out "
                 "all but one."
             )
-        for kind, value in given.items():
-            least = math.ulp(0.0) if kind != "max_drop" else 0.0
-            sound = is_number(value) and value >= least
-            require(sound, kind, f"a number {'>=' if least == 0 else '>'} 0", value)
-            return cls(kind, float(value))
+        if target_bytes is not None:
+            return cls("target_bytes", as_bytes(target_bytes))
+        if max_drop is not None:
+            return cls("max_drop", as_drop(max_drop))
+        if target_bits is not None:
+            sound = is_number(target_bits) and target_bits > 0
+            require(sound, "target_bits", "a number > 0", target_bits)
+            return cls("target_bits", float(target_bits))
         return None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..compression.coded_model import CodedModel
 from ..compression.fingerprint import fingerprint
+from ..compression.result import CompressionResult
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate
@@ -43,7 +45,7 @@ _CALIBRATION = 1024  # training samples for ranges of inputs, and for live norma
 class Trained:
     """The compressed network, which only the main process has, and how its training went."""
 
-    coded: CodedModel | None
+    coded: CompressionResult | None
     fitted: Fitted
 
 
@@ -54,6 +56,7 @@ def train(
     *,
     start: CodedModel | str | PathLike[str] | None = None,
     selection: Split | None = None,
+    judge: Callable[[nn.Module], float] | None = None,
     folder: str | PathLike[str] | None = None,
     resume: bool = False,
     save_seconds: float = 300.0,
@@ -71,6 +74,7 @@ def train(
         data: labelled, with a training split; epochs are judged on samples held out of it.
         start: a compressed network, or its file, to go on from.
         selection: labelled data to judge epochs on, in place of held-out training samples.
+        judge: ``judge(model) -> score``, higher is better, in place of accuracy on either.
         folder: for checkpoints and logs, as ``resume``, ``save_seconds`` and ``logs``; see
             :func:`fit`.
         resume: go on from the folder's checkpoint.
@@ -89,11 +93,15 @@ def train(
     if stage is None:
         raise ConfigError("the recipe names no method that trains. Use compress(), or add 'train'.")
     settings = stage.train or Training()
-    seen, judged = (data.split("train"), selection) if selection else held_out(data, _share(stage))
+    if selection is None:
+        seen, judged = held_out(data, 0.0 if judge is not None else _share(stage))
+    else:
+        seen, judged = data.split("train"), selection
     fabric = fabric or make_fabric()
     fabric.to_device(model)
     known = _key(model, recipe, seen)
-    judge = None if judged is None else _Judge(judged, settings.batch_size)
+    if judge is None and judged is not None:
+        judge = _Judge(judged, settings.batch_size)
     # Every process judges: the float network is the same in all of them.
     reference = None if judge is None else judge(model)
     teacher = copied(model).eval() if settings.distil else None
@@ -138,7 +146,7 @@ class _Judge:
         return evaluate(model, self.split.batches(self.batch_size, None, None)).accuracy
 
 
-def _told(coded: CodedModel, recipe: Recipe) -> CodedModel:
+def _told(coded: CompressionResult, recipe: Recipe) -> CompressionResult:
     """Return the network with the whole recipe in its file, earlier stages included."""
     metadata = {**coded.contents.metadata, "recipe": recipe.to_dict()}
     return replace(coded, contents=replace(coded.contents, metadata=metadata))

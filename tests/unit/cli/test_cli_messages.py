@@ -113,7 +113,7 @@ def test_a_method_that_trains_is_told_where_it_goes(here, verb):
 
 
 def test_bits_beside_a_budget_are_told_to_be_replaced_by_it(here):
-    order = ("compress", MODEL, "--data", "digits", "-o", "a.fewbits", "--target-size", "10KB")
+    order = ("compress", MODEL, "--data", "digits", "-o", "a.fewbits", "--target-bytes", "10KB")
     message = usage_error(*order, "--bits", "3")
     assert "a budget replaces --bits" in message
     assert "'rdoq'" in message

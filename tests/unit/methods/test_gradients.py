@@ -11,20 +11,21 @@ from torch import nn
 
 import fewbits
 from fewbits.engine.layers.layer import LayerMatrix
-from fewbits.methods import Nearest
+from fewbits.methods import Capabilities, Nearest, PostTrainingMethod
 
 SEEN: dict[str, LayerMatrix] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watching:
+class Watching(PostTrainingMethod):
     """Rounds, and keeps what it was given."""
 
     name: ClassVar[str] = "watching"
     summary: ClassVar[str] = "a test's"
     paper: ClassVar[str] = "none"
-    needs: ClassVar[str] = "inputs"
-    gradients: ClassVar[str] = "rows"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs_inputs="quantized", needs_gradients=True
+    )
 
     bits: int = 5
 
@@ -37,7 +38,7 @@ class Watching:
 class WatchingBlindly(Watching):
     """The same without inputs."""
 
-    needs: ClassVar[str] = "nothing"
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_gradients=True)
 
 
 def _net():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import api
-from ...compression.coded_model import CodedModel
+from ...compression.result import CompressionResult
 from ...errors import SourceError
 from ...evaluation.metrics import Evaluation
 from ...evaluation.metrics import evaluate as judge
@@ -35,7 +35,7 @@ class Done:
     """A compressed network on disk, and what was measured on the way."""
 
     out: Path
-    coded: CodedModel
+    coded: CompressionResult
     bytes: int
     seconds: float
     before: Evaluation | None = None
@@ -142,7 +142,7 @@ class Job:
         effort: str = "balanced",
         threads: int = 0,
         metadata: bool = True,
-    ) -> CodedModel:
+    ) -> CompressionResult:
         """Compress, calibrating on at most ``samples`` training samples drawn by the seed."""
         batches = None
         if self.data is not None:
@@ -215,12 +215,12 @@ def selecting(data: DataSource | None, named: str | None) -> tuple[DataSource | 
     return divided, divided.split("selection")
 
 
-def summary(coded: CodedModel) -> str:
+def summary(coded: CompressionResult) -> str:
     """Return the size, and how much is quantized, in one line."""
     return coded.size_report().summary
 
 
-def remarks(coded: CodedModel) -> list[str]:
+def remarks(coded: CompressionResult) -> list[str]:
     """Return what deserves a word: stages that ran, and weights with another fate than asked."""
     fates = [(e.target.name, e.reason) for e in coded.plan.entries if e.reason]
     return [*coded.notes, *(f"{name}: {reason}" for name, reason in fates)]

@@ -129,7 +129,7 @@ class Curve:
         self, recipe: Recipe, size: int | None, means: Mapping[str, Any], progress: Progress
     ) -> dict[str, Any]:
         self.job.recipe = recipe
-        self.job.wanted = Wanted(target_size=None if size is None else str(size))
+        self.job.wanted = Wanted(target_bytes=None if size is None else str(size))
         began = time.perf_counter()
         try:
             coded = self.job.compress(
@@ -196,6 +196,6 @@ def _points(asked: Asked) -> list[Point]:
             points += [(choose(name, None, (slope,), None, True), None) for slope in slopes]
             points += [(choose(name, None, (), None, True), size) for size in asked["sizes"]]
         if len(points) == before:
-            needs = "--slopes or --sizes" if kind.capabilities.has_slope else "--bits"
+            needs = "--slopes or --target-bytes" if kind.capabilities.has_slope else "--bits"
             raise typer.BadParameter(f"no point is asked of {name}: add {needs}.")
     return points

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...compression.coded_model import CodedModel
+from ...compression.result import CompressionResult
 from ...evaluation.metrics import Evaluation
 from ...progress import Progress, silent
 from ...recipe.recipe import Recipe
@@ -33,7 +33,7 @@ class _Done:
     """A trained and compressed network on disk, and what was measured on the way."""
 
     order: Order
-    coded: CodedModel
+    coded: CompressionResult
     fitted: Fitted
     bytes: int
     seconds: float
@@ -137,7 +137,7 @@ def _carried_out(
 
 def _trained(
     job: Job, order: Order, recipe: Recipe, fabric: Fabric, *, resume: bool, progress: Progress
-) -> tuple[CodedModel | None, Fitted]:
+) -> tuple[CompressionResult | None, Fitted]:
     start = None if order.start is None else Path(order.start)
     if recipe.first_stage is not None and start is None:
         start = Path(order.folder) / "start.fewbits"
@@ -162,6 +162,6 @@ def _trained(
     return done.coded, done.fitted
 
 
-def _first_stage(job: Job, order: Order, recipe: Recipe, progress: Progress) -> CodedModel:
+def _first_stage(job: Job, order: Order, recipe: Recipe, progress: Progress) -> CompressionResult:
     job.recipe = recipe.first_stage or recipe
     return job.compress(order.calibration_samples, None, progress, effort="fast")

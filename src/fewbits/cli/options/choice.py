@@ -47,7 +47,11 @@ def choose(
     if recipe is not None:
         if method is not None or bits is not None or settings:
             raise typer.BadParameter("--recipe says it all: leave out --method, --bits and --set.")
-        chosen = Recipe.from_file(recipe)
+        chosen = Recipe.of(str(recipe))
+    elif method in RECIPES:
+        if bits is not None or settings:
+            raise typer.BadParameter(f"{method!r} is a recipe: leave out --bits and --set.")
+        chosen = RECIPES[str(method)]
     elif searching and method is None and bits is None and not settings:
         chosen = RECIPES["smallest"]
     else:

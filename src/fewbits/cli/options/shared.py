@@ -10,7 +10,8 @@ import typer
 
 from ...coding import EFFORTS
 from ...errors import shorten
-from .budget import as_bytes
+from ...search import as_bytes
+from .budget import quantity
 
 __all__ = [
     "BatchSize",
@@ -106,4 +107,4 @@ def numbers(option: str, text: str) -> list[float]:
 
 def sizes(option: str, text: str) -> list[int]:
     """Read sizes in bytes."""
-    return [as_bytes(part, option) for part in words(option, text)]
+    return [int(quantity(as_bytes, part, option)) for part in words(option, text)]

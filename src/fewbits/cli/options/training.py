@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from ...errors import ConfigError
-from .budget import as_drop
+from ...search import as_drop
+from .budget import quantity
 from .choice import for_training
 from .shared import words
 
@@ -157,7 +158,7 @@ def choose_training(
     if recipe is not None:
         if method is not None or settings:
             raise typer.BadParameter("--recipe says how: leave out --method and --set.")
-        chosen = Recipe.from_file(recipe)
+        chosen = Recipe.of(str(recipe))
         if chosen.training_stage is None:
             raise ConfigError(
                 f"recipe {str(recipe)!r} trains nothing. Add a section 'train' with 'method: hemp' "
@@ -191,7 +192,7 @@ def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = No
             f"Got {given['prune']:g}."
         )
     if "max_drop" in given:
-        given["max_drop"] = as_drop(given["max_drop"])
+        given["max_drop"] = quantity(as_drop, given["max_drop"], "--max-drop")
     try:
         if chosen.train is not None:
             section = replace(chosen.train, **given)

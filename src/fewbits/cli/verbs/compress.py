@@ -27,7 +27,7 @@ from ..options.budget import (
     MaxDrop,
     Selection,
     TargetBits,
-    TargetSize,
+    TargetBytes,
     TimeBudget,
     TraceFile,
     Wanted,
@@ -51,8 +51,8 @@ def compress(
     method: Annotated[
         str | None,
         typer.Option(
-            help="See 'fewbits methods'; hemp, lowbit and pwfn train. \\[default: gpfq; with a "
-            "budget, the recipe smallest]",
+            help="A method (see 'fewbits methods') or the recipe smallest; hemp, lowbit and pwfn "
+            "train. \\[default: gpfq; with a budget, smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -63,7 +63,7 @@ def compress(
     settings: shared.MethodSettings = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="YAML file with rules per layer.", rich_help_panel=_METHOD),
+        typer.Option(help="YAML file with rules per layer, or smallest.", rich_help_panel=_METHOD),
     ] = None,
     activations: Annotated[
         int | None,
@@ -88,7 +88,7 @@ def compress(
             rich_help_panel=_METHOD,
         ),
     ] = None,
-    target_size: TargetSize = None,
+    target_bytes: TargetBytes = None,
     target_bits: TargetBits = None,
     max_drop: MaxDrop = None,
     selection: Selection = None,
@@ -127,7 +127,7 @@ def compress(
 
     ('fewbits demo' writes these weights.)
     """
-    wanted = Wanted(target_size, target_bits, max_drop, selection, evaluations, time_budget, trace)
+    wanted = Wanted(target_bytes, target_bits, max_drop, selection, evaluations, time_budget, trace)
     if out is None and not dry_run:
         raise typer.BadParameter("name the file to write with -o FILE.")
     if data is None and (evaluate or (max_drop is not None and selection is None)):

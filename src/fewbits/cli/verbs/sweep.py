@@ -36,8 +36,8 @@ def sweep(
     slopes: Annotated[
         str | None, typer.Option(help="Slopes, as 1e-4,1e-3, of methods that have one.")
     ] = None,
-    target_sizes: Annotated[
-        str | None, typer.Option("--sizes", help="Sizes, as 60KB,80KB: their slopes are searched.")
+    target_bytes: Annotated[
+        str | None, typer.Option(help="Sizes, as 60KB,80KB; fewbits searches for their slopes.")
     ] = None,
     split: Annotated[
         str, typer.Option(help="Where accuracy is taken: test or selection.")
@@ -65,7 +65,7 @@ def sweep(
         "methods": words("--methods", methods),
         "bits": [] if bits is None else whole_numbers("--bits", bits),
         "slopes": [] if slopes is None else numbers("--slopes", slopes),
-        "sizes": [] if target_sizes is None else sizes("--sizes", target_sizes),
+        "sizes": [] if target_bytes is None else sizes("--target-bytes", target_bytes),
     }
     if plot is not None:
         check_plot(plot)

@@ -23,9 +23,9 @@ from ...engine.layers.targets import check_finite, vector_targets
 from ...engine.network.batches import Forward
 from ...engine.network.naming import fitted
 from ...errors import ConfigError, ModelError, require, shorten
-from ...methods import InputSession, TrainingMethod, TunedWeight, is_method, trains
+from ...methods import InputSession, TrainingMethod, TunedWeight, as_method, is_method, trains
 from ...recipe.plan import Plan, PlanEntry, make_plan
-from ...recipe.recipe import Recipe, Rule
+from ...recipe.recipe import RECIPES, Recipe, Rule
 from .parametrizations import find_parameter
 from .pruning import Pruning, keep_zeros
 from .start import Change, Inherited, narrow_dtype, tell
@@ -38,7 +38,7 @@ __all__ = ["prepare"]
 @torch.inference_mode(False)
 def prepare(
     model: nn.Module,
-    method: TrainingMethod | Recipe,
+    method: TrainingMethod | Recipe | str,
     *,
     start: CodedModel | str | PathLike[str] | None = None,
     keep: Sequence[str] = (),
@@ -56,8 +56,8 @@ def prepare(
 
     Args:
         model: the network, on the device where it is trained. An optimizer made before still fits.
-        method: a training method, such as ``fewbits.HEMP(levels=9)``, for all weights; or a
-            recipe whose rules name one.
+        method: a method that trains, such as ``fewbits.HEMP(levels=9)``, for all weights, or its
+            name; or a recipe whose rules name one.
         start: a compressed network, or its file, that the training goes on from: its values are
             loaded into ``model``. HEMP keeps each tensor's grid, codebook or basis. What else is
             not kept (levels, quantized inputs, ...) is a warning now, and a note in the result.
@@ -162,12 +162,14 @@ def _check_trainable(model: nn.Module) -> None:
 
 
 def _recipe(
-    method: TrainingMethod | Recipe,
+    method: TrainingMethod | Recipe | str,
     keep: Sequence[str],
     raw_dtype: str | None,
     seed: int,
     start: Contents | None,
 ) -> Recipe:
+    if isinstance(method, str):
+        method = Recipe.of(method) if method in RECIPES else as_method(method)  # type: ignore[assignment]
     if isinstance(method, Recipe):
         if keep or raw_dtype not in (None, "keep") or seed:
             raise ConfigError("a recipe has keep, raw_dtype and seed of its own. Set them there.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...coded import ActivationGrid, Contents, html_table
 from ...coding import EFFORTS, is_effort
-from ...compression.coded_model import CodedModel
+from ...compression.result import CompressionResult
 from ...engine.batchnorm.freeze import unfreeze
 from ...engine.batchnorm.merge import BatchNormMerge
 from ...engine.layers.layer import Quantized
@@ -223,7 +223,7 @@ class Tuner:
         fold: bool = True,
         sort: bool = False,
         metadata: bool = True,
-    ) -> CodedModel:
+    ) -> CompressionResult:
         """End the training: the network holds the coded values, and is a plain one again.
 
         Batch normalizations have taken their statistics into weight and bias: the network is one to
@@ -261,7 +261,9 @@ class Tuner:
         contents = self._inherited.unchanged(contents, self.model.state_dict())
         notes += self._inherited.told(contents, self.model)
         info = {name: dict(result.info) for name, result in results.items()}
-        coded = CodedModel(contents, self.plan, info, effort=effort, notes=tuple(notes))
+        coded = CompressionResult(
+            contents=contents, plan=self.plan, info=info, effort=effort, notes=tuple(notes)
+        )
         coded.load_into(self.model)
         coded.doubt(stacklevel=2)
         self._done = True

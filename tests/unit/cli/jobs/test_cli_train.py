@@ -169,7 +169,7 @@ def test_training_starts_from_a_file(here):
         (order("x.fewbits", "--recipe", "r.yaml", "--method", "hemp"), "leave out --method"),
         (["train", "--resume", "x.run", "--epochs", "3"], "leave out '--epochs'"),
         (["compress", MODEL, "--data", "digits", "-o", "x.fewbits", "--epochs", "1",
-          "--target-size", "9KB"], "do not go together"),
+          "--target-bytes", "9KB"], "do not go together"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_told(here, words, told):

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 import fewbits
 from cli_runs import run, run_json
-from fewbits.cli.options.budget import as_bytes, as_drop, as_seconds
 from fewbits.evaluation.metrics import evaluate
 from fewbits.methods import METHODS
+from fewbits.search import as_bytes, as_drop, as_seconds
 from fewbits.sources import load_data, load_model, with_selection
 from fewbits.sources.demo_network import train_classifier
 from sloped import Sloped
@@ -48,14 +48,14 @@ def here(state, tmp_path, monkeypatch):
 
 
 def test_target_size(here):
-    found = run_json(*SEARCH, "--target-size", "7KB", *FAST)
+    found = run_json(*SEARCH, "--target-bytes", "7KB", *FAST)
     assert found["bytes"] == (here / "new.fewbits").stat().st_size
     assert 0.99 * 7000 <= found["bytes"] <= 7000
     trials = found["trace"]["trials"]
     assert len(trials) <= 12
     assert [t["bytes"] for t in trials if t["chosen"]] == [found["bytes"]]
     assert found["trace"]["goal"] == {"kind": "target_bytes", "limit": 7000.0, "tolerance": 0.01}
-    text = run(*SEARCH, "--target-size", "7KB", *FAST, "--force").stdout
+    text = run(*SEARCH, "--target-bytes", "7KB", *FAST, "--force").stdout
     assert "bits/weight" in text
     assert "search: met within 1%" in text
 
@@ -92,7 +92,7 @@ def test_a_selection_of_ones_own(here):
         500 * found["trace"]["reference"]
     )
     assert "accuracy" not in found
-    scored = run_json(*SEARCH, "--target-size", "7KB", *options[2:], *FAST, "--force")
+    scored = run_json(*SEARCH, "--target-bytes", "7KB", *options[2:], *FAST, "--force")
     assert all(t["score"] is not None for t in scored["trace"]["trials"])
 
 
@@ -152,33 +152,33 @@ def test_a_killed_search_is_resumed_to_the_same_bytes(here, monkeypatch):
 
 
 def test_a_budget_that_is_not_met_has_its_own_code(here):
-    result = run(*SEARCH, "--target-size", "300", *FAST, code=3)
+    result = run(*SEARCH, "--target-bytes", "300", *FAST, code=3)
     assert "smallest file reached" in result.stderr
     assert result.stdout == ""
     assert not (here / "new.fewbits").exists()
-    error = run_json(*SEARCH, "--target-size", "300", *FAST, code=3)["error"]
+    error = run_json(*SEARCH, "--target-bytes", "300", *FAST, code=3)["error"]
     assert error["type"] == "BudgetError"
 
 
 def test_evaluations_and_time_end_a_search(here):
-    found = run_json(*SEARCH, "--target-size", "2KB", "--evaluations", 2, *FAST, code=3)
+    found = run_json(*SEARCH, "--target-bytes", "2KB", "--evaluations", 2, *FAST, code=3)
     assert "all 2 evaluations are spent" in found["error"]["message"]
-    found = run_json(*SEARCH, "--target-size", "9.9KB", "--time-budget", "0.001s", *FAST, code=0)
+    found = run_json(*SEARCH, "--target-bytes", "9.9KB", "--time-budget", "0.001s", *FAST, code=0)
     assert "time budget" in found["trace"]["ended"]
 
 
 def test_a_budget_takes_a_method_with_a_slope_by_default(here):
     arguments = [part for part in SEARCH if part not in ("--method", "sloped")]
-    rule = run_json(*arguments, "--data", "digits", "--target-size", "7KB", *FAST)["plan"]
+    rule = run_json(*arguments, "--data", "digits", "--target-bytes", "7KB", *FAST)["plan"]
     assert "slope" in rule["recipe"]["rules"][0]
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--target-size", "7KB", "--target-bits", "3"],
-        ["--target-size", "seven"],
-        ["--target-size", "0"],
+        ["--target-bytes", "7KB", "--target-bits", "3"],
+        ["--target-bytes", "seven"],
+        ["--target-bytes", "0"],
         ["--target-bits", "-1"],
         ["--target-bits", "nan"],
         ["--max-drop", "0.5"],
@@ -188,8 +188,8 @@ def test_a_budget_takes_a_method_with_a_slope_by_default(here):
         ["--trace", "t.json"],
         ["--selection", "digits"],
         ["--time-budget", "10m"],
-        ["--target-size", "7KB", "--time-budget", "soon"],
-        ["--target-size", "7KB", "--evaluations", "0"],
+        ["--target-bytes", "7KB", "--time-budget", "soon"],
+        ["--target-bytes", "7KB", "--evaluations", "0"],
     ],
 )
 def test_wrong_usage(here, options):
@@ -197,7 +197,7 @@ def test_wrong_usage(here, options):
 
 
 def test_a_method_without_a_slope(here):
-    arguments = (*SEARCH[:-1], "nearest", "--target-size", "7KB", *FAST)
+    arguments = (*SEARCH[:-1], "nearest", "--target-bytes", "7KB", *FAST)
     assert "'sloped'" in run(*arguments, code=1).stderr
 
 
@@ -262,14 +262,14 @@ def test_a_sweep_measures_what_is_asked_and_nothing_twice(here, monkeypatch):
     again = run_json(*SWEEP, *methods, "--slopes", "1e-3,1e-2")
     assert again == first
     assert not calls
-    sized = run_json(*SWEEP, "--methods", "sloped", "--sizes", "7KB,300")
+    sized = run_json(*SWEEP, "--methods", "sloped", "--target-bytes", "7KB,300")
     assert sized["points"][:4] == first["points"]
     met, missed = sized["points"][4:]
     assert met["goal"] == {"kind": "target_bytes", "limit": 7000.0}
     assert 6930 <= met["bytes"] <= 7000
     assert missed["bytes"] is None
     assert "smallest file reached" in missed["missed"]
-    text = run(*SWEEP, "--methods", "sloped", "--sizes", "7KB,300").stdout
+    text = run(*SWEEP, "--methods", "sloped", "--target-bytes", "7KB,300").stdout
     assert "missed" in text
     assert "float32: " in text
 
@@ -296,9 +296,9 @@ def test_a_sweep_refuses(here):
     run(*SWEEP, "--bits", "3", "--methods", "nearest")
     other = [*SWEEP, "--bits", "3", "--methods", "nearest", "--seed", 4]
     assert "made with seed 0" in run(*other, code=1).stderr
-    assert "add --slopes or --sizes" in run_json(*SWEEP, "--methods", "sloped", code=2)["error"][
-        "message"
-    ].replace("\n", " ")
+    assert "add --slopes or --target-bytes" in run_json(*SWEEP, "--methods", "sloped", code=2)[
+        "error"
+    ]["message"].replace("\n", " ")
     run(*SWEEP, "--methods", "nearest", code=2)
     run(*SWEEP, "--methods", "nearest", "--bits", "3", "--split", "train", code=2)
     assert "Did you mean" in run(*SWEEP, "--methods", "nearst", "--bits", "3", code=1).stderr

@@ -1,0 +1,173 @@
+"""Compressing a network without training: a request that is checked first, then carried out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..coding import EFFORTS, is_effort
+from ..engine.activations.hooks import count_inputs
+from ..engine.layers.targets import check_finite
+from ..engine.network.batches import Forward, as_batches, as_forward
+from ..engine.network.copying import copied
+from ..errors import ConfigError, LossWarning, require
+from ..methods import Activations, AnyMethod, TrainingMethod
+from ..progress import Progress
+from ..recipe.plan import Plan, make_plan
+from ..recipe.recipe import Recipe
+from ..recipe.training_config import Training
+from ..search import Goal
+from .budget import Budget
+from .coded_model import unwrapped
+from .pipeline import Pipeline
+from .result import CompressionResult
+
+__all__ = ["Request", "compress_network", "planned"]
+
+_USER = 4  # frames from a check to the caller of fewbits.compress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What :func:`fewbits.compress` was asked for; its arguments of the same names."""
+
+    model: nn.Module
+    recipe: Recipe
+    calibration: Iterable[Any] | Tensor | None
+    forward: Forward | None
+    goal: Goal | None
+    budget: Mapping[str, Any]
+    effort: str
+    threads: int
+    source: str
+    metadata: bool
+    max_live_bytes: int
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
+        calibration: Iterable[Any] | Tensor | None,
+        *,
+        budget: Mapping[str, Any],
+        seed: int | None,
+        activations: Activations | int | None,
+        training: Training | Mapping[str, Any] | None,
+        **others: Any,
+    ) -> Request:
+        """Check everything that can be checked before any work is done.
+
+        Raises:
+            ConfigError: an argument out of range.
+            ModelError: NaN or infinite weights.
+        """
+        _check_arguments(model, **others)
+        goal = Goal.of(budget["target_bytes"], budget["target_bits"], budget["max_drop"])
+        model = unwrapped(model)
+        recipe = Recipe.of(method, calibrated=calibration is not None)
+        if seed is not None:
+            recipe = replace(recipe, seed=seed)
+        if activations is not None:
+            recipe = replace(recipe, activations=Activations.of(activations))
+        if training is not None:
+            recipe = replace(recipe, train=Training.of(training))
+        make_plan(model, recipe)
+        check_finite(model)
+        if count := count_inputs(model):
+            warnings.warn(
+                f"{count} inputs or outputs of layers are quantized, by a file that was loaded. "
+                "They are in float in the new one; activations= quantizes them again.",
+                LossWarning,
+                stacklevel=_USER,
+            )
+        return cls(
+            model=model,
+            recipe=recipe,
+            calibration=calibration,
+            goal=goal,
+            budget={k: budget[k] for k in ("evaluate", "evaluations", "time_budget", "trace")},
+            **others,
+        )
+
+
+def compress_network(request: Request) -> CompressionResult:
+    """Compress a copy of the network, at the recipe's settings or to the budget."""
+    asked, model = request.budget, request.model
+    calibration, forward = request.calibration, request.forward
+    memory: dict[str, Any] | None = None if request.goal is None else {}
+    source = _stored(request.source)
+
+    def run(recipe: Recipe) -> CompressionResult:
+        plan = make_plan(model, recipe)
+        pipeline = Pipeline(
+            plan, calibration, forward, request.max_live_bytes, request.progress, memory
+        )
+        made = replace(pipeline.run(copied(model).eval(), source), effort=request.effort)
+        return made.explained() if request.metadata else made.without_metadata()
+
+    if request.goal is None:
+        _check_no_goal(asked)
+        coded = run(request.recipe)
+    else:
+        budget = Budget(request.goal, **asked, effort=request.effort, threads=request.threads)
+        if calibration is not None:
+            calibration = as_batches(calibration, model if forward is None else None)
+        coded = budget.meet(model, request.recipe, run, calibration, request.progress)
+    coded.doubt(stacklevel=_USER)
+    return coded
+
+
+def planned(
+    model: nn.Module,
+    method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
+    calibrated: bool,
+) -> tuple[Plan, TrainingMethod | None]:
+    """Return the plan of a recipe, and the method that trains in it."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    plan = make_plan(unwrapped(model), Recipe.of(method, calibrated))
+    return plan, next((entry.trained for entry in plan.entries if entry.trained), None)
+
+
+def _stored(source: str) -> str:
+    if not source:
+        return ""
+    from ..sources.base.spec import unmistakable  # noqa: PLC0415  (not needed without a source)
+
+    return unmistakable(source)
+
+
+def _check_no_goal(asked: Mapping[str, Any]) -> None:
+    for name in ("evaluate", "time_budget", "trace"):
+        if asked[name] is not None:
+            raise ConfigError(
+                f"{name}= belongs to a search, and none is asked for. Add target_bytes=, "
+                "target_bits= or max_drop=."
+            )
+
+
+def _check_arguments(
+    model: object,
+    *,
+    forward: Forward | None,
+    effort: object,
+    source: object,
+    max_live_bytes: object,
+    progress: object,
+    **_: object,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    as_forward(forward)
+    require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
+    require(callable(progress), "progress", "a function of a ProgressEvent", progress)
+    require(isinstance(source, str), "source", "a string such as 'module:callable'", source)
+    bounded = isinstance(max_live_bytes, int) and max_live_bytes >= 0
+    require(bounded, "max_live_bytes", "a number of bytes >= 0", max_live_bytes)

@@ -1,0 +1,83 @@
+"""``fewbits.compress`` by a method that trains: the same request, and labelled data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..compression.compress import Request, compress_network
+from ..compression.result import CompressionResult
+from ..engine.network.copying import copied
+from ..errors import ConfigError
+from ..sources import DataSource, StreamSplit
+from .from_recipe import train
+
+__all__ = ["compress_by_training"]
+
+_SAMPLES = 1024  # training samples that calibrate the stage before
+
+
+def compress_by_training(request: Request, data: Iterable[Any] | None) -> CompressionResult:
+    """Compress a copy of the network as the recipe says, and train it on ``data``.
+
+    Raises:
+        ConfigError: no training data, data that can be iterated only once, or a budget.
+    """
+    recipe = request.recipe
+    method = next(rule.method for rule in (recipe.training_stage or recipe).rules if rule.method)
+    if request.goal is not None:
+        raise ConfigError(
+            f"a budget and the method {method.name!r}, which trains, do not go together: every "
+            "evaluation would be a training. Compress to the budget without training, and go on "
+            "from the result with fewbits.prepare(..., start=result)."
+        )
+    if data is None:
+        raise ConfigError(
+            f"the method {method.name!r} trains: pass train=, labelled training data such as a "
+            "DataLoader. Or use fewbits.prepare in a loop of your own, or the command "
+            "'fewbits train'."
+        )
+    if isinstance(data, Iterator):
+        raise ConfigError(
+            "train= is an iterator, which can be read only once, and a training reads it in every "
+            "epoch. Pass a DataLoader, or a list of batches."
+        )
+    source = data if isinstance(data, DataSource) else _source(data)
+    start = None
+    if recipe.first_stage is not None:
+        first = replace(
+            request, recipe=recipe.first_stage, calibration=_calibration(request, source)
+        )
+        start = compress_network(first)
+    done = train(
+        copied(request.model),
+        recipe,
+        source,
+        start=start,
+        judge=request.budget["evaluate"],
+        effort=request.effort,
+        source=request.source,
+        progress=request.progress,
+    )
+    if done.coded is None:
+        raise ConfigError(
+            "fewbits.compress trains in one process. For several, use the command 'fewbits train', "
+            "or fewbits.training.from_recipe.train, under torchrun."
+        )
+    coded = replace(done.coded, history=done.fitted.history)
+    return coded if request.metadata else coded.without_metadata()
+
+
+def _source(batches: Iterable[Any]) -> DataSource:
+    """Return a data source of somebody's own batches, which has a training split alone."""
+    return DataSource("train=", train=StreamSplit(lambda: batches))
+
+
+def _calibration(request: Request, source: DataSource) -> Iterable[Any] | Tensor:
+    """Return calibration data for the stage before the training: by default training samples."""
+    if request.calibration is not None:
+        return request.calibration
+    return list(source.batches("train", limit=_SAMPLES, seed=request.recipe.seed))
