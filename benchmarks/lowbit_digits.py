@@ -160,7 +160,7 @@ def run(variant: Variant, plain: nn.Module, data: Data, unit: int, seed: int) ->
         taught = sgd(teacher, (), 0.2 * 0.02)
         total = epochs * (len(data[0]) // 64)
         loss = JointDistillation(
-            teacher, taught, JointWeights(), rate=WarmCosine(), total=max(1, total)
+            teacher, taught, JointWeights(), lr_schedule=WarmCosine(), total=max(1, total)
         )
     train(net, data, epochs, seed, lr=0.02, tuner=tuner, loss=loss)
     inside = None

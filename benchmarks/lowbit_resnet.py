@@ -89,7 +89,7 @@ class _Loss:
                 teacher,
                 own,
                 JointWeights(),
-                rate=WarmCosine(),
+                lr_schedule=WarmCosine(),
                 total=steps,
                 forward=lambda net, batch: self._logits(net, batch[0]),
             )

@@ -26,7 +26,7 @@ from .data.batches import Indexed
 from .distillation.losses import CrossEntropy, Distillation, Loss
 from .loop.devices import make_fabric
 from .loop.loop import Fitted, fit
-from .loop.lr_schedules import PerStage, Rate, WarmCosine
+from .loop.lr_schedules import LRSchedule, PerStage, WarmCosine
 from .loop.optimizers import make_optimizer
 from .loop.selection import Selection
 from .tuner.prepare import prepare
@@ -167,18 +167,18 @@ def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
         "optimizer": optimizer,
         "batch_size": settings.batch_size,
         "accumulate": settings.accumulate,
-        "rate": _rate(tuner, settings),
+        "lr_schedule": _lr_schedule(tuner, settings),
         "clip": settings.clip,
         "augment": _augment(settings),
         "selection": Selection(start=start, max_drop=settings.max_drop),
     }
 
 
-def _rate(tuner: Tuner, settings: Training) -> Rate:
+def _lr_schedule(tuner: Tuner, settings: Training) -> LRSchedule:
     """Return the learning rate, which begins anew with every stage of the method."""
-    rate = WarmCosine(warm_up=settings.warm_up)
+    schedule = WarmCosine(warm_up=settings.warm_up)
     ends = tuner.stage_ends
-    return PerStage(rate, ends) if len(ends) > 1 else rate
+    return PerStage(schedule, ends) if len(ends) > 1 else schedule
 
 
 def _calibration(recipe: Recipe, seen: Split, settings: Training) -> list[Any] | None:

@@ -77,7 +77,7 @@ LearningRate: TypeAlias = Annotated[
 Momentum: TypeAlias = Annotated[float | None, _option("\\[default: 0.9]", _LOOP)]
 WeightDecay: TypeAlias = Annotated[float | None, _option("\\[default: 0]", _LOOP)]
 WarmUp: TypeAlias = Annotated[
-    float | None, _option("Share of the training in which the rate rises.", _LOOP)
+    float | None, _option("Share of the training in which the learning rate rises.", _LOOP)
 ]
 Clip: TypeAlias = Annotated[float | None, _option("Largest norm of the gradients.", _LOOP)]
 Distil: TypeAlias = Annotated[

@@ -95,7 +95,7 @@ class JointDistillation:
         optimizer: of the teacher; None freezes it: it runs in evaluation mode, without gradients.
         weights: of the terms.
         rate: factor on the teacher's learning rate as a function of its own steps over ``total``.
-        total: steps that the teacher will do; needed with ``rate``.
+        total: steps that the teacher will do; needed with ``lr_schedule``.
         hints: pairs (module of the student, module of the teacher) whose outputs are compared.
         forward: ``forward(model, batch) -> logits (n, classes)``.
     """
@@ -103,15 +103,15 @@ class JointDistillation:
     teacher: nn.Module
     optimizer: Optimizer | None = None
     weights: JointWeights = field(default_factory=JointWeights)
-    rate: Callable[[float], float] | None = None
+    lr_schedule: Callable[[float], float] | None = None
     total: int = 0
     hints: Sequence[tuple[str, str]] = ()
     forward: Forward = call_model
     steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.rate is not None and self.total < 1:
-            raise ConfigError("rate= of the teacher needs total=, the number of its steps.")
+        if self.lr_schedule is not None and self.total < 1:
+            raise ConfigError("lr_schedule= of the teacher needs total=, the number of its steps.")
         check_hints(self.hints, self.weights.hints, self.teacher)
         for group in self.optimizer.param_groups if self.optimizer else ():
             group.setdefault("initial_lr", group["lr"])
@@ -158,8 +158,8 @@ class JointDistillation:
         optimizer = self.optimizer
         if optimizer is None:
             return
-        if self.rate is not None:
-            factor = self.rate(min(1.0, self.steps / self.total))
+        if self.lr_schedule is not None:
+            factor = self.lr_schedule(min(1.0, self.steps / self.total))
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         average_gradients(p for group in optimizer.param_groups for p in group["params"])

@@ -26,7 +26,7 @@ from .best_epoch import BestEpoch
 from .checkpoint import RunFolder
 from .devices import check_fabric, make_fabric
 from .logs import open_logs
-from .lr_schedules import Rate, constant
+from .lr_schedules import LRSchedule, constant
 from .metrics import Metrics
 from .selection import Candidate, Selection
 from .stepper import Stepper, Tunable
@@ -73,7 +73,7 @@ def fit(
     optimizer: Optimizer,
     batch_size: int = 128,
     accumulate: int = 1,
-    rate: Rate = constant,
+    lr_schedule: LRSchedule = constant,
     clip: float | None = None,
     augment: Augmentation | None = None,
     judge: Callable[[nn.Module], float] | None = None,
@@ -102,7 +102,7 @@ def fit(
             :func:`make_optimizer`.
         batch_size: samples of one step, of all processes together; ignored by your own loaders.
         accumulate: micro-batches in which a process takes its share of a batch, to save memory.
-        rate: factor on the optimizer's learning rates, a function of the share that is done.
+        lr_schedule: factor on the optimizer's learning rates, a function of the share that is done.
         clip: largest norm of all gradients together; None leaves them.
         augment: random changes of the inputs.
         judge: score of a network on *held-out training data*, higher is better; the epoch is
@@ -139,7 +139,13 @@ def fit(
     with kept_random_state(fabric.device):
         batches = TrainingBatches(data, batch_size, sharing, seed, augment)
         stepper = Stepper(
-            tuner, loss, optimizer, fabric, rate=rate, clip=clip, total=epochs * batches.steps
+            tuner,
+            loss,
+            optimizer,
+            fabric,
+            lr_schedule=lr_schedule,
+            clip=clip,
+            total=epochs * batches.steps,
         )
         best_epoch = BestEpoch(
             stepper,

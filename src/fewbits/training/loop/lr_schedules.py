@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 from ...errors import require
 
-__all__ = ["PerStage", "Rate", "WarmCosine", "constant"]
+__all__ = ["LRSchedule", "PerStage", "WarmCosine", "constant"]
 
-Rate: TypeAlias = Callable[[float], float]
+LRSchedule: TypeAlias = Callable[[float], float]
 
 
 def constant(progress: float) -> float:
@@ -46,14 +46,14 @@ class WarmCosine:
 
 @dataclass(frozen=True)
 class PerStage:
-    """A rate that begins anew with every stage of a method, as separate runs would.
+    """A learning rate that starts over at every stage of a method, as separate runs would.
 
     Attributes:
-        rate: of one stage, a function of the share of it that is done.
+        schedule: of one stage, a function of the share of it that is done.
         ends: shares of the training at which stages end, increasing, the last of them 1.
     """
 
-    rate: Rate
+    schedule: LRSchedule
     ends: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -68,4 +68,4 @@ class PerStage:
             (pair for pair in zip(begins, self.ends, strict=True) if progress < pair[1]),
             (begins[-1], 1.0),
         )
-        return self.rate((progress - begin) / (end - begin))
+        return self.schedule((progress - begin) / (end - begin))

@@ -82,7 +82,7 @@ class Metrics:
         parts = []
         for name, shown, form in (
             ("loss", "loss", ".3f"),
-            ("bits_per_weight", "rate", ".2f"),
+            ("bits_per_weight", "bits per weight", ".2f"),
             ("accuracy", "accuracy", ".1%"),
             ("penalty", "penalty", ".4f"),
         ):

@@ -18,7 +18,7 @@ from ...errors import ConfigError, require
 from ..data.batches import Micro, TrainingBatches
 from ..distillation.joint import JointDistillation
 from ..distillation.losses import Distillation, Loss
-from .lr_schedules import Rate
+from .lr_schedules import LRSchedule
 from .selection import Selection
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ class Stepper:
         optimizer: Optimizer,
         fabric: Fabric,
         *,
-        rate: Rate,
+        lr_schedule: LRSchedule,
         clip: float | None,
         total: int,
     ) -> None:
         require(clip is None or clip > 0, "clip", "a number > 0, or None", clip)
         self.tuner, self.loss, self.fabric = tuner, loss, fabric
-        self.rate, self.clip, self.total = rate, clip, total
+        self.lr_schedule, self.clip, self.total = lr_schedule, clip, total
         self.stage = tuner.stage
         self.plain = optimizer
         for group in optimizer.param_groups:
@@ -73,7 +73,7 @@ class Stepper:
             self.stage = self.tuner.stage
             self.plain.state.clear()
         for group in self.plain.param_groups:
-            group["lr"] = group["initial_lr"] * self.rate(progress)
+            group["lr"] = group["initial_lr"] * self.lr_schedule(progress)
         told: dict[str, Tensor] = {}
         for position, micro in enumerate(micros):
             last = position + 1 == len(micros)
@@ -132,7 +132,8 @@ class Stepper:
             "steps": [epochs, batches.steps, batches.batch_size, batches.seed],
             "processes": [batches.sharing.processes, batches.sharing.accumulate],
             "how": [
-                _told(x) for x in (self.rate, self.clip, batches.augment, selection, self.loss)
+                _told(x)
+                for x in (self.lr_schedule, self.clip, batches.augment, selection, self.loss)
             ],
             "precision": str(self.fabric.strategy.precision.precision),
         }

@@ -152,8 +152,8 @@ class Tuner:
             {"params": own, "lr": lr, "weight_decay": 0.0},
         ]
         for weight in self.weights:
-            rate = lr if cells is None else cells * self.session.cell(weight)
-            groups.append({"params": [weight.parameter], "lr": rate})
+            learning_rate = lr if cells is None else cells * self.session.cell(weight)
+            groups.append({"params": [weight.parameter], "lr": learning_rate})
         return [group for group in groups if group["params"]]
 
     def measures(self) -> dict[str, float]:

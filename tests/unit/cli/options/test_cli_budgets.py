@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import save_file
 
 import fewbits
 from cli_runs import run, run_json
+from fewbits.errors import ConfigError
 from fewbits.evaluation.metrics import evaluate
 from fewbits.methods import METHODS
 from fewbits.search import as_bytes, as_drop, as_seconds
@@ -208,7 +208,7 @@ def test_how_sizes_drops_and_durations_are_read():
     assert {text: as_drop(text) for text in drops} == pytest.approx(drops)
     times = {"90": 90, "90s": 90, "10m": 600, "10min": 600, "1.5h": 5400}
     assert {text: as_seconds(text) for text in times} == times
-    with pytest.raises(typer.BadParameter, match=r"Write 0\.5% for 0\.5 points"):
+    with pytest.raises(ConfigError, match=r"Write 0\.5% for 0\.5 points"):
         as_drop("0.5")
 
 

@@ -156,7 +156,7 @@ def run(folder, epochs, resume=False, stop=None):
     net, teacher = network(), network()
     tuner = tuned(net, schedule="progressive")
     teaching = sgd(teacher.parameters())
-    loss = JointDistillation(teacher, teaching, rate=WarmCosine(), total=epochs * 3)
+    loss = JointDistillation(teacher, teaching, lr_schedule=WarmCosine(), total=epochs * 3)
     seen = []
 
     def judge(model):
@@ -172,7 +172,7 @@ def run(folder, epochs, resume=False, stop=None):
         epochs=epochs,
         batch_size=32,
         optimizer=make_optimizer(tuner, learning_rate=0.01),
-        rate=PerStage(WarmCosine(), tuner.stage_ends),
+        lr_schedule=PerStage(WarmCosine(), tuner.stage_ends),
         judge=judge,
         folder=folder,
         resume=resume,
@@ -208,7 +208,7 @@ def taught(steps=4, **more):
 
     teaching.step = watched
     teacher[0].weight.register_hook(lambda _: cast.append(torch.is_autocast_enabled("cpu")))
-    loss = JointDistillation(teacher, teaching, rate=WarmCosine(), total=steps)
+    loss = JointDistillation(teacher, teaching, lr_schedule=WarmCosine(), total=steps)
     data = ArraySplit(X[: 24 * steps], Y[: 24 * steps])
     optimizer = make_optimizer(tuner, learning_rate=0.01)
     fit(tuner, loss, data, epochs=1, batch_size=24, optimizer=optimizer, **more)
@@ -334,6 +334,6 @@ def test_what_is_missing_is_told():
     with pytest.raises(CalibrationError, match="labels"):
         JointDistillation(network())(network(), X)
     with pytest.raises(ConfigError, match="total"):
-        JointDistillation(network(), rate=constant)
+        JointDistillation(network(), lr_schedule=constant)
     with pytest.raises(ConfigError, match="temperature"):
         JointWeights(temperature=0)

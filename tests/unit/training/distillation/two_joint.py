@@ -61,7 +61,7 @@ def main(kind, out, accumulate=1, folder=None, killed_at=0):
     loss = JointDistillation(
         teacher,
         torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9),
-        rate=WarmCosine(),
+        lr_schedule=WarmCosine(),
         total=9,
         forward=Mortal(killed_at),
     )

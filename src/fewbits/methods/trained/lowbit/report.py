@@ -70,7 +70,9 @@ def warn_of(rows: Iterable[LayerLevels]) -> None:
     """Warn of weights with hardly more levels in use than a narrower grid has, and of clipping."""
     for row in rows:
         if not row.step > 2e-9:
-            _tell(f"{row.name} ({row.what}): its step has shrunk to nothing. Lower the rate.")
+            _tell(
+                f"{row.name} ({row.what}): its step has shrunk to nothing. Lower the learning rate."
+            )
         elif row.what == "weights" and row.bits == _NARROW:
             if row.entropy < _LEAST_ENTROPY * row.bits:
                 _tell(

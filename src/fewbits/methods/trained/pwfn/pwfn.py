@@ -58,11 +58,10 @@ class PWFN(TrainingMethod):
             and less beside powers of two.
         largest: deviation that the growth leads to.
         growth: of learned deviations of weights: between two rounds they go ``1 - exp(-growth)``
-            of the way to ``largest``, whatever the optimizer and its rate; the loss acts against
-            it. A :class:`Ramp` follows the training.
-        alpha: the paper's growth, a part of the loss (:meth:`Tuner.penalty`), of which the rate
-            and the number of steps make ``growth = 0.8 * alpha * rate / (1 - momentum) * steps``.
-            Given, it takes the place of ``growth``.
+            of the way to ``largest``, whatever the optimizer and learning rate; the loss acts
+            against it. A :class:`Ramp` follows the training.
+        alpha: the paper's growth, a part of the loss (:meth:`Tuner.penalty`). It replaces
+            ``growth``, and amounts to ``growth = 0.8 * alpha * lr / (1 - momentum) * steps``.
         noise: whether the forward pass samples; None: where deviations are learned.
         fractions: of all weights that are fixed after each round, the last one 1.
         begin: share of the training before the first round.
