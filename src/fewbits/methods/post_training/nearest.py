@@ -13,14 +13,7 @@ from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...errors import require
 from ..base import METHODS, Capabilities
 from ..path_inputs import per_row
-from ..uniform import (
-    DATA_FREE_RADII,
-    Spacing,
-    UniformMethod,
-    check_number,
-    checked_weight,
-    result,
-)
+from ..uniform import DATA_FREE_RADII, Spacing, UniformMethod, check_number, checked_weight, result
 
 __all__ = ["Nearest"]
 

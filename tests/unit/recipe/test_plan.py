@@ -8,7 +8,7 @@ from torch import nn
 from fewbits import Nearest, Recipe, Rule, plan
 from fewbits.engine.layers.targets import survey
 from fewbits.errors import TargetError
-from fewbits.recipe.patterns import selected, unmatched
+from fewbits.recipe.plan import selected, unmatched
 
 
 class Zoo(nn.Module):
