@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["build", "loaders"]
+__all__ = ["build", "loaders", "validation"]
 
 
 def build() -> nn.Module:
@@ -31,17 +31,27 @@ def build() -> nn.Module:
     )
 
 
-def loaders() -> dict[str, DataLoader]:
-    """Return the loaders by split: `mynet:loaders` on the command line. None shuffles here."""
+def _loaders() -> dict[str, DataLoader]:
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(digits.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    test, train = order[:400], order[400:]
+    parts = {"test": order[:400], "validation": order[400:600], "train": order[600:]}
     return {
-        "train": DataLoader(TensorDataset(images[train], labels[train]), batch_size=64),
-        "test": DataLoader(TensorDataset(images[test], labels[test]), batch_size=64),
+        name: DataLoader(TensorDataset(images[rows], labels[rows]), batch_size=64)
+        for name, rows in parts.items()
     }
+
+
+def loaders() -> dict[str, DataLoader]:
+    """Return the loaders by split: `mynet:loaders` on the command line. None shuffles here."""
+    found = _loaders()
+    return {"train": found["train"], "test": found["test"]}
+
+
+def validation() -> DataLoader:
+    """Return samples that only a search looks at: `mynet:validation`, for `--selection`."""
+    return _loaders()["validation"]
 
 
 def main() -> None:
