@@ -15,10 +15,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from generator.api import api  # noqa: E402  (the folder is no package that is installed)
 from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 from mkdocs.structure.pages import Page  # noqa: E402
+
+from generator.api import api  # noqa: E402  (the folder is no package that is installed)
 
 __all__ = ["elsewhere", "on_files", "on_page_markdown"]
 
