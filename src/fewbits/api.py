@@ -257,9 +257,9 @@ def load_tensor(
 def _stored(source: str) -> str:
     if not source:
         return ""
-    from .sources.base.spec import unmistakable  # noqa: PLC0415  (not needed to load a file)
+    from .sources.base.spec import stored_source  # noqa: PLC0415  (not needed to load a file)
 
-    return unmistakable(source)
+    return stored_source(source)
 
 
 def _covering(coded: CodedModel) -> CodedModel:
