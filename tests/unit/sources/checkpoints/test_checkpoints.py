@@ -340,7 +340,7 @@ def test_folders_hold_one_checkpoint_or_say_what_they_hold(tmp_path, shards):
 
 def test_values_that_would_lose_more_than_precision_are_refused(tmp_path):
     torch.save({**STATE, "0.bias": STATE["0.bias"].to(torch.complex64)}, tmp_path / "n.pt")
-    with pytest.raises(SourceError, match=r"another kind of dtype \(0.bias torch.complex64"):
+    with pytest.raises(SourceError, match=r"an incompatible dtype \(0.bias torch.complex64"):
         load_weights(emptied(), tmp_path / "n.pt")
     torch.save({**STATE, "0.weight": STATE["0.weight"].to_sparse()}, tmp_path / "n.pt")
     with pytest.raises(SourceError, match=r"'0.weight' has the layout torch.sparse_coo"):
