@@ -255,7 +255,7 @@ def _mix(rng: Generator) -> Dear:
     values.reshape(-1)[: noise.size] = noise
     stream = mix._Stream(mix.ENCODE, values.size, room=5 * values.size + 100)
     stream.walk(values, layout, setting)
-    body = setting.to_bytes(None) + (mix.coded_bytes(stream.desk, stream.buffer) or b"")
+    body = setting.to_bytes(None) + (mix.coded_bytes(stream.state, stream.buffer) or b"")
     return ["g", shape], body, "mix", 1
 
 

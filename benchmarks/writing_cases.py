@@ -107,7 +107,7 @@ def _command(*words: object) -> None:
     """Run the command line in this process; its errors as exceptions."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     text = " ".join(done.output.split())
-    if done.exit_code and ("and files are written by replacing" in text):
+    if done.exit_code and ("which cannot be replaced atomically" in text):
         raise ConfigError(text)
     if done.exit_code:
         raise OSError(28 if "No space left" in text else 5, text, str(words[-1]))

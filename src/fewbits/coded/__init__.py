@@ -1,10 +1,10 @@
-"""The currency: what a method returns, the container stores, and the report counts."""
+"""Compressed tensors: what methods return, the container stores and the report counts."""
 
 from .activation_sites import ActivationSite, site_name
 from .coverage import Coverage
+from .display import html_table, printable, shortened
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .reasons import Cause, Reason
-from .shown import html_table, printable, shortened
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,

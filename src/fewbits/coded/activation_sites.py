@@ -1,8 +1,8 @@
-"""Names of the places in a network where activations are on grids.
+"""Names of the sites in a network where activations are quantized.
 
-The input of a module has the module's name; what it gives ends in ``:out``. A module that is called
-several times in a forward pass has a place for each call, which ends in ``@k``. A module may have
-such a name itself, and then the name means that module.
+The input of a module has the module's name; its output has the suffix ``:out``. If a module is
+called several times per forward pass, each call has a site of its own, with the suffix ``@k``. If a
+module itself has such a name, the name means that module.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _OUT = ":out"
 
 @dataclass(frozen=True)
 class ActivationSite:
-    """Where a grid acts.
+    """A site in a network where activations are quantized.
 
     Attributes:
         module: name of the module.
-        call: number of the call in a forward pass; None for all.
-        output: on what the module gives, not on what it gets.
+        call: number of the call within a forward pass; None for all calls.
+        output: whether it is the output of the module rather than its input.
     """
 
     module: str
@@ -33,7 +33,7 @@ class ActivationSite:
 
     @classmethod
     def of(cls, name: str, modules: Container[str] = ()) -> ActivationSite:
-        """Return the place of a site's name, read as one of ``modules`` first."""
+        """Parse the name of a site; names of ``modules`` take precedence."""
         if name in modules:
             return cls(name)
         rest, mark, call = name.rpartition("@")
@@ -47,13 +47,13 @@ class ActivationSite:
 def site_name(
     module: str, call: int, calls: int, *, output: bool = False, modules: Container[str] = ()
 ) -> str:
-    """Return the name of a site: the module's, with the call where there are several.
+    """Return the name of a site: the module's, with the number of the call if there are several.
 
-    Where one of ``modules``, all names of the network, has that very name, the number of the call
-    gets zeros in front.
+    If one of ``modules`` (all names in the network) has that very name, the number of the call is
+    padded with zeros.
 
     Raises:
-        ConfigError: modules whose names leave none for the output of another.
+        ConfigError: the names of the modules leave none for this site.
     """
     place = module + _OUT * output
     name = place if calls == 1 else f"{place}@{call}"
@@ -63,7 +63,7 @@ def site_name(
         module, None if calls == 1 else call, output
     ):
         raise ConfigError(
-            f"the network has modules {module!r} and {place!r}, and the latter name means the "
-            "output of the former in a file. Rename one of them."
+            f"the network has modules {module!r} and {place!r}, but files use the second name for "
+            "the output of the first. Rename one of them."
         )
     return name

@@ -1,4 +1,4 @@
-"""How much of a network is quantized, and what is the largest of the rest."""
+"""Coverage: how much of a network is quantized, and the largest tensor that is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .shown import shortened
+from .display import shortened
 from .tensors import WEIGHT_DTYPES, CodedTensor, RawTensor
 
 __all__ = ["Coverage"]
@@ -15,17 +15,17 @@ __all__ = ["Coverage"]
 
 @dataclass(frozen=True)
 class Coverage:
-    """The share of a network's weights that are quantized.
+    """The share of a network's weights that is quantized.
 
-    Weights are all floating-point and complex values here, of parameters and buffers, whether a
-    method takes their dtype or not; tied ones are counted once.
+    Weights are all floating-point and complex values of parameters and buffers here, whether or not
+    a method supports their dtype; tied ones count once.
 
     Attributes:
-        quantized: how many of them have an index.
-        weights: how many there are.
-        largest: name of the largest tensor left in float; "" where there is none.
+        quantized: number of weights that have an index.
+        weights: number of all weights.
+        largest: name of the largest tensor left in float; "" if there is none.
         largest_weights: its number of values.
-        reason: why it is left; "" where nobody knows.
+        reason: why it is left; "" if unknown.
     """
 
     quantized: int
@@ -41,12 +41,12 @@ class Coverage:
         quantized: Collection[str],
         reasons: Mapping[str, str] | None = None,
     ) -> Coverage:
-        """Return it by the number of values of each floating-point or complex tensor.
+        """Return the coverage, given the sizes of all floating-point and complex tensors.
 
         Args:
-            sizes: name to number of values.
-            quantized: names of those that are.
-            reasons: name to why it is not.
+            sizes: tensor name to number of values.
+            quantized: names of the quantized tensors.
+            reasons: name to why a tensor is not quantized.
         """
         left = {name: size for name, size in sizes.items() if name not in quantized}
         total, rest = sum(sizes.values()), sum(left.values())
@@ -59,7 +59,7 @@ class Coverage:
     def of_tensors(
         cls, tensors: Mapping[str, CodedTensor], reasons: Mapping[str, str] | None = None
     ) -> Coverage:
-        """Return it of coded tensors."""
+        """Return the coverage of coded tensors."""
         floats = {n: t for n, t in tensors.items() if t.dtype in WEIGHT_DTYPES}
         sizes = {name: math.prod(tensor.shape) for name, tensor in floats.items()}
         coded = {name for name, tensor in floats.items() if not isinstance(tensor, RawTensor)}
@@ -67,17 +67,17 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Share of the weights that are quantized; 1 of none."""
+        """Share of the weights that is quantized; 1 if there are none."""
         return self.quantized / self.weights if self.weights else 1.0
 
     @property
     def low(self) -> bool:
-        """Whether that is less than half."""
+        """Whether less than half of the weights are quantized."""
         return 2 * self.quantized < self.weights
 
     @property
     def warning(self) -> str:
-        """What to tell where it is less than half; "" where it is not."""
+        """Text of the warning if less than half is quantized; "" otherwise."""
         return f"less than half of the network is compressed: {self}." if self.low else ""
 
     def to_dict(self) -> dict[str, object]:
@@ -92,20 +92,20 @@ class Coverage:
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> Coverage:
-        """Return what :meth:`to_dict` told."""
+        """Return the coverage from the values of :meth:`to_dict`."""
         left = values["largest_left"] or {"name": "", "weights": 0, "reason": ""}
         counts = (values["quantized"], values["weights"])
         return cls(*counts, left["name"], left["weights"], left["reason"])
 
     @property
     def percent(self) -> str:
-        """The share in percent, rounded down: 100 % are all of them, and 50 % at least half."""
+        """The share in percent, rounded down, so that 100% means all and 50% at least half."""
         return f"{math.floor(1000 * self.share) / 10}%"
 
     def __str__(self) -> str:
-        told = f"{self.percent} of {self.weights:,} weights quantized"
+        text = f"{self.percent} of {self.weights:,} weights quantized"
         if not self.largest_weights:
-            return told
+            return text
         why = f": {shortened(self.reason, 120)}" if self.reason else ""
         name = shortened(self.largest)
-        return f"{told}, largest left in float {name} ({self.largest_weights:,}){why}"
+        return f"{text}, largest left in float {name} ({self.largest_weights:,}){why}"

@@ -1,8 +1,8 @@
-"""An operation count of a network on hardware that shifts and adds, from the coded tensors alone.
+"""Operation counts of a network on shift-and-add hardware, from the coded tensors alone.
 
-A weight that is a sum of t signed powers of two needs t shifts and t adds in place of a product.
-Energies are those of 45 nm at 0.9 V (Horowitz 2014), in picojoules. Shifts are free only where
-activations are integers, which no method here provides by itself: read the figures as a count.
+A weight that is a sum of t signed powers of two needs t shifts and t adds instead of a product.
+Energies are in picojoules for 45 nm at 0.9 V (Horowitz 2014). Shifts are free only if activations
+are integers, which no method here provides by itself: read the figures as operation counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PICOJOULES = {
     "bit from SRAM": 5 / 32,
 }
 _FLOAT_BITS = 32
-_MANY = 2  # powers of two, from which on a product is worth sharing
+_MANY = 2  # powers of two in a weight from which sharing its product pays
 
 Ints: TypeAlias = "NDArray[np.int64]"
 
@@ -37,9 +37,9 @@ class Use:
     """How one sample uses a layer.
 
     Attributes:
-        outputs: positions of its output: 1, tokens, or pixels; each uses every weight once.
-        inputs: positions of its input.
-        groups: of a convolution.
+        outputs: positions of the output (1, tokens or pixels); each uses every weight once.
+        inputs: positions of the input.
+        groups: groups of a convolution.
     """
 
     outputs: int = 1
@@ -49,20 +49,20 @@ class Use:
 
 @dataclass(frozen=True)
 class LayerEnergy:
-    """What one sample costs in one layer.
+    """The cost of one sample in one layer.
 
     Attributes:
-        name: of the weight.
-        weights: how many.
-        macs: products and additions of the float layer.
-        adds: products with weights that are not zero.
-        shift_adds: shifts, and as many adds, that take the place of products.
-        terms: weights by the powers of two they are a sum of, from 0 on.
-        multipliers: distinct magnitudes of two and more powers.
-        shared_products: products with these, where equal ones of an input channel are made once;
-            never more than without.
-        scalings: products that are left: of outputs with a step that is no power of two.
-        stored_bits: of the weight in the file.
+        name: name of the weight.
+        weights: number of weights.
+        macs: multiply-accumulates of the float layer.
+        adds: products with nonzero weights.
+        shift_adds: shifts, and as many adds, that replace the products.
+        terms: number of weights that are a sum of 0, 1, 2, ... powers of two.
+        multipliers: distinct magnitudes that are sums of two or more powers.
+        shared_products: products with these if equal ones of an input channel are computed once;
+            never more than without sharing.
+        scalings: remaining products, one per output whose step is not a power of two.
+        stored_bits: bits of the weight in the file.
     """
 
     name: str
@@ -79,23 +79,23 @@ class LayerEnergy:
 
 @dataclass(frozen=True)
 class Energy:
-    """All layers. Weights are read once for a sample."""
+    """The cost of one sample in all layers. Each sample reads the weights once."""
 
     layers: tuple[LayerEnergy, ...]
 
     def total(self, name: str) -> int:
-        """Return the sum over the layers of one of their figures."""
+        """Return the sum of a field over all layers."""
         return sum(getattr(layer, name) for layer in self.layers)
 
     def ratios(self) -> dict[str, float]:
-        """Return four ratios to the float network.
+        """Return ratios to the float network.
 
-        ``weight_traffic``: stored bits to 32 a weight; ``multiplications``: products that are left;
-        ``adds``: shift-adds to products; and ``total_*``: energy to that of the float network, with
-        weights from DRAM or SRAM, adds of integers or floats.
+        ``weight_traffic``: stored bits to 32 bits per weight; ``multiplications``: remaining
+        products; ``adds``: shift-adds to products; ``total_*``: energy, with weights from DRAM or
+        SRAM and integer or float adds.
         """
         macs, bits = self.total("macs"), _FLOAT_BITS * self.total("weights")
-        found = {
+        ratios = {
             "weight_traffic": self.total("stored_bits") / max(1, bits),
             "multiplications": self.total("scalings") / max(1, macs),
             "adds": self.total("shift_adds") / max(1, macs),
@@ -103,8 +103,8 @@ class Energy:
         for memory in ("DRAM", "SRAM"):
             for kind in ("integer", "float"):
                 name = f"total_{memory.lower()}_{kind}"
-                found[name] = self._energy(memory, kind) / max(1e-12, self._float(memory))
-        return found
+                ratios[name] = self._energy(memory, kind) / max(1e-12, self._float(memory))
+        return ratios
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON-ready values: layers, totals, ratios and constants."""
@@ -132,13 +132,13 @@ def energy_of(
     stored: Mapping[str, int],
     uses: Mapping[str, Use] | None = None,
 ) -> Energy:
-    """Count what the weights of two and more dimensions cost.
+    """Count the operations of all weights with two or more dimensions.
 
     Args:
-        tensors: of a network.
+        tensors: name to coded tensor.
         stored: name to bytes in the file.
-        uses: name of a weight to how a sample uses it; weights without are left out (tables of
-            embeddings). None: every weight is used once, as a linear layer uses it.
+        uses: name of a weight to how a sample uses it; weights without an entry are left out
+            (embedding tables). None: every weight is used once, as in a linear layer.
     """
     layers = []
     for name, tensor in tensors.items():
@@ -179,7 +179,7 @@ def _layer(
 def _levels(
     tensor: CodebookTensor | GridTensor,
 ) -> tuple[Ints, NDArray[np.float32], NDArray[np.float32]]:
-    """Return (rows, columns) places in a table of magnitudes, the table, and the factors."""
+    """Return indices (rows, columns) into a table of magnitudes, the table, and the factors."""
     if isinstance(tensor, CodebookTensor):
         levels, place = np.unique(np.abs(tensor.codebook.values), return_inverse=True)
         return place[tensor.index].astype(np.int64), levels, tensor.scale

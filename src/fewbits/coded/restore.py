@@ -1,4 +1,4 @@
-"""Matrices to tensors, a piece at a time: beyond the values, memory does not grow with them."""
+"""Matrices to tensors, piece by piece: scratch memory does not grow with the tensor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["arrange", "per_value", "product", "restore"]
 Float32: TypeAlias = NDArray[np.float32]
 Shape: TypeAlias = tuple[int, ...]
 
-PIECE = 1 << 16  # values restored at a time, or of a product
-WIDEST = 1 << 12  # columns of a piece of a product
+PIECE = 1 << 16  # values restored at a time, or in a tile of a product
+WIDEST = 1 << 12  # columns of a tile of a product
 
 
 def restore(
@@ -23,10 +23,11 @@ def restore(
     order: tuple[Shape, Shape] | None,
     values: Callable[[NDArray[np.int32], slice], Float32],
 ) -> Float32:
-    """Return the values of a matrix of indices as a tensor of ``shape``.
+    """Dequantize a matrix of indices into a tensor of ``shape``.
 
-    ``order``: sizes that the matrix is reshaped to and their axes in the tensor; None where a
-    reshape is enough. ``values``: of a run of indices, and the place of that run in the matrix.
+    ``order``: shape to which the matrix is reshaped, and the permutation of its axes; None if a
+    reshape is enough. ``values`` maps a run of indices, and its slice of the flattened matrix, to
+    values.
     """
     out = np.empty(shape, np.float32)
     if not out.size:
@@ -41,14 +42,14 @@ def restore(
 
 
 def arrange(matrix: Float32, shape: Shape, order: tuple[Shape, Shape] | None) -> Float32:
-    """Return a matrix of values as a tensor; ``order`` as in :func:`restore`."""
+    """Reshape a matrix of values to a tensor; ``order`` as in :func:`restore`."""
     if order is not None and matrix.size:
         matrix = np.ascontiguousarray(matrix.reshape(order[0]).transpose(order[1]))
     return matrix.reshape(shape)
 
 
 def per_value(per_row: Float32, columns: int, run: slice) -> Float32:
-    """Return what holds for each value of a run, from one value or one for each row."""
+    """Expand a per-tensor or per-row parameter to the values of a run."""
     if per_row.size == 1:
         return per_row
     first, last = run.start // columns, (run.stop - 1) // columns
@@ -59,9 +60,9 @@ def per_value(per_row: Float32, columns: int, run: slice) -> Float32:
 
 
 def product(left: Float32, right: Float32) -> Float32:
-    """Return the matrix product, one column of ``left`` at a time in float64, rounded once.
+    """Return the matrix product, accumulated column by column of ``left`` in float64, rounded once.
 
-    In tiles that fit a cache; without values there is nothing to do, whatever the inner size.
+    Works in tiles that fit a cache; an empty result costs nothing, whatever the inner size.
     """
     out = np.empty((len(left), right.shape[1]), np.float32)
     width = min(max(1, out.shape[1]), WIDEST)
@@ -75,13 +76,13 @@ def product(left: Float32, right: Float32) -> Float32:
                 column = rows[:, k, None].astype(np.float64)
                 np.multiply(column, right[k, start : start + width].astype(np.float64), out=term)
                 total += term
-            with np.errstate(over="ignore"):  # beyond float32 it is infinity
+            with np.errstate(over="ignore"):  # overflow of float32 gives infinity
                 tile[...] = total
     return out
 
 
 def _pieces(split: Shape) -> Iterator[tuple[tuple[Any, ...], slice]]:
-    """Yield the places of pieces in an array of sizes ``split``, and the run that each is."""
+    """Yield the index of each piece in an array of shape ``split``, and its flat slice."""
     inner, axis = 1, len(split)
     while axis and inner * split[axis - 1] <= PIECE:
         axis -= 1

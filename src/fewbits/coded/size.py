@@ -1,4 +1,4 @@
-"""The itemised size of a file: rows that sum to its bytes exactly."""
+"""The itemised size of a file: rows that sum exactly to its bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from .coverage import Coverage
-from .shown import html_table
+from .display import html_table
 from .tensors import WEIGHT_DTYPES
 
 __all__ = ["SizeReport", "SizeRow"]
@@ -17,15 +17,15 @@ class SizeRow:
     """One item of a file.
 
     Attributes:
-        name: tensor name; a shared codebook and the file's own parts have names in parentheses.
+        name: tensor name; shared codebooks and the file's own parts have names in parentheses.
         kind: grid, codebook, transform, raw, shared or file.
-        shape: shape of the tensor; empty for parts that are none.
+        shape: shape of the tensor; empty for other parts.
         codecs: names of the codecs of its streams, joined by "+".
-        elements: number of values it stands for (0 for side parts).
-        float_bytes: bytes of the same tensor uncompressed: 4 per floating-point value.
+        elements: number of values it stands for (0 for other parts).
+        float_bytes: uncompressed bytes of the same tensor, with 4 per floating-point value.
         payload: bytes of coded symbols (or raw data).
-        side: bytes of everything else that belongs to it (steps, offsets, scales, codebooks).
-        dtype: of the tensor; empty for parts that are none.
+        side: bytes of side information (steps, offsets, scales, codebooks).
+        dtype: dtype of the tensor; empty for other parts.
     """
 
     name: str
@@ -45,20 +45,20 @@ class SizeRow:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether it is a tensor's, whatever the name."""
+        """Whether the row is a tensor's rather than a shared or file part's."""
         return self.kind not in ("shared", "file")
 
     @property
     def bits_per_element(self) -> float:
-        """All bits of this row per value; 0 for a row without values."""
+        """All bits of this row per value; 0 if it has no values."""
         return 8 * self.bytes / self.elements if self.elements else 0.0
 
 
 @dataclass(frozen=True)
 class SizeReport:
-    """Rows of one file. ``file_bytes`` is their sum, and the file's length on disk.
+    """All rows of one file. ``file_bytes`` is their sum and the file's length on disk.
 
-    ``reasons``, where they are known: name to why a tensor is left in float.
+    ``reasons``: tensor name to why it is left in float, where known.
     """
 
     rows: tuple[SizeRow, ...]
@@ -76,18 +76,18 @@ class SizeReport:
 
     @property
     def weights(self) -> int:
-        """Number of quantized weights (all values where nothing is quantized)."""
+        """Number of quantized weights (of all values if nothing is quantized)."""
         coded = sum(row.elements for row in self.rows if row.kind not in ("raw", "shared", "file"))
         return coded or sum(row.elements for row in self.rows)
 
     @property
     def bits_per_weight(self) -> float:
-        """All bits of the file divided by the number of quantized weights."""
+        """All bits of the file per quantized weight."""
         return 8 * self.file_bytes / max(1, self.weights)
 
     @property
     def rate(self) -> str:
-        """``bits_per_weight`` in words, which say what it divides by where that is little."""
+        """``bits_per_weight`` as text; says "quantized weight" if few weights are."""
         return f"{self.bits_per_weight:.3f} bits per {'quantized ' * self.coverage.low}weight"
 
     @property
@@ -97,7 +97,7 @@ class SizeReport:
 
     @property
     def coverage(self) -> Coverage:
-        """How much of the network is quantized, and the largest of the rest."""
+        """How much of the network is quantized, and the largest tensor that is not."""
         tensors = [row for row in self.rows if row.kind not in ("shared", "file")]
         sizes = {row.name: row.elements for row in tensors if row.dtype in WEIGHT_DTYPES}
         coded = {row.name for row in tensors if row.kind != "raw"}

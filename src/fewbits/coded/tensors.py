@@ -1,7 +1,7 @@
-"""What a compressed tensor is: integers, and the little that turns them back into values.
+"""Compressed tensors: integer indices and the parameters that turn them back into values.
 
 Every kind dequantizes by elementwise IEEE operations in a fixed order, so the same file gives the
-same bits on every machine. numpy only; nothing here knows a network.
+same bits on every machine. numpy only; nothing here knows about networks.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Float32 = NDArray[np.float32]
 
 FLOAT_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _FLOAT8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
-# Bytes of a value of every dtype; float8 and complex values are kept as they are, never converted.
+# Bytes per value of every dtype; float8 and complex values are stored unchanged, never converted.
 RAW_DTYPES = FLOAT_DTYPES | {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 RAW_DTYPES |= {f"float8_{form}": 1 for form in _FLOAT8}
 RAW_DTYPES |= {"uint64": 8, "uint32": 4, "uint16": 2}
 RAW_DTYPES |= {"complex128": 16, "complex64": 8, "complex32": 4}
-# What summaries count as weights: every floating or complex dtype, whether methods take it or not.
+# Dtypes that summaries count as weights: all floating and complex ones, supported or not.
 WEIGHT_DTYPES = frozenset(d for d in RAW_DTYPES if d.startswith(("float", "bfloat", "complex")))
 
 
@@ -53,7 +53,7 @@ class Layout:
     """How an index matrix (neurons, inputs) becomes a tensor: reshape, permute, reshape.
 
     ``tensor = matrix.reshape(split).transpose(axes).reshape(shape)``. Most layers need none (a
-    Conv2d weight is its matrix, reshaped); a transposed convolution keeps its inputs first.
+    Conv2d weight is its matrix, reshaped); a transposed convolution has its inputs first.
     """
 
     split: tuple[int, ...]
@@ -97,7 +97,7 @@ class GridTensor:
         index: int32 (rows, columns); a row is a neuron (output channel).
         step: float32 (1,) or (rows,), finite.
         offset: float32 (1,) or (rows,), a multiple of 1/2 (1/2 for a grid without a zero).
-        layout: how the matrix becomes the tensor; None where a reshape is enough.
+        layout: how the matrix becomes the tensor; None if a reshape is enough.
     """
 
     shape: tuple[int, ...]
@@ -111,7 +111,7 @@ class GridTensor:
         _check_index(self.index, self.shape, self.layout, self.dtype)
         _check_rows("step", self.step, len(self.index))
         _check_rows("offset", self.offset, len(self.index))
-        with np.errstate(over="ignore"):  # beyond 2^23 every float32 is a multiple
+        with np.errstate(over="ignore"):  # beyond 2^23 every float32 is a multiple of 1/2
             halves = self.offset * np.float32(2)
         require(bool((halves == np.rint(halves)).all()), "offset", "multiples of 1/2", self.offset)
 
@@ -120,17 +120,17 @@ class GridTensor:
         columns = self.index.shape[1]
 
         def values(index: Int32, run: slice) -> Float32:
-            found = index.astype(np.float32)
-            found -= per_value(self.offset, columns, run)
-            found *= per_value(self.step, columns, run)
-            return found
+            result = index.astype(np.float32)
+            result -= per_value(self.offset, columns, run)
+            result *= per_value(self.step, columns, run)
+            return result
 
         return restore(self.index, self.shape, _order(self.layout), values)
 
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Strictly increasing float32 levels. Tensors with the *same object* share it in a file."""
+    """Strictly increasing float32 levels. Tensors with the *same object* share it in the file."""
 
     values: Float32
 
@@ -146,10 +146,10 @@ class Codebook:
 
 @dataclass(frozen=True, eq=False)
 class CodebookTensor:
-    """Levels from a table: ``value = scale * codebook.values[index]``.
+    """Codebook levels, optionally scaled: ``value = scale * codebook.values[index]``.
 
-    ``index`` int32 (rows, columns) in [0, levels); ``scale`` float32 (1,) or (rows,). Shape, dtype
-    and layout as in :class:`GridTensor`.
+    ``index`` is int32 (rows, columns) in [0, levels); ``scale`` is float32 (1,) or (rows,). Shape,
+    dtype and layout as in :class:`GridTensor`.
     """
 
     shape: tuple[int, ...]
@@ -167,7 +167,7 @@ class CodebookTensor:
         require(bool(inside), "index", f"in [0, {levels})", "values outside the codebook")
 
     def dequantize(self) -> Float32:
-        """Return the float32 values in ``shape``: one look-up and one product per weight."""
+        """Return the float32 values in ``shape``: one lookup and one product per weight."""
         columns = self.index.shape[1]
 
         def values(index: Int32, run: slice) -> Float32:
@@ -182,7 +182,7 @@ class TransformTensor:
 
     ``side="left"``: matrix = basis @ coefficients; ``side="right"``: matrix = coefficients @ basis.
     Both parts are matrices and are counted. The product is accumulated one basis vector at a time
-    in float64, then rounded to float32 once: slower than a library product, the same everywhere.
+    in float64, then rounded once to float32: slower than a library product, but reproducible.
     """
 
     shape: tuple[int, ...]
@@ -215,7 +215,7 @@ class TransformTensor:
 
 @dataclass(frozen=True, eq=False)
 class RawTensor:
-    """A tensor left alone: its little-endian bytes.
+    """An uncompressed tensor: its little-endian bytes.
 
     Attributes:
         shape: shape of the tensor.
@@ -250,9 +250,9 @@ class ActivationGrid:
 
     Attributes:
         bits: width of an index.
-        clip: ``step * high``, > 0: with ``zero`` 0 the largest value.
-        signed: indices are two's complement, else from 0.
-        zero: index that stands for zero, of an unsigned grid.
+        clip: ``step * high``, > 0; the largest value if ``zero`` is 0.
+        signed: whether indices are two's complement rather than unsigned.
+        zero: index of the value zero; nonzero only if unsigned.
     """
 
     bits: int
@@ -278,7 +278,7 @@ class ActivationGrid:
 
     @property
     def step(self) -> np.float32:
-        """Distance of the levels: one float32 division."""
+        """Spacing of the levels: one float32 division."""
         return np.float32(np.float32(self.clip) / np.float32(max(1, self.high)))
 
 
@@ -291,9 +291,9 @@ class Contents:
 
     Attributes:
         tensors: name to coded tensor, in the order of the network's state dict.
-        aliases: other names of tied tensors, each to the name under which it is coded.
+        aliases: other names of tied tensors, each mapped to the name of the coded tensor.
         activations: layer name to the grid of its quantized input.
-        metadata: JSON values: recipe, source of the network, reasons of skipped tensors.
+        metadata: JSON values: recipe, source of the network, reasons for skipped tensors.
     """
 
     tensors: Mapping[str, CodedTensor]
@@ -308,5 +308,5 @@ class Contents:
 
     def __repr__(self) -> str:
         counts = {"tensors": self.tensors, "aliases": self.aliases, "grids": self.activations}
-        told = ", ".join(f"{len(entries)} {what}" for what, entries in counts.items() if entries)
-        return f"<Contents: {told or 'nothing'}>"
+        parts = ", ".join(f"{len(entries)} {what}" for what, entries in counts.items() if entries)
+        return f"<Contents: {parts or 'nothing'}>"

@@ -1,6 +1,6 @@
-"""The values that the weights of a whole network have, whatever tensor they are in.
+"""Distinct values of a network's weights, over all its tensors.
 
-Counts over all quantized tensors; what is left alone does not count. -0.0 and 0.0 are one value.
+Only quantized tensors count. -0.0 and 0.0 are one value.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class NetworkValues:
         values: distinct values, zero included.
         nonzero_values: distinct values other than zero.
         entropy: bits per weight of the values, zeros included.
-        nonzero_entropy: bits per weight that is not zero, of those alone.
+        nonzero_entropy: bits per nonzero weight, among nonzero weights only.
         zeros: share of weights that are zero.
-        terms: share of weights by the signed powers of two that their value is a sum of (fewest;
-            0 for zero), from 0 on.
+        terms: shares of weights whose value is a sum of 0, 1, 2, ... signed powers of two (the
+            fewest that suffice; 0 for zero).
     """
 
     weights: int
@@ -51,33 +51,34 @@ def network_values(tensors: Mapping[str, CodedTensor]) -> NetworkValues:
     """Count the values of all quantized tensors together.
 
     Args:
-        tensors: of a network; raw ones and transforms, whose values nobody stores, are left out.
+        tensors: name to coded tensor; raw tensors are left out, as are transforms, whose values
+            are not stored.
 
-    Cost: a pass over the indices; for grids with a step for each row, a sort.
+    Cost: one pass over the indices; a sort for grids with a step per row.
     """
     values, counts = _joined(value_counts(tensor) for tensor in tensors.values())
     total = int(counts.sum())
-    away = counts[values != 0]
-    places = terms_of(values)
-    shares = np.bincount(places, counts, minlength=1) / max(1, total)
+    nonzero = counts[values != 0]
+    terms = terms_of(values)
+    shares = np.bincount(terms, counts, minlength=1) / max(1, total)
     return NetworkValues(
         total,
         len(values),
-        len(away),
+        len(nonzero),
         entropy_of(counts),
-        entropy_of(away),
-        (total - int(away.sum())) / max(1, total),
+        entropy_of(nonzero),
+        (total - int(nonzero.sum())) / max(1, total),
         tuple(float(share) for share in shares) if total else (),
     )
 
 
 def value_counts(tensor: CodedTensor) -> Counts:
-    """Return the increasing distinct values of a tensor, and how often each occurs."""
+    """Return the distinct values of a tensor in increasing order, and their counts."""
     if isinstance(tensor, CodebookTensor) and tensor.scale.size == 1:
         counts = np.bincount(tensor.index.reshape(-1), minlength=tensor.codebook.values.size)
         values = tensor.codebook.values * tensor.scale[0]
-        there = counts > 0
-        return _joined([(values[there], counts[there].astype(np.int64))])
+        used = counts > 0
+        return _joined([(values[used], counts[used].astype(np.int64))])
     if isinstance(tensor, CodebookTensor | GridTensor):
         values, counts = np.unique(tensor.dequantize() + np.float32(0), return_counts=True)
         return values, counts.astype(np.int64)
@@ -85,10 +86,10 @@ def value_counts(tensor: CodedTensor) -> Counts:
 
 
 def terms_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the fewest signed powers of two whose sum is each value: 0 for 0, 2 for 0.75.
+    """Return the smallest number of signed powers of two that sum to each value (0 for 0).
 
-    The nonzero digits of the non-adjacent form of its 24-bit significand: those of k, any multiple
-    of it by a power of two, are the ones of ``3k XOR k``.
+    These are the nonzero digits in the non-adjacent form of the 24-bit significand. If k is an
+    integer multiple of the value by a power of two, they are the ones of ``3k XOR k``.
     """
     mantissa = np.frexp(np.abs(values.astype(np.float64)))[0]
     digits = (mantissa * 2**24).astype(np.int64)
@@ -100,18 +101,18 @@ def terms_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _joined(parts: Iterable[Counts]) -> Counts:
-    """Return the counts of several tensors together, equal values merged."""
-    found = list(parts)
-    if not found:
+    """Merge the counts of several tensors, adding those of equal values."""
+    listed = list(parts)
+    if not listed:
         return np.zeros(0, np.float32), np.zeros(0, np.int64)
-    values = np.concatenate([part[0] for part in found]) + np.float32(0)
-    counts = np.concatenate([part[1] for part in found])
-    known, place = np.unique(values, return_inverse=True)
-    return known, np.bincount(place, counts, minlength=len(known)).astype(np.int64)
+    values = np.concatenate([part[0] for part in listed]) + np.float32(0)
+    counts = np.concatenate([part[1] for part in listed])
+    distinct, place = np.unique(values, return_inverse=True)
+    return distinct, np.bincount(place, counts, minlength=len(distinct)).astype(np.int64)
 
 
 def entropy_of(counts: NDArray[np.int64]) -> float:
-    """Return -sum p log2 p in bits; 0 without counts."""
+    """Return the entropy -sum p log2 p in bits; 0 without counts."""
     total = counts.sum()
     if not total:
         return 0.0

@@ -139,9 +139,9 @@ def planned(
 def _stored(source: str) -> str:
     if not source:
         return ""
-    from ..sources.base.spec import unmistakable  # noqa: PLC0415  (not needed without a source)
+    from ..sources.base.spec import stored_source  # noqa: PLC0415  (not needed without a source)
 
-    return unmistakable(source)
+    return stored_source(source)
 
 
 def _check_no_goal(asked: Mapping[str, Any]) -> None:

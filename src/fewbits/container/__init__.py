@@ -1,4 +1,4 @@
-"""The file: SPEC.md is normative, the writer and the reader obey it. Knows no network."""
+"""The file format: SPEC.md is normative; writer and reader follow it. Knows nothing of networks."""
 
 from ..files.atomic_write import write
 from .files import FileInfo, inspect, measure, measure_file, read, read_lazily, read_tensor

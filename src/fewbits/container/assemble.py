@@ -1,4 +1,4 @@
-"""Decoded symbols to coded tensors: the last checks, of values that must fit each other."""
+"""Assemble coded tensors from decoded symbols, with the checks that need several values."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .header import Header
 from .streams import Stream
 
 __all__ = [
-    "Found",
     "Key",
+    "SymbolMap",
     "as_bytes",
     "build_activations",
     "build_codebooks",
@@ -36,89 +36,91 @@ __all__ = [
 ]
 
 Key: TypeAlias = tuple[str, str, str]  # name of the tensor, leaf, role
-Found: TypeAlias = MutableMapping[Key, Symbols]
+SymbolMap: TypeAlias = MutableMapping[Key, Symbols]
 
 
 @contextmanager
 def guard(what: str) -> Iterator[None]:
-    """Turn every failure of reading into a CorruptFileError, panics of libraries included."""
+    """Turn any failure while reading into a CorruptFileError, including panics of libraries."""
     try:
         yield
     except (CorruptFileError, OSError):
         raise
     except Exception as error:
         raise CorruptFileError(
-            f"{what} cannot be decoded: {type(error).__name__}: {error}. "
-            "It is damaged, or not written by fewbits: fetch it again."
+            f"{what} cannot be decoded: {type(error).__name__}: {error}. The file is damaged or "
+            "was not written by fewbits: download or copy it again."
         ) from error
 
 
-def distribute(stream: Stream, symbols: Symbols, found: Found) -> None:
-    """File the symbols of a stream, bytes as uint8, under the tensors that they belong to."""
+def distribute(stream: Stream, symbols: Symbols, decoded: SymbolMap) -> None:
+    """Store the symbols of a stream (bytes as uint8) under the tensors to which they belong."""
     if stream.is_index:
         (part,) = stream.parts
-        found[part.name, part.role, "index"] = symbols
+        decoded[part.name, part.role, "index"] = symbols
         return
     start = 0
     for part in stream.parts:
-        found[part.name, part.leaf, part.role] = symbols[start : start + part.values].reshape(-1)
+        decoded[part.name, part.leaf, part.role] = symbols[start : start + part.values].reshape(-1)
         start += part.values
 
 
 def as_bytes(symbols: Symbols, label: str) -> Symbols:
-    """Return symbols as uint8; CorruptFileError where they are no bytes."""
+    """Return symbols as uint8; raise CorruptFileError if they are out of range."""
     if symbols.dtype == np.uint8:
         return symbols
     if symbols.min(initial=0) < 0 or symbols.max(initial=0) > 255:
-        raise CorruptFileError(f"{label}: there are symbols that are no bytes")
+        raise CorruptFileError(f"{label}: some symbols are not bytes")
     return symbols.astype(np.uint8)
 
 
-def _floats(found: Found, key: tuple[str, str, str]) -> NDArray[np.float32]:
-    return found.get(key, np.zeros(0, np.uint8)).view("<f4").astype(np.float32)
+def _floats(decoded: SymbolMap, key: tuple[str, str, str]) -> NDArray[np.float32]:
+    return decoded.get(key, np.zeros(0, np.uint8)).view("<f4").astype(np.float32)
 
 
-def build_tensor(name: str, entry: Entry, found: Found, codebooks: list[Codebook]) -> CodedTensor:
-    """Return one tensor from what its streams hold."""
+def build_tensor(
+    name: str, entry: Entry, decoded: SymbolMap, codebooks: list[Codebook]
+) -> CodedTensor:
+    """Build a tensor from the decoded symbols of its streams."""
     if isinstance(entry, RawEntry):
-        data = found.get((name, "", "raw"), np.zeros(0, np.uint8))
+        data = decoded.get((name, "", "raw"), np.zeros(0, np.uint8))
         if entry.stored == "bool" and data.size and data.max() > 1:
-            raise CorruptFileError(f"the bool tensor {name!r} holds what is neither 0 nor 1")
+            raise CorruptFileError(f"the bool tensor {name!r} has values other than 0 and 1")
         return RawTensor(entry.shape, entry.dtype, data.astype(np.uint8, copy=False), entry.stored)
     if isinstance(entry, MatrixEntry):
-        return _matrix(name, "index", entry, found, codebooks)
-    coefficients = _matrix(name, "coefficients", entry.coefficients, found, codebooks)
-    basis = _matrix(name, "basis", entry.basis, found, codebooks)
+        return _matrix(name, "index", entry, decoded, codebooks)
+    coefficients = _matrix(name, "coefficients", entry.coefficients, decoded, codebooks)
+    basis = _matrix(name, "basis", entry.basis, decoded, codebooks)
     if isinstance(basis, CodebookTensor):
         raise CorruptFileError(f"the basis of {name!r} is not a grid")
     return TransformTensor(entry.shape, entry.dtype, coefficients, basis, entry.side, entry.layout)
 
 
-def build_codebooks(header: Header, found: Found) -> list[Codebook]:
-    """Return the codebooks of a file from its decoded side stream."""
+def build_codebooks(header: Header, decoded: SymbolMap) -> list[Codebook]:
+    """Build the codebooks of a file from its decoded side stream."""
     with guard("a codebook"):
         return [
-            Codebook(_floats(found, (str(place), "", "levels")))
+            Codebook(_floats(decoded, (str(place), "", "levels")))
             for place in range(len(header.codebooks))
         ]
 
 
 def _matrix(
-    name: str, leaf: str, entry: MatrixEntry, found: Found, codebooks: list[Codebook]
+    name: str, leaf: str, entry: MatrixEntry, decoded: SymbolMap, codebooks: list[Codebook]
 ) -> GridTensor | CodebookTensor:
-    index = found.get((name, leaf, "index"), np.zeros(entry.matrix, np.int32))
-    factors = _floats(found, (name, leaf, "factors"))
+    index = decoded.get((name, leaf, "index"), np.zeros(entry.matrix, np.int32))
+    factors = _floats(decoded, (name, leaf, "factors"))
     if entry.codebook is not None:
         if not entry.factors and not entry.per_row:
             factors = np.ones(1, np.float32)
         book = codebooks[entry.codebook]
         return CodebookTensor(entry.shape, entry.dtype, _int32(index), book, factors, entry.layout)
     if entry.offset is None:
-        offset = _floats(found, (name, leaf, "offsets"))
+        offset = _floats(decoded, (name, leaf, "offsets"))
     else:
         offset = np.array([entry.offset / 2], np.float32)
         if 2 * float(offset[0]) != entry.offset:
-            raise CorruptFileError(f"the offset of {name!r} is not a float32")
+            raise CorruptFileError(f"the offset of {name!r} is not a float32 value")
     return GridTensor(entry.shape, entry.dtype, _int32(index), factors, offset, entry.layout)
 
 
@@ -126,11 +128,11 @@ def _int32(index: Symbols) -> NDArray[np.int32]:
     return np.ascontiguousarray(index, np.int32)
 
 
-def build_activations(header: Header, found: Found) -> dict[str, ActivationGrid]:
-    """Return the activation grids from the header and the decoded side stream."""
+def build_activations(header: Header, decoded: SymbolMap) -> dict[str, ActivationGrid]:
+    """Build the activation grids from the header and the decoded side stream."""
     clips = header.clips
     if clips is None:
-        clips = tuple(_floats(found, ("", "", "clips")).tolist())
+        clips = tuple(_floats(decoded, ("", "", "clips")).tolist())
     grids = {}
     for (name, code), clip in zip(header.activations.items(), clips, strict=True):
         with guard(f"the activation grid of {name!r}"):

@@ -1,4 +1,4 @@
-"""What the header says of one tensor: everything but the symbols and the floats."""
+"""Header entries: everything about a tensor except its symbols and float parameters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
     "integer",
     "leaves",
     "parse_entry",
-    "part_of",
+    "rows_entry",
 ]
 
 
@@ -47,24 +47,24 @@ GROUPED_BYTES = 65_536  # raw tensors up to this size share a stream
 
 Shape: TypeAlias = tuple[int, ...]
 MAX_DIMENSIONS = 16
-MAX_SIZE = 1 << 48  # of a dimension, and of the product of those that are not 0
+MAX_SIZE = 1 << 48  # of a dimension, and of the product of all nonzero ones
 MAX_LEVELS = 1 << 24  # of one codebook
-MAX_OFFSET = 1 << 33  # twice an offset; larger ones are kept as floats
-# Option p of each kind of matrix: values in the side stream, where rows do not tell.
+MAX_OFFSET = 1 << 33  # of twice an offset; larger ones are stored as floats
+# Option p of each kind of matrix: number of values in the side stream, unless it is the rows'.
 PER = {"g": {"": 1, "r": 0}, "c": {"": 0, "s": 1, "r": 0}}
 OPTIONS = {"g": "dmlpo", "c": "dmlpb", "t": "dlcbe", "r": "ds"}
 
 
 @dataclass(frozen=True)
 class MatrixEntry:
-    """A grid (``codebook`` None) or codebook tensor.
+    """A grid (``codebook`` is None) or codebook tensor.
 
     Attributes:
         matrix: (rows, columns) of the index.
-        factors: steps or scales in the side stream: 0 (a scale of 1), 1 or rows.
-        per_row: ``factors`` counts rows, not one value.
-        offset: twice the offset; None where offsets are in the side stream.
-        offsets: how many offsets are in the side stream: 0, 1 or rows.
+        factors: number of steps or scales in the side stream: 0 (a scale of 1), 1 or rows.
+        per_row: whether ``factors`` counts rows rather than a single value.
+        offset: twice the offset; None if offsets are in the side stream.
+        offsets: number of offsets in the side stream: 0, 1 or rows.
         codebook: position of the codebook.
     """
 
@@ -80,7 +80,7 @@ class MatrixEntry:
 
     @property
     def kind(self) -> str:
-        """The name of the kind in reports."""
+        """Name of the kind in reports."""
         return "grid" if self.codebook is None else "codebook"
 
 
@@ -100,7 +100,7 @@ class TransformEntry:
 
 @dataclass(frozen=True)
 class RawEntry:
-    """A tensor left alone; ``stored`` is the dtype of its bytes."""
+    """An uncompressed tensor; ``stored`` is the dtype of its bytes."""
 
     shape: Shape
     dtype: str
@@ -120,7 +120,7 @@ class RawEntry:
 
     @property
     def grouped(self) -> bool:
-        """Whether its bytes share a stream with those of other tensors."""
+        """Whether its bytes share a stream with those of other small tensors."""
         return self.values * self.width <= GROUPED_BYTES
 
 
@@ -128,17 +128,17 @@ Entry: TypeAlias = MatrixEntry | TransformEntry | RawEntry
 
 
 def convertible(stored: str, dtype: str) -> bool:
-    """Tell whether a file may hold a tensor of ``dtype`` as bytes of ``stored``."""
+    """Return whether a file may store a tensor of ``dtype`` as bytes of dtype ``stored``."""
     return stored == dtype or (stored in FLOAT_DTYPES and dtype in FLOAT_DTYPES)
 
 
 def default_matrix(shape: Shape) -> tuple[int, int]:
-    """Return rows and columns of the index of a tensor that only needs a reshape."""
+    """Return rows and columns of the index if the tensor is just its reshaped matrix."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
 def leaves(entry: Entry) -> Iterator[tuple[str, MatrixEntry]]:
-    """Yield (role, entry) of the index matrices of a tensor, in the order of the file."""
+    """Yield (role, entry) for the index matrices of a tensor, in the order of the file."""
     if isinstance(entry, MatrixEntry):
         yield "index", entry
     elif isinstance(entry, TransformEntry):
@@ -146,10 +146,10 @@ def leaves(entry: Entry) -> Iterator[tuple[str, MatrixEntry]]:
         yield "basis", entry.basis
 
 
-def part_of(entry: Entry, first: int, stop: int) -> Entry | None:
-    """Return the entry of rows [first, stop) of a tensor along its first dimension.
+def rows_entry(entry: Entry, first: int, stop: int) -> Entry | None:
+    """Return the entry of rows [first, stop) of a tensor's first dimension.
 
-    None where it does not have them, or where rows of its matrix are not those.
+    None if it lacks these rows, or if they are not rows of its matrix.
     """
     if not entry.shape or not 0 <= first < stop <= entry.shape[0]:
         return None
@@ -170,7 +170,7 @@ def part_of(entry: Entry, first: int, stop: int) -> Entry | None:
 
 
 def integer(value: object, what: str, low: int, high: int) -> int:
-    """Return ``value`` if it is an integer in [low, high]; a bool or a float is none."""
+    """Return ``value`` if it is an integer in [low, high]; bools and floats are not."""
     if type(value) is not int or not low <= value <= high:
         raise CorruptFileError(
             f"{what} must be an integer in [{low}, {high}]. Got {str(value)[:80]!r} instead."
@@ -179,37 +179,39 @@ def integer(value: object, what: str, low: int, high: int) -> int:
 
 
 def parse_entry(value: object, what: str, codebooks: int) -> Entry:
-    """Return the entry of the tensor ``what``; CorruptFileError names it and the value."""
+    """Parse the entry of the tensor ``what``; a CorruptFileError names it and the value."""
     kind, shape, options = _split(value, what)
     if kind == "r":
         dtype = _choice(options.pop("d", "float32"), f"the dtype of {what}", RAW_DTYPES)
         stored = _choice(options.pop("s", dtype), f"the stored dtype of {what}", RAW_DTYPES)
         if not convertible(stored, dtype):
-            raise CorruptFileError(f"{what} is {dtype}, which {stored} cannot stand for")
+            raise CorruptFileError(f"{what} has dtype {dtype} but is stored as {stored}")
         return RawEntry(shape, dtype, stored)
     dtype = _choice(options.pop("d", "float32"), f"the dtype of {what}", FLOAT_DTYPES)
     layout = _layout(options.pop("l", None), what, math.prod(shape))
     if kind == "t":
-        coefficients = _factor("c", ("g", "c"), options, f"the coefficients of {what}", codebooks)
-        basis = _factor("b", ("g",), options, f"the basis of {what}", codebooks)
+        coefficients = _parse_part(
+            "c", ("g", "c"), options, f"the coefficients of {what}", codebooks
+        )
+        basis = _parse_part("b", ("g",), options, f"the basis of {what}", codebooks)
         side = ("left", "right")[integer(options.get("e", 0), f"the side of {what}", 0, 1)]
         first, last = (basis, coefficients) if side == "left" else (coefficients, basis)
         size = first.shape[0] * last.shape[1]
         if first.shape[1] != last.shape[0] or size != math.prod(shape):
-            raise CorruptFileError(f"basis and coefficients of {what} do not give its shape")
+            raise CorruptFileError(f"basis and coefficients of {what} do not match its shape")
         return TransformEntry(shape, dtype, layout, coefficients, basis, side)
     return _matrix(kind, shape, options, what, codebooks, dtype=dtype, layout=layout)
 
 
 def _split(value: object, what: str) -> tuple[str, tuple[int, ...], dict[str, Any]]:
     if not isinstance(value, list) or not 2 <= len(value) <= 3:
-        raise CorruptFileError(f"the entry of {what} is not a list of two or three")
+        raise CorruptFileError(f"the entry of {what} is not a list of two or three items")
     kind = _choice(value[0], f"the kind of {what}", OPTIONS)
     shape = _shape(value[1], f"the shape of {what}")
     options = value[2] if len(value) == 3 else {}
     if not isinstance(options, dict) or not set(options) <= set(OPTIONS[kind]):
         raise CorruptFileError(
-            f"the options of {what} are unknown: {str(options)[:80]}. A newer fewbits may know."
+            f"unknown options of {what}: {str(options)[:80]}. A newer fewbits may support them."
         )
     return kind, shape, dict(options)
 
@@ -226,7 +228,7 @@ def _matrix(
 ) -> MatrixEntry:
     matrix = _shape(options.get("m", list(default_matrix(shape))), f"the matrix of {what}")
     if len(matrix) != 2 or math.prod(matrix) != math.prod(shape):
-        raise CorruptFileError(f"the index of {what} is {matrix}, its shape {shape}")
+        raise CorruptFileError(f"the index of {what} is {matrix}, but its shape is {shape}")
     per = _choice(options.get("p", ""), f"the option p of {what}", PER[kind])
     codebook = None
     if kind == "c":
@@ -251,12 +253,12 @@ def _offset(value: object, what: str, rows: int) -> tuple[int | None, int]:
     return integer(value, f"the offset of {what}", -MAX_OFFSET, MAX_OFFSET), 0
 
 
-def _factor(
+def _parse_part(
     key: str, kinds: tuple[str, ...], options: dict[str, Any], what: str, codebooks: int
 ) -> MatrixEntry:
     value = options.get(key)
     if not isinstance(value, list) or not value or value[0] not in kinds:
-        raise CorruptFileError(f"{what} must be an entry of a kind in {kinds}")
+        raise CorruptFileError(f"{what} must be an entry of one of the kinds {kinds}")
     part = parse_entry(value, what, codebooks)
     if not isinstance(part, MatrixEntry) or len(part.shape) != 2:
         raise CorruptFileError(f"{what} must be a matrix")
@@ -265,7 +267,7 @@ def _factor(
 
 def _choice(value: object, what: str, known: Any) -> str:
     if not isinstance(value, str) or value not in known:
-        raise CorruptFileError(f"{what} is unknown: {str(value)[:80]!r}. Known: {sorted(known)}.")
+        raise CorruptFileError(f"{what} is unknown: {str(value)[:80]!r}. Valid: {sorted(known)}.")
     return value
 
 
@@ -273,9 +275,9 @@ def _shape(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         raise CorruptFileError(f"{what} must be a list of at most {MAX_DIMENSIONS} sizes")
     sizes = tuple(integer(size, what, 0, MAX_SIZE) for size in value)
-    # Strides of a tensor without values are products of sizes too, and must fit 64 bits.
+    # Strides of empty tensors are products of sizes too, and must fit 64 bits.
     if math.prod(filter(None, sizes)) > MAX_SIZE:
-        raise CorruptFileError(f"{what} has sizes whose product is beyond {MAX_SIZE}: {sizes}")
+        raise CorruptFileError(f"{what} has sizes whose product exceeds {MAX_SIZE}: {sizes}")
     return sizes
 
 
@@ -283,7 +285,7 @@ def _layout(value: object, what: str, size: int) -> Layout | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
-        raise CorruptFileError(f"the layout of {what} must be two lists")
+        raise CorruptFileError(f"the layout of {what} must be a pair of lists")
     split = _shape(value[0], f"the layout of {what}")
     axes = _shape(value[1], f"the layout of {what}")
     if math.prod(split) != size or sorted(axes) != list(range(len(split))):
@@ -292,17 +294,17 @@ def _layout(value: object, what: str, size: int) -> Layout | None:
 
 
 def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> Entry:
-    """Return the entry of ``tensor``; a new codebook is added to ``codebooks`` by its ``id``."""
+    """Return the entry of ``tensor``; adds new codebooks to ``codebooks``, keyed by ``id``."""
     shape = tuple(int(size) for size in tensor.shape)
     layout = None if isinstance(tensor, RawTensor) else tensor.layout
     if max(len(shape), len(layout.split) if layout else 0) > MAX_DIMENSIONS:
         raise ConfigError(
-            f"{name!r} has {len(shape)} dimensions; a file holds at most {MAX_DIMENSIONS}."
+            f"{name!r} has {len(shape)} dimensions; a file allows at most {MAX_DIMENSIONS}."
         )
     if math.prod(filter(None, shape)) > MAX_SIZE:
         raise ConfigError(
-            f"{name!r} has the shape {shape}; in a file the product of its sizes, without those "
-            f"that are 0, is at most {MAX_SIZE}."
+            f"{name!r} has shape {shape}; a file allows a product of nonzero sizes of at most "
+            f"{MAX_SIZE}."
         )
     if isinstance(tensor, RawTensor):
         return _raw(name, shape, tensor)
@@ -321,16 +323,16 @@ def _raw(name: str, shape: tuple[int, ...], tensor: RawTensor) -> RawEntry:
     if not convertible(tensor.stored, tensor.dtype):
         raise ConfigError(
             f"{name!r} has dtype {tensor.dtype} but is stored as {tensor.stored}. Only floating "
-            "dtypes are converted: store it in its own."
+            "dtypes can be converted: store it in its own dtype."
         )
     if tensor.stored == "bool" and tensor.data.size and int(tensor.data.max()) > 1:
-        raise ConfigError(f"{name!r} is bool, but holds bytes other than 0 and 1.")
+        raise ConfigError(f"{name!r} is bool, but contains bytes other than 0 and 1.")
     return RawEntry(shape, tensor.dtype, tensor.stored)
 
 
 def _grid(shape: tuple[int, ...], tensor: GridTensor) -> MatrixEntry:
     rows, columns = tensor.index.shape
-    offset = _twice(tensor.offset)
+    offset = _doubled_offset(tensor.offset)
     return MatrixEntry(
         shape=shape,
         dtype=tensor.dtype,
@@ -350,7 +352,7 @@ def _codebook(
     rows, columns = tensor.index.shape
     levels = tensor.codebook.values.size
     if levels > MAX_LEVELS:
-        raise ConfigError(f"a codebook has {levels} levels; a file holds at most {MAX_LEVELS}.")
+        raise ConfigError(f"a codebook has {levels} levels; a file allows at most {MAX_LEVELS}.")
     codebooks.setdefault(id(tensor.codebook), tensor.codebook)
     one = tensor.scale.size == 1 and float(tensor.scale[0]) == 1.0
     return MatrixEntry(
@@ -366,8 +368,8 @@ def _codebook(
     )
 
 
-def _twice(offset: NDArray[np.float32]) -> int | None:
-    """Return twice the one offset, or None where the side stream must keep what it is."""
+def _doubled_offset(offset: NDArray[np.float32]) -> int | None:
+    """Return twice a single offset, or None if the side stream must store the offsets."""
     if offset.size != 1:
         return None
     value = 2 * float(offset[0])
@@ -376,7 +378,7 @@ def _twice(offset: NDArray[np.float32]) -> int | None:
 
 
 def entry_json(entry: Entry) -> list[Any]:
-    """Return the entry as the header holds it, without what is default."""
+    """Return the entry as JSON for the header, without options that have their default."""
     options: dict[str, Any] = {}
     if entry.dtype != "float32":
         options["d"] = entry.dtype

@@ -1,4 +1,4 @@
-"""Files on disk: bounded reading, and a look inside without decoding."""
+"""Read files on disk within bounds, and inspect them without decoding weights."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
 from .entries import Entry
-from .open_file import Fetch, Opened, codec_of_span, open_source
+from .open_file import Fetch, OpenFile, codec_of_span, open_source
 from .reader import LazyTensors, decode, decode_activations, open_file
 from .streams import CHECKSUM, Part, Stream
-from .threads import Ordered, usable_threads
+from .threads import OrderedCalls, usable_threads
 
 __all__ = [
     "FileInfo",
@@ -52,15 +52,15 @@ PAYLOAD = ("index", "coefficients", "raw")
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a file says of itself, checked, with no weight decoded.
+    """Verified facts about a file, obtained without decoding its weights.
 
     Attributes:
         path: the file.
-        version: (major, minor) of its format.
-        report: where its bytes went.
+        version: (major, minor) version of its format.
+        report: itemised size.
         aliases: other names of tied tensors.
         activations: layer name to the grid of its quantized input.
-        metadata: what the writer noted: recipe, source, reasons.
+        metadata: recipe, source and reasons, as the writer stored them.
     """
 
     path: str
@@ -71,7 +71,7 @@ class FileInfo:
     metadata: Mapping[str, JSONValue]
 
     def to_dict(self) -> dict[str, object]:
-        """Return everything as JSON-ready values."""
+        """Return all fields as JSON-ready values."""
         return {
             "path": self.path,
             "version": list(self.version),
@@ -90,32 +90,33 @@ class FileInfo:
         )
 
     def _repr_html_(self) -> str:
-        told = (f"{key}: {shortened(str(value), 200)}" for key, value in self.metadata.items())
+        lines = (f"{key}: {shortened(str(value), 200)}" for key, value in self.metadata.items())
         rows = [(f"input {site}", f"{grid.bits} bits") for site, grid in self.activations.items()]
         rows += [(alias, f"same tensor as {name}") for alias, name in self.aliases.items()]
         more = html_table(("also", ""), rows) if rows else ""
-        head = html_table((self.path,), [(line,) for line in told])
+        head = html_table((self.path,), [(line,) for line in lines])
         return f"{head}{self.report._repr_html_()}{more}"
 
 
 def read(
     path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, threads: int = 0
 ) -> Contents:
-    """Return what the file at ``path`` holds; see :func:`decode`."""
+    """Read the file at ``path``; see :func:`decode`."""
     limit = max_decoded_bytes
-    return _named(path, lambda data: decode(data, max_decoded_bytes=limit, threads=threads))
+    return _read_whole(path, lambda data: decode(data, max_decoded_bytes=limit, threads=threads))
 
 
 @contextmanager
 def read_lazily(
     path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None, threads: int = 0
 ) -> Iterator[tuple[LazyTensors, Mapping[str, str]]]:
-    """Open the file at ``path``: its tensors, decoded one at a time while it is open, and aliases.
+    """Open the file at ``path``; yield its tensors, decoded on access, and its aliases.
 
-    See :func:`decode` for ``max_decoded_bytes`` and ``threads``.
+    The tensors can be used only inside the block. See :func:`decode` for ``max_decoded_bytes`` and
+    ``threads``.
     """
     count = usable_threads(threads)
-    with _opened(path, max_decoded_bytes) as opened, Ordered[list[Symbols]](count) as calls:
+    with _open(path, max_decoded_bytes) as opened, OrderedCalls[list[Symbols]](count) as calls:
         opened.admit(opened.spans, opened.header.entries.values())
         yield LazyTensors(opened, calls), opened.header.aliases
 
@@ -127,19 +128,19 @@ def read_tensor(
     *,
     max_decoded_bytes: int | None = None,
 ) -> CodedTensor:
-    """Return one tensor of the file at ``path``, by its name or an alias.
+    """Read one tensor of the file at ``path``, by its name or an alias.
 
-    Reads the index, the tensor's bodies and those it shares with others; only their checksums
-    are checked. ``rows``: (first, stop) of its first dimension, of which only the chunks that hold
-    them are read. ConfigError for a name or rows that the file does not hold.
+    Reads only the index, the tensor's own bodies and those it shares with others, and verifies only
+    their checksums. ``rows``: (first, stop) of the first dimension; only chunks with these rows are
+    read. Raises ConfigError for a name or rows that are not in the file.
     """
-    with _opened(path, max_decoded_bytes) as opened:
+    with _open(path, max_decoded_bytes) as opened:
         aliases, tensors = opened.header.aliases, LazyTensors(opened)
         own = aliases.get(name, name)
         if own not in tensors:
             names = [*tensors, *aliases]
             raise ConfigError(
-                f"{os.fspath(path)}: no tensor {name!r} among {len(names)}."
+                f"{os.fspath(path)}: no tensor {name!r} among its {len(names)}."
                 + did_you_mean(name, names)
             )
         wanted = tensors.entry(own, rows)
@@ -148,9 +149,9 @@ def read_tensor(
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
-    """Return what the file at ``path`` says of itself: header and checksums, no weight decoded."""
+    """Check header and checksums of the file at ``path``, and return what they say about it."""
 
-    def look(data: bytes) -> FileInfo:
+    def read_info(data: bytes) -> FileInfo:
         with guard("the file"):
             opened = open_file(data)
             return FileInfo(
@@ -162,33 +163,33 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
                 metadata=opened.header.metadata,
             )
 
-    return _named(path, look)
+    return _read_whole(path, read_info)
 
 
 def measure(data: bytes) -> SizeReport:
-    """Return where the bytes of the file ``data`` went; the rows sum to ``len(data)``."""
+    """Itemise the bytes of the file ``data``; the rows sum to ``len(data)``."""
     with guard("the file"):
         return size_report(open_file(data))
 
 
 def measure_file(file: BinaryIO) -> SizeReport:
-    """Return where the bytes of an open file went; its bodies are not read."""
+    """Itemise the bytes of an open file without reading its bodies."""
     file.flush()
     with guard("the file"):
         return size_report(open_source(_fetch_from(file), file.seek(0, os.SEEK_END)))
 
 
 def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:
-    """Return why tensors are left in float, as far as the file tells."""
-    told = metadata.get("skipped")
-    found = told.items() if isinstance(told, dict) else ()
-    return {name: why for name, why in found if isinstance(why, str)}
+    """Return why tensors were left in float, as far as the metadata says."""
+    skipped = metadata.get("skipped")
+    reasons = skipped.items() if isinstance(skipped, dict) else ()
+    return {name: why for name, why in reasons if isinstance(why, str)}
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], limit: int | None) -> Iterator[Opened]:
-    # Unbuffered: no byte is read that is not asked for.
-    with Path(path).open("rb", buffering=0) as raw, _naming(path):
+def _open(path: str | os.PathLike[str], limit: int | None) -> Iterator[OpenFile]:
+    # Unbuffered: only the requested bytes are read.
+    with Path(path).open("rb", buffering=0) as raw, _name_in_errors(path):
         file: BinaryIO = raw if raw.seekable() else io.BytesIO(raw.read())
         with guard("the file"):
             opened = open_source(_fetch_from(file), file.seek(0, os.SEEK_END), limit)
@@ -196,7 +197,7 @@ def _opened(path: str | os.PathLike[str], limit: int | None) -> Iterator[Opened]
 
 
 def _fetch_from(file: BinaryIO) -> Fetch:
-    lock = threading.Lock()  # threads fetch too, and a file has one position
+    lock = threading.Lock()  # threads share the file's position
 
     def fetch(start: int, end: int) -> bytes:
         pieces = []
@@ -214,16 +215,16 @@ def _fetch_from(file: BinaryIO) -> Fetch:
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def _name_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except CorruptFileError as error:
         raise CorruptFileError(f"{os.fspath(path)}: {error}") from error
 
 
-def _named(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
+def _read_whole(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
     data = Path(path).read_bytes()
-    with _naming(path):
+    with _name_in_errors(path):
         return use(data)
 
 
@@ -234,11 +235,11 @@ class _Tally:
     codecs: dict[str, None] = field(default_factory=dict)
 
 
-def size_report(opened: Opened) -> SizeReport:
-    """Return one row for each tensor, codebook, the activations, and what frames them.
+def size_report(opened: OpenFile) -> SizeReport:
+    """Return one row per tensor and codebook, one for the activations and one for the frame.
 
-    What several tensors share is apportioned by the number of their values, as floors
-    of the running total, so that rows still sum to the file (SPEC.md, section 3.1).
+    Bytes that several tensors share are apportioned by their numbers of values, with the running
+    total rounded down, so that the rows still sum to the file (SPEC.md, section 3.1).
     """
     tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
     for parts, size, codecs in _shares(opened):
@@ -259,16 +260,16 @@ def size_report(opened: Opened) -> SizeReport:
     return SizeReport((*rows, *_other_rows(opened, tallies)))
 
 
-def _shares(opened: Opened) -> Iterator[tuple[Sequence[Part], int, dict[str, None]]]:
-    """Yield the parts of each stream, or of all that share a body, its bytes and codecs."""
-    found: dict[Stream, tuple[Sequence[Part], int, dict[str, None]]] = {}
+def _shares(opened: OpenFile) -> Iterator[tuple[Sequence[Part], int, dict[str, None]]]:
+    """Yield parts, bytes and codecs of each stream, or of all streams that share a body."""
+    shares: dict[Stream, tuple[Sequence[Part], int, dict[str, None]]] = {}
     for span in opened.spans:
         first = span.chunks[0].stream
-        _, size, codecs = found.get(first, ((), 0, {}))
+        _, size, codecs = shares.get(first, ((), 0, {}))
         parts = [part for chunk in span.chunks for part in chunk.stream.parts]
         name = codec_of_span(span).name
-        found[first] = parts, size + span.end - span.start + CHECKSUM, codecs | {name: None}
-    yield from found.values()
+        shares[first] = parts, size + span.end - span.start + CHECKSUM, codecs | {name: None}
+    yield from shares.values()
 
 
 def _row_name(part: Part) -> str:
@@ -293,7 +294,7 @@ def _tensor_row(name: str, entry: Entry, tally: _Tally) -> SizeRow:
     )
 
 
-def _other_rows(opened: Opened, tallies: dict[str, _Tally]) -> list[SizeRow]:
+def _other_rows(opened: OpenFile, tallies: dict[str, _Tally]) -> list[SizeRow]:
     rows = []
     for place in range(len(opened.header.codebooks)):
         name = f"(codebook {place})"

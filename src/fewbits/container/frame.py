@@ -1,7 +1,7 @@
-"""The preset dictionary of the header: text that headers hold, known before the first byte.
+"""The frame of a file: prefix, deflated index and footer, and the index's preset dictionary.
 
-It is part of format 2 (SPEC.md) and never changes within it. Frequent text comes last,
-where references to it are shortest.
+The dictionary is part of format 2 (SPEC.md, section 7) and must never change within it. Frequent
+text comes last, where back-references to it are shortest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "Fetch",
     "Frame",
     "pack_index",
-    "split_frame",
+    "read_frame",
 ]
 
 
@@ -55,36 +55,36 @@ DICTIONARY = "".join(
 ).encode("ascii")
 
 
-Fetch: TypeAlias = Callable[[int, int], bytes]  # start and end to those bytes of the file
+Fetch: TypeAlias = Callable[[int, int], bytes]  # (start, end) -> these bytes of the file
 
 MAGIC = b"\x89FWB\r\n\x1a\n"
-VERSION = (2, 0)  # the newest; a file names the oldest minor version that has all it uses
+VERSION = (2, 0)  # the newest; a file states the lowest minor version that suffices to read it
 PREFIX = MAGIC + struct.pack("<H", VERSION[0])
 MAX_HEADER = 1 << 26
-# The minor version, bytes of the index as stored and inflated, and bytes of the file.
+# Minor version, length of the index as stored and inflated, length of the file.
 FIELDS = struct.Struct("<HIIQ")
 FOOTER = FIELDS.size + 4
 
-# What the magic becomes on a way that is not clean, or what people confuse with a file of ours.
+# What a mangled magic looks like, and the starts of files that are often confused with ours.
 CONFUSIONS = (
-    (b"\x89FWB\n", "its line ends were changed: copy it again in binary mode"),
-    (b"\x89FWB\r\r\n", "its line ends were changed: copy it again in binary mode"),
-    (b"\x89FWB", "it was changed on its way: copy it again in binary mode"),
+    (b"\x89FWB\n", "its line endings were changed: copy it again in binary mode"),
+    (b"\x89FWB\r\r\n", "its line endings were changed: copy it again in binary mode"),
+    (b"\x89FWB", "it was changed in transit: copy it again in binary mode"),
     (b"\xc2\x89FWB", "it was re-encoded as text: copy it again in binary mode"),
     (b"\xef\xbf\xbdFWB", "it was re-encoded as text: copy it again in binary mode"),
-    (b"\tFWB", "its eighth bits were cut off: copy it again in binary mode"),
+    (b"\tFWB", "the high bit of each byte was stripped: copy it again in binary mode"),
     (b"PK\x03\x04", "it is a zip archive, perhaps a checkpoint of torch.save: compress it first"),
     (b"\x80\x02", "it is a pickle, perhaps an old checkpoint of torch.save: compress it first"),
     (b"version https://git-lfs", "it is a Git LFS pointer: run `git lfs pull`"),
-    (b"<!DOCTYPE", "it is a web page, such as that of an error or a login: download it again"),
-    (b"<!doctype", "it is a web page, such as that of an error or a login: download it again"),
-    (b"<html", "it is a web page, such as that of an error or a login: download it again"),
+    (b"<!DOCTYPE", "it is a web page, such as an error or login page: download it again"),
+    (b"<!doctype", "it is a web page, such as an error or login page: download it again"),
+    (b"<html", "it is a web page, such as an error or login page: download it again"),
 )
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What frames the bodies: the version, the index's JSON, checked, and where it begins."""
+    """The format version, the verified JSON of the index, and the offset where the index begins."""
 
     version: tuple[int, int]
     header: bytes
@@ -92,9 +92,9 @@ class Frame:
 
 
 def pack_index(header: bytes, payload: int, minor: int) -> bytes:
-    """Return index and footer of a file whose bodies take ``payload`` bytes: what follows them.
+    """Return index and footer of a file whose bodies take ``payload`` bytes.
 
-    ``minor``: the oldest minor version that has all that the file uses.
+    ``minor`` is the lowest minor version that has all features the file uses.
     """
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
     stored = deflate.compress(header) + deflate.flush()
@@ -103,10 +103,10 @@ def pack_index(header: bytes, payload: int, minor: int) -> bytes:
     return stored + fields + struct.pack("<I", _checksum(stored, fields))
 
 
-def split_frame(fetch: Fetch, size: int, max_decoded_bytes: int) -> Frame:
-    """Return the checked index of a file of ``size`` bytes; nothing of it is trusted.
+def read_frame(fetch: Fetch, size: int, max_decoded_bytes: int) -> Frame:
+    """Return the verified frame of a file of ``size`` bytes, trusting nothing in it.
 
-    Fetches the prefix, the footer and the index, and nothing else.
+    Fetches only the prefix, the footer and the index.
     """
     head = fetch(0, min(size, len(PREFIX)))
     if not head.startswith(MAGIC):
@@ -114,25 +114,25 @@ def split_frame(fetch: Fetch, size: int, max_decoded_bytes: int) -> Frame:
     _check_prefix(head)
     if size < len(PREFIX) + FOOTER:
         raise CorruptFileError(
-            f"the file is truncated: {size} bytes, fewer than a prefix and a footer have"
+            f"the file is truncated: {size} bytes, shorter than a prefix and a footer"
         )
     footer = fetch(size - FOOTER, size)
     minor, stored, raw, total = FIELDS.unpack_from(footer)
     if total != size:
         raise CorruptFileError(
-            f"the file is truncated, followed by other bytes, or damaged: its last {FOOTER} bytes "
-            f"are no footer of a file of {size} bytes. Fetch it again."
+            f"the file is truncated, damaged, or followed by other bytes: its last {FOOTER} bytes "
+            f"are not the footer of a file of {size} bytes. Download or copy it again."
         )
     start = size - FOOTER - stored
     if raw > MAX_HEADER or raw * 32 > max_decoded_bytes or start < len(PREFIX):
         raise CorruptFileError(
-            f"the index's lengths ({stored} stored, {raw} inflated) are beyond the file "
+            f"the lengths of the index ({stored} stored, {raw} inflated) exceed the file "
             f"or the limit of {max_decoded_bytes} decoded bytes"
         )
     body = fetch(start, size - FOOTER)
     if _checksum(body, footer[: FIELDS.size]) != int.from_bytes(footer[FIELDS.size :], "little"):
         raise CorruptFileError(
-            f"the index (bytes {start} to {size}) fails its checksum. Fetch the file again."
+            f"the index (bytes {start} to {size}) fails its checksum. Download or copy it again."
         )
     return Frame((VERSION[0], minor), _inflate(body, raw, start), start)
 
@@ -144,13 +144,13 @@ def _checksum(stored: bytes, fields: bytes) -> int:
 def _check_prefix(head: bytes) -> None:
     if len(head) < len(PREFIX):
         raise CorruptFileError(
-            f"the file ends inside its prefix: {len(head)} of {len(PREFIX)} bytes"
+            f"the file ends within its prefix: {len(head)} of {len(PREFIX)} bytes"
         )
     major = int.from_bytes(head[len(MAGIC) :], "little")
     if major != VERSION[0]:
         raise CorruptFileError(
             f"the file has format version {major}; this version of fewbits reads {VERSION[0]}. "
-            "Install the fewbits that wrote it, or a newer one."
+            "Install the fewbits version that wrote it, or a newer one."
         )
 
 

@@ -1,4 +1,4 @@
-"""Front coding of dotted names: a network's blocks repeat, so what is left repeats too."""
+"""The header of a file as JSON: parsing it as untrusted input, and writing it canonically."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ MAX_NAMES = 1_000_000
 KEYS = ("n", "t", "b", "a", "q", "g", "v", "m", "c", "l")
 MAX_DEPTH = 32
 MAX_DIGITS = 64
-# Without escapes, a quote always ends a string or begins one: both patterns take time in proportion
-# to the text, also where a string has no end. An escape outside of strings is no JSON anyway.
+# Once escapes are removed, a quote always starts or ends a string, so both patterns take linear
+# time even if a string is unterminated. Escapes outside of strings are not valid JSON anyway.
 ESCAPES = re.compile(rb"\\.", re.DOTALL)
 STRINGS = re.compile(rb'"[^"]*"?')
 STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # 1 and -1
@@ -50,7 +50,7 @@ NO_BRACKETS = bytes(code for code in range(256) if code not in b"[{]}")
 
 
 def pack_names(names: Iterable[str]) -> list[str]:
-    """Return each name as the number of components shared with the last one, and the others."""
+    """Front-code names: the number of components shared with the previous name, then the rest."""
     packed: list[str] = []
     before = [""]
     for name in names:
@@ -65,7 +65,7 @@ def pack_names(names: Iterable[str]) -> list[str]:
 
 
 def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
-    """Return the names of ``packed``; they are unique and take at most ``max_bytes`` in all."""
+    """Decode front-coded names, checking that they are unique and within ``max_bytes`` in total."""
     if not isinstance(packed, list) or len(packed) > MAX_NAMES:
         raise CorruptFileError(f"the names of {what} must be a list of at most {MAX_NAMES}")
     names: dict[str, None] = {}
@@ -80,7 +80,7 @@ def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
         size = utf8_size(name)
         total += size
         if size > MAX_NAME:
-            raise CorruptFileError(f"name {position} of {what} is too long, or not Unicode")
+            raise CorruptFileError(f"name {position} of {what} is too long or not valid Unicode")
         if total > max_bytes:
             raise CorruptFileError(
                 f"the names of {what} are too long: more than {max_bytes} bytes in all. If you "
@@ -93,7 +93,7 @@ def unpack_names(packed: object, what: str, max_bytes: int) -> tuple[str, ...]:
 
 
 def utf8_size(name: str) -> int:
-    """Return the bytes of ``name``; beyond ``MAX_NAME`` where it holds surrogates."""
+    """Return the UTF-8 length of ``name``; more than ``MAX_NAME`` if it contains surrogates."""
     try:
         return len(name.encode("utf-8"))
     except UnicodeEncodeError:
@@ -102,17 +102,17 @@ def utf8_size(name: str) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header says.
+    """The parsed header.
 
     Attributes:
         entries: tensor name to its entry, in the order of the state dict.
-        codebooks: levels of each shared codebook.
+        codebooks: number of levels of each codebook.
         aliases: other name of a tied tensor to the name of its tensor.
         activations: layer name to ``64 * zero + 2 * bits + signed``.
-        clips: the clips, where they are no float32 values; else None, and the side stream has them.
+        clips: the clips if they are not all float32 values; None if the side stream has them.
         metadata: any JSON object.
-        codecs: number of the codec of each chunk.
-        lengths: bytes of the body of each chunk; 0 where it shares the one before.
+        codecs: codec number of each chunk.
+        lengths: length in bytes of the body of each chunk; 0 if it shares the previous one.
     """
 
     entries: Mapping[str, Entry]
@@ -125,12 +125,12 @@ class Header:
     lengths: tuple[int, ...] = ()
 
     def with_bodies(self, codecs: Sequence[int], lengths: Sequence[int]) -> Header:
-        """Return the header of a file whose chunks have these codecs and lengths."""
+        """Return the header with codecs and lengths of all chunks filled in."""
         return replace(self, codecs=tuple(codecs), lengths=tuple(lengths))
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for a name that no file holds."""
+    """Raise ConfigError for a name that cannot be stored in a file."""
     check_json(name, "a name")
     if len(name.encode("utf-8")) > MAX_NAME:
         raise ConfigError(f"the name {name[:60]!r}... is longer than {MAX_NAME} bytes")
@@ -143,7 +143,7 @@ def make_header(
     activations: Mapping[str, ActivationGrid],
     metadata: Mapping[str, JSONValue],
 ) -> Header:
-    """Return the header of a file, still without bodies; ConfigError for what none may hold."""
+    """Return a header, still without bodies; raise ConfigError for what a file cannot hold."""
     for name in (*aliases, *activations):
         check_name(name)
     check_json(dict(metadata), "metadata")
@@ -161,7 +161,7 @@ def make_header(
 
 
 def dump_header(header: Header) -> bytes:
-    """Return the canonical JSON of the header, absent where default."""
+    """Return the canonical JSON of the header, without keys that have their default."""
     position = {name: place for place, name in enumerate(header.entries)}
     values: dict[str, Any] = {
         "n": pack_names(header.entries),
@@ -179,7 +179,7 @@ def dump_header(header: Header) -> bytes:
 
 
 def parse_header(text: bytes, version: tuple[int, int], limits: Limits) -> Header:
-    """Return the header of ``text``; CorruptFileError for all that the format does not allow."""
+    """Parse a header; raise CorruptFileError for anything that the format does not allow."""
     values = parse_json(text)
     if not isinstance(values, dict):
         raise CorruptFileError("the header is not a JSON object")
@@ -216,7 +216,7 @@ def parse_header(text: bytes, version: tuple[int, int], limits: Limits) -> Heade
 
 
 def header_work(header: Header, json: int) -> int:
-    """Return the units of work of a header whose JSON takes so many bytes."""
+    """Return the units of work of a header whose JSON has ``json`` bytes."""
     items = len(header.codebooks) + len(header.aliases) + len(header.activations)
     return items_work(json, len(header.entries), items)
 
@@ -243,9 +243,9 @@ def _aliases(value: object, names: tuple[str, ...]) -> dict[str, str]:
     known = set(names)
     for alias in value:
         if alias in known:
-            raise CorruptFileError(f"the alias {alias!r} is the name of a tensor")
+            raise CorruptFileError(f"the alias {alias!r} is also the name of a tensor")
         if utf8_size(alias) > MAX_NAME:
-            raise CorruptFileError(f"the alias {alias[:60]!r} is too long, or not Unicode")
+            raise CorruptFileError(f"the alias {alias[:60]!r} is too long or not valid Unicode")
     last = len(names) - 1
     return {
         alias: names[integer(place, f"the target of the alias {alias!r}", 0, last)]
@@ -263,7 +263,7 @@ def _clips(values: Mapping[str, Any], count: int) -> tuple[float, ...] | None:
 
 
 def dump_json(value: object) -> bytes:
-    """Return the canonical text of ``value``: sorted keys, no spaces, UTF-8."""
+    """Return canonical JSON: sorted keys, no spaces, UTF-8."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -271,34 +271,34 @@ def dump_json(value: object) -> bytes:
 
 
 def parse_json(text: bytes) -> Any:
-    """Return the value of ``text``; CorruptFileError for all that :func:`dump_json` never writes.
+    """Parse JSON; raise CorruptFileError for anything that :func:`dump_json` never writes.
 
-    Nesting is measured before parsing, so a text of brackets cannot exhaust the stack. Time and
-    memory are in proportion to the text.
+    Nesting is measured before parsing, so that brackets cannot exhaust the stack. Time and memory
+    are proportional to the length of the text.
     """
     if _depth(text) > MAX_DEPTH:
-        raise CorruptFileError(f"the header is nested deeper than {MAX_DEPTH}")
+        raise CorruptFileError(f"the header is nested deeper than {MAX_DEPTH} levels")
     try:
         return json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_int=_bounded_int,
             parse_float=_finite_float,
-            parse_constant=_no_constant,
+            parse_constant=_reject_constant,
         )
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"the header is not JSON: {error}") from error
 
 
 def _depth(text: bytes) -> int:
-    """Return how deep brackets outside of strings are nested in ``text``, JSON or not."""
+    """Return the nesting depth of brackets outside of strings, whether or not it is JSON."""
     plain = STRINGS.sub(b"", ESCAPES.sub(b"", text))
     brackets = np.frombuffer(plain.translate(STEPS, NO_BRACKETS), np.int8)
     return int(np.cumsum(brackets, dtype=np.int32).max(initial=0))
 
 
 def check_json(value: object, where: str, depth: int = 4) -> None:
-    """Raise ConfigError unless ``value`` is plain JSON that reads back equal."""
+    """Raise ConfigError unless ``value`` is plain JSON that reads back as an equal value."""
     if depth > MAX_DEPTH:
         raise ConfigError(f"{where} is nested deeper than {MAX_DEPTH - 4} levels. Flatten it.")
     if type(value) is list:
@@ -324,11 +324,11 @@ def _check_scalar(value: object, where: str) -> None:
             raise ConfigError(f"{where} is an integer of more than {MAX_DIGITS} characters")
     elif type(value) is float:
         if not math.isfinite(value):
-            raise ConfigError(f"{where} is {value!r}. JSON has no such number: use None or text.")
+            raise ConfigError(f"{where} is {value!r}, which JSON cannot express: use None or text.")
     else:
         raise ConfigError(
-            f"{where} is a {type(value).__name__}. A file holds None, bool, int, float, str, "
-            "lists and dicts of those: convert it first."
+            f"{where} is a {type(value).__name__}. A file can hold None, bool, int, float, str, "
+            "and lists and dicts of these: convert it first."
         )
 
 
@@ -340,24 +340,24 @@ def _check_text(text: str, where: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    result = dict(pairs)
+    if len(result) != len(pairs):
         raise ValueError("a key occurs twice in one object")
-    return found
+    return result
 
 
 def _bounded_int(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"an integer of {len(text)} digits")
+        raise ValueError(f"an integer has {len(text)} digits")
     return int(text)
 
 
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError("a number beyond float64")
+        raise ValueError("a number overflows float64")
     return value
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"the constant {text}")
+def _reject_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")

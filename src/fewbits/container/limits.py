@@ -1,7 +1,7 @@
-"""How much a file may ask for: bytes that it decodes to, and units of work (SPEC.md, section 5.1).
+"""Limits of a file: bytes that it may decode to, and units of work (SPEC.md, section 5.1).
 
-Both grow with the length of the file, and with what the caller allows. Nothing is decoded before
-the sums are known.
+Both grow with the length of the file and with what the caller allows, and are checked before
+anything is decoded.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ __all__ = [
     "restoring_work",
 ]
 
-PER_BYTE_OF_JSON = 32  # bytes held, and units of work
-NAME_SHARE = 16  # bytes held for each byte of a name: as a label, as a key, in reports
-WORK_PER_BYTE = 4096  # of the file, beside what the caller allows
+PER_BYTE_OF_JSON = 32  # bytes of memory, and units of work
+NAME_SHARE = 16  # bytes of memory per byte of a name: as label, as key, in reports
+WORK_PER_BYTE = 4096  # units of work per byte of the file, on top of what the caller allows
 ENTRY, BODY, ITEM = 4096, 4096, 1024  # units of work
-VALUE = 1  # units of work of a value that is restored
-FACTOR = 16  # products of a transform that take a unit
-STEP = 800  # units of work of a vector of a basis, for each tile of values
+VALUE = 1  # units of work per restored value
+FACTOR = 16  # products of a transform per unit of work
+STEP = 800  # units of work per basis vector and tile of values
 TILE = 1 << 16  # values
 
 
 def default_limit(size: int) -> int:
-    """Return how many bytes a file of ``size`` may decode to unless the caller knows better."""
+    """Return how many bytes a file of ``size`` bytes may decode to by default."""
     return 2**26 + 256 * size
 
 
 class Limits:
-    """What a file of ``size`` bytes may ask for, where the caller allows ``decoded`` bytes.
+    """Limits of a file of ``size`` bytes, if the caller allows ``decoded`` bytes.
 
     Attributes:
         decoded: bytes that it may decode to.
@@ -56,52 +56,52 @@ class Limits:
         self.work = self.decoded + self._more
 
     def check_size(self, total: int) -> None:
-        """Raise CorruptFileError if a file decodes to more bytes than allowed."""
+        """Raise CorruptFileError if the file decodes to more bytes than allowed."""
         if total > self.decoded:
             raise CorruptFileError(
                 f"the file decodes to about {total} bytes, more than the limit of {self.decoded}. "
-                + _advice(total)
+                + _how_to_raise(total)
             )
 
     def check_work(self, units: int) -> None:
-        """Raise CorruptFileError if it takes more work than allowed."""
+        """Raise CorruptFileError if decoding takes more work than allowed."""
         if units > self.work:
             raise CorruptFileError(
-                f"the file takes {units} units of work to decode, some {units / 1e8:.1f} seconds, "
-                f"more than the limit of {self.work}. " + _advice(units - self._more)
+                f"decoding the file takes {units} units of work, about {units / 1e8:.1f} seconds, "
+                f"more than the limit of {self.work}. " + _how_to_raise(units - self._more)
             )
 
 
-def _advice(total: int) -> str:
+def _how_to_raise(total: int) -> str:
     return (
-        f"If you trust it, pass max_decoded_bytes={total} to fewbits.load, or "
+        f"If you trust the file, pass max_decoded_bytes={total} to fewbits.load, or "
         f"--max-decoded-mib {-(-total >> 20)} on the command line."
     )
 
 
 def body_work(codec: Codec, sizes: Sequence[int]) -> int:
-    """Return the units of work of a body of chunks of so many symbols."""
+    """Return the units of work of a body, given the number of symbols of each chunk in it."""
     return BODY * len(sizes) + codec.bound.work(sum(sizes))
 
 
 def entry_work(entry: Entry) -> int:
-    """Return the units of work of a tensor besides its bodies."""
+    """Return the units of work of a tensor, not counting its bodies."""
     return ENTRY + _restoring(entry)
 
 
 def items_work(json: int, entries: int, items: int) -> int:
-    """Return the units of work of a header: its bytes of JSON, tensors, and whatever else it lists.
+    """Return the units of work of a header: bytes of JSON, entries and other listed items.
 
-    That is: codebooks, aliases and layers with a quantized input.
+    The items are codebooks, aliases and layers with a quantized input.
     """
     return PER_BYTE_OF_JSON * json + ENTRY * entries + ITEM * items
 
 
 def held_bytes(entry: Entry) -> int:
-    """Return the bytes that restoring a tensor holds beside its decoded streams.
+    """Return the memory that restoring a tensor takes on top of its decoded streams.
 
-    Where its dtype is wider than what is decoded, or another than float32; for a transform the
-    values, which may be many more than its factors have.
+    That is needed if its dtype is wider than the decoded one or not float32, and for the values of
+    a transform, which may be many more than those of its factors.
     """
     values, width = math.prod(entry.shape), RAW_DTYPES[entry.dtype]
     if isinstance(entry, RawEntry):
@@ -111,7 +111,7 @@ def held_bytes(entry: Entry) -> int:
 
 
 def restoring_work(entries: Iterable[Entry]) -> int:
-    """Return the units of work from indices to values."""
+    """Return the units of work to restore values from indices."""
     return sum(map(_restoring, entries))
 
 

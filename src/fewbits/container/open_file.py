@@ -1,4 +1,4 @@
-"""A file opened: what its header says, and its bodies, fetched and decoded one at a time."""
+"""An open file: its parsed header, and its bodies, which are fetched and decoded on request."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from ..coding import Codec, Symbols, codec_of, decode_run, decode_symbols
 from ..errors import CorruptFileError
 from .assemble import guard
 from .entries import Entry
-from .frame import PREFIX, Fetch, split_frame
+from .frame import PREFIX, Fetch, read_frame
 from .header import Header, header_work, parse_header
 from .limits import PER_BYTE_OF_JSON, Limits, body_work, held_bytes, restoring_work
 from .streams import CHECKSUM, CHUNK, Span, spans
 
-__all__ = ["Fetch", "Opened", "codec_of_span", "open_source"]
+__all__ = ["Fetch", "OpenFile", "codec_of_span", "open_source"]
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A file whose header is right; a body is checked when it is fetched.
+class OpenFile:
+    """A file with a verified header; bodies are verified when they are fetched.
 
     Attributes:
-        fetch: gives bytes of the file.
-        size: bytes of the file.
-        limits: what may be decoded, and how much work that may be.
-        version: of the format.
-        header: what the index says.
-        header_bytes: bytes of its JSON.
-        payload_end: where the index begins.
+        fetch: returns bytes of the file.
+        size: length of the file in bytes.
+        limits: bounds on decoded bytes and work.
+        version: version of the format.
+        header: the parsed index.
+        header_bytes: length of its JSON.
+        payload_end: offset where the index begins.
         spans: the bodies.
     """
 
@@ -48,22 +48,22 @@ class Opened:
         return len(PREFIX) + self.size - self.payload_end
 
     def body(self, span: Span) -> bytes:
-        """Return the bytes of a body, which its checksum vouches for."""
-        found = self.fetch(span.start, span.end + CHECKSUM)
-        body = found[:-CHECKSUM]
-        if zlib.crc32(body) != int.from_bytes(found[-CHECKSUM:], "little"):
+        """Fetch a body and verify its checksum."""
+        data = self.fetch(span.start, span.end + CHECKSUM)
+        body = data[:-CHECKSUM]
+        if zlib.crc32(body) != int.from_bytes(data[-CHECKSUM:], "little"):
             raise CorruptFileError(
-                f"{span.label} fails its checksum: the file is damaged. Fetch it again."
+                f"{span.label} fails its checksum: the file is damaged. Download or copy it again."
             )
         return body
 
     def verify(self) -> None:
-        """Check every checksum."""
+        """Verify all checksums."""
         for span in self.spans:
             self.body(span)
 
     def decode(self, span: Span) -> list[Symbols]:
-        """Return the matrix of each chunk of a body. It has been :meth:`admitted <admit>`."""
+        """Decode a body into one matrix per chunk; :meth:`admit` must have allowed it."""
         body = self.body(span)
         layouts = [chunk.layout for chunk in span.chunks]
         with guard(span.label):
@@ -75,9 +75,9 @@ class Opened:
                 raise CorruptFileError(f"{span.label} is damaged: {error}") from error
 
     def admit(self, wanted: Sequence[Span], entries: Iterable[Entry]) -> None:
-        """Raise CorruptFileError unless the limits allow to decode the bodies ``wanted``.
+        """Raise CorruptFileError unless the limits allow decoding the bodies ``wanted``.
 
-        ``entries``: of the tensors that they are for. Nothing is decoded, and no body read.
+        ``entries`` are those of their tensors. Nothing is decoded or read.
         """
         entries = list(entries)
         held = PER_BYTE_OF_JSON * self.header_bytes + sum(map(held_bytes, entries))
@@ -87,7 +87,7 @@ class Opened:
         self.limits.check_work(self.work(wanted, entries))
 
     def work(self, wanted: Iterable[Span], entries: Iterable[Entry]) -> int:
-        """Return the work of the header, the bodies ``wanted`` and the tensors ``entries``."""
+        """Return the work for the header, the bodies ``wanted`` and the tensors ``entries``."""
         known = header_work(self.header, self.header_bytes) + restoring_work(entries)
         return known + sum(map(self._work, wanted))
 
@@ -97,9 +97,9 @@ class Opened:
 
 
 def _scratch(span: Span) -> int:
-    """Return the memory of decoding a body beyond its symbols and what usual chunks take.
+    """Return the extra memory for decoding a body that has chunks above the usual size.
 
-    That is: of a row that is longer.
+    That happens only if a single row is longer than a usual chunk.
     """
     longest = max(chunk.layout.size for chunk in span.chunks)
     if longest <= CHUNK:
@@ -109,18 +109,18 @@ def _scratch(span: Span) -> int:
 
 
 def codec_of_span(span: Span) -> Codec:
-    """Return the codec of a body; CorruptFileError for one that is unknown."""
+    """Return the codec of a body; raise CorruptFileError if it is unknown."""
     try:
         return codec_of(span.codec)
     except CorruptFileError as error:
         raise CorruptFileError(f"{span.label} cannot be decoded: {error}") from error
 
 
-def open_source(fetch: Fetch, size: int, limit: int | None = None) -> Opened:
-    """Check frame, header (within ``limit`` bytes) and coverage; fetch no body."""
+def open_source(fetch: Fetch, size: int, limit: int | None = None) -> OpenFile:
+    """Verify frame, header (within ``limit`` bytes) and coverage; fetch no body."""
     limits = Limits(size, limit)
-    frame = split_frame(fetch, size, limits.decoded)
+    frame = read_frame(fetch, size, limits.decoded)
     header = parse_header(frame.header, frame.version, limits)
-    found = tuple(spans(header, len(PREFIX), frame.payload_end))
+    bodies = tuple(spans(header, len(PREFIX), frame.payload_end))
     length = len(frame.header)
-    return Opened(fetch, size, limits, frame.version, header, length, frame.payload_end, found)
+    return OpenFile(fetch, size, limits, frame.version, header, length, frame.payload_end, bodies)

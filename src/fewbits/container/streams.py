@@ -1,6 +1,6 @@
-"""Which streams a header implies, in order, and where in a file the bodies lie that code them.
+"""The streams that a header implies, in order, and where the bodies that code them are.
 
-The writer, the reader and the size report all follow this one list.
+Writer, reader and size report all follow this one list.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = [
 ]
 
 CHECKSUM = 4
-CHUNK = 1 << 21  # symbols that are coded on their own, at most, unless a single row has more
+CHUNK = 1 << 21  # symbols per chunk at most, unless a single row has more
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of values of one stream: whose (``name``) and what for (``role``).
+    """A run of values in a stream: its owner (``name``) and its purpose (``role``).
 
-    Roles: index, coefficients and basis (index matrices), raw, levels (of the codebook whose
-    position is ``name``), factors and offsets (``name`` is the tensor's, ``leaf`` the part of
-    a transform), clips.
+    Roles: index, coefficients and basis (index matrices); raw; levels (``name`` is the position of
+    the codebook); factors and offsets (``name`` is the tensor, ``leaf`` the part of a transform);
+    clips.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A matrix of symbols: its size, and the parts that its rows are made of.
+    """A matrix of symbols and the parts that its rows consist of.
 
-    ``taps`` and ``width``: of the kernels in its rows, as :class:`fewbits.coding.Layout` has them.
+    ``taps`` and ``width`` describe the kernels in its rows, see :class:`fewbits.coding.Layout`.
     """
 
     label: str
@@ -65,27 +65,27 @@ class Stream:
 
     @property
     def is_index(self) -> bool:
-        """Whether the symbols are indices; else they are bytes."""
+        """Whether the symbols are indices rather than bytes."""
         return self.parts[0].role in ("index", "coefficients", "basis")
 
     @property
     def is_own(self) -> bool:
-        """Whether one tensor has the stream for itself; steps and scales never do."""
+        """Whether the stream belongs to one tensor alone; steps and scales always share one."""
         return len(self.parts) == 1 and (self.is_index or self.parts[0].role == "raw")
 
     def holds(self, role: str) -> bool:
-        """Tell whether a part is for ``role``."""
+        """Return whether a part has this role."""
         return any(part.role == role for part in self.parts)
 
     @property
     def symbol_bytes(self) -> int:
-        """Bytes that a decoded symbol takes once the stream has been read."""
+        """Memory of a decoded symbol, in bytes."""
         return 4 if self.is_index else 1
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole rows of a stream, coded on their own."""
+    """Whole rows of a stream, coded independently."""
 
     stream: Stream
     first: int
@@ -93,25 +93,25 @@ class Chunk:
 
     @property
     def layout(self) -> Layout:
-        """The chunk as codecs see it."""
+        """The chunk's layout for codecs."""
         stream = self.stream
         return Layout(self.stop - self.first, stream.columns, stream.taps, stream.width)
 
     @property
     def is_whole(self) -> bool:
-        """Whether the stream has no other chunk."""
+        """Whether the chunk is the whole stream."""
         return self.stop - self.first == self.stream.rows
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Description for messages."""
         rows = "" if self.is_whole else f", rows {self.first} to {self.stop}"
         return f"{self.stream.label}{rows}"
 
 
 @dataclass(frozen=True)
 class Span:
-    """A body in a file: its bytes are ``[start, end)``, its checksum follows; what it codes."""
+    """A body in a file: its chunks, codec and bytes ``[start, end)``; its checksum follows."""
 
     chunks: tuple[Chunk, ...]
     codec: int
@@ -120,96 +120,98 @@ class Span:
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Description for messages."""
         first, last = self.chunks[0].label, self.chunks[-1].label
-        shared = f", which shares a body with those up to {last}" if len(self.chunks) > 1 else ""
+        shared = f", in a body with the matrices up to {last}" if len(self.chunks) > 1 else ""
         return f"{first}{shared} (bytes {self.start} to {self.end})"
 
 
 def chunks(stream: Stream) -> Iterator[Chunk]:
-    """Cut a stream that has symbols into chunks."""
+    """Split a non-empty stream into chunks."""
     step = _rows(stream)
     for first in range(0, stream.rows, step):
         yield Chunk(stream, first, min(first + step, stream.rows))
 
 
 def _rows(stream: Stream) -> int:
-    """Return how many rows its chunks have."""
+    """Return the number of rows per chunk."""
     return max(1, CHUNK // stream.columns)
 
 
 def plan_streams(header: Header) -> list[Stream]:
-    """Return the streams of a file in order; those without symbols do not exist."""
+    """Return the streams of a file in order, leaving out empty ones."""
     own = (own_streams(name, entry) for name, entry in header.entries.items())
     return [
-        *(stream for found in own for stream in found if stream.rows * stream.columns),
+        *(stream for streams in own for stream in streams if stream.rows * stream.columns),
         *shared_streams(header),
     ]
 
 
 def shared_streams(header: Header) -> list[Stream]:
-    """Return the streams that tensors share, in order: the side stream, groups of small ones."""
+    """Return the shared streams in order: the side stream, then groups of small raw tensors."""
     return [stream for stream in (_side(header), *_groups(header)) if stream.rows]
 
 
 def spans(header: Header, start: int, end: int) -> list[Span]:
-    """Return every body with its place; they must fill ``[start, end)`` exactly."""
+    """Locate all bodies; they must fill ``[start, end)`` exactly."""
     streams = plan_streams(header)
     count = sum(-(-stream.rows // _rows(stream)) for stream in streams)
     if not count == len(header.lengths) == len(header.codecs):
         raise CorruptFileError(
-            f"the header implies {count} chunks, gives {len(header.lengths)} lengths "
+            f"the header implies {count} chunks, but has {len(header.lengths)} lengths "
             f"and {len(header.codecs)} codecs"
         )
     last = start + sum(length + CHECKSUM for length in header.lengths if length)
     if last != end:
-        raise CorruptFileError(f"the bodies end at byte {last}, the index begins at byte {end}")
+        raise CorruptFileError(f"the bodies end at byte {last}, but the index begins at {end}")
     if header.lengths and not header.lengths[0]:
-        raise CorruptFileError("the first chunk has no body, and none before it to share")
+        raise CorruptFileError(
+            "the first chunk has no body, and no earlier chunk to share one with"
+        )
     planned = (chunk for stream in streams for chunk in chunks(stream))
     firsts = [at for at, length in enumerate(header.lengths) if length]
-    found = []
+    located = []
     for first, following in pairwise([*firsts, count]):
         members = _members(planned, header.codecs[first:following])
-        found.append(Span(members, header.codecs[first], start, start + header.lengths[first]))
+        located.append(Span(members, header.codecs[first], start, start + header.lengths[first]))
         start += header.lengths[first] + CHECKSUM
-    return found
+    return located
 
 
 def _members(planned: Iterator[Chunk], codecs: Sequence[int]) -> tuple[Chunk, ...]:
-    """Return the chunks that come next and have one body."""
-    found: list[Chunk] = []
+    """Take the next chunks, which share one body."""
+    members: list[Chunk] = []
     total = 0
     for codec, chunk in zip(codecs, planned, strict=False):
         total += chunk.layout.size
         alike = codec == codecs[0] and chunk.is_whole and chunk.stream.is_index
         if len(codecs) > 1 and not (alike and total <= TOGETHER):
             raise CorruptFileError(
-                f"{chunk.label} cannot share a body with its neighbours: only whole index "
-                f"matrices of one codec may, of {TOGETHER} symbols together"
+                f"{chunk.label} cannot share a body: only whole index matrices with the same codec "
+                f"and at most {TOGETHER} symbols together may"
             )
-        found.append(chunk)
-    return tuple(found)
+        members.append(chunk)
+    return tuple(members)
 
 
 def own_streams(name: str, entry: Entry) -> list[Stream]:
-    """Return the streams that the tensor ``name`` has for itself; some may have no symbols."""
-    found = []
+    """Return the streams that belong to the tensor ``name`` alone; some may be empty."""
+    streams = []
     for role, leaf in leaves(entry):
         rows, columns = leaf.matrix
         part, kernel = Part(name, role, rows * columns), _kernel(leaf)
-        found.append(Stream(f"the {role} of {name!r}", rows, columns, (part,), *kernel))
+        streams.append(Stream(f"the {role} of {name!r}", rows, columns, (part,), *kernel))
     if isinstance(entry, RawEntry) and not entry.grouped:
         part = Part(name, "raw", entry.values)
-        found.append(Stream(f"the values of {name!r}", entry.values, entry.width, (part,)))
-    return found
+        streams.append(Stream(f"the values of {name!r}", entry.values, entry.width, (part,)))
+    return streams
 
 
 def _kernel(leaf: MatrixEntry) -> tuple[int, int]:
-    """Return taps and width of the kernels in the rows of an index matrix; 1, 0 for none."""
+    """Return taps and width of the kernels in the rows of an index matrix; (1, 0) if none."""
     sizes = leaf.shape if leaf.layout is None else leaf.layout.split
     axes = tuple(range(len(sizes))) if leaf.layout is None else leaf.layout.axes
-    first = len(sizes)  # of the trailing axes that stay where they are
+    first = len(sizes)  # of the trailing axes that are not permuted
     while first > 2 and axes[first - 1] == first - 1:
         first -= 1
     taps = math.prod(sizes[first:])

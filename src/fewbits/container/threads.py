@@ -1,4 +1,4 @@
-"""Calls that run side by side on threads, whose results are taken in order."""
+"""Run calls side by side on threads, and take their results in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import ConfigError
 
-__all__ = ["Ordered", "usable_threads"]
+__all__ = ["OrderedCalls", "usable_threads"]
 
 T = TypeVar("T")
 
@@ -20,9 +20,9 @@ MAX_THREADS = 256
 
 
 def usable_threads(wanted: int) -> int:
-    """Return ``wanted``, or for 0 as many as there are cores that this process may use.
+    """Return ``wanted``, or the number of cores available to this process if it is 0.
 
-    Raises ConfigError for what is no number of threads.
+    Raises ConfigError for an invalid number of threads.
     """
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= MAX_THREADS:
         raise ConfigError(
@@ -35,10 +35,10 @@ def usable_threads(wanted: int) -> int:
     return min(cores or 1, MAX_THREADS)
 
 
-class Ordered(Generic[T]):
-    """A queue of calls; with one thread each runs when its result is taken.
+class OrderedCalls(Generic[T]):
+    """A queue of calls; with a single thread, each runs when its result is taken.
 
-    A context manager: on leaving it, calls that have not begun are dropped.
+    A context manager: leaving it drops calls that have not started.
     """
 
     def __init__(self, threads: int) -> None:
@@ -50,7 +50,7 @@ class Ordered(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __enter__(self) -> Ordered[T]:
+    def __enter__(self) -> OrderedCalls[T]:
         return self
 
     def __exit__(
@@ -65,7 +65,7 @@ class Ordered(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Whether as many calls wait as keep all threads busy: take a result first."""
+        """Whether enough calls are queued to keep all threads busy: take a result first."""
         return len(self._waiting) >= self._room
 
     def submit(self, function: Callable[..., T], *args: Any) -> None:
@@ -78,7 +78,7 @@ class Ordered(Generic[T]):
         self._waiting.append(future.result)
 
     def take(self) -> T:
-        """Return the result of the first call, or raise what it raised."""
+        """Return the result of the first call, or raise the exception that it raised."""
         if self._futures:
             self._futures.popleft()
         return self._waiting.popleft()()

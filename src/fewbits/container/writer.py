@@ -1,4 +1,4 @@
-"""Contents to bytes, in one pass. The same contents give the same bytes."""
+"""Write coded contents to bytes in one pass, deterministically."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from .frame import MAX_HEADER, PREFIX, pack_index
 from .header import Header, check_name, dump_header, make_header
 from .limits import Limits, body_work, entry_work
 from .streams import CHECKSUM, Chunk, Part, chunks, own_streams, shared_streams
-from .threads import Ordered, usable_threads
+from .threads import OrderedCalls, usable_threads
 
 __all__ = ["FileWriter", "encode", "write_contents"]
 
 Run: TypeAlias = list[tuple[Symbols, Layout]]
 
-RESERVE = 1 << 24  # units of work that are left for a header
+RESERVE = 1 << 24  # units of work reserved for the header
 
 
 def encode(contents: Contents, effort: str = "balanced", threads: int = 0) -> bytes:
-    """Return the file that holds ``contents``; see :class:`FileWriter`."""
+    """Return the bytes of a file with ``contents``; see :class:`FileWriter`."""
     file = io.BytesIO()
     write_contents(contents, file, effort, threads)
     return file.getvalue()
@@ -49,7 +49,7 @@ def encode(contents: Contents, effort: str = "balanced", threads: int = 0) -> by
 def write_contents(
     contents: Contents, file: BinaryIO, effort: str = "balanced", threads: int = 0
 ) -> int:
-    """Write the file that holds ``contents``, and return its length; see :class:`FileWriter`."""
+    """Write a file with ``contents``, and return its length; see :class:`FileWriter`."""
     with FileWriter(file, effort, threads) as writer:
         for name, tensor in contents.tensors.items():
             writer.add(name, tensor)
@@ -57,36 +57,35 @@ def write_contents(
 
 
 class FileWriter:
-    """Writes a file tensor by tensor, without seeking; what a file needs to be told comes last.
+    """Writes a file tensor by tensor, without seeking; the index comes last.
 
-    Holds the small tensors, steps and scales until :meth:`finish`, and of large ones some chunks
-    of 2 million symbols for each thread.
+    Keeps the small tensors, steps and scales in memory until :meth:`finish`, and a few chunks of 2
+    million symbols per thread.
 
-    Bodies that would take a reader longer than it allows by default are coded by faster codecs.
+    Bodies that would exceed a reader's default limit on work are coded by faster codecs.
 
     Args:
         file: open for writing bytes.
-        effort: "fast", "balanced" or "smallest"; what a file holds is the same.
-        threads: that encode side by side; 0 for as many as there are cores. The bytes are the same
-            for any number.
+        effort: "fast", "balanced" or "smallest"; the decoded content is the same.
+        threads: number of threads that encode; 0 for one per core. The bytes do not depend on it.
 
-    Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond the format's
-    bounds (SPEC.md). Cost: about 0.02 microseconds a weight for "fast", 0.5 for the others.
+    Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond the bounds of
+    the format (SPEC.md). Cost: about 0.02 microseconds per weight for "fast", 0.5 for the others.
     """
 
     def __init__(self, file: BinaryIO, effort: str = "balanced", threads: int = 0) -> None:
         require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         self._file = file
         self._effort = effort
-        self._calls: Ordered[tuple[Run, list[Body]]] = Ordered(usable_threads(threads))
+        self._calls: OrderedCalls[tuple[Run, list[Body]]] = OrderedCalls(usable_threads(threads))
         self._entries: dict[str, Entry] = {}
         self._codebooks: dict[int, Codebook] = {}
         self._kept: dict[tuple[str, str, str], NDArray[np.uint8]] = {}
         self._run: Run = []
-        self._run_size = 0  # symbols of the run
-        self._seen = 0  # symbols of runs
-        self._units = 0  # of work, so far
-        self._length = 0  # of what is written
+        self._run_size = 0  # symbols in the current run
+        self._seen = 0  # symbols in all runs
+        self._units = 0  # units of work so far
+        self._length = 0  # bytes written
         self._codecs: list[int] = []
         self._lengths: list[int] = []
         self._write(PREFIX)
@@ -103,7 +102,7 @@ class FileWriter:
         self._calls.__exit__(kind, error, trace)
 
     def add(self, name: str, tensor: CodedTensor) -> None:
-        """Write a tensor, under a name that is new."""
+        """Write a tensor under a new name."""
         require(name not in self._entries, "name", "a new one", name)
         check_name(name)
         entry = self._entries[name] = describe(name, tensor, self._codebooks)
@@ -114,7 +113,7 @@ class FileWriter:
                 continue
             symbols = _symbols(tensor, stream.parts[0].role).reshape(stream.rows, stream.columns)
             for chunk in chunks(stream):
-                self._put(symbols[chunk.first : chunk.stop], chunk)
+                self._add_chunk(symbols[chunk.first : chunk.stop], chunk)
 
     def finish(
         self,
@@ -122,7 +121,7 @@ class FileWriter:
         activations: Mapping[str, ActivationGrid],
         metadata: Mapping[str, JSONValue],
     ) -> int:
-        """Write what is kept, and the index; return the file's length in bytes."""
+        """Write the kept parts and the index; return the file's length in bytes."""
         books = tuple(self._codebooks.values())
         header = make_header(self._entries, books, aliases, activations, metadata)
         for place, book in enumerate(books):
@@ -134,14 +133,14 @@ class FileWriter:
             parts = [self._kept[_key(part)] for part in stream.parts]
             symbols = np.concatenate(parts).reshape(stream.rows, stream.columns)
             for chunk in chunks(stream):
-                self._put(symbols[chunk.first : chunk.stop], chunk)
+                self._add_chunk(symbols[chunk.first : chunk.stop], chunk)
         self._flush()
         while len(self._calls):
             self._write_run()
         return self._write_index(header.with_bodies(self._codecs, self._lengths))
 
     def _keep(self, name: str, entry: Entry, tensor: CodedTensor) -> None:
-        """Keep what comes at the end."""
+        """Keep what is written at the end: steps, scales, offsets and small raw tensors."""
         for role, leaf in leaves(entry):
             part = _leaf(tensor, role)
             if leaf.factors:
@@ -152,8 +151,8 @@ class FileWriter:
         if isinstance(entry, RawEntry) and entry.grouped and isinstance(tensor, RawTensor):
             self._kept[name, "", "raw"] = tensor.data
 
-    def _put(self, symbols: Symbols, chunk: Chunk) -> None:
-        """Add a chunk to the run of those that may share a body, or make it one of its own."""
+    def _add_chunk(self, symbols: Symbols, chunk: Chunk) -> None:
+        """Add a chunk to the current run, whose chunks may share a body, or code it alone."""
         layout, joins = chunk.layout, chunk.is_whole and chunk.stream.is_index
         if not joins or self._run_size + layout.size > TOGETHER:
             self._flush()
@@ -163,7 +162,7 @@ class FileWriter:
             self._flush()
 
     def _flush(self) -> None:
-        """Have a run encoded."""
+        """Submit the current run for encoding."""
         if not self._run:
             return
         self._seen += self._run_size
@@ -171,16 +170,17 @@ class FileWriter:
         effort = self._effort if self._seen <= EFFORTS[self._effort].symbols else "fast"
         while self._calls.is_full:
             self._write_run()
-        self._calls.submit(_encoded, run, effort)
+        self._calls.submit(_encode, run, effort)
 
     def _write_run(self) -> None:
-        """Write the bodies of the first run that is being encoded."""
+        """Write the bodies of the first run that was submitted."""
         run, bodies = self._calls.take()
-        units = _units(bodies, run)
+        units = _reading_work(bodies, run)
         length = self._length + sum(len(body.data) + CHECKSUM for body in bodies)
         if self._units + units > Limits(length).work - RESERVE:
-            bodies = min(bodies, _encoded(run, "fast")[1], key=lambda found: _units(found, run))
-            units = _units(bodies, run)
+            fast = _encode(run, "fast")[1]
+            bodies = min(bodies, fast, key=lambda candidate: _reading_work(candidate, run))
+            units = _reading_work(bodies, run)
         self._units += units
         for body in bodies:
             checksum = zlib.crc32(body.data).to_bytes(CHECKSUM, "little")
@@ -193,7 +193,7 @@ class FileWriter:
         if len(text) > MAX_HEADER:
             raise ConfigError(
                 f"the header takes {len(text)} bytes for {len(header.entries)} tensors and the "
-                f"metadata; at most {MAX_HEADER} are allowed. Shorten the metadata."
+                f"metadata; the limit is {MAX_HEADER}. Shorten the metadata."
             )
         used = {codec.since[1] for codec in CODECS.values() if codec.number in self._codecs}
         index = pack_index(text, self._length - len(PREFIX), max(used, default=0))
@@ -201,24 +201,24 @@ class FileWriter:
         return self._length
 
     def _write(self, data: bytes) -> None:
-        """Write all of ``data``: a raw file may take only some at a time."""
+        """Write all of ``data``; an unbuffered file may accept only part of it at a time."""
         left = memoryview(data)
         while left:
-            taken = self._file.write(left)
-            if not taken:
-                raise OSError(f"the file took no bytes of {len(left)}: open it in blocking mode")
-            left = left[taken:]
+            written = self._file.write(left)
+            if not written:
+                raise OSError(f"the file accepts none of {len(left)} bytes: use blocking mode")
+            left = left[written:]
         self._length += len(data)
 
 
-def _encoded(run: Run, effort: str) -> tuple[Run, list[Body]]:
-    """Return a run with its bodies."""
+def _encode(run: Run, effort: str) -> tuple[Run, list[Body]]:
+    """Encode a run; return it with its bodies."""
     matrices, layouts = zip(*run, strict=True)
     return run, encode_run(matrices, layouts, effort)
 
 
-def _units(bodies: Sequence[Body], run: Run) -> int:
-    """Return the units of work of reading the bodies of a run."""
+def _reading_work(bodies: Sequence[Body], run: Run) -> int:
+    """Return the units of work for reading the bodies of a run."""
     return sum(
         body_work(CODECS[body.codec], [run[at][1].size for at in body.members]) for body in bodies
     )

@@ -1,1 +1,1 @@
-"""How good a network is: accuracy and loss, and both under noise on its weights."""
+"""Accuracy and loss of a network, with and without noise on its weights."""

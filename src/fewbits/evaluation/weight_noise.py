@@ -1,4 +1,4 @@
-"""What noise on its weights does to a classifier, and how good and how sure many draws are."""
+"""Evaluate a classifier with noise on its weights, draw by draw and as an ensemble."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Noise: TypeAlias = "float | Mapping[str, Tensor]"
 
 @dataclass(frozen=True)
 class NoisyEvaluation:
-    """Draws of a network with noise on its weights, each alone and all together.
+    """Results of several noisy draws of a network, alone and as an ensemble.
 
     Attributes:
-        noise: standard deviation of what is added to every weight; None where each has its own.
-        draws: networks drawn; 1 without noise.
-        samples: labelled samples.
-        accuracy: top-1, mean of the draws.
-        deviation: standard deviation of the draws' accuracies; 0 for one.
+        noise: standard deviation of the noise on every weight; None if each weight has its own.
+        draws: number of draws; 1 without noise.
+        samples: number of labelled samples.
+        accuracy: top-1, mean over the draws.
+        deviation: standard deviation of the draws' accuracies; 0 for a single draw.
         lowest: accuracy of the worst draw.
         highest: accuracy of the best draw.
-        ensemble_accuracy: top-1 of the mean of the draws' probabilities.
-        ensemble_loss: mean negative log of their probability of the label, in nats.
+        ensemble_accuracy: top-1 of the probabilities averaged over the draws.
+        ensemble_loss: mean negative log-likelihood of the averaged probabilities, in nats.
         ensemble_ece: their expected calibration error, see :func:`calibration_error`.
     """
 
@@ -67,30 +67,31 @@ def noise_resilience(
     forward: Forward = call_model,
     progress: Progress = silent,
 ) -> list[NoisyEvaluation]:
-    """Evaluate any network with normal noise on all weights and biases of its layers.
+    """Evaluate a network with Gaussian noise on all weights and biases of its layers.
 
-    Normalizations and embeddings of their own get none. The network is as before afterwards. Draw
-    k adds the same noise at every size, but for the size.
+    Parameters of normalization layers and embedding tables get no noise. The network is restored
+    afterwards. Draw k uses the same noise for every standard deviation, only scaled.
 
     Args:
-        model: compressed and loaded, or float.
-        batches: labelled, as for :func:`fewbits.evaluation.metrics.evaluate`; held if they
-            can be read only once.
+        model: a float network, or one loaded from a compressed file.
+        batches: labelled, as for :func:`fewbits.evaluation.metrics.evaluate`; kept in memory if
+            they can be read only once.
         noise: standard deviations, in the unit of the weights; 0 is the network itself.
-        draws: networks drawn for each of them.
-        seed: of the noise.
+        draws: draws for each standard deviation.
+        seed: seed of the noise.
         forward: ``forward(model, batch) -> logits``.
-        progress: told after every draw.
+        progress: called after every draw.
 
     Raises:
-        ConfigError: an argument; CalibrationError, ModelError: as :func:`evaluate`.
+        ConfigError: invalid argument.
+        CalibrationError, ModelError: see :func:`evaluate`.
     """
     for size in noise:
         good = isinstance(size, (int, float)) and 0 <= size < float("inf")
         require(good, "noise", "standard deviations >= 0", size)
     names = _layer_names(model)
     held = batches if isinstance(batches, (list, tuple)) else list(batches)
-    found = []
+    results = []
     for size in noise:
         own = {name: torch.tensor(float(size)) for name in names}
         count = draws if size else 1
@@ -100,8 +101,8 @@ def noise_resilience(
             "forward": forward,
             "progress": progress,
         }
-        found.append(_drawn(model, held, own, noise=float(size), **how))
-    return found
+        results.append(_evaluate_draws(model, held, own, noise=float(size), **how))
+    return results
 
 
 def ensemble(
@@ -114,23 +115,23 @@ def ensemble(
     forward: Forward = call_model,
     progress: Progress = silent,
 ) -> NoisyEvaluation:
-    """Evaluate samples of a posterior, each alone and the mean of their probabilities.
+    """Evaluate samples of a posterior over the weights, alone and as an ensemble.
 
-    Labels are used to score, never to weigh the samples.
+    Labels are used for scoring only, never to weight the samples.
 
     Args:
-        model: with the means of the weights.
-        batches: labelled; held if they can be read once.
+        model: network with the means of the weights.
+        batches: labelled; kept in memory if they can be read only once.
         deviations: state-dict name to the standard deviation of each weight, in its shape:
-            ``tuner.session.deviations()`` after a training with PWFN.
+            ``tuner.session.deviations()`` after training with PWFN.
         draws: samples of the posterior.
-        seed: of the samples.
+        seed: seed of the samples.
         forward: ``forward(model, batch) -> logits``.
-        progress: told after every draw.
+        progress: called after every draw.
 
     Raises:
-        ConfigError: a name that the network lacks; CalibrationError, ModelError: as
-            :func:`evaluate`.
+        ConfigError: ``deviations`` names a weight that the network lacks, or has another shape.
+        CalibrationError, ModelError: see :func:`evaluate`.
     """
     state = model.state_dict()
     for name, deviation in deviations.items():
@@ -139,24 +140,24 @@ def ensemble(
         require(shape == tuple(deviation.shape), f"deviations[{name!r}]", fits, shape)
     held = batches if isinstance(batches, (list, tuple)) else list(batches)
     how: dict[str, Any] = {"draws": draws, "seed": seed, "forward": forward, "progress": progress}
-    return _drawn(model, held, deviations, noise=None, **how)
+    return _evaluate_draws(model, held, deviations, noise=None, **how)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the expected calibration error of (n, classes) probabilities, in [0, 1].
 
-    Samples are sorted into ``bins`` of equal width by their largest probability; the mean, over
-    samples, of how far a bin's mean probability is from its share of right answers (Guo et al.
+    Samples fall into ``bins`` of equal width by their largest probability; the result is the mean
+    over samples of the distance between a bin's mean probability and its accuracy (Guo et al.
     2017).
     """
-    sure, answer = probabilities.double().max(1)
+    confidence, answer = probabilities.double().max(1)
     right = (answer == labels).double()
-    place = (sure * bins).long().clamp_max(bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, sure - right)
+    place = (confidence * bins).long().clamp_max(bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, confidence - right)
     return float(gaps.abs().sum()) / max(1, len(labels))
 
 
-def _drawn(
+def _evaluate_draws(
     model: nn.Module,
     batches: Sequence[Any],
     deviations: Mapping[str, Tensor],
@@ -172,7 +173,7 @@ def _drawn(
     total = torch.zeros(())
     what = "weight noise" if noise is None else f"weight noise {noise:g}"
     for draw in range(draws):
-        with _noisy(model, deviations, seed, draw):
+        with _with_noise(model, deviations, seed, draw):
             labels, probabilities = _probabilities(model, batches, forward)
         accuracies.append(float((probabilities.argmax(1) == labels).double().mean()))
         total = total + probabilities
@@ -198,16 +199,16 @@ def _probabilities(
     """Return labels (n,) and float64 probabilities (n, classes), on the CPU."""
     parts = [(y.cpu(), z.double().softmax(1).cpu()) for y, z in answers(model, batches, forward)]
     if not parts:
-        raise CalibrationError("there is nothing to evaluate: the data gave no batches.")
+        raise CalibrationError("nothing to evaluate: the data yielded no batches.")
     labels, probabilities = (torch.cat(column) for column in zip(*parts, strict=True))
     return labels, probabilities
 
 
 @contextmanager
-def _noisy(
+def _with_noise(
     model: nn.Module, deviations: Mapping[str, Tensor], seed: int, draw: int
 ) -> Iterator[None]:
-    """Add noise to the weights of ``model``, and take it back."""
+    """Add noise to the weights of ``model``, and restore them afterwards."""
     state = model.state_dict()
     saved = {name: state[name].clone() for name in deviations}
     word = int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1
@@ -226,10 +227,10 @@ def _noisy(
 
 
 def _layer_names(model: nn.Module) -> list[str]:
-    """Return the weights of layers, tables of embeddings left out, and their biases."""
-    found = survey(model)
-    layers = [t for t in found.targets if t.also or "Embedding" not in t.kind]
+    """Return the names of all layer weights except embedding tables, and of their biases."""
+    surveyed = survey(model)
+    layers = [t for t in surveyed.targets if t.also or "Embedding" not in t.kind]
     if not layers:
-        raise ConfigError(f"{type(model).__name__} has no layer whose weights could get noise.")
+        raise ConfigError(f"{type(model).__name__} has no layer with weights to add noise to.")
     weights = [name for target in layers for name in (target.name, *target.also)]
-    return [*(target.name for target in layers), *biases_beside(weights, found.others)]
+    return [*(target.name for target in layers), *biases_beside(weights, surveyed.others)]

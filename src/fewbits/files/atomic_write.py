@@ -1,8 +1,8 @@
-"""Writing a file: wholly or not at all, and never over what is no regular file.
+"""Atomic file writes: the whole file or nothing, and only ever over a regular file.
 
-Everything that this package writes goes through here. What is written lies in the target's folder
-under a name that :data:`TEMPORARY` fits, locked while its writer lives, and takes the target's
-place in one step. Who is killed leaves such a file unlocked; the next writer removes it.
+All output of this package is written here. Data goes to a temporary file in the target's folder,
+named as in :data:`TEMPORARY` and locked while its writer runs, and then replaces the target in one
+step. A killed writer leaves the file behind unlocked; the next writer removes it.
 """
 
 from __future__ import annotations
@@ -36,38 +36,39 @@ _ATTEMPTS = 16
 
 
 def write(data: bytes, path: str | os.PathLike[str]) -> None:
-    """Write ``data`` to ``path``, wholly or not at all; see :func:`replacing`."""
+    """Write ``data`` to ``path`` atomically; see :func:`replacing`."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file whose content takes the place of ``path`` when the block ends without an error.
+    """Open a file that replaces ``path`` when the block ends without an error.
 
-    A crash leaves the old file or the new. Links are followed, and stay. A file that is replaced
-    gives its mode, and its owner where the system allows that; a new one gets what the umask says.
-    Of two who write at once one wins, with a whole file.
+    After a crash, ``path`` holds either the old content or the new. Symbolic links are followed
+    and kept. The new file takes over the mode of the one it replaces, and its owner where the
+    system allows; a file that did not exist gets the umask's default. If two writers race, one of
+    them wins with a complete file.
 
     Raises:
-        ConfigError: ``path`` is a device, a FIFO or a socket: these are never replaced.
-        OSError: as the system gives it, but it names ``path`` and not what is written before it.
-            Nothing is left behind then.
+        ConfigError: ``path`` is a device, a FIFO or a socket, which are never replaced.
+        OSError: any system error, reported for ``path`` rather than for the temporary file, which
+            is removed.
     """
     check_target(path)
     target = Path(os.path.realpath(os.fsdecode(path)))
     clear_stale(target.parent)
-    with _naming(path, target.parent):
+    with _report_as(path, target.parent):
         old = target.stat() if target.exists() else None
-        temporary, file = _opened(target.parent, 0o666 if old is None else 0o600)
+        temporary, file = _create_temporary(target.parent, 0o666 if old is None else 0o600)
         with file:
             try:
                 yield file
                 file.flush()
                 if old is not None:
-                    _take_over(file, old)
+                    _copy_ownership(file, old)
                 os.fsync(file.fileno())
-                if sys.platform == "win32":  # which renames no open file, and has no lock to keep
+                if sys.platform == "win32":  # cannot rename open files, and uses no locks
                     file.close()
                 temporary.replace(target)
             except BaseException:
@@ -77,40 +78,40 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Refuse what cannot be written or must not be replaced. Touches nothing.
+    """Check that ``path`` can be written and may be replaced, without touching it.
 
     Raises:
-        ConfigError: a device, a FIFO or a socket.
-        OSError: a folder, or a file in a folder that does not exist.
+        ConfigError: ``path`` is a device, a FIFO or a socket.
+        OSError: ``path`` is a folder, or its folder does not exist.
     """
     shown = os.fsdecode(os.fspath(path))
     if shown.endswith(os.sep):
         raise IsADirectoryError(errno.EISDIR, "is a folder. Name a file in it", shown)
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116  (of links into /proc/self/fd too)
+        mode = os.stat(path).st_mode  # noqa: PTH116  (also follows links into /proc/self/fd)
     except FileNotFoundError:
         if not Path(os.path.realpath(path)).parent.is_dir():
-            near = Path(shown).parent  # of a link that leads nowhere, the folder is its target's
+            near = Path(shown).parent  # for a dangling link, name the folder of its target
             folder = str(Path(os.path.realpath(shown)).parent if near.is_dir() else near)
-            told = f"the folder {folder!r} does not exist. Create it first"
-            raise FileNotFoundError(errno.ENOENT, told, shown) from None
+            message = f"the folder {folder!r} does not exist. Create it first"
+            raise FileNotFoundError(errno.ENOENT, message, shown) from None
         return
-    except ValueError as error:  # a NUL, or half a character
+    except ValueError as error:  # a NUL character or an unpaired surrogate
         raise ConfigError(
-            f"output {shown!r} is no name of a file: {error}. Name another."
+            f"output {shown!r} is not a valid file name: {error}. Choose another name."
         ) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder. Name a file in it", shown)
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
+        kind = next((name for test, name in _KINDS if test(mode)), "not a regular file")
         raise ConfigError(
-            f"output {shown!r} is {kind}, and files are written by replacing the old one. Name a "
-            "regular file, and copy that where it is to go."
+            f"output {shown!r} is {kind}, which cannot be replaced atomically. Write to a regular "
+            "file and copy it there."
         )
 
 
 def clear_stale(folder: Path) -> None:
-    """Remove what writers that are no longer alive left in ``folder``."""
+    """Remove temporary files that dead writers left in ``folder``."""
     if sys.platform == "win32":
         return
     with suppress(OSError), os.scandir(folder) as entries:
@@ -120,7 +121,7 @@ def clear_stale(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    """Remove ``path`` unless its writer holds the lock, or the system cannot tell."""
+    """Remove ``path`` unless its writer holds the lock or the lock cannot be tested."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
@@ -129,49 +130,49 @@ def _remove_if_abandoned(path: Path) -> None:
                 path.unlink()
 
 
-def _opened(folder: Path, mode: int) -> tuple[Path, BinaryIO]:
-    """Create a temporary file, and lock it where the system can.
+def _create_temporary(folder: Path, mode: int) -> tuple[Path, BinaryIO]:
+    """Create a temporary file and lock it where the system supports locks.
 
-    Between the two steps another writer may take it for an abandoned one and remove it: then again.
+    Between these two steps another writer may mistake it for a stale file and remove it; retry.
     """
     for _ in range(_ATTEMPTS):
         temporary = folder / f".fewbits-{secrets.token_hex(8)}.tmp"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         flags |= getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(temporary, flags, mode), "w+b")
-        if _locked(file):
+        if _lock(file):
             return temporary, file
         file.close()
         temporary.unlink(missing_ok=True)
-    raise OSError(errno.EBUSY, "temporary files of this folder disappear while they are written")
+    raise OSError(errno.EBUSY, "temporary files in this folder are removed while being written")
 
 
-def _locked(file: BinaryIO) -> bool:
-    """Lock a file against removal; False where it is removed already, or about to be."""
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file against removal; return False if it has been, or is about to be, removed."""
     if sys.platform == "win32":
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks, where nobody takes a file for abandoned
+    except OSError:  # no locks on this file system, so no writer removes stale files either
         return True
     return os.fstat(file.fileno()).st_nlink > 0
 
 
-def _take_over(file: BinaryIO, old: os.stat_result) -> None:
-    """Give the new file owner and mode of the old one; the owner only where that is allowed."""
+def _copy_ownership(file: BinaryIO, old: os.stat_result) -> None:
+    """Give the new file the mode of the old one, and its owner where the system allows."""
     if sys.platform != "win32":
         mode = stat.S_IMODE(old.st_mode)
         try:
             os.fchown(file.fileno(), old.st_uid, old.st_gid)
         except OSError:
-            mode &= 0o777  # to run as somebody is meant for the old owner
+            mode &= 0o777  # setuid and setgid bits must not pass to another owner
         os.fchmod(file.fileno(), mode)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last; some systems have no such thing, and the file is written already."""
+    """Make the rename durable. Not all systems support this, and the file is already in place."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -181,8 +182,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str], folder: Path) -> Iterator[None]:
-    """Let errors of the system about a temporary file name ``path``."""
+def _report_as(path: str | os.PathLike[str], folder: Path) -> Iterator[None]:
+    """Re-raise system errors about a temporary file in ``folder`` as errors about ``path``."""
     try:
         yield
     except OSError as error:

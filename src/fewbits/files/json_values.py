@@ -1,4 +1,4 @@
-"""JSON that this package wrote, read back as if anybody had: bounded, finite, every key once."""
+"""JSON read as untrusted input: bounded size and depth, finite numbers, no duplicate keys."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MAX_NUMBER = 64  # characters
 
 
 def read_json(text: str) -> Any:
-    """Return the value of a JSON document, in time and memory proportional to its length.
+    """Parse a JSON document in time and memory proportional to its length.
 
     Raises:
-        ConfigError: it is none; or too long, too deep, with a key twice, or with a number that is
-            infinite or has more than 64 characters.
+        ConfigError: not valid JSON, too long, nested too deeply, with a duplicate key, or with a
+            number that is infinite or longer than 64 characters.
     """
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"must be JSON of at most {MAX_LENGTH:,} characters.")
@@ -33,21 +33,21 @@ def read_json(text: str) -> Any:
             object_pairs_hook=_unique,
             parse_int=_bounded_int,
             parse_float=_finite_float,
-            parse_constant=_no_constant,
+            parse_constant=_reject_constant,
         )
         _check_depth(value)
     except (ValueError, RecursionError) as error:
-        told = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
-        raise ConfigError(f"must be JSON: {told}.") from None
+        problem = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ConfigError(f"must be JSON: {problem}.") from None
     return value
 
 
 def read_text(path: str | PathLike[str]) -> str:
-    """Return a file's text for :func:`read_json`, and no more of it than tells that it is too long.
+    """Return a file's text for :func:`read_json`, reading just enough to see that it is too long.
 
     Raises:
-        OSError: it cannot be read.
-        ConfigError: it is no UTF-8.
+        OSError: the file cannot be read.
+        ConfigError: the file is not UTF-8.
     """
     try:
         with Path(path).open(encoding="utf-8") as file:
@@ -57,33 +57,33 @@ def read_text(path: str | PathLike[str]) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    result = dict(pairs)
+    if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"the key {shorten(twice)} occurs twice in one object")
-    return found
+        duplicate = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {shorten(duplicate)} occurs twice in one object")
+    return result
 
 
 def _bounded_int(text: str) -> int:
     if len(text) > _MAX_NUMBER:
-        raise ValueError(f"an integer of {len(text):,} characters")
+        raise ValueError(f"an integer has {len(text):,} characters; at most {_MAX_NUMBER} allowed")
     return int(text)
 
 
 def _finite_float(text: str) -> float:
     value = float(text) if len(text) <= _MAX_NUMBER else math.inf
     if not math.isfinite(value):
-        raise ValueError(f"the number {shorten(text)} is beyond what is read")
+        raise ValueError(f"the number {shorten(text)} is too large or too long")
     return value
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+def _reject_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_depth(value: Any) -> None:
-    """Walk level by level: no stack grows with the nesting."""
+    """Check the nesting level by level, so that the stack does not grow with it."""
     level = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

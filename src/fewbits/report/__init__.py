@@ -1,4 +1,4 @@
-"""What people read: tables of sizes, plans and comparisons."""
+"""Tables and plots for people: sizes, plans, searches and comparisons."""
 
 from .plot import PLOTS, check_plot, rate_chart, render
 from .rates import EntropyRow, entropy_table, histogram_table

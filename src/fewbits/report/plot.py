@@ -1,4 +1,4 @@
-"""Plots as Vega-Lite specifications: plain data, drawn by the package vl-convert (extra report)."""
+"""Plots as Vega-Lite specifications, drawn by vl-convert (extra ``report``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
 
 def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the chart of ``Sweep.to_dict()``: score over bytes, one line per method."""
+    """Return a chart of ``Sweep.to_dict()``: score against bytes, one line per method."""
     points = [
         {
             "method": point["settings"].get("method", "")
@@ -48,10 +48,10 @@ def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_plot(path: Path) -> None:
-    """Refuse, before any work is done, a plot that could not be drawn.
+    """Check that a plot can be drawn, before any work is done.
 
     Raises:
-        ConfigError: another ending than .png, .svg or .html.
+        ConfigError: ``path`` does not end in .png, .svg or .html.
         MissingExtraError: vl-convert is not installed.
     """
     if path.suffix not in PLOTS:
@@ -60,7 +60,7 @@ def check_plot(path: Path) -> None:
 
 
 def render(chart: Mapping[str, Any], path: Path) -> bytes:
-    """Return the picture or page that ``path`` is to hold."""
+    """Return the content of the image or page that ``path`` names."""
     library = _library()
     if path.suffix == ".png":
         picture: bytes = library.vegalite_to_png(vl_spec=dict(chart), scale=2)

@@ -1,4 +1,4 @@
-"""What indices hold next to what they cost: entropies and histograms."""
+"""Tables of entropies and histograms of indices, next to their coded rate."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class EntropyRow:
     """Empirical entropies of the indices of one tensor.
 
     Attributes:
-        name: of the tensor.
-        indices: how many there are.
-        levels: how many different ones.
-        entropies: bits per index of order 0, 1 and 2 (given the 0, 1, 2 before it in row order).
+        name: name of the tensor.
+        indices: number of indices.
+        levels: number of distinct indices.
+        entropies: bits per index of order 0, 1 and 2 (given the 0, 1 or 2 before it, row by row).
     """
 
     name: str
@@ -48,14 +48,14 @@ def entropy_table(rows: Iterable[EntropyRow], report: SizeReport) -> Table:
         lines.append((row.name, size.codecs, f"{row.levels:,}", *values))
     columns = tuple(Column(name, place > 1) for place, name in enumerate(names))
     footer = (
-        "bits per index; entropies take the law as known, so on small tensors the higher orders "
-        "are below what can be coded"
+        "bits per index; entropies assume known statistics, so on small tensors the higher orders "
+        "are below what any coder can reach"
     )
     return Table(columns, tuple(lines), "entropies", footer)
 
 
 def histogram_table(counts: Mapping[int, int], name: str) -> Table:
-    """Return one line per index with its count and a bar; the most frequent if there are many."""
+    """Return one line per index with its count and a bar; only the most frequent if many."""
     total = sum(counts.values())
     kept = sorted(sorted(counts, key=lambda index: -counts[index])[:_LONGEST])
     most = max(counts.values(), default=1)

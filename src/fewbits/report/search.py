@@ -1,4 +1,4 @@
-"""Tables of searches: what was tried, and where the harm lies."""
+"""Tables of searches, sweeps and sensitivities."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def trace_table(trace: Mapping[str, Any], title: str = "") -> Table:
 
 
 def score_text(score: float | None) -> str:
-    """Return a score to four digits."""
+    """Format a score to four decimals."""
     return "-" if score is None else f"{score:.4f}"
 
 
 def sensitivity_table(
     rows: Sequence[Mapping[str, Any]], title: str = "", coverage: Coverage | None = None
 ) -> Table:
-    """Return one line per weight and width of ``LayerHarm.to_dict()``, as they are ordered.
+    """Return one line per weight and width of ``LayerHarm.to_dict()``, in the given order.
 
-    ``coverage``: of all of these weights together.
+    ``coverage`` is that of all these weights together.
     """
     scored = any(row["score"] is not None for row in rows)
     names = ["tensor", "method", "bits", "bytes", "saved", "layer error", "output MSE", "KL"]
@@ -55,36 +55,36 @@ def sensitivity_table(
         line += [*([score_text(row["score"])] if scored else []), f"{1000 * row['harm']:.2e}"]
         lines.append(tuple(line))
     columns = tuple(Column(name, place > 1) for place, name in enumerate(names))
-    footer = "each weight quantized alone; the most harm per byte saved comes first"
+    footer = "each weight quantized alone; most harm per byte saved first"
     if coverage is not None:
         footer += f"; together {coverage}"
     return Table(columns, tuple(lines), title, footer)
 
 
 def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
-    """Return one line per point of ``Sweep.to_dict()``, the smallest files first."""
+    """Return one line per point of ``Sweep.to_dict()``, smallest files first."""
     names = ("method", "settings", "goal", "score", "bytes", "bits/weight", "quantized", "seconds")
-    told = ((id(p), p.get("quantized")) for p in sweep["points"])
-    covering = {place: Coverage.of_dict(values) for place, values in told if values}
+    stored = ((id(p), p.get("quantized")) for p in sweep["points"])
+    coverages = {key: Coverage.of_dict(values) for key, values in stored if values}
     rows = []
     for point in sorted(sweep["points"], key=lambda p: p.get("bytes") or 0):
         settings = (f"{k}={v}" for k, v in point["settings"].items() if k != "method")
         name = point["settings"].get("method", "")
         goal = point.get("goal")
-        asked = "" if goal is None else f"{goal['limit']:,.0f} bytes"
-        line = (name, " ".join(settings), asked)
+        target = "" if goal is None else f"{goal['limit']:,.0f} bytes"
+        line = (name, " ".join(settings), target)
         if point.get("bytes") is None:
             rows.append((*line, "missed", "", "", "", ""))
             continue
         bits, seconds = point.get("bits_per_weight"), point.get("seconds")
         size = (f"{point['bytes']:,}", "-" if bits is None else f"{bits:.3f}")
         took = "-" if seconds is None else f"{seconds:.1f}"
-        covered = covering.get(id(point))
-        share = "-" if covered is None else covered.percent
+        coverage = coverages.get(id(point))
+        share = "-" if coverage is None else coverage.percent
         rows.append((*line, score_text(point.get("score")), *size, share, took))
     columns = tuple(Column(name, place > 2) for place, name in enumerate(names))
     exact = sweep["float"]
     footer = f"float32: {exact['bytes']:,} bytes, score {score_text(exact['score'])}"
-    if covering:
-        footer += f"; {min(covering.values(), key=lambda one: one.share)}"
+    if coverages:
+        footer += f"; {min(coverages.values(), key=lambda one: one.share)}"
     return Table(columns, tuple(rows), title, footer)

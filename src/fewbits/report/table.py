@@ -1,4 +1,4 @@
-"""Tables: drawn with Rich in a terminal, plain aligned text in a pipe; nothing is ever cut off."""
+"""Tables: drawn with Rich in a terminal, aligned plain text in a pipe, never truncated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Column", "Table", "human_bytes", "printable", "show"]
 
 @dataclass(frozen=True)
 class Column:
-    """Heading of a column; numbers go to the right."""
+    """Heading of a column; numbers are right-aligned."""
 
     name: str
     right: bool = False
@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under headings, with a title above and a line below."""
+    """Text cells under headings, with a title above and a footer below."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -33,7 +33,7 @@ class Table:
     footer: str = ""
 
     def plain(self) -> str:
-        """Return aligned text: two spaces between columns, one row a line."""
+        """Return aligned text: two spaces between columns, one line per row."""
         heading = tuple(column.name for column in self.columns)
         rows = [tuple(map(printable, row)) for row in self.rows]
         widths = [max(map(len, cells)) for cells in zip(heading, *rows, strict=True)]
@@ -51,11 +51,11 @@ class Table:
 
 
 def show(table: Table, console: Console) -> None:
-    """Print a table the way the console can show it."""
+    """Print a table in the style that the console supports."""
     if not console.is_terminal:
         console.file.write(table.plain() + "\n")
         return
-    # A light frame leaves the width of a terminal to the names.
+    # A light frame leaves the width of the terminal to the names.
     drawn = RichTable(
         title=printable(table.title) or None,
         title_justify="left",
@@ -73,7 +73,7 @@ def show(table: Table, console: Console) -> None:
 
 
 def human_bytes(count: int) -> str:
-    """Return bytes with thousands separators, and in larger units where that reads better."""
+    """Format a byte count with thousands separators, adding a larger unit where that helps."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= 10 * size:
             return f"{count:,} bytes ({count / size:.1f} {unit})"

@@ -1,4 +1,4 @@
-"""Tables of the values of a network, and of what they would cost on shifts and adds."""
+"""Tables of a network's distinct values, and of its cost on shift-and-add hardware."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["energy_table", "noise_table", "values_table"]
 
 
 def noise_table(rows: Iterable[Any]) -> Table:
-    """Return one line per ``NoisyEvaluation``: draws one by one, and their mean probabilities."""
+    """Return one line per ``NoisyEvaluation``: single draws, and their mean probabilities."""
     names = ["weight noise", "draws", "accuracy", "+-", "worst", "best"]
-    names += ["together", "loss", "ECE"]
+    names += ["ensemble", "loss", "ECE"]
     lines = []
     for row in rows:
         shown = [f"{row.accuracy:.2%}", f"{row.deviation:.2%}", f"{row.lowest:.2%}"]
@@ -22,15 +22,15 @@ def noise_table(rows: Iterable[Any]) -> Table:
         shown += [f"{row.ensemble_loss:.4f}", f"{row.ensemble_ece:.4f}"]
         lines.append((f"{row.noise:g}", f"{row.draws}", *shown))
     columns = tuple(Column(name, True) for name in names)
-    return Table(columns, tuple(lines), footer="together: the mean probabilities of all draws")
+    return Table(columns, tuple(lines), footer="ensemble: mean probabilities of all draws")
 
 
 def values_table(values: NetworkValues, title: str = "") -> Table:
-    """Return the distinct values of a network, their entropies, and the orders of their sums."""
+    """Return a network's distinct values, their entropies and their sums of powers of two."""
     rows = [
         ("weights", f"{values.weights:,}"),
         ("distinct values", f"{values.values:,}"),
-        ("distinct values, zero left out", f"{values.nonzero_values:,}"),
+        ("distinct nonzero values", f"{values.nonzero_values:,}"),
         ("entropy, bits per weight", f"{values.entropy:.4f}"),
         ("entropy of nonzero weights, bits", f"{values.nonzero_entropy:.4f}"),
         ("zeros", f"{values.zeros:.2%}"),
@@ -44,8 +44,8 @@ def values_table(values: NetworkValues, title: str = "") -> Table:
 
 
 def energy_table(energy: Energy, title: str = "", *, positions: bool = True) -> Table:
-    """Return one line per layer: products of the float layer, and what takes their place."""
-    names = ["tensor", "weights", "products", "not by 0", "shift-adds", "multipliers", "shared"]
+    """Return one line per layer: its float products, and the operations that replace them."""
+    names = ["tensor", "weights", "products", "nonzero", "shift-adds", "multipliers", "shared"]
     names += ["scalings", "kbit stored"]
     rows: list[tuple[str, ...]] = [
         (
@@ -68,9 +68,10 @@ def energy_table(energy: Energy, title: str = "", *, positions: bool = True) -> 
     ratio = energy.ratios()
     per = "one sample" if positions else "one use of each weight; name --data for one sample"
     footer = (
-        f"for {per}; to float32: weight traffic {ratio['weight_traffic']:.4f}, products left "
-        f"{ratio['multiplications']:.4f}, shift-adds per product {ratio['adds']:.3f}, energy "
-        f"{ratio['total_dram_integer']:.4f} (DRAM, integers) to {ratio['total_dram_float']:.4f} "
-        "(DRAM, float adds); a count at 45 nm: shifts are free with integer activations only"
+        f"for {per}; relative to float32: weight traffic {ratio['weight_traffic']:.4f}, remaining "
+        f"products {ratio['multiplications']:.4f}, shift-adds per product {ratio['adds']:.3f}, "
+        f"energy {ratio['total_dram_integer']:.4f} (DRAM, integers) to "
+        f"{ratio['total_dram_float']:.4f} (DRAM, float adds); operation counts at 45 nm: shifts "
+        "are free with integer activations only"
     )
     return Table(columns, tuple(rows), title, footer)

@@ -1,4 +1,4 @@
-"""What is shown of a file, a plan, a comparison and the methods: values to tables."""
+"""Tables of files, plans, comparisons and methods."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Comparison:
 
     Attributes:
         method: name of the method, or "float32".
-        bits: nominal index width; None where it has none.
+        bits: nominal index width; None if it has none.
         accuracy: top-1 on the test split, of the network as read back from the file.
         bytes: size of the file.
-        bits_per_weight: all bits of the file over its quantized weights.
-        ratio: float32 bytes of all tensors over the file's bytes.
-        seconds: time to compress; None for what was not compressed.
+        bits_per_weight: all bits of the file per quantized weight.
+        ratio: float32 bytes of all tensors divided by the file's bytes.
+        seconds: time to compress; None if nothing was compressed.
         file: name of the file.
-        quantized: share of the weights that are; None for what is not compressed.
+        quantized: quantized share of the weights; None if nothing was compressed.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Comparison:
 
 
 def size_table(report: SizeReport, title: str = "") -> Table:
-    """Return one line per item of a file; the bytes add up to the file's size."""
+    """Return one line per item of a file; the bytes sum to the file's size."""
     columns = (
         Column("tensor"),
         Column("kind"),
@@ -84,7 +84,7 @@ def size_table(report: SizeReport, title: str = "") -> Table:
 
 
 def comparison_table(rows: Iterable[Comparison], title: str = "", footer: str = "") -> Table:
-    """Return one line per method: accuracy next to everything it costs."""
+    """Return one line per method: accuracy and all costs."""
     columns = (
         Column("method"),
         Column("bits", True),
@@ -92,7 +92,7 @@ def comparison_table(rows: Iterable[Comparison], title: str = "", footer: str = 
         Column("bytes", True),
         Column("bits/weight", True),
         Column("quantized", True),
-        Column("to float32", True),
+        Column("ratio", True),
         Column("seconds", True),
     )
     cells = tuple(
@@ -112,7 +112,7 @@ def comparison_table(rows: Iterable[Comparison], title: str = "", footer: str = 
 
 
 def plan_table(plan: Mapping[str, Any], title: str = "") -> Table:
-    """Return one line per tensor of ``Plan.to_dict()``: what codes it, or why it is left alone."""
+    """Return one line per tensor of ``Plan.to_dict()``: its method, or why it stays in float."""
     columns = (Column("tensor"), Column("shape"), Column("method"), Column("settings or reason"))
     rows = [
         (
@@ -137,7 +137,7 @@ def plan_table(plan: Mapping[str, Any], title: str = "") -> Table:
 
 
 def methods_table(entries: Iterable[Mapping[str, Any]]) -> Table:
-    """Return one line per method: what it needs of the data, what it is for, where it is from."""
+    """Return one line per method: the data it needs, its summary and its paper."""
     columns = (Column("method"), Column("needs"), Column("summary"), Column("paper"))
     rows = tuple(
         tuple(str(e[column.name.replace("method", "name")]) for column in columns) for e in entries

@@ -1,4 +1,4 @@
-"""Search on the slope: the file that meets a budget, after few evaluations. Plain Python only."""
+"""Search for the slope whose file meets a budget, in few evaluations. Plain Python only."""
 
 from .goal import Goal
 from .next_slope import Move, next_move

@@ -1,4 +1,4 @@
-"""What a search is to reach: a size, or the smallest size within a drop of the score."""
+"""The goal of a search: a size, or the smallest size within a drop of the score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["TOLERANCE", "Goal"]
 
 TOLERANCE = 0.01
 _UNITS = {"target_bytes": "bytes", "target_bits": "bits per weight", "max_drop": "drop"}
-_ROUNDING = 1e-9  # of a score: 0.98 - 0.005 and 0.975 are one number
+_ROUNDING = 1e-9  # relative to the score, so that 0.98 - 0.005 equals 0.975
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Goal:
     """One budget.
 
     Attributes:
-        kind: "target_bytes", "target_bits" (all bits of the file over the quantized weights) or
-            "max_drop" (in the unit of the score, of which more is better).
-        limit: that the file must not exceed.
-        tolerance: how far below a size is close enough; a fraction of the limit.
+        kind: "target_bytes", "target_bits" (all bits of the file per quantized weight) or
+            "max_drop" (in the unit of the score; higher scores are better).
+        limit: the file must not exceed it.
+        tolerance: stop the search this close below a target size, as a fraction of the limit.
     """
 
     kind: str
@@ -40,10 +40,10 @@ class Goal:
         target_bits: float | None = None,
         max_drop: float | str | None = None,
     ) -> Goal | None:
-        """Return the one goal that is given; None for none. Texts are as "100KB" and "0.5%".
+        """Return the goal that was set, or None; texts are as in "100KB" and "0.5%".
 
         Raises:
-            ConfigError: more than one, or a value out of range.
+            ConfigError: more than one goal is set, or a value is out of range.
         """
         asked = {"target_bytes": target_bytes, "target_bits": target_bits, "max_drop": max_drop}
         given = {kind: value for kind, value in asked.items() if value is not None}
@@ -64,35 +64,35 @@ class Goal:
 
     @property
     def is_size(self) -> bool:
-        """Whether the budget is a size; else it is a score."""
+        """Whether the budget limits the size rather than the drop of the score."""
         return self.kind != "max_drop"
 
     def size(self, trial: Trial) -> float:
-        """Return the size in the unit of the limit."""
+        """Return the trial's size in the unit of the limit."""
         return trial.bits_per_weight if self.kind == "target_bits" else float(trial.bytes)
 
     def drop(self, trial: Trial, reference: float | None) -> float:
-        """Return how far the score is below the reference; infinite where there is no score."""
+        """Return how far the score is below the reference; infinite if either is missing."""
         if trial.score is None or reference is None or not math.isfinite(trial.score):
             return math.inf
         return reference - trial.score
 
     def fits(self, trial: Trial, reference: float | None) -> bool:
-        """Tell whether the trial is within the budget."""
+        """Return whether the trial is within the budget."""
         if self.is_size:
             return self.size(trial) <= self.limit
         slack = _ROUNDING * max(1.0, abs(reference or 0.0))
         return self.drop(trial, reference) <= self.limit + slack
 
     def is_close(self, trial: Trial) -> bool:
-        """Tell whether a size is within the budget and so near to it that no search goes on."""
+        """Return whether the size is within the budget and near enough to end the search."""
         low = self.limit * (1 - self.tolerance)
         return self.is_size and low <= self.size(trial) <= self.limit
 
     def best(self, trials: Iterable[Trial], reference: float | None) -> Trial | None:
-        """Return the best trial within the budget; None where none is.
+        """Return the best trial within the budget, or None.
 
-        Of a size that is the largest file that fits; of a drop, the smallest.
+        With a size budget that is the largest file that fits; with a drop, the smallest file.
         """
         fitting = [trial for trial in trials if self.fits(trial, reference)]
         if self.is_size:

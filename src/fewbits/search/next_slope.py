@@ -1,9 +1,10 @@
-"""Where a search looks next: a pure function of what has been tried, so that it can be resumed.
+"""Choose the next slope to try, as a pure function of all trials so far, so searches can resume.
 
-Size falls about as ``slope ** -0.35``, a straight line in logarithms that bends at both ends and is
-a little noisy (a method changes its mind, a coder another). Sizes are met by false position in
-logarithms with the Illinois rule, between a slope whose file is too large and one whose file is too
-small. A score is noisier and has no line: its slope is bracketed by doubling steps, then bisected.
+Size falls roughly as ``slope ** -0.35``: a straight line in log-log coordinates that bends at both
+ends and is slightly noisy (methods and coders make discrete choices). Target sizes are found by
+false position in logarithms with the Illinois rule, between a slope whose file is too large and one
+whose file is too small. Scores are noisier and follow no line: the slope is bracketed by doubling
+steps, then bisected.
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ from .trace import Trial
 
 __all__ = ["Move", "next_move"]
 
-_EXPONENT = 0.35  # of size in slope, on trained networks
-_EXPONENTS = (0.1, 1.5)  # believed of two trials
-_WIDE = 16.0  # octaves of slope at once, where a score is bracketed
-_STEP = (0.02, 24.0)  # octaves of slope at once
-_FLAT = 1e-3  # relative change of size that is none
-_FLAT_OVER = 1.5  # octaves of slope, at least
+_EXPONENT = 0.35  # of size as a power of slope, typical of trained networks
+_EXPONENTS = (0.1, 1.5)  # plausible range of an exponent estimated from two trials
+_WIDE = 16.0  # largest step while bracketing a score, in octaves of slope
+_STEP = (0.02, 24.0)  # smallest and largest step for a size, in octaves of slope
+_FLAT = 1e-3  # relative changes of size up to this count as none
+_FLAT_OVER = 1.5  # octaves of slope between two trials before sizes count as flat
 _WIDEST = 32.0  # bits per weight: as large as float32, so a smaller slope is pointless
-_NARROW_SIZE = 2.0**-12  # octaves: bytes that jump here have no value between
+_NARROW_SIZE = 2.0**-12  # octaves: if the size still jumps here, no size lies between
 _NARROW_SCORE = 2.0**-5  # octaves: about one percent of the bytes
-_MARGIN = 0.02  # of a bracket that is left at its ends
+_MARGIN = 0.02  # fraction of a bracket that is not searched at either end
 _RANGE = 120.0  # octaves of slope around 1
 
 
 @dataclass(frozen=True)
 class Move:
-    """The slope to evaluate next, or None and why the search ends."""
+    """The slope to evaluate next, or None and the reason why the search ends."""
 
     slope: float | None
     reason: str = ""
 
 
 def next_move(goal: Goal, start: float, trials: Sequence[Trial], reference: float | None) -> Move:
-    """Return where to look next.
+    """Return the next slope to evaluate, or why the search ends.
 
     Args:
         goal: the budget.
         start: slope of the first evaluation.
-        trials: everything tried, in order.
-        reference: score of the float network, for a goal that is a drop.
+        trials: all trials so far, in order.
+        reference: score of the float network, for a goal that limits the drop.
     """
     if not trials:
         return Move(start)
@@ -64,7 +65,7 @@ def _next_size(goal: Goal, trials: Sequence[Trial]) -> Move:
     brackets = [pair for pair in pairwise(sorted(points)) if (pair[0][1] > 0) != (pair[1][1] > 0)]
     if not brackets:
         return _outwards(trials, points)
-    # Noise may cross the limit more than once: the nearest crossing, falling ones first.
+    # Noise may cross the limit more than once: take the nearest crossing, falling ones first.
     left, right = min(
         brackets, key=lambda pair: (pair[0][1] < 0, max(abs(pair[0][1]), abs(pair[1][1])))
     )
@@ -72,16 +73,16 @@ def _next_size(goal: Goal, trials: Sequence[Trial]) -> Move:
     if width < _NARROW_SIZE:
         return Move(None, "the size jumps over the target")
     low, high = abs(left[1]), abs(right[1])
-    same = _run(points)
-    if same > 1:  # Illinois: an end that stays put counts for less
+    same = _run_length(points)
+    if same > 1:  # Illinois rule: damp the end of the bracket that does not move
         damping = 0.5 ** (same - 1)
         low, high = (low, high * damping) if _side(points, left) else (low * damping, high)
     place = min(max(low / (low + high), _MARGIN), 1 - _MARGIN)
     return Move(2 ** (left[0] + place * width))
 
 
-def _run(points: Sequence[tuple[float, float]]) -> int:
-    """Return how many of the latest trials lie on one side."""
+def _run_length(points: Sequence[tuple[float, float]]) -> int:
+    """Return how many of the latest trials lie on the same side of the target."""
     count = 0
     for _, rest in reversed(points):
         if (rest > 0) != (points[-1][1] > 0):
@@ -95,7 +96,7 @@ def _side(points: Sequence[tuple[float, float]], left: tuple[float, float]) -> b
 
 
 def _outwards(trials: Sequence[Trial], points: Sequence[tuple[float, float]]) -> Move:
-    """Step towards the side that no trial has shown, as far as the line says, and a little more."""
+    """Extrapolate past the last trial: all trials lie on one side of the target."""
     upwards = points[0][1] > 0
     ranked = sorted(range(len(trials)), key=lambda k: points[k][0], reverse=upwards)
     last = ranked[0]
@@ -112,7 +113,7 @@ def _outwards(trials: Sequence[Trial], points: Sequence[tuple[float, float]]) ->
 
 
 def _stuck(trials: Sequence[Trial], ranked: Sequence[int], upwards: bool) -> str:
-    """Say why going on in this direction is pointless; empty where it is not."""
+    """Return why going further in this direction is pointless; empty if it is not."""
     last = trials[ranked[0]]
     if not upwards and last.bits_per_weight >= _WIDEST:
         return "no larger file is worth having"
@@ -128,7 +129,7 @@ def _stuck(trials: Sequence[Trial], ranked: Sequence[int], upwards: bool) -> str
 def _next_score(goal: Goal, trials: Sequence[Trial], reference: float | None) -> Move:
     fit = [goal.fits(trial, reference) for trial in trials]
     good = [trial.slope for trial, fits in zip(trials, fit, strict=True) if fits]
-    # Where noise lets a slope beyond a bad one pass, the bad ones below it are forgotten.
+    # Where noise lets a larger slope pass than one that failed, ignore the failures below it.
     edge = max(good, default=0.0)
     bad = [t for t, fits in zip(trials, fit, strict=True) if not fits and t.slope > edge]
     if not good or not bad:
@@ -146,7 +147,7 @@ def _next_score(goal: Goal, trials: Sequence[Trial], reference: float | None) ->
 
 
 def _share(goal: Goal, best: Trial, worst: Trial, reference: float | None) -> float:
-    """Return how far into a bracket of slopes to look: drops grow as a power of the slope."""
+    """Return where in a bracket of slopes to look: drops grow as a power of the slope."""
     low, high = goal.drop(best, reference), goal.drop(worst, reference)
     if not (0 < low < high < math.inf and goal.limit > 0):
         return 0.5
@@ -155,5 +156,5 @@ def _share(goal: Goal, best: Trial, worst: Trial, reference: float | None) -> fl
 
 def _at(position: float, upwards: bool) -> Move:
     if abs(position) > _RANGE:
-        return Move(None, f"the slope is as {'large' if upwards else 'small'} as it gets")
+        return Move(None, f"the slope has reached the {'upper' if upwards else 'lower'} limit")
     return Move(2**position)

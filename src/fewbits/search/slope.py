@@ -1,4 +1,4 @@
-"""The search itself: evaluate, note, move, until the budget is met or the means are spent."""
+"""The search loop: evaluate, record, choose the next slope; stop when the budget is met."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ __all__ = ["SlopeSearch"]
 class SlopeSearch:
     """A search for the slope that meets a budget.
 
-    It holds no network: :meth:`run` is told how a slope is evaluated. What it does next follows
-    from the trace alone, so that a search that was stopped and resumed ends as one that was not
-    (unless ``seconds`` stops it, which no clock does twice alike).
+    It knows nothing of networks: :meth:`run` takes a function that evaluates a slope. Each step
+    depends on the trace alone, so a search that is stopped and resumed ends like an uninterrupted
+    one (unless it is stopped by ``seconds``, since timings vary).
 
     Attributes:
         goal: the budget.
         start: slope of the first evaluation, > 0.
-        trace: what has been tried; grows.
-        evaluations: bound on the trials of the trace, those of earlier runs included.
-        seconds: no evaluation starts that would likely end later, but the first; None for no bound.
-        noted: called after every trial and at the end, to keep the trace.
-        clock: seconds from some origin.
+        trace: the trials so far; :meth:`run` appends to it.
+        evaluations: most trials in the trace, those of earlier runs included.
+        seconds: time limit; an evaluation that would probably exceed it does not start, except
+            the first. None for no limit.
+        on_trial: called with each trial, and with None at the end, to save the trace.
+        clock: returns seconds since some origin.
     """
 
     goal: Goal
@@ -37,29 +38,29 @@ class SlopeSearch:
     trace: Trace
     evaluations: int = 12
     seconds: float | None = None
-    noted: Callable[[Trial | None], None] = lambda trial: None
+    on_trial: Callable[[Trial | None], None] = lambda trial: None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def run(self, evaluate: Callable[[float], Trial]) -> Trial:
         """Search, and return the best trial within the budget. ``evaluate`` compresses at a slope.
 
         Raises:
-            BudgetError: no trial is within the budget; says what came nearest.
+            BudgetError: no trial is within the budget; the message names the nearest.
         """
         trace, began = self.trace, self.clock()
         while True:
             move = next_move(self.goal, self.start, trace.trials, trace.reference)
-            reason = move.reason if move.slope is None else self._spent(self.clock() - began)
+            reason = move.reason if move.slope is None else self._exhausted(self.clock() - began)
             if move.slope is None or reason:
                 break
             trial = evaluate(move.slope)
             trace.trials.append(trial)
             self._choose("")
-            self.noted(trial)
+            self.on_trial(trial)
         self._choose(reason)
-        self.noted(None)
+        self.on_trial(None)
         if trace.best is None:
-            raise BudgetError(self._missed())
+            raise BudgetError(self._failure())
         return trace.best
 
     def _choose(self, ended: str) -> None:
@@ -68,16 +69,16 @@ class SlopeSearch:
         trace.chosen = None if best is None else trace.trials.index(best)
         trace.ended = ended
 
-    def _spent(self, elapsed: float) -> str:
+    def _exhausted(self, elapsed: float) -> str:
         done = len(self.trace.trials)
         if done >= self.evaluations:
-            return f"all {self.evaluations} evaluations are spent"
+            return f"all {self.evaluations} evaluations are used up"
         longest = max((trial.seconds for trial in self.trace.trials), default=0.0)
         if self.seconds is not None and done and elapsed + longest > self.seconds:
-            return f"the time budget of {self.seconds:g} s is spent"
+            return f"the time budget of {self.seconds:g} s is used up"
         return ""
 
-    def _missed(self) -> str:
+    def _failure(self) -> str:
         trace, goal = self.trace, self.goal
         if goal.is_size:
             least = min(trace.trials, key=goal.size)
@@ -91,5 +92,6 @@ class SlopeSearch:
             )
         return (
             f"no file meets the budget of {goal} after {len(trace.trials)} evaluations "
-            f"({trace.ended}): {what}. Allow more, more evaluations, or keep less in float."
+            f"({trace.ended}): {what}. Raise the budget, allow more evaluations, or keep fewer "
+            "layers in float."
         )

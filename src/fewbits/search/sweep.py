@@ -1,4 +1,4 @@
-"""Points of a rate-accuracy curve, kept in a file that the next run goes on with."""
+"""Points of a rate-accuracy curve, kept in a file so that the next run can continue it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FIGURES = ("bytes", "score", "bits_per_weight", "seconds", "slope")
 
 @dataclass
 class Sweep:
-    """What was measured of one network on one data set; ``docs/budgets.md`` describes the JSON.
+    """Measurements of one network on one data set; ``docs/budgets.md`` describes the JSON.
 
     Attributes:
         key: what all points share: model, fingerprint of its weights, data, split, seed, ...
         reference: "bytes" and "score" of the float network.
-        points: each with "settings" and "goal" (what was asked), and what came out.
+        points: each with its "settings" and "goal", and the results.
     """
 
     key: Mapping[str, Any]
@@ -31,11 +31,11 @@ class Sweep:
     points: list[dict[str, Any]] = field(default_factory=list)
 
     def has(self, settings: Mapping[str, Any], goal: Mapping[str, Any] | None) -> bool:
-        """Tell whether this point is measured."""
+        """Return whether this point has been measured."""
         return any(same_point(point, settings, goal) for point in self.points)
 
     def to_json(self) -> str:
-        """Return the text that :meth:`from_json` reads."""
+        """Return JSON text for :meth:`from_json`."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,10 +49,10 @@ class Sweep:
 
     @classmethod
     def from_json(cls, text: str, key: Mapping[str, Any]) -> Sweep:
-        """Read a sweep to go on with.
+        """Read a sweep to continue.
 
         Raises:
-            ConfigError: it is none, or shares something else than ``key``; says what differs.
+            ConfigError: not a sweep, or one with another key; the message names the difference.
         """
         try:
             data = read_json(text)
@@ -60,20 +60,20 @@ class Sweep:
             raise ConfigError(f"a sweep {error}") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ConfigError(f"not a sweep: expected the schema {SCHEMA!r}.")
-        found, reference, points = (data.get(name) for name in ("key", "float", "points"))
+        stored, reference, points = (data.get(name) for name in ("key", "float", "points"))
         sound = isinstance(reference, dict) and all(
             is_number(reference.get(name)) for name in ("bytes", "score")
         )
-        if not isinstance(found, dict) or not isinstance(reference, dict) or not sound:
+        if not isinstance(stored, dict) or not isinstance(reference, dict) or not sound:
             raise ConfigError("a sweep must have a key, and bytes and score of the float network.")
         if not isinstance(points, list) or not all(map(_is_point, points)):
             raise ConfigError("a sweep must have a list of points with settings.")
-        for name in dict.fromkeys([*key, *found]):
-            if found.get(name) != key.get(name):
+        for name in dict.fromkeys([*key, *stored]):
+            if stored.get(name) != key.get(name):
                 raise ConfigError(
-                    f"made with {name} {shorten(found.get(name))}, and this run has "
+                    f"made with {name} {shorten(stored.get(name))}, but this run has "
                     f"{shorten(key.get(name))}. "
-                    "Name another file, or remove it."
+                    "Name another file, or remove this one."
                 )
         return cls(dict(key), reference, points)
 
@@ -81,15 +81,16 @@ class Sweep:
 def same_point(
     point: Mapping[str, Any], settings: Mapping[str, Any], goal: Mapping[str, Any] | None
 ) -> bool:
-    """Tell whether ``point`` answers what settings and goal ask."""
+    """Return whether ``point`` has these settings and this goal."""
     return point["settings"] == settings and point.get("goal") == goal
 
 
 def _is_point(value: object) -> bool:
-    """Tell whether a value is a point: its settings, its goal, and figures where there are any."""
+    """Return whether a JSON value is a valid point: settings, a goal, and numbers as results."""
     if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
         return False
     goal, method = value.get("goal"), value["settings"].get("method", "")
-    aimed = goal is None or (isinstance(goal, dict) and is_number(goal.get("limit")))
+    valid_goal = goal is None or (isinstance(goal, dict) and is_number(goal.get("limit")))
     figures = [value[name] for name in _FIGURES if name in value]
-    return isinstance(method, str) and aimed and all(f is None or is_number(f) for f in figures)
+    numeric = all(f is None or is_number(f) for f in figures)
+    return isinstance(method, str) and valid_goal and numeric

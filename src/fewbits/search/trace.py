@@ -1,4 +1,4 @@
-"""What a search has tried: a table for people, JSON for the next run."""
+"""The trials of a search: a table for people, JSON for the next run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Trial:
     """One evaluation: the network compressed at one slope.
 
     Attributes:
-        slope: squared output error that a bit is worth.
+        slope: squared output error that one bit is worth.
         bytes: of the file, everything counted.
-        bits_per_weight: all bits of the file over the quantized weights.
-        score: what the caller's ``evaluate`` returned; None where it was not asked.
-        seconds: that the evaluation took.
+        bits_per_weight: all bits of the file per quantized weight.
+        score: what the caller's ``evaluate`` returned; None if there was none.
+        seconds: duration of the evaluation.
     """
 
     slope: float
@@ -38,7 +38,7 @@ class Trial:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trial:
-        """Return the trial of JSON values.
+        """Return a trial from its JSON values.
 
         Raises:
             ConfigError: not the values of a trial.
@@ -62,8 +62,8 @@ class Trial:
                 "(1e-12, 1e12), seconds >= 0, score a number or null. "
                 f"Got {shorten(data)} instead."
             )
-        told = None if score is None else float(score)
-        return cls(float(slope), int(size or 0), float(bits), told, float(seconds or 0))
+        number = None if score is None else float(score)
+        return cls(float(slope), int(size or 0), float(bits), number, float(seconds or 0))
 
 
 @dataclass
@@ -71,11 +71,11 @@ class Trace:
     """The trials of one search, in order.
 
     Attributes:
-        goal: ``Goal.to_dict()`` of what is searched.
-        key: fingerprint of network, recipe and data; a trace of another one is not resumed.
-        reference: score of the float network; None where nothing is scored.
+        goal: ``Goal.to_dict()`` of the budget.
+        key: fingerprint of network, recipe and data; only a trace with the same key is resumed.
+        reference: score of the float network; None if nothing is scored.
         trials: evaluated slopes, each once.
-        chosen: place of the best trial within the budget; None where none is.
+        chosen: index of the best trial within the budget, or None.
         ended: why the search stopped; empty while it runs.
     """
 
@@ -92,7 +92,7 @@ class Trace:
         return None if self.chosen is None else self.trials[self.chosen]
 
     def find(self, slope: float) -> Trial | None:
-        """Return the trial of a slope that was evaluated before."""
+        """Return the trial of a slope that was evaluated before, or None."""
         return next((trial for trial in self.trials if trial.slope == slope), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,19 +108,19 @@ class Trace:
         }
 
     def to_json(self) -> str:
-        """Return the trace as text that :meth:`from_json` reads."""
-        told = self.to_dict()
-        for trial in told["trials"]:
+        """Return JSON text for :meth:`from_json`."""
+        values = self.to_dict()
+        for trial in values["trials"]:
             if trial["score"] is not None and not math.isfinite(trial["score"]):
-                trial["score"] = str(trial["score"])  # JSON has no such numbers
-        return json.dumps(told, indent=1, allow_nan=False)
+                trial["score"] = str(trial["score"])  # JSON cannot express these numbers
+        return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """Read a trace.
+        """Parse a trace.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: not a trace.
         """
         try:
             data = read_json(text)
@@ -137,12 +137,12 @@ class Trace:
         marks = [trial.get("chosen", False) for trial in trials]
         marked = all(isinstance(mark, bool) for mark in marks) and sum(marks) <= 1
         if not isinstance(key, str) or not isinstance(ended, str) or not marked:
-            raise ConfigError("a trace must have texts 'key' and 'ended', and one chosen trial.")
+            raise ConfigError("a trace must have strings 'key' and 'ended', and one chosen trial.")
         chosen = marks.index(True) if any(marks) else None
-        found = [Trial.from_dict(trial) for trial in trials]
-        if len({math.log2(trial.slope) for trial in found}) < len(found):
+        parsed = [Trial.from_dict(trial) for trial in trials]
+        if len({math.log2(trial.slope) for trial in parsed}) < len(parsed):
             raise ConfigError("a trace must have every slope once.")
-        return cls(goal, key, reference, found, chosen, ended)
+        return cls(goal, key, reference, parsed, chosen, ended)
 
     def __repr__(self) -> str:
         goal = ", ".join(f"{key}={value}" for key, value in self.goal.items())

@@ -1,4 +1,4 @@
-"""``builtin:NAME``: small networks with well-known checkpoints, and two for the digits."""
+"""``builtin:NAME``: small standard networks, and two for the digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BUILTIN", "CifarResNet", "LeNet5", "LeNet300", "builtin", "digits_cn
 
 
 def digits_cnn() -> nn.Sequential:
-    """Return three convolutions with batch norm and a linear layer, for ``(n, 1, 8, 8)``."""
+    """Build three convolutions with batch norm and a linear layer, for ``(n, 1, 8, 8)``."""
     return nn.Sequential(
         *_convolution(1, 32),
         *_convolution(32, 48),
@@ -29,7 +29,7 @@ def digits_cnn() -> nn.Sequential:
 
 
 def digits_mlp() -> nn.Sequential:
-    """Return three linear layers for ``(n, 1, 8, 8)``."""
+    """Build three linear layers for ``(n, 1, 8, 8)``."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(64, 128),
@@ -70,7 +70,7 @@ class LeNet5(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut without parameters (He et al. 2016, option A)."""
+    """Two convolutions and a parameter-free shortcut (He et al. 2016, option A)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -120,13 +120,13 @@ BUILTIN: dict[str, Callable[[], nn.Module]] = {
 
 @MODELS.register("builtin")
 def builtin(spec: Spec, pretrained: bool) -> nn.Module:
-    """Build a network with seeded random weights; ``--weights`` brings trained ones."""
+    """Build a network with seeded random weights; ``--weights`` loads trained ones."""
     spec.parsed({})
     name = spec.need_target("network", "builtin:digits-cnn")
     if name not in BUILTIN:
         raise SourceError(
-            f"source {spec.text!r}: no built-in network {name!r}. Known: {', '.join(BUILTIN)}."
-            + did_you_mean(name, BUILTIN)
+            f"source {spec.text!r}: no built-in network {name!r}. Known networks: "
+            f"{', '.join(BUILTIN)}." + did_you_mean(name, BUILTIN)
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Enough training to have a network to compress: for the demo, the examples and the tests."""
+"""A short training run that gives a network to compress, for the demo, examples and tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def train_classifier(
     """Train ``model`` in place on the training split of small images, and return it.
 
     AdamW with a one-cycle schedule; every image is shifted by up to one pixel each way. The same
-    seed and machine give the same network; the global random state is left as it was.
+    seed and machine give the same network; the global random state is left unchanged.
     """
     batches = len(list(data.batches("train", batch_size)))
     with torch.random.fork_rng(devices=[]):
@@ -48,7 +48,7 @@ def train_classifier(
 
 
 def _shifted(images: Tensor) -> Tensor:
-    # Background is what the corners of these images hold, so the edge is repeated.
+    # The corners of these images are background, so repeat the edge.
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     down, right = torch.randint(0, 3, (2,)).tolist()
     height, width = images.shape[-2:]

@@ -25,12 +25,13 @@ _TEST_NAMES = ("test", "validation", "val")
 
 @MODELS.register("transformers")
 def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
-    """Load a network by the name of a hub or from a folder; code of the hub is never run.
+    """Load a network by its name on the hub, or from a folder; code from the hub is never run.
 
-    A path ("./vit", "/models/vit") is a folder or a ``config.json``, and no hub is asked for it.
+    A path ("./vit", "/models/vit") is a folder or a ``config.json``, and never looked up on the
+    hub.
 
-    Options: ``class=AutoModelForImageClassification`` (by default the class the configuration
-    names) and ``weights=random``, which a ``config.json`` alone needs.
+    Options: ``class=AutoModelForImageClassification`` (default: the class that the configuration
+    names) and ``weights=random``, required for a ``config.json`` alone.
     """
     options = spec.parsed({"class": text, "weights": choice("pretrained", "random")})
     name = spec.need_target("network", "transformers:distilbert-base-uncased")
@@ -38,8 +39,8 @@ def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
     random = options.get("weights") == "random" or not pretrained
     if name.endswith(".json") and not random:
         raise SourceError(
-            f"source {spec.text!r} is a configuration without weights. Add ?weights=random to "
-            "build it with random ones, or --weights FILE to load trained ones."
+            f"source {spec.text!r} is a configuration without weights. Add ?weights=random for "
+            "random weights, or --weights FILE to load trained ones."
         )
     if is_path(name):
         name = _existing(name, spec)
@@ -65,8 +66,8 @@ def _existing(name: str, spec: Spec) -> str:
     path = Path(name).expanduser()
     if not path.exists():
         raise SourceError(
-            f"source {spec.text!r} is a path, and nothing is there (no hub is asked for a path). "
-            "Name the folder where it is now, as 'transformers:/path/to/folder' (--model)."
+            f"source {spec.text!r} is a path that does not exist (paths are not looked up on the "
+            "hub). Name the folder's present location: --model transformers:/path/to/folder."
         )
     return str(path) if path.is_absolute() else name
 
@@ -85,7 +86,7 @@ def _model_class(library: Any, config: Any, name: str | None, spec: Spec) -> Any
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplit(IndexedSplit):
-    """One split of a ``datasets`` data set with a column of pictures and one of labels."""
+    """One split of a ``datasets`` data set with a column of images and one of labels."""
 
     rows: Any
     image: str
@@ -97,18 +98,18 @@ class DatasetSplit(IndexedSplit):
         return len(self.labels)
 
     def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Decode the pictures of these rows."""
-        names = [f"of row {index}" for index in indices]
+        """Decode the images of these rows."""
+        names = [f"in row {index}" for index in indices]
         inputs = self.reader.batch(names, lambda k: self.rows[int(indices[k])][self.image])
         return inputs, self.labels[torch.from_numpy(np.ascontiguousarray(indices))]
 
 
 @DATA.register("datasets")
 def datasets_data(spec: Spec) -> DataSource:
-    """Load pictures and labels by the name of a hub or from a folder.
+    """Load images and labels by their name on the hub, or from a folder.
 
-    Options: image and label (column names; by default the first that fits), train and test (split
-    names), and size, resize, channels, mean, std as for picture folders.
+    Options: image and label (column names; default: the first that fits), train and test (split
+    names), and size, resize, channels, mean, std as for image folders.
     """
     words = {"image": text, "label": text, "train": text, "test": text}
     options = spec.parsed({**IMAGE_OPTIONS, **words})
@@ -125,13 +126,13 @@ def datasets_data(spec: Spec) -> DataSource:
     wanted = {"train": options.get("train", "train"), "test": test}
     reader = ImageReader.from_options(options)
     splits = {
-        split: _dataset_split(tables[found], options, reader, f"{spec.text}, split {found}")
-        for split, found in wanted.items()
-        if found is not None and found in tables
+        split: _dataset_split(tables[name], options, reader, f"{spec.text}, split {name}")
+        for split, name in wanted.items()
+        if name is not None and name in tables
     }
     if not splits:
         raise SourceError(
-            f"source {spec.text!r} has the splits {', '.join(map(str, tables))}; name them with "
+            f"source {spec.text!r} has the splits {', '.join(map(str, tables))}; choose with "
             "?train=NAME&test=NAME."
         )
     return DataSource(spec.text, splits.get("train"), splits.get("test"), preprocessing=str(reader))
@@ -145,7 +146,7 @@ def _dataset_split(
     label = options.get("label") or next((c for c in ("label", "fine_label") if c in columns), None)
     if image is None or label is None or not {image, label} <= set(columns):
         raise SourceError(
-            f"{where}: needs a column of pictures and one of labels; it has {', '.join(columns)}. "
+            f"{where}: needs a column of images and one of labels; it has {', '.join(columns)}. "
             "Name them with ?image=COLUMN&label=COLUMN; for text write your own 'module:callable'."
         )
     return DatasetSplit(rows, image, labels_from(rows[label], None, where), reader)

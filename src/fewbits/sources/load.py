@@ -1,4 +1,4 @@
-"""The two functions everybody calls: a string in, a network or data out."""
+"""Load models and data by name: a string in, a network or data out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class LoadedModel:
 
     Attributes:
         module: the network.
-        source: the string that names it, folders written as paths; stored in files as metadata
-            "source".
-        weights: the checkpoint that was loaded on top, or None.
-        untrained: whether it surely has random weights; of one's own code nobody can tell.
+        source: the string that names it, with folders written as paths; files store it as
+            metadata "source".
+        weights: the checkpoint loaded on top, or None.
+        untrained: whether it certainly has random weights; unknown, so False, for your own code.
     """
 
     module: nn.Module
@@ -49,12 +49,12 @@ def load_model(
         source: ``module:callable``, ``builtin:NAME``, ``transformers:NAME``, ``timm:NAME`` or
             ``torchvision:NAME``.
         weights: a ``.safetensors`` or PyTorch checkpoint.
-        pretrained: False builds the architecture only, for weights that come from elsewhere.
-        fetch: False downloads nothing: for a source that a file names, not the caller. Names of a
-            hub are looked up in its local cache.
+        pretrained: False builds the architecture only, if weights come from elsewhere.
+        fetch: False forbids downloads, for a source named by a file rather than by the caller;
+            hub names are then looked up in the local cache only.
 
     Raises:
-        SourceError: unknown name, failing import, checkpoint that does not fit.
+        SourceError: unknown name, failing import, or a checkpoint that does not fit.
         MissingExtraError: the scheme needs a package that is not installed.
     """
     spec = replace(resolve(source, "model", MODELS), fetch=fetch)
@@ -63,18 +63,18 @@ def load_model(
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
     if weights is not None:
         load_weights(module, weights)
-    told = None if weights is None else str(weights)
+    checkpoint = None if weights is None else str(weights)
     untrained = weights is None and spec.scheme == "builtin"
-    return LoadedModel(module.eval(), spec.text, told, untrained)
+    return LoadedModel(module.eval(), spec.text, checkpoint, untrained)
 
 
 def code_of(source: str, kind: str) -> str:
-    """Return the module whose code loading ``source`` would import and call; empty for none.
+    """Return the module whose code would run if ``source`` were loaded; empty if none would.
 
     ``kind`` is "model" or "data". Imports nothing.
 
     Raises:
-        SourceError: no such scheme.
+        SourceError: unknown scheme.
     """
     known: Registry[Any] = MODELS if kind == "model" else DATA
     spec = resolve(source if kind == "model" else _with_scheme(source), kind, known)
@@ -96,7 +96,7 @@ def load_data(source: str) -> DataSource:
 
 
 def _with_scheme(source: str) -> str:
-    """Return the source of data with its scheme, which the path of a file or folder may lack."""
+    """Add the scheme to a data source that is just the path of a file or folder."""
     path = Path(source.partition("?")[0])
     if parse(source).scheme not in DATA and source not in DATA:
         if path.suffix == ".npz":

@@ -1,4 +1,4 @@
-"""``module:callable``: a person's own model or data. The current directory can be imported from."""
+"""``module:callable``: your own model or data, importable from the current directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["load_callable", "module_data", "module_model"]
 
 @MODELS.register("module")
 def module_model(spec: Spec, pretrained: bool) -> nn.Module:
-    """Call ``module:callable`` without arguments; it returns the network (or is one)."""
+    """Call ``module:callable`` without arguments; it returns a network (or is one)."""
     spec.parsed({})
     found = load_callable(spec)
     model = found if isinstance(found, nn.Module) else _call(found, spec)
@@ -38,13 +38,12 @@ def module_data(spec: Spec) -> DataSource:
     """Call ``module:callable`` without arguments; it returns data in one of these forms.
 
     - a :class:`DataSource`;
-    - a dict of loaders: ``{"train": ..., "calibration": ..., "selection": ..., "test": ...}``, any
-      of them;
+    - a dict of loaders with any of the keys "train", "calibration", "selection" and "test";
     - a pair ``(train, test)`` of loaders;
-    - one loader: it serves as every split, so it is for calibration *or* for evaluation.
+    - one loader, used as every split: either for calibration *or* for evaluation.
 
     A loader is any re-iterable of batches ``(inputs, labels)``, such as a ``DataLoader``. A
-    generator can be read once only: return a list, or a function that makes a new generator.
+    generator can be read only once: return a list, or a function that makes a new generator.
     """
     spec.parsed({})
     found = load_callable(spec)
@@ -54,7 +53,7 @@ def module_data(spec: Spec) -> DataSource:
     if isinstance(data, nn.Module):
         raise SourceError(
             f"data source {spec.text!r} gave a network ({type(data).__name__}); expected a loader "
-            "of (inputs, labels) batches, or (train, test). The network is named by MODEL."
+            "of (inputs, labels) batches, or (train, test). Pass the network as MODEL."
         )
     if isinstance(data, Mapping) and set(data) & set(SPLITS):
         unknown = [str(name) for name in data if name not in SPLITS]
@@ -74,7 +73,7 @@ def load_callable(spec: Spec) -> Any:
     """Import the module and return the attribute.
 
     Raises:
-        SourceError: no such module or attribute, or the module's own code failed, and where.
+        SourceError: no such module or attribute, or the module's own code failed (says where).
     """
     module_name, _, attribute = spec.target.partition(":")
     if not attribute:
@@ -105,7 +104,7 @@ def _import_message(spec: Spec, module_name: str, error: Exception) -> str:
         scheme = spec.text.partition(":")[0]
         return (
             f"source {spec.text!r}: there is no module {module_name!r} in {Path.cwd()} or among "
-            "the installed packages. Run from the folder that holds it, or set PYTHONPATH."
+            "the installed packages. Run from the folder that contains it, or set PYTHONPATH."
             + (module_of_file(spec.target) or did_you_mean(scheme, dict.fromkeys([*MODELS, *DATA])))
         )
     return f"source {spec.text!r}: importing {module_name!r} failed: {_describe(error)}"
@@ -122,10 +121,10 @@ def _call(found: Any, spec: Spec) -> Any:
     except TypeError as error:
         raise SourceError(
             f"source {spec.text!r} cannot be called without arguments ({error}). Write a small "
-            "function that calls it with yours, and name that."
+            "function that calls it with your arguments, and name that instead."
         ) from None
     except ValueError:
-        pass  # builtins without a signature are simply tried
+        pass  # some builtins have no signature: just try
     try:
         return found()
     except FewbitsError:

@@ -1,4 +1,4 @@
-"""``timm:NAME`` and ``torchvision:NAME``: networks of the two vision libraries, where installed."""
+"""``timm:NAME`` and ``torchvision:NAME``: networks of these two libraries, if installed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def torchvision_model(spec: Spec, pretrained: bool) -> nn.Module:
     wanted = pretrained and options.get("pretrained", True) and spec.fetch
     settings: dict[str, Any] = {"weights": "DEFAULT" if wanted else None}
     if not wanted and "weights_backbone" in signature(models.get_model_builder(name)).parameters:
-        settings["weights_backbone"] = None  # or the backbone's own would be downloaded
+        settings["weights_backbone"] = None  # otherwise the backbone's weights are downloaded
     try:
         model = models.get_model(name, **settings)
     except Exception as error:

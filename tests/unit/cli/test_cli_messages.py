@@ -130,7 +130,7 @@ def test_a_text_file_is_told_to_be_no_checkpoint(here):
     told = one_line_error(
         "compress", MODEL, "--method", "nearest", "-o", "a.fewbits", "--weights", "notes.pt"
     )
-    assert "notes.pt: is no checkpoint but a text, which begins with 'epoch 3" in told
+    assert "notes.pt: is not a checkpoint but a text file that begins with 'epoch 3" in told
     assert "torch.save" in told
 
 

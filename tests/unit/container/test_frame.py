@@ -7,7 +7,7 @@ import pytest
 
 from fewbits.coded import ActivationGrid, Contents
 from fewbits.container import decode, encode
-from fewbits.container.frame import FIELDS, FOOTER, MAGIC, PREFIX, pack_index, split_frame
+from fewbits.container.frame import FIELDS, FOOTER, MAGIC, PREFIX, pack_index, read_frame
 from fewbits.errors import CorruptFileError
 from forging import framed
 
@@ -41,10 +41,10 @@ def test_the_bytes_are_those_of_the_specification():
 def test_the_checksum_leaves_bodies_out():
     payload = b"whatever"
     data = PREFIX + payload + pack_index(b"{}", len(payload), 0)
-    frame = split_frame(lambda start, end: data[start:end], len(data), 1000)
+    frame = read_frame(lambda start, end: data[start:end], len(data), 1000)
     assert (frame.header, frame.payload_end, frame.version) == (b"{}", 18, (2, 0))
     other = PREFIX + b"WHATEVER" + data[18:]
-    assert split_frame(lambda start, end: other[start:end], len(other), 1000) == frame
+    assert read_frame(lambda start, end: other[start:end], len(other), 1000) == frame
 
 
 @pytest.mark.parametrize(("name", "zero"), [("a", 0), ("a@1", 0), ("a", 3), ("a:out@2", 7)])
@@ -58,12 +58,12 @@ def test_everything_that_is_written_is_of_version_2_0(name, zero):
     ("data", "message"),
     [
         (b"", "empty"),
-        (FILE.replace(b"\r\n", b"\n"), "line ends"),
-        (FILE.replace(b"\n", b"\r\n"), "line ends"),
-        (FILE.replace(b"\r", b" "), "changed on its way"),
+        (FILE.replace(b"\r\n", b"\n"), "line endings"),
+        (FILE.replace(b"\n", b"\r\n"), "line endings"),
+        (FILE.replace(b"\r", b" "), "changed in transit"),
         (FILE.decode("latin-1").encode("utf-8"), "re-encoded as text"),
         (FILE.decode("utf-8", "replace").encode("utf-8"), "re-encoded as text"),
-        (bytes(byte & 127 for byte in FILE), "eighth bits"),
+        (bytes(byte & 127 for byte in FILE), "high bit"),
         (b"PK\x03\x04" + bytes(60), "torch.save"),
         (b"<!DOCTYPE html>\n<html></html>" + bytes(60), "a web page"),
         (b"<html><body>Not found</body></html>" + bytes(60), "a web page"),
@@ -71,24 +71,27 @@ def test_everything_that_is_written_is_of_version_2_0(name, zero):
         (struct.pack("<Q", 20) + b'{"__metadata__":{}}', "safetensors"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"hello, world", "starts with b'hello, w'"),
-        (MAGIC, "ends inside its prefix"),
-        (FILE[:9], "ends inside its prefix"),
+        (MAGIC, "ends within its prefix"),
+        (FILE[:9], "ends within its prefix"),
         (FILE[:10], "truncated: 10 bytes"),
         (FILE[:31], "truncated: 31 bytes"),
         (FILE[:-1], "truncated"),
         (FILE[:40], "truncated"),
         (FILE + b"x", "followed by other bytes"),
         (FILE + bytes(4096), "followed by other bytes"),
-        (FILE[:8] + b"\1\0" + FILE[10:], r"version 1; this .* reads 2\. Install the fewbits that"),
+        (
+            FILE[:8] + b"\1\0" + FILE[10:],
+            r"version 1; this .* reads 2\. Install the fewbits version that",
+        ),
         (FILE[:8] + b"\3\0" + FILE[10:], r"version 3; .*, or a newer one"),
-        (with_field(TOTAL, 2**63), "no footer of a file of"),
-        (with_field(RAW, 2**26 + 1), "beyond the file or the limit"),
-        (with_field(RAW, 2**32 - 1), "beyond the file or the limit"),
+        (with_field(TOTAL, 2**63), "not the footer of a file of"),
+        (with_field(RAW, 2**26 + 1), "exceed the file or the limit"),
+        (with_field(RAW, 2**32 - 1), "exceed the file or the limit"),
         (with_field(RAW, 12), "does not inflate to 12"),
         (with_field(RAW, 14), "does not inflate to 14"),
         (with_field(STORED, len(FILE) - 32 - 1), "does not inflate"),
-        (with_field(STORED, len(FILE) - 32 + 1), "beyond the file"),
-        (with_field(STORED, 2**32 - 1), "beyond the file"),
+        (with_field(STORED, len(FILE) - 32 + 1), "exceed the file"),
+        (with_field(STORED, 2**32 - 1), "exceed the file"),
         (FILE[:-4] + b"\0\0\0\0", "fails its checksum"),
         (FILE[:-22] + b"\1" + FILE[-21:], "fails its checksum"),
     ],
@@ -115,7 +118,7 @@ def test_bytes_between_bodies_and_index_and_after_it_are_refused(where):
     with pytest.raises(CorruptFileError, match="does not inflate"):
         decode(data)
     data = PREFIX + b"junk" + pack_index(b"{}", 4, 0)
-    with pytest.raises(CorruptFileError, match=r"bodies end at byte 10, the index begins .* 14"):
+    with pytest.raises(CorruptFileError, match=r"bodies end at byte 10, but the index begins at 14"):
         decode(data)
 
 
@@ -132,5 +135,5 @@ def test_minor_versions_add_and_major_versions_end():
     with pytest.raises(CorruptFileError, match="unknown key 'new'"):
         decode(framed(text))
     later = framed(text, minor=7)
-    assert split_frame(lambda start, end: later[start:end], len(later), 2**26).version == (2, 7)
+    assert read_frame(lambda start, end: later[start:end], len(later), 2**26).version == (2, 7)
     assert decode(later).metadata == {"a": 1}

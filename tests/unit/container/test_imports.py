@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[3] / "src" / "fewbits"
 ALLOWED = {
     "coded": {"errors", "coded"},
     "coding": {"errors", "coding"},
-    "container": {"errors", "disk", "coded", "coding", "container"},
+    "container": {"errors", "files", "coded", "coding", "container"},
 }
 OUTSIDE = {
     "__future__", "collections", "contextlib", "dataclasses", "errno", "functools", "io",

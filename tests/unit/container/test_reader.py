@@ -21,7 +21,7 @@ from fewbits.coded import (
 )
 from fewbits.container import decode, encode, read_lazily, read_tensor, write
 from fewbits.container.files import _fetch_from
-from fewbits.container.open_file import Opened, open_source
+from fewbits.container.open_file import OpenFile, open_source
 from fewbits.container.reader import LazyTensors
 from fewbits.errors import ConfigError, CorruptFileError
 
@@ -171,13 +171,13 @@ def test_checked_tensors_are_the_same_however_many_symbols_are_held(monkeypatch,
 
 def test_what_tensors_share_is_decoded_once(monkeypatch, path):
     asked = []
-    before = Opened.decode
+    before = OpenFile.decode
 
     def count(self, span):
         asked.append(span.start)
         return before(self, span)
 
-    monkeypatch.setattr(Opened, "decode", count)
+    monkeypatch.setattr(OpenFile, "decode", count)
     with read_lazily(path, threads=1) as (tensors, _):
         tensors.check()
         assert len(asked) == len(set(asked)) > 8

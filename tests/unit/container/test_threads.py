@@ -147,7 +147,7 @@ def test_no_thread_is_left_behind(tmp_path):
 
 
 def test_calls_come_back_in_order_and_no_more_wait_than_threads_need():
-    with threads.Ordered(3) as calls:
+    with threads.OrderedCalls(3) as calls:
         for number in range(6):
             assert not calls.is_full
             calls.submit(pow, number, 2)
@@ -156,7 +156,7 @@ def test_calls_come_back_in_order_and_no_more_wait_than_threads_need():
         calls.submit(pow, 1, 2)
         calls.clear()
         assert len(calls) == 0
-    with threads.Ordered(1) as calls:
+    with threads.OrderedCalls(1) as calls:
         calls.submit(int, "x")  # runs when it is taken
         assert calls.is_full
         with pytest.raises(ValueError, match="'x'"):

@@ -57,9 +57,12 @@ def merges(levels=30):
 
 
 HOSTILE = {
-    "aliases": (bomb(), "stands for more than 100,000 values"),
-    "merge keys": (merges(), "stands for more than 100,000 values"),
-    "long text, often": (f"a: &a {'x' * 10**5}\nb: [{', '.join(['*a'] * 100)}]", "stands for more"),
+    "aliases": (bomb(), "more than 100,000 values with"),
+    "merge keys": (merges(), "more than 100,000 values with"),
+    "long text, often": (
+        f"a: &a {'x' * 10**5}\nb: [{', '.join(['*a'] * 100)}]",
+        "more than 100,000 values with",
+    ),
     "itself": ("a: &a [*a]", "contains itself"),
     "lists": ("[" * 9000, "nested deeper than 32"),
     "mappings": ("{a: " * 2000, "nested deeper than 32"),
@@ -71,19 +74,22 @@ HOSTILE = {
     "values": ("[" + "1," * 200_000 + "]", "more than 100,000 values"),
     "length": ("#" * 2_000_000, "longer than"),
     "integer": ("bits: " + "9" * 5000, "line 1, bits: is a number of 5,000 characters"),
-    "wide integer": ("bits: " + "9" * 40, "an integer beyond 64 bits"),
-    "no digits": ("bits: 0x_", "an integer beyond 64 bits"),
-    "float": ("rules: [{bits: 1.0e+400}]", r"line 1, rules\[0\]\.bits: is '1.0e\+400', no finite"),
-    "nan": ("bits: .nan", "no finite number"),
+    "wide integer": ("bits: " + "9" * 40, "not a 64-bit integer"),
+    "no digits": ("bits: 0x_", "not a 64-bit integer"),
+    "float": (
+        "rules: [{bits: 1.0e+400}]",
+        r"line 1, rules\[0\]\.bits: is '1.0e\+400', not a finite",
+    ),
+    "nan": ("bits: .nan", "not a finite number"),
     "key twice": ("seed: 1\nseed: 2", "line 2: has the key 'seed' twice"),
     "key twice, deep": ("rules:\n- bits: 4\n  bits: 8", r"line 3, rules\[0\]: has the key 'bits'"),
-    "no plain key": ("? [a]\n: 1", "for a key"),
-    "date, tagged": ("a: !!timestamp 2001-99-99", "only plain values"),
-    "binary": ("a: !!binary aGk=", "only plain values"),
-    "set": ("!!set {a, b}", "only plain values"),
-    "tag that lies": ("a: !!int four", "which is no int"),
-    "surrogate": (r'a: "\uD800"', "no Unicode"),
-    "no character": (r'a: "\UFFFFFFFF"', "no YAML"),
+    "no plain key": ("? [a]\n: 1", "as a key"),
+    "date, tagged": ("a: !!timestamp 2001-99-99", "only plain values are allowed"),
+    "binary": ("a: !!binary aGk=", "only plain values are allowed"),
+    "set": ("!!set {a, b}", "only plain values are allowed"),
+    "tag that lies": ("a: !!int four", "not of type int"),
+    "surrogate": (r'a: "\uD800"', "not valid Unicode"),
+    "no character": (r'a: "\UFFFFFFFF"', "not valid YAML"),
 }
 
 

@@ -227,7 +227,7 @@ def test_a_finished_search_evaluates_nothing(goal):
 def test_more_evaluations_go_on_where_fewer_stopped():
     goal, evaluate = Goal("max_drop", 0.005), trial_of(law(), scorer(1e4))
     few, trace = search(goal, evaluate, evaluations=5)
-    assert trace.ended == "all 5 evaluations are spent"
+    assert trace.ended == "all 5 evaluations are used up"
     assert len(trace.trials) == 5
     more, trace = search(goal, evaluate, trace=trace)
     assert more.bytes < few.bytes
@@ -245,7 +245,7 @@ def test_the_best_so_far_when_the_time_is_over():
     means = {"seconds": 3.5, "clock": lambda: now[0]}
     _, trace = search(Goal("max_drop", 0.005), evaluate, **means)
     assert len(trace.trials) == 3
-    assert trace.ended == "the time budget of 3.5 s is spent"
+    assert trace.ended == "the time budget of 3.5 s is used up"
     now[0] = 0.0
     _, trace = search(Goal("max_drop", 0.005), evaluate, **{**means, "seconds": 1e-9})
     assert len(trace.trials) == 1
@@ -254,7 +254,7 @@ def test_the_best_so_far_when_the_time_is_over():
 def test_every_trial_is_noted_when_it_is_done():
     noted = []
     trace = Trace({})
-    search = SlopeSearch(Goal("target_bytes", 3e4), 1.0, trace, noted=noted.append)
+    search = SlopeSearch(Goal("target_bytes", 3e4), 1.0, trace, on_trial=noted.append)
     search.run(trial_of(law()))
     assert noted == [*trace.trials, None]
 

@@ -88,7 +88,7 @@ def test_own_network_from_the_current_directory(own):
         ("", "modul:persons_net", r"Did you mean 'module'\?"),
         ("", "builtin:digit-cnn", "Did you mean 'digits-cnn'"),
         ("", "builtin:", "Write it as 'builtin:digits-cnn'"),
-        ("", "builtin:digits-cnn?x=1", "takes none"),
+        ("", "builtin:digits-cnn?x=1", "None exist"),
         ("", "bultin:digits-cnn", "Did you mean 'builtin'"),
         ("", "resnet", "Known schemes: builtin, timm, torchvision, transformers"),
     ],
@@ -133,7 +133,7 @@ def test_a_checkpoint_must_fit(tmp_path):
         "1 missing (3.weight)",
         "1 unexpected (extra)",
         "1.bias (7,), expected (128,)",
-        "Sequential, 6 tensors",
+        "Sequential (6 tensors)",
     ):
         assert part in str(caught.value)
     assert torch.equal(before["1.weight"], load_model("builtin:digits-mlp").module[1].weight)
@@ -164,14 +164,14 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("n.safetensors", b"\xffnonsense", "not a sound safetensors file"),
-        ("n.safetensors", b"nonsense", "a text, which begins with .nonsense"),
+        ("n.safetensors", b"\xffnonsense", "not a valid safetensors file"),
+        ("n.safetensors", b"nonsense", "a text file that begins with .nonsense"),
         ("n.pt", b"nonsense", "n.pt: "),
         ("n.pt", b"", "n.pt: "),
-        ("n.onnx", b"", "unknown kind of checkpoint '.onnx'"),
-        ("n.pt", [1, 2], "holds a list"),
-        ("n.pt", {}, "holds a dict"),
-        ("n.pt", {"w": torch.ones(1), "epoch": 3}, r"entries are no tensors: epoch \(int\)"),
+        ("n.onnx", b"", "unknown checkpoint type '.onnx'"),
+        ("n.pt", [1, 2], "contains a list"),
+        ("n.pt", {}, "contains a dict"),
+        ("n.pt", {"w": torch.ones(1), "epoch": 3}, r"entries are not tensors: epoch \(int\)"),
         ("n.pt", {"w": Evil()}, "code is never unpickled"),
     ],
 )

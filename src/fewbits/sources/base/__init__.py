@@ -1,1 +1,1 @@
-"""What sources share: the syntax of names, registries, datasets, limits."""
+"""Shared parts of all sources: syntax of names, registries, datasets, size limits."""

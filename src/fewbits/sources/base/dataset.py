@@ -1,7 +1,7 @@
-"""A data source: named splits that hand out batches of (inputs, labels).
+"""Data sources: named splits that yield batches of (inputs, labels).
 
-Splits are never mixed: ``train`` and its subset ``calibration`` decide things, ``selection``
-chooses among results, ``test`` judges.
+Splits are never mixed: ``train`` and its subset ``calibration`` are for fitting, ``selection`` is
+for choosing among results, ``test`` is for the final score.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SPLITS = ("train", "calibration", "selection", "test")
 
 
 class Split(Protocol):
-    """Batches that can be asked for again and again."""
+    """Batches that can be iterated any number of times."""
 
     def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
         """Return a re-iterable of batches; see :meth:`DataSource.batches`."""
@@ -44,21 +44,21 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class DataSource:
-    """Images (or other inputs) and labels by name.
+    """Named splits of images (or other inputs) and labels.
 
     A batch is ``(inputs, labels)``: float32 ``(n, channels, height, width)`` for images, and int64
-    ``(n,)`` class numbers from 0. Batches of a person's own loader pass through as they are.
+    ``(n,)`` class numbers from 0. Batches of your own loader are passed through unchanged.
 
     Attributes:
         source: the string it was loaded from.
-        train: the training split.
-        test: the split that judges; shares no sample with the others.
-        calibration: what calibration may see; a subset of ``train``, all of it where None.
-        classes: number of classes; None where unknown.
-        preprocessing: what was done to the stored inputs, in words.
-        one_loader: the same samples serve as every split, so that what was calibrated on them
-            must not be judged on them.
-        selection: what a search may judge on; shares no sample with calibration and test.
+        train: training split.
+        test: split for the final score; shares no sample with the others.
+        calibration: data for calibration; a subset of ``train``, or None for all of it.
+        classes: number of classes; None if unknown.
+        preprocessing: what was done to the stored inputs, as text.
+        one_loader: the same samples serve as every split, so results calibrated on them must not
+            be scored on them.
+        selection: split on which a search may score; shares no sample with calibration and test.
     """
 
     source: str
@@ -71,21 +71,21 @@ class DataSource:
     selection: Split | None = None
 
     def split(self, name: str) -> Split:
-        """Return "train", "calibration", "selection" or "test".
+        """Return the split "train", "calibration", "selection" or "test".
 
         Raises:
-            SourceError: this source has no such split.
+            SourceError: the source has no such split.
         """
         require(name in SPLITS, "split", f"one of {', '.join(SPLITS)}", name)
-        found: Split | None = getattr(self, name)
-        if found is None and name == "calibration":
-            found = self.train
-        if found is None:
-            has = [part for part in SPLITS if getattr(self, part)]
+        part: Split | None = getattr(self, name)
+        if part is None and name == "calibration":
+            part = self.train
+        if part is None:
+            has = [split for split in SPLITS if getattr(self, split)]
             raise SourceError(
                 f"data {self.source!r} has no {name} split; it has: {', '.join(has) or 'none'}."
             )
-        return found
+        return part
 
     def batches(
         self, split: str, batch_size: int = 128, limit: int | None = None, seed: int | None = None
@@ -94,7 +94,7 @@ class DataSource:
 
         Args:
             split: "train", "calibration", "selection" or "test".
-            batch_size: samples per batch; the last may be smaller. Ignored by one's own loaders.
+            batch_size: samples per batch; the last may be smaller. Your own loaders ignore it.
             limit: at most this many samples.
             seed: shuffles, the same way every time; None keeps the stored order. With a limit,
                 a seed draws the samples at random instead of taking the first ones.
@@ -127,10 +127,10 @@ class IndexedSplit(ABC):
 
     @abstractmethod
     def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of these samples, in this order."""
+        """Return inputs and labels of these samples, in the given order."""
 
     def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
-        """Return a re-iterable of ``(inputs, labels)``; it has a length."""
+        """Return a re-iterable of ``(inputs, labels)`` with a length."""
         order = np.arange(len(self)) if seed is None else _permutation(len(self), seed)
         return _IndexedBatches(self, order[:limit], batch_size)
 
@@ -157,7 +157,7 @@ class Normalization:
             if len(values) not in (1, channels):
                 raise SourceError(
                     f"{name} has {len(values)} numbers for inputs of {channels} channels. "
-                    f"Give 1 or {channels}."
+                    f"Pass 1 or {channels}."
                 )
         view = (-1,) + (1,) * max(0, inputs.dim() - 2)
         scaled = inputs.to(torch.float32) * self.scale
@@ -175,7 +175,7 @@ class Normalization:
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit(IndexedSplit):
-    """Samples held in memory in their stored dtype; each batch is normalized when fetched."""
+    """Samples in memory in their stored dtype; batches are normalized when fetched."""
 
     inputs: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
@@ -211,7 +211,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class StreamSplit:
-    """A person's own loader. Batches keep their size and order; only ``limit`` is obeyed.
+    """Your own loader. Batches keep their size and order; only ``limit`` is applied.
 
     ``make`` is called for every pass and returns an iterable of batches.
     """
@@ -219,12 +219,12 @@ class StreamSplit:
     make: Callable[[], Iterable[Any]]
 
     def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
-        """Return the loader's batches, cut off after ``limit`` samples."""
+        """Return the loader's batches, truncated after ``limit`` samples."""
         return _Stream(self.make, limit)
 
 
 def divide(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return disjoint indices (train, test) of ``count`` samples, the same for ever."""
+    """Return disjoint indices (train, test) of ``count`` samples; reproducible forever."""
     order = _permutation(count, seed)
     held_out = max(1, round(count * fraction))
     if held_out >= count:
@@ -232,14 +232,14 @@ def divide(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], N
     return order[held_out:], order[:held_out]
 
 
-_MOST_CLASSES = 2**31  # beyond it a float is no exact class number, nor is there memory for them
+_MOST_CLASSES = 2**31  # above it floats are not exact class numbers, and memory runs out
 
 
 def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where: str) -> Tensor:
     """Return int64 labels ``(n,)``, checked to be class numbers.
 
     Raises:
-        SourceError: not whole numbers, negative, or >= ``classes``; names the first bad one.
+        SourceError: labels that are not integers, negative, or >= ``classes``; names the first.
     """
     array = np.asarray(values)
     if array.ndim != 1:
@@ -250,11 +250,11 @@ def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where
     if array.dtype.kind == "f":
         whole = bool((array == np.floor(array)).all())
     if not whole:
-        raise SourceError(f"{where}: labels of dtype {array.dtype} are not whole class numbers.")
+        raise SourceError(f"{where}: labels of dtype {array.dtype} are not integer class numbers.")
     bad = np.flatnonzero((array < 0) | (array >= (classes or _MOST_CLASSES)))
     if bad.size:
         first = int(bad[0])
-        top = f"[0, {classes})" if classes else "from 0 on, below 2^31"
+        top = f"[0, {classes})" if classes else "[0, 2^31)"
         raise SourceError(
             f"{where}: label {array[first]} of sample {first} is out of range; expected {top} "
             f"({bad.size} such labels)."
@@ -263,7 +263,7 @@ def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where
 
 
 def _permutation(count: int, seed: int) -> NDArray[np.int64]:
-    # RandomState's stream is frozen for ever; the newer generators may change between releases.
+    # RandomState's stream is frozen forever; newer generators may change between releases.
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Nothing is fetched because a file says so: names of a hub are looked up in its local cache."""
+"""Offline mode: a file that names a hub model may use the local cache, but never downloads."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 __all__ = ["NOT_FETCHED", "offline"]
 
 NOT_FETCHED = (
-    " It is not in the local cache, and nothing is fetched because a file names it. To fetch it, "
-    "name it yourself: --model {source}."
+    " It is not in the local cache, and fewbits downloads nothing just because a file names it. To "
+    "download it, name it yourself: --model {source}."
 )
 
 
 @contextmanager
 def offline(wanted: bool) -> Iterator[None]:
-    """Let the client of the Hugging Face hub use its cache alone inside, where ``wanted``.
+    """Restrict the Hugging Face client to its local cache inside the block, if ``wanted``.
 
-    Beside ``local_files_only``, which libraries do not pass on to all that they load.
+    Needed besides ``local_files_only``, which libraries do not pass on to everything they load.
     """
     constants: Any = _constants() if wanted else None
     if constants is None:

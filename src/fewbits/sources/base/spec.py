@@ -1,7 +1,7 @@
-"""How a source is written: ``scheme:target?option=value&option=value``.
+"""Syntax of sources: ``scheme:target?option=value&option=value``.
 
-One value holds the parts, and one function turns the options into typed values, so that every
-scheme refuses an unknown option in the same words.
+:meth:`Spec.parsed` converts options to typed values, so that all schemes report unknown options in
+the same way.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = [
     "optional_import",
     "parse",
     "resolve",
+    "stored_source",
     "switch",
     "text",
-    "unmistakable",
     "whole",
 ]
 
-HUBS = ("transformers",)  # schemes whose targets are names of a hub, or paths
+HUBS = ("transformers",)  # schemes whose targets are names on a hub, or paths
 
 OptionParser: TypeAlias = Callable[[str], Any]
-# One letter before the colon is a drive ("C:\..."), not a scheme.
+# A single letter before the colon is a drive ("C:\..."), not a scheme.
 _SCHEME = re.compile(r"([A-Za-z][\w.-]+):(.*)", re.DOTALL)
 _PATH = re.compile(r"\.{0,2}[/\\]|\.{1,2}$|~|[A-Za-z]:[/\\]")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -49,14 +49,14 @@ _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class Spec:
-    """A source, taken apart.
+    """A parsed source.
 
     Attributes:
-        text: the source as it was given; messages quote it.
+        text: the source as given, quoted in messages.
         scheme: name in the registry of models or of data.
-        target: what follows the scheme: a path, a name, ``module:callable``; may be empty.
-        options: what follows the question mark.
-        fetch: whether anything may be downloaded; what a file says of itself must not.
+        target: the part after the scheme: a path, a name or ``module:callable``; may be empty.
+        options: the part after the question mark.
+        fetch: whether downloads are allowed; False for sources named by a file.
     """
 
     text: str
@@ -69,14 +69,16 @@ class Spec:
         """Return the options as typed values.
 
         Raises:
-            SourceError: an option that the scheme does not know, or a value it cannot read.
+            SourceError: an unknown option, or a value that cannot be parsed.
         """
         values: dict[str, Any] = {}
         for name, value in self.options.items():
             if name not in allowed:
-                known = f"Known: {', '.join(sorted(allowed))}." if allowed else "It takes none."
+                valid = (
+                    f"Valid options: {', '.join(sorted(allowed))}." if allowed else "None exist."
+                )
                 raise SourceError(
-                    f"source {self.text!r}: unknown option {name!r}. {known}"
+                    f"source {self.text!r}: unknown option {name!r}. {valid}"
                     + did_you_mean(name, allowed)
                 )
             try:
@@ -89,14 +91,14 @@ class Spec:
         return values
 
     def need_target(self, what: str, example: str) -> str:
-        """Return the target, or explain what belongs after the colon."""
+        """Return the target; raise an error that shows an example if it is empty."""
         if not self.target:
             raise SourceError(f"source {self.text!r} names no {what}. Write it as {example!r}.")
         return self.target
 
 
 def parse(source: str) -> Spec:
-    """Take a source apart; the scheme is empty where none is written."""
+    """Parse a source; the scheme is empty if none is given."""
     body, _, query = source.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     match = _SCHEME.fullmatch(body)
@@ -106,14 +108,14 @@ def parse(source: str) -> Spec:
 
 
 def is_path(target: str) -> bool:
-    """Tell whether a target is written as a path; a name of a hub is NAME or OWNER/NAME."""
+    """Return whether a target is written as a path; names on a hub are NAME or OWNER/NAME."""
     return _PATH.match(target) is not None or target.count("/") > 1
 
 
 def as_path(spec: Spec) -> Spec:
-    """Return ``spec`` with a file or folder that is there written as a path.
+    """Write an existing file or folder explicitly as a path (``./name``).
 
-    Elsewhere, where it is not, nobody takes it for the name of something on a hub then.
+    On another machine, where it does not exist, it is then not mistaken for a name on a hub.
     """
     if not spec.target or is_path(spec.target) or not Path(spec.target).exists():
         return spec
@@ -122,17 +124,17 @@ def as_path(spec: Spec) -> Spec:
     return replace(spec, text=text, target=target)
 
 
-def unmistakable(source: str) -> str:
-    """Return how a source is stored: a folder that a hub could have a name for, as a path."""
+def stored_source(source: str) -> str:
+    """Return a source as files store it: a folder that could be a name on a hub becomes a path."""
     spec = parse(source)
     return as_path(spec).text if spec.scheme in HUBS else source
 
 
 def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:
-    """Find the scheme of ``source`` in ``known``; a bare name may itself be a scheme.
+    """Look up the scheme of ``source`` in ``known``; a bare name may itself be a scheme.
 
     Raises:
-        SourceError: no such scheme; the message lists the schemes and the nearest ones.
+        SourceError: unknown scheme; the message lists the schemes and the nearest ones.
     """
     spec = parse(source)
     if spec.scheme in known:
@@ -144,25 +146,25 @@ def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:
     name = spec.scheme or spec.target
     listing = ", ".join(sorted(name for name in known if name != "module"))
     raise SourceError(
-        f"{kind} source {source!r} is not known. Known schemes: {listing}; or 'module:callable' "
+        f"unknown {kind} source {source!r}. Known schemes: {listing}; or 'module:callable' "
         f"for your own code." + (module_of_file(spec.target) or did_you_mean(name, known))
     )
 
 
 def module_of_file(source: str) -> str:
-    """Return ``" Did you mean 'net:build'?"`` for ``net.py:build``, else an empty string."""
+    """Return ``" ... Did you mean 'net:build'?"`` for ``net.py:build``, else an empty string."""
     match = re.fullmatch(r"(?:\./)?([\w/\\]+)\.py:([A-Za-z_][\w.]*)", source)
     if match is None:
         return ""
     module = ".".join(re.split(r"[/\\]+", match[1].strip("/\\")))
-    return f" A module is named without '.py'. Did you mean '{module}:{match[2]}'?"
+    return f" Name the module without '.py'. Did you mean '{module}:{match[2]}'?"
 
 
 def optional_import(package: str, extra: str, purpose: str) -> ModuleType:
-    """Import a package that only some installations have.
+    """Import a package that is an optional dependency.
 
     Raises:
-        MissingExtraError: names the extra that brings it.
+        MissingExtraError: not installed; names the extra that installs it.
     """
     try:
         return importlib.import_module(package)
@@ -173,21 +175,21 @@ def optional_import(package: str, extra: str, purpose: str) -> ModuleType:
 
 
 def text(value: str) -> str:
-    """Read a non-empty word."""
+    """Parse a non-empty string."""
     if not value:
-        raise ValueError("a non-empty text")
+        raise ValueError("a non-empty string")
     return value
 
 
 def whole(value: str) -> int:
-    """Read a whole number >= 1."""
+    """Parse an integer >= 1."""
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError("a whole number >= 1")
+        raise ValueError("an integer >= 1")
     return int(value)
 
 
 def fraction(value: str) -> float:
-    """Read a number strictly between 0 and 1."""
+    """Parse a number strictly between 0 and 1."""
     (number,) = _floats(value, "a number between 0 and 1", 1)
     if not 0 < number < 1:
         raise ValueError("a number between 0 and 1")
@@ -195,12 +197,12 @@ def fraction(value: str) -> float:
 
 
 def numbers(value: str) -> tuple[float, ...]:
-    """Read numbers separated by commas, one per channel."""
+    """Parse numbers separated by commas, one per channel."""
     return _floats(value, "numbers separated by commas, one per channel", None)
 
 
 def switch(value: str) -> bool:
-    """Read yes or no; an option without a value means yes."""
+    """Parse a boolean; an option without a value is true."""
     known = {
         "": True,
         "1": True,
@@ -216,7 +218,7 @@ def switch(value: str) -> bool:
 
 
 def choice(*known: str) -> OptionParser:
-    """Return a reader that takes one of ``known``."""
+    """Return a parser that accepts one of ``known``."""
 
     def read(value: str) -> str:
         if value not in known:

@@ -1,1 +1,1 @@
-"""State dicts of other tools, read without running any code in them."""
+"""State dicts of other tools, read without running any code they contain."""

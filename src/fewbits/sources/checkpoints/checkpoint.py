@@ -1,4 +1,4 @@
-"""``--weights FILE``: a safetensors or PyTorch checkpoint into a network, strictly."""
+"""``--weights FILE``: load a safetensors or PyTorch checkpoint into a network, strictly."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from ...engine.network.loading import load_values, plain_targets, unsuited
 from ...engine.network.naming import fit_modules, fit_names
 from ...engine.network.shared_memory import hindrance, ties
 from ...errors import ModelError, SourceError
-from .state_dicts import read_checkpoint, read_state_dict, some
-from .unreadable import shard_of
+from .state_dicts import first_names, read_checkpoint, read_state_dict
+from .unreadable import shard_hint
 
 __all__ = ["load_weights", "read_state_dict"]
 
-_FACTORY = "Use the factory the checkpoint was made with."
-_COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged weights
+_FACTORY = "Use the factory with which the checkpoint was made."
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged models
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into ``model`` in place; every tensor must be there and fit.
+    """Load a checkpoint into ``model`` in place; every tensor must be present and fit.
 
-    Names may differ by what wraps a network (``module.``, ``_orig_mod.``, ``model.``), on either
-    side. Two absences are harmless and allowed: another name of a tied weight, and counters such as
-    batch norm's ``num_batches_tracked``, which no result depends on. A network that loads state
-    dicts in its own way decides itself what fits.
+    Names may differ by the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``) on either
+    side. Two kinds of tensors may be absent: other names of a tied weight, and counters such as
+    batch norm's ``num_batches_tracked``, which no result depends on. A network with its own way of
+    loading state dicts decides for itself what fits.
 
     Raises:
-        SourceError: unreadable file, or the first missing, unexpected or misshapen names.
-            ``model`` is unchanged.
+        SourceError: the file is unreadable, or tensors are missing, unexpected or misshapen (names
+            the first ones). ``model`` is then unchanged.
     """
     checkpoint = read_checkpoint(path)
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     targets = plain_targets(model)
     names = fit_names(checkpoint.tensors, wanted, renamed=targets is None)
-    found = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
-    for name, tensor in found.items():
+    loaded = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
+    for name, tensor in loaded.items():
         why = hindrance(tensor, stored=True)
         if why:
             raise SourceError(f"{path}: tensor {name!r} {why}")
-    found = _completed(found, wanted)
+    loaded = _fill_optional(loaded, wanted)
     if targets is not None:
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        _check_fit(found, wanted, trained, Path(path), type(model).__name__)
+        _check_fit(loaded, wanted, trained, Path(path), type(model).__name__)
     versions = fit_modules(checkpoint.versions, model, checkpoint.tensors)
     try:
         load_values(
             model,
-            found,
-            found.__getitem__,
+            loaded,
+            loaded.__getitem__,
             lambda name: name,
             targets=targets,
             versions=versions,
         )
     except ModelError as error:
-        hint = shard_of(Path(path)) if wanted.keys() - found.keys() else ""
+        hint = shard_hint(Path(path)) if wanted.keys() - loaded.keys() else ""
         raise SourceError(f"{path}: {error} {hint}".rstrip()) from error
 
 
-def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``found`` with what may be absent, and without what is no part of a network."""
-    known = {n: t for n, t in found.items() if n in wanted or n.rpartition(".")[2] != "n_averaged"}
+def _fill_optional(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add tied names and counters that may be absent; drop averaging counters of no module."""
+    known = {n: t for n, t in loaded.items() if n in wanted or n.rpartition(".")[2] != "n_averaged"}
     first = ties(wanted)
-    there = {first.get(name, name): name for name in known if name in wanted}
+    present = {first.get(name, name): name for name in known if name in wanted}
     for name, tensor in wanted.items():
         if name in known:
             continue
-        owner = there.get(first.get(name, name))
+        owner = present.get(first.get(name, name))
         if owner is not None:
             known[name] = known[owner]
         elif name.endswith(_COUNTERS):
@@ -77,38 +77,38 @@ def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dic
 
 
 def _check_fit(
-    found: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     trained: Collection[str],
     path: Path,
     kind: str,
 ) -> None:
-    both = {name: (found[name], tensor) for name, tensor in wanted.items() if name in found}
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
+    both = {name: (loaded[name], tensor) for name, tensor in wanted.items() if name in loaded}
+    missing = [name for name in wanted if name not in loaded]
+    unexpected = [name for name in loaded if name not in wanted]
     misshapen = [
         f"{name} {tuple(theirs.shape)}, expected {tuple(ours.shape)}"
         for name, (theirs, ours) in both.items()
         if theirs.shape != ours.shape
     ]
-    unlike = [
+    mismatched = [
         f"{name} {theirs.dtype}, expected {ours.dtype}: {why}"
         for name, (theirs, ours) in both.items()
         if (why := unsuited(theirs.dtype, ours.dtype, trained=name in trained))
     ]
     problems = [
-        f"{len(names)} {which} ({some(names)})"
+        f"{len(names)} {which} ({first_names(names)})"
         for which, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshapen),
-            ("of another kind of values", unlike),
+            ("of an incompatible dtype", mismatched),
         )
         if names
     ]
     if problems:
-        hint = shard_of(path) if missing and path.is_file() else ""
+        hint = shard_hint(path) if missing and path.is_file() else ""
         raise SourceError(
-            f"{path}: does not fit {kind}, {len(wanted)} tensors: {'; '.join(problems)}. "
+            f"{path}: does not fit {kind} ({len(wanted)} tensors): {'; '.join(problems)}. "
             + (hint or _FACTORY * bool(missing or unexpected or misshapen))
         )

@@ -1,8 +1,8 @@
-"""What a pickle of PyTorch would make, looked at before it is made.
+"""Resource checks on a PyTorch pickle before it is loaded.
 
-``torch.load(weights_only=True)`` runs no code, but a few bytes can still ask it for memory or time
-without end: a ``bytearray`` of any size, opcodes that unpack from nothing, and tuples of tuples
-that are hashed once for every way through them.
+``torch.load(weights_only=True)`` runs no code, but a few bytes can still make it use unlimited
+memory or time: a ``bytearray`` of any size, endless opcodes in a compressed file, and nested tuples
+that are hashed once per path through them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ...errors import SourceError
 
 __all__ = ["check_pickles"]
 
-_FREE = 1 << 16  # opcodes, beside one for each byte of the file: a tensor takes about 30 of them
-_HEAVIEST = 100_000  # values that a tuple stands for, tuples inside it written out
-_LEGACY = 5  # pickles of a file older than the zips
+_FREE = 1 << 16  # opcodes allowed besides one per byte of the file; a tensor takes about 30
+_HEAVIEST = 100_000  # values in a tuple, with nested tuples expanded
+_LEGACY = 5  # pickles in a file of the format before zip
 _REFUSED = ("builtins bytearray", "__builtin__ bytearray")
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
 def check_pickles(path: Path) -> None:
-    """Refuse a file of torch.save whose pickle asks for more than its length explains.
+    """Check that the pickle in a torch.save file asks for no more than its length justifies.
 
-    Files that are no such pickles are left to their own reader.
+    Files that contain no such pickle are ignored.
 
     Raises:
-        SourceError: names the file, and what it asks for.
+        SourceError: names the file and the problem.
 
-    Cost: about two microseconds for each opcode, at most 65,536 and one for each byte.
+    Cost: about two microseconds per opcode, at most 65,536 opcodes plus one per byte.
     """
     allowed = _FREE + path.stat().st_size
     try:
@@ -47,7 +47,7 @@ def check_pickles(path: Path) -> None:
             _walk(file, allowed, _LEGACY, path)
     except SourceError:
         raise
-    except Exception:  # no pickle, or a broken one: the unpickler says so
+    except Exception:  # not a pickle, or a broken one: the unpickler reports that
         return
 
 
@@ -59,11 +59,11 @@ def _walk(file: IO[bytes], allowed: int, pickles: int, path: Path) -> None:
             seen += 1
             cause = machine.step(opcode, argument)
             if seen > allowed:
-                cause = f"its pickle has more than {allowed:,} opcodes, one for each byte and more"
+                cause = f"its pickle has more than {allowed:,} opcodes, too many for its length"
             if cause:
                 raise SourceError(
-                    f"{path}: is no checkpoint that can be read safely: {cause}. Save its tensors "
-                    "alone: torch.save(model.state_dict(), path)."
+                    f"{path}: cannot be loaded safely: {cause}. Save only its tensors: "
+                    "torch.save(model.state_dict(), path)."
                 )
 
 
@@ -73,7 +73,7 @@ def _opcodes(file: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
 
 
 class _Machine:
-    """The stack of an unpickler, of which only sizes are known."""
+    """The stack of an unpickler that tracks only the sizes of values."""
 
     def __init__(self) -> None:
         self.stack: list[int] = []
@@ -82,13 +82,13 @@ class _Machine:
         self.words = ("", "")
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> str:
-        """Take one opcode; return what is wrong with it, or ""."""
+        """Process one opcode; return what is wrong with it, or ""."""
         name = opcode.name
         if isinstance(argument, str):
             self.words = (self.words[1], argument)
-        made = argument if name == "GLOBAL" else " ".join(self.words)
-        if name in ("GLOBAL", "STACK_GLOBAL") and made in _REFUSED:
-            return "it makes a bytearray, which takes any number of bytes"
+        called = argument if name == "GLOBAL" else " ".join(self.words)
+        if name in ("GLOBAL", "STACK_GLOBAL") and called in _REFUSED:
+            return "it creates a bytearray, which can allocate any amount of memory"
         if name in _PUTS or name == "MEMOIZE":
             self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
         elif name in _GETS:
@@ -98,10 +98,10 @@ class _Machine:
         elif name == "MARK":
             self.marks.append(len(self.stack))
         else:
-            return self._taken(opcode)
+            return self._apply(opcode)
         return ""
 
-    def _taken(self, opcode: pickletools.OpcodeInfo) -> str:
+    def _apply(self, opcode: pickletools.OpcodeInfo) -> str:
         before = opcode.stack_before
         count = len(before)
         inside: list[int] = []
@@ -116,5 +116,5 @@ class _Machine:
         weight = 1 + sum(inside) if "TUPLE" in opcode.name else 1
         self.stack += [weight] * len(opcode.stack_after)
         if weight > _HEAVIEST:
-            return f"a tuple in it stands for more than {_HEAVIEST:,} values"
+            return f"a tuple in it expands to more than {_HEAVIEST:,} values"
         return ""

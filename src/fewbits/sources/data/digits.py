@@ -1,4 +1,4 @@
-"""``digits``: the 1,797 real 8x8 handwritten digits that come with scikit-learn. No download."""
+"""``digits``: 1,797 real 8x8 handwritten digits, included in scikit-learn. No download."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SPLIT_SEED = 20260101
 
 @DATA.register("digits")
 def digits(spec: Spec) -> DataSource:
-    """Return inputs ``(n, 1, 8, 8)`` and ten classes, divided once and for all.
+    """Load inputs ``(n, 1, 8, 8)`` and labels of ten classes, with a fixed split.
 
-    1,348 training and 449 test images. The stored pixels are 0 to 16; mean and deviation are those
-    of the training images.
+    1,348 training and 449 test images. Stored pixels are 0 to 16; mean and standard deviation are
+    those of the training images.
     """
     spec.parsed({})
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""``folder:PATH``: pictures in one subfolder per class, decoded when a batch asks for them."""
+"""``folder:PATH``: images in one subfolder per class, decoded batch by batch."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from .images import IMAGE_OPTIONS, ImageReader
 __all__ = ["FolderSplit", "folder"]
 
 _BYTES_PER_PIXEL = 4
-_SCAN = b"\xff\xda"  # begins a scan of a JPEG, and is nowhere else but in its thumbnail
-_MOST_SCANS = 100  # progressive ones have about ten; each takes the time of the whole picture
+_SCAN = b"\xff\xda"  # start-of-scan marker of JPEG; elsewhere it occurs only in the thumbnail
+_MOST_SCANS = 100  # progressive files have about ten; each takes the time of the whole image
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-# Pillow looks at the content: without this list a .png could be PostScript, run by Ghostscript.
+# Pillow goes by content: without this list a .png could be PostScript, run by Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _TEST_NAMES = ("test", "val", "validation")
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit(IndexedSplit):
-    """Picture files and their labels; at most one batch is decoded at a time."""
+    """Image files and their labels; only one batch at a time is decoded."""
 
     paths: Sequence[Path] = field(repr=False)
     labels: Tensor = field(repr=False)
     reader: ImageReader
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.paths)
 
     def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Decode these pictures."""
-        pillow = optional_import("PIL.Image", "image", "decoding pictures")
+        """Decode these images."""
+        pillow = optional_import("PIL.Image", "image", "decoding images")
         paths = [self.paths[int(index)] for index in indices]
-        inputs = self.reader.batch([str(p) for p in paths], lambda k: _opened(pillow, paths[k]))
+        inputs = self.reader.batch([str(p) for p in paths], lambda k: _open_image(pillow, paths[k]))
         return inputs, self.labels[indices]
 
     def part(self, indices: NDArray[np.int64]) -> FolderSplit:
-        """Return the split of these pictures only."""
+        """Return a split with these images only."""
         paths = [self.paths[int(index)] for index in indices]
         return FolderSplit(paths, self.labels[indices], self.reader)
 
@@ -60,7 +60,7 @@ class FolderSplit(IndexedSplit):
 def folder(spec: Spec) -> DataSource:
     """Load ``PATH/CLASS/*.png``, or ``PATH/train/CLASS/*`` with ``PATH/test`` (or val).
 
-    Classes are numbered in order of their names. Of the first form a fixed random quarter is held
+    Classes are numbered in order of their names. In the first form a fixed random quarter is held
     out as the test split.
     Options: size, resize, channels, mean, std (see ``ImageReader``), test (held-out fraction).
     """
@@ -81,29 +81,27 @@ def folder(spec: Spec) -> DataSource:
     return DataSource(spec.text, train, test, classes=len(classes), preprocessing=str(reader))
 
 
-def _opened(pillow: ModuleType, path: Path) -> Any:
-    """Open a picture: its header is read, and must not state more pixels than its length allows."""
+def _open_image(pillow: ModuleType, path: Path) -> Any:
+    """Open an image, checking that its header states no more pixels than its length allows."""
     if not path.is_file():
-        raise ValueError("it is no regular file")
-    picture = pillow.open(path, formats=_FORMATS)
+        raise ValueError("not a regular file")
+    image = pillow.open(path, formats=_FORMATS)
     length = path.stat().st_size
-    if math.prod(picture.size) > allowed_bytes(length) // _BYTES_PER_PIXEL:
-        picture.close()
-        raise ValueError(f"it states {picture.size} pixels in {length:,} bytes")
-    if picture.format == "JPEG":
+    if math.prod(image.size) > allowed_bytes(length) // _BYTES_PER_PIXEL:
+        image.close()
+        raise ValueError(f"its header states {image.size} pixels, but it has {length:,} bytes")
+    if image.format == "JPEG":
         scans = path.read_bytes().count(_SCAN)
         if scans > _MOST_SCANS:
-            picture.close()
-            raise ValueError(f"it is built up in {scans} scans, of at most {_MOST_SCANS}")
-    return picture
+            image.close()
+            raise ValueError(f"it has {scans} scans; the limit is {_MOST_SCANS}")
+    return image
 
 
 def _classes(root: Path) -> list[str]:
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
-        raise SourceError(
-            f"{root}: has no subfolders; expected one per class, with pictures in it."
-        )
+        raise SourceError(f"{root}: has no subfolders; expected one per class, with images in it.")
     return names
 
 
@@ -117,12 +115,12 @@ def _scan(root: Path, classes: list[str], reader: ImageReader) -> FolderSplit:
     paths: list[Path] = []
     labels: list[int] = []
     for number, name in enumerate(classes):
-        found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-        paths += found
-        labels += [number] * len(found)
+        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        paths += files
+        labels += [number] * len(files)
     if not paths:
         raise SourceError(
-            f"{root}: no pictures in its {len(classes)} class folders; "
+            f"{root}: no images in its {len(classes)} class folders; "
             f"expected files ending in {', '.join(sorted(_SUFFIXES))}."
         )
     return FolderSplit(paths, labels_from(labels, len(classes), str(root)), reader)

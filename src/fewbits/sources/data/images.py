@@ -1,4 +1,4 @@
-"""A picture file to a tensor: decode, resize, crop. Needs pillow."""
+"""Image files to tensors: decode, resize, crop. Needs pillow."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ IMAGE_OPTIONS: Mapping[str, OptionParser] = {
 }
 
 
-_MOST_PIXELS = 1 << 26  # of a picture that is resized: long and thin ones grow without bound
+_MOST_PIXELS = 1 << 26  # of a resized image: long, thin ones would grow without bound
 _UNIT = Normalization(1 / 255)
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Settings of decoding; calling it gives one uint8 image ``(channels, height, width)``.
+    """Settings for decoding images to uint8 ``(channels, height, width)``.
 
     Attributes:
-        size: side of the square that is cut from the middle; None keeps the picture's own size.
-        resize: length of the shorter side before the cut; ``size`` where None.
+        size: side of the square cropped from the middle; None keeps the image's own size.
+        resize: length of the shorter side before cropping; None means ``size``.
         channels: 3 (RGB) or 1 (grey).
-        normalization: applied to the batch, of pixels / 255.
+        normalization: applied to the batch, including the division by 255.
     """
 
     size: int | None = None
@@ -52,7 +52,7 @@ class ImageReader:
         size, resize = options.get("size"), options.get("resize")
         if size is not None and resize is not None and resize < size:
             raise SourceError(
-                f"resize={resize} is smaller than size={size}; it must be at least that."
+                f"resize={resize} is smaller than size={size}; it must be at least as large."
             )
         normalization = Normalization(
             1 / 255, options.get("mean", (0.0,)), options.get("std", (1.0,))
@@ -60,14 +60,14 @@ class ImageReader:
         return cls(size, resize, int(options.get("channels", 3)), normalization)
 
     def __call__(self, opened: Any) -> Tensor:
-        """Convert, resize and crop one opened pillow image."""
+        """Convert, resize and crop an open Pillow image."""
         image = opened.convert("RGB" if self.channels == 3 else "L")
         shorter = self.resize or self.size
         if shorter is not None and min(image.size) != shorter:
             ratio = shorter / min(image.size)
             sides = tuple(max(shorter, round(side * ratio)) for side in image.size)
             if math.prod(sides) > _MOST_PIXELS:
-                raise ValueError(f"resized to a shorter side of {shorter} it would be {sides}")
+                raise ValueError(f"resizing its shorter side to {shorter} would make it {sides}")
             image = image.resize(sides, resample=2)  # 2 is bilinear, with antialiasing
         if self.size is not None:
             left, top = ((side - self.size) // 2 for side in image.size)
@@ -79,20 +79,20 @@ class ImageReader:
         """Return normalized float32 ``(n, channels, height, width)`` of ``open_image(0..n-1)``.
 
         Raises:
-            SourceError: a picture that cannot be decoded, or sizes that differ; names the picture.
+            SourceError: an image cannot be decoded, or sizes differ; names the image.
         """
-        optional_import("PIL.Image", "image", "decoding pictures")
+        optional_import("PIL.Image", "image", "decoding images")
         tensors: list[Tensor] = []
         for position, name in enumerate(names):
             try:
                 with open_image(position) as opened:
                     tensors.append(self(opened))
-            except Exception as error:  # each format of Pillow stumbles over damage in its own way
-                raise SourceError(f"picture {name} cannot be decoded: {error}") from error
+            except Exception as error:  # Pillow's decoders raise anything on damaged files
+                raise SourceError(f"image {name} cannot be decoded: {error}") from error
             if tensors[-1].shape != tensors[0].shape:
                 raise SourceError(
-                    f"pictures differ in size: {names[0]} is {_size(tensors[0])}, {name} is "
-                    f"{_size(tensors[-1])}. Add ?size=SIDE to the source to cut squares."
+                    f"images differ in size: {names[0]} is {_size(tensors[0])}, {name} is "
+                    f"{_size(tensors[-1])}. Add ?size=SIDE to the source to crop squares."
                 )
         return self.normalization(torch.stack(tensors))
 
@@ -101,7 +101,7 @@ class ImageReader:
         if self.resize or self.size:
             words.append(f"shorter side {self.resize or self.size}")
         if self.size:
-            words.append(f"middle {self.size}x{self.size}")
+            words.append(f"center crop {self.size}x{self.size}")
         return "; ".join(words)
 
 

@@ -1,4 +1,4 @@
-"""Data that a search may judge on: apart from calibration, and from the test that is reported."""
+"""Selection data for searches: separate from calibration and from the reported test."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from ...errors import SourceError
 from ..base.dataset import DataSource, IndexedSplit, Split, divide
 
-__all__ = ["Part", "held_out", "selection_of", "with_selection"]
+__all__ = ["Subset", "held_out", "selection_of", "with_selection"]
 
-_MOST = 5000  # samples: beyond these a search is slower, and hardly surer
+_MOST = 5000  # samples: more make a search slower but hardly more reliable
 _SEED = 20260102
-_SHARE = 0.1  # of the training samples that a training holds out
+_SHARE = 0.1  # of the training samples, held out during training by default
 
 
 @dataclass(frozen=True, eq=False)
-class Part(IndexedSplit):
-    """Some samples of a split."""
+class Subset(IndexedSplit):
+    """Some samples of another split."""
 
     whole: IndexedSplit
     indices: NDArray[np.int64] = field(repr=False)
@@ -30,44 +30,45 @@ class Part(IndexedSplit):
         return len(self.indices)
 
     def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of these samples of the part."""
+        """Return inputs and labels of these samples of the subset."""
         return self.whole.fetch(self.indices[indices])
 
 
 def with_selection(data: DataSource) -> DataSource:
-    """Return ``data`` with a selection split: its own, or half of the training part.
+    """Return ``data`` with a selection split: its own, or half of its training split.
 
-    The half (at most 5,000 samples, drawn once and for all) is taken out of calibration. A network
-    that was trained on these samples scores better on them than on new ones: they tell a drop, not
-    an accuracy. Where there is a validation set, that is better.
+    The half (at most 5,000 samples, a fixed random choice) is taken out of calibration. A network
+    trained on these samples scores better on them than on new ones: they show a drop, not an
+    accuracy. Prefer a real validation set if there is one.
 
     Raises:
-        SourceError: the training part cannot be divided here.
+        SourceError: the training split cannot be divided here.
     """
     if data.selection is not None:
         return data
     if not isinstance(data.train, IndexedSplit) or data.calibration is not None:
         raise SourceError(
-            f"data {data.source!r} has no selection split, and its training part cannot be divided "
-            "here. Add --selection DATA, labelled samples that are neither for calibration nor for "
-            "the test, or return {'calibration': ..., 'selection': ..., 'test': ...}."
+            f"data {data.source!r} has no selection split, and its training split cannot be "
+            "divided here. Add --selection DATA with labelled samples used neither for calibration "
+            "nor for the test, or return {'calibration': ..., 'selection': ..., 'test': ...}."
         )
     count = len(data.train)
     kept, chosen = divide(count, min(0.5, _MOST / max(1, count)), _SEED)
-    return replace(data, calibration=Part(data.train, kept), selection=Part(data.train, chosen))
+    selection = Subset(data.train, chosen)
+    return replace(data, calibration=Subset(data.train, kept), selection=selection)
 
 
 def held_out(data: DataSource, share: float | None) -> tuple[Split, Split | None]:
-    """Return what training may see, and labelled training samples that it does not.
+    """Return the data for training, and labelled samples held out from it.
 
     Args:
-        data: with a training split. Its own selection split, where it has one, must hold none of
-            the training samples; it is taken whatever ``share`` says, but for 0.
-        share: of the training split, at most 5,000 samples, drawn once and for all; None for a
-            tenth where the split can be divided, and nothing where it cannot; 0 for nothing.
+        data: source with a training split. If it has a selection split, which must not contain
+            training samples, that is returned for any ``share`` except 0.
+        share: fraction of the training split, at most 5,000 samples (a fixed random choice); None
+            for a tenth if the split can be divided, else nothing; 0 for nothing.
 
     Raises:
-        SourceError: no training split, or one that cannot be divided though a share is asked for.
+        SourceError: no training split, or ``share`` is set but the split cannot be divided.
     """
     train = data.split("train")
     if share == 0:
@@ -78,18 +79,18 @@ def held_out(data: DataSource, share: float | None) -> tuple[Split, Split | None
         if share is None:
             return train, None
         raise SourceError(
-            f"data {data.source!r}: its training part cannot be divided here, so no share of it "
+            f"data {data.source!r}: its training split cannot be divided here, so no share of it "
             "can be held out. Return {'train': ..., 'selection': ..., 'test': ...}, name other "
             "data for selection, or hold out 0 and keep the last epoch."
         )
     count = len(train)
     kept, chosen = divide(count, min(_SHARE if share is None else share, _MOST / count), _SEED)
-    return Part(train, kept), Part(train, chosen)
+    return Subset(train, kept), Subset(train, chosen)
 
 
 def selection_of(data: DataSource) -> Split:
-    """Return what a source named for selection offers: its selection, training or test split."""
-    found = data.selection or data.train or data.test
-    if found is None:
-        raise SourceError(f"data {data.source!r} has no split to judge on.")
-    return found
+    """Return the split of a source named for selection: its selection, training or test split."""
+    split = data.selection or data.train or data.test
+    if split is None:
+        raise SourceError(f"data {data.source!r} has no split to score on.")
+    return split

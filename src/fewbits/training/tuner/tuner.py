@@ -20,7 +20,7 @@ from ...engine.layers.targets import Target, check_finite, vector_targets
 from ...errors import ConfigError, require
 from ...methods import InputSession, Session, Switchable, TunedWeight
 from ...recipe.plan import Plan
-from ...sources.base.spec import unmistakable
+from ...sources.base.spec import stored_source
 from .hidden_neurons import tidy
 from .parametrizations import install, remove
 from .pruning import Pruning, largest_threshold, prune_below, pruned_share
@@ -334,5 +334,5 @@ def packed(
     )
     metadata: dict[str, Any] = {"recipe": plan.recipe.to_dict()}
     if source:
-        metadata["source"] = unmistakable(source)
+        metadata["source"] = stored_source(source)
     return Contents(tensors, dict(plan.aliases), dict(grids), metadata)

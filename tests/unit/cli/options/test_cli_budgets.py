@@ -162,7 +162,7 @@ def test_a_budget_that_is_not_met_has_its_own_code(here):
 
 def test_evaluations_and_time_end_a_search(here):
     found = run_json(*SEARCH, "--target-bytes", "2KB", "--evaluations", 2, *FAST, code=3)
-    assert "all 2 evaluations are spent" in found["error"]["message"]
+    assert "all 2 evaluations are used up" in found["error"]["message"]
     found = run_json(*SEARCH, "--target-bytes", "9.9KB", "--time-budget", "0.001s", *FAST, code=0)
     assert "time budget" in found["trace"]["ended"]
 

@@ -1,4 +1,4 @@
-"""How values show themselves: short text of whatever length of names, and tables for notebooks."""
+"""Short, safe text for display: escaped and shortened names, HTML tables for notebooks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", 
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with control characters escaped: names in a file may hold any."""
+    """Escape control characters in ``text``: names in a file may contain any."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str, width: int = _WIDTH) -> str:
-    """Return ``text`` printable and at most ``width`` long, its middle left out."""
+    """Return ``text`` printable and at most ``width`` long, leaving out its middle."""
     half = (width - 3) // 2
     if len(text) > width:
         text = f"{text[: width - 3 - half]}...{text[len(text) - half :]}"
@@ -33,30 +33,31 @@ def html_table(
     footer: str = "",
     numbers: Sequence[int] = (),
 ) -> str:
-    """Return a table for a notebook. Every text is escaped: names in a file may hold markup.
+    """Return a table for a notebook. All text is escaped: names in a file may contain markup.
 
     Args:
         columns: headings.
-        rows: as many cells each; those beyond 500 are counted only.
-        title: above the table, as ``footer`` below it.
-        numbers: places of the columns that go to the right.
+        rows: one cell per column; rows beyond 500 are only counted.
+        title: above the table.
+        footer: below the table.
+        numbers: indices of the right-aligned columns.
     """
     listed = list(rows)
     body = "".join(_row("td", row, numbers) for row in listed[:_ROWS])
     more = len(listed) - _ROWS
     lines = [footer, f"and {more} more rows"] if more > 0 else [footer]
-    told = "".join(f"<div>{_text(line)}</div>" for line in lines if line)
+    below = "".join(f"<div>{_text(line)}</div>" for line in lines if line)
     head = f"<div><b>{_text(title)}</b></div>" if title else ""
-    return f"<div>{head}<table>{_row('th', columns, numbers)}{body}</table>{told}</div>"
+    return f"<div>{head}<table>{_row('th', columns, numbers)}{body}</table>{below}</div>"
 
 
 def _row(tag: str, cells: Sequence[str], numbers: Sequence[int]) -> str:
     sides = ("right" if place in numbers else "left" for place in range(len(cells)))
-    made = (
+    tagged = (
         f'<{tag} style="text-align: {side}">{_text(cell)}</{tag}>'
         for side, cell in zip(sides, cells, strict=True)
     )
-    return f"<tr>{''.join(made)}</tr>"
+    return f"<tr>{''.join(tagged)}</tr>"
 
 
 def _text(text: str) -> str:
