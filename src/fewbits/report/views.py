@@ -145,10 +145,13 @@ def methods_table(entries: Iterable[Mapping[str, Any]]) -> Table:
     return Table(columns, rows, footer="Settings and their defaults: fewbits methods NAME")
 
 
-def settings_table(settings: Mapping[str, Any]) -> Table:
-    """Return one line per setting of a method, with its default."""
-    rows = tuple((name, "none" if v is None else str(v)) for name, v in settings.items())
-    return Table((Column("setting"), Column("default")), rows)
+def settings_table(settings: Mapping[str, Any], meanings: Mapping[str, str]) -> Table:
+    """Return one line per setting of a method: its default and its meaning."""
+    rows = tuple(
+        (name, "none" if value is None else str(value), meanings[name])
+        for name, value in settings.items()
+    )
+    return Table((Column("setting"), Column("default"), Column("meaning")), rows)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -471,9 +471,11 @@ def test_methods_are_the_registry():
 @pytest.mark.parametrize("name", [*METHODS])
 def test_one_method_tells_all(name):
     text = run("methods", name).stdout
-    for setting in run_json("methods", name)["settings"]:
+    found = run_json("methods", name)
+    assert set(found["meanings"]) == set(found["settings"])
+    for setting, meaning in found["meanings"].items():
         assert setting in text
-    assert "Attributes:" in text
+        assert meaning in text
 
 
 def test_an_unknown_method_names_the_nearest():

@@ -17,10 +17,10 @@ __all__ = ["methods"]
 
 @verb
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell all about one method.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Method to explain.")] = None,
     as_json: Json = False,
 ) -> Outcome:
-    """List the methods, or explain one: summary, paper, what it needs, settings and defaults.
+    """List the methods, or explain one: its summary, paper, needs and settings.
 
     Example: fewbits methods gpfq
     """
@@ -29,23 +29,31 @@ def methods(
 
         entries = [_describe(kind) for _, kind in METHODS.items()]
         return Outcome({"methods": entries}, (methods_table(entries),))
+    from ...methods.setting_docs import setting_docs  # noqa: PLC0415
+
     kind = kind_of(name)
     entry = _describe(kind)
     head = f"{name}: {entry['summary']}\npaper: {entry['paper']}\nneeds: {entry['needs']}"
-    shown = (f"{head}\n\n{getdoc(kind)}\n", settings_table(entry["settings"]))
-    return Outcome({**entry, "description": getdoc(kind)}, shown)
+    about = (getdoc(kind) or "").partition("\nAttributes:")[0].strip()
+    meanings = {name: meaning.replace("``", "") for name, meaning in setting_docs(kind).items()}
+    table = settings_table(entry["settings"], meanings)
+    described = {
+        **entry,
+        "description": about,
+        "meanings": {k: meanings[k] for k in entry["settings"]},
+    }
+    return Outcome(described, (f"{head}\n\n{about}\n", table))
 
 
 def _describe(kind: Any) -> dict[str, Any]:
     from ...methods.schedule import Ramp  # noqa: PLC0415
 
-    defaults = {f.name: "required" if f.default is MISSING else f.default for f in fields(kind)}
-    defaults = {k: v.to_dict() if isinstance(v, Ramp) else v for k, v in defaults.items()}
+    values = {f.name: "required" if f.default is MISSING else f.default for f in fields(kind)}
     return {
         "name": kind.name,
         "summary": kind.summary,
         "paper": kind.paper,
         "needs": kind.capabilities.needs,
         "capabilities": kind.capabilities.to_dict(),
-        "settings": defaults,
+        "settings": {k: v.to_dict() if isinstance(v, Ramp) else v for k, v in values.items()},
     }
