@@ -86,7 +86,7 @@ def test_evaluate_adds_noise_to_the_weights(file):
     assert run_json(*how)["weight_noise"] == rows
     text = run(*how).stdout
     assert "ECE" in text
-    assert "together" in text
+    assert "ensemble" in text
     for wrong in ("0", "a", "-1,0.1", ""):
         bad = run("evaluate", file, "--data", "digits", "--weight-noise", wrong, code=2)
         assert "--weight-noise takes sizes" in bad.stderr
