@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := $(VENV)/.ready-docs
+FLOOR ?= .venv-floor
 
-.PHONY: demo test test-all setup check bench docs
+.PHONY: demo test test-all test-floor setup check bench docs
 
 demo: $(READY)
 	$(BIN)/fewbits demo
@@ -16,6 +17,15 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/pytest -q -n 2 -m "slow or not slow"
+
+# The tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-floor: $(FLOOR)/.ready
+	$(FLOOR)/bin/pytest -q -n 2
+
+$(FLOOR)/.ready: pyproject.toml constraints-floor.txt
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install -q -c constraints-floor.txt -e '.[dev]'
+	touch $(FLOOR)/.ready
 
 setup: $(READY)
 

@@ -83,17 +83,11 @@ def other_networks() -> Spec:
         x = axis("kB", "file, kB", log=True, values=_TICKS)
         y = axis("top", "top-1, %", domain=(low, high))
         accuracy = found["float_accuracy"][network]
-        panels.append(
-            {
-                "title": {"text": title, "fontSize": 13},
-                "width": 290,
-                "height": 260,
-                "layer": [
-                    *rule(accuracy, f"float32: {accuracy:.2f} %", y, 4),
-                    lines(values, x, y, coloured("method", shown, "bottom", _METHODS)),
-                ],
-            }
-        )
+        layer = [
+            *rule(accuracy, f"float32: {accuracy:.2f} %", y, 4),
+            lines(values, x, y, coloured("method", shown, "bottom", _METHODS)),
+        ]
+        panels.append(_panel(title, (290, 260), layer))
     body: Spec = {"hconcat": panels, "spacing": 30}
     return _bare(chart("The same methods on two other networks", [note(found, "")], body))
 
@@ -216,34 +210,25 @@ def hemp_mnist() -> Spec:
         for row in found["summary"]
     }
     wanted = [{"network": n, "kB": b / 1000, "error": e} for n, (b, e) in goals.items()]
+    panels = [_panel(network, (280, 240), _errors(network, values, wanted)) for network in goals]
+    told = "Means over seeds. Grey cross: the published file (Oktay et al. 2020)."
+    return _bare(chart("HEMP, MNIST", [told, note(found, "")], {"hconcat": panels, "spacing": 30}))
+
+
+def _errors(network: str, values: list[Row], wanted: list[Row]) -> list[Spec]:
     x = axis("kB", "file, kB", log=True, values=_TICKS)
     y = axis("error", "test error, %")
     colours = coloured("entropy", ["order 1", "order 2", "order 3", "no entropy term"], "bottom")
     shape = {"field": "start", "type": "nominal", "legend": {"orient": "bottom"}}
-    panels = []
-    for network in goals:
-        here = [row for row in values if row["network"] == network]
-        goal = [row for row in wanted if row["network"] == network]
-        point = {"type": "point", "filled": True, "size": 80, "opacity": 0.9}
-        cross = {"type": "point", "shape": "cross", "filled": True, "size": 160, "color": GREY}
-        layer = [
-            {"data": {"values": goal}, "mark": cross, "encoding": {"x": x, "y": y}},
-            {
-                "data": {"values": here},
-                "mark": point,
-                "encoding": {"x": x, "y": y, "color": colours, "shape": shape},
-            },
-        ]
-        panels.append(
-            {
-                "title": {"text": network, "fontSize": 13},
-                "width": 280,
-                "height": 240,
-                "layer": layer,
-            }
-        )
-    told = "Means over seeds. Grey cross: the published file (Oktay et al. 2020)."
-    return _bare(chart("HEMP, MNIST", [told, note(found, "")], {"hconcat": panels, "spacing": 30}))
+    here = [row for row in values if row["network"] == network]
+    goal = [row for row in wanted if row["network"] == network]
+    point = {"type": "point", "filled": True, "size": 80, "opacity": 0.9}
+    cross = {"type": "point", "shape": "cross", "filled": True, "size": 160, "color": GREY}
+    encoding = {"x": x, "y": y, "color": colours, "shape": shape}
+    return [
+        {"data": {"values": goal}, "mark": cross, "encoding": {"x": x, "y": y}},
+        {"data": {"values": here}, "mark": point, "encoding": encoding},
+    ]
 
 
 def noise() -> Spec:
@@ -278,19 +263,7 @@ def noise() -> Spec:
 def low_bits() -> Spec:
     """Schedules of low-bit training, beside Brevitas."""
     ours, theirs = record("lowbit_resnet"), record("brevitas_qat")
-    rows = [(row, row["kind"], "fewbits") for row in ours["summary"]]
-    rows += [(row, f"Brevitas, {row['kind']} scale", "Brevitas") for row in theirs["summary"]]
-    values = [
-        {
-            "kind": kind,
-            "tool": tool,
-            "width": f"W{row['bits']}A{row['bits']}",
-            "top": row["accuracy_mean"],
-            "low": min(row["accuracy"]),
-            "high": max(row["accuracy"]),
-        }
-        for row, kind, tool in rows
-    ]
+    values = _schedules(ours, theirs)
     colour = {
         "field": "tool",
         "type": "nominal",
@@ -305,9 +278,7 @@ def low_bits() -> Spec:
         y = axis("kind", None, "nominal", grid=True)
         y["sort"] = [row["kind"] for row in shown]
         x = axis("top", "top-1, %", domain=(low, high))
-        title = {"text": width, "fontSize": 13}
-        layer = ranges(shown, x, y, colour)
-        panels.append({"title": title, "width": 200, "height": 220, "layer": layer})
+        panels.append(_panel(width, (200, 220), ranges(shown, x, y, colour)))
     told = (
         "Mean and range over one or two seeds, 3 epochs each; joint training takes twice the time."
     )
@@ -315,6 +286,29 @@ def low_bits() -> Spec:
     body: Spec = {"hconcat": panels, "spacing": 30}
     spec = chart("Low-bit training, ResNet-20", lines_below, body)
     return _bare(spec)
+
+
+def _schedules(ours: Row, theirs: Row) -> list[Row]:
+    rows = [(row, row["kind"], "fewbits") for row in ours["summary"]]
+    rows += [(row, f"Brevitas, {row['kind']} scale", "Brevitas") for row in theirs["summary"]]
+    return [
+        {
+            "kind": kind,
+            "tool": tool,
+            "width": f"W{row['bits']}A{row['bits']}",
+            "top": row["accuracy_mean"],
+            "low": min(row["accuracy"]),
+            "high": max(row["accuracy"]),
+        }
+        for row, kind, tool in rows
+    ]
+
+
+def _panel(title: str, size: tuple[int, int], layer: list[Spec]) -> Spec:
+    """Return one of several charts side by side."""
+    width, height = size
+    named = {"text": title, "fontSize": 13}
+    return {"title": named, "width": width, "height": height, "layer": layer}
 
 
 def _bare(spec: Spec) -> Spec:
