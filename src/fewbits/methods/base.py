@@ -53,7 +53,7 @@ class Method(Protocol):
         ...
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", "fewbits.methods")
 
 
 def gradients_of(method: Method | None) -> str:

@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[3] / "src" / "fewbits"
 ALLOWED = {
     "coded": {"errors", "coded"},
-    "coding": {"errors", "coding"},
-    "container": {"errors", "disk", "coded", "coding", "container"},
+    "coding": {"errors", "registry", "coding"},
+    "container": {"errors", "files", "coded", "coding", "container"},
 }
 OUTSIDE = {
     "__future__", "collections", "contextlib", "dataclasses", "errno", "functools", "io",
