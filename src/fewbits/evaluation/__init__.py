@@ -1,1 +1,6 @@
-"""How good a network is: accuracy and loss, and both under noise on its weights."""
+"""How good a network is: metrics by name, and noise on its weights."""
+
+from .base import METRICS, Metric
+from .classification import Accuracy, Loss
+
+__all__ = ["METRICS", "Accuracy", "Loss", "Metric"]

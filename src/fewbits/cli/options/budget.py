@@ -15,6 +15,7 @@ from ...errors import shorten
 __all__ = [
     "Evaluations",
     "MaxDrop",
+    "Metric",
     "Selection",
     "TargetBits",
     "TargetSize",
@@ -24,6 +25,7 @@ __all__ = [
     "as_bytes",
     "as_drop",
     "as_seconds",
+    "known_metric",
 ]
 
 _PANEL = "Budget (instead of a setting)"
@@ -45,6 +47,12 @@ MaxDrop: TypeAlias = Annotated[
         help="Smallest file with at most this drop of accuracy on the selection split: 0.5% "
         "(points).",
         rich_help_panel=_PANEL,
+    ),
+]
+Metric: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the drop: accuracy, loss or another. \\[default: accuracy]", rich_help_panel=_PANEL
     ),
 ]
 Selection: TypeAlias = Annotated[
@@ -82,6 +90,7 @@ class Wanted:
     evaluations: int = 12
     time_budget: str | None = None
     trace: Path | None = None
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         asked = (self.target_size, self.target_bits, self.max_drop)
@@ -93,12 +102,15 @@ class Wanted:
             ("selection", self.selection),
             ("time-budget", self.time_budget),
             ("trace", self.trace),
+            ("metric", self.metric),
         ):
             if value is not None and not self:
                 raise typer.BadParameter(
                     f"--{option} belongs to a search: add --target-size, --target-bits or "
                     "--max-drop."
                 )
+        if self.metric is not None and not self.judges:
+            raise typer.BadParameter("--metric judges: add --max-drop or --selection.")
         if self.target_bits is not None and not 0 < self.target_bits < math.inf:
             raise typer.BadParameter(f"--target-bits takes a number > 0. Got {self.target_bits}.")
         self.settings()  # read now, before any work is done
@@ -119,11 +131,34 @@ class Wanted:
         return {
             "target_bytes": None if self.target_size is None else as_bytes(self.target_size),
             "target_bits": self.target_bits,
-            "max_drop": None if self.max_drop is None else as_drop(self.max_drop),
+            "max_drop": None if self.max_drop is None else self._drop(self.max_drop),
             "evaluations": self.evaluations,
             "seconds": None if self.time_budget is None else as_seconds(self.time_budget),
             "trace": self.trace,
         }
+
+    def _drop(self, text: str) -> float:
+        if self.metric is None or known_metric(self.metric).unit == "%":
+            return as_drop(text)
+        number = _number(text, {"": 1})
+        if number is None:
+            raise typer.BadParameter(
+                f"--max-drop takes a figure of {self.metric}: 0.05. Got {shorten(text)}."
+            )
+        return number
+
+
+def known_metric(name: str) -> Any:
+    """Return the metric of this name.
+
+    Raises:
+        typer.BadParameter: there is none; names those that there are.
+    """
+    from ...evaluation import METRICS  # noqa: PLC0415  (brings torch)
+
+    if name not in METRICS:
+        raise typer.BadParameter(f"--metric: {METRICS.unknown(name)}")
+    return METRICS[name]
 
 
 def as_bytes(text: str, option: str = "--target-size") -> int:

@@ -25,6 +25,7 @@ from ..options import shared
 from ..options.budget import (
     Evaluations,
     MaxDrop,
+    Metric,
     Selection,
     TargetBits,
     TargetSize,
@@ -91,6 +92,7 @@ def compress(
     target_size: TargetSize = None,
     target_bits: TargetBits = None,
     max_drop: MaxDrop = None,
+    metric: Metric = None,
     selection: Selection = None,
     evaluations: Evaluations = 12,
     time_budget: TimeBudget = None,
@@ -127,7 +129,8 @@ def compress(
 
     ('fewbits demo' writes these weights.)
     """
-    wanted = Wanted(target_size, target_bits, max_drop, selection, evaluations, time_budget, trace)
+    how = (selection, evaluations, time_budget, trace, metric)
+    wanted = Wanted(target_size, target_bits, max_drop, *how)
     if out is None and not dry_run:
         raise typer.BadParameter("name the file to write with -o FILE.")
     if data is None and (evaluate or (max_drop is not None and selection is None)):
