@@ -11,11 +11,11 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from ...errors import shorten
+from .metric import drop_of
 
 __all__ = [
     "Evaluations",
     "MaxDrop",
-    "Metric",
     "Selection",
     "TargetBits",
     "TargetSize",
@@ -25,7 +25,6 @@ __all__ = [
     "as_bytes",
     "as_drop",
     "as_seconds",
-    "known_metric",
 ]
 
 _PANEL = "Budget (instead of a setting)"
@@ -47,12 +46,6 @@ MaxDrop: TypeAlias = Annotated[
         help="Smallest file with at most this drop of accuracy on the selection split: 0.5% "
         "(points).",
         rich_help_panel=_PANEL,
-    ),
-]
-Metric: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the drop: accuracy, loss or another. \\[default: accuracy]", rich_help_panel=_PANEL
     ),
 ]
 Selection: TypeAlias = Annotated[
@@ -131,34 +124,13 @@ class Wanted:
         return {
             "target_bytes": None if self.target_size is None else as_bytes(self.target_size),
             "target_bits": self.target_bits,
-            "max_drop": None if self.max_drop is None else self._drop(self.max_drop),
+            "max_drop": None
+            if self.max_drop is None
+            else drop_of(self.metric, self.max_drop, as_drop),
             "evaluations": self.evaluations,
             "seconds": None if self.time_budget is None else as_seconds(self.time_budget),
             "trace": self.trace,
         }
-
-    def _drop(self, text: str) -> float:
-        if self.metric is None or known_metric(self.metric).unit == "%":
-            return as_drop(text)
-        number = _number(text, {"": 1})
-        if number is None:
-            raise typer.BadParameter(
-                f"--max-drop takes a figure of {self.metric}: 0.05. Got {shorten(text)}."
-            )
-        return number
-
-
-def known_metric(name: str) -> Any:
-    """Return the metric of this name.
-
-    Raises:
-        typer.BadParameter: there is none; names those that there are.
-    """
-    from ...evaluation import METRICS  # noqa: PLC0415  (brings torch)
-
-    if name not in METRICS:
-        raise typer.BadParameter(f"--metric: {METRICS.unknown(name)}")
-    return METRICS[name]
 
 
 def as_bytes(text: str, option: str = "--target-size") -> int:

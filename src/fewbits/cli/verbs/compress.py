@@ -25,7 +25,6 @@ from ..options import shared
 from ..options.budget import (
     Evaluations,
     MaxDrop,
-    Metric,
     Selection,
     TargetBits,
     TargetSize,
@@ -34,6 +33,7 @@ from ..options.budget import (
     Wanted,
 )
 from ..options.choice import choose, with_activations
+from ..options.metric import Metric
 from ..options.training import with_training
 from .train import order_of
 

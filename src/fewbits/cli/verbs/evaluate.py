@@ -24,7 +24,7 @@ from ..console.outcome import (
 from ..console.progress import listening
 from ..jobs.stored import stored_source
 from ..options import shared
-from ..options.budget import known_metric
+from ..options.metric import known_metric
 
 if TYPE_CHECKING:
     from torch import nn
