@@ -41,7 +41,7 @@ def installed(text, folder):
     }
     assert f'py-modules = ["{name.removesuffix(".py")}"]' in project
     install(folder, re.search(r'^name = "(.+)"$', project, re.M)[1], {name: code}, points)
-    commands = re.search(r"^```sh\n(.*?)^```", text, re.M | re.S)[1].splitlines()
+    commands = re.search(r"^```shell\n(.*?)^```", text, re.M | re.S)[1].splitlines()
     assert commands[0] == "pip install -e ."
     return commands[1:]
 
