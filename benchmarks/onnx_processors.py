@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fewbits
-from fewbits.exporters import export_onnx
+from fewbits.exporters import export
 from fewbits.exporters.processors import overflows_here
 from images import CACHE, cifar10, mnist, normalise
 from networks import resnet20, top1
@@ -140,7 +140,7 @@ def _row(name: str, form: str, case: Case, folder: Path) -> dict[str, Any]:
         seed=0,
     )
     path = folder / f"{form}.onnx"
-    told = export_onnx(coded, case.model, path, case.images[:2], processor=processor)
+    told = export(coded, path, model=case.model, inputs=case.images[:2], processor=processor)
     network = coded.load_into(copy.deepcopy(case.model)).eval()
     runner, count = session(path), case.emulated
     parts = [torch.from_numpy(run(runner, x.numpy())) for x in case.images.split(500)]

@@ -25,7 +25,7 @@ import onnxruntime
 import torch
 
 import fewbits
-from fewbits.exporters import export_onnx
+from fewbits.exporters import export
 from images import CACHE, cifar10, normalise
 from networks import resnet20
 from record import blank_copy, write
@@ -98,7 +98,7 @@ def _case(
     with torch.inference_mode():
         ours = torch.cat([network(part) for part in x.split(500)]).argmax(1)
     processor = "vnni" if name.endswith("vnni") else "any"
-    told = export_onnx(coded, model, folder / f"{name}.onnx", x[:2], processor=processor)
+    told = export(coded, folder / f"{name}.onnx", model=model, inputs=x[:2], processor=processor)
     runner = session(folder / f"{name}.onnx")
     theirs = torch.cat([torch.from_numpy(run(runner, p.numpy())) for p in x.split(500)]).argmax(1)
     return {

@@ -6,6 +6,7 @@ from typing import Any
 
 from fewbits.coding import CODECS
 from fewbits.engine.layers.views import KINDS
+from fewbits.exporters import EXPORTERS
 
 from .records import ROOT, fill, note, printed, record
 
@@ -21,17 +22,24 @@ _FUZZED = {
 
 
 def support() -> str:
-    """The support matrix: layer kinds and codecs."""
+    """The support matrix: layer kinds, codecs and exporters."""
     kinds = "\n".join(f"| `{name}` | {kind.summary} |" for name, kind in KINDS.items())
     ordered = sorted(CODECS.values(), key=lambda codec: codec.number)
     codecs = "\n".join(f"- `{codec.name}`: {codec.summary}" for codec in ordered)
+    targets = "\n".join(_exporter(name, kind) for name, kind in EXPORTERS.items())
     return (
         "# Support\n\n## Layer kinds\n\n"
         'A weight "falls back" to rounding with least squared error where a method needs inputs\n'
         "that cannot be seen, and where a layer does not return them times its weight (subclasses\n"
         "with a forward of their own are compared once); the plan says so for each.\n\n"
-        f"| kind | modules |\n|---|---|\n{kinds}\n\n## Codecs\n\n{codecs}\n"
+        f"| kind | modules |\n|---|---|\n{kinds}\n\n## Codecs\n\n{codecs}\n\n"
+        f"## Exporters\n\n| name | writes | read by | extra |\n|---|---|---|---|\n{targets}\n"
     )
+
+
+def _exporter(name: str, kind: Any) -> str:
+    extra = f"`{kind.extra}`" if kind.extra else ""
+    return f"| `{name}` | `{kind.suffix}`: {kind.summary} | {kind.runs} | {extra} |"
 
 
 def readme() -> str:

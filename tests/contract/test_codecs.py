@@ -3,6 +3,9 @@
 Files, chooser, reader and size report are told nothing about the new one but what it declares.
 """
 
+import os
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -20,11 +23,11 @@ from fewbits.coding import (
     decode_symbols,
     encode_symbols,
     kernels,
-    register,
 )
 from fewbits.container import decode, encode, inspect, measure
 from fewbits.container.frame import FIELDS, FOOTER
-from fewbits.errors import CorruptFileError
+from fewbits.errors import ConfigError, CorruptFileError
+from packages import install
 
 RNG = np.random.default_rng(3)
 
@@ -63,8 +66,8 @@ NAMES = [*CODECS, "runs"]
 @pytest.fixture
 def runs():
     """The new codec, registered while a test runs."""
-    yield register(Runs())
-    del CODECS["runs"]
+    yield CODECS.register("runs")(Runs())
+    CODECS.unregister("runs")
 
 
 @pytest.fixture(params=NAMES)
@@ -177,8 +180,10 @@ def test_codecs_declare_themselves(codec):
     assert codec.summary
     assert codec.bound.memory(Layout(10, 10)) >= 400
     assert codec.bound.work(2) > codec.bound.work(1) > 0
-    with pytest.raises(ValueError, match="registered already"):
-        register(codec)
+    with pytest.raises(ConfigError, match="registered twice"):
+        CODECS.register(codec.name)(codec)
+    with pytest.raises(ConfigError, match=f"is that of '{codec.name}'|must be an integer in"):
+        CODECS.register("another")(type("Another", (Runs,), {"number": codec.number})())
 
 
 def _sample(codec, shape=(300, 400)):
@@ -318,12 +323,12 @@ def test_a_file_without_it_stays_as_old_as_it_was(runs):
     assert FIELDS.unpack_from(data, len(data) - FOOTER)[0] == 0
 
 
-def test_a_reader_without_the_codec_asks_for_a_newer_version():
-    register(Runs())
+def test_a_reader_without_the_codec_asks_for_its_package():
+    CODECS.register("runs")(Runs())
     data = encode(_contents(), "smallest")
-    del CODECS["runs"]
+    CODECS.unregister("runs")
     for use in (decode, measure):
-        message = r"'blocks\.w'.*codec number 99, unknown.*Install a newer fewbits"
+        message = r"'blocks\.w'.*codec number 99, unknown.*Install the package that provides"
         with pytest.raises(CorruptFileError, match=message):
             use(data)
 
@@ -343,3 +348,35 @@ def test_planes_hold_nothing_slow(inside):
     body = bytes([8 * len(coded) % 128 + CODECS[inside].number | 128, 8 * len(coded) >> 7]) + coded
     with pytest.raises(CorruptFileError, match="inside planes"):
         CODECS["planes"].decode(body + body, Layout(300, 2))
+
+
+READ = """
+import sys
+from pathlib import Path
+from fewbits import CorruptFileError
+from fewbits.container import decode
+
+decode(Path("ours").read_bytes())
+assert "spy" not in sys.modules
+try:
+    decode(Path("theirs").read_bytes())
+except CorruptFileError as error:
+    assert "codec number 99" in str(error)
+assert "spy" in sys.modules
+"""
+
+
+def test_files_in_our_codecs_import_no_package(tmp_path):
+    """One that is installed is imported for a number that is none of ours; files name none."""
+    spy = (
+        "from fewbits.coding import CODECS\nspy = type('Spy', (), {'name': 'spy', 'number': 98})()"
+    )
+    install(tmp_path, "spy", {"spy.py": spy}, {"fewbits.codecs": {"spy": "spy:spy"}})
+    (tmp_path / "ours").write_bytes(encode(_contents()))
+    CODECS.register("runs")(Runs())
+    (tmp_path / "theirs").write_bytes(encode(_contents(), "smallest"))
+    CODECS.unregister("runs")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", READ]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)

@@ -13,7 +13,7 @@ from .choose import (
     is_effort,
     measure,
 )
-from .codec import CODECS, Bound, Codec, Layout, Symbols, register
+from .codec import CODECS, Bound, Codec, Layout, Symbols
 from .mix.mix import Mix
 from .rans.planes import Planes
 from .rans.rans import Rans
@@ -41,5 +41,4 @@ __all__ = [
     "entropy",
     "is_effort",
     "measure",
-    "register",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, CorruptFileError
-from .codec import CODECS, NO_LIMIT, Codec, Layout, Symbols, check_bound
+from .codec import CODECS, NO_LIMIT, OWN_NUMBERS, Codec, Layout, Symbols, check_bound
 
 __all__ = [
     "EFFORTS",
@@ -82,12 +82,18 @@ class Stream:
 
 
 def codec_of(number: int) -> Codec:
-    """Return the codec with this number in files."""
-    for codec in CODECS.values():
-        if codec.number == number:
-            return codec
+    """Return the codec with this number in files.
+
+    Other packages are imported only for a number that is none of ours. Which ones there are is up
+    to who installed them: a file names none.
+    """
+    for codecs in (CODECS.ready, CODECS.values):
+        for codec in codecs():
+            if codec.number == number:
+                return codec
     raise CorruptFileError(
-        f"it is coded by codec number {number}, unknown to this version. Install a newer fewbits."
+        f"it is coded by codec number {number}, unknown to this version. Install "
+        + ("a newer fewbits." if number < OWN_NUMBERS else "the package that provides this codec.")
     )
 
 

@@ -8,20 +8,21 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptFileError
+from ..errors import ConfigError, CorruptFileError, require
+from ..registry import Registry
 
 __all__ = [
     "CODECS",
     "MAX_SYMBOL",
     "MIN_SYMBOL",
     "NO_LIMIT",
+    "OWN_NUMBERS",
     "Bound",
     "Codec",
     "Cursor",
     "Layout",
     "Symbols",
     "check_bound",
-    "register",
     "signed_varint",
     "varint",
 ]
@@ -30,7 +31,7 @@ __all__ = [
 Symbols: TypeAlias = NDArray[np.integer[Any]]
 
 NO_LIMIT = 1 << 62  # bytes
-CODECS: dict[str, Codec] = {}
+NUMBERS, OWN_NUMBERS = 1 << 16, 64  # of codecs; the first 64 are the specification's
 MIN_SYMBOL, MAX_SYMBOL = -(2**31), 2**31 - 1
 
 
@@ -94,8 +95,9 @@ class Codec(Protocol):
     """Codes a matrix of 32-bit integers. Register one, and chooser, writer and reader know it.
 
     Attributes:
-        name, number: what it is called, and what stands for it in files, for ever.
-        since: the first format version, (major, minor), that has it.
+        name, number: what it is called, and what stands for it in files, for ever. Codecs of other
+            packages take a number from 64 on.
+        since: the first format version, (major, minor), that has it; (2, 0) in other packages.
         summary: what it suits, in one line.
         bound: what decoding can cost.
         tier: 0 if it decodes at about the speed of memory, 1 if it learns while decoding.
@@ -121,13 +123,18 @@ class Codec(Protocol):
         """Return about how many bits ``encode`` gives; None where it gives nothing of worth."""
 
 
-def register(codec: Codec) -> Codec:
-    """Add ``codec`` to ``CODECS``; its name and number must be new."""
-    taken = {other.number: other.name for other in CODECS.values()}
-    if codec.name in CODECS or codec.number in taken:
-        raise ValueError(f"codec {codec.name!r} ({codec.number}) is registered already: {taken}")
-    CODECS[codec.name] = codec
-    return codec
+def _check_number(name: str, codec: Codec) -> None:
+    """Refuse a number that stands for another codec, or is not the codec's to take."""
+    ours = type(codec).__module__.partition(".")[0] == __name__.partition(".")[0]
+    low, high = (0, OWN_NUMBERS) if ours else (OWN_NUMBERS, NUMBERS)
+    expected = f"an integer in [{low}, {high})"
+    require(low <= codec.number < high, f"number of the codec {name!r}", expected, codec.number)
+    for other in CODECS.ready():
+        if other.number == codec.number and other is not codec:
+            raise ConfigError(f"the number {codec.number} of {name!r} is that of {other.name!r}")
+
+
+CODECS: Registry[Codec] = Registry("codec", "fewbits.codecs", _check_number)
 
 
 def check_bound(codec: Codec, length: int, layout: Layout) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptFileError
 from .codec import (
+    CODECS,
     MAX_SYMBOL,
     NO_LIMIT,
     Bound,
@@ -14,7 +15,6 @@ from .codec import (
     Layout,
     Symbols,
     check_bound,
-    register,
     signed_varint,
 )
 
@@ -120,5 +120,5 @@ def unpack(cursor: Cursor, count: int, width: int) -> Wide:
     return out
 
 
-register(Constant())
-register(Raw())
+CODECS.register("constant")(Constant())
+CODECS.register("raw")(Raw())

@@ -86,7 +86,8 @@ class Budget:
             BudgetError: nothing that was evaluated is within the budget.
         """
         start = _start(recipe)
-        trace = self._trace(_key(model, recipe, calibration, self.effort))
+        judge = getattr(self.evaluate, "metric", "accuracy")
+        trace = self._trace(_key(model, recipe, calibration, self.effort, judge))
         run = _Run(self, model, recipe, compress)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
 
@@ -117,7 +118,7 @@ class Budget:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if dict(found.goal) != self.goal.to_dict() or found.key != key:
-            other = "goal" if found.key == key else "network, recipe, data or effort"
+            other = "goal" if found.key == key else "network, recipe, data, effort or metric"
             raise ConfigError(
                 f"{where} is of a search with another {other}. Name another file, or remove it."
             )
@@ -187,16 +188,23 @@ class _Run:
         return coded.with_trace(trace)
 
 
-def _key(model: nn.Module, recipe: Recipe, calibration: Sequence[Any] | None, effort: str) -> str:
+def _key(
+    model: nn.Module,
+    recipe: Recipe,
+    calibration: Sequence[Any] | None,
+    effort: str,
+    metric: str,
+) -> str:
     """Return a fingerprint of what a trial depends on besides the slope.
 
-    Covers all weights, the recipe without its slopes, the effort, and of the calibration data the
-    number of batches and the first batch.
+    Covers all weights, the recipe without its slopes, the effort, of the calibration data the
+    number of batches and the first batch, and a metric that is not accuracy.
     """
     count = None if calibration is None else len(calibration)
     first = [] if calibration is None else list(_tensors(calibration[0]))
     tensors = [*model.state_dict().items(), *(("", tensor) for tensor in first)]
-    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count)
+    judge = [] if metric == "accuracy" else [metric]
+    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *judge)
 
 
 def _tensors(batch: Any) -> Iterable[Tensor]:

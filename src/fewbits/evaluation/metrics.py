@@ -1,22 +1,23 @@
-"""How good a classifier is: top-1 accuracy and mean loss over batches, and nothing else."""
+"""How good a network is on labelled batches: accuracy, loss, and any registered metric."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sized
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..engine.network.batches import Forward, call_model, describe, labels_of
 from ..engine.network.isolation import evaluating
 from ..errors import CalibrationError, ModelError
 from ..progress import Progress, ProgressEvent, silent
+from .base import METRICS, Metric, shown
+from .classification import Accuracy, Loss
 
-__all__ = ["Evaluation", "answers", "evaluate"]
+__all__ = ["Evaluation", "Score", "answers", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,28 @@ class Evaluation:
         accuracy: fraction whose largest logit is the label (top-1), in [0, 1].
         loss: mean cross-entropy in nats.
         seconds: duration of the pass, reading the data included.
+        others: results of further metrics, by name.
     """
 
     samples: int
     accuracy: float
     loss: float
     seconds: float
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, metric: str) -> float:
+        """Return the result of one of the metrics."""
+        return {Accuracy.name: self.accuracy, Loss.name: self.loss, **self.others}[metric]
 
     def to_dict(self) -> dict[str, float]:
         """Return JSON-ready values."""
-        return asdict(self)
+        counted = {"samples": self.samples, "accuracy": self.accuracy, "loss": self.loss}
+        return {**counted, "seconds": self.seconds, **self.others}
 
     def __str__(self) -> str:
-        return f"accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {self.samples:,} samples"
+        more = "".join(f", {name} {shown(name, value)}" for name, value in self.others.items())
+        told = f"accuracy {self.accuracy:.2%}, loss {self.loss:.4f}{more}"
+        return f"{told} on {self.samples:,} samples"
 
 
 def evaluate(
@@ -48,6 +58,7 @@ def evaluate(
     batches: Iterable[Any],
     forward: Forward = call_model,
     *,
+    metrics: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Evaluation:
     """Run ``model`` over ``batches`` in evaluation mode; its mode and device stay as they were.
@@ -59,23 +70,45 @@ def evaluate(
         model: the network.
         batches: labelled batches; read once.
         forward: ``forward(model, batch) -> logits``; the default calls the model on the inputs.
+        metrics: names in ``METRICS``, besides accuracy and loss.
         progress: told after every batch.
 
     Raises:
         CalibrationError: no batches, no labels, or labels outside the classes.
+        ConfigError: no such metric.
         ModelError: the forward pass failed, or its result is not one row of logits per label.
     """
-    correct = samples = 0
-    loss = 0.0
+    accuracy, loss = Accuracy(), Loss()
+    wanted = [name for name in dict.fromkeys(metrics) if name not in (Accuracy.name, Loss.name)]
+    others = {name: METRICS[name]() for name in wanted}
+    told: list[Metric] = [accuracy, loss, *others.values()]
     started = time.perf_counter()
     for labels, logits in answers(model, batches, forward, progress=progress):
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        samples += len(labels)
-    if not samples:
+        for metric in told:
+            metric.update(logits, labels)
+    if not accuracy.samples:
         raise CalibrationError("there is nothing to evaluate: the data gave no batches.")
     seconds = time.perf_counter() - started
-    return Evaluation(samples, correct / samples, loss / samples, seconds)
+    more = {name: float(metric.result()) for name, metric in others.items()}
+    return Evaluation(accuracy.samples, accuracy.result(), loss.result(), seconds, more)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on batches, as a function of the network whose larger values are better.
+
+    Attributes:
+        metric: a name in ``METRICS``; one whose lower results are better is negated.
+        batches: labelled; read again for every network.
+    """
+
+    metric: str
+    batches: Iterable[Any]
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the score of ``model``."""
+        value = evaluate(model, self.batches, metrics=(self.metric,)).value(self.metric)
+        return value if METRICS[self.metric].higher_is_better else -value
 
 
 def answers(

@@ -1,5 +1,16 @@
-"""Exports: compressed networks for other runtimes, one file for each target."""
+"""Exports: compressed networks for other runtimes, one file for each, found in ``EXPORTERS``."""
 
-from .onnx import OnnxExport, export_onnx
+from .base import EXPORTERS, Exported, Exporter
+from .by_name import export, exporter_for, exporter_name
+from .onnx import ONNX, OnnxExport
 
-__all__ = ["OnnxExport", "export_onnx"]
+__all__ = [
+    "EXPORTERS",
+    "ONNX",
+    "Exported",
+    "Exporter",
+    "OnnxExport",
+    "export",
+    "exporter_for",
+    "exporter_name",
+]

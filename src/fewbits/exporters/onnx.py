@@ -9,28 +9,26 @@ and below that there is no type. The export says which of these each tensor gets
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..coded import ActivationGrid, ActivationSite, Contents
-from ..compression.coded_model import CodedModel
-from ..container import read
 from ..errors import ConfigError, MissingExtraError, ModelError, require
-from ..files.atomic_write import check_target, write
+from ..files.atomic_write import write
+from .base import EXPORTERS, Exported
 from .fake_quant import Marked, marked
 from .graph import absorb_norms, drop_cuts, own_zeros, pack_int4, strip
 from .kernels import float_convs, float_gemms
 from .processors import PROCESSORS, overflows_here
 
-__all__ = ["OnnxExport", "export_onnx"]
+__all__ = ["ONNX", "OnnxExport"]
 
 OPSET = 21  # the first with 4-bit integers
 _OVERFLOWS = (
@@ -40,82 +38,91 @@ _OVERFLOWS = (
 
 
 @dataclass(frozen=True)
-class OnnxExport:
+class OnnxExport(Exported):
     """An ONNX file that was written.
 
     Attributes:
-        path: the file.
-        bytes: its length.
-        weights: weight name to the bits of its integers: 4, 8 or 16.
-        inputs: site to bits, of quantized inputs.
-        notes: what differs from plain 8-bit integers, and what a runtime does with it.
         processor: where the file gives right answers: "any", or "vnni".
         unsigned: the weights that are unsigned integers around 128.
     """
 
-    path: Path
-    bytes: int
-    weights: dict[str, int]
-    inputs: dict[str, int]
-    notes: tuple[str, ...]
     processor: str = "any"
     unsigned: tuple[str, ...] = ()
 
 
-def export_onnx(
-    coded: CodedModel | str | os.PathLike[str],
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    example: Tensor | tuple[Any, ...],
-    *,
-    dynamic_batch: bool = True,
-    processor: str = "any",
-) -> OnnxExport:
-    """Write a compressed network as ONNX, checked by ONNX's own checker.
+@EXPORTERS.register("onnx")
+@dataclass(frozen=True, kw_only=True)
+class ONNX:
+    """A graph of opset 21 in float32, checked by ONNX's own checker.
 
-    Args:
-        coded: the compressed network, or its file.
-        model: a network of its architecture; it is not changed. The graph is of float32.
-        path: the file to write.
-        example: inputs of the network, to trace it with; two samples or more.
-        dynamic_batch: leave the first axis of every input open.
+    Attributes:
         processor: "any" makes 8-bit weights unsigned wherever signed ones may go wrong in
             onnxruntime on x86 without VNNI; the products are the same. "vnni" leaves all of them
             signed, which is faster, and wrong on such a processor; on this one, it warns.
-
-    Raises:
-        ConfigError: ``path`` is a device, a FIFO or a socket.
-        MissingExtraError: onnx or onnxscript is not installed (``pip install fewbits[onnx]``).
-        ModelError: torch.export cannot follow the network, or its graph is not sound ONNX.
+        dynamic_batch: leave the first axis of every input open.
     """
-    onnx = _needed()
-    check_target(path)
-    contents = coded.contents if isinstance(coded, CodedModel) else read(coded)
-    inputs = example if isinstance(example, tuple) else (example,)
-    require(all(isinstance(x, Tensor) for x in inputs), "example", "a tensor or several", example)
-    require(processor in PROCESSORS, "processor", f"one of {', '.join(PROCESSORS)}", processor)
-    anywhere = processor == "any"
-    found = marked(model, contents, unsigned=anywhere)
-    inputs = tuple(x.float() if x.dtype in found.dtypes else x for x in inputs)
-    graph = _traced(found.network, inputs, dynamic_batch, unsigned=anywhere)
+
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "a graph whose weights and inputs are integers (QDQ)"
+    suffix: ClassVar[str] = ".onnx"
+    extra: ClassVar[str] = "onnx"
+    runs: ClassVar[str] = "onnxruntime and other readers of opset 21"
+    needs: ClassVar[str] = "inputs"
+    keeps_codes: ClassVar[bool] = True
+
+    processor: str = "any"
+    dynamic_batch: bool = True
+
+    def __post_init__(self) -> None:
+        known = f"one of {', '.join(PROCESSORS)}"
+        require(self.processor in PROCESSORS, "processor", known, self.processor)
+        require(
+            isinstance(self.dynamic_batch, bool),
+            "dynamic_batch",
+            "True or False",
+            self.dynamic_batch,
+        )
+
+    def export(
+        self, contents: Contents, path: Path, model: nn.Module | None, inputs: tuple[Tensor, ...]
+    ) -> OnnxExport:
+        """Trace the network with ``inputs``, and write its graph.
+
+        Raises:
+            MissingExtraError: onnx or onnxscript is not installed (``pip install fewbits[onnx]``).
+            ModelError: torch.export cannot follow the network, or its graph is not sound ONNX.
+        """
+        onnx = _needed()
+        if model is None:
+            raise ConfigError("a graph is traced from a network: pass model=.")
+        anywhere = self.processor == "any"
+        found = marked(model, contents, unsigned=anywhere)
+        traced = tuple(x.float() if x.dtype in found.dtypes else x for x in inputs)
+        graph = _traced(found.network, traced, self.dynamic_batch, unsigned=anywhere)
+        _tidy(graph)
+        try:
+            onnx.checker.check_model(graph, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ModelError(f"the exported graph is not sound ONNX: {error}") from error
+        data = graph.SerializeToString()
+        write(data, path)
+        grids = {name: grid.bits for name, grid in contents.activations.items()}
+        if found.wide and not anywhere and overflows_here():
+            warnings.warn(_OVERFLOWS, stacklevel=3)
+        notes = (*_notes(found, contents), *_form(found, contents), *_slow(graph, contents))
+        unsigned = tuple(found.unsigned)
+        return OnnxExport(
+            path, len(data), dict(found.widths), grids, notes, self.processor, unsigned
+        )
+
+
+def _tidy(graph: Any) -> None:
+    """Change the graph to what runtimes compute in integers, its function being the same."""
     absorb_norms(graph)
     drop_cuts(graph)
     pack_int4(graph)
     own_zeros(graph)
     strip(graph)
-    try:
-        onnx.checker.check_model(graph, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the exported graph is not sound ONNX: {error}") from error
-    target = Path(path)
-    data = graph.SerializeToString()
-    write(data, target)
-    grids = {name: grid.bits for name, grid in contents.activations.items()}
-    if found.wide and not anywhere and overflows_here():
-        warnings.warn(_OVERFLOWS, stacklevel=2)
-    notes = (*_notes(found, contents), *_form(found, contents), *_slow(graph, contents))
-    unsigned = tuple(found.unsigned)
-    return OnnxExport(target, len(data), dict(found.widths), grids, notes, processor, unsigned)
 
 
 def _needed() -> Any:

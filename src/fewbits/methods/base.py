@@ -153,7 +153,7 @@ class TrainingMethod(Method, Protocol):
 
 AnyMethod: TypeAlias = PostTrainingMethod | TrainingMethod
 
-METHODS: Registry[type[AnyMethod]] = Registry("method")
+METHODS: Registry[type[AnyMethod]] = Registry("method", "fewbits.methods")
 
 
 def is_method(value: object) -> TypeIs[AnyMethod]:

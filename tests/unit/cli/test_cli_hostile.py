@@ -10,6 +10,7 @@ import pytest
 from cli_runs import run
 from fewbits.coded import Contents, RawTensor
 from fewbits.container import encode, write
+from fewbits.sources import DATA, MODELS
 
 
 @pytest.fixture
@@ -53,3 +54,24 @@ def test_a_run_from_elsewhere_replaces_no_other_file(here):
     refused = run("train", "--resume", "net.fewbits.run", "--device", "cpu", code=1).stderr
     assert "no .fewbits file" in refused
     assert (here / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "data"),
+    [
+        ("datasets:load_dataset", "datasets:mnist"),
+        ("npz:load", "npz:here.npz"),
+        ("plugged:build", "plugged:here"),
+        ("plugged:build", "digits"),
+        ("json:loads", "mynet:data"),
+    ],
+)
+def test_a_scheme_of_the_data_is_no_module_that_a_file_may_name(here, monkeypatch, source, data):
+    def never(spec, *more):
+        raise AssertionError("called")
+
+    for registry in (DATA, MODELS):
+        monkeypatch.setitem(registry._entries, "plugged", never)
+    write(encode(Contents({"w": raw(3)}, metadata={"source": source})), "net.fewbits")
+    refused = run("evaluate", "net.fewbits", "--data", data, code=1).stderr
+    assert f"Add --model {source} if you trust it" in refused

@@ -33,7 +33,7 @@ def test_no_effort_takes_more_than_raw_fields(effort, rows, columns, spread, dat
 
 
 def test_an_unknown_number_and_an_unknown_effort_are_told():
-    with pytest.raises(CorruptFileError, match=r"number 77, unknown.*Install a newer"):
+    with pytest.raises(CorruptFileError, match=r"number 77, unknown.*Install the package"):
         decode_symbols(77, b"", Layout(1, 1))
     with pytest.raises(ConfigError, match="fast, balanced, smallest"):
         encode_symbols(np.zeros((1, 1), np.int32), Layout(1, 1), "quick")

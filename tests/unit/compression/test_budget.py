@@ -179,7 +179,7 @@ def test_a_trace_of_something_else_is_refused(digits_net, accuracy, tmp_path):
     with pytest.raises(ConfigError, match="without evaluate="):
         compress(digits_net, Sloped(), target_bytes=4000, trace=path, evaluate=accuracy)
     for settings in ({"effort": "balanced"}, {"seed": 3}):
-        with pytest.raises(ConfigError, match="another network, recipe, data or effort"):
+        with pytest.raises(ConfigError, match="another network, recipe, data, effort or"):
             compress(digits_net, Sloped(), target_bytes=4000, trace=path, **settings)
     with torch.no_grad():
         digits_net.linear.bias[0] += 1

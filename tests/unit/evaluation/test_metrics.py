@@ -31,7 +31,9 @@ def test_accuracy_and_loss_equal_the_count_by_hand():
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.loss == pytest.approx(by_hand / 3)
     assert found.to_dict()["accuracy"] == found.accuracy
-    assert "66.67%" in str(found)
+    assert str(found) == f"accuracy 66.67%, loss {by_hand / 3:.4f} on 3 samples"
+    assert list(found.to_dict()) == ["samples", "accuracy", "loss", "seconds"]
+    assert evaluate(Identity(), [(LOGITS, LABELS)], metrics=("loss", "accuracy")).others == {}
 
 
 def test_mode_of_every_module_stays_and_evaluation_mode_is_used():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.exporters import export_onnx
+from fewbits.exporters import export
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -57,7 +57,7 @@ def graphs(net, path, **settings):
     """Return what was told, the convolutions that are in floats, and all Gemm nodes."""
     activations = fewbits.Activations(**{"bits": 8, **settings})
     coded = fewbits.compress(net.eval(), fewbits.Nearest(bits=8), X, activations=activations)
-    told = export_onnx(coded, net, path / "net.onnx", X[:2])
+    told = export(coded, path / "net.onnx", model=net, inputs=X[:2])
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(path / "made.onnx")

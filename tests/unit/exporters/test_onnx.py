@@ -11,7 +11,7 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import ModelError
-from fewbits.exporters import export_onnx
+from fewbits.exporters import export
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -71,7 +71,7 @@ def test_onnxruntime_computes_the_same_logits(case, net, tmp_path):
         bits = {"w8a8": 8, "w4": 4}[case]
         activations = 8 if case == "w8a8" else None
         coded = fewbits.compress(net, fewbits.GPFQ(bits=bits), X, activations=activations)
-    told = export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    told = export(coded, tmp_path / "net.onnx", model=net, inputs=X[:2])
     ours = coded.load_into(copy.deepcopy(net))(X).detach().numpy()
     theirs = run(tmp_path / "net.onnx", X)
     # A value at the edge of two levels may fall to either side after float arithmetic.
@@ -93,7 +93,7 @@ def test_onnxruntime_computes_the_same_logits(case, net, tmp_path):
 
 def test_tensors_without_integers_are_told(net, tmp_path):
     coded = fewbits.compress(net, fewbits.Transform(), X)
-    told = export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    told = export(coded, tmp_path / "net.onnx", model=net, inputs=X[:2])
     ours = coded.load_into(copy.deepcopy(net))(X).detach().numpy()
     np.testing.assert_allclose(run(tmp_path / "net.onnx", X), ours, rtol=0, atol=1e-4)
     for name in set(coded.tensors) - set(told.weights):
@@ -111,7 +111,7 @@ def test_a_network_that_cannot_be_followed(tmp_path):
 
     coded = fewbits.compress(Odd(), fewbits.Nearest(bits=8))
     with pytest.raises(ModelError, match=r"torch\.export"):
-        export_onnx(coded, Odd(), tmp_path / "net.onnx", torch.randn(2, 4))
+        export(coded, tmp_path / "net.onnx", model=Odd(), inputs=torch.randn(2, 4))
 
 
 class Both(nn.Module):
@@ -132,7 +132,7 @@ def test_a_convolution_that_the_network_gives_keeps_its_values(tmp_path):
         net.bn.weight.fill_(3.0)
         net.bn.bias.fill_(1.0)
     coded = fewbits.compress(net.eval(), fewbits.Nearest(bits=8))
-    export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+    export(coded, tmp_path / "net.onnx", model=net, inputs=X[:2])
     with torch.no_grad():
         ours = coded.load_into(copy.deepcopy(net))(X)
     for mine, theirs in zip(ours, run_all(tmp_path / "net.onnx", X), strict=True):
@@ -143,10 +143,10 @@ def test_a_convolution_that_the_network_gives_keeps_its_values(tmp_path):
 def test_other_dtypes_are_exported_as_float32(dtype, net, tmp_path):
     half = copy.deepcopy(net).to(dtype)
     coded = fewbits.compress(net, fewbits.GPFQ(bits=8), X, activations=8)
-    told = export_onnx(coded, half, tmp_path / "net.onnx", X[:2].to(dtype))
+    told = export(coded, tmp_path / "net.onnx", model=half, inputs=X[:2].to(dtype))
     assert any(str(dtype)[6:] in note and "float32" in note for note in told.notes)
     assert next(half.parameters()).dtype == dtype
-    plain = export_onnx(coded, net, tmp_path / "float.onnx", X[:2])
+    plain = export(coded, tmp_path / "float.onnx", model=net, inputs=X[:2])
     assert not any("graph is of float32" in note for note in plain.notes)
     theirs, ours = (run(tmp_path / name, X) for name in ("net.onnx", "float.onnx"))
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
@@ -164,7 +164,7 @@ def test_a_network_that_casts_on_its_way(tmp_path):
     net, x = Casts().eval(), torch.randn(64, 4)
     activations = fewbits.Activations(bits=8, placement="output")
     coded = fewbits.compress(net, fewbits.Nearest(bits=8), x, activations=activations)
-    export_onnx(coded, net, tmp_path / "net.onnx", x[:2])
+    export(coded, tmp_path / "net.onnx", model=net, inputs=x[:2])
     ours = coded.load_into(copy.deepcopy(net))(x).detach().numpy()
     assert np.isclose(run(tmp_path / "net.onnx", x), ours, rtol=0, atol=1e-3).mean() > 0.9
 
@@ -176,5 +176,5 @@ def test_a_graph_that_onnx_refuses(monkeypatch, net, tmp_path):
     monkeypatch.setattr(onnx.checker, "check_model", refuse)
     coded = fewbits.compress(net, fewbits.Nearest(bits=8))
     with pytest.raises(ModelError, match="not sound ONNX: y_scale"):
-        export_onnx(coded, net, tmp_path / "net.onnx", X[:2])
+        export(coded, tmp_path / "net.onnx", model=net, inputs=X[:2])
     assert not (tmp_path / "net.onnx").exists()

@@ -17,7 +17,7 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import ConfigError
-from fewbits.exporters import export_onnx
+from fewbits.exporters import export
 from fewbits.exporters import onnx as exporter
 from fewbits.exporters.processors import overflows_here, pairs_may_overflow
 
@@ -82,7 +82,7 @@ class Exported:
         grids = fewbits.Activations(bits=8, outputs=True) if activations else None
         coded = fewbits.compress(net.eval(), fewbits.Nearest(bits=bits), self.x, activations=grids)
         self.path = folder / "net.onnx"
-        self.told = export_onnx(coded, net, self.path, self.x[:2], **settings)
+        self.told = export(coded, self.path, model=net, inputs=self.x[:2], **settings)
         with torch.no_grad():
             self.right = coded.load_into(copy.deepcopy(net))(self.x).numpy()
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import fewbits
 from fewbits.errors import ConfigError, SourceError
-from fewbits.exporters import export_onnx
+from fewbits.exporters import export
 from fewbits.files.atomic_write import TEMPORARY, check_target, clear_stale, replacing, write
 from fewbits.search import Trace
 from fewbits.training.loop.checkpoint import RunFolder
@@ -73,7 +73,7 @@ def test_every_writer_refuses_it(special, tmp_path):
         lambda: coded.save(special[0]),
         lambda: RunFolder.write(special[0], {}),
         lambda: CSVLog(special[0], None),
-        lambda: export_onnx(coded, net, special[0], torch.randn(2, 4)),
+        lambda: export(coded, special[0], to="onnx", model=net, inputs=torch.randn(2, 4)),
         lambda: fewbits.compress(net, fewbits.RDOQ(), **budget),
     ):
         with pytest.raises(ConfigError, match="is a FIFO"):

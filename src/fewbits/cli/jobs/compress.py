@@ -10,7 +10,9 @@ from typing import Any
 from ... import api
 from ...compression.result import CompressionResult
 from ...errors import SourceError
-from ...evaluation.metrics import Evaluation
+from ...evaluation import METRICS
+from ...evaluation.base import shown
+from ...evaluation.metrics import Evaluation, Score
 from ...evaluation.metrics import evaluate as judge
 from ...progress import Progress
 from ...recipe.recipe import Recipe
@@ -41,6 +43,7 @@ class Done:
     before: Evaluation | None = None
     after: Evaluation | None = None
     notes: tuple[str, ...] = ()
+    metric: str = "accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -63,17 +66,26 @@ class Done:
         parts.append(f"{self.out}: {summary(self.coded)} ({self.seconds:.1f} s)")
         best = None if self.coded.trace is None else self.coded.trace.best
         reference = None if self.coded.trace is None else self.coded.trace.reference
+        sign = 1 if METRICS[self.metric].higher_is_better else -1
         if best is not None and best.score is not None and reference is not None:
-            drop = 100 * (reference - best.score)
-            parts.append(
-                f"selection:  accuracy {best.score:.2%}, float32 {reference:.2%}: a drop of "
-                f"{drop:.2f} points"
-            )
+            after, before = sign * best.score, sign * reference
+            both = f"{shown(self.metric, after)}, float32 {shown(self.metric, before)}"
+            parts.append(f"selection:  {self.metric} {both}: {_change(self.metric, before, after)}")
         if self.before and self.after:
             parts += [f"float32:    {self.before}", f"compressed: {self.after}"]
-            drop = 100 * (self.before.accuracy - self.after.accuracy)
-            parts += [f"test:       a drop of {drop:.2f} points"] * (best is not None)
+            before, after = (found.value(self.metric) for found in (self.before, self.after))
+            told = f"test:       {_change(self.metric, before, after)}"
+            parts += [told] * (best is not None)
         return tuple(parts)
+
+
+def _change(metric: str, before: float, after: float) -> str:
+    """Return by how much a metric got worse."""
+    kind = METRICS[metric]
+    worse = before - after if kind.higher_is_better else after - before
+    word = "drop" if kind.higher_is_better else "rise"
+    figure = f"{100 * worse:.2f} points" if kind.unit == "%" else shown(metric, worse)
+    return f"a {word} of {figure}"
 
 
 class Job:
@@ -91,6 +103,7 @@ class Job:
     ) -> None:
         self.recipe, self.batch_size = recipe, batch_size
         self.wanted = wanted or Wanted()
+        self.metric = self.wanted.metric or "accuracy"
         self.model = load_model(model, weights)
         self.data: DataSource | None = None if data is None else load_data(data)
         self.selection: Split | None = None
@@ -131,7 +144,7 @@ class Job:
         seconds = time.perf_counter() - started
         size = coded.save(out, threads=threads)
         after = self.accuracy(progress, out, threads) if evaluate or told else None
-        return Done(out, coded, size, seconds, before, after, self.notes)
+        return Done(out, coded, size, seconds, before, after, self.notes, self.metric)
 
     def compress(
         self,
@@ -151,7 +164,7 @@ class Job:
         budget = self.wanted.settings()
         if self.selection is not None:
             chosen = self.selection.batches(self.batch_size, None, None)
-            budget["evaluate"] = lambda model: judge(model, chosen).accuracy
+            budget["evaluate"] = Score(self.metric, chosen)
         return api.compress(
             self.model.module,
             self.recipe,
@@ -192,7 +205,8 @@ class Job:
         module = self.model.module
         if file is not None:
             module = api.load(file, into=module, threads=threads)
-        return judge(module, self.data.batches("test", self.batch_size), progress=progress)
+        batches = self.data.batches("test", self.batch_size)
+        return judge(module, batches, metrics=(self.metric,), progress=progress)
 
 
 def doubts(network: LoadedModel) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ def stored_source(file: Path, data: str) -> str:
     """Return how the file says its network is built.
 
     Whoever builds it passes ``fetch=False``: a file names what may be built, not what is fetched.
-    Of one's own modules, a file may only name the one that the command line names too: otherwise
-    a file from elsewhere could have any installed function called.
+    Of one's own modules, a file may only name the one that the command line names too, as the
+    module of the data: otherwise a file from elsewhere could have any installed function called.
+    A scheme of data such as ``datasets``, or one that a package adds, is no such module.
     """
     source = look(file).metadata.get("source")
     if not isinstance(source, str) or not source:
@@ -31,13 +32,19 @@ def stored_source(file: Path, data: str) -> str:
             f"Add --model {source} if you trust it."
         )
     listed = scheme in ("builtin", "transformers", "timm", "torchvision")
-    named = attribute.isidentifier() and scheme == data.partition(":")[0]
-    if not (listed or named):
+    if not (listed or (attribute.isidentifier() and scheme == _module_of(data))):
         raise SourceError(
             f"{file}: names the network {source!r}, which would import and call code. "
             f"Add --model {source} if you trust it."
         )
     return source
+
+
+def _module_of(data: str) -> str:
+    """Return the module of one's own that ``data`` names; empty for none."""
+    from ...sources import code_of  # noqa: PLC0415  (brings torch)
+
+    return code_of(data, "data") if data else ""
 
 
 def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:

@@ -12,6 +12,7 @@ import typer
 
 from ...errors import ConfigError
 from ...search import as_bytes, as_drop, as_seconds
+from .metric import drop_of
 
 __all__ = [
     "Evaluations",
@@ -78,6 +79,7 @@ class Wanted:
     evaluations: int = 12
     time_budget: str | None = None
     trace: Path | None = None
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         asked = (self.target_bytes, self.target_bits, self.max_drop)
@@ -89,12 +91,15 @@ class Wanted:
             ("selection", self.selection),
             ("time-budget", self.time_budget),
             ("trace", self.trace),
+            ("metric", self.metric),
         ):
             if value is not None and not self:
                 raise typer.BadParameter(
                     f"--{option} belongs to a search: add --target-bytes, --target-bits or "
                     "--max-drop."
                 )
+        if self.metric is not None and not self.judges:
+            raise typer.BadParameter("--metric judges: add --max-drop or --selection.")
         if self.target_bits is not None and not 0 < self.target_bits < math.inf:
             raise typer.BadParameter(f"--target-bits takes a number > 0. Got {self.target_bits}.")
         self.settings()  # read now, before any work is done
@@ -112,6 +117,13 @@ class Wanted:
         text: str | None = getattr(self, name)
         return None if text is None else quantity(read, text, "--" + name.replace("_", "-"))
 
+    def _drop(self) -> float | None:
+        if self.max_drop is None:
+            return None
+        return drop_of(
+            self.metric, self.max_drop, lambda text: quantity(as_drop, text, "--max-drop")
+        )
+
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`fewbits.compress`, but for ``evaluate``."""
         if not self:
@@ -119,7 +131,7 @@ class Wanted:
         return {
             "target_bytes": self._read(as_bytes, "target_bytes"),
             "target_bits": self.target_bits,
-            "max_drop": self._read(as_drop, "max_drop"),
+            "max_drop": self._drop(),
             "evaluations": self.evaluations,
             "time_budget": self._read(as_seconds, "time_budget"),
             "trace": self.trace,

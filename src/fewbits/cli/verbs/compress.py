@@ -33,6 +33,7 @@ from ..options.budget import (
     Wanted,
 )
 from ..options.choice import choose, with_activations
+from ..options.metric import Metric
 from ..options.training import with_training
 from .train import order_of
 
@@ -91,6 +92,7 @@ def compress(
     target_bytes: TargetBytes = None,
     target_bits: TargetBits = None,
     max_drop: MaxDrop = None,
+    metric: Metric = None,
     selection: Selection = None,
     evaluations: Evaluations = 12,
     time_budget: TimeBudget = None,
@@ -127,7 +129,8 @@ def compress(
 
     ('fewbits demo' writes these weights.)
     """
-    wanted = Wanted(target_bytes, target_bits, max_drop, selection, evaluations, time_budget, trace)
+    how = (selection, evaluations, time_budget, trace, metric)
+    wanted = Wanted(target_bytes, target_bits, max_drop, *how)
     if out is None and not dry_run:
         raise typer.BadParameter("name the file to write with -o FILE.")
     if data is None and (evaluate or (max_drop is not None and selection is None)):

@@ -24,6 +24,7 @@ from ..console.outcome import (
 from ..console.progress import listening
 from ..jobs.stored import stored_source
 from ..options import shared
+from ..options.metric import known_metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +42,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="How to build the network. \\[default: what the file says]")
     ] = None,
+    metric: Annotated[
+        str, typer.Option(help="Told besides accuracy and loss, such as one of a package.")
+    ] = "accuracy",
     min_accuracy: Annotated[
         str | None, typer.Option(help="As 0.97 or 97%: exit code 3 below it.")
     ] = None,
@@ -67,6 +71,7 @@ def evaluate(
     """
     wanted = None if min_accuracy is None else _fraction(min_accuracy)
     sizes = [] if weight_noise is None else _sizes(weight_noise)
+    known_metric(metric)
     source = model or stored_source(file, data)
     from ...api import load  # noqa: PLC0415
     from ...evaluation.metrics import evaluate as judge  # noqa: PLC0415
@@ -74,24 +79,17 @@ def evaluate(
 
     batches = load_data(data).batches("test", batch_size)
     empty = load_model(source, pretrained=False, fetch=model is not None).module
-    limit = in_bytes(max_decoded_mib)
+    limits: Any = {"max_decoded_bytes": in_bytes(max_decoded_mib), "threads": threads}
     before = _multiplications(empty, batches) if transform_domain else 0
-    network = load(
-        file,
-        into=empty,
-        max_decoded_bytes=limit,
-        threads=threads,
-        transform_domain=transform_domain,
-    )
+    network = load(file, into=empty, transform_domain=transform_domain, **limits)
     with listening() as progress:
         how: Any = {"draws": draws, "seed": seed, "progress": progress}
-        found = judge(network, batches, progress=progress)
+        found = judge(network, batches, metrics=(metric,), progress=progress)
         noisy = _under_noise(network, batches, sizes, how) if sizes else []
-    met = wanted is None or found.accuracy >= wanted
     covered = look(file).report.coverage
     doubt(covered)
-    shown = {"file": str(file), "model": source, "data": data, **found.to_dict()}
-    shown["quantized"] = covered.to_dict()
+    shown: dict[str, Any] = {"file": str(file), "model": source, "data": data}
+    shown |= {**found.to_dict(), "quantized": covered.to_dict()}
     told = f"{file}: {found}; {covered}"
     if transform_domain:
         after = _multiplications(network, batches)
@@ -102,6 +100,7 @@ def evaluate(
         shown["weight_noise"] = [one.to_dict() for one in noisy]
     if wanted is None:
         return Outcome(shown, (told, *tables))
+    met = found.accuracy >= wanted
     verdict = f"{'at least' if met else 'below'} the wanted {wanted:.2%}"
     outcome = {**shown, "min_accuracy": wanted, "met": met}
     return Outcome(outcome, (f"{told}; {verdict}", *tables), 0 if met else NOT_MET)

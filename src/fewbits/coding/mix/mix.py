@@ -31,6 +31,7 @@ from ..bitcoder import (
     open_coder,
 )
 from ..codec import (
+    CODECS,
     MAX_SYMBOL,
     NO_LIMIT,
     Bound,
@@ -38,7 +39,6 @@ from ..codec import (
     Layout,
     Symbols,
     check_bound,
-    register,
     signed_varint,
     varint,
 )
@@ -362,4 +362,4 @@ def _told(pairs: Ints, size: int) -> float:
     return float((joint[some] * np.log2(joint[some] / apart[some])).sum())
 
 
-register(Mix())
+CODECS.register("mix")(Mix())

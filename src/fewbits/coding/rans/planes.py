@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import CorruptFileError
 from ..choose import decode_symbols
-from ..codec import NO_LIMIT, Bound, Cursor, Layout, Symbols, register, varint
+from ..codec import CODECS, NO_LIMIT, Bound, Cursor, Layout, Symbols, varint
 from ..raw import Constant, Raw
 from .rans import Rans
 
@@ -75,4 +75,4 @@ def _suits(symbols: Symbols, layout: Layout) -> bool:
     return symbols.dtype == np.uint8 and layout.columns in WIDTHS
 
 
-register(Planes())
+CODECS.register("planes")(Planes())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import CorruptFileError
 from ..codec import (
+    CODECS,
     MAX_SYMBOL,
     MIN_SYMBOL,
     NO_LIMIT,
@@ -20,7 +21,6 @@ from ..codec import (
     Layout,
     Symbols,
     check_bound,
-    register,
     signed_varint,
     varint,
 )
@@ -239,4 +239,4 @@ def _symbols(cursor: Cursor, bins: Bins, window: Window) -> Symbols:
     return out
 
 
-register(Rans())
+CODECS.register("rans")(Rans())

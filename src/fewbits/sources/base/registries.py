@@ -1,7 +1,8 @@
 """The schemes: a name before the colon to the function that loads what follows it.
 
 A new scheme is one file: decorate a function with ``MODELS.register(name)`` or
-``DATA.register(name)``.
+``DATA.register(name)``, or declare it as an entry point of a package, in the group
+``fewbits.models`` or ``fewbits.data``.
 """
 
 from __future__ import annotations
@@ -22,5 +23,5 @@ __all__ = ["DATA", "MODELS", "DataLoaderFunction", "ModelLoaderFunction"]
 ModelLoaderFunction: TypeAlias = Callable[[Spec, bool], nn.Module]
 DataLoaderFunction: TypeAlias = Callable[[Spec], DataSource]
 
-MODELS: Registry[ModelLoaderFunction] = Registry("model scheme")
-DATA: Registry[DataLoaderFunction] = Registry("data scheme")
+MODELS: Registry[ModelLoaderFunction] = Registry("model scheme", "fewbits.models")
+DATA: Registry[DataLoaderFunction] = Registry("data scheme", "fewbits.data")

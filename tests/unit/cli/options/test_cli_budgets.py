@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -80,6 +81,38 @@ def test_max_drop_is_met_on_the_selection_and_the_test_is_told(here):
     drop = 100 * (reference - chosen["score"])
     assert f"a drop of {drop:.2f} points" in text
     assert "test:       a drop of" in text
+
+
+def test_the_drop_is_that_of_the_metric_that_is_named(here):
+    loss = (*SEARCH, "--data", "digits", "--metric", "loss", "--trace", "t.json")
+    found = run_json(*loss, "--max-drop", "0.02", *FAST)
+    (chosen,) = [t for t in found["trace"]["trials"] if t["chosen"]]
+    assert found["trace"]["reference"] - chosen["score"] <= 0.02
+    network = fewbits.load("new.fewbits", into=load_model(MODEL).module)
+    selection = with_selection(load_data("digits")).batches("selection")
+    assert -evaluate(network, selection).loss == chosen["score"]
+    text = run(*loss, "--max-drop", "0.02", *FAST, "--force").stdout
+    assert re.search(
+        r"selection:  loss 0\.\d{4} nats, float32 .* nats: a rise of -?0\.\d{4} nats", text
+    )
+    assert re.search(r"test:       a rise of -?0\.\d{4} nats", text)
+    other = (*loss[:-4], "--trace", "t.json", "--max-drop", "0.02", *FAST, "--force")
+    assert "another network, recipe, data, effort or metric" in run(*other, code=1).stderr
+
+
+def test_metrics_that_are_none_or_judge_nothing(here):
+    for options, message in (
+        (("--metric", "los", "--max-drop", "1"), "unknown metric 'los'. Known: accuracy, loss."),
+        (("--metric", "loss", "--max-drop", "1%"), "--max-drop takes a figure of loss: 0.05"),
+        (("--metric", "loss", "--target-size", "7KB"), "add --max-drop or --selection"),
+        (("--metric", "loss"), "--metric belongs to a search"),
+    ):
+        found = run_json(*SEARCH, "--data", "digits", *options, *FAST, code=2)
+        assert message in found["error"]["message"]
+    run(*SEARCH[:4], "--method", "nearest", "-o", "a.fewbits")
+    evaluate_it = ("evaluate", "a.fewbits", "--data", "digits", "--metric")
+    assert run_json(*evaluate_it, "loss").keys() == run_json(*evaluate_it, "accuracy").keys()
+    assert "unknown metric 'los'" in run_json(*evaluate_it, "los", code=2)["error"]["message"]
 
 
 def test_a_selection_of_ones_own(here):

@@ -1,0 +1,30 @@
+"""A package as pip leaves it: its files in a folder, and metadata that declares entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["install"]
+
+
+def install(
+    folder: Path,
+    name: str,
+    files: Mapping[str, str],
+    points: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Write a package into ``folder``, which is to be on the path.
+
+    ``points``: group to name to value, as in ``[project.entry-points]`` of a pyproject.toml.
+    """
+    for path, text in files.items():
+        (folder / path).write_text(text, encoding="utf-8")
+    info = folder / f"{name.replace('-', '_')}-0.1.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n"
+    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    lines = []
+    for group, entries in points.items():
+        lines += [f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()), ""]
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
