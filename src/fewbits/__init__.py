@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
+    from .coding import CODECS
     from .compression.coded_model import CodedModel
     from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
         SourceError,
         TargetError,
     )
+    from .evaluation import METRICS
     from .evaluation.weight_noise import NoisyEvaluation, ensemble, noise_resilience
+    from .exporters import EXPORTERS, export
     from .methods import (
         GPFQ,
         GPTQ,
@@ -52,10 +55,13 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "CODECS",
+    "EXPORTERS",
     "GPFQ",
     "GPTQ",
     "HEMP",
     "METHODS",
+    "METRICS",
     "PWFN",
     "RDOQ",
     "Activations",
@@ -86,6 +92,7 @@ __all__ = [
     "Tuner",
     "compress",
     "ensemble",
+    "export",
     "inspect",
     "load",
     "load_tensor",
@@ -97,6 +104,7 @@ __all__ = [
 
 _HOMES = {
     ".api": ("compress", "load", "load_tensor", "plan"),
+    ".coding": ("CODECS",),
     ".container": ("FileInfo", "inspect"),
     ".errors": tuple(name for name in __all__ if name.endswith("Error")),
     ".methods": (
@@ -118,6 +126,8 @@ _HOMES = {
     ".recipe.plan": ("Plan",),
     ".progress": ("ProgressEvent",),
     ".recipe.recipe": ("Recipe", "Rule"),
+    ".evaluation": ("METRICS",),
+    ".exporters": ("EXPORTERS", "export"),
     ".evaluation.weight_noise": ("NoisyEvaluation", "ensemble", "noise_resilience"),
     ".methods.schedule": ("Ramp",),
     ".recipe.training_config": ("Training",),

@@ -32,8 +32,8 @@ MAY = {
     "recipe": {"errors", "registry", "files", "coded", "engine", "methods"},
 }
 MAY["compression"] = {
-    *("errors", "progress", "files", "coded", "container", "search"),
-    *("engine", "methods", "recipe"),
+    *("errors", "progress", "files", "coded", "coding", "container", "search"),
+    *("engine", "methods", "recipe", "sources"),
 }
 MAY["exporters"] = {"errors", "registry", "files", "coded", "container", "engine", "compression"}
 MAY["training"] = {

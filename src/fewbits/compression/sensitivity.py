@@ -169,8 +169,8 @@ def _at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTraining
     known = {entry.name for entry in fields(method)}  # type: ignore[arg-type]
     if "bits" not in known or trains(method):
         raise ConfigError(
-            f"sensitivity varies the setting 'bits', which {method.name!r} does not have or trains "
-            "for. Use a method such as gpfq or nearest."
+            f"the method {method.name!r} has no setting 'bits' to vary without training. Use a "
+            "method that has, such as gpfq or nearest."
         )
     require(len(bits) > 0, "bits", "a list of widths", bits)
     plain = {"bias_correction": False} if "bias_correction" in known else {}

@@ -27,24 +27,7 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
         ConfigError: no training data, data that can be iterated only once, or a budget.
     """
     recipe = request.recipe
-    method = next(rule.method for rule in (recipe.training_stage or recipe).rules if rule.method)
-    if request.goal is not None:
-        raise ConfigError(
-            f"a budget and the method {method.name!r}, which trains, do not go together: every "
-            "evaluation would be a training. Compress to the budget without training, and go on "
-            "from the result with fewbits.prepare(..., start=result)."
-        )
-    if data is None:
-        raise ConfigError(
-            f"the method {method.name!r} trains: pass train=, labelled training data such as a "
-            "DataLoader. Or use fewbits.prepare in a loop of your own, or the command "
-            "'fewbits train'."
-        )
-    if isinstance(data, Iterator):
-        raise ConfigError(
-            "train= is an iterator, which can be read only once, and a training reads it in every "
-            "epoch. Pass a DataLoader, or a list of batches."
-        )
+    data = _checked(request, data)
     source = data if isinstance(data, DataSource) else _source(data)
     start = None
     if recipe.first_stage is not None:
@@ -69,6 +52,30 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
         )
     coded = replace(done.coded, history=done.fitted.history)
     return coded if request.metadata else coded.without_metadata()
+
+
+def _checked(request: Request, data: Iterable[Any] | None) -> Iterable[Any]:
+    """Return the training data, unless it is none that a training can use, or a budget is set."""
+    recipe = request.recipe.training_stage or request.recipe
+    method = next(rule.method for rule in recipe.rules if rule.method)
+    if request.goal is not None:
+        raise ConfigError(
+            f"a budget and the method {method.name!r}, which trains, do not go together: every "
+            "evaluation would be a training. Compress to the budget without training, and go on "
+            "from the result with fewbits.prepare(..., start=result)."
+        )
+    if data is None:
+        raise ConfigError(
+            f"the method {method.name!r} trains: pass train=, labelled training data such as a "
+            "DataLoader. Or use fewbits.prepare in a loop of your own, or the command "
+            "'fewbits train'."
+        )
+    if isinstance(data, Iterator):
+        raise ConfigError(
+            "train= is an iterator, which can be read only once, and a training reads it in every "
+            "epoch. Pass a DataLoader, or a list of batches."
+        )
+    return data
 
 
 def _source(batches: Iterable[Any]) -> DataSource:

@@ -93,10 +93,7 @@ def train(
     if stage is None:
         raise ConfigError("the recipe names no method that trains. Use compress(), or add 'train'.")
     settings = stage.train or Training()
-    if selection is None:
-        seen, judged = held_out(data, 0.0 if judge is not None else _share(stage))
-    else:
-        seen, judged = data.split("train"), selection
+    seen, judged = _splits(stage, data, selection, judge is not None)
     fabric = fabric or make_fabric()
     fabric.to_device(model)
     known = _key(model, recipe, seen)
@@ -133,6 +130,15 @@ def train(
     )
     coded = _told(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
     return Trained(coded, fitted)
+
+
+def _splits(
+    stage: Recipe, data: DataSource, selection: Split | None, judged: bool
+) -> tuple[Split, Split | None]:
+    """Return what is trained on, and what epochs are judged on unless the caller judges."""
+    if selection is not None:
+        return data.split("train"), selection
+    return held_out(data, 0.0 if judged else _share(stage))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ ALLOWED = {
     "container": {"errors", "files", "coded", "coding", "container"},
 }
 OUTSIDE = {
-    "__future__", "collections", "contextlib", "dataclasses", "errno", "functools", "io",
+    "__future__", "collections", "contextlib", "dataclasses", "enum", "errno", "functools", "io",
     "itertools", "json", "math", "numpy", "os", "pathlib", "re", "secrets", "struct", "types",
     "typing", "zlib",
 }  # fmt: skip
