@@ -93,12 +93,10 @@ def train(
     if stage is None:
         raise ConfigError("the recipe names no method that trains. Use compress(), or add 'train'.")
     settings = stage.train or Training()
-    seen, judged = _splits(stage, data, selection, judge is not None)
+    seen, judge = _splits(stage, data, selection, judge)
     fabric = fabric or make_fabric()
     fabric.to_device(model)
     known = _key(model, recipe, seen)
-    if judge is None and judged is not None:
-        judge = _Judge(judged, settings.batch_size)
     # Every process judges: the float network is the same in all of them.
     reference = None if judge is None else judge(model)
     teacher = copied(model).eval() if settings.distil else None
@@ -133,12 +131,17 @@ def train(
 
 
 def _splits(
-    stage: Recipe, data: DataSource, selection: Split | None, judged: bool
-) -> tuple[Split, Split | None]:
-    """Return what is trained on, and what epochs are judged on unless the caller judges."""
-    if selection is not None:
-        return data.split("train"), selection
-    return held_out(data, 0.0 if judged else _share(stage))
+    stage: Recipe,
+    data: DataSource,
+    selection: Split | None,
+    judge: Callable[[nn.Module], float] | None,
+) -> tuple[Split, Callable[[nn.Module], float] | None]:
+    """Return what is trained on, and what judges the epochs: the caller, or accuracy on a split."""
+    if judge is not None:
+        return data.split("train"), judge
+    seen, judged = (data.split("train"), selection) if selection else held_out(data, _share(stage))
+    batch_size = (stage.train or Training()).batch_size
+    return seen, None if judged is None else _Judge(judged, batch_size)
 
 
 @dataclass(frozen=True)
