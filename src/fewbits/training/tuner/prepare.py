@@ -112,9 +112,8 @@ def prepare(
     session = trained.start(weights, recipe.seed)
     attach(session, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
-    found += inherited.foresee(
-        model, session.inputs if isinstance(session, InputSession) else (), recipe.raw_dtype
-    )
+    inputs = session.inputs if isinstance(session, InputSession) else ()
+    found += inherited.foresee(model, inputs, recipe.raw_dtype)
     tell(found, stacklevel=3)
     return Tuner(
         model,
