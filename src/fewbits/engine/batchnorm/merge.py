@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ops.levels.codebook import window
+from ...ops.levels.codebook import offset_grid
 from ..layers.layer import QuantizedMatrix
 from .fold import affine_of, is_batchnorm
 
@@ -140,7 +140,7 @@ def _on_grid(
     if bool((vector == vector[0]).all()):
         return vector, None
     count = 2**bits
-    step, lowest = window(vector, count, cost)
+    step, lowest = offset_grid(vector, count, cost)
     index = (vector / step).round().clamp(lowest, lowest + count - 1)
     index = index.where(vector != 0, 0).int().reshape(1, 1, -1)
     coded = QuantizedMatrix(index, torch.tensor([step]))
