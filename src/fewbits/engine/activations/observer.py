@@ -16,7 +16,7 @@ from ...coded import site_name
 from ...errors import CalibrationError
 from ..network.batches import Forward
 from ..network.isolation import evaluating, isolated_pass
-from ..network.shared_memory import put
+from ..network.shared_memory import copy_into
 
 __all__ = [
     "NORMS",
@@ -235,6 +235,6 @@ def stateless_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) ->
             table.update(own)
         for value, before in state:
             if value.shape == before.shape:
-                put(value, before)
+                copy_into(value, before)
             else:
                 value.data = before

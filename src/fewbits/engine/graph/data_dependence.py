@@ -81,9 +81,9 @@ class Choices:
         self._first = "a scripted module" if scripted else ""
         self._held = _Origins()
         for tensor in (*network.buffers(), *plain_tensors(network)):
-            self._held.put(tensor, _Kind.CONSTANT)
+            self._held.set(tensor, _Kind.CONSTANT)
         for tensor in network.parameters():  # integers are not quantized
-            self._held.put(tensor, _Kind.VALUES if is_real(tensor) else _Kind.CONSTANT)
+            self._held.set(tensor, _Kind.VALUES if is_real(tensor) else _Kind.CONSTANT)
         self._modes = ExitStack()
         self.cause = self._first
 
@@ -130,7 +130,7 @@ class _Origins:
             return self._known.setdefault(storage, _Kind.CONSTANT)
         return self._known.get(storage)
 
-    def put(self, tensor: Tensor, kind: _Kind) -> None:
+    def set(self, tensor: Tensor, kind: _Kind) -> None:
         """Set the kind of a tensor's storage."""
         storage = storage_of(tensor)
         if storage is not None:
@@ -223,7 +223,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ig
                 return kind
             cause = "memory that was written out of sight"
         self._choices.note(cause)
-        self._origins.put(tensor, _Kind.VALUES)
+        self._origins.set(tensor, _Kind.VALUES)
         return _Kind.VALUES
 
     def _record(
@@ -236,7 +236,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ig
         for tensor in written:
             before = self._origins.of(tensor)
             if values or before in (_Kind.EMPTY, _Kind.FILLED):
-                self._origins.put(tensor, _Kind.VALUES if values else _Kind.CONSTANT)
+                self._origins.set(tensor, _Kind.VALUES if values else _Kind.CONSTANT)
         integers = not operator.packs or any(not is_real(tensor) for tensor in values)
         for tensor in results:
             depends = bool(values) and (integers or is_real(tensor))

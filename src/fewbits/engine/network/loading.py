@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from .shared_memory import Extent, extent_of, is_same, overlaps, put, storage_problem, ties
+from .shared_memory import Extent, copy_into, extent_of, is_same, overlaps, storage_problem, ties
 
 __all__ = ["cast_loss", "load_values", "plain_targets"]
 
@@ -77,7 +77,7 @@ def load_values(
     for places in by_source.values():
         values = value(places[0])
         for place in places:
-            put(targets[place], values)
+            copy_into(targets[place], values)
 
 
 def cast_loss(theirs: torch.dtype, ours: torch.dtype, *, trained: bool) -> str:
@@ -146,7 +146,7 @@ def _restored(network: nn.Module) -> Iterator[None]:
             table.update(held)
         for tensor, copy in copies:
             if tensor.shape == copy.shape:
-                put(tensor, copy)
+                copy_into(tensor, copy)
             else:
                 with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
                     tensor.data = copy.clone()  # cloned here, to be of the same mode

@@ -18,10 +18,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 __all__ = [
     "Extent",
     "StorageWeakRef",
+    "copy_into",
     "extent_of",
     "is_same",
     "overlaps",
-    "put",
     "same_values",
     "storage_of",
     "storage_problem",
@@ -185,7 +185,7 @@ def overlaps(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(partners[name]) for name in tensors if name in partners}
 
 
-def put(target: Tensor, values: Tensor) -> None:
+def copy_into(target: Tensor, values: Tensor) -> None:
     """Copy ``values`` into ``target``; an expanded axis gets one value for all its places.
 
     A tensor created under ``torch.inference_mode()`` can only be written in that mode.
