@@ -117,5 +117,5 @@ def _is_cached(dispatchers: dict[str, Any], digest: str) -> bool:
 
 def _digest() -> str:
     """Return a hash of the source text of this package, constants included."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
