@@ -22,7 +22,7 @@ from fewbits.coding.mix import mix
 from fewbits.coding.mix.mix import Settings
 from fewbits.coding.numbers import Numbers
 from fewbits.coding.rans import rans
-from fewbits.coding.rans.classes import Classes, take_classes
+from fewbits.coding.rans.classes import Classes, code_classes
 from fewbits.training.loop.checkpoint import SCHEMA
 from fuzz_mutations import change_bodies, change_bytes, change_tree
 from fuzz_seeds import Bodies, dump, join, seeds
@@ -277,7 +277,7 @@ def _classes(layout: Layout, rng: Generator) -> bytes:
     roots[:, 0], roots[:, 1:] = 255, rng.integers(0, 2)
     known = Classes(rows, inputs, taps, tables, roots)
     numbers = Numbers.writer(1 << 20)
-    take_classes(numbers, known, alphabet)
+    code_classes(numbers, known, alphabet)
     side = numbers.to_bytes() or b""
     low = int(rng.choice([0, 0, 0, 1])) * (layout.size < 1 << 15)
     window = rans.Window(0, alphabet, low, int(rng.choice([0, 8, 32])), 0)

@@ -49,7 +49,7 @@ def test_non_finite_weights():
     net = _net()
     with torch.no_grad():
         net[2].weight[0, 0] = float("inf")
-    with pytest.raises(fewbits.ModelError, match=r"'2\.weight' holds 1 NaN or infinite"):
+    with pytest.raises(fewbits.ModelError, match=r"'2\.weight' contains 1 NaN or infinite"):
         fewbits.compress(net, GPFQ, calibration=DATA)
 
 
@@ -60,7 +60,7 @@ def test_non_finite_weights():
         ([], "calibration data is empty"),
         ([torch.zeros(4, 7)], r"(?s)batch 0.*shape.*forward="),
         ([DATA[0], torch.zeros(4, 7)], r"(?s)batch 1"),
-        ([torch.full((2, 6), float("nan"))], "batch 0 holds NaN"),
+        ([torch.full((2, 6), float("nan"))], "batch 0 contains NaN"),
         ("words", "Got str"),
     ],
 )
@@ -154,7 +154,7 @@ def test_bias_correction_reaches_a_bias_or_the_absorbed_normalization():
     assert not torch.equal(corrected.state_dict()["1.bias"], plain["1.bias"])
     assert not torch.equal(corrected.state_dict()["2.bias"], plain["2.bias"])
     without = fewbits.compress(nn.Linear(6, 3, bias=False), method, calibration=DATA)
-    assert "no bias to correct" in str(without.plan)
+    assert "bias not corrected" in str(without.plan)
 
 
 def test_half_precision_only_where_values_survive():

@@ -1,8 +1,8 @@
-"""Symbols to bytes and back: integers in, the fewest bytes out. NumPy and integers only."""
+"""Code integer symbols to bytes and back, in as few bytes as possible. NumPy and integers only."""
 
 from .choose import (
     EFFORTS,
-    TOGETHER,
+    MAX_SHARED_SYMBOLS,
     Stream,
     codec_of,
     decode_run,
@@ -22,7 +22,7 @@ from .raw import Constant, Raw
 __all__ = [
     "CODECS",
     "EFFORTS",
-    "TOGETHER",
+    "MAX_SHARED_SYMBOLS",
     "Bound",
     "Codec",
     "Constant",

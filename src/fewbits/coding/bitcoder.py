@@ -1,8 +1,8 @@
-"""A binary arithmetic coder: the carryless kind with 32-bit bounds, chances in 1/65536.
+"""A binary arithmetic coder: carryless, with 32-bit bounds and probabilities in 1/65536.
 
-One kernel measures, encodes and decodes, so the three cannot differ. Its state is the begin of
-the state; the bytes lie in a buffer that never grows: ``FAILED`` is set by who encodes into a
-full one, or decodes past its end.
+One kernel measures, encodes and decodes, so the three cannot diverge. The coder uses the first
+entries of the state array. The buffer never grows: encoding into a full buffer, or decoding past
+its end, sets ``FAILED``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
     "SQUASH",
     "STRETCH",
     "bits_of",
+    "code_bit",
     "coded_bytes",
     "finish_decoding",
-    "interpolated",
+    "interpolate",
     "octaves",
     "open_coder",
     "squash",
     "stretch",
-    "take_bit",
 ]
 
 
@@ -42,25 +42,25 @@ MEASURE, ENCODE, DECODE = 0, 1, 2
 MODE, LOW, HIGH, CODE, PLACE, COST, FAILED = range(7)
 FULL = (1 << 32) - 1
 TOP = 0xFF000000
-TAIL = 4  # bytes that a decoder reads ahead of what it needs
+TAIL = 4  # bytes that a decoder reads ahead
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 ONE = 1 << 16
-REACH = 3071  # beyond, a chance is as good as sure
-LIMIT = 2047  # of what is mixed
+REACH = 3071  # log odds beyond this are as good as certain
+LIMIT = 2047  # bound on mixed log odds
 # e**(1/256) * 2**64, from the series with exact fractions
 STEP = 18518942588666869714
-PARTS = 1 << 12  # chances told apart when stretched
+PARTS = 1 << 12  # resolution of probabilities in stretch()
 CLASSES = 1 << 13
 Table = NDArray[np.int64]
 RECIPROCALS: Table = np.array([2 * ONE // (2 * n + 3) for n in range(1024)], np.int64)
-# Bits in 1/65536 of what has the chance in the middle of each part: no decoder asks.
+# Cost in 1/65536 bit of the probability in the middle of each part. Decoders never use it.
 COSTS: Table = np.rint(ONE * np.log2(PARTS / (np.arange(PARTS) + 0.5))).astype(np.int64)
 
 
 def open_coder(mode: int, data: bytes = b"", room: int = 0) -> tuple[Ints, Bytes]:
-    """Return state and buffer: ``data`` to decode, ``room`` bytes to encode into."""
+    """Return state and buffer: with ``data`` to decode, or ``room`` bytes to encode into."""
     state = np.zeros(reg.SIZE, np.int64)
     state[MODE], state[HIGH] = mode, FULL
     if mode == DECODE:
@@ -71,8 +71,8 @@ def open_coder(mode: int, data: bytes = b"", room: int = 0) -> tuple[Ints, Bytes
 
 
 @inlined
-def take_bit(state: Ints, buffer: Bytes, chance: int, bit: int) -> int:
-    """Code ``bit``, whose chance to be 1 is in [1, 65535]; a decoder returns what it was."""
+def code_bit(state: Ints, buffer: Bytes, chance: int, bit: int) -> int:
+    """Code ``bit``, whose probability of being 1 is in [1, 65535]; when decoding, return it."""
     if state[MODE] == MEASURE:
         state[COST] += COSTS[(chance if bit else ONE - chance) >> 4]
         return bit
@@ -96,7 +96,7 @@ def take_bit(state: Ints, buffer: Bytes, chance: int, bit: int) -> int:
 
 @kernel
 def shift_byte(state: Ints, buffer: Bytes, settled: int) -> None:
-    """Write the byte that both bounds share, or read the next one."""
+    """Write the byte on which both bounds agree, or read the next one."""
     place = int(state[PLACE])
     state[PLACE] = place + 1
     if place >= buffer.size:
@@ -109,11 +109,11 @@ def shift_byte(state: Ints, buffer: Bytes, settled: int) -> None:
 
 
 def coded_bytes(state: Ints, buffer: Bytes) -> bytes | None:
-    """Return what was encoded, in the fewest bytes; None if the buffer was too small."""
+    """Return the encoded bytes, as few as possible; None if the buffer was too small."""
     place, low, high = (int(state[at]) for at in (PLACE, LOW, HIGH))
     if state[FAILED] or place + TAIL > buffer.size:
         return None
-    for length in range(TAIL + 1):  # zeros follow what is written: some number with them must fit
+    for length in range(TAIL + 1):  # a decoder reads zeros past the end: use the fewest bytes
         unit = 1 << 8 * (TAIL - length)
         number = -(-low // unit) * unit
         if number <= high:
@@ -122,21 +122,22 @@ def coded_bytes(state: Ints, buffer: Bytes) -> bytes | None:
 
 
 def bits_of(state: Ints) -> float:
-    """Return the bits that were measured."""
+    """Return the measured bits."""
     return int(state[COST]) / ONE
 
 
 def finish_decoding(state: Ints, buffer: Bytes) -> None:
-    """Raise CorruptFileError unless all bytes were needed and none was missing."""
+    """Raise CorruptFileError unless exactly all bytes were used."""
     unread = buffer.size - TAIL - int(state[PLACE])
     if state[FAILED] or unread > 0 or unread < -TAIL:
         raise CorruptFileError(
-            f"coded bits end {'before' if unread > 0 else 'after'} their {buffer.size - TAIL} bytes"
+            f"the coded bits end {'before' if unread > 0 else 'after'} their "
+            f"{buffer.size - TAIL} bytes"
         )
 
 
 def _squash() -> list[int]:
-    """Return ONE / (1 + exp(-x / 256)) for x from -REACH to REACH, rounded down."""
+    """Return floor(ONE / (1 + exp(-x / 256))) for x from -REACH to REACH."""
     one = 1 << 64
     powers = [one]
     for _ in range(REACH):
@@ -147,18 +148,18 @@ def _squash() -> list[int]:
 
 
 def _stretch(squashed: list[int]) -> list[int]:
-    """Return the logarithm of odds of the middle of each of ``PARTS`` equal parts."""
-    found, at = [], 0
+    """Return the log odds in the middle of each of ``PARTS`` equal parts of [0, 1]."""
+    odds, at = [], 0
     for part in range(PARTS):
         middle = (2 * part + 1) * (ONE // PARTS // 2)
         while at < len(squashed) - 1 and squashed[at] < middle:
             at += 1
-        found.append(max(-LIMIT, min(LIMIT, at - REACH)))
-    return found
+        odds.append(max(-LIMIT, min(LIMIT, at - REACH)))
+    return odds
 
 
 def _classes() -> list[int]:
-    """Return 4 * log2(x + 1), rounded, for x below ``CLASSES``: through exact powers."""
+    """Return 4 * log2(x + 1), rounded, for x below ``CLASSES``, using exact powers."""
     return [((x + 1) ** 8).bit_length() // 2 for x in range(CLASSES)]
 
 
@@ -169,23 +170,23 @@ QUARTERS: Table = np.array(_classes(), np.int64)
 
 @inlined
 def squash(odds: int) -> int:
-    """Return the chance, in 1/65536, that has this logarithm of odds."""
+    """Return the probability, in 1/65536, for log odds."""
     return int(SQUASH[min(max(odds, -REACH), REACH) + REACH])
 
 
 @inlined
 def stretch(chance: int) -> int:
-    """Return the logarithm of the odds of a chance in [0, 65536)."""
+    """Return the log odds for a probability in [0, 65536)."""
     return int(STRETCH[chance >> 4])
 
 
 @inlined
 def octaves(size: int) -> int:
-    """Return the class of a size: quarters of an octave, 0 to 52."""
+    """Return the class of a size in quarters of an octave, 0 to 52."""
     return int(QUARTERS[min(max(size, 0), CLASSES - 1)])
 
 
 @inlined
-def interpolated(maps: NDArray[np.int32], at: int, part: int) -> int:
-    """Return the chance between two neighbours of a map, ``part`` in 1/4096 from the first."""
+def interpolate(maps: NDArray[np.int32], at: int, part: int) -> int:
+    """Interpolate between entries ``at`` and ``at + 1`` of a map, ``part`` in 1/4096."""
     return (int(maps[at]) * (4096 - part) + int(maps[at + 1]) * part) >> 12

@@ -1,4 +1,4 @@
-"""Choose the codec by the bytes that it gives, reading only what codecs declare."""
+"""Choose the codec that takes the fewest bytes, using only what codecs declare."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .codec import CODECS, NO_LIMIT, OWN_NUMBERS, Codec, Layout, Symbols, check_
 
 __all__ = [
     "EFFORTS",
-    "TOGETHER",
+    "MAX_SHARED_SYMBOLS",
     "Effort",
-    "Joins",
+    "GroupCodec",
     "Stream",
     "codec_of",
     "decode_run",
@@ -30,18 +30,18 @@ __all__ = [
 ]
 
 
-TOGETHER = 1 << 20  # symbols of a run, at most: of matrices that may share a stream
-MEASURED = 1 << 15  # symbols from which a slow codec is measured before it is tried
+MAX_SHARED_SYMBOLS = 1 << 20  # symbols of all matrices that may share a stream
+MEASURED = 1 << 15  # symbols from which a slow codec is measured before it encodes
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much time bytes are worth.
+    """How much time to spend on saving bytes.
 
     Attributes:
-        tiers: of codecs that are tried.
-        worth: part of the bytes that a slower tier must save.
-        symbols: of a file, from its begin, that slower tiers may have.
+        tiers: tiers of codecs to try.
+        worth: fraction of the bytes that a slower tier must save.
+        symbols: number of symbols, from the start of a file, that slower tiers may code.
     """
 
     tiers: tuple[int, ...]
@@ -51,30 +51,30 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort((0,)),
-    "balanced": Effort((0, 1), worth=0.02, symbols=14_000_000),  # ten seconds
+    "balanced": Effort((0, 1), worth=0.02, symbols=14_000_000),  # about ten seconds
     "smallest": Effort((0, 1)),
 }
 
 
 def is_effort(value: object) -> bool:
-    """Tell whether ``value`` is the name of an effort."""
+    """Return whether ``value`` is the name of an effort."""
     return isinstance(value, str) and value in EFFORTS
 
 
 @runtime_checkable
-class Joins(Protocol):
-    """A codec that codes several matrices in one stream, and learns from one for the next."""
+class GroupCodec(Protocol):
+    """A codec that can code several matrices in one stream, adapting from each to the next."""
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
-        """Return one stream for all matrices; None where raw fields take less."""
+        """Return one stream for all matrices, or None if raw fields take less."""
 
     def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
-        """Return the matrices."""
+        """Return the matrices of a stream."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The bytes of some neighbours among the matrices of a run, and by which codec."""
+    """One or more consecutive matrices of a run, as coded by one codec."""
 
     codec: str
     data: bytes
@@ -84,28 +84,28 @@ class Stream:
 def codec_of(number: int) -> Codec:
     """Return the codec with this number in files.
 
-    Other packages are imported only for a number that is none of ours. Which ones there are is up
-    to who installed them: a file names none.
+    Other packages are imported only for a number that fewbits does not use itself. A file cannot
+    name a package: only those that are installed count.
     """
     for codecs in (CODECS.ready, CODECS.values):
         for codec in codecs():
             if codec.number == number:
                 return codec
     raise CorruptFileError(
-        f"it is coded by codec number {number}, unknown to this version. Install "
+        f"it uses codec number {number}, unknown to this version. Install "
         + ("a newer fewbits." if number < OWN_NUMBERS else "the package that provides this codec.")
     )
 
 
 def encode_symbols(symbols: Symbols, layout: Layout, effort: str = "balanced") -> tuple[str, bytes]:
-    """Return the codec's name and the bytes of ``symbols`` (rows, columns): the fewest of all.
+    """Encode ``symbols`` (rows, columns) with the codec that takes the fewest bytes.
 
-    A codec of a slower tier is taken where it saves what the effort asks for. Symbols are integers
-    of 32 bits. Raises ConfigError for an unknown effort.
+    Returns the codec's name and the bytes. Slower tiers are used only if they save the fraction
+    that the effort asks for. Symbols are 32-bit integers. Raises ConfigError for an unknown effort.
     """
     profile = _effort(effort)
     if symbols.shape != (layout.rows, layout.columns):
-        raise ValueError(f"symbols of shape {symbols.shape} do not have the layout {layout}")
+        raise ValueError(f"symbols of shape {symbols.shape} do not match the layout {layout}")
     if symbols.size == 0:
         return "constant", b"\0"
     name, best = "", b""
@@ -121,9 +121,9 @@ def encode_symbols(symbols: Symbols, layout: Layout, effort: str = "balanced") -
 
 
 def measure(symbols: Symbols, layout: Layout, effort: str = "balanced") -> float:
-    """Return about how many bits :func:`encode_symbols` would give, at little of its cost.
+    """Estimate the bits of :func:`encode_symbols` at a fraction of its cost.
 
-    Within 5 % and 24 bytes. Raises ConfigError for an unknown effort.
+    Accurate to 5 % and 24 bytes. Raises ConfigError for an unknown effort.
     """
     profile = _effort(effort)
     if symbols.size == 0:
@@ -137,15 +137,15 @@ def measure(symbols: Symbols, layout: Layout, effort: str = "balanced") -> float
 
 
 def _by_cost(profile: Effort, size: int) -> list[Codec]:
-    """Return the codecs of an effort, those first that decode so many symbols soonest."""
-    found = [codec for codec in CODECS.values() if codec.tier in profile.tiers]
-    return sorted(found, key=lambda codec: (codec.tier, codec.bound.work(size)))
+    """Return the codecs of an effort, fastest decoders first for this number of symbols."""
+    usable = [codec for codec in CODECS.values() if codec.tier in profile.tiers]
+    return sorted(usable, key=lambda codec: (codec.tier, codec.bound.work(size)))
 
 
 def _promising(codec: Codec, symbols: Symbols, layout: Layout, limit: int) -> bool:
-    """Return whether a codec may stay below ``limit``: for large matrices, by its measure.
+    """Return whether a codec may stay below ``limit``; measures it on large matrices.
 
-    Rows of bytes are numbers, whose bytes have nothing to do with each other.
+    Matrices of bytes with several columns are float values, which slow codecs do not help.
     """
     if symbols.size < MEASURED:
         return True
@@ -158,9 +158,9 @@ def _promising(codec: Codec, symbols: Symbols, layout: Layout, limit: int) -> bo
 def encode_run(
     matrices: Sequence[Symbols], layouts: Sequence[Layout], effort: str = "balanced"
 ) -> list[Stream]:
-    """Return streams for the matrices of a run, in order: one for all where that saves bytes.
+    """Encode consecutive matrices, in one shared stream if that saves bytes.
 
-    That is tried where most of their symbols chose a codec that joins.
+    Sharing is tried if most of their symbols chose a codec that supports it.
     """
     profile = _effort(effort)
     alone = [
@@ -173,7 +173,7 @@ def encode_run(
     total = sum(layout.size for layout in layouts)
     for codec in CODECS.values():
         chosen = sum(layouts[at].size for at, s in enumerate(alone) if s.codec == codec.name)
-        if codec.tier in profile.tiers and isinstance(codec, Joins) and 2 * chosen >= total:
+        if codec.tier in profile.tiers and isinstance(codec, GroupCodec) and 2 * chosen >= total:
             data = codec.encode_group(matrices, layouts)
             if data is not None and len(data) < limit:
                 best, limit = [Stream(codec.name, data, range(len(matrices)))], len(data)
@@ -181,27 +181,27 @@ def encode_run(
 
 
 def decode_run(number: int, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
-    """Return the matrices that share the stream ``data`` of codec ``number``.
+    """Decode the matrices that share the stream ``data`` of codec ``number``.
 
     See :func:`decode_symbols`.
     """
     codec = codec_of(number)
-    if not isinstance(codec, Joins) or any(layout.size == 0 for layout in layouts):
-        raise CorruptFileError(f"matrices that share a stream of {codec.name!r}")
+    if not isinstance(codec, GroupCodec) or any(layout.size == 0 for layout in layouts):
+        raise CorruptFileError(f"matrices cannot share a stream of {codec.name!r}")
     check_bound(codec, len(data), Layout(1, sum(layout.size for layout in layouts)))
     return codec.decode_group(data, layouts)
 
 
 def decode_symbols(number: int, data: bytes, layout: Layout) -> Symbols:
-    """Return the matrix that ``data`` codes with codec ``number``.
+    """Decode the matrix that ``data`` encodes with codec ``number``.
 
-    Raises CorruptFileError for anything but exactly that, before any work that the bytes do not
-    pay for. The caller bounds ``codec_of(number).bound.memory(layout)``.
+    Raises CorruptFileError unless ``data`` is exactly that, before doing more work than its length
+    allows. The caller bounds ``codec_of(number).bound.memory(layout)``.
     """
     codec = codec_of(number)
     if layout.size == 0:
         if data != b"\0":
-            raise CorruptFileError("bytes for a matrix without symbols")
+            raise CorruptFileError("an empty matrix has bytes")
         return np.zeros((layout.rows, layout.columns), np.int32)
     check_bound(codec, len(data), layout)
     return codec.decode(data, layout)
@@ -214,10 +214,10 @@ def _effort(name: str) -> Effort:
 
 
 def entropy(symbols: Symbols, order: int = 0) -> float:
-    """Return the empirical entropy of a symbol given the ``order`` before it, in bits.
+    """Return the empirical entropy of symbols given the ``order`` symbols before, in bits.
 
-    Symbols are taken row by row. With many symbols of context, or few in all, it is far below
-    what any coder can reach: it takes the law as known. Cost: a sort for each order.
+    Symbols are taken row by row. For high orders or few symbols the value is far below what any
+    coder can reach, because it assumes known statistics. Cost: a sort per order.
     """
     flat = symbols.reshape(-1)
     if flat.size <= order:
@@ -232,7 +232,7 @@ def entropy(symbols: Symbols, order: int = 0) -> float:
 
 
 def _information(labels: NDArray[np.int64]) -> float:
-    """Return the bits of all ``labels`` together under their own frequencies."""
+    """Return the total bits of ``labels`` under their own empirical distribution."""
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     return float((counts * (np.log2(labels.size) - np.log2(counts))).sum())

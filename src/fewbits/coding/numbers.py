@@ -1,4 +1,4 @@
-"""Side information: small integers of several kinds, by adaptive bits of the binary coder."""
+"""Side information: lists of small integers, coded by adaptive bits per kind."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .bitcoder import (
     FAILED,
     MEASURE,
     bits_of,
+    code_bit,
     coded_bytes,
     finish_decoding,
     open_coder,
-    take_bit,
 )
 from .kernels import kernel, pick
 
-__all__ = ["Numbers", "take_numbers"]
+__all__ = ["Numbers", "code_numbers"]
 
 KINDS = 16
-NODES = 48  # adaptive bits of a kind: unary length, then first bits below it
+NODES = 48  # adaptive bits per kind: unary length, then the first bit below it
 LENGTHS = 24
 HALF, SPEED = 1 << 15, 4
 
@@ -30,22 +30,22 @@ Ints = NDArray[np.int64]
 
 
 @kernel
-def take_adaptive(state: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int, bit: int) -> int:
-    """Code a bit with an adaptive chance."""
+def code_adaptive(state: Ints, buffer: NDArray[np.uint8], chances: Ints, at: int, bit: int) -> int:
+    """Code a bit with an adaptive probability."""
     chance = int(chances[at])
-    bit = take_bit(state, buffer, chance, bit)
+    bit = code_bit(state, buffer, chance, bit)
     moved = chance + ((((1 << 16) - 1 if bit else 0) - chance) >> SPEED)
     chances[at] = max(moved, 64)
     return bit
 
 
 @kernel
-def take_numbers(
+def code_numbers(
     state: Ints, buffer: NDArray[np.uint8], chances: Ints, kinds: Ints, numbers: Ints
 ) -> None:
-    """Code integers of either sign, each by the statistics of its kind, or all by those of one.
+    """Code signed integers in Exp-Golomb codes, each adapting to its kind (or all to one kind).
 
-    These are Exp-Golomb codes. Ends where bytes do: what they do not pay for is not read.
+    Stops at the end of the bytes, so that the time is bounded by their number.
     """
     for at in range(numbers.size):
         if state[FAILED]:
@@ -56,7 +56,7 @@ def take_numbers(
         size = 0
         while size < LENGTHS - 1:
             if (
-                take_adaptive(state, buffer, chances, base + size, 1 if code >> (size + 1) else 0)
+                code_adaptive(state, buffer, chances, base + size, 1 if code >> (size + 1) else 0)
                 == 0
             ):
                 break
@@ -65,16 +65,16 @@ def take_numbers(
         for rest in range(size - 1, -1, -1):
             bit = code >> rest & 1
             if rest == size - 1:
-                bit = take_adaptive(state, buffer, chances, base + LENGTHS + size, bit)
+                bit = code_adaptive(state, buffer, chances, base + LENGTHS + size, bit)
             else:
-                bit = take_bit(state, buffer, HALF, bit)
+                bit = code_bit(state, buffer, HALF, bit)
             value = 2 * value + bit
         value -= 1
         numbers[at] = value >> 1 if value & 1 == 0 else -(value >> 1) - 1
 
 
 class Numbers:
-    """Writes lists of integers, or reads them back."""
+    """Writes lists of integers, reads them back, or counts their bits."""
 
     def __init__(self, mode: int, data: bytes = b"", room: int = 0) -> None:
         self.state, self.buffer = open_coder(mode, data, room)
@@ -87,29 +87,29 @@ class Numbers:
 
     @classmethod
     def reader(cls, data: bytes) -> Numbers:
-        """Return a reader of ``data``."""
+        """Return a reader for ``data``."""
         return cls(DECODE, data)
 
     @classmethod
     def meter(cls) -> Numbers:
-        """Return what only counts bits."""
+        """Return an instance that only counts bits."""
         return cls(MEASURE)
 
-    def take(self, numbers: Ints, kinds: Ints | int) -> Ints:
-        """Write ``numbers``, or return those read; CorruptFileError where bytes are missing."""
-        found = numbers.astype(np.int64)
+    def code(self, numbers: Ints, kinds: Ints | int) -> Ints:
+        """Write ``numbers``, or return those read; CorruptFileError if bytes are missing."""
+        result = numbers.astype(np.int64)
         kinds = np.atleast_1d(np.asarray(kinds, np.int64))
-        pick(20 * found.size).take_numbers(self.state, self.buffer, self.chances, kinds, found)
+        pick(20 * result.size).code_numbers(self.state, self.buffer, self.chances, kinds, result)
         if self.state[FAILED] and self.state[0] == DECODE:
-            raise CorruptFileError(f"side information ends after {found.size} numbers or before")
-        return found
+            raise CorruptFileError(f"the side information ends within {result.size} numbers")
+        return result
 
     def bits(self) -> float:
         """Return the bits counted."""
         return bits_of(self.state)
 
     def to_bytes(self) -> bytes | None:
-        """Return what was written; None if it found no room."""
+        """Return the bytes written; None if they exceeded the room."""
         return coded_bytes(self.state, self.buffer)
 
     def finish(self) -> None:

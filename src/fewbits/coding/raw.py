@@ -1,4 +1,4 @@
-"""``constant`` and ``raw``: one value for all, and fixed-width fields; no other may take more."""
+"""``constant`` and ``raw``: a single value, and fixed-width fields, which bound all codecs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .codec import (
 
 __all__ = ["Constant", "Raw", "pack", "unpack"]
 
-BLOCK = 1 << 18  # fields packed at a time (a multiple of 8: blocks end on bytes); bounds scratch
+BLOCK = 1 << 18  # fields packed at a time (a multiple of 8, to end on bytes); bounds scratch memory
 
 Wide = NDArray[np.int64]
 
@@ -33,13 +33,13 @@ class Constant:
     bound = Bound(1 << 62, units_per_symbol=1, fixed_units=0, bytes_per_symbol=4)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
-        """Return the value, or None where there are two."""
+        """Return the value, or None if there are several."""
         first = int(symbols.flat[0])
         data = signed_varint(first)
         return data if len(data) <= limit and (symbols == first).all() else None
 
     def decode(self, data: bytes, layout: Layout) -> Symbols:
-        """Return the matrix filled with the value: int8 or uint8 where it fits, else int32."""
+        """Return the matrix filled with the value: int8 or uint8 if it fits, else int32."""
         cursor = Cursor(data)
         value = cursor.symbol()
         cursor.finish()
@@ -53,14 +53,14 @@ class Constant:
 
 
 class Raw:
-    """Every symbol less the lowest one, in as many bits as the range needs."""
+    """Every symbol minus the lowest one, in as many bits as the range needs."""
 
     name, number, since, tier = "raw", 1, (2, 0), 0
     summary = "fixed-width fields: symbols without structure"
     bound = Bound(8, units_per_symbol=2, fixed_units=0, bytes_per_symbol=24)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
-        """Return lowest symbol, width and fields; None if there is only one value."""
+        """Return lowest symbol, width and fields; None if all symbols are equal."""
         lowest, width = _range(symbols)
         head = signed_varint(lowest) + bytes([width])
         if width == 0 or len(head) + (symbols.size * width + 7) // 8 > limit:
@@ -68,7 +68,7 @@ class Raw:
         return head + pack(symbols.reshape(-1), lowest, width)
 
     def decode(self, data: bytes, layout: Layout) -> Symbols:
-        """Return the matrix; the number of bytes must be exact and the last bits zero."""
+        """Decode the matrix; the number of bytes must be exact and padding bits zero."""
         check_bound(self, len(data), layout)
         cursor = Cursor(data)
         lowest, width = cursor.symbol(), cursor.byte()
@@ -77,7 +77,7 @@ class Raw:
         fields = unpack(cursor, layout.size, width)
         fields += lowest
         if int(fields.max()) > MAX_SYMBOL:
-            raise CorruptFileError("a symbol does not fit 32 bits")
+            raise CorruptFileError("a symbol does not fit in 32 bits")
         cursor.finish()
         return fields.astype(np.int32).reshape(layout.rows, layout.columns)
 
@@ -88,13 +88,13 @@ class Raw:
 
 
 def _range(symbols: Symbols) -> tuple[int, int]:
-    """Return the lowest symbol, and the bits of the range."""
+    """Return the lowest symbol and the number of bits that the range needs."""
     lowest = int(symbols.min())
     return lowest, (int(symbols.max()) - lowest).bit_length()
 
 
 def pack(values: Symbols, lowest: int, width: int) -> bytes:
-    """Return each of ``values`` less ``lowest`` in ``width`` bits, highest bit first."""
+    """Pack each of ``values`` minus ``lowest`` into ``width`` bits, highest bit first."""
     out = []
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK].astype(np.int64) - lowest
@@ -106,7 +106,7 @@ def pack(values: Symbols, lowest: int, width: int) -> bytes:
 
 
 def unpack(cursor: Cursor, count: int, width: int) -> Wide:
-    """Return ``count`` fields of ``width`` bits; what fills the last byte must be zeros."""
+    """Unpack ``count`` fields of ``width`` bits; padding bits must be zero."""
     data = np.frombuffer(cursor.take((count * width + 7) // 8), np.uint8)
     out, step = np.zeros(count, np.int64), BLOCK * width // 8
     for block, start in enumerate(range(0, count if width else 0, BLOCK)):
@@ -116,7 +116,7 @@ def unpack(cursor: Cursor, count: int, width: int) -> Wide:
             fields <<= 1
             fields |= bits[place : fields.size * width : width]
         if bits[fields.size * width :].any():
-            raise CorruptFileError("the last bits are not zero")
+            raise CorruptFileError("the padding bits are not zero")
     return out
 
 

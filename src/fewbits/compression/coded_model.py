@@ -15,7 +15,7 @@ from ..coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html
 from ..container import LazyTensors, encode, measure, measure_file, read, write_contents
 from ..engine.activations.hooks import check_inputs, load_inputs
 from ..engine.layers.pack import to_torch, torch_dtype
-from ..engine.network.loading import load_values, plain_targets, unsuited
+from ..engine.network.loading import cast_loss, load_values, plain_targets
 from ..engine.network.naming import fit_names, fitted
 from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
@@ -284,7 +284,7 @@ def _check_fit(
             [
                 f"{name} (file {dtype}, network {ours[name].dtype}: {why})"
                 for name, (_, dtype) in both.items()
-                if (why := unsuited(torch_dtype(dtype), ours[name].dtype, trained=name in trained))
+                if (why := cast_loss(torch_dtype(dtype), ours[name].dtype, trained=name in trained))
             ],
         ),
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..coded import RAW_DTYPES
-from ..coding import TOGETHER, Layout
+from ..coding import MAX_SHARED_SYMBOLS, Layout
 from ..errors import CorruptFileError
 from .entries import Entry, MatrixEntry, RawEntry, leaves
 from .header import Header
@@ -185,10 +185,10 @@ def _members(planned: Iterator[Chunk], codecs: Sequence[int]) -> tuple[Chunk, ..
     for codec, chunk in zip(codecs, planned, strict=False):
         total += chunk.layout.size
         alike = codec == codecs[0] and chunk.is_whole and chunk.stream.is_index
-        if len(codecs) > 1 and not (alike and total <= TOGETHER):
+        if len(codecs) > 1 and not (alike and total <= MAX_SHARED_SYMBOLS):
             raise CorruptFileError(
                 f"{chunk.label} cannot share a body: only whole index matrices with the same codec "
-                f"and at most {TOGETHER} symbols together may"
+                f"and at most {MAX_SHARED_SYMBOLS} symbols together may"
             )
         members.append(chunk)
     return tuple(members)

@@ -22,7 +22,7 @@ from ..coded import (
     RawTensor,
     TransformTensor,
 )
-from ..coding import CODECS, EFFORTS, TOGETHER, Layout, Symbols, encode_run, is_effort
+from ..coding import CODECS, EFFORTS, MAX_SHARED_SYMBOLS, Layout, Symbols, encode_run, is_effort
 from ..coding import Stream as Body
 from ..errors import ConfigError, require
 from .entries import Entry, RawEntry, describe, leaves
@@ -154,7 +154,7 @@ class FileWriter:
     def _add_chunk(self, symbols: Symbols, chunk: Chunk) -> None:
         """Add a chunk to the current run, whose chunks may share a body, or code it alone."""
         layout, joins = chunk.layout, chunk.is_whole and chunk.stream.is_index
-        if not joins or self._run_size + layout.size > TOGETHER:
+        if not joins or self._run_size + layout.size > MAX_SHARED_SYMBOLS:
             self._flush()
         self._run.append((symbols, layout))
         self._run_size += layout.size

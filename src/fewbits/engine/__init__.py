@@ -1,1 +1,1 @@
-"""The only place that walks ``nn.Module``: targets, layer views, lockstep calibration, folding."""
+"""The only code that walks ``nn.Module``: targets, layer views, lockstep calibration, folding."""

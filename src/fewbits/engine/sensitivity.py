@@ -1,10 +1,10 @@
-"""How the output of a network feels an error in each weight: second moments of gradients.
+"""Sensitivity of a network's output to errors in each weight: second moments of gradients.
 
 Let y be the output and v a random probe with E[v v'] = M, the metric. The gradient g of v'y with
-respect to a weight has E[g g'] = J'MJ, so one backward pass stands for as many as y has elements.
+respect to a weight has E[g g'] = J'MJ, so one backward pass replaces as many as y has elements.
 (Young et al. 2021 need these moments for their transform; CVXQ, arXiv 2409.02026, needs squares.)
-An error of one layer that is uncorrelated with the others' changes the output by the sum over its
-rows o of ``dw_o E[g_o g_o'] dw_o'``. Gradients are kept apart by sample: those of a batch add up to
+An error of one layer that is uncorrelated with those of others changes the output by the sum over
+its rows o of ``dw_o E[g_o g_o'] dw_o'``. Gradients are kept per sample: those of a whole batch have
 the same expectation, but each sample is one more draw.
 """
 
@@ -28,24 +28,26 @@ from .network.isolation import autocast_off, fast_path_off, isolated_pass
 __all__ = ["METRICS", "probe"]
 
 METRICS = ("logits", "fisher")
-_CHUNK = 1 << 25  # numbers in flight: bounds the scratch memory of large inputs and layers
-_FLOOR = 1e-3  # of the mean over a layer's rows: a row less sensitive is as good as dead
+_CHUNK = 1 << 25  # numbers processed at once: bounds the scratch memory of large inputs and layers
+_FLOOR = 1e-3  # relative to the mean over a layer's rows: lower bound on a row's sensitivity
 
 
 class _Sums:
-    """Moments of one weight, added up sample by sample; the last column is the bias."""
+    """Moments of one weight, accumulated over samples; the last column is the bias."""
 
     def __init__(self) -> None:
-        self.drawn = 0  # gradients of samples
+        self.drawn = 0  # number of per-sample gradients
         self.positions = 0
         self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
         self.rows: Tensor | float = 0.0
         self.columns: Tensor | float = 0.0
         self.outputs: Tensor | float = 0.0
-        self._shares: Tensor | None = None  # of the rows in `columns`: set by the first gradients
+        self._shares: Tensor | None = (
+            None  # weights of rows in `columns`, set by the first gradients
+        )
 
     def add(self, gradients: Tensor, inputs: Tensor) -> None:
-        """Take gradients (groups, samples, neurons, columns + 1), inputs (.., .., ., columns)."""
+        """Add gradients (groups, samples, neurons, columns + 1) and inputs (.., .., ., columns)."""
         plain = gradients[..., :-1]
         squares = _squares(plain, 3).sum(1)
         shares = self._shares
@@ -54,9 +56,9 @@ class _Sums:
             shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
             if bool((mean > 0).all()):  # the first samples may have no gradient at all
                 self._shares = shares
-        weighed = (gradients * shares[:, None, :, None]).flatten(1, 2)
+        weighted = (gradients * shares[:, None, :, None]).flatten(1, 2)
         self.rows = self.rows + squares
-        self.columns = self.columns + (weighed.mT @ gradients.flatten(1, 2)).double()
+        self.columns = self.columns + (weighted.mT @ gradients.flatten(1, 2)).double()
         across = plain.transpose(1, 2).flatten(2)
         self.outputs = self.outputs + (across @ across.mT).double()
         self.energy = self.energy + _squares(inputs, (2, 3)).sum(1)
@@ -65,7 +67,7 @@ class _Sums:
 
     @property
     def reached(self) -> bool:
-        """Whether a gradient other than zero came."""
+        """Whether any nonzero gradient was added."""
         return self.drawn > 0 and bool(torch.as_tensor(self.rows).sum() > 0)
 
     def finish(self, probes: int) -> Sensitivity:
@@ -86,7 +88,7 @@ class _Sums:
 
 
 def _squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Return sums of squares over ``axes``, float64; far cheaper than a sum in float64."""
+    """Return sums of squares over ``axes``, float64; far cheaper than summing in float64."""
     norms: Tensor = torch.linalg.vector_norm(values, dim=axes)
     return norms.double().square()
 
@@ -97,7 +99,7 @@ def _tiny() -> float:
 
 @dataclass
 class _Tap:
-    """Hooks on one module: its inputs in a pass, and the gradients that come back to its output."""
+    """Hooks on one module: its inputs in a pass, and the gradients of its output."""
 
     targets: Sequence[Target]
     sums: Mapping[str, _Sums]
@@ -107,21 +109,21 @@ class _Tap:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """Hang the output on a tensor that asks for gradients, and wait for its own."""
+        """Attach the output to a tensor that requires gradients, and hook its own gradient."""
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return output
         call = Call(args, kwargs)
         self.used = True
-        hung = output + self.anchor.to(output)
-        if not hung.requires_grad:
+        attached = output + self.anchor.to(output)
+        if not attached.requires_grad:
             return output
-        hung.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
-        return hung
+        attached.register_hook(lambda gradient: self.take(call, gradient))  # type: ignore[no-untyped-call]
+        return attached
 
     @torch.no_grad()
     @autocast_off()
     def take(self, call: Call, gradient: Tensor) -> None:
-        """Add the gradients of every weight: per sample, output gradients times input rows."""
+        """Add the per-sample gradients of every weight: output gradients times input rows."""
         for target in self.targets:
             view = target.view
             if view.inputs is None or view.outputs is None:
@@ -156,30 +158,30 @@ def probe(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Sensitivity]:
-    """Return the sensitivity of every weight that a gradient other than zero reaches, by name.
+    """Return the sensitivity of every weight with a nonzero gradient, by name.
 
     Args:
-        network: in evaluation mode; as it was afterwards.
+        network: in evaluation mode; unchanged afterwards.
         targets: weights; those whose inputs or outputs cannot be seen are left out.
         batches: calibration batches, without labels.
         forward: calls the network on a batch and returns its output (logits, samples first).
-        metric: "logits" (squared error of the logits, but for a shift common to all) or "fisher"
+        metric: "logits" (squared error of the logits, up to a common shift) or "fisher"
             (Kullback-Leibler divergence of the class probabilities, for small errors).
-        probes: backward passes for each batch.
-        seed: of the probes.
-        progress: told after each batch.
+        probes: backward passes per batch.
+        seed: seed of the probes.
+        progress: called after each batch.
 
     Raises:
         CalibrationError: ``forward`` returns nothing that has gradients.
 
-    Cost: for each batch one forward, and for each probe one backward pass and as much again as the
-    weights' gradients sample by sample take, ``2 n N`` flops for each position.
+    Cost: per batch one forward pass, and per probe one backward pass plus the per-sample gradients
+    of the weights, which take as much again: ``2 n N`` flops per position.
     """
     sums: defaultdict[str, _Sums] = defaultdict(_Sums)
     by_module: defaultdict[str, list[Target]] = defaultdict(list)
     for target in targets:
         by_module[target.module].append(target)
-    taps = {name: _Tap(found, sums) for name, found in by_module.items()}
+    taps = {name: _Tap(own, sums) for name, own in by_module.items()}
     modules = dict(network.named_modules())
     handles = [
         modules[name].register_forward_hook(tap, with_kwargs=True) for name, tap in taps.items()
@@ -197,11 +199,11 @@ def probe(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found.finish(probes) for name, found in sums.items() if found.reached}
+    return {name: total.finish(probes) for name, total in sums.items() if total.reached}
 
 
 def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
-    """Send one random probe for each seed back through the network, to the hooks on the way."""
+    """Backpropagate one random probe per seed through the network, to the hooks on the way."""
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         aim = (_direction(output.detach(), metric, generator) * output).sum()
@@ -209,31 +211,31 @@ def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: ra
 
 
 def _logits(output: Any) -> Tensor:
-    found = output.get("logits") if isinstance(output, Mapping) else output
-    found = getattr(found, "logits", found)
-    if isinstance(found, (tuple, list)) and found:
-        found = found[0]
-    if isinstance(found, Tensor) and found.requires_grad:
-        return found
+    logits = output.get("logits") if isinstance(output, Mapping) else output
+    logits = getattr(logits, "logits", logits)
+    if isinstance(logits, (tuple, list)) and logits:
+        logits = logits[0]
+    if isinstance(logits, Tensor) and logits.requires_grad:
+        return logits
     raise CalibrationError(
         "gradient probes need the output of the network: forward= must return its logits, with "
-        f"gradients. {_instead(found, output)}"
+        f"gradients. {_explain(logits, output)}"
     )
 
 
-def _instead(found: Any, output: Any) -> str:
-    """Say what a forward returned in place of logits with gradients, and what to change."""
-    if isinstance(found, Tensor):
-        if not found.is_floating_point():
-            return f"It returned a {describe(found)}, which has none: return what argmax was given."
-        if found.is_inference():
+def _explain(logits: Any, output: Any) -> str:
+    """Explain what a forward returned instead of logits with gradients, and what to change."""
+    if isinstance(logits, Tensor):
+        if not logits.is_floating_point():
+            return f"It returned a {describe(logits)}, which has none: return the input of argmax."
+        if logits.is_inference():
             return (
-                f"It returned a {describe(found)} made in torch.inference_mode: take that off the "
-                "network's forward, or off forward=."
+                f"It returned a {describe(logits)} created in torch.inference_mode: remove that "
+                "from the network's forward, or from forward=."
             )
         return (
-            f"It returned a {describe(found)} without a history: take torch.no_grad, detach() or "
-            ".data off the network's forward, or off forward=."
+            f"It returned a {describe(logits)} without a history: remove torch.no_grad, detach() "
+            "or .data from the network's forward, or from forward=."
         )
     if isinstance(output, Mapping):
         known = ", ".join(map(repr, list(output)[:6]))
@@ -242,10 +244,10 @@ def _instead(found: Any, output: Any) -> str:
 
 
 def _direction(output: Tensor, metric: str, generator: torch.Generator) -> Tensor:
-    """Return v with E[v v'] = the metric, of the shape of ``output``; classes last."""
+    """Return v with E[v v'] = the metric, in the shape of ``output``; classes last."""
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
     if metric == "logits":
         return signs - signs.mean(-1, keepdim=True)
-    law = output.float().softmax(-1)
-    root = law.sqrt() * signs.float()
-    return (root - law * root.sum(-1, keepdim=True)).to(output)
+    shares = output.float().softmax(-1)
+    root = shares.sqrt() * signs.float()
+    return (root - shares * root.sum(-1, keepdim=True)).to(output)

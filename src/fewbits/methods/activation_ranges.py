@@ -10,7 +10,7 @@ from torch import nn
 
 from ..coded import ActivationGrid
 from ..engine.activations.observer import Site, observe
-from ..engine.activations.outputs import loose_outputs
+from ..engine.activations.outputs import unquantized_outputs
 from ..engine.activations.placement import PLACEMENTS, QuantizedLayers, choose_sites, left_in_float
 from ..engine.network.batches import Forward
 from ..errors import ConfigError, did_you_mean, require, shorten
@@ -116,7 +116,7 @@ def calibrate_inputs(
         bits = 8 if chosen.is_wide(site) else settings.bits
         found[site.name] = _grid(site, bits, settings)
     if settings.outputs:
-        loose = loose_outputs(network, chosen.paths, batches[0], forward)
+        loose = unquantized_outputs(network, chosen.paths, batches[0], forward)
         for site in observe(network, loose, batches, forward, outputs=True):
             found[site.name] = _shifted(site, settings)
     return found, left_in_float(network, chosen, sites) if settings.placement == "input" else ()

@@ -1,3 +1,3 @@
-"""Pure tensor kernels: tensors in, tensors out; they know nothing of networks."""
+"""Pure tensor kernels: tensors in, tensors out. They know nothing of networks."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a device must be able to do."""
+"""Requirements on devices."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WITHOUT_FLOAT64 = ("mps",)
 
 
 def check_float64(device: torch.device, where: str) -> None:
-    """Refuse a device that has no float64, before its first kernel fails without saying why.
+    """Check that a device supports float64, before a kernel fails without a reason.
 
     Raises:
-        ModelError: names ``where`` and the device.
+        ModelError: it does not; names ``where`` and the device.
     """
     if device.type in WITHOUT_FLOAT64:
         raise ModelError(
-            f"{where}: totals over calibration rows need float64, which the device "
-            f"{str(device)!r} does not have. Move the network to the CPU (model.cpu()) or to CUDA, "
-            "or use the method 'nearest'."
+            f"{where}: sums over calibration rows need float64, which the device "
+            f"{str(device)!r} does not support. Move the network to the CPU (model.cpu()) or to "
+            "CUDA, or use the method 'nearest'."
         )

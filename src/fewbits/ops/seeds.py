@@ -1,4 +1,4 @@
-"""Seeds as a function of the position: nothing has to be kept to draw the same numbers again."""
+"""Seeds as a function of a position, so that draws can be repeated without storing state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["seed_at"]
 def seed_at(*position: int) -> int:
     """Return an integer in [0, 2**63) that depends on all numbers of ``position``, each >= 0.
 
-    Its low 32 bits do too: torch's generator on the CPU takes no others.
+    So do its low 32 bits, the only ones that torch's CPU generator uses.
     """
     words = np.random.SeedSequence(position).generate_state(1, np.uint64)
     return int(words[0]) >> 1

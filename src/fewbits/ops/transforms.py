@@ -1,9 +1,9 @@
-"""Transforms of the channels of a layer: the KLT, the ELT, and what a basis is worth.
+"""Transforms across the channels of a layer: KLT, ELT, and the coding gain of a basis.
 
-A layer's weight W (groups, neurons, columns), with ``kernel`` columns for each input channel, is
+A layer's weight W (groups, neurons, columns), with ``kernel`` columns per input channel, is
 unfolded into a matrix M (channels, rest) whose rows are the channels that the transform mixes: the
-inputs ("row" transform of the paper) or the outputs ("column"). Then ``M = S T`` with a basis S
-and coefficients ``T = A M``, ``A = S^-1``. Everything is float64.
+inputs (the paper's "row" transform) or the outputs ("column"). Then ``M = S T`` with a basis S and
+coefficients ``T = A M``, ``A = S^-1``. Everything is float64.
 
 Reference:
     Young, Zhe, Taubman and Girod, "Transform quantization for CNN compression", TPAMI 2021.
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 SIDES = ("row", "column")
-RIDGE = 1e-3  # of the metric's Frobenius norm: what is hardly seen is not taken for free
-_ENTROPY = 4.1327  # sqrt(2 pi e): the step, in deviations of a normal law, that gives 0 bits
+RIDGE = 1e-3  # of the metric's Frobenius norm: rarely excited directions must not become free
+_ENTROPY = 4.1327  # sqrt(2 pi e): step, in deviations of a normal distribution, that gives 0 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def unfold(weight: Tensor, kernel: int, side: str) -> Tensor:
 def fold(matrix: Tensor, shape: tuple[int, int, int], kernel: int, side: str) -> Tensor:
     """Return the weight of ``shape`` that :func:`unfold` turns into ``matrix``.
 
-    With fewer rows than the weight has channels: the weight of a layer with that many channels.
+    If ``matrix`` has fewer rows than that has channels, the result has fewer channels.
     """
     groups, neurons, columns = shape
     inputs = columns // kernel
@@ -71,25 +71,25 @@ def fold(matrix: Tensor, shape: tuple[int, int, int], kernel: int, side: str) ->
 
 
 def pooled(moments: Tensor, kernel: int) -> Tensor:
-    """Return moments of columns (groups, columns, columns) summed over equal taps and groups.
+    """Sum moments of columns (groups, columns, columns) over equal taps and groups.
 
-    The result (inputs, inputs) is the row transform's C_gamma: what errors of the channels do,
-    wherever in the kernel they are.
+    The result (inputs, inputs) is the row transform's C_gamma: the effect of errors in the
+    channels, regardless of the position in the kernel.
     """
     inputs = moments.shape[1] // kernel
     return torch.einsum("gitjt->ij", moments.reshape(-1, inputs, kernel, inputs, kernel))
 
 
 def klt(weights: Tensor) -> Basis:
-    """Return the eigenvectors of the weights' second moments M M', largest first: orthonormal."""
+    """Return the eigenvectors of the weights' second moments M M', largest first; orthonormal."""
     vectors = torch.linalg.eigh(weights)[1].flip(1)
     return Basis(vectors, vectors.mT)
 
 
 def elt(weights: Tensor, metric: Tensor) -> Basis:
-    """Return the basis in which both the weights and the output's errors are uncorrelated.
+    """Return the basis in which both the weights and the output errors are uncorrelated.
 
-    With P the metric and a ridge, ``P^1/2 M M' P^1/2 = Q L Q'`` gives ``A = Q' P^1/2`` and
+    With P the metric plus a ridge, ``P^1/2 M M' P^1/2 = Q L Q'`` gives ``A = Q' P^1/2`` and
     ``S = P^-1/2 Q``, so that ``S' P S`` and ``A M M' A'`` are diagonal: the largest coding gain of
     all bases (Young et al. 2021, theorem 3). Columns of S have norm 1, largest coefficients first.
 
@@ -112,9 +112,9 @@ def elt(weights: Tensor, metric: Tensor) -> Basis:
 
 
 def coding_gain(basis: Basis, weights: Tensor, metric: Tensor) -> float:
-    """Return G, by how much the basis divides the distortion at a high rate (equation 11).
+    """Return G, the factor by which the basis reduces distortion at high rates (equation 11).
 
-    ``1/2 log2 G`` bits for each coefficient, before the basis is paid for. Both moments must be
+    That is ``1/2 log2 G`` bits per coefficient, not counting the basis itself. Both moments must be
     positive definite.
     """
     transformed = basis.synthesis.mT @ metric @ basis.synthesis
@@ -128,12 +128,12 @@ def _mean_log(moments: Tensor) -> Tensor:
 
 
 def quantize_basis(synthesis: Tensor, bits: float) -> tuple[Tensor, float]:
-    """Return the index (channels, vectors) of a basis and its step, near ``bits`` bits a value.
+    """Return the index (channels, vectors) of a basis and its step, near ``bits`` bits per value.
 
-    The step is halved until the quantized basis is a sound one (condition below 1000).
+    The step is halved until the quantized basis is well-conditioned (below 1000).
     """
     scale = float(synthesis.square().mean().sqrt()) if synthesis.numel() else 1.0
-    step = _short(_ENTROPY * 2**-bits * scale)
+    step = _to_bfloat16(_ENTROPY * 2**-bits * scale)
     for _ in range(16):
         index = torch.round(synthesis / step)
         if float(torch.linalg.cond(index * step)) < 1e3:
@@ -142,16 +142,16 @@ def quantize_basis(synthesis: Tensor, bits: float) -> tuple[Tensor, float]:
     return index.to(torch.int32), step
 
 
-def _short(value: float) -> float:
-    """Return ``value`` to the 8 bits of a bfloat16: two bytes of a step that are zero."""
+def _to_bfloat16(value: float) -> float:
+    """Round ``value`` to the 8 bits of a bfloat16, so that two bytes of a step are zero."""
     return float(torch.tensor(value, dtype=torch.float32).bfloat16())
 
 
 def refit(matrix: Tensor, basis: Tensor, metric: Tensor) -> Tensor:
-    """Return the coefficients (vectors, rest) with which ``basis @ T`` is nearest to M.
+    """Return the coefficients (vectors, rest) for which ``basis @ T`` is nearest to M.
 
-    ``T = (S' C S)^-1 S' C M``, exact where the basis is square: an error of the basis then costs
-    no distortion, only some of the decorrelation. A ridge keeps C positive.
+    ``T = (S' C S)^-1 S' C M``, exact if the basis is square: errors of the basis then cause no
+    distortion, only less decorrelation. A ridge keeps C positive.
     """
     if basis.shape[0] == basis.shape[1]:
         exact: Tensor = torch.linalg.solve(basis, matrix)

@@ -1,8 +1,8 @@
-"""Which weights move to which value: the greedy choice of PWFN (Subia-Waud, Dasmahapatra 2023).
+"""Greedy weight clustering of PWFN (Subia-Waud and Dasmahapatra 2023): which weight moves where.
 
-On one *level*, weight i may move to a code c where ``|c - v_i| <= distance * s_i``. The code that
-the most weights may move to takes them all, then the next one, until none is left that any weight
-may move to. Then the next level allows sums of one more power of two, or twice the distance.
+On one *level* of the search, weight i may move to a code c if ``|c - v_i| <= distance * s_i``. The
+code that most weights can move to takes them all, then the next one, until no remaining code has
+candidates. The next level allows sums of one more power of two, or twice the distance.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ __all__ = ["Clustering", "Floats", "Ints", "Ladder", "Level", "Pick", "Small", "
 Ints: TypeAlias = "NDArray[np.int64]"
 Small: TypeAlias = "NDArray[np.int32]"
 Floats: TypeAlias = "NDArray[np.float32]"
-_LEAST = 2.0**-20  # deviations count as at least this
+_LEAST = 2.0**-20  # lower bound on deviations
 _CHUNK = 1 << 18
-_CELLS = 1 << 24  # pairs of run ends that are counted in a table; more are sorted
+_CELLS = 1 << 24  # largest table for counting pairs of run ends; beyond it they are sorted
 _LEVELS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class Clustering:
-    """Where ``count`` weights went.
+    """The assignment of weights to picks.
 
     Attributes:
-        pick: (n,) int32 position in ``picks``, -1 for weights that stay free.
-        picks: in the order of choice; a code may come again on a later level.
+        pick: (n,) int32 position in ``picks``; -1 for weights that stay free.
+        picks: in the order of choice; a code may occur again on a later level.
     """
 
     pick: Small
@@ -47,7 +47,7 @@ class Clustering:
         return codes
 
     def deviations(self) -> Floats:
-        """Return the (n,) float32 deviations that weights share now; 0 for those that are free."""
+        """Return the (n,) float32 deviations of each weight's pick; 0 for free weights."""
         table = np.array([*(pick.deviation for pick in self.picks), 0], np.float32)
         deviations: Floats = table[self.pick]
         return deviations
@@ -56,35 +56,35 @@ class Clustering:
 def cluster(
     values: Floats, deviations: Floats, count: int, ladder: Ladder, used: Ints | None = None
 ) -> Clustering:
-    """Move exactly ``count`` of the weights to values that many of them may move to.
+    """Move exactly ``count`` of the weights to values that many of them can share.
 
-    Deterministic. Where two codes take equally many, the lower one is chosen; where a code may
-    take only some of those that could move, the nearest in deviations do, then the smallest, then
+    Deterministic. If two codes take equally many weights, the lower one is chosen. If a code may
+    take only some of its candidates, it takes the nearest in deviations, then the smallest, then
     the first.
 
     Args:
         values: (n,) float32 weights.
-        deviations: (n,) float32, how far a weight may move; counted as at least 2**-20.
-        count: of weights to move, at most n.
-        ladder: what they may move to.
-        used: codes in use from earlier rounds; of interest where ``ladder.most`` is set.
+        deviations: (n,) float32, how far each weight may move; at least 2**-20 is assumed.
+        count: number of weights to move, at most n.
+        ladder: the values that they may move to.
+        used: codes in use from earlier rounds; matters only if ``ladder.most`` is set.
 
     Raises:
-        ModelError: NaN or infinity, more to move than there are, or weights too large for codes.
+        ModelError: NaN or infinite values, more to move than there are, or weights too large.
 
-    Cost: a few passes over the weights that are still free for each level; about 40 bytes a weight.
+    Cost: a few passes over the free weights per level; about 40 bytes per weight.
     """
     _check(values, deviations, count, ladder)
     pick = np.full(len(values), -1, np.int32)
     picks: list[Pick] = []
     known = {0} if used is None else {0, *map(int, used)}
-    free: Ints | None = None  # all of them
+    free: Ints | None = None  # None: all of them
     for order, distance in ladder.levels():
         left = count - sum(p.count for p in picks)
         if left == 0:
             break
-        some = (values, deviations) if free is None else (values[free], deviations[free])
-        level = Level(*some, order, distance, ladder, frozenset(known))
+        remaining = (values, deviations) if free is None else (values[free], deviations[free])
+        level = Level(*remaining, order, distance, ladder, frozenset(known))
         taken, made = level.run(left, len(picks))
         known |= {p.code for p in made}
         picks += made
@@ -96,8 +96,8 @@ def cluster(
             free = free[taken < 0]
     if sum(p.count for p in picks) < count:
         raise ModelError(
-            f"{count - sum(p.count for p in picks)} weights found no value within "
-            f"{distance:g} deviations of theirs. Look at their deviations."
+            f"{count - sum(p.count for p in picks)} weights have no value within {distance:g} "
+            "deviations. Check their deviations."
         )
     return Clustering(pick, tuple(picks))
 
@@ -107,32 +107,32 @@ def _check(values: Floats, deviations: Floats, count: int, ladder: Ladder) -> No
         bad = len(array) - int(np.isfinite(array).sum())
         if bad:
             raise ModelError(
-                f"{bad} {name} of {len(array)} are NaN or infinite; none can be fixed."
+                f"{bad} of {len(array)} {name} are NaN or infinite; weights cannot be fixed."
             )
     if not 0 <= count <= len(values):
-        raise ModelError(f"{count} weights are to be fixed, and only {len(values)} are free.")
+        raise ModelError(f"{count} weights are to be fixed, but only {len(values)} are free.")
     require(ladder.terms >= 1, "terms", "an integer >= 1", ladder.terms)
     top = float(np.abs(values).max()) * ladder.unit if len(values) else 0.0
     if top > MAX_CODE:
         raise ModelError(
-            f"the largest weight is {top:g} times the finest value 2**-{ladder.finest}; at most "
-            f"{MAX_CODE} is possible. Choose a coarser one (finest), or keep the layer."
+            f"the largest weight is {top:g} times the finest value 2**-{ladder.finest}; the limit "
+            f"is {MAX_CODE}. Choose a coarser 'finest', or keep the layer in float."
         )
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What weights may move to, level by level.
+    """The values that weights may move to, level by level.
 
     Attributes:
         finest: codes are multiples of ``2**-finest``.
         terms: most powers of two in a sum.
-        distance: first, in deviations.
-        widen: factor on the distance.
+        distance: initial distance, in deviations.
+        widen: factor by which the distance grows.
         signed: whether powers may be subtracted.
-        most: how many values there may be, those in use included; None for any number. With a
-            bound, values in use are candidates on every level.
-        prefer_zero: 0 is taken before a code that takes at most this share more weights.
+        most: most distinct values, including those in use; None for no bound. With a bound, values
+            in use are candidates on every level.
+        prefer_zero: 0 wins over a code that takes more weights by at most this fraction.
     """
 
     finest: int
@@ -145,7 +145,7 @@ class Ladder:
 
     @property
     def unit(self) -> float:
-        """Codes to a value of 1."""
+        """Number of codes per unit of value."""
         return 2.0**self.finest
 
     def levels(self) -> Iterator[tuple[int, float]]:
@@ -161,15 +161,15 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Pick:
-    """One value chosen, and the weights that moved to it.
+    """A chosen value, and the weights that moved to it.
 
     Attributes:
-        order: powers of two that its level allowed.
-        distance: that its level allowed, in deviations.
+        order: number of powers of two allowed on its level.
+        distance: distance allowed on its level, in deviations.
         code: the value times ``2**finest``.
-        count: of the weights.
+        count: number of weights.
         mean: their mean distance, in deviations; 0 for weights below ``2**-finest`` that became 0.
-        furthest: their largest.
+        furthest: their largest distance.
         deviation: standard deviation of their values.
     """
 
@@ -184,14 +184,14 @@ class Pick:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One level: free weights, and the codes that they may move to.
+    """One level of the search: free weights, and the codes that they may move to.
 
     Attributes:
         values: (n,) float32 weights.
         deviations: (n,) float32.
         order: powers of two in a code.
-        distance: that a weight may move, in deviations.
-        ladder: the level is one of.
+        distance: distance that a weight may move, in deviations.
+        ladder: the ladder to which the level belongs.
         known: codes in use.
     """
 
@@ -209,14 +209,14 @@ class Level:
         taken: Small = owner[group]
         over = int(sizes[owner == len(chosen) - 1].sum()) - chosen[-1][1] if chosen else 0
         if over:
-            self._leave(taken, *chosen[-1], len(chosen) - 1)
-        picks = self._told(taken, chosen)
+            self._release(taken, *chosen[-1], len(chosen) - 1)
+        picks = self._make_picks(taken, chosen)
         taken[taken >= 0] += first
         return taken, picks
 
     @cached_property
     def codes(self) -> Ints:
-        """The codes that weights may move to, increasing."""
+        """The codes that weights may move to, in increasing order."""
         ladder, bounded = self.ladder, self.ladder.most is not None
         if bounded and len(self.known) >= (ladder.most or 0):
             return np.array(sorted(self.known), np.int64)
@@ -225,9 +225,9 @@ class Level:
         return np.union1d(codes, list(self.known)).astype(np.int64) if bounded else codes
 
     def _groups(self) -> tuple[Small, Ints, Ints, Ints]:
-        """Return the group of each weight, and of each group: first code, end of codes, weights.
+        """Return the group of each weight; and first code, end of codes and size of each group.
 
-        The last group is of weights that may move nowhere.
+        Weights in a group may move to the same run of codes; those of the last group to none.
         """
         width = len(self.codes) + 1
         pairs = np.empty(len(self.values), np.int32 if width**2 < 2**31 else np.int64)
@@ -245,9 +245,9 @@ class Level:
             first[tiny] = np.minimum(first[tiny], zero)
             end[tiny] = np.maximum(end[tiny], zero + 1)
             pairs[part] = np.where(end > first, first * width + end, 0)
-        found, group = _numbered(pairs, width**2)
-        sizes = np.bincount(group, minlength=len(found))
-        return group, found // width, found % width, sizes
+        runs, group = _unique_pairs(pairs, width**2)
+        sizes = np.bincount(group, minlength=len(runs))
+        return group, runs // width, runs % width, sizes
 
     def _choose(
         self, starts: Ints, ends: Ints, sizes: Ints, left: int
@@ -278,8 +278,8 @@ class Level:
             is_known[best] = True
         return owner, chosen
 
-    def _leave(self, taken: Small, code: int, count: int, number: int) -> None:
-        """Free the members of pick ``number`` but for the ``count`` nearest."""
+    def _release(self, taken: Small, code: int, count: int, number: int) -> None:
+        """Free the members of pick ``number``, except for the ``count`` nearest."""
         members = np.flatnonzero(taken == number)
         values = self.values[members]
         kept = _smallest([self._distances(members, code), np.abs(values)], count)
@@ -287,15 +287,15 @@ class Level:
         taken[members[kept]] = number
 
     def _distances(self, members: Ints, codes: Ints | int) -> NDArray[np.float64]:
-        """Return |c - v| / s of weights; 0 for those next to zero that become 0."""
+        """Return |c - v| / s of weights; 0 for weights next to zero that become 0."""
         values = self.values[members].astype(np.float64)
         scale = np.maximum(self.deviations[members].astype(np.float64), _LEAST)
         far: NDArray[np.float64] = np.abs(codes / self.ladder.unit - values) / scale
         far[(np.abs(values) * self.ladder.unit < 1) & (np.asarray(codes) == 0)] = 0
         return far
 
-    def _told(self, taken: Small, chosen: list[tuple[int, int]]) -> list[Pick]:
-        """Return the picks with what their members say."""
+    def _make_picks(self, taken: Small, chosen: list[tuple[int, int]]) -> list[Pick]:
+        """Return the picks with the statistics of their members."""
         totals = np.zeros((4, len(chosen)))
         codes = np.array([code for code, _ in chosen], np.int64)
         for start in range(0, len(taken), _CHUNK):
@@ -310,23 +310,23 @@ class Level:
         picks = []
         for (code, count), (far, moved, square, furthest) in zip(chosen, totals.T, strict=True):
             deviation = max(0.0, square / count - (moved / count) ** 2) ** 0.5
-            told = (float(far / count), float(furthest), float(deviation))
-            picks.append(Pick(self.order, self.distance, code, count, *told))
+            statistics = (float(far / count), float(furthest), float(deviation))
+            picks.append(Pick(self.order, self.distance, code, count, *statistics))
         return picks
 
 
-def _numbered(pairs: NDArray[Any], cells: int) -> tuple[Ints, Small]:
-    """Return the different pairs, increasing, and the position of each weight's own."""
+def _unique_pairs(pairs: NDArray[Any], cells: int) -> tuple[Ints, Small]:
+    """Return the distinct pairs, increasing, and the position of each weight's pair."""
     if cells > _CELLS:
-        found, group = np.unique(pairs, return_inverse=True)
-        return found.astype(np.int64), group.astype(np.int32)
-    there = np.bincount(pairs, minlength=cells) > 0
-    place = (np.cumsum(there) - 1).astype(np.int32)
-    return np.flatnonzero(there), place[pairs]
+        distinct, group = np.unique(pairs, return_inverse=True)
+        return distinct.astype(np.int64), group.astype(np.int32)
+    used = np.bincount(pairs, minlength=cells) > 0
+    place = (np.cumsum(used) - 1).astype(np.int32)
+    return np.flatnonzero(used), place[pairs]
 
 
 def _smallest(keys: list[NDArray[Any]], count: int) -> Ints:
-    """Return the positions of the ``count`` smallest, by the keys in turn, then by position."""
+    """Return the positions of the ``count`` smallest, by each key in turn, then by position."""
     if not keys:
         return np.arange(count)
     key = keys[0]

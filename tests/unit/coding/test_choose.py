@@ -40,7 +40,7 @@ def test_an_unknown_number_and_an_unknown_effort_are_told():
 
 
 def test_symbols_of_another_layout_are_an_error_of_who_calls():
-    with pytest.raises(ValueError, match="do not have the layout"):
+    with pytest.raises(ValueError, match="do not match the layout"):
         encode_symbols(np.zeros((2, 3), np.int32), Layout(3, 2))
 
 

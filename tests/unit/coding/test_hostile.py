@@ -134,7 +134,7 @@ def test_side_information_ends_where_its_bytes_do(fill, kind):
     reader = numbers.Numbers.reader(bytes([fill]) * 40)
     begin = time.process_time()
     with pytest.raises(CorruptFileError, match="side information ends"):
-        reader.take(np.zeros(5_000_000, np.int64), kind)
+        reader.code(np.zeros(5_000_000, np.int64), kind)
     assert time.process_time() - begin < 0.5
 
 
@@ -150,7 +150,7 @@ def test_cells_of_classes_are_no_more_than_symbols(shape):
         *levels, np.zeros(layout.taps, np.uint8), np.zeros(31, np.int64), np.array([[255, 1]])
     )
     side = numbers.Numbers.writer(layout.size)
-    classes.take_classes(side, known, 2)
+    classes.code_classes(side, known, 2)
     side = side.to_bytes()
     bins = np.zeros((layout.rows, layout.columns), np.uint8)
     window = rans.Window(0, 2)

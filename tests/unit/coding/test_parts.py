@@ -11,16 +11,16 @@ from fewbits.coding import CODECS
 from fewbits.coding.bitcoder import (
     DECODE,
     ENCODE,
+    code_bit,
     coded_bytes,
     octaves,
     open_coder,
     squash,
     stretch,
-    take_bit,
 )
 from fewbits.coding.codec import Cursor, Layout
 from fewbits.coding.mix.mix import neighbours, period_of
-from fewbits.coding.mix.mixer import accumulate, new_table, predict, sweep
+from fewbits.coding.mix.mixer import accumulate, new_table, predict, solve_sweep
 from fewbits.coding.numbers import Numbers
 from fewbits.coding.rans.classes import roots_of, shares_of, slots_of, starts_of
 from fewbits.errors import CorruptFileError
@@ -46,12 +46,12 @@ def test_tables_are_the_functions_they_stand_for():
 def test_bits_come_back_in_about_their_information(pairs):
     state, buffer = open_coder(ENCODE, room=600)
     for chance, bit in pairs:
-        take_bit(state, buffer, chance, int(bit))
+        code_bit(state, buffer, chance, int(bit))
     data = coded_bytes(state, buffer)
     bits = sum(-math.log2((c if b else 65536 - c) / 65536) for c, b in pairs)
     assert len(data) * 8 <= bits + 0.01 * len(pairs) + 16
     state, buffer = open_coder(DECODE, data)
-    assert [take_bit(state, buffer, chance, 0) for chance, _ in pairs] == [int(b) for _, b in pairs]
+    assert [code_bit(state, buffer, chance, 0) for chance, _ in pairs] == [int(b) for _, b in pairs]
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=2, max_size=256).filter(any))
@@ -79,7 +79,7 @@ def test_sweeps_find_the_least_squares():
         state[2:6] = row
         accumulate(table, 0, state, 2, 4, int(wanted))
     for _ in range(30):
-        sweep(table, 0, 4, 10, 16)
+        solve_sweep(table, 0, 4, 10, 16)
     exact = np.linalg.lstsq(features, target, rcond=None)[0]
     assert table[0, 20:24] / 65536 == pytest.approx(exact, abs=1e-3)
     assert predict(table, 0, state, 2, 4) == int(table[0, 20:24] @ state[2:6])
@@ -90,10 +90,10 @@ def test_sweeps_find_the_least_squares():
 def test_side_information_comes_back(numbers):
     known = np.array(numbers, np.int64)
     writer = Numbers.writer(1000)
-    writer.take(known, 3)
+    writer.code(known, 3)
     data = writer.to_bytes()
     reader = Numbers.reader(data)
-    assert np.array_equal(reader.take(np.zeros_like(known), 3), known)
+    assert np.array_equal(reader.code(np.zeros_like(known), 3), known)
     reader.finish()
     with pytest.raises(CorruptFileError):
         Numbers.reader(data + bytes(9)).finish()

@@ -153,7 +153,7 @@ def test_networks_that_cannot_take_values(tmp_path):
     stretched = nn.Linear(4, 3)
     stretched.bias = nn.Parameter(torch.zeros(1).expand(3))
     before = stretched.weight.clone()
-    with pytest.raises(fewbits.ModelError, match="no values of their own: bias"):
+    with pytest.raises(fewbits.ModelError, match="'bias' is expanded"):
         fewbits.load(path, into=stretched)
     assert torch.equal(stretched.weight, before)
     with pytest.raises(fewbits.ConfigError, match="into must be"):

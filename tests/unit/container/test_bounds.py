@@ -183,7 +183,7 @@ def classed(layout, rows, inputs, alphabet=256, escape=0):
     tables = np.minimum(np.arange(top + 1), len(roots) - 1)
     known = classes.Classes(rows, inputs, np.zeros(1, np.uint8), tables, roots[: tables.max() + 1])
     side = Numbers.writer(1 << 20)
-    classes.take_classes(side, known, alphabet)
+    classes.code_classes(side, known, alphabet)
     side = side.to_bytes()
     bins, window = np.zeros((layout.rows, layout.columns), np.uint8), rans.Window(0, alphabet)
     if escape:

@@ -166,7 +166,7 @@ def smooth(count):
 
 
 def test_slow_codecs_are_for_the_first_symbols_of_a_file(monkeypatch):
-    monkeypatch.setattr(writer, "TOGETHER", 10_800)  # a run for each tensor
+    monkeypatch.setattr(writer, "MAX_SHARED_SYMBOLS", 10_800)  # a run for each tensor
     tensors = smooth(4)
 
     def codecs(effort):
@@ -206,7 +206,7 @@ def scarce(patch, least):
 @pytest.mark.parametrize("effort", ["balanced", "smallest"])
 @pytest.mark.parametrize("together", [1, 1 << 20])
 def test_slow_codecs_give_way_where_a_reader_would_refuse_the_file(monkeypatch, effort, together):
-    monkeypatch.setattr(writer, "TOGETHER", together)
+    monkeypatch.setattr(writer, "MAX_SHARED_SYMBOLS", together)
     matrices = [nearly_constant(60, 96, seed) for seed in range(6)]
     smaller = encode(contents(matrices), effort)
     with monkeypatch.context() as patch:

@@ -123,7 +123,7 @@ def without_autograd(y):
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
-        (lambda y: y.argmax(-1), "return what argmax was given"),
+        (lambda y: y.argmax(-1), "return the input of argmax"),
         (lambda y: y.detach(), "detach"),
         (without_autograd, "inference_mode"),
         (lambda y: {"out": y}, "'out'"),

@@ -238,8 +238,8 @@ def test_failures_are_loud():
     v, s = np.ones(3, np.float32), np.full(3, 0.1, np.float32)
     bad = np.array([0.1, np.nan, 0.1], np.float32)
     for arguments, error in [
-        ((v, bad, 1), "1 deviations of 3 are NaN"),
-        ((bad, s, 1), "1 weights of 3 are NaN"),
+        ((v, bad, 1), "1 of 3 deviations are NaN"),
+        ((bad, s, 1), "1 of 3 weights are NaN"),
         ((v, s, 4), "only 3 are free"),
         ((v * 1e6, s, 1), "finest"),
     ]:

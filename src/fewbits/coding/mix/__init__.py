@@ -1,1 +1,1 @@
-"""Context mixing: adaptive binary decisions, logistic mixing; the fewest bytes."""
+"""Context mixing: adaptive binary decisions with logistic mixing, for the fewest bytes."""

@@ -1,8 +1,8 @@
-"""A number as flags: zero, sign, magnitude; and the chance of each under a logistic law.
+"""Binarization of numbers into flags (zero, sign, magnitude), and their prior probabilities.
 
-A magnitude m >= 1 is m - 1 in the manner of Exp-Golomb: its class (how many bits) in unary, then
-the bits below the first. A flag that can only be what it is, given the alphabet, is not coded.
-Every flag cuts an interval of numbers in two, so the law tells its chance.
+A magnitude m >= 1 is coded as m - 1 in the style of Exp-Golomb: its number of bits in unary, then
+the bits below the first. Flags with only one possible value in the alphabet are not coded. Each
+flag splits an interval of numbers, so a logistic distribution gives its prior probability.
 """
 
 # ruff: noqa: PLR0917 - compiled functions take no keywords
@@ -24,14 +24,14 @@ from .mixer import (
     PHASES,
     SPAN,
     chance_of_flag,
-    take_flag,
+    code_flag,
 )
 
-__all__ = ["SHARPNESS", "price_numbers", "take_number", "unit_of"]
+__all__ = ["SHARPNESS", "code_number", "price_numbers", "unit_of"]
 
-SHARPNESS = 443  # 256 * 2 ln 2 * 1.25: from a mean magnitude to the logistic law's scale
+SHARPNESS = 443  # 256 * 2 ln 2 * 1.25: from a mean magnitude to the scale of the distribution
 UNIT_BITS = 6
-MEANS = 20  # quarters of a level, either way, that contexts tell apart
+MEANS = 20  # quarters of a level, on either side, that contexts distinguish
 ZERO, SIGN, CLASS, BITS = 0, 1, 2, 3
 SCALES = 14
 FOURTH = sum(SPAN[:4])
@@ -44,20 +44,20 @@ Prices = NDArray[np.float32]
 
 @inlined
 def unit_of(number: int, shift: int) -> int:
-    """Return a number in the units of the statistics: 1/64 of ``2**shift``."""
+    """Return a number in the unit of the statistics, 1/64 of ``2**shift``."""
     return (number << UNIT_BITS) >> shift
 
 
 @inlined
 def tail(state: Ints, edge: int) -> int:
-    """Return the chance, in 1/65536, to be ``edge`` halves of a level or more above 0."""
+    """Return the probability, in 1/65536, of at least ``edge`` half levels above 0."""
     away = ((edge << (UNIT_BITS - 1)) >> int(state[reg.SHIFT])) - int(state[reg.MEAN])
     return int(SQUASH[3071 - min(max((away * int(state[reg.INVERSE])) >> 16, -3000), 3000)])
 
 
 @inlined
 def tail_beyond(state: Ints, negative: int, magnitude: int) -> int:
-    """Return the chance of at least ``magnitude`` on one side of 0."""
+    """Return the probability of at least ``magnitude`` on one side of 0."""
     if negative:
         return ONE - tail(state, 1 - 2 * magnitude)
     return tail(state, 2 * magnitude - 1)
@@ -65,7 +65,7 @@ def tail_beyond(state: Ints, negative: int, magnitude: int) -> int:
 
 @inlined
 def node_of(depth: int, size: int, value: int) -> int:
-    """Return the kind of a magnitude's bit ``depth`` below its first, of ``size``."""
+    """Return the node (kind of flag) of the bit ``depth`` below the first of ``size`` bits."""
     if depth == 0:
         return 14 + min(size - 2, 5)
     if depth == 1:
@@ -75,9 +75,9 @@ def node_of(depth: int, size: int, value: int) -> int:
 
 @inlined
 def look_up(state: Ints, stage: int, node: int, negative: int, cut: int, span: int) -> int:
-    """Put on the state where a flag of kind ``node`` is told of; return the law's odds of it.
+    """Set the positions of counters, maps and weights for a flag; return its prior log odds.
 
-    Its chance under the law is ``cut / span``; the odds are a logarithm.
+    The prior probability of the flag is ``cut / span``.
     """
     scale = int(state[reg.SCALE]) >> 2
     for j in range(reg.COUNTERS):
@@ -103,15 +103,15 @@ def ask(
     model: Model, state: Ints, buffer: Bytes, stage: int, node: int, negative: int,
     cut: int, span: int, bit: int,
 ) -> int:  # fmt: skip
-    """Code a flag of kind ``node`` whose chance under the law is ``cut / span``."""
-    return take_flag(model, state, buffer, look_up(state, stage, node, negative, cut, span), bit)
+    """Code a flag of kind ``node`` with the prior probability ``cut / span``."""
+    return code_flag(model, state, buffer, look_up(state, stage, node, negative, cut, span), bit)
 
 
 @kernel
-def take_magnitude(
+def code_magnitude(
     model: Model, state: Ints, buffer: Bytes, negative: int, most: int, span: int, known: int
 ) -> int:
-    """Code a magnitude less 1, at most ``most``, whose side of 0 has the chance ``span``."""
+    """Code a magnitude minus 1, at most ``most``, whose side of 0 has the probability ``span``."""
     size, beyond = 0, 0
     while 1 << size <= most:
         beyond = tail_beyond(state, negative, (1 << size) + 1)
@@ -134,8 +134,8 @@ def take_magnitude(
 
 
 @kernel
-def take_number(model: Model, state: Ints, buffer: Bytes, known: int) -> int:
-    """Code a number between the frame's bounds; a decoder returns what it was."""
+def code_number(model: Model, state: Ints, buffer: Bytes, known: int) -> int:
+    """Code a number within the alphabet; when decoding, return it."""
     lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
     if lowest == highest:
         return 0
@@ -150,18 +150,18 @@ def take_number(model: Model, state: Ints, buffer: Bytes, known: int) -> int:
         )
     most = (-lowest if negative else highest) - 1
     span = below if negative else above
-    magnitude = take_magnitude(model, state, buffer, negative, most, span, abs(known) - 1)
+    magnitude = code_magnitude(model, state, buffer, negative, most, span, abs(known) - 1)
     return -magnitude - 1 if negative else magnitude + 1
 
 
 @kernel
-def fork(
+def price_flag(
     model: Model, state: Ints, prices: Prices, stage: int, node: int, negative: int,
     cut: int, span: int, without: int, having: int,
 ) -> None:  # fmt: skip
-    """Price a flag: what lies at ``without`` is shared out to the numbers without it and having it.
+    """Price a flag: split the bits at ``without`` between numbers without the flag and with it.
 
-    ``without`` and ``having`` are where the bits of the first number of either kind belong.
+    ``without`` and ``having`` are the positions of the first number of either kind.
     """
     chance = chance_of_flag(model, state, look_up(state, stage, node, negative, cut, span))
     prices[having] = prices[without] + COSTS[chance >> 4] / ONE
@@ -172,7 +172,7 @@ def fork(
 def price_bits(
     model: Model, state: Ints, prices: Prices, zero: int, negative: int, most: int, size: int
 ) -> None:
-    """Fill the bits of the magnitudes of one class, which are at its first one."""
+    """Add the bits below the first to all magnitudes of a class, starting from its first one."""
     sign = -1 if negative else 1
     for rest in range(size - 2, -1, -1):
         for value in range(1 << (size - 2 - rest), 1 << (size - 1 - rest)):
@@ -183,16 +183,16 @@ def price_bits(
                 span = tail_beyond(state, negative, start + 1) - beyond
                 node = node_of(size - 2 - rest, size, value)
                 without, having = zero + sign * (start + 1), zero + sign * (middle + 1)
-                fork(model, state, prices, BITS, node, negative, cut, span, without, having)
+                price_flag(model, state, prices, BITS, node, negative, cut, span, without, having)
 
 
 @kernel
 def price_magnitudes(
     model: Model, state: Ints, prices: Prices, zero: int, negative: int, most: int
 ) -> None:
-    """Fill the bits of all magnitudes less 1 up to ``most``, which are at the first.
+    """Fill in the bits of all magnitudes (minus 1) up to ``most``, starting from the first.
 
-    The flags are those of :func:`take_magnitude`.
+    The flags are those of :func:`code_magnitude`.
     """
     sign = -1 if negative else 1
     size, more = 0, True
@@ -204,14 +204,14 @@ def price_magnitudes(
             span = tail_beyond(state, negative, first + 1)
             without, having = zero + sign * (first + 1), zero + sign * (following + 1)
             node = 2 + min(size, 11)
-            fork(model, state, prices, CLASS, node, negative, cut, span, without, having)
+            price_flag(model, state, prices, CLASS, node, negative, cut, span, without, having)
         price_bits(model, state, prices, zero, negative, most, size)
         size += 1
 
 
 @kernel
 def price_numbers(model: Model, state: Ints, prices: Prices, zero: int) -> None:
-    """Fill the bits that each number between the frame's bounds would take; 0's are at ``zero``."""
+    """Fill in the bits of every number in the alphabet; the number 0 is at position ``zero``."""
     lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
     prices[zero] = 0
     if lowest == highest:
@@ -219,9 +219,9 @@ def price_numbers(model: Model, state: Ints, prices: Prices, zero: int) -> None:
     below = tail_beyond(state, 1, 1) if lowest < 0 else 0
     above = tail_beyond(state, 0, 1) if highest > 0 else 0
     side = zero + 1 if highest > 0 else zero - 1
-    fork(model, state, prices, ZERO, 0, 0, above + below, ONE, zero, side)
+    price_flag(model, state, prices, ZERO, 0, 0, above + below, ONE, zero, side)
     if lowest < 0 < highest:
-        fork(model, state, prices, SIGN, 1, 0, below, below + above, side, zero - 1)
+        price_flag(model, state, prices, SIGN, 1, 0, below, below + above, side, zero - 1)
     if highest > 0:
         price_magnitudes(model, state, prices, zero, 0, highest - 1)
     if lowest < 0:

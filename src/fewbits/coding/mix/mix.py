@@ -1,8 +1,7 @@
-"""``mix``: each symbol as flags whose chances are learnt while coding. The fewest bytes.
+"""``mix``: symbols as binary flags with adaptively mixed probabilities. The fewest bytes.
 
-For everything that neighbours, filters, rows, columns or their sizes tell about: convolutions,
-pruned and depthwise layers, embeddings, tuples. Small matrices may share one stream and what it
-has learnt.
+It exploits neighbours, filters, rows, columns and magnitudes: convolutions, pruned and depthwise
+layers, embeddings, tuples. Small matrices may share a stream and its learned statistics.
 """
 
 from __future__ import annotations
@@ -43,44 +42,47 @@ from ..codec import (
     varint,
 )
 from ..kernels import pick
-from .mixer import SPAN, STILL, age, new_model, new_table
+from .mixer import SPAN, UNSEEN, discount, new_model, new_table
 from .walk import DISTANCE_SHIFT, MEAN_SHIFT
 
 __all__ = ["Mix", "distances_prior", "means_prior", "neighbours", "period_of"]
 
 
-STEPS = 200  # of plain work for a symbol
-FADE = 4  # bits by which what regressions have seen counts less in the next matrix
-SAMPLE = 1 << 17  # symbols that an estimate walks
+STEPS = 200  # plain steps per symbol
+FADE = 4  # bits by which regression sums are discounted for the next matrix
+SAMPLE = 1 << 17  # symbols measured for an estimate
 Ints = NDArray[np.int64]
-SHOWN = 1 << 14  # symbols that show whether rows are pictures
+SHOWN = 1 << 14  # symbols measured to decide whether rows are images
 COLUMNS = slice(sum(SPAN[:3]), sum(SPAN[:4]))
-SAME = 64  # in the first byte of settings
-PICTURES = 128  # in the last one
+SAME = 64  # bit in the first byte of settings
+PICTURES = 128  # bit in the last byte of settings
 MOST_SHIFT = 27
-SIDES = range(8, 257)  # of pictures, in symbols
-USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size of each class
-LEAST = 1 << 11  # symbols per byte: what a short stream can ask for is bounded
-FLAGS, FLAGS_PER_BYTE = 4, 64  # that a stream may have for each symbol, and besides
+SIDES = range(8, 257)  # of square images, in symbols
+USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size for each class
+LEAST = 1 << 11  # symbols per byte: bounds what a short stream can expand to
+FLAGS, FLAGS_PER_BYTE = 4, 64  # allowed flags per symbol, plus per byte
 
 Values = NDArray[np.int32]
 Prices: TypeAlias = NDArray[np.float32]
-WORTH, CORNER = 90, -26  # in 1/256: a tap beside or above, and the one between them
+TAP_WEIGHT, CORNER_WEIGHT = (
+    90,
+    -26,
+)  # in 1/256: weight of a tap beside or above, and of the one between
 MOST_TAPS = 49  # larger kernels are walked as rows
-SYMBOLS = 32  # of an alphabet, up to which tuples are looked for
+SYMBOLS = 32  # largest alphabet in which tuples are searched for
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the head of a stream says of each matrix.
+    """Settings of a matrix, stored in the head of its stream.
 
     Attributes:
-        lowest, highest: the alphabet.
-        centre: the symbol that is coded as "nothing".
-        usual: the mean distance from it, in 1/64 of a level.
-        period: symbols of the disjoint tuples that the matrix seems to be made of; 1 for none.
+        lowest, highest: range of the alphabet.
+        centre: the symbol that is coded as zero.
+        usual: mean distance from it, in 1/64 of a level.
+        period: length of the disjoint tuples that the matrix seems to consist of; 1 for none.
         shift: a level of the statistics is ``2**shift`` symbols.
-        pictures: whether rows are square pictures, so that symbols have neighbours above.
+        pictures: whether rows are square images, so that symbols have neighbours above.
     """
 
     lowest: int
@@ -92,7 +94,7 @@ class Settings:
     pictures: bool = False
 
     def to_bytes(self, before: Settings | None) -> bytes:
-        """Return the settings as a stream has them: one byte if they are as ``before``."""
+        """Encode the settings: in one byte if they equal those before, except for ``usual``."""
         mark = octaves(self.usual)
         if before == replace(self, usual=before.usual if before else 0):
             return bytes([SAME + mark])
@@ -103,10 +105,10 @@ class Settings:
 
     @classmethod
     def parse(cls, cursor: Cursor, before: Settings | None) -> Settings:
-        """Return the settings that come next in a stream, checked."""
+        """Parse and check the next settings of a stream."""
         same, mark = divmod(cursor.byte(), SAME)
         if mark >= len(USUAL) or same > 1 or (same and before is None):
-            raise CorruptFileError(f"settings begin with {SAME * same + mark}")
+            raise CorruptFileError(f"settings have an invalid first byte: {SAME * same + mark}")
         usual = int(USUAL[mark])
         if same and before:
             return replace(before, usual=usual)
@@ -117,14 +119,14 @@ class Settings:
         allowed = period >= 1 and shift <= MOST_SHIFT
         if not (allowed and lowest + size <= MAX_SYMBOL and centre <= size):
             raise CorruptFileError(
-                f"settings beyond their bounds: {size} symbols from {lowest}, centre {centre}, "
+                f"settings out of range: {size} symbols from {lowest}, centre {centre}, "
                 f"tuples of {period}, shift {shift}"
             )
         return cls(lowest, lowest + size, lowest + centre, usual, period, shift, bool(pictures))
 
 
 def _settings(values: Values, layout: Layout) -> Settings:
-    """Return the settings that suit ``values``; pictures are tried where rows may be such."""
+    """Choose settings for ``values``; rows that may be square images are tried as such."""
     plain = _without_pictures(values, layout)
     side = math.isqrt(layout.columns)
     if layout.taps > 1 or layout.width or side not in SIDES or side * side != layout.columns:
@@ -141,21 +143,21 @@ def _settings(values: Values, layout: Layout) -> Settings:
 def _without_pictures(values: Values, layout: Layout) -> Settings:
     lowest, highest = int(values.min()), int(values.max())
     centre = lowest + _mode(values, lowest, highest)
-    away = float(np.abs(values.astype(np.int64) - centre).mean())
-    shift = min(max(0, int(away).bit_length() - 5), MOST_SHIFT)
-    usual = int(USUAL[octaves(round(64 * away) >> shift)])
+    distance = float(np.abs(values.astype(np.int64) - centre).mean())
+    shift = min(max(0, int(distance).bit_length() - 5), MOST_SHIFT)
+    usual = int(USUAL[octaves(round(64 * distance) >> shift)])
     return Settings(lowest, highest, centre, usual, period_of(values, layout), shift)
 
 
 def _mode(values: Values, lowest: int, highest: int) -> int:
-    """Return the most frequent symbol less the lowest; the median where there are many."""
+    """Return the most frequent symbol minus the lowest; the median if the range is large."""
     if highest - lowest < 256:
         return int(np.bincount(values.reshape(-1) - lowest).argmax())
     return int(np.median(values)) - lowest
 
 
 class _Stream:
-    """A model on its way through the matrices of one stream."""
+    """A model that codes the matrices of one stream in turn."""
 
     def __init__(self, mode: int, work: int, data: bytes = b"", room: int = 0) -> None:
         self.kernels: SimpleNamespace = pick(STEPS * work)
@@ -168,17 +170,17 @@ class _Stream:
     def walk(
         self, values: Values, layout: Layout, settings: Settings, prices: Prices | None = None
     ) -> None:
-        """Code one more matrix; fill ``prices`` if they are wanted."""
+        """Code the next matrix; fill ``prices`` if given."""
         if settings.pictures:
             layout = replace(layout, taps=1, width=math.isqrt(layout.columns))
         near = neighbours(layout)
         key = (layout.taps, layout.width)
         if key in self.means:
-            age(self.means[key], reg.MEANS, FADE)
+            discount(self.means[key], reg.MEANS, FADE)
         else:
             self.means[key] = new_table(means_prior(layout, near))
-        age(self.distances, reg.DISTANCES, FADE)
-        self.model[COLUMNS] = STILL  # what columns were like means nothing in another matrix
+        discount(self.distances, reg.DISTANCES, FADE)
+        self.model[COLUMNS] = UNSEEN  # column statistics do not carry over to another matrix
         self.state[[reg.LOWEST, reg.HIGHEST]] = (
             np.array([settings.lowest, settings.highest]) - settings.centre
         )
@@ -195,19 +197,19 @@ class _Stream:
 
 
 def _most_flags(symbols: int, length: int) -> int:
-    """Return how many flags the coded bits of a stream may have: what bounds the time."""
+    """Return how many flags the stream may have: this bounds the decoding time."""
     return FLAGS * symbols + FLAGS_PER_BYTE * length
 
 
 class Mix:
-    """Flags, logistic mixing, a binary arithmetic coder."""
+    """Binary flags, logistic mixing and a binary arithmetic coder."""
 
     name, number, since, tier = "mix", 3, (2, 0), 1
-    summary = "flags with chances learnt from neighbours and sizes: the fewest bytes"
+    summary = "adaptive probabilities from neighbours and magnitudes: the fewest bytes"
     bound = Bound(LEAST, 70, 1 << 18, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 24)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
-        """Return settings and flags; None for what :meth:`encode_group` does not take."""
+        """Return settings and flags; None if :meth:`encode_group` returns None."""
         data = self.encode_group([symbols], [layout])
         fits = data is not None and len(data) <= limit and layout.size <= LEAST * len(data)
         return data if fits else None
@@ -217,7 +219,7 @@ class Mix:
         return self.decode_group(data, [layout])[0]
 
     def measure(self, symbols: Symbols, layout: Layout) -> float:
-        """Return the bits of a walk over the matrix, or over a sample of its rows."""
+        """Return the bits of the matrix, measured on it or on a sample of its rows."""
         rows = max(1, min(layout.rows, SAMPLE // layout.columns))
         first = (layout.rows - rows) // 2
         values = _values(symbols[first : first + rows])
@@ -227,11 +229,11 @@ class Mix:
         return 8 * len(settings.to_bytes(None)) + bits_of(stream.state) * layout.rows / rows + 8
 
     def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
-        """Return the lowest symbol, and (rows, columns, alphabet) the bits of every alternative.
+        """Return the lowest symbol, and the bits of every alternative (rows, columns, alphabet).
 
-        They are those that the model gives when it comes to a symbol, given all before it as they
-        are; for choosing symbols by their rate, so ask again after some changes. Memory: 4 bytes
-        for each place and alternative; cost: a flag mixed for each.
+        These are the model's costs at each position, given all symbols before it as they are. Use
+        them to choose symbols by rate, and ask again after some changes. Memory: 4 bytes per
+        position and alternative; cost: one mixed flag each.
         """
         values = _values(symbols)
         settings = _settings(values, layout)
@@ -240,9 +242,9 @@ class Mix:
         return settings.lowest, prices
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
-        """Return one stream for several matrices, in order.
+        """Encode several matrices in one stream, in order.
 
-        None where raw fields take less, or where symbols have more flags than a reader allows.
+        None if raw fields take less, or if symbols need more flags than a reader allows.
         """
         values = [_values(symbols) for symbols in matrices]
         settings = [_settings(*pair) for pair in zip(values, layouts, strict=True)]
@@ -260,7 +262,7 @@ class Mix:
         return head + body
 
     def decode_group(self, data: bytes, layouts: Sequence[Layout]) -> list[Symbols]:
-        """Return the matrices of one stream."""
+        """Decode the matrices of one stream."""
         check_bound(self, len(data), Layout(1, sum(layout.size for layout in layouts)))
         cursor = Cursor(data)
         settings: list[Settings] = []
@@ -286,9 +288,10 @@ def _is_kernel(layout: Layout) -> bool:
 
 
 def neighbours(layout: Layout) -> Ints:
-    """Return columns back to ``NEAR`` neighbours, nearest first, then to left, upper, both corners.
+    """Return offsets (columns back): ``NEAR`` neighbours, then left, upper and both corners.
 
-    One row for each tap of a kernel, whose neighbours are in the same filter; else one for all.
+    Nearest first. One row per tap of a kernel, whose neighbours are in the same filter; else one
+    row for all columns.
     """
     return _neighbours(layout.taps if _is_kernel(layout) else 1, layout.width)
 
@@ -317,49 +320,49 @@ def _neighbours(taps: int, width: int) -> Ints:
 
 
 def means_prior(layout: Layout, near: Ints) -> Ints:
-    """Return the weights of the features of a mean before anything is seen."""
+    """Return the initial weights of a mean's features."""
     prior = np.zeros((len(near), reg.MEANS), np.int64)
     if len(near) > 1:
         for tap, row in enumerate(near[:, : reg.NEAR].tolist()):
             y, x = divmod(tap, layout.width)
-            worth = {1: WORTH} if x else {}
-            worth |= {layout.width: WORTH} if y else {}
-            worth |= {layout.width + 1: CORNER} if x and y else {}
+            worth = {1: TAP_WEIGHT} if x else {}
+            worth |= {layout.width: TAP_WEIGHT} if y else {}
+            worth |= {layout.width + 1: CORNER_WEIGHT} if x and y else {}
             for place, distance in enumerate(row):
                 prior[tap, place] = worth.get(distance, 0) << (MEAN_SHIFT - 8)
     return prior
 
 
 def distances_prior() -> Ints:
-    """Return those of a distance, for the first tap and for later ones: row times input, filter."""
+    """Return the initial weights of a distance's features, for the first tap and later ones."""
     prior = np.zeros((2, reg.DISTANCES), np.int64)
     prior[:, [0, 4]] = 1 << (DISTANCE_SHIFT - 1)
     return prior
 
 
 def period_of(values: NDArray[np.int32], layout: Layout) -> int:
-    """Return 2 or 3 if symbols tell each other in disjoint tuples of so many, else 1."""
+    """Return 2 or 3 if symbols depend on each other within disjoint tuples, else 1."""
     lowest, flat = int(values.min()), values.reshape(-1)[:SAMPLE]
     size = int(values.max()) - lowest + 1
     if size > SYMBOLS or flat.size < 4 * size * size:
         return 1
     pairs = (flat[:-1].astype(np.int64) - lowest) * size + (flat[1:] - lowest)
-    best, most = 1, 0.02  # bits by which pairs inside and between tuples must differ
+    best, most = 1, 0.02  # bits by which pairs within and across tuples must differ
     for period in (2, 3):
         if layout.taps > 1 and layout.taps % period == 0:
-            continue  # the rows of kernels would seem to be tuples
-        told = [_told(pairs[phase::period], size) for phase in range(period)]
-        if max(told) - min(told) > most:
-            best, most = period, 2 * (max(told) - min(told))
+            continue  # rows of kernels would look like tuples
+        information = [_mutual_information(pairs[phase::period], size) for phase in range(period)]
+        if max(information) - min(information) > most:
+            best, most = period, 2 * (max(information) - min(information))
     return best
 
 
-def _told(pairs: Ints, size: int) -> float:
-    """Return the bits that the first symbols of ``pairs`` tell about the second."""
+def _mutual_information(pairs: Ints, size: int) -> float:
+    """Return the mutual information between first and second symbols of ``pairs``, in bits."""
     joint = np.bincount(pairs, minlength=size * size).reshape(size, size) / max(pairs.size, 1)
-    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
-    some = joint > 0
-    return float((joint[some] * np.log2(joint[some] / apart[some])).sum())
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
+    used = joint > 0
+    return float((joint[used] * np.log2(joint[used] / independent[used])).sum())
 
 
 CODECS.register("mix")(Mix())

@@ -1,9 +1,9 @@
-"""A matrix of integers, symbol by symbol, and what is expected of each: the model of ``mix``.
+"""The model of ``mix``: walks a matrix symbol by symbol, predicting each.
 
 Rows are walked from left to right. A symbol's mean is predicted from its neighbours: earlier taps
-of its filter, the filter before, the rows above. Its distance from that mean is predicted from how
-far off earlier symbols were in its filter, row, input and column. Both predictions are least
-squares over what has been seen. A logistic law with both, and contexts, are for ``flags.py``.
+of its filter, the filter before, the rows above. Its distance from that mean is predicted from
+earlier errors in its filter, row, input and column. Both predictions are least squares over the
+past. ``flags.py`` codes the symbol with a logistic distribution of this mean and distance.
 """
 
 # ruff: noqa: PLR0917 - compiled functions take no keywords
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from .. import state as reg
 from ..bitcoder import FAILED, octaves
 from ..kernels import inlined, kernel
-from .flags import SHARPNESS, price_numbers, take_number, unit_of
-from .mixer import PHASES, SPAN, accumulate, predict, sweep
+from .flags import SHARPNESS, code_number, price_numbers, unit_of
+from .mixer import PHASES, SPAN, accumulate, predict, solve_sweep
 
 __all__ = ["DISTANCE_SHIFT", "MEAN_SHIFT", "walk", "walk_priced"]
 
 MEAN_SHIFT, DISTANCE_SHIFT = 16, 14
 MEAN_RIDGE, DISTANCE_RIDGE = 100, 16 << 16
-EVERY = 63  # symbols between sweeps, less 1
+EVERY = 63  # symbols between sweeps, minus 1
 FAR = 1 << 13
-FASTEST = 1 << 24  # of a row's size over the usual
-RATIO = 12  # bits below the point of a row's size over the usual
+FASTEST = 1 << 24  # largest ratio of a row's size to the usual
+RATIO = 12  # fractional bits of that ratio
 PLENTY = 1 << 16
-LARGEST = 1023  # of a feature
+LARGEST = 1023  # bound on a feature
 LAST_COLUMN = (SPAN[3] >> 6) - 1
 
 Ints = NDArray[np.int64]
@@ -36,13 +36,13 @@ Values = NDArray[np.int32]
 
 @inlined
 def value_at(values: Values, state: Ints, row: int, column: int) -> int:
-    """Return a value less the centre."""
+    """Return a value minus the centre."""
     return int(values[row, column]) - int(state[reg.CENTRE])
 
 
 @inlined
 def level_at(values: Values, state: Ints, row: int, column: int) -> int:
-    """Return a value less the centre, in the levels of the statistics; 0 outside the matrix."""
+    """Return a value minus the centre, in levels of the statistics; 0 outside the matrix."""
     if row < 0 or column < 0:
         return 0
     return value_at(values, state, row, column) >> int(state[reg.SHIFT])
@@ -50,7 +50,7 @@ def level_at(values: Values, state: Ints, row: int, column: int) -> int:
 
 @inlined
 def back(values: Values, state: Ints, row: int, column: int, distance: int) -> int:
-    """Return the level some columns back in the row; 0 if there is none."""
+    """Return the level ``distance`` columns back in the row; 0 if there is none."""
     if distance <= 0:
         return 0
     return level_at(values, state, row, column - distance)
@@ -58,7 +58,7 @@ def back(values: Values, state: Ints, row: int, column: int, distance: int) -> i
 
 @inlined
 def clip(number: int, bound: int) -> int:
-    """Return the nearest number within ``bound`` of 0."""
+    """Clip a number to [-bound, bound]."""
     return min(max(number, -bound), bound)
 
 
@@ -66,11 +66,11 @@ def clip(number: int, bound: int) -> int:
 def predict_mean(
     values: Values, near: Ints, means: Ints, state: Ints, row: int, column: int
 ) -> None:
-    """Fill the features of the mean, and predict it."""
+    """Compute the features of the mean, and predict it."""
     taps, slot = int(state[reg.TAPS]), column % near.shape[0]
     for j in range(reg.NEAR):
-        found = back(values, state, row, column, int(near[slot, j]))
-        state[reg.AT_MEANS + j] = clip(found, LARGEST)
+        level = back(values, state, row, column, int(near[slot, j]))
+        state[reg.AT_MEANS + j] = clip(level, LARGEST)
     above = level_at(values, state, row - 1, column)
     beside = level_at(values, state, row, column - taps)
     if taps == 1:
@@ -87,7 +87,7 @@ def predict_mean(
 def predict_distance(
     tallies: Ints, distances: Ints, state: Ints, around: int, row: int, column: int
 ) -> int:
-    """Fill the features of the distance from the mean, and return the distance expected."""
+    """Compute the features of the distance from the mean, and return the expected distance."""
     taps = int(state[reg.TAPS])
     at = column // taps
     usual = max(
@@ -119,7 +119,7 @@ def predict_distance(
 def set_contexts(
     state: Ints, left: int, upper: int, corners: int, previous: int, column: int
 ) -> None:
-    """Fill the contexts of a symbol from its neighbours and the distances expected."""
+    """Set the contexts of a symbol from its neighbours and expected distances."""
     mean, scale, phase = (
         int(state[reg.MEAN]),
         int(state[reg.SCALE]),
@@ -153,7 +153,7 @@ def expect(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, state: Ints,
     row: int, column: int,
 ) -> int:  # fmt: skip
-    """Fill the state for a symbol, and return the distance expected from its mean."""
+    """Prepare the state for a symbol, and return its expected distance from the mean."""
     predict_mean(values, near, means, state, row, column)
     slot = column % near.shape[0]
     left = back(values, state, row, column, int(near[slot, reg.NEAR]))
@@ -173,7 +173,7 @@ def expect(
 def learn_distance(
     tallies: Ints, distances: Ints, state: Ints, expected: int, off: int, column: int
 ) -> None:
-    """Add a distance to all averages, and to the regression as a part of what was expected."""
+    """Add a distance to all averages, and to the regression relative to the expected one."""
     taps = int(state[reg.TAPS])
     at = column // taps
     state[reg.FILTER] += off
@@ -197,22 +197,22 @@ def learn_distance(
 
 @kernel
 def refresh(means: Ints, distances: Ints, place: int, slot: int, last: bool) -> None:
-    """Solve again, every 64 symbols; what belongs to a tap at the end of a row as well."""
+    """Solve the regressions every 64 symbols; those of taps also at the end of a row."""
     due = place & EVERY == EVERY
     if due or last:
-        sweep(distances, 0, reg.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
-        sweep(distances, 1, reg.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        solve_sweep(distances, 0, reg.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
+        solve_sweep(distances, 1, reg.DISTANCES, DISTANCE_RIDGE, DISTANCE_SHIFT)
     for chosen in range(means.shape[0]):
         if last or (due and chosen == slot):
-            sweep(means, chosen, reg.MEANS, MEAN_RIDGE, MEAN_SHIFT)
+            solve_sweep(means, chosen, reg.MEANS, MEAN_RIDGE, MEAN_SHIFT)
 
 
 @inlined
-def settle(
+def update(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints, state: Ints,
     expected: int, number: int, row: int, column: int,
 ) -> None:  # fmt: skip
-    """Put down a number that is known now, and learn from it."""
+    """Store a number that is now known, and learn from it."""
     columns = values.shape[1]
     values[row, column] = number + int(state[reg.CENTRE])
     shift = int(state[reg.SHIFT])
@@ -232,13 +232,15 @@ def walk(
     """Code a matrix.
 
     Args:
-        values: (rows, columns); a decoder writes them.
+        values: (rows, columns); written when decoding.
         near: (taps or 1, reg.NEAR + 4) columns back to each neighbour, 0 for none; then to the
-            left, the upper, the upper left and the upper right one.
-        tallies: (3, columns) distances so far by input, what rows made expected of them, and
+            left, upper, upper left and upper right ones.
+        tallies: (3, columns) distances so far by input, the ratios expected for them, and
             distances by column.
         means, distances: tables of regressions.
-        model, state, buffer: of the flags, of everything, of the bits.
+        model: counters, maps and weights of the flags.
+        state: the state array.
+        buffer: bytes of the coder.
     """
     rows, columns = values.shape
     for row in range(rows):
@@ -247,12 +249,12 @@ def walk(
             if column % int(state[reg.TAPS]) == 0:
                 state[reg.FILTER] = state[reg.SEEN] = 0
             expected = expect(values, near, tallies, means, distances, state, row, column)
-            number = take_number(model, state, buffer, value_at(values, state, row, column))
+            number = code_number(model, state, buffer, value_at(values, state, row, column))
             if state[reg.FLAGS] > state[reg.MOST_FLAGS]:
                 state[FAILED] = 1
             if state[FAILED]:
                 return
-            settle(values, near, tallies, means, distances, state, expected, number, row, column)
+            update(values, near, tallies, means, distances, state, expected, number, row, column)
 
 
 @kernel
@@ -260,9 +262,9 @@ def walk_priced(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
     model: Values, state: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Measure a matrix, and fill ``prices`` (rows * columns * alphabet,) by all alternatives' bits.
+    """Measure a matrix; fill ``prices`` (rows * columns * alphabet,) with the bits of alternatives.
 
-    The rest as in :func:`walk`, which does without, so that who decodes compiles nothing of it.
+    Otherwise like :func:`walk`, from which it is separate so that decoding does not compile it.
     """
     rows, columns = values.shape
     alphabet = int(state[reg.HIGHEST]) - int(state[reg.LOWEST]) + 1
@@ -274,5 +276,5 @@ def walk_priced(
             expected = expect(values, near, tallies, means, distances, state, row, column)
             zero = (row * columns + column) * alphabet - int(state[reg.LOWEST])
             price_numbers(model, state, prices, zero)
-            number = take_number(model, state, buffer, value_at(values, state, row, column))
-            settle(values, near, tallies, means, distances, state, expected, number, row, column)
+            number = code_number(model, state, buffer, value_at(values, state, row, column))
+            update(values, near, tallies, means, distances, state, expected, number, row, column)

@@ -1,1 +1,1 @@
-"""rANS: static tables, chosen by classes of rows and columns; fast."""
+"""rANS: static tables selected by classes of rows and columns; fast."""

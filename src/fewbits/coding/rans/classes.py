@@ -1,8 +1,8 @@
-"""Classes of symbols by how large they are in their row, input and tap: a table for each.
+"""Classes of symbols by magnitude in their row, input and tap, each with a frequency table.
 
-Rows, inputs and taps of a matrix get levels, logarithms of their mean distance from the centre.
-The class of a symbol is the sum of its three levels. Classes next to each other that are alike,
-or too small for a table of their own, share one.
+Rows, inputs and taps of a matrix get levels: logarithms of their mean distance from the centre.
+The class of a symbol is the sum of its three levels. Neighbouring classes that are similar, or too
+small for a table of their own, share one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .lanes import TOTAL
 __all__ = [
     "MOST_ROOT",
     "Classes",
+    "code_classes",
+    "code_roots",
     "fit",
     "roots_of",
     "shares_of",
     "slots_of",
     "starts_of",
-    "take_classes",
-    "take_roots",
 ]
 
 
 MOST_LEVELS, MOST_TABLES = 16, 16
 STEPS = (0.7, 0.35)  # of levels, in octaves
 SAMPLE = 1 << 18  # symbols on which a division is chosen
-# Whether rows, inputs and taps divide a matrix, in the order in which equals are preferred.
+# Whether rows, inputs and taps divide the matrix; earlier entries win ties.
 SUBSETS = (
     (True, True, True),
     (True, True, False),
@@ -44,26 +44,26 @@ SUBSETS = (
     (False, True, False),
     (False, False, True),
 )
-LEAST = 8  # symbols that share a level
-BLOCK = 1 << 16  # levels that are written or read at a time; bounds scratch
-PRIOR = 2.0  # symbols of the usual size that each row, input and tap begins with
+LEAST = 8  # fewest symbols per level
+BLOCK = 1 << 16  # levels written or read at a time; bounds scratch memory
+PRIOR = 2.0  # weight of the overall mean in that of a row, input or tap, in symbols
 
 Ints = NDArray[np.int64]
 Bins = NDArray[np.uint8]
 MOST_ROOT = 255
 STEP = 1.73
-FIRST_KIND = 4  # of numbers: those before are levels
-POWERS = 1 << np.arange(9)  # kinds by the bits of the root before
+FIRST_KIND = 4  # kinds of numbers below are for levels
+POWERS = 1 << np.arange(9)  # kinds by the number of bits of the root before
 
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """How a matrix is divided.
+    """A division of a matrix into classes.
 
     Attributes:
-        rows, inputs, taps: levels of each, from 0; an array of zeros where they do not matter.
-        tables: (sums of levels,) the table of each class, rising by steps of 0 or 1.
-        roots: (tables, alphabet) of the frequencies.
+        rows, inputs, taps: level of each, from 0; all zeros if it does not divide the matrix.
+        tables: (sums of levels,) table of each class, rising by steps of 0 or 1.
+        roots: (tables, alphabet) square roots of the frequencies.
     """
 
     rows: Bins
@@ -73,7 +73,7 @@ class Classes:
     roots: Ints
 
     def cells(self) -> tuple[Bins, Bins]:
-        """Return the table by level (of those that rows have) and column; which one a row has.
+        """Return tables by used row level and column, and the index of each row's level.
 
         There are at most as many cells as symbols.
         """
@@ -88,49 +88,49 @@ class Classes:
         return cells, place[self.rows]
 
     def part(self, rows: slice) -> Classes:
-        """Return the classes of some rows."""
+        """Return the division of some rows."""
         return replace(self, rows=self.rows[rows])
 
 
-def undivided(layout: Layout) -> Classes:
-    """Return a single class, its table still empty."""
+def single_class(layout: Layout) -> Classes:
+    """Return a division with a single class, whose table is still empty."""
     sizes = (layout.rows, layout.columns // layout.taps, layout.taps)
     rows, inputs, taps = (np.zeros(size, np.uint8) for size in sizes)
     return Classes(rows, inputs, taps, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
 
 
 def _levels(sums: Ints, count: int, usual: float, step: float) -> Bins:
-    """Return the levels of rows, inputs or taps with these sums of ``count`` distances each."""
+    """Return levels of rows, inputs or taps, whose ``sums`` are of ``count`` distances each."""
     if count < LEAST:
         return np.zeros(sums.size, np.uint8)
     means = (sums + PRIOR * usual) / (count + PRIOR)
     levels = np.rint(np.log2(np.maximum(means / usual, 2.0**-16)) / step).astype(np.int64)
     lowest = max(int(levels.min()), int(np.median(levels)) - MOST_LEVELS // 2)
-    found: Bins = np.clip(levels - lowest, 0, MOST_LEVELS - 1).astype(np.uint8)
-    return found
+    clipped: Bins = np.clip(levels - lowest, 0, MOST_LEVELS - 1).astype(np.uint8)
+    return clipped
 
 
 def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace) -> list[Classes]:
-    """Return every way to divide the matrix that is worth a try; tables are still empty."""
+    """Return all divisions worth trying; their tables are still empty."""
     by_row, by_column = np.zeros(layout.rows, np.int64), np.zeros(layout.columns, np.int64)
     kernels.sum_sizes(bins, centre, by_row, by_column)
     usual = max(float(by_row.sum()) / layout.size, 1e-9)
     filters = by_column.reshape(-1, layout.taps)
     counts = (layout.columns, layout.rows * layout.taps, layout.rows * len(filters))
     sums = (by_row, filters.sum(axis=1), filters.sum(axis=0))
-    none = undivided(layout)
-    found = [none]
+    none = single_class(layout)
+    divisions = [none]
     for step in STEPS:
         levels = [_levels(*of, usual, step) for of in zip(sums, counts, strict=True)]
         for used in SUBSETS:
             if all(part.any() for part, use in zip(levels, used, strict=True) if use):
                 rows, inputs, taps = (part * use for part, use in zip(levels, used, strict=True))
-                found.append(replace(none, rows=rows, inputs=inputs, taps=taps))
-    return found
+                divisions.append(replace(none, rows=rows, inputs=inputs, taps=taps))
+    return divisions
 
 
 def _count(bins: Bins, classes: Classes, kernels: SimpleNamespace) -> Ints:
-    """Return (sums of levels, 256) how often each class has each symbol."""
+    """Return counts (sums of levels, 256) of each symbol in each class."""
     most = int(classes.rows.max()) + int(classes.inputs.max()) + int(classes.taps.max())
     every = replace(classes, tables=np.arange(most + 1))
     counts = np.zeros((most + 1, 256), np.int64)
@@ -139,17 +139,17 @@ def _count(bins: Bins, classes: Classes, kernels: SimpleNamespace) -> Ints:
 
 
 def _bits(counts: Ints) -> NDArray[np.float64]:
-    """Return about the bits of symbols with counts (tables, 256), their tables included."""
+    """Estimate the bits of symbols with counts (tables, 256), including their tables."""
     roots = roots_of(counts)
     squares = (roots * roots).astype(np.float64)
     shares = np.maximum(squares / squares.sum(axis=1, keepdims=True), 1 / TOTAL)
     tables = np.log2(roots + 1).sum(axis=1) + 2.5 * (roots > 0).sum(axis=1) + 4
-    found: NDArray[np.float64] = tables - (counts * np.log2(shares)).sum(axis=1)
-    return found
+    bits: NDArray[np.float64] = tables - (counts * np.log2(shares)).sum(axis=1)
+    return bits
 
 
 def _merge(counts: Ints) -> tuple[float, Ints, Ints]:
-    """Return bits, table of each class, and counts of each table: neighbours joined greedily."""
+    """Merge neighbouring classes greedily; return bits, table of each class, counts per table."""
     alive = np.flatnonzero(counts.any(axis=1))
     groups = counts[alive]
     groups = groups[:, : int(np.flatnonzero(groups.any(axis=0))[-1]) + 1]
@@ -174,9 +174,10 @@ def _merge(counts: Ints) -> tuple[float, Ints, Ints]:
 
 
 def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, float]:
-    """Return the division with the fewest bits, and about how many: in all, and in tables.
+    """Return the division with the fewest bits, and an estimate of all bits including tables.
 
-    Chosen on a part of a large matrix. Cost: a count of the part for each division, and one of all.
+    It is chosen on a sample of a large matrix. Cost: counting the sample for each division, and the
+    whole matrix once.
     """
     size = max(2, int(bins.max()) + 1)
     centre = int(np.bincount(bins[: max(1, SAMPLE // layout.columns)].reshape(-1)).argmax())
@@ -197,55 +198,57 @@ def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, 
 
 def _side_bits(classes: Classes) -> float:
     numbers = Numbers.meter()
-    _take_levels(numbers, classes)
+    _code_levels(numbers, classes)
     return numbers.bits()
 
 
-def _take_levels(numbers: Numbers, classes: Classes) -> Classes:
-    """Write the levels, or read them: nothing but a flag where all are 0."""
-    found = []
+def _code_levels(numbers: Numbers, classes: Classes) -> Classes:
+    """Write or read the levels: only a flag if all are 0."""
+    coded = []
     for kind, known in enumerate((classes.rows, classes.inputs, classes.taps)):
         top = int(known.max())
         middle = int(np.sort(known)[known.size // 2]) if top else 0
-        head = numbers.take(np.array([top, middle], np.int64), 3)
+        head = numbers.code(np.array([top, middle], np.int64), 3)
         if not 0 <= head[0] < MOST_LEVELS or not 0 <= head[1] < MOST_LEVELS:
             raise CorruptFileError(f"levels up to {head[0]}: at most {MOST_LEVELS - 1} are allowed")
         levels = np.zeros_like(known)
         for start in range(0, known.size if head[0] else 0, BLOCK):
             part = known[start : start + BLOCK].astype(np.int64)
-            part = head[1] + numbers.take(part - head[1], kind)
+            part = head[1] + numbers.code(part - head[1], kind)
             if part.min() < 0 or part.max() > head[0]:
-                raise CorruptFileError(f"a level beyond {head[0]}")
+                raise CorruptFileError(f"a level exceeds {head[0]}")
             levels[start : start + BLOCK] = part
-        found.append(levels)
-    return replace(classes, rows=found[0], inputs=found[1], taps=found[2])
+        coded.append(levels)
+    return replace(classes, rows=coded[0], inputs=coded[1], taps=coded[2])
 
 
-def take_classes(numbers: Numbers, classes: Classes, alphabet: int) -> Classes:
-    """Write a division and its tables, or read them (of ``classes``, the sizes are known)."""
-    found = _take_levels(numbers, classes)
-    most = int(found.rows.max()) + int(found.inputs.max()) + int(found.taps.max())
+def code_classes(numbers: Numbers, classes: Classes, alphabet: int) -> Classes:
+    """Write a division and its tables, or read them (only the sizes in ``classes`` are known)."""
+    levels = _code_levels(numbers, classes)
+    most = int(levels.rows.max()) + int(levels.inputs.max()) + int(levels.taps.max())
     steps = np.diff(classes.tables) if classes.tables.size == most + 1 else np.zeros(most, np.int64)
-    tables = np.concatenate([[0], np.cumsum(numbers.take(steps, 3))]).astype(np.int64)
+    tables = np.concatenate([[0], np.cumsum(numbers.code(steps, 3))]).astype(np.int64)
     if tables.min() < 0 or tables.max() >= MOST_TABLES or (np.diff(tables) < 0).any():
-        raise CorruptFileError(f"classes have up to {MOST_TABLES} tables, not {tables.max() + 1}")
+        raise CorruptFileError(
+            f"{tables.max() + 1} tables of classes; at most {MOST_TABLES} allowed"
+        )
     roots = classes.roots
     if roots.shape != (tables.max() + 1, alphabet):
         roots = np.zeros((int(tables.max()) + 1, alphabet), np.int64)
-    return replace(found, tables=tables, roots=take_roots(numbers, roots))
+    return replace(levels, tables=tables, roots=code_roots(numbers, roots))
 
 
 def roots_of(counts: Ints) -> Ints:
-    """Return the rounded roots (tables, A) of counts: at least 1 where a symbol occurs."""
+    """Return rounded square roots (tables, A) of counts: at least 1 for symbols that occur."""
     roots = np.sqrt(counts)
     largest = np.maximum(roots.max(axis=1, keepdims=True), 1.0)
     scale = np.minimum(1 / STEP, MOST_ROOT / largest)
-    found: Ints = np.maximum(np.rint(roots * scale), counts > 0).astype(np.int64)
-    return found
+    rounded: Ints = np.maximum(np.rint(roots * scale), counts > 0).astype(np.int64)
+    return rounded
 
 
 def shares_of(roots: Ints) -> Ints:
-    """Return shares of 4096 for roots, not all 0: who has one gets at least 1, none gets all."""
+    """Return shares of 4096 for roots, not all 0: at least 1 for each nonzero root, never all."""
     squares = roots * roots
     total = int(squares.sum())
     shares: Ints = np.maximum((2 * squares * TOTAL + total) // (2 * total), roots > 0)
@@ -262,21 +265,21 @@ def shares_of(roots: Ints) -> Ints:
     return shares
 
 
-def take_roots(numbers: Numbers, roots: Ints) -> Ints:
-    """Write the roots of all tables (tables, A), or read them: each from the one before."""
-    found = np.zeros_like(roots)
+def code_roots(numbers: Numbers, roots: Ints) -> Ints:
+    """Write or read the roots of all tables (tables, A), each predicted from the table before."""
+    coded = np.zeros_like(roots)
     before = np.zeros(roots.shape[1], np.int64)
     for table in range(len(roots)):
         kinds = FIRST_KIND + np.searchsorted(POWERS, before, side="right")
-        before = before + numbers.take(roots[table] - before, kinds)
+        before = before + numbers.code(roots[table] - before, kinds)
         if before.min() < 0 or before.max() > MOST_ROOT or not before.any():
-            raise CorruptFileError(f"table {table} has roots of frequencies out of bounds")
-        found[table] = before
-    return found
+            raise CorruptFileError(f"table {table} has roots of frequencies out of range")
+        coded[table] = before
+    return coded
 
 
 def starts_of(shares: Ints) -> Ints:
-    """Return (tables, 256, 3): where each symbol's share begins, the share, 2**32 over it."""
+    """Return (tables, 256, 3): start of each symbol's share, the share, and 2**32 over it."""
     out = np.zeros((len(shares), 256, 3), np.int64)
     out[:, : shares.shape[1], 0] = np.cumsum(shares, axis=1) - shares
     out[:, : shares.shape[1], 1] = shares
@@ -285,7 +288,7 @@ def starts_of(shares: Ints) -> Ints:
 
 
 def slots_of(shares: Ints) -> NDArray[np.uint32]:
-    """Return (tables * 4096,): symbol, share and place in the share, for each of 4096 slots."""
+    """Return (tables * 4096,): symbol, share and position in the share for each slot."""
     rows = []
     for row in shares:
         symbol = np.repeat(np.arange(row.size), row)

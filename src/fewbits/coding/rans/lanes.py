@@ -1,8 +1,8 @@
-"""An asymmetric numeral system in four interleaved lanes, with a table for each symbol's class.
+"""rANS in four interleaved lanes, with a frequency table per class of symbols.
 
-Duda's rANS: states of 32 bits, 16 bits at a time, chances in 1/4096. Symbol ``i`` of a matrix
-belongs to lane ``i % 4``; lanes do not wait for each other, which is what makes them fast. The
-encoder walks backwards and begins with states of ``1 << 16``, which a decoder must end with.
+Duda's rANS with 32-bit states, 16-bit words and frequencies in 1/4096. Symbol ``i`` of a matrix
+belongs to lane ``i % 4``; lanes do not depend on each other, which makes them fast. The encoder
+walks backwards and starts from states of ``1 << 16``, in which a decoder must end.
 """
 
 # ruff: noqa: PLR0917 - compiled functions take no keywords
@@ -38,7 +38,7 @@ Cells = NDArray[np.uint8]
 
 @kernel
 def sum_sizes(bins: Bins, centre: int, by_row: Ints, by_column: Ints) -> None:
-    """Add the distances of symbols from ``centre`` to sums by row and by column."""
+    """Add distances of symbols from ``centre`` to sums by row and by column."""
     for row in range(bins.shape[0]):
         total = 0
         for column in range(bins.shape[1]):
@@ -50,7 +50,7 @@ def sum_sizes(bins: Bins, centre: int, by_row: Ints, by_column: Ints) -> None:
 
 @kernel
 def count_symbols(bins: Bins, cells: Cells, levels: Bins, counts: Ints) -> None:
-    """Add to ``counts`` (classes, 256) how often each class has each symbol."""
+    """Add the counts of each symbol in each class to ``counts`` (classes, 256)."""
     for row in range(bins.shape[0]):
         level = int(levels[row])
         for column in range(bins.shape[1]):
@@ -61,9 +61,9 @@ def count_symbols(bins: Bins, cells: Cells, levels: Bins, counts: Ints) -> None:
 def push_one(
     tables: Ints, table: int, symbol: int, words: Words, state: int, place: int
 ) -> tuple[int, int]:
-    """Return a lane's state with one more symbol, and the place of the last word written."""
+    """Push a symbol onto a lane; return its state, and the position of the last word written."""
     size = int(tables[table, symbol, 1])
-    full = 1 if state >= size << 20 else 0  # no branches: they would be guessed wrong
+    full = 1 if state >= size << 20 else 0  # branches here would be mispredicted
     words[place - 1] = state & 0xFFFF
     place -= full
     state >>= full << 4
@@ -78,16 +78,16 @@ def push_one(
 def push_symbols(
     bins: Bins, tables: Ints, cells: Cells, levels: Bins, words: Words, states: Ints
 ) -> int:
-    """Encode all symbols into the end of ``words``; return where they begin.
+    """Encode all symbols into the end of ``words``; return the position where they start.
 
     Args:
         bins: (rows, columns) symbols.
-        tables: (classes, 256, 3) where each symbol's share of 4096 begins, how large it is, and
-            2**32 over that.
-        cells: (levels, columns) the class of a symbol by the level of its row and by its column.
-        levels: (rows,) of rows.
-        words: room: a word for each symbol, and one to spare.
-        states: (4,) the lanes, written.
+        tables: (classes, 256, 3) start and size of each symbol's share of 4096, and 2**32 over
+            the size.
+        cells: (levels, columns) class of a symbol by the level of its row and by its column.
+        levels: (rows,) level of each row.
+        words: one word per symbol, and a spare one.
+        states: (4,) final states of the lanes; written.
     """
     rows, columns = bins.shape
     place = words.size
@@ -95,7 +95,7 @@ def push_symbols(
     for back in range(rows):
         row = rows - 1 - back
         level, column = int(levels[row]), columns - 1
-        while column >= columns & -4:  # the lanes take turns, the last one first
+        while column >= columns & -4:  # lanes take turns, the last one first
             symbol, table = int(bins[row, column]), int(cells[level, column])
             d, place = push_one(tables, table, symbol, words, d, place)
             a, b, c, d = d, a, b, c
@@ -116,7 +116,7 @@ def push_symbols(
 def pull_one(
     slots: Slots, table: int, words: Words, state: int, place: int
 ) -> tuple[int, int, int]:
-    """Return a symbol, its lane's new state, and the place of the next word."""
+    """Pop a symbol from a lane; return it, the lane's new state and where the next word is."""
     entry = int(slots[(table << 12) + (state & 4095)])
     state = ((entry >> 8) & 4095) * (state >> PRECISION) + (entry >> 20)
     if state < LOWEST:
@@ -128,14 +128,14 @@ def pull_one(
 def pull_symbols(
     out: Bins, slots: Slots, cells: Cells, levels: Bins, words: Words, states: Ints
 ) -> int:
-    """Decode all symbols; return how many words they took, or -1 for too many.
+    """Decode all symbols; return the number of words used, or -1 if they do not suffice.
 
     Args:
-        out: (rows, columns) symbols, written.
-        slots: (classes * 4096,) symbol in 8 bits, its share in 12, place in the share in 12.
+        out: (rows, columns) symbols; written.
+        slots: (classes * 4096,) symbol (8 bits), its share (12 bits), position in it (12 bits).
         cells, levels: as for ``push_symbols``.
-        words: with ``LANES`` zeros at the end, which are read but not counted.
-        states: (4,) the lanes, changed.
+        words: followed by ``LANES`` zeros, which may be read but do not count.
+        states: (4,) states of the lanes; changed.
     """
     rows, columns = out.shape
     place, last = 0, words.size - LANES
@@ -166,7 +166,7 @@ def pull_symbols(
             if place > last:
                 return -1
             column += 4
-        while column < columns:  # the lanes take turns: the next symbol is always the first one's
+        while column < columns:  # lanes rotate, so that the next symbol is always lane a's
             out[row, column], a, place = pull_one(slots, int(cells[level, column]), words, a, place)
             if place > last:
                 return -1

@@ -1,6 +1,6 @@
-"""``planes``: each byte of a number on its own, for the bytes of floats.
+"""``planes``: each byte of a float value coded as a separate plane.
 
-The exponents of weights are few, their mantissas are noise, and mixing them would spoil both.
+Exponents of weights take few values and mantissas are noise; coding them together hurts both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ INNER = (Constant(), Raw(), Rans())
 
 
 class Planes:
-    """Two to eight columns of bytes, each a stream of a fast codec."""
+    """Two to eight columns of bytes, each coded by a fast codec."""
 
     name, number, since, tier = "planes", 4, (2, 0), 0
-    summary = "each byte of a number on its own: floats"
+    summary = "each byte of a value separately: floats"
     bound = Bound(1 << 62, 2, fixed_units=1 << 18, bytes_per_symbol=24, fixed_bytes=1 << 22)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
@@ -33,7 +33,7 @@ class Planes:
         out = []
         for column in range(layout.columns):
             plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
-            number, body = _fewest(plane)
+            number, body = _smallest(plane)
             out += [varint(8 * len(body) + number), body]
         data = b"".join(out)
         return data if len(data) <= limit else None
@@ -46,29 +46,29 @@ class Planes:
         for column in range(layout.columns):
             length, number = divmod(cursor.varint(), 8)
             if all(number != codec.number for codec in INNER):
-                raise CorruptFileError(f"codec number {number} inside planes")
+                raise CorruptFileError(f"planes cannot use codec number {number}")
             part = cursor.take(length)
             plane = decode_symbols(number, part, Layout(1, layout.rows))
             if plane.min() < 0 or plane.max() > 255:
-                raise CorruptFileError("a plane holds what is not a byte")
+                raise CorruptFileError("a plane contains symbols that are not bytes")
             out[:, column] = plane[0]
         cursor.finish()
         return out
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
-        """Return the bits of ``encode``: floats are not what methods choose between."""
+        """Return the bits of ``encode``; no estimate is needed, since methods never ask for it."""
         data = self.encode(symbols, layout)
         return None if data is None else 8.0 * len(data)
 
 
-def _fewest(plane: Symbols) -> tuple[int, bytes]:
-    """Return codec number and bytes of a row of bytes."""
-    found = []
+def _smallest(plane: Symbols) -> tuple[int, bytes]:
+    """Return codec number and bytes of a plane, choosing the fewest bytes."""
+    candidates = []
     for codec in INNER:
         data = codec.encode(plane, Layout(*plane.shape))
         if data is not None:
-            found.append((codec.number, data))
-    return min(found, key=lambda pair: len(pair[1]))
+            candidates.append((codec.number, data))
+    return min(candidates, key=lambda pair: len(pair[1]))
 
 
 def _suits(symbols: Symbols, layout: Layout) -> bool:

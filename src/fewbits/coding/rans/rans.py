@@ -1,6 +1,6 @@
-"""``rans``: static tables by class of row, input and tap, four interleaved lanes. The fastest.
+"""``rans``: static tables by class of row, input and tap, in four interleaved lanes. The fastest.
 
-Alphabets too large for a table keep their low bits raw, and what is rare in them is an escape.
+Symbols of alphabets too large for a table keep their low bits raw, and rare symbols are escaped.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ..codec import (
 from ..kernels import pick
 from ..numbers import Numbers
 from ..raw import pack, unpack
-from .classes import Classes, fit, shares_of, slots_of, starts_of, take_classes, undivided
+from .classes import Classes, code_classes, fit, shares_of, single_class, slots_of, starts_of
 from .lanes import LANES, LOWEST, TOTAL
 
 __all__ = ["Rans"]
 
 ALPHABET = 256
-SAMPLE = 1 << 19  # symbols that are looked at for what is rare
-FEW = 3  # rare symbols that are no reason for escapes
-ENCODE_STEPS, DECODE_STEPS = 4, 1  # of plain work for a symbol
+SAMPLE = 1 << 19  # symbols examined to find rare ones
+FEW = 3  # so many bins for rare symbols need no escapes
+ENCODE_STEPS, DECODE_STEPS = 4, 1  # plain steps per symbol
 
 Bins = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -43,14 +43,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Window:
-    """Which symbols have a bin of their own.
+    """The range of symbols that have a bin of their own.
 
     Attributes:
-        first: the symbol, less its low bits, that bin 0 stands for.
-        alphabet: how many bins there are.
-        low: bits of a symbol that are raw.
-        escape: bits of a symbol that has no bin, 0 if all have one; then the last bin is for them.
-        lowest: what escapes are counted from.
+        first: symbol, without its low bits, of bin 0.
+        alphabet: number of bins.
+        low: number of raw low bits per symbol.
+        escape: bits of an escaped symbol; 0 if all symbols have a bin, else the last bin marks it.
+        lowest: offset of escaped symbols.
     """
 
     first: int
@@ -61,7 +61,7 @@ class Window:
 
     @property
     def dtype(self) -> type[np.int8 | np.uint8 | np.int32]:
-        """What holds all symbols."""
+        """The dtype that holds all symbols."""
         if self.low or self.escape or self.first < -128:
             return np.int32
         if self.first + self.alphabet <= 128:
@@ -69,13 +69,13 @@ class Window:
         return np.uint8 if self.first >= 0 and self.first + self.alphabet <= 256 else np.int32
 
     def to_bytes(self) -> bytes:
-        """Return the window as a stream begins with it."""
+        """Encode the window for the head of a stream."""
         head = signed_varint(self.first) + bytes([self.alphabet - 2, self.low, self.escape])
         return head + (signed_varint(self.lowest) if self.escape else b"")
 
     @classmethod
     def parse(cls, cursor: Cursor) -> Window:
-        """Return the window that a stream begins with, checked."""
+        """Parse and check the window at the head of a stream."""
         first, alphabet = cursor.symbol(), cursor.byte() + 2
         low, escape = cursor.byte(), cursor.byte()
         lowest = cursor.symbol() if escape else 0
@@ -85,7 +85,7 @@ class Window:
         bounded = first << low >= MIN_SYMBOL and max(last, lowest) <= MAX_SYMBOL
         if alphabet > ALPHABET or low > 31 or escape > 32 or not (bounded and most < 1 << 33):
             raise CorruptFileError(
-                f"{alphabet} bins from {first}, {low} low bits, escapes of {escape} bits"
+                f"{alphabet} bins from {first}, {low} low bits and {escape}-bit escapes are invalid"
             )
         return cls(first, alphabet, low, escape, lowest)
 
@@ -93,7 +93,7 @@ class Window:
 def _window(symbols: Symbols, lowest: int, highest: int) -> Window:
     """Return the window with the fewest low bits that has a bin for all but rare symbols.
 
-    Rare is what costs more with a share of 4096, the least there is, than as an escape.
+    A symbol is rare if a minimal share of 4096 would cost more than escapes.
     """
     width = (highest - lowest).bit_length()
     sample = symbols.reshape(-1)[:: 1 + symbols.size // SAMPLE].astype(np.int64)
@@ -122,18 +122,18 @@ def _bins(symbols: Symbols, window: Window) -> Bins:
 
 
 class Rans:
-    """Interleaved asymmetric numeral systems."""
+    """Interleaved rANS."""
 
     name, number, since, tier = "rans", 2, (2, 0), 0
-    summary = "tables by size of row, input and tap, four lanes: the fastest"
+    summary = "tables by magnitude of row, input and tap, four lanes: the fastest"
     bound = Bound(1 << 15, 1, 1 << 15, bytes_per_symbol=24, bytes_per_line=24, fixed_bytes=1 << 22)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
-        """Return window, classes with tables, and lanes; None for a single value."""
-        found = _fitted(symbols, layout)
-        if found is None:
+        """Return window, classes with tables, and lanes; None if all symbols are equal."""
+        fitted = _fit_window(symbols, layout)
+        if fitted is None:
             return None
-        window, bins, classes, _ = found
+        window, bins, classes, _ = fitted
         if not window.escape:
             window = Window(window.first, classes.roots.shape[1], window.low)
         else:
@@ -141,7 +141,7 @@ class Rans:
             roots = np.pad(classes.roots, [(0, 0), (0, short)])
             classes = replace(classes, roots=roots)
         numbers = Numbers.writer(layout.rows + layout.columns + 600 * len(classes.roots) + 64)
-        take_classes(numbers, classes, window.alphabet)
+        code_classes(numbers, classes, window.alphabet)
         side = numbers.to_bytes()
         if side is None:
             return None
@@ -150,12 +150,12 @@ class Rans:
         return data if len(data) <= limit else None
 
     def decode(self, data: bytes, layout: Layout) -> Symbols:
-        """Return the matrix: int8 or uint8 where all symbols fit, else int32."""
+        """Decode the matrix: int8 or uint8 if all symbols fit, else int32."""
         check_bound(self, len(data), layout)
         cursor = Cursor(data)
         window = Window.parse(cursor)
         numbers = Numbers.reader(cursor.take(cursor.varint()))
-        classes = take_classes(numbers, undivided(layout), window.alphabet)
+        classes = code_classes(numbers, single_class(layout), window.alphabet)
         numbers.finish()
         bins = np.empty((layout.rows, layout.columns), np.uint8)
         _pull(cursor, bins, classes)
@@ -164,18 +164,18 @@ class Rans:
         return symbols
 
     def measure(self, symbols: Symbols, layout: Layout) -> float | None:
-        """Return the bits under the tables that ``encode`` would find, and those of the tables."""
-        found = _fitted(symbols, layout)
-        if found is None:
+        """Return the bits under the tables that ``encode`` would use, including those tables."""
+        fitted = _fit_window(symbols, layout)
+        if fitted is None:
             return None
-        window, bins, _, bits = found
+        window, bins, _, bits = fitted
         last = window.alphabet - 1
         escapes = int((bins == last).sum()) * window.escape if window.escape else 0
         return bits + escapes + window.low * symbols.size + 8.0 * 24
 
 
-def _fitted(symbols: Symbols, layout: Layout) -> tuple[Window, Bins, Classes, float] | None:
-    """Return window, bins, classes and about the bits of the bins; None for a single value."""
+def _fit_window(symbols: Symbols, layout: Layout) -> tuple[Window, Bins, Classes, float] | None:
+    """Return window, bins, classes and estimated bits; None if all symbols are equal."""
     lowest, highest = int(symbols.min()), int(symbols.max())
     if lowest == highest:
         return None
@@ -185,7 +185,7 @@ def _fitted(symbols: Symbols, layout: Layout) -> tuple[Window, Bins, Classes, fl
 
 
 def _push(symbols: Symbols, bins: Bins, window: Window, classes: Classes) -> bytes:
-    """Return lanes, escapes and low bits of a matrix."""
+    """Encode lanes, escapes and low bits of a matrix."""
     shares = np.stack([shares_of(roots) for roots in classes.roots])
     words, states = np.zeros(bins.size + 1, np.uint16), np.zeros(LANES, np.int64)
     at = pick(ENCODE_STEPS * bins.size).push_symbols(
@@ -203,12 +203,12 @@ def _push(symbols: Symbols, bins: Bins, window: Window, classes: Classes) -> byt
 
 
 def _pull(cursor: Cursor, bins: Bins, classes: Classes) -> None:
-    """Decode the lanes that come next into ``bins``."""
+    """Decode the lanes that follow into ``bins``."""
     count = cursor.varint()
     states = np.frombuffer(cursor.take(4 * LANES), "<u4").astype(np.int64)
     words = np.frombuffer(cursor.take(2 * count) + bytes(2 * LANES), "<u2").astype(np.uint16)
     if states.min() < LOWEST:
-        raise CorruptFileError("a lane begins below its lowest state")
+        raise CorruptFileError("a lane starts below the lowest state")
     slots = slots_of(np.stack([shares_of(roots) for roots in classes.roots]))
     cells, levels = classes.cells()
     kernels = pick(DECODE_STEPS * bins.size)
@@ -218,7 +218,7 @@ def _pull(cursor: Cursor, bins: Bins, classes: Classes) -> None:
 
 
 def _symbols(cursor: Cursor, bins: Bins, window: Window) -> Symbols:
-    """Return the symbols of ``bins``; escapes and low bits come next."""
+    """Turn ``bins`` into symbols, reading the escapes and low bits that follow."""
     if window.dtype != np.int32:
         bins += np.uint8(window.first & 255)  # modulo 256
         return bins.view(window.dtype)
@@ -227,10 +227,10 @@ def _symbols(cursor: Cursor, bins: Bins, window: Window) -> Symbols:
         rare = bins == window.alphabet - 1
         wanted = cursor.varint()
         if wanted != np.count_nonzero(rare):
-            raise CorruptFileError(f"{wanted} escapes are told, others are found")
+            raise CorruptFileError(f"the stream states {wanted} escapes, but has another number")
         escaped = unpack(cursor, wanted, window.escape) + window.lowest
         if escaped.max(initial=0) > MAX_SYMBOL:
-            raise CorruptFileError("a symbol does not fit 32 bits")
+            raise CorruptFileError("a symbol does not fit in 32 bits")
     if window.low:
         out <<= window.low
         out |= unpack(cursor, out.size, window.low).astype(np.int32).reshape(out.shape)

@@ -1,1 +1,1 @@
-"""Quantized activations: where they are, the hooks that quantize them, integer arithmetic."""
+"""Quantized activations: their sites, the hooks that quantize them, integer arithmetic."""

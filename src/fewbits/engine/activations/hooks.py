@@ -1,8 +1,8 @@
-"""Quantized inputs and outputs of modules: hooks, and the grids of a file in a network.
+"""Hooks that quantize inputs and outputs of modules, and loading a file's grids into a network.
 
-A hook sits on a layer, or on a ReLU: quantizing the input of a ReLU on a grid from zero up is
-quantizing its output. A module that is called several times in a forward pass has a grid for each
-call (:class:`~fewbits.coded.ActivationSite`); the network's own pre-hook starts the count anew.
+A hook sits on a layer or on a ReLU: quantizing the input of a ReLU to an unsigned grid is the same
+as quantizing its output. A module that is called several times in a forward pass has a grid for
+each call (:class:`~fewbits.coded.ActivationSite`); a pre-hook of the network resets the count.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Change: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def apply_grid(values: Tensor, grid: ActivationGrid) -> Tensor:
-    """Return ``values`` on the levels of ``grid``, in their own dtype; see SPEC.md, 2.4."""
+    """Quantize ``values`` to the levels of ``grid``, in their own dtype; see SPEC.md, 2.4."""
     device = values.device
     width = torch.promote_types(values.dtype, torch.float32)
     with torch.autocast(device.type, enabled=False):
@@ -44,23 +44,23 @@ def apply_grid(values: Tensor, grid: ActivationGrid) -> Tensor:
 
 
 class FixedInput:
-    """Puts inputs on a grid that stays as it is."""
+    """Quantizes values to a fixed grid."""
 
     def __init__(self, grid: ActivationGrid) -> None:
         self.grid = grid
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Return the levels of ``values``."""
+        """Return ``values`` quantized to the grid."""
         return apply_grid(values, self.grid)
 
 
 class _Hook:
-    """Changes a tensor, by the number of the call.
+    """Changes a tensor, depending on the number of the call.
 
     Attributes:
-        changes: by number of the call, from 0 in every forward pass; under None for all calls. What
-            is not there stays as it is.
-        calls: how often the module was called in this pass; None outside of one.
+        changes: change by number of the call, from 0 in every forward pass, or under None for all
+            calls. Calls without an entry are left unchanged.
+        calls: number of calls so far in this forward pass; None outside of one.
     """
 
     def __init__(self, changes: Mapping[int | None, Change]) -> None:
@@ -72,22 +72,22 @@ class _Hook:
             return self.changes.get(None)
         if self.calls is None:
             raise ModelError(
-                "a module with a grid for each of its calls was called outside of a forward pass "
-                "of the network, so that it can not be told which call this is. Call the network "
-                "itself, not a method or a part of it, and train it without activation "
-                "checkpointing; or give it a module for each call."
+                "a module with a grid per call was called outside of a forward pass of the "
+                "network, so the number of the call is unknown. Call the network itself rather "
+                "than a method or part of it, and train it without activation checkpointing; or "
+                "give it a separate module for each call."
             )
         self.calls += 1
         return self.changes.get(self.calls - 1)
 
 
 class InputHook(_Hook):
-    """A forward pre-hook that changes the first tensor a module is called with."""
+    """A forward pre-hook that changes the first tensor argument of a module."""
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return what the module is called with instead; None for no change."""
+        """Return the changed arguments, or None for no change."""
         change = self._next()
         if change is None:
             return None
@@ -100,56 +100,58 @@ class InputHook(_Hook):
 
 
 class OutputHook(_Hook):
-    """A forward hook that changes the tensor a module gives."""
+    """A forward hook that changes the tensor output of a module."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        """Return what the module gives instead; None for no change."""
+        """Return the changed output, or None for no change."""
         change = self._next()
         return None if change is None or not isinstance(output, Tensor) else change(output)
 
 
-class _Pass:
-    """Hooks of the network: calls of its modules are counted in each of its forward passes."""
+class _CallCounter:
+    """Hooks on the network that restart the count of calls in each of its forward passes."""
 
     def __init__(self, hooks: list[_Hook]) -> None:
         self.hooks = hooks
 
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Count from zero."""
+        """Start counting at zero."""
         for hook in self.hooks:
             hook.calls = 0
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Count no more."""
+        """Stop counting."""
         for hook in self.hooks:
             hook.calls = None
 
 
 def check_inputs(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse sites of modules that the network does not have, or has as one (ModelError)."""
+    """Raise ModelError for sites whose modules are missing, or one module under two names."""
     modules = dict(model.named_modules(remove_duplicate=False))
     first: dict[tuple[int, int | None, bool], str] = {}
     for name in names:
         place = ActivationSite.of(name, modules)
         if place.module not in modules:
             raise ModelError(
-                f"the quantized {'output' if place.output else 'input'} {name!r} is of a module "
-                "that the network does not have. Build the network with the settings it was "
-                "compressed with."
+                f"the quantized {'output' if place.output else 'input'} {name!r} belongs to a "
+                "module that the network lacks. Build the network with the settings with which "
+                "it was compressed."
             )
         other = first.setdefault((id(modules[place.module]), place.call, place.output), name)
         if other != name:
             raise ModelError(
-                f"{other!r} and {name!r} have quantized inputs or outputs of their own in the "
-                "file, and are one module in the network. Build it with a module for each."
+                f"{other!r} and {name!r} have separate quantized inputs or outputs in the file, "
+                "but are one module in the network. Build it with a module for each."
             )
 
 
 def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
-    """Let modules of ``model`` see and give changed tensors; ``changes`` by site. Replaces earlier.
+    """Install hooks that change inputs and outputs of ``model``; ``changes`` by site.
+
+    Replaces all hooks installed before.
 
     Raises:
-        ModelError: a site's module is not in the network. ``model`` is unchanged.
+        ModelError: the network lacks the module of a site. ``model`` is then unchanged.
     """
     by_module: dict[tuple[int, bool], dict[int | None, Change]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -166,17 +168,17 @@ def install_inputs(model: nn.Module, changes: Mapping[str, Change]) -> None:
         if None not in calls:
             counting.append(hook)
     if counting:
-        counted = _Pass(counting)
+        counted = _CallCounter(counting)
         model.register_forward_pre_hook(counted.begin, prepend=True)
         model.register_forward_hook(counted.end)
     if changes:
-        _forget_compiled()
+        _reset_compiled()
 
 
-def _forget_compiled() -> None:
-    """Let torch.compile look again: code that it made for such a class knows of no hooks.
+def _reset_compiled() -> None:
+    """Make torch.compile recompile: compiled code ignores hooks that were added later.
 
-    By default it does not check whether hooks have come since.
+    By default it does not check for new hooks.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:
@@ -194,29 +196,29 @@ def _install(module: nn.Module, changes: Mapping[int | None, Change], output: bo
 
 
 def load_inputs(model: nn.Module, grids: Mapping[str, ActivationGrid]) -> None:
-    """Quantize inputs and outputs of ``model`` as a file says; without grids, remove what was."""
+    """Quantize inputs and outputs of ``model`` to a file's grids; without any, remove old hooks."""
     install_inputs(model, {name: FixedInput(grid) for name, grid in grids.items()})
 
 
 def remove_inputs(model: nn.Module) -> int:
-    """Let modules see their inputs, and give their outputs, as they are.
+    """Remove all hooks that change inputs or outputs of modules.
 
     Returns:
-        How many of them a file had put on grids.
+        The number of those that came from a file's grids.
     """
-    found = 0
+    removed = 0
     for module in model.modules():
         before, after = module._forward_pre_hooks, module._forward_hooks
         for key in [key for key, hook in before.items() if _is_ours(hook)]:
-            found += _is_fixed(before.pop(key))
+            removed += _is_fixed(before.pop(key))
             module._forward_pre_hooks_with_kwargs.pop(key, None)
         for key in [key for key, hook in after.items() if _is_ours(hook)]:
-            found += _is_fixed(after.pop(key))
-    return found
+            removed += _is_fixed(after.pop(key))
+    return removed
 
 
 def count_inputs(model: nn.Module) -> int:
-    """Return how many inputs and outputs of modules a file has put on grids."""
+    """Return how many inputs and outputs of modules are quantized to a file's grids."""
     modules = list(model.modules())
     hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
     hooks += [hook for module in modules for hook in module._forward_hooks.values()]
@@ -229,11 +231,11 @@ def _is_fixed(hook: object) -> bool:
 
 
 def _is_ours(hook: object) -> bool:
-    return isinstance(getattr(hook, "__self__", hook), (_Hook, _Pass))
+    return isinstance(getattr(hook, "__self__", hook), (_Hook, _CallCounter))
 
 
 def hooks_of(model: nn.Module) -> dict[str, InputHook]:
-    """Return the hooks on inputs of a network by module name."""
+    """Return the input hooks of a network by module name."""
     return {
         name: hook
         for name, module in model.named_modules(remove_duplicate=False)

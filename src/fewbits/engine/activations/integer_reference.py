@@ -1,17 +1,17 @@
-"""The integer reference: products of integer weights and integer inputs, and nothing rounded else.
+"""The integer reference: layers computed as sums of integer products, with nothing else rounded.
 
 A layer with a quantized weight and a quantized input computes
-``step_w * step_x * (sum of integers) + bias``. Integers are held in float64, in which sums below
-2^53 are exact; larger ones are refused. Batch normalizations are an affine map for each channel.
-It is slow, and tells what integer hardware computes.
+``step_w * step_x * (sum of integers) + bias``. Integers are held in float64, where sums below 2^53
+are exact; larger ones raise an error. Batch normalizations become an affine map per channel. It is
+slow, and shows what integer hardware computes.
 
-Values on a grid are whole multiples of its step, in float64 exactly. So a layer finds the integers
-in what arrives, whichever call it is and wherever the grid acted: at its own input, or at a ReLU
-before it, with pooling by maximum and changes of shape between.
+Values on a grid are exact integer multiples of its step in float64. So a layer can recover the
+integers from its input, in any call and wherever the grid was applied: at its own input, or at a
+ReLU before it, with max pooling and changes of shape in between.
 
-A network of float32 differs from it: where the float32 sum of a layer falls beside the edge of two
-levels, a value may go to either, and some images change their class. That is float32's doing; its
-twin in float64, :func:`fake_quantized_network`, gives the classes that the integers give.
+A float32 network gives slightly different results: if the float32 sum of a layer lies next to the
+boundary between two levels, it may round either way, and some images change their class. That is
+due to float32; in float64, :func:`fake_quantized_network` gives the same classes as the integers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..network.batches import call_model
 from ..network.copying import copied
 from ..network.naming import fitted
 from .hooks import hooks_of
-from .observer import quiet_pass
+from .observer import stateless_pass
 
 __all__ = ["fake_quantized_network", "integer_network", "whole_integers"]
 
@@ -42,22 +42,22 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def integer_network(
     model: nn.Module, contents: Contents, example: Any = None
 ) -> tuple[nn.Module, list[str]]:
-    """Return a copy of ``model`` that computes in integers, and the layers that do.
+    """Return a copy of ``model`` that computes in integers, and the names of the layers that do.
 
-    What is not in integers, shortcuts between layers say, is float64, and so is the output. A layer
-    of the list computes every call in integers; where it cannot, the call is a ModelError.
+    Everything else, such as shortcuts between layers, is computed in float64, and so is the output.
+    The listed layers compute every call in integers; a call in which they cannot is a ModelError.
 
     Args:
-        model: the network with the values and hooks of ``contents`` (``load_into``), on any device;
-            in evaluation mode, and it stays as it is.
-        contents: of its file.
-        example: a batch of inputs, as ``fewbits.compress`` takes them. Layers without a grid of
-            their own (``placement="output"``) are in integers where all that reaches them here is
-            on a grid of the file; without an example they are in floats.
+        model: the network with the values and hooks of ``contents`` (``load_into``), on any
+            device, in evaluation mode; not changed.
+        contents: contents of its file.
+        example: a batch of inputs, as for ``fewbits.compress``. Layers without a grid of their own
+            (``placement="output"``) use integers if all their inputs for this batch lie on a grid
+            of the file; without an example they use floats.
 
     Raises:
         ModelError: no layer has both weights and inputs on grids, sums are too large to be exact,
-            or ``model`` was not loaded.
+            or ``model`` was not loaded from the file.
     """
     contents = fitted(contents, model)
     network = fake_quantized_network(model, contents)
@@ -71,8 +71,8 @@ def integer_network(
     if not done:
         raise ModelError(
             "no layer has both its weight and its input on grids, so nothing can be computed in "
-            "integers. Quantize activations at the input of layers too; where they are quantized "
-            "at ReLUs (placement='output'), pass example=, a batch of inputs."
+            "integers. Quantize activations at the inputs of layers too; if they are quantized at "
+            "ReLUs (placement='output'), pass example=, a batch of inputs."
         )
     for name, module in network.named_modules():
         if name in done:
@@ -83,32 +83,32 @@ def integer_network(
 
 
 def _layers_of(network: nn.Module, contents: Contents) -> dict[str, _IntegerLayer]:
-    """Return the integer form of each layer whose weight is on a grid."""
+    """Return the integer version of each layer whose weight is on a grid."""
     grids = list(dict.fromkeys(map(_Levels.of, contents.activations.values())))
-    found = {}
+    layers = {}
     for name, module in network.named_modules():
         weight = contents.tensors.get(f"{name}.weight")
         if isinstance(module, _LAYERS) and isinstance(weight, GridTensor):
-            found[name] = _IntegerLayer(name, module, weight, grids)
-    return found
+            layers[name] = _IntegerLayer(name, module, weight, grids)
+    return layers
 
 
 def _reached_by_integers(
     network: nn.Module, layers: dict[str, _IntegerLayer], example: Any
 ) -> set[str]:
-    """Return those of ``layers`` that are called, and with values on grids alone."""
+    """Return those of ``layers`` that are called with values on grids only."""
     seen: dict[str, bool] = {}
     handles = []
     for name, layer in layers.items():
 
-        def look(
+        def check(
             module: nn.Module, args: Any, name: str = name, layer: _IntegerLayer = layer
         ) -> None:
             seen[name] = seen.get(name, True) and layer.integers_in(args[0]) is not None
 
-        handles.append(layer.module.register_forward_pre_hook(look))
+        handles.append(layer.module.register_forward_pre_hook(check))
     try:
-        quiet_pass(call_model, network, example, 0)
+        stateless_pass(call_model, network, example, 0)
     finally:
         for handle in handles:
             handle.remove()
@@ -116,9 +116,9 @@ def _reached_by_integers(
 
 
 def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
-    """Return a copy of ``model`` in float64, in which integers times steps are not rounded.
+    """Return a copy of ``model`` in float64, in which integers times steps are exact.
 
-    Its inputs may be of any floating dtype. Arguments and errors as in :func:`integer_network`.
+    Its inputs may have any floating dtype. Arguments and errors as in :func:`integer_network`.
     """
     contents = fitted(contents, model)
     network = copied(model).eval().double()
@@ -127,8 +127,8 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
     absent = sorted({p.module for p in places if not p.output} - set(hooks_of(network)))
     if absent:
         raise ModelError(
-            f"the network does not quantize the input of {absent[0]!r}, which its file does. Pass "
-            "the network that fewbits.load(path, into=...) or coded.load_into(...) returned."
+            f"the network does not quantize the input of {absent[0]!r}, but its file does. Pass "
+            "the network returned by fewbits.load(path, into=...) or coded.load_into(...)."
         )
     for name, module in network.named_modules():
         weight = contents.tensors.get(f"{name}.weight")
@@ -136,16 +136,16 @@ def fake_quantized_network(model: nn.Module, contents: Contents) -> nn.Module:
             integers, step = whole_integers(weight)
             values = (integers * step.double()[:, None]).reshape(weight.shape)
             module.weight.data = values.to(module.weight.device)
-    network.register_forward_pre_hook(_doubled, with_kwargs=True, prepend=True)
+    network.register_forward_pre_hook(_inputs_to_double, with_kwargs=True, prepend=True)
     return network
 
 
-def _doubled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _inputs_to_double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _double(args), _double(kwargs)
 
 
 def _double(value: Any) -> Any:
-    """Return ``value`` with the floats in tuples, lists and mappings as float64."""
+    """Convert floating tensors in tuples, lists and mappings to float64."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, tuple):
@@ -162,9 +162,9 @@ def _double(value: Any) -> Any:
 
 
 def whole_integers(weight: GridTensor) -> tuple[Tensor, Tensor]:
-    """Return (rows, columns) float64 integers and float32 steps whose product the weight is.
+    """Return (rows, columns) float64 integers and float32 steps whose product is the weight.
 
-    A grid without a zero has odd integers, at half of its step: exact.
+    A grid without a zero becomes odd integers at half its step, exactly.
     """
     twice = 2 * torch.from_numpy(weight.index).double()
     twice = twice - 2 * torch.from_numpy(weight.offset).double()[:, None]
@@ -186,15 +186,15 @@ class _Levels:
         return cls(float(grid.step), grid.low - grid.zero, grid.high - grid.zero)
 
     def integers_in(self, values: Tensor) -> Tensor | None:
-        """Return the integers that ``values`` are; None where a value is not a level."""
+        """Return ``values`` as integers; None if a value is not a level."""
         index = (values / self.step).round().clamp(self.low, self.high)
-        # The product of a float32 and 16 bits is exact in float64, and NaN stays NaN.
+        # A float32 times a 16-bit integer is exact in float64; NaN stays NaN.
         whole = (index * self.step == values) | values.isnan()
         return index if bool(whole.all()) else None
 
 
 class _IntegerLayer:
-    """``step_w * step_x * (integers) + bias`` in place of a layer's forward."""
+    """Computes ``step_w * step_x * (integers) + bias`` instead of a layer's forward."""
 
     def __init__(
         self, name: str, module: Any, weight: GridTensor, grids: Sequence[_Levels]
@@ -208,28 +208,28 @@ class _IntegerLayer:
         most = float(integers.abs().sum(1).max()) * reach
         if most >= _EXACT:
             raise ModelError(
-                f"sums of integers in {name!r} reach {most:.3g}, beyond what is exact, 2^53."
+                f"sums of integers in {name!r} reach {most:.3g}, but are exact only below 2^53."
             )
 
     def integers_in(self, values: Tensor) -> tuple[Tensor, float] | None:
-        """Return the integers that ``values`` are, and their step; None if they are on no grid."""
+        """Return ``values`` as integers, and their step; None if they are on no grid."""
         for place, grid in enumerate(self.grids):
             index = grid.integers_in(values)
             if index is not None:
-                self.grids.insert(0, self.grids.pop(place))  # most likely the next one's too
+                self.grids.insert(0, self.grids.pop(place))  # likely the next one's as well
                 return index, grid.step
         return None
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Return what the layer would, from exact integer sums."""
-        found = self.integers_in(values)
-        if found is None:
+        """Return the output of the layer, from exact integer sums."""
+        recovered = self.integers_in(values)
+        if recovered is None:
             raise ModelError(
-                f"what reaches {self.name!r} is on no grid of the file in this call, so integers "
-                "cannot compute it. Where the layer has no grid of its own, pass an example= in "
-                "which this happens too; it is then computed in floats."
+                f"the input of {self.name!r} is on no grid of the file in this call, so it cannot "
+                "be computed in integers. If the layer has no grid of its own, pass an example= in "
+                "which this happens too; the layer then uses floats."
             )
-        index, step = found
+        index, step = recovered
         module, scale = self.module, self.step * step
         if isinstance(module, nn.Linear):
             total = nn.functional.linear(index, self.weight) * scale
@@ -244,7 +244,7 @@ class _IntegerLayer:
 
 
 class _Affine:
-    """A batch normalization in evaluation: a factor and a shift for each channel."""
+    """A batch normalization in evaluation mode: a factor and a shift per channel."""
 
     def __init__(self, norm: Any) -> None:
         self.gain, self.shift = affine_of(norm)
@@ -252,5 +252,5 @@ class _Affine:
     def __call__(self, values: Tensor) -> Tensor:
         """Return the normalized values."""
         shape = (1, -1, *[1] * (values.dim() - 2))
-        made: Tensor = values * self.gain.reshape(shape) + self.shift.reshape(shape)
-        return made
+        result: Tensor = values * self.gain.reshape(shape) + self.shift.reshape(shape)
+        return result

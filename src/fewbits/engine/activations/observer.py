@@ -1,4 +1,4 @@
-"""What arrives at modules, call by call, in the order of execution."""
+"""Observe the inputs or outputs of modules, call by call, in order of execution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...coded import site_name
 from ...errors import CalibrationError
 from ..network.batches import Forward
 from ..network.isolation import evaluating, isolated_pass
-from ..network.shared_memory import put
+from ..network.shared_memory import copy_into
 
 __all__ = [
     "NORMS",
@@ -24,31 +24,31 @@ __all__ = [
     "Site",
     "normalized",
     "observe",
-    "quiet_pass",
+    "stateless_pass",
 ]
 
-_KEPT = 1 << 16  # values of a site that are kept, in all
+_KEPT = 1 << 16  # values kept per site
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass
 class Site:
-    """One input, or output, of one module, in one of its calls.
+    """The input or output of a module in one of its calls.
 
     Attributes:
-        name: as in a file: the module's, or ``module@k``.
+        name: name in a file: that of the module, or ``module@k``.
         module: name of the module.
         call: number of the call in a forward pass.
         order: position in the forward pass.
-        rectified: the module is a ReLU, and what counts is above zero.
-        output: what the module gives is meant.
-        ceiling: the module cuts what is above; of ReLU6.
-        feeds: the layer with a quantized weight that is executed next after a ReLU.
-        features: values of one sample.
-        low: least value seen.
+        rectified: whether the module is a ReLU, so that only values above zero count.
+        output: whether it is the output of the module.
+        ceiling: upper clip of the module (ReLU6).
+        feeds: for a ReLU, the next executed layer with a quantized weight.
+        features: number of values per sample.
+        low: smallest value seen.
         high: largest value seen.
-        parts: values seen, evenly spread, float32.
+        parts: evenly spread samples of the values seen, float32.
     """
 
     name: str
@@ -66,49 +66,49 @@ class Site:
 
     @property
     def sample(self) -> Tensor:
-        """Values seen."""
+        """The sampled values."""
         return torch.cat(self.parts) if self.parts else torch.zeros(1)
 
     @property
     def signed(self) -> bool:
-        """Whether values below zero matter: more than rounding noise, and not cut by a ReLU."""
+        """Whether negative values matter: beyond rounding noise, and not cut by a ReLU."""
         return not self.rectified and self.low < -1e-6 * max(self.high, -self.low)
 
     def add(self, values: Tensor, room: int) -> None:
-        """Take note of the values of one call."""
+        """Record the values of one call."""
         flat = values.detach().float().reshape(-1).clamp(max=self.ceiling)
         if not flat.numel():
             return
         low, high = (float(value) for value in flat.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.features = max(1, flat.numel() // max(1, len(values)))
-        # A stride that is odd to the shape: rows and channels are met evenly.
+        # An odd stride, so that rows and channels are sampled evenly.
         stride = max(1, flat.numel() // room) | 1
         self.parts.append(flat[::stride].clone())
 
 
 @dataclass
 class _Watch:
-    """Hooks that follow one forward pass."""
+    """Hooks that record one forward pass."""
 
     names: Mapping[nn.Module, str]
     calls: dict[str, int] = field(default_factory=dict)
     seen: list[tuple[str, int, Tensor]] = field(default_factory=list)
 
     def follow(self, outputs: bool) -> list[RemovableHandle]:
-        """Hook the modules, at what they give or what they get."""
+        """Register hooks on the outputs or the inputs of the modules."""
         if outputs:
             return [m.register_forward_hook(self.after) for m in self.names]
         return [m.register_forward_pre_hook(self.before, with_kwargs=True) for m in self.names]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of what a module is called with."""
+        """Record the input of a module."""
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if given:
             self._note(module, given[0])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Take note of what a module gives."""
+        """Record the output of a module."""
         if isinstance(output, Tensor):
             self._note(module, output)
 
@@ -127,10 +127,10 @@ def observe(
     *,
     outputs: bool = False,
 ) -> list[Site]:
-    """Run ``model`` over ``batches`` and return the sites of ``modules``, in order of execution.
+    """Run ``model`` over ``batches`` and return the sites of ``modules`` in order of execution.
 
-    A module called equally often in every forward pass has a site for each call; another has one.
-    ``outputs``: what the modules give is looked at, not what they get.
+    A module that is called equally often in every forward pass has a site per call; any other has
+    one site. ``outputs``: observe outputs instead of inputs.
 
     Raises:
         CalibrationError: values that are not finite (names the module).
@@ -146,7 +146,7 @@ def observe(
         watch = _Watch(names)
         handles = watch.follow(outputs)
         try:
-            quiet_pass(forward, model, batch, position)
+            stateless_pass(forward, model, batch, position)
         finally:
             for handle in handles:
                 handle.remove()
@@ -155,9 +155,9 @@ def observe(
         for order, (name, call, values) in enumerate(watch.seen):
             if not bool(torch.isfinite(values).all()):
                 raise CalibrationError(
-                    f"the {'output' if outputs else 'input'} of {name!r} holds NaN or infinite "
-                    f"values on calibration batch {position}. Look at the data and its "
-                    "normalisation."
+                    f"the {'output' if outputs else 'input'} of {name!r} contains NaN or infinite "
+                    f"values on calibration batch {position}. Check the data and its "
+                    "normalization."
                 )
             if (name, call) not in known:
                 known[name, call] = _site(by_name[name], name, call, order, outputs)
@@ -174,26 +174,26 @@ def _site(module: nn.Module, name: str, call: int, order: int, output: bool) -> 
 def _named(
     known: dict[tuple[str, int], Site], counts: dict[str, set[int]], modules: Container[str]
 ) -> list[Site]:
-    found = []
+    sites = []
     for (name, call), site in known.items():
         steady = len(counts[name]) == 1
         calls = max(counts[name]) if steady else 1
         site.name = site_name(name, call, calls, output=site.output, modules=modules)
         if steady:
-            found.append(site)
+            sites.append(site)
         elif call == 0:
             others = [s for (n, c), s in known.items() if n == name and c]
             for other in others:
                 site.parts += other.parts
                 site.low, site.high = min(site.low, other.low), max(site.high, other.high)
-            found.append(site)
-    return sorted(found, key=lambda site: site.order)
+            sites.append(site)
+    return sorted(sites, key=lambda site: site.order)
 
 
 def normalized(
     model: nn.Module, layers: Iterable[str], batch: Any, forward: Forward
 ) -> frozenset[str]:
-    """Return those of ``layers`` whose output goes straight into a normalization."""
+    """Return those of ``layers`` whose output is the direct input of a normalization."""
     made: dict[int, tuple[str, ReferenceType[Tensor]]] = {}
     found: set[str] = set()
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -214,7 +214,7 @@ def normalized(
     norms = [module for module in model.modules() if isinstance(module, NORMS)]
     handles += [module.register_forward_pre_hook(look) for module in norms]
     try:
-        quiet_pass(forward, model, batch, 0)
+        stateless_pass(forward, model, batch, 0)
     finally:
         for handle in handles:
             handle.remove()
@@ -222,10 +222,10 @@ def normalized(
 
 
 @torch.no_grad()
-def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
-    """Run one pass in evaluation mode that leaves modes, buffers and random state as they were."""
-    found = [module._buffers for module in model.modules()]
-    tables = [(table, dict(table)) for table in found if isinstance(table, dict)]  # not of scripts
+def stateless_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> None:
+    """Run a pass in evaluation mode that leaves modes, buffers and random state unchanged."""
+    buffers = [module._buffers for module in model.modules()]
+    tables = [(table, dict(table)) for table in buffers if isinstance(table, dict)]  # not scripts
     state = [(value, value.clone()) for value in model.buffers()]
     try:
         with evaluating(model):
@@ -235,6 +235,6 @@ def quiet_pass(forward: Forward, model: nn.Module, batch: Any, seed: int) -> Non
             table.update(own)
         for value, before in state:
             if value.shape == before.shape:
-                put(value, before)
+                copy_into(value, before)
             else:
                 value.data = before

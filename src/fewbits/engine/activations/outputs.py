@@ -1,4 +1,4 @@
-"""Outputs that no quantized layer reads: where a sum or a shortcut goes on in floats."""
+"""Outputs that no quantized layer reads, so that a sum or shortcut continues in float."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from weakref import ReferenceType, ref
 from torch import Tensor, nn
 
 from ..network.batches import Forward
-from .observer import NORMS, quiet_pass
+from .observer import NORMS, stateless_pass
 
-__all__ = ["loose_outputs"]
+__all__ = ["unquantized_outputs"]
 
-_KEPT = 4096  # values of a tensor that are compared
+_KEPT = 4096  # values compared per tensor
 
 
 @dataclass
 class _Seen:
-    """What one forward pass showed: inputs of layers, and what layers and normalizations gave."""
+    """Record of one forward pass: inputs of layers, outputs of layers and normalizations."""
 
     inputs: list[Tensor] = field(default_factory=list)
     given: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -28,21 +28,21 @@ class _Seen:
     last: str = ""
 
     def enter(self, name: str, values: Tensor, *, norm: bool) -> None:
-        """A module is called: a layer's input, or a normalization that may end a layer."""
+        """Record the input of a layer, or of a normalization that may end a layer."""
         if not norm:
             self.inputs.append(_few(values))
         elif (known := self.made.get(id(values))) is not None and known[1]() is values:
             self.ends[known[0]] = name
 
     def leave(self, name: str, values: Tensor, *, norm: bool) -> None:
-        """A module gives something."""
+        """Record the output of a module."""
         if not norm:
-            self.made[id(values)] = (name, ref(values))  # all of a pass may not fit into memory
+            self.made[id(values)] = (name, ref(values))  # weakly: a whole pass may not fit memory
             self.ends[name], self.last = name, name
         self.given.setdefault(name, []).append(_few(values))
 
-    def loose(self) -> list[str]:
-        """Return the modules that give what no layer reads, as it is or above zero."""
+    def unread(self) -> list[str]:
+        """Return the modules whose output no layer reads, either directly or rectified."""
         ends = {layer: end for layer, end in self.ends.items() if layer != self.last}
         return [end for end in ends.values() if not any(map(self._read, self.given[end]))]
 
@@ -56,19 +56,19 @@ class _Seen:
 
 
 def _few(values: Tensor) -> Tensor:
-    """Return some values, in the shape's order."""
+    """Return a sample of the values, in order."""
     flat = values.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // _KEPT) | 1].clone()
 
 
-def loose_outputs(
+def unquantized_outputs(
     model: nn.Module, layers: Sequence[str], batch: Any, forward: Forward
 ) -> list[str]:
-    """Return the modules at which one of ``layers`` ends in floats, in order of execution.
+    """Return the modules at which one of ``layers`` ends in float, in order of execution.
 
-    A layer ends at the normalization that reads it, or at itself. Left out are those whose output,
-    as it is or above zero, is the input of one of ``layers``, which has a grid of its own; and the
-    last layer. Found by the values of one forward pass.
+    A layer ends at the normalization that reads it, or at itself. Left out are outputs that,
+    directly or rectified, are the input of one of ``layers`` (which has its own grid), and the last
+    layer. Found by comparing the values of one forward pass.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
@@ -89,8 +89,8 @@ def loose_outputs(
         handles.append(modules[name].register_forward_pre_hook(before))
         handles.append(modules[name].register_forward_hook(after))
     try:
-        quiet_pass(forward, model, batch, 0)
+        stateless_pass(forward, model, batch, 0)
     finally:
         for handle in handles:
             handle.remove()
-    return seen.loose()
+    return seen.unread()

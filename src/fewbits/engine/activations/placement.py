@@ -1,4 +1,4 @@
-"""Where inputs of layers are quantized: in front of the layers, or behind the ReLUs before them."""
+"""Placement of activation quantizers: at the inputs of layers, or at the ReLUs before them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 @dataclass(frozen=True)
 class QuantizedLayers:
-    """Layers with quantized weights, and the policy for a network's first and last.
+    """Layers with quantized weights, and the policy for the first and last layer.
 
     Attributes:
-        weights: by name of a weight, in order, the modules that have it.
+        weights: name of a weight, in order, to the modules that use it.
         ends: the network's first and last weight matrix.
-        first_last: their inputs have 8 bits ("8bit"), stay in float ("fp"), or are as all ("same").
+        first_last: their inputs have 8 bits ("8bit"), stay float ("fp") or are as all ("same").
     """
 
     weights: Mapping[str, Sequence[str]]
@@ -41,13 +41,13 @@ class QuantizedLayers:
 
     @property
     def first(self) -> str:
-        """The network's first layer, where its input is quantized; else ""."""
+        """The network's first layer if its input is quantized, else ""."""
         name = self.ends[0] if self.ends else next(iter(self.weights), "")
         there = self.first_last != "fp" and name in self.weights
         return self.weights[name][0] if there else ""
 
     def is_wide(self, site: Site) -> bool:
-        """Whether a site has 8 bits, whatever the others have."""
+        """Return whether a site has 8 bits regardless of the others."""
         return self.first_last == "8bit" and not self._outer.isdisjoint((site.module, site.feeds))
 
     @property
@@ -62,19 +62,19 @@ def choose_sites(
     batches: Sequence[Any],
     forward: Forward,
 ) -> list[Site]:
-    """Return where the inputs of ``layers`` are quantized, with what arrives there.
+    """Choose the sites at which the inputs of ``layers`` are quantized, and observe them.
 
     Args:
         model: the network.
-        layers: with quantized weights; the input of the network's first is quantized wherever the
-            others are.
+        layers: layers with quantized weights; the input of the network's first layer is quantized
+            wherever the others are.
         placement: "input" (of each layer) or "output" (of every ReLU that is followed by one of
             the layers; a shortcut then reads the same quantized values as the main path).
         batches: calibration data.
-        forward: how the network is called.
+        forward: calls the network on a batch.
 
     Raises:
-        ConfigError: no such place, as where a network calls ReLU as a function.
+        ConfigError: there are no sites, for example if the network calls ReLU as a function.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     able = [name for name in layers.paths if isinstance(modules[name], _LAYERS)]
@@ -101,19 +101,19 @@ def left_in_float(
     """Return which of ``layers`` have a float input, and why; embeddings have none to quantize."""
     reached = {site.module for site in sites}
     modules = dict(model.named_modules(remove_duplicate=False))
-    told = []
+    notes = []
     for name in layers.paths:
         if name in reached or isinstance(modules[name], (nn.Embedding, nn.EmbeddingBag)):
             continue
         kind = type(modules[name]).__name__
         known = isinstance(modules[name], _LAYERS)
-        why = "not called by calibration" if known else f"{kind}, whose inputs are not known"
-        told.append(f"{name} ({why})")
-    return tuple(told)
+        why = "not called by calibration" if known else f"{kind}, whose inputs are not supported"
+        notes.append(f"{name} ({why})")
+    return tuple(notes)
 
 
 def _nowhere(reason: str) -> ConfigError:
     return ConfigError(
-        f"there is no input to quantize: {reason}. Use placement='input', or make the network call "
+        f"there is no input to quantize: {reason}. Use placement='input', or make the network use "
         "nn.ReLU modules; or leave activations in float: activations=32."
     )

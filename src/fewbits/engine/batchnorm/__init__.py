@@ -1,1 +1,1 @@
-"""Batch normalization: folded, unfolded, re-estimated, frozen, made compact."""
+"""Batch normalization: folding, unfolding, re-estimation, freezing, merging."""

@@ -1,10 +1,10 @@
-"""Batch normalization absorbed by the layer before it.
+"""Folding batch normalization into the layer before it.
 
-Absorbing scales each neuron by gamma / sigma and leaves the normalization with weight 1, mean 0,
-variance 1 - eps and a shifted bias. The function and the names of the state dict stay the same,
-and three of four vectors become constants, which a file stores for nearly nothing. Per-channel
-alphabets do not notice the scaling (path following is equivariant to it); one step for a whole
-layer does, and loses by it.
+Each neuron is scaled by gamma / sigma, and the normalization is left with weight 1, mean 0,
+variance 1 - eps and a shifted bias. The function and the names of the state dict stay the same, and
+three of four vectors become constants, which take almost no bytes in a file. Per-channel alphabets
+are not affected by the scaling (path following is equivariant to it); a single step for a whole
+layer is, and suffers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..network.isolation import isolated_pass
 __all__ = ["Folded", "affine_of", "fold_batchnorm", "is_batchnorm"]
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-_TOLERANCE = 1e-3  # of the largest that moved; reordered float32 arithmetic stays far below it
+_TOLERANCE = 1e-3  # relative to the largest change; reordered float32 arithmetic is far below it
 
 
 @dataclass(frozen=True)
 class Folded:
-    """One absorbed pair: names of the layer and of its normalization."""
+    """A folded pair: the names of the layer and its normalization."""
 
     layer: str
     norm: str
@@ -39,20 +39,20 @@ class Folded:
 def fold_batchnorm(
     model: nn.Module, batch: Any, forward: Forward, kept: Collection[str] = ()
 ) -> tuple[Folded, ...]:
-    """Absorb every batch normalization that directly follows a layer. Changes ``model`` in place.
+    """Fold every batch normalization that directly follows a layer. Changes ``model`` in place.
 
-    Pairs are found by one forward pass: the normalization's input *is* the layer's output. A pair
-    that changes the network's output (the layer also feeds something else) is put back. Where the
-    output holds no floating tensor that could tell, nothing is folded.
+    Pairs are found in one forward pass: the normalization's input *is* the layer's output. A pair
+    that changes the network's output (the layer also feeds something else) is undone. If the output
+    has no floating tensor to compare, nothing is folded.
 
     Args:
-        model: a network in eval mode.
-        batch: one calibration batch, to find the pairs and to verify them; it stays as it is.
-        forward: how the network is called on a batch.
-        kept: names of modules whose weights must stay as they are.
+        model: a network in evaluation mode.
+        batch: a calibration batch to find and verify the pairs; not changed.
+        forward: calls the network on a batch.
+        kept: names of modules whose weights must not change.
 
     Returns:
-        The absorbed pairs, in order of execution.
+        The folded pairs, in order of execution.
     """
 
     def run() -> list[Tensor]:
@@ -82,12 +82,12 @@ def fold_batchnorm(
 
 
 def is_batchnorm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Tell whether ``module`` normalizes with running statistics and an affine map."""
+    """Return whether ``module`` normalizes with running statistics and an affine map."""
     return isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return gain and bias, float64, of what a batch normalization computes in evaluation mode."""
+    """Return gain and bias, float64, of a batch normalization in evaluation mode."""
     gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     return gain, norm.bias.detach().double() - norm.running_mean.double() * gain
 
@@ -95,10 +95,10 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
 def _pairs(
     model: nn.Module, views: Mapping[str, WeightView], run: Callable[[], object]
 ) -> list[Folded]:
-    """Return the pairs where the norm's input is the layer's output, each called once."""
+    """Return the pairs in which the norm's input is the layer's output and both are called once."""
     made: dict[int, tuple[str, Tensor]] = {}
     calls: dict[str, int] = {}
-    found: list[Folded] = []
+    pairs: list[Folded] = []
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -106,29 +106,30 @@ def _pairs(
             if is_batchnorm(module):
                 layer, tensor = made.get(id(args[0] if args else kwargs["input"]), ("", None))
                 if tensor is not None and _fits(model, layer, views[layer], tensor, module):
-                    found.append(Folded(layer, name))
+                    pairs.append(Folded(layer, name))
             elif name in views and isinstance(output, Tensor):
-                made[id(output)] = (name, output)  # holding it keeps its id from being reused
+                made[id(output)] = (name, output)  # keeping it alive prevents reuse of its id
 
         return hook
 
     handles = [
         module.register_forward_hook(after(name), with_kwargs=True)
         for name, module in model.named_modules()
-        if name in views or is_batchnorm(module)  # neither is ever scripted, which takes no hook
+        if name in views
+        or is_batchnorm(module)  # scripted modules, which take no hooks, are neither
     ]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
-    return [pair for pair in found if calls[pair.layer] == calls[pair.norm] == 1]
+    return [pair for pair in pairs if calls[pair.layer] == calls[pair.norm] == 1]
 
 
 def _fits(model: nn.Module, name: str, view: WeightView, output: Tensor, norm: nn.Module) -> bool:
-    """Tell whether axis 1 of ``output``, which a normalization scales, has a neuron per entry."""
+    """Return whether axis 1 of ``output``, which the norm scales, has one entry per neuron."""
     layer = model.get_submodule(name)
-    linear = view.inputs is not None and view.parameter == "weight"  # no lookup, nothing recurrent
+    linear = view.inputs is not None and view.parameter == "weight"  # not a lookup or recurrent
     axes = 2 + len(getattr(layer, "kernel_size", ()))
     return linear and output.dim() == axes and getattr(norm, "num_features", None) == view.rows
 
@@ -165,7 +166,7 @@ def _norm(model: nn.Module, name: str) -> Any:
 
 
 def _values(output: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Yield the floating tensors of whatever a network returned, as strided tensors."""
+    """Yield the floating tensors in a network's output, as strided tensors."""
     if isinstance(output, Tensor):
         if output.is_nested:
             yield from _values(output.unbind(), seen)
@@ -194,7 +195,7 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
 
 
 def _near(before: Tensor, after: Tensor) -> bool:
-    """Compare what moved: values a mask has set, such as -inf and -1e9, must not set the scale."""
+    """Compare values that changed: masks such as -inf or -1e9 must not set the scale."""
     moved = before != after
     old, new = before[moved], after[moved]
     if old.numel() == 0:

@@ -1,8 +1,8 @@
-"""Batch normalizations without statistics of their own: they must not normalize while training.
+"""Freezing normalizations without statistics, which must not use batch statistics in training.
 
-Absorbed by a layer, or settled at the end of a training, a normalization has mean 0 and variance 1
-in place of its statistics, and is right with these alone. In training mode it would use those of
-the batch, and compute something else.
+After folding or merging, a normalization has mean 0 and variance 1 instead of its statistics, and
+is correct only with these. In training mode it would use the statistics of the batch and compute
+something else.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .fold import is_batchnorm
 __all__ = ["freeze_absorbed", "unfreeze", "without_statistics"]
 
 _FROZEN = "_fewbits_frozen"
-_NEAR = 2.0**-8  # of 1: what float16 or bfloat16 leaves of 1 - eps
+_NEAR = 2.0**-8  # from 1: rounding of 1 - eps to float16 or bfloat16
 
 
 def freeze_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
-    """Keep such normalizations in evaluation mode, whatever ``model.train()`` says.
+    """Keep folded or merged normalizations in evaluation mode, even after ``model.train()``.
 
-    Weights that are all 1 get no gradient and stay constant: the layer before has the gains. Other
-    weights, and biases, are trained.
+    Weights that are all 1 get no gradient and stay constant, since the layer before has the gains.
+    Other weights, and biases, are trained.
 
     Args:
         model: the network.
-        coded: whether its values are those of a compressed network, where 1 - eps may have been
-            rounded to 1. Otherwise a variance of 1 is that of a normalization yet to be trained.
+        coded: whether its values come from a compressed network, where 1 - eps may have been
+            rounded to 1. Otherwise a variance of 1 means that a normalization is untrained.
 
     Returns:
         The names of these normalizations.
@@ -48,7 +48,7 @@ def freeze_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
 
 
 def without_statistics(model: nn.Module) -> set[str]:
-    """Return the names of the normalizations that are absorbed or settled."""
+    """Return the names of the folded or merged normalizations."""
     norms = ((name, module) for name, module in model.named_modules() if is_batchnorm(module))
     return {name for name, norm in norms if _has_no_statistics(norm, _NEAR)}
 
@@ -78,7 +78,7 @@ def _has_no_statistics(module: Any, near: float) -> bool:
 
 
 def _is_fresh(module: Any) -> bool:
-    """Tell whether nothing was ever learned or measured: such a one looks absorbed, and is not."""
+    """Return whether nothing was ever learned or measured: it only looks folded."""
     seen = module.num_batches_tracked
     unseen = not isinstance(seen, Tensor) or int(seen) == 0
     return unseen and not bool(torch.any(module.bias != 0))

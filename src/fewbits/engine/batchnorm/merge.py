@@ -1,9 +1,9 @@
-"""Batch normalizations at the end of a training: two vectors instead of four.
+"""Merging batch normalizations at the end of training: two vectors instead of four.
 
-In evaluation mode a normalization multiplies by gamma / sqrt(variance + eps) and adds a bias.
-Settled, it has this gain as its weight, that bias, mean 0 and variance 1 - eps: the function and
-the names of the state dict stay, and the statistics become constants, which a file stores for
-nearly nothing. While training, gamma and beta are floats: a grid would not survive the norm_merge.
+In evaluation mode a normalization multiplies by gamma / sqrt(variance + eps) and adds a bias. Once
+merged, it has this gain as its weight, that bias, mean 0 and variance 1 - eps: the function and the
+names of the state dict stay the same, and the statistics become constants, which take almost no
+bytes in a file. During training, gamma and beta are floats: a grid would not survive the merge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ops.levels.codebook import window
+from ...ops.levels.codebook import offset_grid
 from ..layers.layer import QuantizedMatrix
 from .fold import affine_of, is_batchnorm
 
@@ -25,15 +25,15 @@ __all__ = ["BatchNormMerge", "mergeable"]
 def mergeable(
     model: nn.Module, aliases: Mapping[str, str], held: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Return the names of the normalizations whose statistics can be taken into two vectors.
+    """Return the names of the normalizations whose statistics can be merged into two vectors.
 
-    They have running statistics and an affine map, compute as torch's do, and share no tensor with
-    another module. One that is called twice counts: its map is the same in every call.
+    They have running statistics and an affine map, compute like torch's own, and share no tensor
+    with another module. They may be called twice, since the map is the same in every call.
 
     Args:
         model: the network.
-        aliases: other state-dict names of tied tensors, each to its first name.
-        held: names of normalizations without statistics to settle: absorbed or settled before.
+        aliases: other state-dict names of tied tensors, each mapped to its first name.
+        held: names of normalizations without statistics, folded or merged before.
     """
     shared: set[int] = set()
     for pair in aliases.items():
@@ -52,11 +52,11 @@ def mergeable(
 
 
 class BatchNormMerge:
-    """The normalizations of one network that are settled when its training ends.
+    """The normalizations of a network that are merged when its training ends.
 
     Attributes:
-        names: theirs.
-        bits: of the grids of gains and biases; None for floats.
+        names: names of the normalizations.
+        bits: bits of the grids of gains and biases; None for floats.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], bits: int | None = None) -> None:
@@ -65,15 +65,15 @@ class BatchNormMerge:
         self._norms: dict[str, Any] = {name: model.get_submodule(name) for name in self.names}
 
     def notes(self) -> list[str]:
-        """Return what is told of it."""
+        """Return notes for the report."""
         count = len(self.names)
-        return [f"{count} batch normalizations settled: a gain and a bias"] if count else []
+        return [f"{count} batch normalizations merged: a gain and a bias"] if count else []
 
     @torch.no_grad()
     def settle(self) -> dict[str, QuantizedMatrix]:
-        """Settle every normalization, and return the codes of the vectors that have a grid.
+        """Merge every normalization, and return the codes of the vectors that have a grid.
 
-        One whose gain is not finite stays as it is.
+        A normalization whose gain is not finite is left unchanged.
         """
         results: dict[str, QuantizedMatrix] = {}
         for name, norm in self._norms.items():
@@ -90,7 +90,7 @@ class BatchNormMerge:
 
     @contextmanager
     def rounded(self) -> Iterator[None]:
-        """Compute inside as the settled normalizations will, their statistics still as they are."""
+        """Compute inside the block as merged normalizations will, keeping their statistics."""
         norms = list(self._norms.values()) if self.bits is not None else []
         saved = [(norm.weight.detach().clone(), norm.bias.detach().clone()) for norm in norms]
         with torch.no_grad():
@@ -117,10 +117,10 @@ def _round_in_place(norm: Any, bits: int | None) -> None:
 def _vectors(
     norm: Any, bits: int | None
 ) -> dict[str, tuple[Tensor, QuantizedMatrix | None]] | None:
-    """Return gain and bias, float64, with their codes where ``bits`` gives them a grid.
+    """Return gain and bias, float64, and their codes if ``bits`` is given.
 
-    An error of the gain costs by the variance of what it multiplies, since the bias takes up what
-    the error does to the mean.
+    The cost of an error of the gain is weighted by the variance of its input; the bias compensates
+    for its effect on the mean.
     """
     variance, mean = norm.running_var.double(), norm.running_mean.double()
     gain, bias = affine_of(norm)
@@ -136,11 +136,11 @@ def _vectors(
 def _on_grid(
     vector: Tensor, bits: int, cost: Tensor | None = None
 ) -> tuple[Tensor, QuantizedMatrix | None]:
-    """Return the vector on a grid of 2**bits levels, zeros exact; a constant one as it is."""
+    """Quantize a vector to 2**bits levels with zeros exact; a constant one is left unchanged."""
     if bool((vector == vector[0]).all()):
         return vector, None
     count = 2**bits
-    step, lowest = window(vector, count, cost)
+    step, lowest = offset_grid(vector, count, cost)
     index = (vector / step).round().clamp(lowest, lowest + count - 1)
     index = index.where(vector != 0, 0).int().reshape(1, 1, -1)
     coded = QuantizedMatrix(index, torch.tensor([step]))
@@ -150,5 +150,5 @@ def _on_grid(
 def _home(model: nn.Module, name: str) -> nn.Module | None:
     try:
         return model.get_submodule(name.rpartition(".")[0])
-    except AttributeError:  # a state-dict hook gave it a name of its own
+    except AttributeError:  # a state-dict hook chose the name
         return None

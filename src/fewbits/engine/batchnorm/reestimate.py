@@ -1,10 +1,10 @@
-"""Batch normalization re-estimated after quantization, relative to the float network.
+"""Re-estimation of batch normalization after quantization, relative to the float network.
 
-Textbook re-estimation replaces running statistics by those of the calibration data, and throws away
-what training measured over far more data, with its augmentation: that alone can cost the float
-network points. Here both networks see the same batches and only the change between them is applied:
-where the input of a normalization went from mean m and deviation s to mean m' and deviation s', its
-running statistics move by the same affine map.
+Textbook re-estimation replaces the running statistics by those of the calibration data, discarding
+what training measured on far more, augmented data; that alone can cost the float network accuracy.
+Here both networks see the same batches and only the difference is applied: if the input of a
+normalization changes from mean m and deviation s to mean m' and deviation s', its running
+statistics change by the same affine map.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .statistics import channel_sums
 
 __all__ = ["reestimate_batchnorm"]
 
-_DEAD = 1e-4  # of the other network's variance: below a hundredth of its deviation
-_NOISE = 1e-10  # of the mean square: float32 arithmetic makes about 1e-13
+_DEAD = 1e-4  # relative to the other network's variance: a hundredth of its deviation
+_NOISE = 1e-10  # relative to the mean square; float32 rounding is about 1e-13
 
 
 @dataclass
 class _Moments:
-    """Values, sum and sum of squares of a normalization's input, over calls, in both networks."""
+    """Count, sum and sum of squares of a normalization's input in both networks, over all calls."""
 
     sums: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
@@ -40,10 +40,10 @@ class _Moments:
         self.sums = self.sums + torch.stack([reference, quantized])
 
     def change(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return float mean, quantized mean, and the ratio of deviations: each (channels,).
+        """Return float mean, quantized mean, and the ratio of deviations, each (channels,).
 
-        The ratio is 1 for a channel that is all but constant in either network: its deviation is
-        rounding noise, and matching it would blow the noise up.
+        The ratio is 1 for a channel that is nearly constant in either network: its deviation is
+        rounding noise, which matching would amplify.
         """
         counts, sums, squares = self.sums.unbind(1)
         means, squares = sums / counts, squares / counts
@@ -62,12 +62,12 @@ def reestimate_batchnorm(
     forward: Forward,
     folded: Sequence[Folded] = (),
 ) -> tuple[str, ...]:
-    """Give every batch normalization of ``network`` the statistics of its quantized inputs.
+    """Adapt every batch normalization of ``network`` to its quantized inputs.
 
-    Per batch, the float network is run first; then the quantized one, with each normalization's
-    input mapped to the float moments on the way, so that later layers see corrected inputs. Where a
-    layer absorbed its normalization, the change goes into weight and bias, so that mean and
-    variance stay constants. Cost: two forward passes per batch. Changes ``network`` in place.
+    For each batch the float network runs first, then the quantized one, with each normalization's
+    input mapped to the float moments on the way, so that later layers see corrected inputs. If a
+    layer has absorbed its normalization, the change goes into weight and bias, so that mean and
+    variance stay constant. Cost: two forward passes per batch. Changes ``network`` in place.
 
     Returns:
         Names of the normalizations.
@@ -82,11 +82,11 @@ def reestimate_batchnorm(
             "statistics. Remove the stage from the recipe."
         )
     moments: dict[str, _Moments] = defaultdict(_Moments)
-    for seed, batch in enumerate(batches):  # both networks draw alike, as in the lockstep
+    for seed, batch in enumerate(batches):  # the same random draws in both, as in the lockstep
         seen: dict[str, list[Tensor]] = defaultdict(list)
-        with _looking(reference, norms, _recorded(seen)):
+        with _intercepted(reference, norms, _record(seen)):
             isolated_pass(forward, reference, batch, seed)
-        with _looking(network, norms, _matched(seen, moments)):
+        with _intercepted(network, norms, _match(seen, moments)):
             isolated_pass(forward, network, batch, seed)
     absorbed = {pair.norm for pair in folded}
     for name, entry in moments.items():
@@ -95,14 +95,14 @@ def reestimate_batchnorm(
 
 
 @contextmanager
-def _looking(
-    network: nn.Module, names: Iterable[str], look: Callable[[str, Tensor], Tensor | None]
+def _intercepted(
+    network: nn.Module, names: Iterable[str], change: Callable[[str, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Show ``look`` the input of every call of the named modules; what it returns replaces it."""
+    """Call ``change`` on every input of these modules; its result replaces the input."""
 
     def hook(name: str) -> Callable[..., Any]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            replaced = look(name, args[0] if args else kwargs["input"])
+            replaced = change(name, args[0] if args else kwargs["input"])
             if replaced is None:
                 return None
             return ((replaced, *args[1:]), kwargs) if args else ((), {**kwargs, "input": replaced})
@@ -120,21 +120,21 @@ def _looking(
             handle.remove()
 
 
-def _recorded(seen: dict[str, list[Tensor]]) -> Callable[[str, Tensor], None]:
-    def look(name: str, x: Tensor) -> None:
+def _record(seen: dict[str, list[Tensor]]) -> Callable[[str, Tensor], None]:
+    def record(name: str, x: Tensor) -> None:
         seen[name].append(channel_sums(x))
 
-    return look
+    return record
 
 
-def _matched(
+def _match(
     seen: dict[str, list[Tensor]], moments: dict[str, _Moments]
 ) -> Callable[[str, Tensor], Tensor | None]:
-    """Return what looks at inputs of the quantized network and maps them to the float moments."""
+    """Return a function that maps inputs of the quantized network to the float moments."""
 
-    def look(name: str, x: Tensor) -> Tensor | None:
+    def match(name: str, x: Tensor) -> Tensor | None:
         if not seen[name]:
-            return None  # called more often than in the float network: nothing to compare with
+            return None  # called more often than in the float network: nothing to match
         reference, quantized = seen[name].pop(0), channel_sums(x)
         moments[name].add(reference, quantized)
         single = _Moments()
@@ -144,7 +144,7 @@ def _matched(
         mapped = (x - after.reshape(shape).to(x)) / gain.reshape(shape).to(x)
         return mapped + before.reshape(shape).to(x)
 
-    return look
+    return match
 
 
 def _apply(norm: Any, before: Tensor, after: Tensor, gain: Tensor, absorbed: bool) -> None:

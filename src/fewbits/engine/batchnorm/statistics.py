@@ -1,4 +1,4 @@
-"""What batch normalizations see: moments by channel, and their statistics measured anew."""
+"""Channel moments of batch normalizations, and re-measuring their running statistics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure_batchnorm(model: nn.Module, batches: Iterable[Any], forward: Forward
 
 
 def channel_sums(values: Tensor) -> Tensor:
-    """Return (3, channels) float64: count, sum and sum of squares over all axes but the second."""
+    """Return (3, channels) float64: count, sum and sum of squares over all axes except 1."""
     axes = [axis for axis in range(values.dim()) if axis != 1]
     values = values.double()
     sums = values.sum(axes)

@@ -1,9 +1,9 @@
-"""Absorbed batch normalizations brought back to life: they normalize again, the function stays.
+"""Unfolding batch normalizations for training: they normalize again, and the function is unchanged.
 
-Levels that change under the optimizer shift what a layer puts out. A normalization takes the shift
-away at once; frozen, it leaves it to later layers to learn. A compressed network has its
-normalizations absorbed, so they are given the statistics of their inputs as mean and variance, and
-the weight and bias with which they compute what they did. Settled at the end, they are two vectors.
+Levels that change during training shift the output of a layer. A live normalization removes the
+shift at once; with a frozen one, later layers must learn to. The normalizations of a compressed
+network are folded, so they are given the statistics of their inputs as mean and variance, and the
+weight and bias that keep the function unchanged. At the end they are merged into two vectors.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def unfold_batchnorm(
     batches: Iterable[Any] | Tensor | None,
     forward: Forward | None = None,
 ) -> None:
-    """Give normalizations of ``model`` the statistics of their inputs, and let them normalize.
+    """Give folded normalizations of ``model`` the statistics of their inputs, and unfreeze them.
 
     Args:
-        model: changed in place; in evaluation mode it computes what it did, to float rounding.
-        names: of normalizations that :func:`freeze_absorbed` holds.
+        model: changed in place; in evaluation mode its function is unchanged up to float rounding.
+        names: normalizations that :func:`freeze_absorbed` froze.
         batches: as for calibration; a few hundred samples are enough. Cost: one pass each.
-        forward: calls the network on one of them.
+        forward: calls the network on a batch.
 
     Raises:
         CalibrationError: no batches, bad values, or a normalization that no batch reaches.
@@ -46,7 +46,7 @@ def unfold_batchnorm(
     if batches is None:
         raise CalibrationError(
             "norms='live' needs calibration: batches of training inputs, a few hundred samples, "
-            "whose statistics the normalizations begin with."
+            "for the initial statistics of the normalizations."
         )
     norms: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     sums: dict[str, Tensor | float] = defaultdict(float)
@@ -64,7 +64,7 @@ def unfold_batchnorm(
     if missing:
         raise CalibrationError(
             f"calibration: no batch reached normalization {missing[0]!r}, so its statistics are "
-            "not known. Pass batches that use all of the network, or norms='absorbed'."
+            "unknown. Pass batches that use all of the network, or norms='absorbed'."
         )
     for name, norm in norms.items():
         _normalize_again(norm, torch.as_tensor(sums[name]))
@@ -79,7 +79,7 @@ def _adding(sums: dict[str, Tensor | float], name: str) -> Any:
 
 
 def _normalize_again(norm: Any, sums: Tensor) -> None:
-    """Set mean and variance; weight and bias so that the affine map in evaluation mode stays."""
+    """Set mean and variance, and the weight and bias that keep the map in evaluation mode."""
     count, total, squares = sums
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)

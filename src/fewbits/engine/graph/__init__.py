@@ -1,1 +1,1 @@
-"""What a forward pass does with values, found without tracing the whole graph."""
+"""Analysis of forward passes: chains of layers, and dependence of row order on values."""

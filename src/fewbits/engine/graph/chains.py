@@ -1,8 +1,8 @@
-"""Where a network is a plain sequence: layers whose outputs one other layer reads, and nobody else.
+"""Chains: pairs of layers in which the second is the only reader of the first one's output.
 
-There a neuron can be moved, or removed, and the function is the same: between the two layers lie
-only activations that treat every value alike, pooling, dropout, flattening and normalizations in
-evaluation mode. Found in the graph that ``torch.fx`` traces; what it cannot trace has no chains.
+Neurons between them can be permuted or removed without changing the function, because only
+elementwise activations, pooling, dropout, flattening and normalizations in evaluation mode lie in
+between. Chains are found in the graph traced by ``torch.fx``; untraceable networks have none.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ _ADAPTIVE_FUNCTIONS = frozenset(
 
 @dataclass(frozen=True)
 class Chain:
-    """Two layers that follow each other.
+    """A layer and the layer that reads its output.
 
     Attributes:
-        layer: name of the module whose neurons they are.
-        reader: name of the one that reads them: its columns are in the order of the neurons, each
-            with as many as lie together (taps, places of a flattened image).
-        norms: names of the normalizations between, neuron by neuron.
-        steps: what happens between to a value of a neuron that is the same everywhere.
-        borders: whether such a value, where it is not zero, changes at borders, by padding.
+        layer: name of the module whose neurons are read.
+        reader: name of the module that reads them; its columns are in the order of the neurons,
+            each with as many as belong together (taps, positions of a flattened image).
+        norms: names of the normalizations in between, per neuron.
+        steps: operations in between, applied to a value of a neuron that is constant everywhere.
+        borders: whether padding changes such a value at borders if it is not zero.
     """
 
     layer: str
@@ -75,24 +75,24 @@ class Chain:
 
 @dataclass(frozen=True)
 class Chains:
-    """The chains of a network, in the order of its graph, or why none can be known."""
+    """The chains of a network in the order of its graph, or why they are unknown."""
 
     found: tuple[Chain, ...]
     reason: str = ""
 
 
 def find_chains(model: nn.Module) -> Chains:
-    """Return the chains of ``model``, whose steps compute as in evaluation mode.
+    """Find the chains of ``model``, whose steps compute as in evaluation mode.
 
-    Only layers with one call and one reader count, without groups, hooks or tensors of their own
-    making. The network itself is not called: a copy is traced.
+    Only layers with a single call and a single reader count, without groups, hooks or computed
+    tensors. The network itself is not called: a copy is traced.
     """
     try:
         traced = copied(model).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = fx.Tracer().trace(traced)
-    except Exception as error:  # any code of the person's may run, and fail, in tracing
+    except Exception as error:  # tracing runs the user's code, which may raise anything
         first = (str(error).splitlines() or [""])[0]
         return Chains((), f"the network cannot be traced ({type(error).__name__}: {first})")
     network = _Network(dict(traced.named_modules()), graph)
@@ -102,7 +102,7 @@ def find_chains(model: nn.Module) -> Chains:
 
 @dataclass
 class _Path:
-    """What was met on the way from a layer."""
+    """State of the walk from a layer to its reader."""
 
     spatial: int
     norms: list[str]
@@ -143,7 +143,7 @@ class _Network:
         return Chain(*names, tuple(path.norms), tuple(path.steps), borders)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that is called here and nowhere else, with nothing hung on it."""
+        """Return the module called here and nowhere else, if it has no hooks."""
         name = str(node.target)
         if node.op != "call_module" or self.calls[name] != 1 or name in self.read:
             return None
@@ -159,16 +159,18 @@ class _Network:
         return module if isinstance(module._parameters.get("weight"), Tensor) else None  # type: ignore[union-attr]
 
     def _passes(self, node: fx.Node, path: _Path) -> bool:
-        """Tell whether neurons stay apart in ``node``, and note on the path what it does."""
+        """Return whether ``node`` keeps neurons apart, recording its effect on the path."""
         if node.op == "call_module":
             return self._module_passes(node, path)
         rest = (*node.args[1:], *node.kwargs.values())
         if node.op == "call_function" and node.target in _ALIKE_FUNCTIONS:
-            path.steps.append(partial(_applied, node.target, node.args[1:], dict(node.kwargs)))
+            path.steps.append(
+                partial(_call_function, node.target, node.args[1:], dict(node.kwargs))
+            )
             return not any(isinstance(value, fx.Node) for value in rest)
         if node.op == "call_method" and node.target in _ALIKE_METHODS and not rest:
             if node.target != "contiguous":
-                path.steps.append(partial(_called, str(node.target)))
+                path.steps.append(partial(_call_method, str(node.target)))
             return True
         return _drops(node) or _pools(node, path) or _flattens(node, path)
 
@@ -195,7 +197,7 @@ class _Network:
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
-    """Return who reads the values of ``node``; its shape may be asked for besides."""
+    """Return the only reader of the values of ``node``; reading its shape does not count."""
     users = [user for user in node.users if not _asks_shape(user)]
     if len(users) != 1 or not users[0].args or users[0].args[0] is not node:
         return None
@@ -210,7 +212,7 @@ def _asks_shape(node: fx.Node) -> bool:
 
 
 def _drops(node: fx.Node) -> bool:
-    """Tell whether this is a dropout that evaluation mode turns off."""
+    """Return whether this is a dropout that is off in evaluation mode."""
     if node.op != "call_function" or node.target not in (F.dropout, F.dropout2d, F.dropout3d):
         return False
     training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
@@ -218,7 +220,7 @@ def _drops(node: fx.Node) -> bool:
 
 
 def _pools(node: fx.Node, path: _Path) -> bool:
-    """Tell whether this pools each channel alone, and keeps constants."""
+    """Return whether this pools each channel separately and keeps constants."""
     if node.op != "call_function" or not path.spatial or path.flat:
         return False
     if node.target in _MEAN_FUNCTIONS:
@@ -227,7 +229,7 @@ def _pools(node: fx.Node, path: _Path) -> bool:
 
 
 def _flattens(node: fx.Node, path: _Path) -> bool:
-    """Tell whether this makes one axis of all but the first, or takes means over places."""
+    """Return whether this flattens all axes except the first, or averages over positions."""
     rest: tuple[Any, ...] = tuple(node.args[1:])
     kwargs: dict[str, Any] = dict(node.kwargs)
     name = node.target if node.op == "call_method" else ""
@@ -260,7 +262,7 @@ def _is_batch_size(value: Any, of: Any) -> bool:
 
 
 def _fits(layer: Any, reader: Any, path: _Path) -> bool:
-    """Tell whether the columns of ``reader`` are the neurons of ``layer``, in order."""
+    """Return whether the columns of ``reader`` are the neurons of ``layer``, in order."""
     if isinstance(layer, nn.Linear):
         return isinstance(reader, nn.Linear) and reader.in_features == layer.out_features
     if isinstance(reader, nn.Linear):
@@ -285,11 +287,13 @@ def _any(padding: Any) -> bool:
     return any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
 
 
-def _applied(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> Tensor:
+def _call_function(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor
+) -> Tensor:
     result: Tensor = function(x, *args, **{k: v for k, v in kwargs.items() if k != "inplace"})
     return result
 
 
-def _called(method: str, x: Tensor) -> Tensor:
+def _call_method(method: str, x: Tensor) -> Tensor:
     result: Tensor = getattr(x, method)()
     return result

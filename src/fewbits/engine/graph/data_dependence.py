@@ -1,10 +1,10 @@
-"""Whether something in a forward pass can have put rows elsewhere because of their values.
+"""Detect whether a forward pass can have reordered rows depending on their values.
 
-A row is where a network's code puts it. It can only move with the values of the network where an
-operation orders, chooses or counts by values: where it sorts, where an index or a mask was computed
-from activations, or where values leave torch and Python decides. All that is watched here. Values
-are what was computed from parameters; inputs, buffers and what is computed from them alone is the
-same in the float and in the quantized network, and may index and decide.
+Rows can depend on the values of the network only where an operation sorts, selects or counts by
+values, where an index or a mask was computed from activations, or where values leave torch and
+Python decides. All of these are detected here. "Values" are results computed from parameters.
+Inputs, buffers and anything computed from them alone are the same in the float and in the quantized
+network, so they may index and decide.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EXITS = frozenset(
         Tensor.__cuda_array_interface__.__get__,
     )
 )
-_CHOOSING = frozenset(  # with values of any dtype: they order, count, or tell where something is
+_CHOOSING = frozenset(  # for any dtype: these sort, count, or return positions
     (
         *("sort", "topk", "kthvalue", "median", "nanmedian", "mode", "argmax", "argmin"),
         *("nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive"),
@@ -45,34 +45,35 @@ _CHOOSING = frozenset(  # with values of any dtype: they order, count, or tell w
     )
 )
 _CARRYING = frozenset(("_to_copy", "clone", "copy", "cat", "stack", "any", "all"))
-_FILLING = ("zeros", "ones", "full")  # the names of these factories, new_zeros, zeros_like
+_FILLING = ("zeros", "ones", "full")  # also in new_zeros, zeros_like and so on
 _SHAPES = frozenset(("_shape_as_tensor", "is_same_size", "is_pinned", "sym_size", "sym_numel"))
-_PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))  # lengths come of lengths
+_PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))  # lengths stay lengths
 
 
 class _Kind(Enum):
-    """Where what is in a memory comes from."""
+    """Origin of the contents of a storage."""
 
     CONSTANT = auto()  # the same in both networks
-    FILLED = auto()  # so, as long as it is one number, as a factory made it
-    EMPTY = auto()  # nothing was seen to write into it
-    VALUES = auto()  # computed from parameters, or nobody knows
+    FILLED = auto()  # constant, as long as it is the one number that a factory wrote
+    EMPTY = auto()  # no write was observed
+    VALUES = auto()  # computed from parameters, or unknown
 
 
 class Choices:
-    """Watches forward passes of a network for the first thing in each that chooses by values.
+    """Watches forward passes of a network for the first operation that depends on values.
 
-    A pass is what happens inside ``with``. Constant is what modules hold when this is made, and
-    what comes from elsewhere (a tensor in a closure) before a pass computes from parameters.
+    A pass is the body of a ``with`` block. Constant is what modules hold when the watch is created,
+    and what comes from elsewhere (a tensor in a closure) before the pass computes from parameters.
 
-    Counted as such, as it cannot be followed: operators that are not torch's own, memory that
-    something out of sight wrote (an extension), and scripted modules. Compiled code runs
-    uncompiled here, and is seen. Not seen are hard steps in floats (``sign``) that weigh rows.
+    Counted as value-dependent, because they cannot be followed: operators that are not torch's own,
+    memory written out of sight (by an extension), and scripted modules. Compiled code runs
+    uncompiled here, and is observed. Not observed are hard steps in floats (``sign``) that weight
+    rows.
 
     Attributes:
-        cause: what it was in the present or last pass, "" as long as there was none.
+        cause: the first such operation in the current or last pass; "" if there is none.
 
-    Cost: about 20 us for each operation.
+    Cost: about 20 us per operation.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -80,9 +81,9 @@ class Choices:
         self._first = "a scripted module" if scripted else ""
         self._held = _Origins()
         for tensor in (*network.buffers(), *plain_tensors(network)):
-            self._held.put(tensor, _Kind.CONSTANT)
+            self._held.set(tensor, _Kind.CONSTANT)
         for tensor in network.parameters():  # integers are not quantized
-            self._held.put(tensor, _Kind.VALUES if is_real(tensor) else _Kind.CONSTANT)
+            self._held.set(tensor, _Kind.VALUES if is_real(tensor) else _Kind.CONSTANT)
         self._modes = ExitStack()
         self.cause = self._first
 
@@ -101,15 +102,15 @@ class Choices:
         self._modes.__exit__(kind, error, trace)
 
     def note(self, cause: str) -> None:
-        """Take note of something that chooses by values."""
+        """Record an operation that depends on values."""
         self.cause = self.cause or cause
 
 
 class _Origins:
-    """Where what is in each memory comes from; views of one memory are one.
+    """Origin of the contents of each storage; views share one.
 
     Attributes:
-        begun: something was computed from values. What comes from out of sight before is constant.
+        begun: whether anything was computed from values; unseen tensors are constant until then.
     """
 
     def __init__(self, known: Mapping[StorageWeakRef, _Kind] | None = None) -> None:
@@ -117,11 +118,11 @@ class _Origins:
         self._known = dict(known or {})
 
     def copied(self) -> _Origins:
-        """Return what is known as that of a new pass."""
+        """Return the initial state for a new pass."""
         return _Origins(self._known)
 
     def of(self, tensor: Tensor) -> _Kind | None:
-        """Return the kind of a tensor; None for one from out of sight."""
+        """Return the kind of a tensor; None if its origin was not seen."""
         storage = storage_of(tensor)
         if storage is None:
             return None if self.begun else _Kind.CONSTANT
@@ -129,21 +130,21 @@ class _Origins:
             return self._known.setdefault(storage, _Kind.CONSTANT)
         return self._known.get(storage)
 
-    def put(self, tensor: Tensor, kind: _Kind) -> None:
-        """Set the kind of the memory of a tensor."""
+    def set(self, tensor: Tensor, kind: _Kind) -> None:
+        """Set the kind of a tensor's storage."""
         storage = storage_of(tensor)
         if storage is not None:
             self._known[storage] = kind
 
     def made(self, tensor: Tensor, kind: _Kind) -> None:
-        """Set the kind of a result, which keeps that of the memory that it is a view of."""
+        """Set the kind of a result; a view keeps the kind of its storage."""
         storage = storage_of(tensor)
         if storage is not None:
             self._known.setdefault(storage, kind)
 
 
 class _Exits(TorchFunctionMode):
-    """Notices values that leave torch other than number by number."""
+    """Detects values that leave torch other than as single numbers."""
 
     def __init__(self, choices: Choices, origins: _Origins) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class _Exits(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function; look at what it is called with where it hands out values."""
+        """Call the function, after checking whether it exports values."""
         if func in _EXITS and self._origins.of(args[0]) in (_Kind.VALUES, _Kind.EMPTY, None):
             self._choices.note(getattr(func, "__name__", "an exit from torch"))
         return func(*args, **(kwargs or {}))
@@ -178,10 +179,10 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ig
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation; note where its result comes from, and whether it chose by values."""
+        """Run the operation; record the origin of its result and whether it depends on values."""
         kwargs = kwargs or {}
         operator = operator_of(func)
-        if operator.composite:  # under torch.inference_mode: its parts are what is to be seen
+        if operator.composite:  # under torch.inference_mode: decompose it to see its parts
             with self:
                 return func.decompose(*args, **kwargs)
         given = list(_tensors((*args, *kwargs.values())))
@@ -198,31 +199,31 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ig
     def _values(
         self, given: Sequence[Tensor], written: Sequence[Tensor], operator: Operator
     ) -> list[Tensor]:
-        """Return those of the inputs that hold values; notice what came from out of sight."""
-        found = []
+        """Return the inputs that contain values; detect tensors from unseen sources."""
+        values = []
         for tensor in given:
             kind = self._origins.of(tensor)
             if kind is None or kind in (_Kind.EMPTY, _Kind.FILLED):
-                kind = self._settled(tensor, kind, operator, written)
+                kind = self._resolve(tensor, kind, operator, written)
             if kind is _Kind.VALUES:
-                found.append(tensor)
-        return found
+                values.append(tensor)
+        return values
 
-    def _settled(
+    def _resolve(
         self, tensor: Tensor, kind: _Kind | None, operator: Operator, written: Sequence[Tensor]
     ) -> _Kind:
-        """Return the kind of an input that is not known, or may have been written out of sight."""
-        if kind is None and operator.name == "lift_fresh":  # Python's or NumPy's numbers come in
+        """Return the kind of an input whose origin is unknown or may have been written unseen."""
+        if kind is None and operator.name == "lift_fresh":  # numbers from Python or NumPy
             return _Kind.CONSTANT
         if kind is None:
-            cause = "a tensor from out of sight"
+            cause = "a tensor of unknown origin"
         else:
             read = not operator.views and not any(tensor is other for other in written)
-            if not read or not _is_strange(tensor, kind):
+            if not read or not _is_foreign(tensor, kind):
                 return kind
             cause = "memory that was written out of sight"
         self._choices.note(cause)
-        self._origins.put(tensor, _Kind.VALUES)
+        self._origins.set(tensor, _Kind.VALUES)
         return _Kind.VALUES
 
     def _record(
@@ -235,7 +236,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ig
         for tensor in written:
             before = self._origins.of(tensor)
             if values or before in (_Kind.EMPTY, _Kind.FILLED):
-                self._origins.put(tensor, _Kind.VALUES if values else _Kind.CONSTANT)
+                self._origins.set(tensor, _Kind.VALUES if values else _Kind.CONSTANT)
         integers = not operator.packs or any(not is_real(tensor) for tensor in values)
         for tensor in results:
             depends = bool(values) and (integers or is_real(tensor))
@@ -257,8 +258,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _is_strange(tensor: Tensor, kind: _Kind) -> bool:
-    """Tell whether a new memory holds what nothing was seen to write."""
+def _is_foreign(tensor: Tensor, kind: _Kind) -> bool:
+    """Return whether new memory has contents that no observed operation wrote."""
     if tensor.numel() == 0:
         return False
     return kind is _Kind.EMPTY or bool((tensor != tensor[(0,) * tensor.dim()]).any())
@@ -266,20 +267,20 @@ def _is_strange(tensor: Tensor, kind: _Kind) -> bool:
 
 @dataclass(frozen=True)
 class Operator:
-    """What is known of an operator by its name, tags and signature.
+    """Facts about an operator from its name, tags and signature.
 
     Attributes:
-        name: without its overload and the underscore of an operation in place.
-        known: it is torch's own.
-        composite: it is made of others.
-        chooses: it does, whatever values it gets.
-        pointwise: each result comes of the inputs at its place.
-        views: results are views of inputs.
-        shapes: only shapes and dtypes of inputs are looked at.
-        allocates: results are memory that holds nothing yet.
-        fills: results are one number.
-        packs: results of integers come of integers alone.
-        writes: places and names of the arguments that are written.
+        name: without its overload and the underscore of an in-place operation.
+        known: whether it is torch's own.
+        composite: whether it is composed of other operators.
+        chooses: whether it depends on values, whichever it gets.
+        pointwise: whether each result depends only on inputs at the same position.
+        views: whether results are views of inputs.
+        shapes: whether only shapes and dtypes of inputs matter.
+        allocates: whether results are uninitialized memory.
+        fills: whether results are filled with one number.
+        packs: whether integer results depend on integers only.
+        writes: positions and names of arguments that are written.
     """
 
     name: str
@@ -301,7 +302,7 @@ class Operator:
 
 @cache
 def operator_of(func: Any) -> Operator:
-    """Return what is known of what a dispatch mode is called for."""
+    """Return the facts about the operator of a dispatch."""
     if not isinstance(func, torch._ops.OpOverload):
         return Operator(str(func))
     name, known = func._opname.removesuffix("_"), func.namespace in ("aten", "prim", "prims")
@@ -333,11 +334,11 @@ def _is_composite(func: Any) -> bool:
 
 
 def chooses(operator: Operator, values: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
-    """Tell whether an operation can move rows by what it got.
+    """Return whether an operation can reorder rows depending on the values it got.
 
-    Integers and booleans that were computed from values may be compared, moved and combined, and a
-    mask may meet the very elements that it was made for, as in ``x * (x > 0)``. All else that they
-    can do is index, count, or take rows in and out.
+    Integers and booleans computed from values may be compared, moved and combined, and a mask may
+    be applied to the very elements from which it was made, as in ``x * (x > 0)``. Anything else
+    that uses them can index, count, or insert and remove rows.
     """
     if operator.chooses or not operator.known:
         return True
@@ -352,5 +353,5 @@ def chooses(operator: Operator, values: Sequence[Tensor], results: Sequence[Tens
 
 
 def is_real(tensor: Tensor) -> bool:
-    """Tell whether numbers are no integers or booleans, but values that noise changes a little."""
+    """Return whether a tensor has continuous values rather than integers or booleans."""
     return tensor.is_floating_point() or tensor.is_complex()

@@ -1,1 +1,1 @@
-"""Layers as matrices: kinds of layers, what can be coded, what a method sees and returns."""
+"""Layers as matrices: layer kinds, targets, and the interface of methods."""

@@ -1,4 +1,4 @@
-"""What a method sees of one weight, and what it returns: matrices, never modules."""
+"""The interface of methods: what they get about a weight, and what they return, as matrices."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform", 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """What errors of one weight do to the output of one sample, on average. All float64.
+    """The effect of errors of one weight on the output of a sample, on average. All float64.
 
-    With it, an error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
+    An error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
 
     Attributes:
-        rows: (groups, neurons): squared output change for each unit of a neuron's mean squared
-            change over its positions.
-        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: the
-            second moments of the inputs as the output sees them. What a bias can repay is taken
-            out, so these are moments about a mean.
+        rows: (groups, neurons): squared output change per unit of a neuron's mean squared change
+            over its positions.
+        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: second
+            moments of the inputs, weighted by their effect on the output. The part that a bias can
+            compensate is removed, so these are moments about a mean.
         outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
-        samples: how many were seen.
+        samples: number of samples seen.
     """
 
     rows: Tensor
@@ -44,14 +44,14 @@ class LayerMatrix:
     Attributes:
         name: state-dict name of the weight, for messages.
         weight: (groups, neurons, columns) float32; one group unless the convolution is grouped.
-        statistics: of the layer's inputs; None where the method asked for none.
-        seed: of everything random this layer does.
-        limit: largest finite value of the weight's own dtype; no level may exceed it, or the cast
+        statistics: statistics of the layer's inputs; None if the method needs none.
+        seed: seed for all randomness in this layer.
+        limit: largest finite value of the weight's own dtype; no level may exceed it, or casting
             back would give infinity.
-        sensitivity: what errors of the weight do to the network's output; None where the method
-            asked for no gradients.
-        kernel: columns for each input channel, which lie together: taps of a convolution, else 1.
-        width: columns to the row above, in such a kernel; 0 where there is none.
+        sensitivity: effect of errors of the weight on the network's output; None if the method
+            needs no gradients.
+        kernel: adjacent columns per input channel: taps of a convolution, else 1.
+        width: columns back to the row above in such a kernel; 0 if there is none.
     """
 
     name: str
@@ -66,20 +66,20 @@ class LayerMatrix:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedMatrix:
-    """Integers and the little that turns them back into values.
+    """Integer indices and the parameters that turn them back into values.
 
-    Either ``value = step * (index - offset)`` (``step`` given) or ``value = scale * levels[index]``
-    (``levels`` given).
+    Either ``value = step * (index - offset)`` (with ``step``) or ``value = scale * levels[index]``
+    (with ``levels``).
 
     Attributes:
         index: (groups, neurons, columns) int32.
         step: (1,) or (groups * neurons,) float32; None with a codebook.
         offset: multiple of 1/2; 1/2 for a grid without a zero. A (groups * neurons,) float32 tensor
-            where rows differ.
+            if rows differ.
         levels: strictly increasing (levels,) float32 codebook; None with a step.
         scale: (1,) or (groups * neurons,) float32, with ``levels``.
         bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
-        info: what the method measured, for reports ("objective", "saturation", "zeros", ...).
+        info: measurements of the method, for reports ("objective", "saturation", "zeros", ...).
     """
 
     index: Tensor
@@ -91,7 +91,7 @@ class QuantizedMatrix:
     info: Mapping[str, float] = field(default_factory=dict)
 
     def dequantize(self) -> Tensor:
-        """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
+        """Return the (groups, neurons, columns) float32 values, bit-exact as from the file."""
         groups, rows, _ = self.index.shape
         if self.levels is not None:
             scale = self.levels.new_ones(1) if self.scale is None else self.scale
@@ -105,11 +105,11 @@ class QuantizedMatrix:
 
     def _step(self) -> Tensor:
         if self.step is None:
-            raise ValueError("a QuantizedMatrix needs a step or levels; it has neither")
+            raise ValueError("a QuantizedMatrix needs either a step or levels")
         return self.step
 
     def on_cpu(self) -> QuantizedMatrix:
-        """Return the same with its index, which is as large as the weights, in main memory."""
+        """Return a copy whose index, as large as the weights, is in main memory."""
         return replace(self, index=self.index.cpu())
 
 
@@ -117,8 +117,8 @@ class QuantizedMatrix:
 class QuantizedTransform:
     """Coefficients in a quantized basis that mixes the channels of a layer (Young et al. 2021).
 
-    The matrix ``(basis_step * basis) @ (step * (index - offset))`` is the weight unfolded as
-    :func:`fewbits.ops.transforms.unfold` does it. Vectors whose coefficients are all zero are gone.
+    The matrix ``(basis_step * basis) @ (step * (index - offset))`` is the weight as unfolded by
+    :func:`fewbits.ops.transforms.unfold`. Vectors with all-zero coefficients are removed.
 
     Attributes:
         index: (vectors, rest) int32 coefficients.
@@ -128,9 +128,9 @@ class QuantizedTransform:
         basis_step: (1,) float32.
         side: "row" (the channels are the inputs) or "column" (the outputs).
         shape: (groups, neurons, columns) of the weight; all groups share the basis.
-        kernel: columns for each input channel.
+        kernel: columns per input channel.
         bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
-        info: what the method measured, for reports.
+        info: measurements of the method, for reports.
     """
 
     index: Tensor
@@ -145,7 +145,7 @@ class QuantizedTransform:
     info: Mapping[str, float] = field(default_factory=dict)
 
     def dequantize(self) -> Tensor:
-        """Return the (groups, neurons, columns) float32 values, bit for bit those of the file."""
+        """Return the (groups, neurons, columns) float32 values, bit-exact as from the file."""
         basis = (self.basis.float() * self.basis_step).double()
         values = ((self.index.float() - self.offset[:, None]) * self.step[:, None]).double()
         total = basis.new_zeros(len(basis), values.shape[1])
@@ -154,9 +154,9 @@ class QuantizedTransform:
         return fold(total.float(), self.shape, self.kernel, self.side)
 
     def on_cpu(self) -> QuantizedTransform:
-        """Return the same with its index, which is as large as the weights, in main memory."""
+        """Return a copy whose index, as large as the weights, is in main memory."""
         return replace(self, index=self.index.cpu(), basis=self.basis.cpu())
 
 
 Quantized: TypeAlias = QuantizedMatrix | QuantizedTransform
-"""What a method may return."""
+"""Types that a method may return."""

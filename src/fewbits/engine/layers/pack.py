@@ -1,4 +1,4 @@
-"""Between torch tensors and coded tensors: pack a method's answer, read any coded tensor back."""
+"""Convert between torch tensors and coded tensors: pack results of methods, unpack any tensor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pack(
 ) -> CodedTensor:
     """Return the coded tensor of one weight; ``dtype`` is the weight's own.
 
-    Tensors that are packed with the same ``codebooks`` share those of equal levels.
+    Tensors packed with the same ``codebooks`` share codebooks of equal levels.
     """
     if isinstance(result, QuantizedTransform):
         return _pack_transform(result, target, dtype)
@@ -77,10 +77,10 @@ def _pack_transform(
 
 
 def _unfolded(result: QuantizedTransform, target: Target) -> Layout | None:
-    """Return how the unfolded matrix becomes the tensor; None where a reshape does.
+    """Return how the unfolded matrix becomes the tensor; None if a reshape is enough.
 
-    Its axes permute (groups, neurons, input channels, taps): where 0 stands among them tells which
-    channels the rows of the matrix are.
+    Its axes permute (groups, neurons, input channels, taps); the position of 0 among them shows
+    which channels the rows of the matrix are.
     """
     groups, neurons, columns = result.shape
     sizes = (groups, neurons, columns // result.kernel, *target.view.kernel)
@@ -99,7 +99,7 @@ def _unfolded(result: QuantizedTransform, target: Target) -> Layout | None:
 
 
 def unpack(coded: CodedTensor, target: Target) -> Quantized | None:
-    """Return what :func:`pack` packed; None for a tensor that is not quantized.
+    """Undo :func:`pack`; None for a tensor that is not quantized.
 
     Raises:
         ModelError: a transform that does not fit the layer.
@@ -124,7 +124,7 @@ def _unpack_transform(
     for side in SIDES:
         if not isinstance(coefficients, GridTensor):
             break
-        found = QuantizedTransform(
+        candidate = QuantizedTransform(
             torch.from_numpy(coefficients.index),
             torch.from_numpy(coefficients.step),
             torch.from_numpy(coefficients.offset),
@@ -135,10 +135,10 @@ def _unpack_transform(
             kernel,
         )
         channels = shape[2] // kernel if side == "row" else shape[1]
-        if len(coded.basis.index) == channels and _unfolded(found, target) == coded.layout:
-            return found
+        if len(coded.basis.index) == channels and _unfolded(candidate, target) == coded.layout:
+            return candidate
     raise ModelError(
-        f"weight {target.name!r}: its transform is none that fewbits makes of such a layer. "
+        f"weight {target.name!r}: its transform is not one that fewbits makes for such a layer. "
         "Start from a file that fewbits wrote for this network."
     )
 
@@ -152,10 +152,10 @@ def pack_state(
     raw_dtype: str,
     exact: Container[str] = (),
 ) -> dict[str, CodedTensor]:
-    """Return every tensor of a state dict, coded or raw; other names of tied ones are left out.
+    """Pack every tensor of a state dict, coded or raw; aliases of tied tensors are left out.
 
-    Equal codebooks become one, which a file stores once. Tensors of ``exact`` keep their own dtype:
-    they are views of one memory, which must not be told to hold two values.
+    Equal codebooks become one, which a file stores once. Tensors in ``exact`` keep their dtype,
+    because they are views of shared memory, which cannot have two values.
     """
     tensors: dict[str, CodedTensor] = {}
     codebooks: dict[bytes, Codebook] = {}
@@ -170,10 +170,10 @@ def pack_state(
 
 
 def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:
-    """Return ``tensor`` as its bytes, in 16 bits where asked and where every value survives it.
+    """Return ``tensor`` as bytes, in 16 bits if requested and if every value allows it.
 
-    A value survives when it stays finite and within 2**-8 of itself; where one does not, the whole
-    tensor keeps its own dtype.
+    Each value must stay finite and change by at most a factor of 2**-8; otherwise the whole tensor
+    keeps its own dtype.
     """
     own = _name(tensor.dtype)
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
@@ -189,7 +189,7 @@ def pack_raw(tensor: Tensor, raw_dtype: str = "keep") -> RawTensor:
 
 
 def to_torch(coded: CodedTensor) -> Tensor:
-    """Return the values of any coded tensor, in its shape and dtype, in fresh memory."""
+    """Return the values of any coded tensor, in its shape and dtype, in new memory."""
     dtype = torch_dtype(coded.dtype)
     if not isinstance(coded, RawTensor):
         return torch.from_numpy(coded.dequantize()).to(dtype)
@@ -200,12 +200,12 @@ def to_torch(coded: CodedTensor) -> Tensor:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype of a name (ModelError where this torch has none)."""
+    """Return torch's dtype of this name; ModelError if this version of torch lacks it."""
     known = getattr(torch, name, None)
     if not isinstance(known, torch.dtype):
         raise ModelError(
-            f"a tensor of the file has the dtype {name}, which torch {torch.__version__} does not "
-            "have. Install a newer torch."
+            f"a tensor of the file has dtype {name}, which torch {torch.__version__} does not "
+            "support. Install a newer torch."
         )
     return known
 

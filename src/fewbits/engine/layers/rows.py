@@ -1,8 +1,8 @@
-"""The inputs of a layer as rows: what each neuron is multiplied with, gathered only where asked.
+"""Inputs of a layer as rows, the vectors that each neuron is multiplied with, gathered on demand.
 
-A convolution has one row per output position. Its rows are never all written out: a strided view
-of the padded input is indexed at the positions that were drawn (Lybrand and Saab 2021 and
-Zhang, Zhou and Saab 2023 call them patches; here at the layer's true stride, without replacement).
+A convolution has one row per output position. The rows are never all materialized: a strided view
+of the padded input is indexed at the positions drawn (Lybrand and Saab 2021 and Zhang, Zhou and
+Saab 2023 call them patches; here with the layer's true stride, and without replacement).
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class Rows:
     """Rows of one call of a layer.
 
     Attributes:
-        count: rows in all.
-        take: picks, int64 (r,), or None for all, to rows (groups, r, columns).
-        points: the inputs that rows are cut from, one a position (1, r, channels), where they are
-            fewer numbers than the rows; None where rows are what the layer gets.
+        count: number of rows.
+        take: function of indices, int64 (r,), or None for all, that returns these rows (groups, r,
+            columns).
+        points: the input positions that rows are cut from, (1, r, channels) each, if these are
+            fewer numbers than the rows; None if rows are the layer's inputs themselves.
     """
 
     count: int
@@ -42,7 +43,7 @@ class Rows:
 
 
 def draw_rows(count: int, quota: int, seed: int) -> Tensor | None:
-    """Draw ``quota`` of ``count`` rows without replacement, ascending; None means all of them."""
+    """Draw ``quota`` of ``count`` rows without replacement, ascending; None means all rows."""
     if count <= quota:
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +51,7 @@ def draw_rows(count: int, quota: int, seed: int) -> Tensor | None:
 
 
 def feature_rows(x: Tensor) -> Rows:
-    """Return the rows of a linear map: ``x`` (..., features), any number of leading axes."""
+    """Return the rows of a linear map; ``x`` is (..., features) with any leading axes."""
     flat = x.reshape(-1, x.shape[-1])
 
     def take(picks: Tensor | None) -> Tensor:
@@ -60,7 +61,7 @@ def feature_rows(x: Tensor) -> Rows:
 
 
 def stacked_rows(parts: Sequence[Rows]) -> Rows:
-    """Return the rows of several maps side by side, one group each, as many as the shortest has."""
+    """Return the rows of several maps as groups, limited to the number of the shortest."""
     count = min(part.count for part in parts)
 
     def take(picks: Tensor | None) -> Tensor:
@@ -73,8 +74,8 @@ def stacked_rows(parts: Sequence[Rows]) -> Rows:
 def conv_rows(x: Tensor, module: nn.Module) -> Rows:
     """Return the patches of a Conv1d, Conv2d or Conv3d: (groups, r, channels / groups * kernel).
 
-    ``x`` is (batch, channels, *space) or (channels, *space). Padding in every mode, "same",
-    stride, dilation and groups are the layer's own.
+    ``x`` is (batch, channels, *space) or (channels, *space). Padding in every mode including
+    "same", stride, dilation and groups are those of the layer.
     """
     kernel = _sizes(module, "kernel_size")
     x = x.unsqueeze(0) if x.dim() == len(kernel) + 1 else x
@@ -86,11 +87,11 @@ def conv_rows(x: Tensor, module: nn.Module) -> Rows:
 
 
 def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
-    """Return the patches of a ConvTranspose1d, 2d or 3d, columns in the order of its weight.
+    """Return the patches of a ConvTranspose1d, 2d or 3d, with columns in the order of its weight.
 
     Output positions of a transposed convolution see the input spread by the stride, padded by
-    ``dilation * (kernel - 1) - padding``, through the kernel mirrored; mirroring the patches
-    instead leaves the weight as it is stored.
+    ``dilation * (kernel - 1) - padding``, through the mirrored kernel. Patches are mirrored
+    instead, so that the weight stays as it is stored.
     """
     kernel = _sizes(module, "kernel_size")
     strides, dilation = _sizes(module, "stride"), _sizes(module, "dilation")
@@ -110,7 +111,7 @@ def conv_transpose_rows(x: Tensor, module: nn.Module) -> Rows:
 
 @dataclass(frozen=True)
 class _Window:
-    """What slides over a padded input, in every spatial axis."""
+    """The window that slides over a padded input, along every spatial axis."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -118,17 +119,17 @@ class _Window:
     mirrored: bool = False
 
     def positions(self, space: Sequence[int]) -> tuple[int, ...]:
-        """Return how many places it has in each axis; none where it does not fit."""
+        """Return the number of positions along each axis; 0 if the window does not fit."""
         axes = zip(space, self.kernel, self.strides, self.dilation, strict=True)
         return tuple(max(0, (size - d * (k - 1) - 1) // s + 1) for size, k, s, d in axes)
 
     def offsets(self, space: Sequence[int]) -> Tensor:
-        """Return where each kernel element lies from the first, in ``space`` flattened."""
+        """Return the offset of each kernel element from the first, in flattened ``space``."""
         offsets = _flat_index([torch.arange(k) for k in self.kernel], self.dilation, space)
         return offsets.flip(0) if self.mirrored else offsets
 
     def places(self, picks: Tensor | None, batch: int, space: Sequence[int]) -> Tensor:
-        """Return where the window begins, in (batch, *space) flattened, of the picked rows."""
+        """Return where the windows of these rows start, in flattened (batch, *space)."""
         counts = (batch, *self.positions(space))
         chosen = torch.arange(prod(counts)) if picks is None else picks
         sample, *where = torch.unravel_index(chosen, counts)
@@ -146,7 +147,7 @@ def _flat_index(axes: Sequence[Tensor], steps: Sequence[int], space: Sequence[in
 
 
 def _pixels(x: Tensor) -> Rows:
-    """Return the channels of (batch, channels, *space), position by position."""
+    """Return the channels of (batch, channels, *space) as rows, one per position."""
     last = x.movedim(1, -1)
     places = last.shape[:-1]
 
@@ -158,13 +159,13 @@ def _pixels(x: Tensor) -> Rows:
 
 
 def _window_rows(x: Tensor, window: _Window, groups: int, points: Rows) -> Rows:
-    """Return the rows of padded ``x``; gathered channels last, so that each copy is contiguous."""
+    """Return the rows of padded ``x``; gathered with channels last, for contiguous copies."""
     batch, channels, space = x.shape[0], x.shape[1], x.shape[2:]
     count = batch * prod(window.positions(space))
     columns = channels // groups * prod(window.kernel)
 
     def take(picks: Tensor | None) -> Tensor:
-        if count == 0:  # the layer itself will say that its input is too small
+        if count == 0:  # the layer itself will report that its input is too small
             return x.new_zeros(groups, 0, columns)
         begins = window.places(picks, batch, space)
         where = (begins[:, None] + window.offsets(space)).reshape(-1).to(x.device)

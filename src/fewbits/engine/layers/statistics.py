@@ -1,8 +1,8 @@
-"""What a layer's inputs tell a method: rows while they are few, second moments once they are many.
+"""Statistics of a layer's inputs: rows while they are few, second moments once they are many.
 
 Memory is bounded by the layer, not by the calibration set. While there are at most as many rows
-as columns the rows themselves are kept (the exact, and smaller, form); beyond that they are folded
-into H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch.
+as columns, the rows themselves are kept (exact, and smaller); beyond that they are folded into
+H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Statistics:
     """Inputs of one layer: X in the float network, X~ in the network quantized so far.
 
     Attributes:
-        rows: calibration rows m, per group.
+        rows: number of calibration rows m, per group.
         reference_mean: (groups, columns) float32 column means of X.
         quantized_mean: (groups, columns) float32 column means of X~; the same object if X is X~.
         samples: (X, X~), each (groups, m, columns) float32, while m <= columns; the same object
             twice if X is X~. None in Gram form.
         gram: (H, G), each (groups, columns, columns) float32, in Gram form; the same object twice
-            if X is X~. None in sample form: ask :meth:`moments`.
-        reference_energy: (groups, neurons) float64, ``||X w||^2`` of the analog weight; None where
-            the accumulator was not given the weight.
+            if X is X~. None in sample form: use :meth:`moments`.
+        reference_energy: (groups, neurons) float64, ``||X w||^2`` of the float weight; None if the
+            accumulator did not get the weight.
     """
 
     rows: int
@@ -45,13 +45,13 @@ class Statistics:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return ``(H, G) = (X~^T X~, X~^T X)``, each (groups, columns, columns).
 
-        Where X is X~ both are one object. In sample form they are computed at each call: keep them.
+        Both are one object if X is X~. In sample form each call computes them again: keep them.
         """
         if self.gram is not None:
             return self.gram
         if self.samples is None:
             raise CalibrationError(
-                "statistics hold neither samples nor moments: collect them first"
+                "statistics have neither samples nor moments: collect them first"
             )
         reference, quantized = self.samples
         second = quantized.mT @ quantized
@@ -59,14 +59,14 @@ class Statistics:
 
 
 class StatisticsAccumulator:
-    """Collect the inputs of one layer, batch by batch.
+    """Collects the inputs of one layer, batch by batch.
 
     Args:
         groups: groups of the layer (1 unless it is a grouped convolution).
-        columns: inputs of a neuron.
-        weight: (groups, neurons, columns) analog weight; gives ``Statistics.reference_energy``, for
-            one extra product of the layer's own cost per batch.
-        name: of the layer, for messages.
+        columns: number of inputs of a neuron.
+        weight: (groups, neurons, columns) float weight, for ``Statistics.reference_energy``; costs
+            an extra product per batch, as much as the layer itself.
+        name: name of the layer, for messages.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class StatisticsAccumulator:
         16-bit inputs are cast to float32 before any product; float64 stays float64.
 
         Raises:
-            CalibrationError: shapes differ from what was promised, or a value is not finite.
+            CalibrationError: shapes differ from those declared, or a value is not finite.
         """
         same = quantized is reference
         reference = self._checked(reference, "float network")
@@ -102,7 +102,7 @@ class StatisticsAccumulator:
             self._dtype = torch.float64
         self._add_sums(reference, quantized)
         folds = self._totals is not None or self._rows > self._columns
-        if not folds:  # what is kept must not change with the activations it may be a view of
+        if not folds:  # copy, since kept rows may be views of activations that change
             reference = reference.clone()
             quantized = reference if same else quantized.clone()
         self._buffer.append((reference, quantized))
@@ -110,13 +110,13 @@ class StatisticsAccumulator:
             self._fold()
 
     def forget_reference(self) -> None:
-        """Take the quantized network's rows for the float network's, in all that was added."""
+        """Use the quantized network's rows in place of the float network's, for all rows so far."""
         self._buffer = [(rows, rows) for _, rows in self._buffer]
         if self._sums is not None:
             self._sums = (self._sums[1], self._sums[1])
         if self._totals is not None:
             self._totals = (self._totals[0], self._totals[0])
-        self._energy = self._weight = None  # of the float network's rows
+        self._energy = self._weight = None  # these belong to the float network's rows
 
     def finish(self) -> Statistics:
         """Return the statistics of everything added so far."""
@@ -138,7 +138,7 @@ class StatisticsAccumulator:
             )
         if not all_finite(rows):
             raise CalibrationError(
-                f"{self._where}its inputs in the {network} hold NaN or infinity. "
+                f"{self._where}its inputs in the {network} contain NaN or infinity. "
                 "Check the calibration data and the weights of the layers before it."
             )
         check_float64(rows.device, self._where.rstrip(": ") or "statistics of a layer")

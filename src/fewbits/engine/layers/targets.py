@@ -1,7 +1,7 @@
-"""What of a network can be coded, under which names, and why the rest cannot.
+"""Survey of a network: which tensors can be coded, under which names, and why others cannot.
 
-Every tensor of the state dict is accounted for: it is a weight some layer kind shows as a matrix,
-another name of a tied weight, or it stays as it is for a stated reason.
+Every tensor of the state dict is accounted for: it is a weight that some layer kind presents as a
+matrix, an alias of a tied weight, or it is kept in float for a stated reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ...coded import FLOAT_DTYPES, RAW_DTYPES, Cause, Reason
 from ...errors import ModelError
-from ..network.shared_memory import hindrance, overlaps, ties
+from ..network.shared_memory import overlaps, storage_problem, ties
 from .views import WeightView, kind_of
 
 __all__ = [
@@ -38,15 +38,14 @@ _Homes: TypeAlias = "Mapping[str, tuple[str, nn.Module, str]]"
 class Target:
     """One weight that can be coded.
 
-    Attributes:
-        name: name in the state dict.
-        module: name of the module that holds it ("" for the network itself).
-        kind: class name of that module.
-        shape: shape of the tensor.
-        view: its matrix view.
-        also: other state-dict names of the same tensor (tied weights).
-        places: of all names, those of different modules: of one module under two names, the first.
-        homes: the modules that have it, each once, under the first of its names.
+    name: name in the state dict.
+    module: name of the module that holds it ("" for the network itself).
+    kind: class name of that module.
+    shape: shape of the tensor.
+    view: its matrix view.
+    also: other state-dict names of the same tensor (tied weights).
+    places: one name per module and parameter; of a module with two names, only the first.
+    homes: the modules that hold it, each once, under its first name.
     """
 
     name: str
@@ -61,14 +60,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to code, and what not.
+    """What can be coded in a network, and what cannot.
 
     Attributes:
-        targets: in order of the network.
-        others: name to reason of every other tensor.
-        aliases: other names of tied tensors, each to the first.
-        overlaps: tensors that are views of one memory without being one tensor, with the others.
-        bound: buffers that are in no state dict and are one tensor with what is.
+        targets: weights that can be coded, in order of the network.
+        others: name of every other tensor to the reason.
+        aliases: other names of tied tensors, each mapped to the first.
+        overlaps: tensors that share memory without being the same tensor, with their partners.
+        bound: buffers outside the state dict that are the same tensor as one in it.
     """
 
     targets: tuple[Target, ...]
@@ -82,7 +81,7 @@ def survey(model: nn.Module) -> Survey:
     """Account for every tensor of ``model.state_dict()``.
 
     Raises:
-        ModelError: a tensor that is not materialised, or an extra state that is no tensor.
+        ModelError: a tensor that is not materialized, or extra state that is not a tensor.
     """
     state = _checked_state(model)
     homes = _homes(model)
@@ -122,18 +121,18 @@ def survey(model: nn.Module) -> Survey:
 
 
 def biases_beside(weights: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Return those of ``names`` that are biases of the modules of ``weights``."""
+    """Return those of ``names`` that are biases of the modules that hold ``weights``."""
     homes = {name.rpartition(".")[0] for name in weights}
     split = [(name, *name.rpartition(".")[::2]) for name in names]
     return [name for name, home, leaf in split if home in homes and _is_bias(leaf)]
 
 
 def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]:
-    """Return the float vectors among ``names`` that are trained, each as a matrix of one row.
+    """Return the trained float vectors among ``names``, each as a matrix of one row.
 
-    Biases and the scales of normalizations: parameters, no statistics.
+    These are biases and scales of normalizations: parameters, not statistics.
     """
-    found = []
+    targets = []
     for name in names:
         path, _, leaf = name.rpartition(".")
         module = _home(model, name)
@@ -142,15 +141,16 @@ def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]
             continue
         if _is_codable(parameter):
             kind, shape = type(module).__name__, tuple(parameter.shape)
-            found.append(Target(name, path, kind, shape, WeightView(leaf, 1), (), (name,), (path,)))
-    return tuple(found)
+            view = WeightView(leaf, 1)
+            targets.append(Target(name, path, kind, shape, view, (), (name,), (path,)))
+    return tuple(targets)
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse a network with NaN or infinite weights, or NaN buffers (a mask may hold -inf).
+    """Check that a network has no NaN or infinite weights and no NaN buffers (masks may be -inf).
 
     Raises:
-        ModelError: names the first such tensor, how many values, and where the first one is.
+        ModelError: names the first such tensor, the number of bad values and the first one's index.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
@@ -159,20 +159,20 @@ def check_finite(model: nn.Module) -> None:
         )
         if not floating:
             continue
-        # Of float8, torch knows NaN but no infinity.
+        # torch lacks isfinite for float8; casting keeps NaN.
         values = tensor.float() if tensor.element_size() < 2 else tensor
         exact = name in parameters or "running_" in name
         bad = ~torch.isfinite(values) if exact else torch.isnan(values)
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
             raise ModelError(
-                f"tensor {name!r} holds {int(bad.sum())} NaN or infinite values of "
-                f"{tensor.numel()}, the first at index {where}. Load a sound checkpoint."
+                f"tensor {name!r} contains {int(bad.sum())} NaN or infinite values of "
+                f"{tensor.numel()}, the first at index {where}. Load an intact checkpoint."
             )
 
 
 def retie(model: nn.Module, aliases: Mapping[str, str]) -> None:
-    """Make tied names one tensor again: a copy unties what shared only memory."""
+    """Make tied names one tensor again: copying unties tensors that only shared memory."""
     for alias, owner in aliases.items():
         home, other = (_home(model, name) for name in (alias, owner))
         if home is None or other is None:
@@ -193,34 +193,34 @@ def retie(model: nn.Module, aliases: Mapping[str, str]) -> None:
 def _home(model: nn.Module, name: str) -> nn.Module | None:
     try:
         return model.get_submodule(name.rpartition(".")[0])
-    except AttributeError:  # a state-dict hook gave it a name of its own
+    except AttributeError:  # a state-dict hook chose the name
         return None
 
 
 def _checked_state(model: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "a scripted network cannot be compressed: its layers cannot be watched. Compress the "
-            "network before torch.jit.script, and script it after loading."
+            "a scripted network cannot be compressed, because its layers cannot be observed. "
+            "Compress the network before torch.jit.script, and script it after loading."
         )
     state = model.state_dict()
     for name, tensor in state.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ModelError(
-                f"the name {name!r} holds half of a character (a surrogate), which no file can "
-                "hold. Rename the module."
+                f"the name {name!r} contains an unpaired surrogate, which a file cannot store. "
+                "Rename the module."
             )
         if not isinstance(tensor, Tensor):
             raise ModelError(
-                f"state-dict entry {name!r} is a {type(tensor).__name__}, not a tensor; a network "
+                f"state-dict entry {name!r} is a {type(tensor).__name__}, not a tensor; networks "
                 "with extra state cannot be written. Remove it, or compress the inner network."
             )
-        why = hindrance(tensor)
+        why = storage_problem(tensor)
         if why:
             raise ModelError(f"tensor {name!r} {why}")
         if dtype_of(tensor) not in RAW_DTYPES:
             raise ModelError(
-                f"tensor {name!r} has dtype {dtype_of(tensor)}, which a file cannot hold. Convert "
+                f"tensor {name!r} has dtype {dtype_of(tensor)}, which a file cannot store. Convert "
                 f"it to one of {', '.join(sorted(RAW_DTYPES))}."
             )
     return state
@@ -231,7 +231,7 @@ def _joined(path: str, leaf: str) -> str:
 
 
 def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
-    """Return, by name of a tensor, the first name of its module, the module, and the leaf."""
+    """Map each tensor name to the first name of its module, the module, and the leaf name."""
     first: dict[int, str] = {}  # by object: modules may define equality
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -242,7 +242,7 @@ def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
 
 
 def _places(homes: _Homes, names: Iterable[str]) -> tuple[str, ...]:
-    """Return one name for each module and leaf that ``names`` mean."""
+    """Return one name for each pair of module and leaf among ``names``."""
     found: dict[tuple[str, str], str] = {}
     for name in names:
         if name in homes:
@@ -251,7 +251,7 @@ def _places(homes: _Homes, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_trained(homes: _Homes, name: str, tensor: Tensor) -> bool:
-    """Tell whether a weight can be coded: a floating parameter, which methods may change."""
+    """Return whether a weight can be coded: a floating parameter, which methods may change."""
     home = homes.get(name)
     return _is_codable(tensor) and home is not None and home[2] in home[1]._parameters
 
@@ -283,10 +283,10 @@ def _reason(homes: _Homes, name: str, tensor: Tensor) -> Reason:
 
 
 def _is_derived(module: nn.Module, leaf: str) -> bool:
-    """Tell whether a module makes its weight from this tensor and others.
+    """Return whether a module computes its weight from this tensor and others.
 
-    Parametrizations have a module for it; weight norm, spectral norm and pruning of old leave the
-    weight as a plain attribute, beside ``weight_orig`` or ``weight_g`` and ``weight_v``.
+    Parametrizations are modules of their own; the older weight norm, spectral norm and pruning
+    leave the weight as a plain attribute next to ``weight_orig``, or ``weight_g`` and ``weight_v``.
     """
     if isinstance(module, ParametrizationList):
         return True
@@ -295,5 +295,5 @@ def _is_derived(module: nn.Module, leaf: str) -> bool:
 
 
 def dtype_of(tensor: Tensor) -> str:
-    """Return the name of a tensor's dtype, as files have it."""
+    """Return the name of a tensor's dtype as used in files."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -1,8 +1,9 @@
-"""Layers in the transform domain: a pair of layers, the basis and the coefficients, for each.
+"""Transform-domain layers: each layer becomes a pair, one with the basis, one with coefficients.
 
-A weight ``S T`` in a basis of its inputs is a 1x1 convolution by S' and then one by T; in a basis
-of its outputs one by T and then a 1x1 by S. Vectors that the file does not hold are gone from both,
-so the pair may take fewer multiplications than the layer did (Young et al. 2021, equation 14).
+A weight ``S T`` with a basis of its inputs is a 1x1 convolution by S' followed by one by T; with a
+basis of its outputs, one by T followed by a 1x1 by S. Vectors that the file leaves out are missing
+from both, so the pair may take fewer multiplications than the layer (Young et al. 2021, equation
+14).
 """
 
 from __future__ import annotations
@@ -20,31 +21,30 @@ from ..network.isolation import isolated_pass
 
 __all__ = ["Multiplications", "count_multiplications", "into_transform_domain"]
 
-_INPUTS = 2  # of (groups, neurons, inputs, taps)
+_INPUTS = 2  # position in (groups, neurons, inputs, taps)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class Multiplications:
-    """Multiplications of one forward pass, by layer name."""
+    """Number of multiplications of one forward pass, by layer name."""
 
     layers: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        """Of all linear and convolution layers together."""
+        """The sum over all linear and convolution layers."""
         return sum(self.layers.values())
 
 
 def into_transform_domain(
     model: nn.Module, tensors: Mapping[str, CodedTensor], names: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
-    """Replace layers of ``model`` by pairs where ``tensors`` holds their weight as a transform.
+    """Replace layers of ``model`` by pairs if ``tensors`` stores their weight as a transform.
 
-    Stride, padding and dilation stay with the larger kernel, the bias comes last. Layers that are
-    neither nn.Linear nor nn.Conv1d to nn.Conv3d themselves, that have hooks or whose weight is
-    tied stay as they are: a subclass may do more than its base. ``names``: what the model calls the
-    tensors, where it does not by their names here.
+    Stride, padding and dilation stay with the larger kernel; the bias comes last. Only plain
+    nn.Linear and nn.Conv1d to nn.Conv3d are replaced, not subclasses, which may do more, nor layers
+    with hooks or tied weights. ``names``: the model's names of the tensors, where they differ.
 
     Returns:
         The names of the layers that were replaced.
@@ -72,7 +72,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _pair(module: nn.Module, tensor: TransformTensor) -> nn.Sequential:
-    """Return the two layers that stand for ``module``."""
+    """Return the two layers that replace ``module``."""
     weight = module.get_parameter("weight")
     basis = torch.from_numpy(tensor.basis.dequantize()).to(weight)
     values = torch.from_numpy(tensor.coefficients.dequantize()).to(weight)
@@ -95,14 +95,14 @@ def _pair(module: nn.Module, tensor: TransformTensor) -> nn.Sequential:
 
 
 def _mixes_inputs(tensor: TransformTensor, neurons: int) -> bool:
-    """Tell which channels the rows of the matrix are: see how ``bridge`` lays them out."""
+    """Return whether the rows of the matrix are input channels; see ``_unfolded`` in ``pack``."""
     if tensor.layout is None:
         return len(tensor.basis.index) != neurons
     return tensor.layout.axes.index(0) == _INPUTS
 
 
 def _layer(module: Any, weight: Tensor, bias: Tensor | None, *, main: bool) -> nn.Module:
-    """Return a layer with ``weight``; of a pair the ``main`` one has stride, padding and so on."""
+    """Return a layer with ``weight``; the ``main`` one of a pair has stride, padding and so on."""
     layer: nn.Module
     if isinstance(module, nn.Linear):
         layer = nn.Linear(weight.shape[1], len(weight), bias is not None)
@@ -125,13 +125,13 @@ def _layer(module: Any, weight: Tensor, bias: Tensor | None, *, main: bool) -> n
 
 
 def count_multiplications(model: nn.Module, batch: Any, forward: Forward) -> Multiplications:
-    """Count what the linear and convolution layers of ``model`` multiply in a pass on ``batch``."""
-    found: dict[str, int] = {}
+    """Count the multiplications of linear and convolution layers in a pass on ``batch``."""
+    counts: dict[str, int] = {}
 
     def watch(name: str, weight: Tensor) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             done = output.numel() // len(weight) * weight.numel()
-            found[name] = found.get(name, 0) + done
+            counts[name] = counts.get(name, 0) + done
 
         return hook
 
@@ -146,4 +146,4 @@ def count_multiplications(model: nn.Module, batch: Any, forward: Forward) -> Mul
     finally:
         for handle in handles:
             handle.remove()
-    return Multiplications(found)
+    return Multiplications(counts)

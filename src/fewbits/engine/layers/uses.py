@@ -1,4 +1,4 @@
-"""How often a sample uses each weight: positions of a layer's output and input."""
+"""How a sample uses each weight: the positions of a layer's output and input."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["count_uses"]
 
 
 def count_uses(model: nn.Module, batch: Any, samples: int, forward: Forward) -> dict[str, Use]:
-    """Run one batch and return, for every weight that multiplies, how one sample uses it.
+    """Run one batch and return how one sample uses each weight that multiplies.
 
     Args:
-        model: the network; its mode is as before afterwards.
-        batch: of ``samples`` samples.
-        samples: in the batch.
+        model: the network; its mode is restored afterwards.
+        batch: a batch of ``samples`` samples.
+        samples: number of samples in the batch.
         forward: ``forward(model, batch)``.
 
     Returns:
-        Name of the weight to its use; tables of embeddings, and layers never called, are left out.
+        Name of the weight to its use, without embedding tables and layers that are never called.
     """
-    found: dict[str, Use] = {}
+    uses: dict[str, Use] = {}
     handles = []
 
     def watch(target: Target) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             use = _use(target, args, output, samples)
-            before = found.get(target.name, Use(0, 0, use.groups))
+            before = uses.get(target.name, Use(0, 0, use.groups))
             total = (before.outputs + use.outputs, before.inputs + use.inputs)
-            found[target.name] = Use(*total, use.groups)
+            uses[target.name] = Use(*total, use.groups)
 
         return hook
 
@@ -49,7 +49,7 @@ def count_uses(model: nn.Module, batch: Any, samples: int, forward: Forward) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return uses
 
 
 def _use(target: Target, args: Any, output: Any, samples: int) -> Use:
@@ -57,7 +57,7 @@ def _use(target: Target, args: Any, output: Any, samples: int) -> Use:
     taps = 1
     for size in view.kernel:
         taps *= size
-    # The groups of a convolution share out its channels; packed attention has inputs for each.
+    # Groups of a convolution divide its channels; packed attention has separate inputs per group.
     channels = view.columns(target.shape) * (view.groups if view.kernel else 1) // taps
     seen = next(value for value in args if isinstance(value, Tensor))
     inputs = seen.numel() // (samples * channels)

@@ -1,8 +1,8 @@
-"""Layer kinds as adapters: each shows its weights as batches of matrices (groups, rows, columns).
+"""Layer kinds: adapters that present weights as batches of matrices (groups, rows, columns).
 
-A row is a neuron: all the weights that make one output. Methods see matrices and rows of inputs,
-never a module; this file and :mod:`rows` are the only ones that know what a convolution is.
-Adding a layer kind is one adapter registered here.
+A row is a neuron: all the weights of one output. Methods see matrices and rows of inputs, never a
+module; only this file and :mod:`rows` know what a convolution is. To add a layer kind, register an
+adapter here.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class WeightView:
     """One weight of one module as matrices.
 
     Attributes:
-        parameter: its name inside the module.
-        rows: neurons in all groups together.
-        groups: matrices that see different inputs.
-        layout: how the matrix becomes the tensor; None where a reshape does.
-        inputs: the rows of a call; None where a forward pre-hook cannot see them.
+        parameter: its name within the module.
+        rows: number of neurons in all groups.
+        groups: number of matrices with different inputs.
+        layout: how the matrix becomes the tensor; None if a reshape is enough.
+        inputs: function from a call to its rows; None if a forward pre-hook cannot see them.
         blind: why it cannot.
-        bias: parameter of the module to which an output shift is added; "" where there is none.
-        outputs: the module's output as (rows of inputs, neurons), in their order; None where that
-            is not what it returns.
-        kernel: sizes of a convolution's kernel, the last axes of a neuron's columns: there are as
-            many columns for each input channel as taps.
+        bias: parameter of the module to which an output shift is added; "" if there is none.
+        outputs: function from the module's output to (rows of inputs, neurons), in their order;
+            None if the output has another form.
+        kernel: sizes of a convolution's kernel, the last axes of a neuron's columns; each input
+            channel has as many columns as there are taps.
     """
 
     parameter: str
@@ -62,11 +62,11 @@ class WeightView:
         return tensor.reshape(self.groups, self.rows // self.groups, columns)
 
     def columns(self, shape: tuple[int, ...]) -> int:
-        """Return the inputs of each neuron of a weight of ``shape``."""
+        """Return the number of inputs of each neuron, for a weight of ``shape``."""
         return prod(shape) // self.rows if self.rows else 0
 
     def tensor(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the weight in its own ``shape``: the inverse of :meth:`matrix`."""
+        """Return the weight in its own ``shape``; the inverse of :meth:`matrix`."""
         if self.layout is not None:
             matrix = matrix.reshape(self.layout.split).permute(self.layout.axes)
         return matrix.reshape(shape)
@@ -74,7 +74,7 @@ class WeightView:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """An adapter: which modules it takes, the views of one, and what of it can be followed."""
+    """An adapter: the modules it supports, the views of one, and a summary of what can be used."""
 
     takes: Callable[[nn.Module], bool]
     views: Callable[[nn.Module], list[WeightView]]
@@ -85,12 +85,12 @@ KINDS: Registry[LayerKind] = Registry("layer kind")
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
-    """Return the adapter that takes ``module``, or None."""
+    """Return the adapter that supports ``module``, or None."""
     return next((kind for _, kind in KINDS.items() if kind.takes(module)), None)
 
 
 def _argument(call: Call, position: int, name: str) -> Tensor:
-    """Return an input by its place or name; the only tensor of a call needs neither."""
+    """Return an input by position or name; the only tensor of a call is found regardless."""
     value = call.args[position] if len(call.args) > position else call.kwargs.get(name)
     if value is None:
         given = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)]
@@ -98,7 +98,7 @@ def _argument(call: Call, position: int, name: str) -> Tensor:
             raise CalibrationError(
                 f"a layer is called without its input {name!r} (argument {position}); it gets "
                 f"{len(call.args)} arguments and {', '.join(call.kwargs) or 'no keywords'}. Keep "
-                "the layer by a rule of the recipe, or use a method that needs no inputs: nearest."
+                "the layer with a rule of the recipe, or use a method without inputs: nearest."
             )
         value = given[0]
     return value.data if isinstance(value, PackedSequence) else value
@@ -113,7 +113,7 @@ def _last(output: Tensor) -> Tensor:
 
 
 def _channels(space: int) -> Callable[[Tensor], Tensor]:
-    """Return what puts the channels of (batch, channels, *space) or (channels, *space) last."""
+    """Return a function that moves the channels of (batch, channels, *space) to the last axis."""
     return lambda output: _last(output.movedim(-space - 1, -1))
 
 
@@ -183,7 +183,7 @@ def _recurrent(module: nn.Module) -> list[WeightView]:
             bias = name.replace("weight", "bias") if getattr(module, "bias", False) else ""
             views.append(WeightView(name, rows, inputs=_features(), bias=bias))
         else:
-            reason = "its inputs are made inside the recurrent layer, out of sight"
+            reason = "its inputs are computed inside the recurrent layer, out of sight"
             views.append(WeightView(name, rows, blind=reason))
     return views
 
@@ -208,14 +208,14 @@ def _attention(module: nn.Module) -> list[WeightView]:
             parameter = f"{name[0]}_proj_weight"
             rows = _shape(module, parameter)[0]
             views.append(WeightView(parameter, rows, inputs=_features(i, name)))
-    reason = "the attention function applies it without calling it, so its inputs are out of sight"
+    reason = "the attention function uses it without calling it, so its inputs are out of sight"
     out = module.get_submodule("out_proj")
     views.append(WeightView("out_proj.weight", _shape(out, "weight")[0], blind=reason))
     return views
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
-    kind = type(module)  # recognised by name: transformers stays an optional dependency
+    kind = type(module)  # recognized by name, so that transformers stays an optional dependency
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 

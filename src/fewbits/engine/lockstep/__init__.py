@@ -1,1 +1,1 @@
-"""The float network and the quantized one side by side, in suspended forward passes."""
+"""The lockstep: suspended forward passes of the float and the quantized network side by side."""

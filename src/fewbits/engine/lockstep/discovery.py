@@ -1,4 +1,4 @@
-"""What a first pass tells: the order of the layers, their calls, and the bytes that it holds."""
+"""Discovery: a first pass that finds the order of layers, their calls, and the bytes it holds."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Discovery:
     """The order in which to quantize, from passes through the unquantized network.
 
     Attributes:
-        order: modules reached, by their last call in a pass.
-        calls: calls of each in the first pass that reached it.
-        itineraries: by batch, the calls of each module in its whole pass.
+        order: modules reached, ordered by their last call in a pass.
+        calls: number of calls of each module in the first pass that reached it.
+        itineraries: by batch, the number of calls of each module in the whole pass.
         live_bytes: most bytes that a pass held when it entered one of the modules.
     """
 
@@ -42,11 +42,11 @@ def discover(
     batches: int,
     network: nn.Module,
 ) -> Discovery:
-    """Run whole passes until every target has been seen: as a rule, one.
+    """Run whole passes until every target has been seen; usually one is enough.
 
-    ``run(batch, meter)`` returns the calls by module, in order of the last call. Targets that the
-    first batch does not reach cost one more pass per batch until all are found. A module that only
-    a later batch reaches is put behind the one that precedes it there.
+    ``run(batch, meter)`` returns the calls by module, in order of the last call. If the first batch
+    does not reach all targets, each further pass uses the next batch. A module that only a later
+    batch reaches is inserted after the one that precedes it there.
     """
     order: list[str] = []
     calls: dict[str, int] = {}
@@ -73,11 +73,11 @@ def _merge(order: list[str], trail: list[str]) -> None:
 
 
 class LiveBytes(TorchFunctionMode):
-    """Counts the bytes that a forward pass holds: what torch functions returned and is still alive.
+    """Counts the bytes that a forward pass holds: live results of torch functions.
 
-    Sees the tensors that Python code of the thread gets, on any device, by weak reference to their
-    storage; what ``network`` held before (parameters, buffers, tables) is not counted. What a
-    suspended pass holds is just that: working memory inside an operator is free again by then.
+    Sees all tensors that Python code in the thread gets, on any device, through weak references to
+    their storage. What ``network`` held before (parameters, buffers, tables) is not counted. This
+    is what a suspended pass holds: working memory inside operators is already freed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -95,7 +95,7 @@ class LiveBytes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function and note what it returned."""
+        """Call the function and record its result."""
         result = func(*args, **(kwargs or {}))
         if not self._paused:
             self._note(result)
@@ -103,7 +103,7 @@ class LiveBytes(TorchFunctionMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count nothing that is made inside: it is the observer's, not the pass's."""
+        """Count nothing created in this block: it belongs to the observer, not to the pass."""
         self._paused = True
         try:
             yield
@@ -111,7 +111,7 @@ class LiveBytes(TorchFunctionMode):
             self._paused = False
 
     def sample(self, call: Call) -> None:
-        """Take a measurement at a call, whose inputs are alive wherever they were made."""
+        """Measure at a call, whose inputs are alive wherever they were created."""
         self._note((call.args, dict(call.kwargs)))
         gone = [ref for ref in self._made if ref.expired()]  # type: ignore[no-untyped-call, unused-ignore]
         for ref in gone:
@@ -126,7 +126,7 @@ class LiveBytes(TorchFunctionMode):
 
 
 def plain_bytes(network: nn.Module) -> int:
-    """Return the bytes that a further module tree of ``network`` takes: its plain tensors."""
+    """Return the bytes that another module tree of ``network`` takes for its plain tensors."""
     sizes = {
         ref: tensor.untyped_storage().nbytes()
         for tensor in plain_tensors(network)

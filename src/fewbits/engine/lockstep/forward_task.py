@@ -1,6 +1,6 @@
-"""One forward pass as a task: it runs in a thread of its own and pauses in front of chosen calls.
+"""A forward pass as a task that runs in a thread of its own and pauses before chosen calls.
 
-The thread and its scheduler hand control to and fro, so exactly one of them runs at any time.
+The thread and its scheduler pass control back and forth, so exactly one of them runs at any time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..network.isolation import CallerState, Draws, preserved_draws
 
 __all__ = ["PassTask", "watch"]
 
-_MOST_SWALLOWED = 10_000  # cancellations a forward pass may catch before its thread is parked
-_GRACE_SECONDS = 30.0  # a cancelled pass runs on to its next target layer, or to its end
+_MOST_SWALLOWED = 10_000  # cancellations that a pass may catch before its thread is parked
+_GRACE_SECONDS = 30.0  # time for a cancelled pass to reach its next target layer, or its end
 
 _here = threading.local()
 
@@ -42,7 +42,7 @@ class _Parked:
 
 
 def watch(modules: Mapping[str, nn.Module]) -> list[RemovableHandle]:
-    """Register the hooks that tell the task of the present thread which module it enters."""
+    """Register hooks that tell the current thread's task which module it enters."""
     return [
         module.register_forward_pre_hook(_hook(name), with_kwargs=True)
         for name, module in modules.items()
@@ -62,11 +62,11 @@ class PassTask:
     """A forward pass that can be run up to the next call of a module.
 
     Attributes:
-        title: the batch and the stream, for messages.
-        counts: calls entered so far by module, in order of the last call.
-        passed: modules that ran although they were not yet completed.
+        title: batch and stream, for messages.
+        counts: number of calls so far by module, ordered by the last call.
+        passed: modules that ran before they were completed.
         last: the module entered last, "" before the first.
-        ended: nothing is left to run.
+        ended: whether nothing is left to run.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PassTask:
             return None
         with preserved_draws():
             if self._draws is None:
-                Draws.seed(self._seed)  # both streams and every re-run draw alike
+                Draws.seed(self._seed)  # the same draws in both streams and in every rerun
                 self._goal = module
                 self._thread.start()
             else:
@@ -126,7 +126,7 @@ class PassTask:
         return None
 
     def cancel(self) -> bool:
-        """Unwind the pass and join its thread; False if it would not stop."""
+        """Unwind the pass and join its thread; return False if it does not stop."""
         if self.ended:
             return True
         self._cancelled = True
@@ -141,9 +141,9 @@ class PassTask:
         return self.ended
 
     def enter(self, name: str, call: Call) -> None:
-        """Note a call, in the task's thread; pause if the scheduler waits for it."""
+        """Record a call, in the task's thread; pause if the scheduler waits for it."""
         self._check_cancelled()
-        self.counts[name] = self.counts.pop(name, 0) + 1  # re-inserted: order of last calls
+        self.counts[name] = self.counts.pop(name, 0) + 1  # re-inserted to order by last call
         self.last = name
         if self._probe is not None:
             self._probe(name, call)
@@ -172,7 +172,7 @@ class PassTask:
                 self._body()
         except _Cancelled:
             pass
-        except BaseException as raised:  # carried over to the scheduler's thread
+        except BaseException as raised:  # re-raised in the scheduler's thread
             error = raised
         self._outbox.put(_Ended(error))
 
@@ -194,12 +194,10 @@ class PassTask:
         if not isinstance(error, Exception):
             raise error
         where = f"after entering layer {self.last!r}" if self.last else "before the first layer"
-        advice = (
-            "Check the shape and dtype of this batch, and that forward= calls the network right."
-        )
+        hint = "Check the shape and dtype of this batch, and that forward= calls the network right."
         if isinstance(error, MemoryError) or "memory" in str(error):
-            advice = "If memory ran out, lower max_live_bytes or use smaller batches."
+            hint = "If memory ran out, lower max_live_bytes or use smaller batches."
         raise CalibrationError(
             f"the forward pass of {self.title} failed {where}: "
-            f"{type(error).__name__}: {error}. {advice}"
+            f"{type(error).__name__}: {error}. {hint}"
         ) from error

@@ -1,16 +1,16 @@
-"""The inputs of every layer, in the float network and in the network quantized so far, in one go.
+"""The lockstep: inputs of every layer in the float and in the quantized network, in one run.
 
 A layer-wise method needs, for each layer in order of execution, its input X in the float network
 and X~ in the network whose earlier layers are quantized (Lybrand and Saab 2021, section 3). Here
-the forward pass of every calibration batch, in both networks, is a task that pauses in front of a
-layer. Once all have shown their inputs the layer is quantized, and all go on. That costs one
-forward pass per batch and network, plus one to learn the order, and needs no tracing.
+the forward pass of every calibration batch, in both networks, is a task that pauses before a layer.
+Once all tasks have shown their inputs, the layer is quantized, and all continue. That costs one
+forward pass per batch and network, plus one to find the order, and needs no tracing.
 
-What is seen is by definition what running both networks from the start for every layer would show.
-So a pass is run again where its past is no longer that of the network: when a module that it called
+The observed inputs are by definition the same as if both networks were run from the start for every
+layer. So a pass is rerun if its past no longer matches the network: when a module that it called
 more than once has been quantized, when it ended without reaching a layer, and when
 ``max_live_bytes`` leaves no room to keep it suspended. The last costs a pass per batch and layer,
-for the batches beyond the limit only.
+but only for the batches beyond the limit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .scheduler import LockstepReport, Observer, Schedule, Stream, stuck_message
 __all__ = ["LockstepReport", "Observer", "run_lockstep"]
 
 
-def run_lockstep(  # noqa: PLR0917 - the six things a run is made of
+def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
     reference: nn.Module,
     quantized: nn.Module,
     targets: Sequence[str],
@@ -45,32 +45,32 @@ def run_lockstep(  # noqa: PLR0917 - the six things a run is made of
     needs_reference: bool = True,
     progress: Progress = silent,
 ) -> LockstepReport:
-    """Show ``observer`` the inputs of every target module and let it quantize one after the other.
+    """Show ``observer`` the inputs of every target module, and let it quantize them one by one.
 
     A module is completed after as many calls per pass as the first batch that reaches it makes;
-    calls beyond pass unobserved. Random operators draw alike in both networks, seeded by the number
-    of the batch.
+    further calls are not observed. Random operators draw the same numbers in both networks, seeded
+    by the number of the batch.
 
     Args:
-        reference: the float network, in eval mode; unused without ``needs_reference``.
+        reference: the float network, in evaluation mode; unused without ``needs_reference``.
         quantized: an independent copy, whose weights ``observer.complete`` changes in place.
         targets: names of modules, in any order; they may contain one another.
         batches: calibration batches. Lists, tuples and tensors are read in place, other iterables
-            are read into a list: the inputs stay in memory, activations do not.
+            are read into a list: inputs stay in memory, activations do not.
         forward: ``forward(network, batch)``, called in other threads, one at a time. It gets its
-            own copy of the tensors in the batch, and must use the network that it is given (a
-            module tree over the weights of one of the two). It must not hold a lock or a changed
-            process-wide setting while it calls a layer: other passes run meanwhile.
+            own copy of the batch's tensors, and must use the network passed to it (a module tree
+            over the weights of one of the two). It must not hold a lock or a modified process-wide
+            setting while it calls a layer, since other passes run meanwhile.
         observer: called in the caller's thread only, without gradients.
-        max_live_bytes: bound on the activations that suspended passes hold; at least one batch is
-            in flight. It changes the cost and no result.
-        needs_reference: without it, one pass per batch; the observer gets one call twice.
-        progress: told of every completed module, stage "quantize".
+        max_live_bytes: bound on the activations of suspended passes; at least one batch is in
+            flight. It affects the cost, not the results.
+        needs_reference: if False, one pass per batch; the observer gets one call twice.
+        progress: called for every completed module, stage "quantize".
 
     Raises:
         ConfigError: a target that does not exist, or two names of one module.
-        CalibrationError: no batches, a forward that raises, or one that cannot be stopped. What
-            the observer raises comes through unchanged.
+        CalibrationError: no batches, a forward that raises, or one that cannot be stopped.
+            Exceptions of the observer are passed through unchanged.
     """
     require(max_live_bytes >= 0, "max_live_bytes", "a number of bytes >= 0", max_live_bytes)
     names = list(dict.fromkeys(targets))
@@ -95,8 +95,8 @@ def run_lockstep(  # noqa: PLR0917 - the six things a run is made of
 
 @contextmanager
 def _watched(streams: Sequence[Stream], names: Sequence[str]) -> Iterator[None]:
-    found = [_find(stream.network, names) for stream in streams]
-    handles = [handle for modules in found for handle in watch(modules)]
+    watched = [_find(stream.network, names) for stream in streams]
+    handles = [handle for modules in watched for handle in watch(modules)]
     try:
         yield
     finally:
@@ -106,12 +106,12 @@ def _watched(streams: Sequence[Stream], names: Sequence[str]) -> Iterator[None]:
 
 def _find(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     known = dict(network.named_modules(remove_duplicate=False))
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     first: dict[int, str] = {}
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"target {name!r} is no module of the {type(network).__name__}."
+                f"target {name!r} is not a module of the {type(network).__name__}."
                 f"{did_you_mean(name, known)} Targets are names from named_modules()."
             )
         other = first.setdefault(id(known[name]), name)
@@ -119,5 +119,5 @@ def _find(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
             raise ConfigError(
                 f"targets {other!r} and {name!r} are one module under two names. List one of them."
             )
-        found[name] = known[name]
-    return found
+        modules[name] = known[name]
+    return modules

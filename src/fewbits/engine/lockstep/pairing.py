@@ -1,11 +1,11 @@
-"""Which rows of the float and of the quantized network belong together, if any do.
+"""Pairing rows of the float network with rows of the quantized one, if they correspond.
 
-Error feedback compares what a layer gets in both networks, row by row. Rows are paired by position,
-which is right as long as both networks put the same sample, token or pixel there. Where order or
-number follows from values (tokens sorted by a score, a choice of experts, nearest neighbours) a
-small change of the values moves rows, and what is compared belongs to different things. What runs
-before the first such choice is paired without asking (:mod:`.choices`); of what runs behind it, the
-rows themselves are looked at here.
+Error feedback compares a layer's inputs in both networks, row by row. Rows are paired by position,
+which is right as long as both networks put the same sample, token or pixel there. If order or
+number depend on values (tokens sorted by a score, a choice of experts, nearest neighbours), a small
+change of values moves rows, and unrelated things would be compared. Rows computed before the first
+such choice are paired without a check (:mod:`..graph.data_dependence`); for those after it, the
+rows themselves are examined here.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ..network.batches import Call
 
 __all__ = ["Pairing", "alike", "sampled", "unified"]
 
-_BLOCK = 256  # rows that are compared with each other: partners that moved are near, as a rule
-_CLOSER = 4.0  # squared distance: a partner elsewhere is that much closer than the one in place
-_FAR = 0.05  # of the other rows are nearer than what is at a row's own position
-_SMALL, _TINY = 1e-2, 1e-30  # of the typical deviation: below it a feature is next to constant
-_MOVED = 0.01  # of the rows: fewer could be chance
-_DRAWS = 3  # of noise as large as what is seen, to know what chance gives
-_ROUNDING = 1e-9  # of the mean square: float32 arithmetic makes about 1e-13
-_ENOUGH = 24  # rows whose mean rank is no chance
+_BLOCK = 256  # rows compared with each other; rows that moved are usually near each other
+_CLOSER = 4.0  # how much closer a partner elsewhere must be, in squared distance
+_FAR = 0.05  # share of other rows that must be nearer than the one at a row's own position
+_SMALL, _TINY = 1e-2, 1e-30  # features of a smaller relative deviation count as nearly constant
+_MOVED = 0.01  # share of the rows; fewer may have moved by chance
+_DRAWS = 3  # draws of noise as large as that observed, to estimate chance
+_ROUNDING = 1e-9  # relative to the mean square; float32 rounding is about 1e-13
+_ENOUGH = 24  # rows needed for a reliable mean rank
 _SAMPLED = 4096  # values of a tensor that are compared with those of another pass
-_REPEATED = 2e-2  # relative difference: 16 bits added in another order differ by less
-_UNRELATED = 0.3  # mean rank; 0.5 where a row's partner is no closer than any other row
+_REPEATED = 2e-2  # relative difference; 16-bit sums in another order differ by less
+_UNRELATED = 0.3  # mean rank; 0.5 if partners are no closer than random rows
 
 _ORDER = "their order depends on values"
 _STRANGE = "they have too little in common with the float network's to be paired"
 
 
 class Pairing:
-    """Whether the rows of one weight are paired by position, looked at call by call.
+    """Checks call by call whether the rows of one weight can be paired by position.
 
-    Rows of small calls are put together until there are enough of them to tell.
+    Rows of small calls are collected until there are enough to tell.
     """
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ class Pairing:
     def look(
         self, reference: Rows, quantized: Rows, seed: int, *, moved_before: bool = False
     ) -> str:
-        """Return why the rows of a call cannot be paired; "" where they can, or it is too early.
+        """Return why the rows of a call cannot be paired; "" if they can or it is not yet known.
 
         Args:
             reference: rows of a call in the float network.
             quantized: rows of the same call in the quantized network.
-            seed: places the rows that are looked at, up to 256 that follow each other.
-            moved_before: rows of an earlier layer had other places: a weaker sign is enough.
+            seed: seed of the position of the examined rows, up to 256 consecutive ones.
+            moved_before: rows of an earlier layer moved, so weaker evidence is enough.
 
-        Cost: about ``3 * 256^2 * features`` products for every 256 rows, or large call.
+        Cost: about ``3 * 256^2 * features`` products per 256 rows or large call.
         """
         if reference.count != quantized.count:
             return (
@@ -72,7 +72,7 @@ class Pairing:
         return self.judge(moved_before=moved_before) if enough else ""
 
     def judge(self, *, moved_before: bool = False) -> str:
-        """Return what the rows tell that were put together since they were last looked at."""
+        """Return the verdict on the rows collected since the last one; "" if they can be paired."""
         held, self._held = self._held, []
         if not held:
             return ""
@@ -93,16 +93,17 @@ def _block(count: int, seed: int) -> Tensor:
 
 
 def _cause(x: Tensor, y: Tensor, far: float) -> str:
-    """Return why rows of X (rows, features) and of X~ cannot be paired by position, or "".
+    """Return why rows of X (rows, features) and X~ cannot be paired by position, or "".
 
-    Two signs. More rows have moved than noise alone would move: noise is what is seen, put on other
-    rows. Or rows are no nearer to the one at their position than to any other.
+    There are two signs: more rows have moved than noise alone would explain, where the noise is the
+    observed difference assigned to other rows; or rows are no nearer to the one at their own
+    position than to any other.
     """
     rows = len(x)
     if rows < 2:
         return ""
     x, y = x - x.mean(0), y - y.mean(0)
-    deviation = x.square().mean(0).sqrt()  # a few features far larger than all others tell little
+    deviation = x.square().mean(0).sqrt()  # normalize: a few huge features would dominate
     deviation = deviation.clamp_min(_SMALL * deviation.square().mean().sqrt() + _TINY)
     x, y = x / deviation, y / deviation
     distances = _distances(x, y)
@@ -119,16 +120,16 @@ def _cause(x: Tensor, y: Tensor, far: float) -> str:
 
 
 def _moved(distances: Tensor, far: float) -> int:
-    """Return how many rows have a partner elsewhere, as has what is in their place.
+    """Count the rows whose partner is elsewhere, while their own position holds another's.
 
-    A partner is far nearer than what either has at its own position, and each other's nearest (of
-    rows that are alike, each is). Noise moves rows away from their partners, but seldom onto other
-    rows' places in a circle.
+    A partner is much nearer than what either has at its own position, and both are each other's
+    nearest (if several rows are equal, each counts). Noise moves rows away from their partners, but
+    rarely onto each other's positions in a cycle.
 
     Args:
-        distances: from rows of X to rows of X~, squared.
-        far: share of the other rows that are nearer than the one at a row's own position, above
-            which a row may count as moved.
+        distances: squared distances from rows of X to rows of X~.
+        far: share of the other rows that must be nearer than the one at a row's own position for
+            the row to count as moved.
     """
     own = distances.diagonal()
     nearest = (distances <= distances.amin(1, keepdim=True)) & (distances <= distances.amin(0))
@@ -139,20 +140,20 @@ def _moved(distances: Tensor, far: float) -> int:
 
 
 def _rank(distances: Tensor) -> Tensor:
-    """Return which share of the other rows is nearer than the one at a row's own position."""
+    """Return the share of other rows that are nearer than the one at a row's own position."""
     own = distances.diagonal()
     return (distances < own[:, None]).double().sum(1) / (len(own) - 1)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances, those of rows at one position a little less: rows alike stay."""
+    """Return squared distances, slightly reduced at equal positions so that ties stay in place."""
     distances = torch.cdist(x, y).square()
     distances.diagonal().sub_(_ROUNDING * x.square().sum(1).mean())
     return distances
 
 
 def sampled(call: Call) -> list[Tensor]:
-    """Return some values of every tensor that a call is made with, evenly spread, float64."""
+    """Return evenly spread values of every tensor argument of a call, float64."""
     given = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     kept = []
     for value in given:
@@ -164,7 +165,7 @@ def sampled(call: Call) -> list[Tensor]:
 
 
 def alike(before: list[Tensor], after: list[Tensor]) -> bool:
-    """Tell whether two samples have equal values, but for rounding in another order."""
+    """Return whether two samples have equal values, up to rounding in another order."""
     if [len(values) for values in before] != [len(values) for values in after]:
         return False
     pairs = zip(before, after, strict=True)

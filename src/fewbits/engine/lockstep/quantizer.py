@@ -1,4 +1,4 @@
-"""What happens at a layer of the lockstep: rows are drawn, moments add up, weights get levels."""
+"""The observer of the lockstep: draws rows, accumulates moments, and quantizes layers."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Work:
 
     Attributes:
         target: the weight.
-        encode: of the method.
-        both: whether the method asks for the float network's inputs too.
-        sensitivity: what errors of the weight do to the output, where the method asks for it.
+        encode: encoder of the method.
+        both: whether the method also needs the float network's inputs.
+        sensitivity: effect of the weight's errors on the output, if the method needs it.
     """
 
     target: Target
@@ -43,16 +43,16 @@ class Work:
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
-    """Return how many rows a layer keeps: 16 per column, from 16,384 to 65,536, or ``limit``.
+    """Return how many rows a layer uses: 16 per column, from 16,384 to 65,536, or ``limit``.
 
-    Moments of N columns settle with the number of rows over N; beyond 16 the choice of levels
-    hardly moves (see benchmarks), while the cost of the moments goes on growing.
+    Moments of N columns converge with the number of rows over N; beyond 16 the choice of levels
+    hardly changes (see benchmarks), while the cost of the moments keeps growing.
     """
     return min(max(16 * columns, 16384), 65536) if limit is None else limit
 
 
 def layer_seed(seed: int, *parts: object) -> int:
-    """Return a seed of its own for every layer (and batch, and call), the same on every machine."""
+    """Return a seed specific to a layer (and batch, and call), the same on every machine."""
     return crc32(":".join(map(str, (seed, *parts))).encode())
 
 
@@ -64,20 +64,20 @@ def quantize_blind(network: nn.Module, work: Work, seed: int) -> Quantized:
 
 @dataclass
 class LayerQuantizer:
-    """Observer of the lockstep.
+    """The observer that quantizes a network in the lockstep.
 
     Attributes:
         network: the network being quantized, changed in place.
-        work: module name to the weights of it.
+        work: module name to its weights.
         batches: number of calibration batches, over which (and over the calls that a batch makes
             of a layer) the row budget is spread evenly.
-        seed: of the run.
+        seed: seed of the run.
         rows: row budget of every layer; None for :func:`row_budget`.
-        sinks: layer name to the parameter that takes its output shift, where the layer has no
-            bias of its own but a batch normalization it absorbed has.
-        fixed_bias: weights whose layer has a bias that takes no shift.
+        sinks: layer name to the parameter that takes its output shift, if the layer has no bias of
+            its own but its folded batch normalization has.
+        fixed_bias: weights whose layer has a bias that must not be shifted.
         results: weight name to its quantized matrix, filled as layers complete.
-        notes: weight name to what the person should know.
+        notes: weight name to notes for the user.
     """
 
     network: nn.Module
@@ -95,12 +95,12 @@ class LayerQuantizer:
     _unpaired: set[str] = field(default_factory=set)
 
     def expect(self, calls: Mapping[str, int]) -> None:
-        """Take the number of calls of each module in a batch, to spread the row budget over."""
+        """Set the number of calls of each module per batch, over which the budget is spread."""
         self._calls = calls
 
     @autocast_off()
     def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
-        """Add the rows of one call in both networks; the same rows are drawn in both."""
+        """Add rows of one call; the same rows are drawn in both networks."""
         for work in self.work[module]:
             view = work.target.view
             if view.inputs is None:
@@ -115,14 +115,14 @@ class LayerQuantizer:
                 self._add(work, seen, known, batch, call)
 
     def _paired(self, name: str, known: Rows, seen: Rows, batch: int, call: int) -> Rows:
-        """Return the float network's rows, or the quantized one's where they have no partners."""
+        """Return the float network's rows, or the quantized one's if they cannot be paired."""
         seed = layer_seed(self.seed, name, batch, call)
         pairing = self._pairings.setdefault(name, Pairing())
         self._unpair(name, pairing.look(known, seen, seed, moved_before=bool(self._unpaired)))
         return seen if name in self._unpaired else known
 
     def _unpair(self, name: str, cause: str) -> None:
-        """Leave the float network's rows of a weight out of account, if there is a cause."""
+        """Stop using the float network's rows of a weight, if there is a cause."""
         if not cause:
             return
         self._unpaired.add(name)
@@ -171,15 +171,15 @@ class LayerQuantizer:
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
         if sink in parameters and _is_shared(self.network, parameters[sink]):
-            self.note(target.name, "no bias to correct: it is another layer's too")
+            self.note(target.name, "bias not corrected: it is shared with another layer")
         elif sink in parameters:
             with torch.no_grad():
                 parameters[sink].add_(shift.to(parameters[sink]))
         else:
-            self.note(target.name, "no bias to correct: the layer has none")
+            self.note(target.name, "bias not corrected: the layer has none")
 
     def note(self, name: str, text: str) -> None:
-        """Add something that the person should know of a weight."""
+        """Add a note for the user about a weight."""
         self.notes[name] = "; ".join(filter(None, [self.notes.get(name), text]))
 
 
@@ -189,14 +189,14 @@ def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
 
 
 def _share(budget: int, place: int, places: int) -> int:
-    """Return the part of a budget that falls to one of its places; all parts sum to the budget."""
+    """Return the share of a budget for one of its places; all shares sum to the budget."""
     return budget * (place + 1) // places - budget * place // places
 
 
 def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
     if rows.shape[-1] != columns:
         raise CalibrationError(
-            f"layer {target.module!r}, batch {batch}: inputs have {rows.shape[-1]} features where "
+            f"layer {target.module!r}, batch {batch}: inputs have {rows.shape[-1]} features, but "
             f"its weight has {columns} columns. Check the shape of the calibration batches."
         )
     return rows

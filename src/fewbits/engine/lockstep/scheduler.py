@@ -1,4 +1,4 @@
-"""The scheduler of suspended forward passes: takes every batch to a layer, then to the next."""
+"""The scheduler of suspended forward passes: moves every batch to a layer, then to the next."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .pairing import alike, sampled, unified
 
 __all__ = ["Expecting", "LockstepReport", "Observer", "Schedule", "Stream", "stuck_message"]
 
-_MOST_THREADS = 2048  # of the operating system: each task keeps a team of torch's own threads
+_MOST_THREADS = 2048  # operating system threads; each task has its own team of torch threads
 
 
 class Observer(Protocol):
-    """Who looks at the inputs of a layer and then quantizes it; may also be :class:`Expecting`."""
+    """Observes the inputs of a layer, then quantizes it; may also be :class:`Expecting`."""
 
     def observe(self, module: str, batch: int, call: int, reference: Call, quantized: Call) -> None:
-        """Take one call of ``module``: by batch, then by call. Keep no tensor of it unless copied.
+        """Observe a call of ``module``; ordered by batch, then by call. Copy tensors to keep them.
 
-        ``quantized`` is the same object as ``reference`` where all their tensors are equal;
-        otherwise each argument that is equal is the same object, and ``reference.chosen`` tells
-        whether rows may be in other places.
+        ``quantized`` is the same object as ``reference`` if all their tensors are equal; otherwise
+        each equal argument is the same object, and ``reference.chosen`` tells whether rows may
+        have moved.
         """
 
     def complete(self, module: str) -> None:
@@ -41,25 +41,25 @@ class Observer(Protocol):
 
 @runtime_checkable
 class Expecting(Protocol):
-    """An observer that wants to know beforehand how often it will be called."""
+    """An observer that needs to know in advance how often it will be called."""
 
     def expect(self, calls: Mapping[str, int]) -> None:
-        """Take the most calls of each module that one batch will show; before the first of them."""
+        """Get the largest number of calls of each module per batch, before the first call."""
 
 
 @dataclass(frozen=True)
 class LockstepReport:
-    """What a run did.
+    """Summary of a run.
 
     Attributes:
-        order: modules completed, in order.
-        calls: calls observed of each, over all batches.
-        unreached: targets of which no call was observed; they were not completed.
-        live_batches: most batches that were in flight at once.
+        order: completed modules, in order.
+        calls: number of observed calls of each, over all batches.
+        unreached: targets without an observed call; they were not completed.
+        live_batches: most batches in flight at once.
         reruns: forward passes beyond one per batch and network (and beyond the discovery).
-        pair_bytes: what the suspended passes of one batch hold at most, as far as Python sees, with
-            the copies of plain tensors (tables, caches) that its module trees hold.
-        unmatched: calls of the reference network that the quantized one did not make, dropped.
+        pair_bytes: most bytes held by the suspended passes of one batch, as far as Python sees,
+            including the copies of plain tensors (tables, caches) in its module trees.
+        unmatched: calls of the reference network that the quantized one did not make; dropped.
         unrepeatable: modules whose inputs differ between two passes of the reference network over
             one batch; the observer got the quantized network's calls twice.
     """
@@ -75,7 +75,7 @@ class LockstepReport:
 
 
 class Stream:
-    """One of the two networks, and the module trees over its weights that passes may use."""
+    """One of the two networks, and the module trees over its weights that passes can use."""
 
     def __init__(self, name: str, network: nn.Module) -> None:
         self.name = name
@@ -84,7 +84,7 @@ class Stream:
         self.generators = OwnGenerators(network)
 
     def provide(self, trees: int) -> bool:
-        """Make module trees for that many passes at once; False if the network cannot be copied."""
+        """Create module trees for that many passes at once; False if copying is impossible."""
         while len(self.trees) < trees:
             twin = replica(self.network)
             if twin is None:
@@ -95,7 +95,7 @@ class Stream:
 
 @dataclass
 class _Pair:
-    """The passes of one batch, by stream, and the module trees they use."""
+    """The passes of one batch by stream, and the module trees they use."""
 
     batch: int
     trees: Mapping[str, nn.Module]
@@ -103,7 +103,7 @@ class _Pair:
 
 
 class Schedule:
-    """One run: the first stream leads, the last is the one that is quantized (they may be one)."""
+    """One run: the first stream leads, the last is being quantized (they may be the same)."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Schedule:
         self._unmatched = 0
         self._seen: dict[str, list[Tensor]] = {}
         self._unrepeatable: set[str] = set()
-        self._watched = len(streams) > 1  # only then rows are compared
+        self._watched = len(streams) > 1  # rows are compared only then
         self._choices: dict[nn.Module, Choices] = {}
 
     def run(
@@ -142,7 +142,7 @@ class Schedule:
         self._expected = found.calls
         if isinstance(self._observer, Expecting):
             self._observer.expect(found.calls)
-        if lead is not self._streams[-1]:  # the paths of a network that changes are not known
+        if lead is not self._streams[-1]:  # paths of a network that changes are unknown
             self._itineraries.update(found.itineraries)
         pair_bytes = found.live_bytes * len(self._streams) + copies
         live = self._room(pair_bytes, max_live_bytes)
@@ -153,7 +153,7 @@ class Schedule:
             if self._observed.get(module):
                 self._observer.complete(module)
                 self._completed.add(module)
-                torch.clear_autocast_cache()  # it may hold a half-precision copy of the old weight
+                torch.clear_autocast_cache()  # may hold a half-precision copy of the old weight
                 progress(ProgressEvent("quantize", len(self._completed), len(targets), module))
         order = tuple(module for module in found.order if module in self._completed)
         missed = tuple(module for module in targets if module not in self._completed)
@@ -169,7 +169,7 @@ class Schedule:
         )
 
     def close(self) -> list[str]:
-        """Unwind every pass that is still suspended; return the titles of those that would not."""
+        """Unwind all suspended passes; return the titles of those that do not stop."""
         self._kept.clear()
         stuck = [task.title for task in self._alive if not task.cancel()]
         self._alive.clear()
@@ -181,7 +181,7 @@ class Schedule:
         if self._watched:
             try:
                 return self._surveyed(batch, meter)
-            except CalibrationError:  # perhaps since it is watched
+            except CalibrationError:  # perhaps caused by watching it
                 self._watched = False
         return self._surveyed(batch, meter)
 
@@ -204,7 +204,7 @@ class Schedule:
         return task.counts
 
     def _room(self, pair_bytes: int, max_live_bytes: int) -> int:
-        """Return how many pairs may be alive at once, and make the module trees for them."""
+        """Return how many pairs may be alive at once, after creating module trees for them."""
         streams = len(self._streams)
         by_memory = max_live_bytes // max(1, pair_bytes)
         by_threads = _MOST_THREADS // (streams * (1 + torch.get_num_threads()))
@@ -250,16 +250,16 @@ class Schedule:
                 reference = replace(reference, chosen=self._chosen(pair.trees[lead.name]))
             self._observer.observe(module, pair.batch, call, reference, shared)
             self._observed[module] = self._observed.get(module, 0) + 1
-            del reference, quantized, shared  # before the passes go on and make more
+            del reference, quantized, shared  # before the passes continue and allocate more
 
     def _check_repeated(self, module: str, call: Call) -> None:
-        """Compare the first call of a module with that of the survey, which had the same batch."""
+        """Compare the first call of a module with that of the discovery, for the same batch."""
         before = self._seen.pop(module, None)
         if before is not None and not alike(before, sampled(call)):
             self._unrepeatable.add(module)
 
     def _ready(self, pair: _Pair, stream: Stream, module: str, call: int) -> PassTask:
-        """Return the pass of one batch, from the start if it is beyond what is to be seen."""
+        """Return the pass of one batch, restarted if it is beyond the call to be observed."""
         task = pair.tasks.get(stream.name)
         if task is not None:
             stale = stream is self._streams[-1] and bool(task.passed & self._completed)
@@ -282,15 +282,15 @@ class Schedule:
             self._forward(tree, cloned(self._batches[batch]))
 
     def _watching(self, tree: nn.Module) -> AbstractContextManager[object]:
-        """Return what watches a pass of the float network for choices by values."""
+        """Return a context that watches a pass of the float network for value dependence."""
         if not self._watched:
             return nullcontext()
-        if tree not in self._choices:  # before its first pass: what passes leave is not constant
+        if tree not in self._choices:  # before its first pass, whose results are not constant
             self._choices[tree] = Choices(tree)
         return self._choices[tree]
 
     def _chosen(self, tree: nn.Module) -> str:
-        """Return what has chosen by values in the present pass of the float network."""
+        """Return what depended on values in the current pass of the float network."""
         return self._choices[tree].cause if self._watched else "a pass that cannot be watched"
 
     def _task(
@@ -317,9 +317,9 @@ class Schedule:
 
 
 def stuck_message(titles: Sequence[str]) -> str:
-    """Say which passes would not stop."""
+    """Return the message for passes that do not stop."""
     return (
         f"the forward pass of {', '.join(titles)} could not be stopped: the network catches "
-        "BaseException around a layer, or runs on for long without calling one. Its thread stays "
-        "until the process ends. Catch Exception instead."
+        "BaseException around a layer, or runs for a long time without calling one. Its thread "
+        "stays until the process ends. Catch Exception instead."
     )

@@ -1,1 +1,1 @@
-"""A network as a whole: calls, copies, names, shared memory, loading, process groups."""
+"""The network as a whole: calls, copies, names, shared memory, loading, process groups."""

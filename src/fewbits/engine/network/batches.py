@@ -1,4 +1,4 @@
-"""Calibration data: any iterable, and how a network is called on one batch of it."""
+"""Calibration data as any iterable, and calling a network on a batch."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = [
 
 Forward = Callable[[nn.Module, Any], Any]
 _LABELS = ("labels", "label")
-_STACK = 128  # images of one tensor that go through the network together
+_STACK = 128  # samples per batch when a tensor of stacked samples is split
 _TOLD = 6  # entries of a batch that a message describes
 
 
 @dataclass(frozen=True)
 class Call:
-    """The inputs of one call of a module, after the pre-hooks that came before ours.
+    """The inputs of one call of a module, after the pre-hooks registered before ours.
 
     Attributes:
-        args: by position.
-        kwargs: by name.
-        chosen: what ran before it in its pass and may have put rows elsewhere by their values; ""
-            where nothing did.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        chosen: an operation before it in its pass that may have moved rows depending on values; ""
+            if there is none.
     """
 
     args: tuple[Any, ...]
@@ -51,15 +51,15 @@ class Call:
 def as_batches(
     calibration: Iterable[Any] | Tensor, model: nn.Module | None = None
 ) -> Sequence[Any]:
-    """Return the batches as a sequence, checked to be there and sound.
+    """Return the batches as a sequence, checked to be valid.
 
     A tensor is taken as stacked samples and split into batches of 128; a list or tuple is used as
-    it is; any other iterable is read once and its batches are held (inputs only, no activations).
+    it is; any other iterable is read once and its batches are kept (inputs only, no activations).
 
-    What the network gets first must be finite. With ``model``, which :func:`call_model` will call,
-    the rest of what it gets may be infinite (attention masks) but not NaN, and labels that it does
-    not get may be anything. Without it, where ``forward=`` is the caller's, nobody knows what of
-    the rest is used: NaN there is found at the first layer that sees it.
+    The first input of the network must be finite. With ``model``, which :func:`call_model` will
+    call, its other inputs may be infinite (attention masks) but not NaN, and labels that it does
+    not get may be anything. Without it, with the caller's ``forward=``, it is unknown which of them
+    are used; NaN is then found at the first layer that sees it.
 
     Raises:
         CalibrationError: no batches, an empty batch, or bad values (names the batch).
@@ -68,7 +68,7 @@ def as_batches(
         if calibration.dim() == 0:
             raise CalibrationError(
                 f"calibration has no samples: it is a {describe(calibration)}. Pass samples "
-                "stacked along a first axis, or an iterable of batches."
+                "stacked along the first axis, or an iterable of batches."
             )
         calibration = torch.split(calibration, _STACK) if len(calibration) else ()
     batches = as_sequence(calibration)
@@ -78,7 +78,7 @@ def as_batches(
 
 
 def as_sequence(batches: Iterable[Any]) -> Sequence[Any]:
-    """Return batches one can count and take by number: a list, tuple or tensor as it is.
+    """Return batches that can be counted and indexed: a list, tuple or tensor is used as it is.
 
     Raises:
         CalibrationError: not a series of batches, or an empty one.
@@ -86,21 +86,21 @@ def as_sequence(batches: Iterable[Any]) -> Sequence[Any]:
     if isinstance(batches, (list, tuple, Tensor)):
         held: Any = batches
     else:
-        _refuse_what_is_no_series(batches)
+        _check_is_series(batches)
         held = list(batches)
     if len(held) == 0:
         raise CalibrationError(
-            "calibration data is empty, it holds no batch. Pass at least one; an iterator that "
+            "calibration data is empty, it contains no batch. Pass at least one; an iterator that "
             "was used before is empty."
         )
     return cast("Sequence[Any]", held)
 
 
 def as_forward(forward: Forward | None) -> Forward:
-    """Return how the network is called: ``forward``, or :func:`call_model` for None.
+    """Return the function that calls the network: ``forward``, or :func:`call_model` for None.
 
     Raises:
-        ConfigError: something that cannot be called.
+        ConfigError: ``forward`` is not callable.
     """
     if forward is None:
         return call_model
@@ -113,10 +113,10 @@ def as_forward(forward: Forward | None) -> Forward:
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call ``model`` on a tensor, a tuple or list, or a dict; what ``forward=`` replaces.
+    """Call ``model`` on a tensor, tuple, list or dict; ``forward=`` replaces this.
 
-    A dict is passed by keyword without its labels. Of a tuple, as many leading entries are passed
-    as ``model.forward`` requires (at least one), so that (inputs, labels) calls it on the inputs.
+    A dict is passed as keywords, without its labels. Of a tuple, as many leading entries are passed
+    as ``model.forward`` requires (at least one), so (inputs, labels) calls it on the inputs.
     Tensors are moved to the device of the network.
     """
     device = next((t.device for t in chain(model.parameters(), model.buffers())), None)
@@ -133,7 +133,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Return the class labels int64 ``(n,)`` of ``(inputs, ..., labels)`` or of a dict, or None."""
+    """Return the class labels, int64 ``(n,)``, of ``(inputs, ..., labels)`` or a dict, or None."""
     labels: Any = None
     if isinstance(batch, Mapping):
         labels = next((batch[key] for key in _LABELS if key in batch), None)
@@ -145,7 +145,7 @@ def labels_of(batch: Any) -> Tensor | None:
 
 
 def explained(forward: Forward, stage: str) -> Forward:
-    """Return ``forward`` with its failures told as calibration errors of ``stage``."""
+    """Wrap ``forward`` to raise its failures as calibration errors of ``stage``."""
 
     def call(model: nn.Module, batch: Any) -> Any:
         try:
@@ -161,7 +161,7 @@ def explained(forward: Forward, stage: str) -> Forward:
 
 
 def describe(batch: Any) -> str:
-    """Return what a batch is in a few words, for messages: kinds, dtypes and shapes."""
+    """Describe a batch for messages: kinds, dtypes and shapes."""
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} tensor {tuple(batch.shape)}"
     if isinstance(batch, Mapping):
@@ -173,26 +173,26 @@ def describe(batch: Any) -> str:
     return f"{type(batch).__name__} of {', '.join(parts) or 'nothing'}"
 
 
-def _refuse_what_is_no_series(batches: Any) -> None:
+def _check_is_series(batches: Any) -> None:
     kind = type(batches).__name__
     if isinstance(batches, (Mapping, str, bytes)) or not (
         isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
     ):
         raise CalibrationError(
             "calibration must be an iterable of batches, or one tensor of stacked samples. "
-            f"Got {kind}; put a single batch into a list."
+            f"Got {kind}; wrap a single batch in a list."
         )
     indexed = hasattr(batches, "__getitem__") and hasattr(batches, "__len__")
     if indexed and not isinstance(batches, Sequence):
         raise CalibrationError(
             "calibration must be an iterable of batches, or one tensor of stacked samples. "
-            f"Got {kind}, which gives single samples. Wrap it in "
+            f"Got {kind}, which yields single samples. Wrap it in "
             "torch.utils.data.DataLoader(..., batch_size=32), or list() it if they are batches."
         )
 
 
 def _passed(model: nn.Module, batch: Any) -> Any:
-    """Return the part of a batch that :func:`call_model` hands to the network."""
+    """Return the part of a batch that :func:`call_model` passes to the network."""
     if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if key not in _LABELS}
     if isinstance(batch, (list, tuple)):
@@ -201,7 +201,7 @@ def _passed(model: nn.Module, batch: Any) -> Any:
 
 
 def _inside(model: nn.Module) -> nn.Module:
-    """Return the network in what torch.compile, DistributedDataParallel or Fabric made of it."""
+    """Unwrap a network from torch.compile, DistributedDataParallel or Fabric."""
     for name in ("_original_module", "_orig_mod"):
         inner = getattr(model, name, None)
         if isinstance(inner, nn.Module):
@@ -217,7 +217,7 @@ def _required(model: nn.Module) -> int:
 
 
 def _check(batch: Any, position: int, used: bool) -> None:
-    """Check the first tensor, and of the others what is known to be used."""
+    """Check the first tensor, and the others as far as they are known to be used."""
     for place, tensor in enumerate(_tensors(batch)):
         if tensor.numel() == 0 and (used or place == 0):
             raise CalibrationError(f"calibration batch {position} is empty: {describe(batch)}.")
@@ -226,8 +226,8 @@ def _check(batch: Any, position: int, used: bool) -> None:
         bad = not torch.isfinite(tensor).all() if place == 0 else used and tensor.isnan().any()
         if bad:
             raise CalibrationError(
-                f"calibration batch {position} holds NaN or infinite values ({describe(batch)}). "
-                "Look at the data and its normalisation."
+                f"calibration batch {position} contains NaN or infinite values "
+                f"({describe(batch)}). Check the data and its normalization."
             )
 
 

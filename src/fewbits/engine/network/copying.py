@@ -1,4 +1,4 @@
-"""Copies of a network, also of one that has run and kept what it computed on its modules."""
+"""Copy a network, even if a forward pass left computed tensors on its modules."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from ...errors import ModelError
 __all__ = ["attributes", "copied", "deepcopied"]
 
 
-_REMOVED = "Remove that attribute before (del), or keep it outside of the module."
+_REMOVED = "Remove that attribute first (del), or keep it outside of the module."
 _PLAIN = "module.{0}.detach().as_subclass(torch.Tensor)"
-_BUFFER = f"Put a plain tensor of its values in its place: module.{{0}} = {_PLAIN}."
+_BUFFER = f"Replace it by a plain tensor of its values: module.{{0}} = {_PLAIN}."
 _PARAMETER = (
-    f"Put a plain tensor of its values in its place: module.{{0}} = torch.nn.Parameter({_PLAIN})."
+    f"Replace it by a plain tensor of its values: module.{{0}} = torch.nn.Parameter({_PLAIN})."
 )
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """Return an independent copy, in the modes that the network is in.
+    """Return an independent copy, with all modules in their current modes.
 
-    A tensor that a forward pass with gradients left in an attribute is copied without its history,
+    Tensors that a forward pass with gradients left in attributes are copied without their history,
     which belongs to that pass.
 
     Raises:
-        ModelError: an attribute cannot be copied; says which one, of which module.
+        ModelError: an attribute cannot be copied; names it and its module.
     """
     try:
         return deepcopied(network, {})
-    except Exception as error:  # whatever a foreign object raises when it is copied
-        raise ModelError(_told(network, error)) from error
+    except Exception as error:  # copying the user's objects may raise anything
+        raise ModelError(_message(network, error)) from error
 
 
 def deepcopied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Call ``copy.deepcopy`` where tensors with a gradient history are copied without it."""
+    """Call ``copy.deepcopy``, copying tensors with gradient history without it."""
     with _WithoutHistory():
         return copy.deepcopy(network, memo)
 
 
 def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what a module keeps beside submodules, parameters, buffers and hooks."""
+    """Yield a module's attributes other than submodules, parameters, buffers and hooks."""
     for name, value in vars(module).items():
         if name not in ("_modules", "_parameters", "_buffers") and "hook" not in name:
             yield name, value
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Answers ``copy.deepcopy`` of tensors that torch refuses: of autograd, of sparse rows."""
+    """Handles ``copy.deepcopy`` of tensors that torch refuses: non-leaf and sparse-row tensors."""
 
     def __torch_function__(
         self,
@@ -61,7 +61,7 @@ class _WithoutHistory(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function, or copy the values alone."""
+        """Call the function, or copy only the values."""
         if func is Tensor.__deepcopy__:
             tensor, memo = args
             if not tensor.is_leaf or tensor.layout not in (torch.strided, torch.sparse_coo):
@@ -71,25 +71,24 @@ class _WithoutHistory(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _told(network: nn.Module, error: Exception) -> str:
+def _message(network: nn.Module, error: Exception) -> str:
     culprit = _culprit(network)
     if culprit is None:
-        found = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         return (
-            f"the network cannot be copied ({found}), and compressing must not change the "
-            "original. Give its class a __deepcopy__ that works, or compress a network that was "
-            "built anew and loaded from a state dict."
+            f"the network cannot be copied ({cause}), and compressing must not change the "
+            "original. Give its class a working __deepcopy__, or compress a newly built network "
+            "loaded from a state dict."
         )
-    where, cause, remedy = culprit
-    found = f"{type(cause).__name__}: {cause}"
+    where, raised, remedy = culprit
     return (
-        f"the network cannot be copied, because of {where} ({found}); compressing must not change "
-        f"the original. {remedy}"
+        f"the network cannot be copied because of {where} ({type(raised).__name__}: {raised}); "
+        f"compressing must not change the original. {remedy}"
     )
 
 
 def _culprit(network: nn.Module) -> tuple[str, Exception, str] | None:
-    """Return what cannot be copied by itself, what it raises, and the way out."""
+    """Return what cannot be copied by itself, what it raises, and the remedy."""
     for path, module in network.named_modules():
         owner = f"module {path!r} ({type(module).__name__})" if path else type(module).__name__
         for what, held, remedy in (

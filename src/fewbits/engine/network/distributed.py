@@ -1,7 +1,7 @@
-"""What the processes of a ``torch.distributed`` group do to have the same tensors; alone, nothing.
+"""Synchronize tensors between the processes of a ``torch.distributed`` group; no-ops if alone.
 
-``DistributedDataParallel`` does so for the network inside it. Learnables of a method and teachers
-that train along are outside.
+``DistributedDataParallel`` does so for the network inside it, but not for learnables of a method or
+for teachers that are trained along.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ __all__ = ["average", "average_gradients", "in_group", "process_count", "take_fr
 
 
 def in_group() -> bool:
-    """Whether this process is one of a group, be it alone there."""
+    """Return whether this process belongs to a group, even if alone in it."""
     return dist.is_available() and dist.is_initialized()
 
 
 def process_count() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if in_group() else 1
 
 
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
-    """Put the mean over the processes in the place of every tensor."""
+    """Replace every tensor by its mean over the processes."""
     count = process_count()
     if count == 1:
         return
     own = [tensor.detach() for tensor in tensors]
-    # All under way at once: small tensors wait for the network, not for its width.
+    # Start all at once: for small tensors latency matters, not bandwidth.
     for work in [dist.all_reduce(tensor, async_op=True) for tensor in own]:
         work.wait()
     for tensor in own:
@@ -40,7 +40,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the mean over the processes in the place of every gradient that there is.
+    """Replace every existing gradient by its mean over the processes.
 
     All processes must have gradients of the same parameters, in the same order.
     """
@@ -49,7 +49,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def take_from_first(tensors: Iterable[Tensor]) -> None:
-    """Put the first process's values in the place of everybody's."""
+    """Broadcast the first process's values to all others."""
     if process_count() == 1:
         return
     for work in [dist.broadcast(tensor.detach(), 0, async_op=True) for tensor in tensors]:

@@ -1,8 +1,8 @@
-"""Random draws of a forward pass: its own, and the same in every network that makes it.
+"""Isolate the randomness and state of forward passes, so that all networks draw the same numbers.
 
-Networks draw from torch, from NumPy's and Python's process-wide generators, and from generators of
-their own, kept in attributes of modules. Where the float and the quantized network drew other
-numbers, their activations would differ by more than what quantization does.
+Networks draw from torch, from the process-wide generators of NumPy and Python, and from generators
+in attributes of modules. If the float and the quantized network drew different numbers, their
+activations would differ by more than the effect of quantization.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ __all__ = [
     "uses_cuda",
 ]
 _Generator = np.random.Generator | np.random.RandomState | random.Random | torch.Generator
-_DEVICES = ("cpu", "cuda")  # whose autocast is looked at
+_DEVICES = ("cpu", "cuda")  # devices whose autocast state matters
 
 
 @dataclass(frozen=True)
 class Draws:
-    """State of the process-wide generators: torch (CUDA once something uses it), NumPy, Python."""
+    """State of the process-wide generators: torch (CUDA if in use), NumPy, Python."""
 
     cpu: Tensor
     cuda: tuple[Tensor, ...]
@@ -52,21 +52,21 @@ class Draws:
 
     @classmethod
     def read(cls) -> Draws:
-        """Return the present state."""
+        """Return the current state."""
         cuda = torch.cuda.get_rng_state_all() if uses_cuda() else ()
         return cls(torch.get_rng_state(), tuple(cuda), np.random.get_state(), random.getstate())  # noqa: NPY002
 
     @staticmethod
     def seed(number: int) -> None:
-        """Start the draws of a forward pass."""
+        """Seed the draws of a forward pass."""
         torch.default_generator.manual_seed(number)
         if uses_cuda():  # torch.manual_seed would queue a call for a CUDA that is not in use
             torch.cuda.manual_seed_all(number)
-        np.random.seed(number % 2**32)  # noqa: NPY002 - the generator that networks share
+        np.random.seed(number % 2**32)  # noqa: NPY002 - the generator that networks use
         random.seed(number)
 
     def write(self) -> None:
-        """Make this the present state."""
+        """Make this the current state."""
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(list(self.cuda))
@@ -76,7 +76,7 @@ class Draws:
 
 @contextmanager
 def preserved_draws() -> Iterator[None]:
-    """Leave the random draws of the caller as they were."""
+    """Restore the caller's random state after the block."""
     before = Draws.read()
     try:
         yield
@@ -85,17 +85,17 @@ def preserved_draws() -> Iterator[None]:
 
 
 class OwnGenerators:
-    """The generators that modules of a network keep in attributes, as they are now.
+    """The current states of generators kept in attributes of a network's modules.
 
-    A pass of any copy of the network can begin from there. Generators that nothing reaches from
-    the network (globals of its source file) are out of sight.
+    A pass of any copy of the network can start from them. Generators that cannot be reached from
+    the network (globals of its source file) are not seen.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._states = [_access(generator)[0]() for generator in _generators(network)]
 
     def rewind(self, network: nn.Module) -> None:
-        """Put the generators of ``network``, this one or a copy, back to where they were."""
+        """Reset the generators of ``network``, this one or a copy, to the recorded states."""
         if self._states:
             for generator, state in zip(_generators(network), self._states, strict=False):
                 _access(generator)[1](state)
@@ -104,12 +104,12 @@ class OwnGenerators:
 def _generators(network: nn.Module) -> list[_Generator]:
     """Return the generators in attributes, each once, in the order of modules."""
     kept = [value for module in network.modules() for _, value in attributes(module)]
-    found = {id(leaf): leaf for leaf in tree_leaves(kept) if isinstance(leaf, _Generator)}
-    return list(found.values())
+    unique = {id(leaf): leaf for leaf in tree_leaves(kept) if isinstance(leaf, _Generator)}
+    return list(unique.values())
 
 
 def _access(generator: _Generator) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """Return what reads and what writes the state of a generator."""
+    """Return functions that read and write the state of a generator."""
     if isinstance(generator, np.random.Generator):
         bits: Any = generator.bit_generator
         return lambda: bits.state, lambda state: setattr(bits, "state", state)
@@ -119,18 +119,18 @@ def _access(generator: _Generator) -> tuple[Callable[[], Any], Callable[[Any], A
 
 
 def uses_cuda() -> bool:
-    """Return whether something in the process uses CUDA; asking does not begin to."""
+    """Return whether the process uses CUDA, without initializing it."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call, unused-ignore]
 
 
 @dataclass(frozen=True)
 class CallerState:
-    """The part of torch's state that belongs to a thread, so that new threads can take it over.
+    """The per-thread part of torch's state, for use in new threads.
 
     Attributes:
-        autocast: (device type, dtype) of every autocast that is on.
-        device: the default device where it is not the CPU.
-        stream: the current CUDA stream, and with it the current GPU, once CUDA is in use.
+        autocast: (device type, dtype) of every enabled autocast.
+        device: the default device if it is not the CPU.
+        stream: the current CUDA stream, and with it the current GPU, if CUDA is in use.
     """
 
     autocast: tuple[tuple[str, torch.dtype], ...]
@@ -139,7 +139,7 @@ class CallerState:
 
     @classmethod
     def read(cls) -> CallerState:
-        """Return the state of the present thread."""
+        """Return the state of the current thread."""
         kinds = [kind for kind in _DEVICES if torch.is_autocast_enabled(kind)]
         device = torch.get_default_device()
         return cls(
@@ -150,8 +150,8 @@ class CallerState:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Take over this state in the present thread, without gradients."""
-        torch.get_num_threads()  # makes set_num_threads hold here: OpenMP's count is per thread
+        """Apply this state to the current thread, without gradients."""
+        torch.get_num_threads()  # makes set_num_threads apply here: OpenMP's count is per thread
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for kind, dtype in self.autocast:
@@ -164,9 +164,9 @@ class CallerState:
 
 
 def cloned(batch: Any, memo: dict[int, Tensor] | None = None) -> Any:
-    """Return ``batch`` with every tensor in tuples, lists and mappings copied, for no_grad.
+    """Return ``batch`` with every tensor in tuples, lists and mappings cloned; use under no_grad.
 
-    One tensor in two places stays one tensor. Objects of other kinds are handed on as they are.
+    A tensor in two places stays one tensor. Objects of other kinds are passed on unchanged.
     """
     memo = {} if memo is None else memo
     if isinstance(batch, Tensor):
@@ -185,9 +185,9 @@ def cloned(batch: Any, memo: dict[int, Tensor] | None = None) -> Any:
 
 
 def isolated_pass(forward: Forward, network: nn.Module, batch: Any, seed: int) -> Any:
-    """Run one forward pass on a copy of ``batch``, with its own draws; the caller's stay as is.
+    """Run one forward pass on a copy of ``batch`` with its own seed, preserving the caller's state.
 
-    Generators that the network keeps are back where they were afterwards.
+    Generators kept by the network are reset afterwards.
     """
     generators = OwnGenerators(network)
     try:
@@ -200,7 +200,7 @@ def isolated_pass(forward: Forward, network: nn.Module, batch: Any, seed: int) -
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Be in evaluation mode inside; afterwards every module is in the mode that it was in."""
+    """Use evaluation mode inside the block; restore the mode of every module afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -212,7 +212,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def autocast_off() -> Iterator[None]:
-    """Compute in the dtypes that are there: methods and moments are for float32, not for 16 bit."""
+    """Disable autocast: methods and moments need float32, not 16 bits."""
     with ExitStack() as stack:
         for kind in _DEVICES:
             if torch.is_autocast_enabled(kind):
@@ -221,7 +221,7 @@ def autocast_off() -> Iterator[None]:
 
 
 class _FastPath:
-    """The process-wide switch of fused attention, as left by whoever came first."""
+    """The process-wide switch of fused attention, and its value before the first user."""
 
     lock = threading.Lock()
     users = 0
@@ -230,9 +230,9 @@ class _FastPath:
 
 @contextmanager
 def fast_path_off() -> Iterator[None]:
-    """Make attention and encoder layers call their submodules, fused kernels do not.
+    """Make attention and encoder layers call their submodules, which fused kernels do not.
 
-    The switch is one for the process: it is put back when the last of concurrent users has gone.
+    The switch is process-wide: it is restored when the last of concurrent users has left.
     """
     with _FastPath.lock:
         if _FastPath.users == 0:
@@ -251,10 +251,10 @@ def fast_path_off() -> Iterator[None]:
 def replica(network: nn.Module) -> nn.Module | None:
     """Return a second module tree over the same parameters, buffers and hooks.
 
-    Attributes that a forward pass writes belong to one tree; a weight changed in one is changed in
-    both. Tensors that are neither parameter nor buffer (tables, caches) are copied, as a pass may
-    write into them; :func:`plain_tensors` says which. None where the network does not let itself
-    be copied that way (a scripted module). Cost: about 25 us a module, and those copies.
+    Attributes that a forward pass writes are separate; weights are shared. Tensors that are neither
+    parameters nor buffers (tables, caches) are copied, since a pass may write to them;
+    :func:`plain_tensors` lists them. None if the network cannot be copied this way (a scripted
+    module). Cost: about 25 us per module, and those copies.
     """
     memo: dict[int, Any] = {}
     for module in network.modules():
@@ -266,13 +266,13 @@ def replica(network: nn.Module) -> nn.Module | None:
                 memo[id(tensor)] = tensor
     try:
         twin = deepcopied(network, memo)
-    except Exception:  # whatever a foreign module raises, the caller goes on without a replica
+    except Exception:  # the user's modules may raise anything; do without a replica
         return None
     return twin if _weights(twin) == _weights(network) else None
 
 
 def plain_tensors(network: nn.Module) -> list[Tensor]:
-    """Return the tensors in attributes of modules that are neither parameter nor buffer."""
+    """Return the tensors in attributes of modules that are neither parameters nor buffers."""
     beside = [value for module in network.modules() for _, value in attributes(module)]
     kept = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     return [x for x in tree_leaves(beside) if isinstance(x, Tensor) and id(x) not in kept]

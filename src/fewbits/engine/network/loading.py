@@ -1,4 +1,4 @@
-"""Values into a network, all or none: in its own way where it has one, in every view alike."""
+"""Load values into a network, all or none, respecting custom loaders and shared memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from .shared_memory import Extent, extent_of, hindrance, is_same, overlaps, put, ties
+from .shared_memory import Extent, copy_into, extent_of, is_same, overlaps, storage_problem, ties
 
-__all__ = ["load_values", "plain_targets", "unsuited"]
+__all__ = ["cast_loss", "load_values", "plain_targets"]
 
 Value = Callable[[str], Tensor]
 
 
 def plain_targets(network: nn.Module) -> dict[str, Tensor] | None:
-    """Return the tensors that loading fills, or None where the network loads in its own way."""
+    """Return the tensors that loading fills, or None if the network has its own way of loading."""
     for module in network.modules():
         hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
         own = type(module)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
@@ -45,17 +45,20 @@ def load_values(
     """Fill ``network`` with values of its tensors.
 
     Args:
-        network: what is filled.
-        names: of the tensors, as the network has them.
-        value: gives the values of one, in its shape; asked again for names whose memory is shared.
-        source: tells which tensor's values these are: names of one source come one after another.
-        targets: of :func:`plain_targets`; None lets the network load in its own way, all values
-            held at once.
-        versions: of the formats of layers in these values, by module, as ``state_dict()`` tells
-            them; for a network that converts older ones.
+        network: the network to fill.
+        names: names of the tensors in the network.
+        value: returns the values of a tensor, in its shape; called again for names that share
+            memory.
+        source: identifies the tensor that the values come from; names with the same source are
+            loaded together.
+        targets: result of :func:`plain_targets`; None lets the network load in its own way, with
+            all values in memory at once.
+        versions: format versions of layers in these values, by module, as ``state_dict()`` reports
+            them, for networks that convert older formats.
 
     Raises:
-        ModelError: values that differ for one memory, or that the network refuses. It is unchanged.
+        ModelError: different values for the same memory, or values that the network refuses. It is
+            then unchanged.
     """
     names = list(names)
     state = network.state_dict() if targets is None else targets
@@ -65,7 +68,7 @@ def load_values(
         _load_own_way(network, {name: value(name) for name in names}, versions)
         return
     for name, target in targets.items():
-        why = hindrance(target)
+        why = storage_problem(target)
         if why:
             raise ModelError(f"tensor {name!r} of the network {why}")
     by_source: dict[Hashable, list[str]] = {}
@@ -74,18 +77,18 @@ def load_values(
     for places in by_source.values():
         values = value(places[0])
         for place in places:
-            put(targets[place], values)
+            copy_into(targets[place], values)
 
 
-def unsuited(theirs: torch.dtype, ours: torch.dtype, *, trained: bool) -> str:
-    """Return why values of one dtype may not become those of another by a cast; "" where they may.
+def cast_loss(theirs: torch.dtype, ours: torch.dtype, *, trained: bool) -> str:
+    """Return why values must not be cast from one dtype to another; "" if they may.
 
-    A cast may lose precision, and no more: not imaginary parts, nor fractions, nor, of a parameter,
-    the scales that integers of a quantized network stand for.
+    A cast may lose precision, but nothing else: no imaginary parts, no fractions, and for
+    parameters no scales, which integers of a quantized network stand for.
 
     Args:
-        theirs: the dtype of the values.
-        ours: the dtype of the network's tensor.
+        theirs: dtype of the values.
+        ours: dtype of the network's tensor.
         trained: whether that is a parameter.
     """
     if theirs.is_complex and not ours.is_complex:
@@ -111,25 +114,27 @@ def _load_own_way(
     if versions:
         state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     tensors = (*network.parameters(), *network.buffers())
-    frozen = any(tensor.is_inference() for tensor in tensors)  # written to in that mode alone
+    frozen = any(tensor.is_inference() for tensor in tensors)  # writable only in that mode
     with _restored(network), torch.inference_mode() if frozen else nullcontext():
         try:
-            network.load_state_dict(state)  # strictly; a loader of its own may not take that word
-        except Exception as error:  # code of the network's own may raise anything
+            network.load_state_dict(
+                state
+            )  # strict by default; custom loaders may lack the argument
+        except Exception as error:  # the network's own code may raise anything
             raise ModelError(
-                f"{type(network).__name__} has a way of its own to load a state dict, and it "
-                f"failed: {type(error).__name__}: {error}"
+                f"{type(network).__name__} has its own way of loading a state dict, which failed: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 
 @contextmanager
 def _restored(network: nn.Module) -> Iterator[None]:
-    """Put parameters and buffers back, shapes and objects included, where the body raises."""
+    """Restore parameters and buffers, including shapes and objects, if the block raises."""
     tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (table, dict(table))
         for module in network.modules()
         for table in (module._parameters, module._buffers)
-        if isinstance(table, dict)  # not of scripts
+        if isinstance(table, dict)  # scripted modules have none
     ]
     tensors = (*network.parameters(), *network.buffers())
     copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
@@ -141,17 +146,17 @@ def _restored(network: nn.Module) -> Iterator[None]:
             table.update(held)
         for tensor, copy in copies:
             if tensor.shape == copy.shape:
-                put(tensor, copy)
+                copy_into(tensor, copy)
             else:
                 with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-                    tensor.data = copy.clone()  # there, of that mode too
+                    tensor.data = copy.clone()  # cloned here, to be of the same mode
         raise
 
 
 def _check_views(
     tensors: Mapping[str, Tensor], value: Value, source: Callable[[str], Hashable]
 ) -> None:
-    """Refuse values that differ for one memory: of two names, or of a tensor that repeats it."""
+    """Check that names sharing memory, and tensors that repeat it, get consistent values."""
     extents = {name: extent_of(tensor) for name, tensor in tensors.items()}
     met = {name: set(others) for name, others in overlaps(tensors).items()}
     for alias, owner in ties(tensors).items():
@@ -159,18 +164,18 @@ def _check_views(
             met.setdefault(alias, set()).add(owner)
             met.setdefault(owner, set()).add(alias)
     while met:
-        group, open_ = {}, [next(iter(met))]
-        while open_:
-            name = open_.pop()
+        group, pending = {}, [next(iter(met))]
+        while pending:
+            name = pending.pop()
             extent = extents[name]
             if name not in group and extent is not None:
                 group[name] = extent
-                open_ += met.pop(name)
+                pending += met.pop(name)
         _check_group({name: group[name] for name in tensors if name in group}, tensors, value)
 
 
 def _check_group(group: Mapping[str, Extent], tensors: Mapping[str, Tensor], value: Value) -> None:
-    """Write all values into one buffer in turn, and look whether one changes another."""
+    """Write all values into one buffer in turn, checking that none overwrites another."""
     origin = min(extent.start for extent in group.values())
     end = max(extent.end for extent in group.values())
     unit = math.gcd(*(n for e in group.values() for n in (e.size, e.start - origin)))
@@ -180,7 +185,7 @@ def _check_group(group: Mapping[str, Extent], tensors: Mapping[str, Tensor], val
     for number, (name, extent) in enumerate(group.items()):
         places = extent.units(origin, unit).reshape(-1)
         given = value(name)
-        if given.shape != tensors[name].shape:  # the network's own loader decides on that
+        if given.shape != tensors[name].shape:  # left to the network's own loader
             continue
         values = _bytes_of(given, tensors[name], unit)
         before = owner[places]
@@ -188,21 +193,20 @@ def _check_group(group: Mapping[str, Extent], tensors: Mapping[str, Tensor], val
         if bool(other.any()):
             theirs = list(group)[int(before[other][0])]
             raise ModelError(
-                f"{theirs!r} and {name!r} share memory in the network, and have different values "
-                "here. Give one of them memory of its own, a clone(), or load what was written "
-                "from such a network."
+                f"{theirs!r} and {name!r} share memory in the network, but have different values "
+                "here. Give one of them memory of its own (clone()), or load values written from "
+                "such a network."
             )
         held[places], owner[places] = values, number
         if bool((held[places] != values).any()):
             raise ModelError(
-                f"1 tensors that hold no values of their own: {name} (expanded: one value in "
-                "memory for several places, and the values here differ). Build the network with "
-                "memory for each."
+                f"tensor {name!r} is expanded: several places share one value in memory, but the "
+                "values here differ. Build the network with separate memory for each."
             )
 
 
 def _bytes_of(values: Tensor, like: Tensor, unit: int) -> Tensor:
-    """Return (runs, unit) bytes of ``values`` as they are in the memory of ``like``."""
+    """Return (runs, unit) bytes of ``values`` as laid out in the memory of ``like``."""
     values = values.detach().cpu().to(like.dtype)
     values = values.conj() if like.is_conj() else values
     values = -values if like.is_neg() else values

@@ -1,8 +1,8 @@
-"""Names that differ by what wraps a network: DataParallel, torch.compile, a trainer's module.
+"""Match names that differ by wrappers of a network: DataParallel, torch.compile, trainers.
 
-Names of a file, or of a checkpoint, and those of a network are paired as they are where they are
-equal, or become so without the wrappers before all names of a side. The others are paired without
-the components that wrappers add anywhere, where that leaves no doubt.
+Names of a file or checkpoint are paired with those of a network if they are equal, or become equal
+without the wrapper prefix common to all names of a side. The rest are paired without the components
+that wrappers add anywhere in a name, if that is unambiguous.
 """
 
 from __future__ import annotations
@@ -21,99 +21,99 @@ __all__ = ["fit_modules", "fit_names", "fit_sites", "fitted"]
 
 # DataParallel and DistributedDataParallel, torch.compile, trainers, FSDP, checkpointed activations
 _GIVEN = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
-_WRAPPERS = frozenset(("module", "model")) | _GIVEN  # people have children of these two names too
-_DEEPEST = 8  # components that are taken for wrappers at the start of a name
+_WRAPPERS = frozenset(("module", "model")) | _GIVEN  # users have submodules of these two names too
+_DEEPEST = 8  # most components at the start of a name taken for wrappers
 
 
 @dataclass(frozen=True)
-class Lead:
-    """What stands before all names of one side, and before those of the other in its place.
+class Prefixes:
+    """The wrapper prefixes common to all names of each side.
 
     Attributes:
-        theirs: "module." of a file from a DataParallel network; "" for nothing.
-        ours: the same of the network.
-        count: names that are equal so.
+        theirs: prefix of the file's names, such as "module." of a DataParallel network; or "".
+        ours: prefix of the network's names; or "".
+        count: number of names that are equal without them.
     """
 
     theirs: str = ""
     ours: str = ""
     count: int = 0
 
-    def moved(self, name: str) -> str:
-        """Return the name that one of theirs has among ours."""
+    def to_ours(self, name: str) -> str:
+        """Return the name among ours for one of theirs."""
         inside = name.startswith(self.theirs)
         return self.ours + name.removeprefix(self.theirs) if inside else name
 
-    def before(self, module: str) -> str | None:
-        """Return the name that a module of ours has among theirs; None for a wrapper of ours."""
+    def to_theirs(self, module: str) -> str | None:
+        """Return the name among theirs for a module of ours; None for a wrapper of ours."""
         path = f"{module}." if module else ""
         inside = path.startswith(self.ours)
         return (self.theirs + path.removeprefix(self.ours)).removesuffix(".") if inside else None
 
 
-def lead_of(theirs: Iterable[str], ours: Iterable[str]) -> Lead:
-    """Return the wrappers before the names of each side with which most names are equal.
+def common_prefixes(theirs: Iterable[str], ours: Iterable[str]) -> Prefixes:
+    """Return the prefixes without which most names of both sides are equal.
 
-    Of several, the shortest. Where no names are equal, all that stand before the names of a side.
+    The shortest of several. If no names are equal, the longest prefix of each side.
     """
-    left, right = _without_leads(theirs), _without_leads(ours)
+    left, right = _without_prefixes(theirs), _without_prefixes(ours)
     pairs = [
-        Lead(p, q, len(mine.keys() & yours.keys()))
+        Prefixes(p, q, len(mine.keys() & yours.keys()))
         for p, mine in left.items()
         for q, yours in right.items()
     ]
-    best = max(pairs, key=lambda lead: (lead.count, -len(lead.theirs) - len(lead.ours)))
-    return best if best.count else Lead(max(left, key=len), max(right, key=len))
+    best = max(pairs, key=lambda pair: (pair.count, -len(pair.theirs) - len(pair.ours)))
+    return best if best.count else Prefixes(max(left, key=len), max(right, key=len))
 
 
 def fit_names(
     theirs: Iterable[str], ours: Iterable[str], *, renamed: bool = False
 ) -> dict[str, str]:
-    """Return, for each of ``theirs`` that has one, its name among ``ours``, the network's tensors.
+    """Map names of ``theirs`` to the names of the same tensors among ``ours``, the network's.
 
-    ``module.0.weight`` and ``0.weight`` are one name, whichever side has the wrapper, and
-    ``features._orig_mod.0.bias`` and ``features.0.bias``; but not where two names of a side would
-    become one. What stands before the names comes first: a network may have children of its own
-    called ``model`` and ``module``.
+    ``module.0.weight`` and ``0.weight`` match whichever side has the wrapper, and so do
+    ``features._orig_mod.0.bias`` and ``features.0.bias``, unless two names of a side would become
+    equal. Common prefixes are tried first, since a network may have submodules of its own called
+    ``model`` and ``module``.
 
     Args:
-        theirs: names of a file or a checkpoint.
+        theirs: names of a file or checkpoint.
         ours: names of the network.
-        renamed: whether the network knows further names, which it renames when it loads: these too
-            lose, or get, what stands before the others.
+        renamed: whether the network accepts other names, which it renames when loading; these too
+            lose or get the common prefix.
     """
     left, right = dict.fromkeys(theirs), dict.fromkeys(ours)
-    found: dict[str, str] = {}
-    lead = lead_of(left, right)
+    matched: dict[str, str] = {}
+    prefixes = common_prefixes(left, right)
     ways: list[tuple[Callable[[str], str], Callable[[str], str]]] = [
-        (partial(_after, lead.theirs), partial(_after, lead.ours)),
+        (partial(_after, prefixes.theirs), partial(_after, prefixes.ours)),
         (partial(_tensor, words=_GIVEN), partial(_tensor, words=_GIVEN)),
         (_tensor, _tensor),
     ]
     for mine, yours in ways:
-        taken = set(found.values())
-        rest = _unique(mine, (name for name in left if name not in found))
+        taken = set(matched.values())
+        rest = _unique(mine, (name for name in left if name not in matched))
         free = _unique(yours, (name for name in right if name not in taken))
-        found |= {rest[bare]: free[bare] for bare in rest if bare in free}
+        matched |= {rest[bare]: free[bare] for bare in rest if bare in free}
     if renamed:
-        taken = set(found.values())
-        others = {name: lead.moved(name) for name in left if name not in found}
-        found |= {name: new for name, new in others.items() if new not in taken}
-    return found
+        taken = set(matched.values())
+        others = {name: prefixes.to_ours(name) for name in left if name not in matched}
+        matched |= {name: new for name, new in others.items() if new not in taken}
+    return matched
 
 
 def fit_sites(
     sites: Mapping[str, ActivationGrid], network: nn.Module, tensors: Iterable[str] = ()
 ) -> dict[str, ActivationGrid]:
-    """Return grids by the names that their places have in ``network``; unknown ones as they are.
+    """Return the grids under the site names of ``network``; unknown sites keep their names.
 
-    ``tensors``: names of the tensors beside them, which tell what stands before all names.
+    ``tensors``: names of the file's tensors, to find the common prefix.
     """
-    lead = _lead_in(network, tensors)
+    prefixes = _prefixes_in(network, tensors)
     modules = dict(network.named_modules(remove_duplicate=False))
-    theirs = {before: name for name in modules if (before := lead.before(name)) is not None}
-    inner = {_bare(name): name for name in modules}  # of a wrapper and what it wraps, the latter
-    found = {}
+    theirs = {before: name for name in modules if (before := prefixes.to_theirs(name)) is not None}
+    inner = {_bare(name): name for name in modules}  # of a wrapper and its inside, the inside
+    renamed = {}
     for site, grid in sites.items():
         place = ActivationSite.of(site, theirs)
         if place.module in theirs:
@@ -125,30 +125,30 @@ def fit_sites(
             calls = 1 if place.call is None else 2
             call, output = place.call or 0, place.output
             site = site_name(module, call, calls, output=output, modules=modules)  # noqa: PLW2901
-        found[site] = grid
-    return found
+        renamed[site] = grid
+    return renamed
 
 
 def fit_modules(
     facts: Mapping[str, Any], network: nn.Module, tensors: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Return facts of modules by the names that these have in ``network``.
+    """Return facts about modules under their names in ``network``.
 
-    ``tensors``: names of the tensors beside them, which tell what stands before all names.
+    ``tensors``: names of the file's tensors, to find the common prefix.
     """
-    lead = _lead_in(network, tensors)
+    prefixes = _prefixes_in(network, tensors)
     known = _unique(_bare, facts)
-    found = {}
+    renamed = {}
     for name, _ in network.named_modules(remove_duplicate=False):
-        before = lead.before(name)
+        before = prefixes.to_theirs(name)
         theirs = before if before in facts else known.get(_bare(name))
         if theirs is not None:
-            found[name] = facts[theirs]
-    return found
+            renamed[name] = facts[theirs]
+    return renamed
 
 
 def fitted(contents: Contents, network: nn.Module) -> Contents:
-    """Return ``contents`` under the names of ``network``; what does not fit keeps its name."""
+    """Return ``contents`` under the names of ``network``; unmatched names are kept."""
     state = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
     theirs = (*contents.tensors, *contents.aliases)
     names = fit_names(theirs, state)
@@ -163,38 +163,38 @@ def fitted(contents: Contents, network: nn.Module) -> Contents:
     )
 
 
-def _lead_in(network: nn.Module, tensors: Iterable[str]) -> Lead:
-    lead = lead_of(tensors, network.state_dict())
-    return lead if lead.count else Lead()
+def _prefixes_in(network: nn.Module, tensors: Iterable[str]) -> Prefixes:
+    prefixes = common_prefixes(tensors, network.state_dict())
+    return prefixes if prefixes.count else Prefixes()
 
 
-def _without_leads(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the wrappers that stand before all names, with the names without them.
+def _without_prefixes(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return each wrapper prefix common to all names, with the names without it.
 
-    Names of one component do not count, and stay: they are counters beside what is wrapped.
+    Names of one component are ignored and kept: they are counters next to the wrapped network.
     """
     names = list(names)
-    leads = [set(_wrappers(name)) for name in names if "." in name]
-    shared = set.intersection(*leads) if leads else set()
-    return {lead: _unique(partial(_after, lead), names) for lead in ("", *sorted(shared))}
+    prefixes = [set(_wrappers(name)) for name in names if "." in name]
+    shared = set.intersection(*prefixes) if prefixes else set()
+    return {prefix: _unique(partial(_after, prefix), names) for prefix in ("", *sorted(shared))}
 
 
 def _wrappers(name: str) -> Iterator[str]:
-    """Yield the wrappers at the start of the name of a tensor: "module.", "module.model.", ..."""
-    lead = ""
+    """Yield the wrapper prefixes of a tensor's name: "module.", "module.model.", ..."""
+    prefix = ""
     for part in name.split(".", _DEEPEST)[:-1]:
         if part not in _WRAPPERS:
             return
-        lead = f"{lead}{part}."
-        yield lead
+        prefix = f"{prefix}{part}."
+        yield prefix
 
 
-def _after(lead: str, name: str) -> str:
-    return name.removeprefix(lead)
+def _after(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)
 
 
 def _unique(bare: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
-    """Return bare name to name, where only one has it."""
+    """Map bare names to names, leaving out ambiguous ones."""
     pairs = [(bare(name), name) for name in names]
     counts = Counter(short for short, _ in pairs)
     return {short: name for short, name in pairs if counts[short] == 1}

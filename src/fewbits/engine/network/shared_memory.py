@@ -1,7 +1,8 @@
-"""Which tensors are one, which share a part of their memory, and which have none.
+"""Which tensors are the same, which share part of their memory, and which have no plain memory.
 
-A tensor is the bytes it covers and how it reads them: device, address, shape, strides, dtype. An
-address alone tells nothing: a slice starts where its whole does, and empty tensors all have none.
+A tensor is identified by the bytes it covers and how it reads them: device, address, shape,
+strides, dtype. The address alone is not enough: a slice may start where its base does, and empty
+tensors have none.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 __all__ = [
     "Extent",
     "StorageWeakRef",
+    "copy_into",
     "extent_of",
-    "hindrance",
     "is_same",
     "overlaps",
-    "put",
     "same_values",
     "storage_of",
+    "storage_problem",
     "ties",
 ]
 
@@ -34,10 +35,10 @@ class Extent:
 
     Attributes:
         start: address of the first byte.
-        end: address behind the last one.
-        strides: in elements; 0 for axes of one, whose stride says nothing.
-        size: bytes of an element.
-        flags: whether values are read conjugated, or negated.
+        end: address after the last byte.
+        strides: in elements; 0 for axes of size one, whose stride is meaningless.
+        size: bytes per element.
+        flags: whether values are read conjugated, and negated.
     """
 
     device: torch.device
@@ -51,7 +52,7 @@ class Extent:
 
     @property
     def is_dense(self) -> bool:
-        """Whether every byte is that of one element."""
+        """Whether every byte belongs to exactly one element."""
         kept = [(s, n) for s, n in zip(self.strides, self.shape, strict=True) if n > 1]
         reach = 1
         for stride, count in sorted(kept):
@@ -62,14 +63,14 @@ class Extent:
 
     @property
     def is_expanded(self) -> bool:
-        """Whether one value stands for several places along an axis."""
+        """Whether several places along an axis share one value."""
         return any(n > 1 and not s for s, n in zip(self.strides, self.shape, strict=True))
 
     def units(self, origin: int, unit: int) -> Tensor:
-        """Return which runs of ``unit`` bytes from the address ``origin`` the elements are.
+        """Return which runs of ``unit`` bytes, counted from address ``origin``, the elements cover.
 
         Returns:
-            int64 (elements, runs of an element), in the order of the elements.
+            int64 (elements, runs per element), in the order of the elements.
         """
         places = torch.zeros(1, dtype=torch.int64)
         for count, stride in zip(self.shape, self.strides, strict=True):
@@ -78,7 +79,7 @@ class Extent:
         return (places[:, None] + (self.start - origin)) // unit + inside
 
     def meets(self, other: Extent) -> bool:
-        """Tell whether the two have a byte in common."""
+        """Return whether the two have a byte in common."""
         apart = self.end <= other.start or other.end <= self.start or self.device != other.device
         if apart or (self.is_dense and other.is_dense):
             return not apart
@@ -91,8 +92,8 @@ class Extent:
 
 
 def extent_of(tensor: Tensor) -> Extent | None:
-    """Return the bytes that ``tensor`` covers; None where it is empty or has no memory."""
-    if tensor.numel() == 0 or hindrance(tensor):
+    """Return the bytes that ``tensor`` covers; None if it is empty or has no plain memory."""
+    if tensor.numel() == 0 or storage_problem(tensor):
         return None
     shape, size = tuple(tensor.shape), tensor.element_size()
     strides = tuple(s if n > 1 else 0 for s, n in zip(tensor.stride(), shape, strict=True))
@@ -103,91 +104,91 @@ def extent_of(tensor: Tensor) -> Extent | None:
     return Extent(tensor.device, start, end, shape, strides, size, tensor.dtype, flags)
 
 
-def hindrance(tensor: Tensor, *, stored: bool = False) -> str:
-    """Return why a tensor has no values in plain memory, and what to do; "" where it has.
+def storage_problem(tensor: Tensor, *, stored: bool = False) -> str:
+    """Return why a tensor has no values in plain memory, and what to do; "" if it has.
 
-    ``stored``: of a checkpoint, and not of a network.
+    ``stored``: whether it belongs to a checkpoint rather than a network.
     """
     if tensor.is_meta or nn.parameter.is_lazy(tensor):
         return "has no values yet (lazy or meta). " + (
-            "Save the weights of a network that has them."
+            "Save the weights of a network that has values."
             if stored
             else "Run one forward pass, or load the weights, first."
         )
     if tensor.is_nested:
         return (
-            "is a nested tensor, which a file cannot hold. Replace it by to_padded_tensor(0), or "
-            "keep its parts as tensors of their own."
+            "is a nested tensor, which a file cannot store. Replace it by to_padded_tensor(0), or "
+            "keep its parts as separate tensors."
         )
     if tensor.layout is not torch.strided:
         return (
-            f"has the layout {tensor.layout}, and a file holds dense tensors. Replace it by "
+            f"has the layout {tensor.layout}, but a file stores dense tensors. Replace it by "
             "to_dense()"
-            + ("." if stored else ", or make it a buffer with persistent=False, and build it anew.")
+            + ("." if stored else ", or make it a buffer with persistent=False and rebuild it.")
         )
     if tensor.is_quantized:
         return f"has the dtype {tensor.dtype} of torch's own quantization. Call dequantize() first."
     if tensor.numel() and not _address(tensor):
         return (
             f"is a {type(tensor).__name__} without memory of its own. Replace it by a plain tensor "
-            "of its values: full_tensor() of a DTensor, dequantize() of a quantized one."
+            "of its values: full_tensor() for a DTensor, dequantize() for a quantized one."
         )
     return ""
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors are one: the same bytes, read in the same way."""
+    """Return whether two tensors are the same: the same bytes, read in the same way."""
     one = extent_of(a)
     return one is not None and one == extent_of(b)
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors of one shape and dtype hold equal values."""
-    if a.is_complex():  # half of the complex dtypes cannot be compared
+    """Return whether two tensors of one shape and dtype have equal values."""
+    if a.is_complex():  # complex32 cannot be compared
         a, b = (torch.view_as_real(x.resolve_conj()) for x in (a, b))
     return torch.equal(a, b)
 
 
 def ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return later names of the same tensor, each to its first name."""
+    """Return later names of the same tensor, each mapped to its first name."""
     first: dict[Extent, str] = {}
-    found = {}
+    aliases = {}
     for name, tensor in tensors.items():
         extent = extent_of(tensor)
         if extent is not None and first.setdefault(extent, name) != name:
-            found[name] = first[extent]
-    return found
+            aliases[name] = first[extent]
+    return aliases
 
 
 def overlaps(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Return the tensors that share a part of their memory, each with the others it meets.
+    """Return the tensors that share part of their memory, each with its partners.
 
-    Slices, transposes and other views; names that are one tensor are not told of each other. A
-    tensor that is expanded meets itself.
+    These are slices, transposes and other views; names of the same tensor are not listed as
+    partners. An expanded tensor is its own partner.
 
-    Cost: elements of those tensors alone whose first and last bytes enclose each other's.
+    Cost: only tensors whose byte ranges intersect are compared element by element.
     """
     extents = {name: extent_of(tensor) for name, tensor in tensors.items()}
     known = [(extent, name) for name, extent in extents.items() if extent is not None]
     known.sort(key=lambda item: (str(item[0].device), item[0].start))
-    found: dict[str, dict[str, None]] = {}
-    open_: list[tuple[Extent, str]] = []
+    partners: dict[str, dict[str, None]] = {}
+    active: list[tuple[Extent, str]] = []
     for extent, name in known:
-        open_ = [(e, n) for e, n in open_ if e.end > extent.start and e.device == extent.device]
-        for before, other in open_:
+        active = [(e, n) for e, n in active if e.end > extent.start and e.device == extent.device]
+        for before, other in active:
             if before != extent and before.meets(extent):
-                found.setdefault(name, {})[other] = None
-                found.setdefault(other, {})[name] = None
-        open_.append((extent, name))
+                partners.setdefault(name, {})[other] = None
+                partners.setdefault(other, {})[name] = None
+        active.append((extent, name))
         if extent.is_expanded:
-            found.setdefault(name, {})[name] = None
-    return {name: tuple(found[name]) for name in tensors if name in found}
+            partners.setdefault(name, {})[name] = None
+    return {name: tuple(partners[name]) for name in tensors if name in partners}
 
 
-def put(target: Tensor, values: Tensor) -> None:
-    """Copy ``values`` into ``target``: where it is expanded, one for all places of an axis.
+def copy_into(target: Tensor, values: Tensor) -> None:
+    """Copy ``values`` into ``target``; an expanded axis gets one value for all its places.
 
-    A tensor that was made under ``torch.inference_mode()`` can be written to in that mode alone.
+    A tensor created under ``torch.inference_mode()`` can only be written in that mode.
     """
     extent = extent_of(target)
     if extent is not None and extent.is_expanded:
@@ -201,14 +202,14 @@ def put(target: Tensor, values: Tensor) -> None:
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except (RuntimeError, NotImplementedError):  # of a wrapper
+    except (RuntimeError, NotImplementedError):  # wrapper subclasses
         return 0
 
 
 def storage_of(tensor: Tensor) -> StorageWeakRef | None:
-    """Return a weak reference to the memory that a tensor is a view of; None where it has none.
+    """Return a weak reference to a tensor's storage; None if it has none.
 
-    While the reference is held no other memory equals it, even if this one is freed.
+    While the reference is held, no other storage compares equal to it, even if this one is freed.
     """
     try:
         return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call, unused-ignore]

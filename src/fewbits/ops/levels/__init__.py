@@ -1,1 +1,1 @@
-"""Levels: uniform grids, codebooks, powers of two, quantizers with gradients, ranges."""
+"""Levels: uniform grids, codebooks, powers of two, differentiable quantizers, clipping ranges."""

@@ -1,8 +1,8 @@
-"""Scalar codebooks: Lloyd-Max on the weights themselves, even levels, and assignment.
+"""Scalar codebooks: Lloyd-Max and uniform fits to weights, and assignment to levels.
 
-Both fits hold an exact zero, without which pruned weights could not be told (HEMP, Tartaglione et
-al. 2021; Lloyd, Least squares quantization in PCM, 1982). Levels are rounded to bfloat16: a level
-then costs two bytes in a file, and moves by less than half a percent.
+Both fits include an exact zero, without which pruned weights would be lost (HEMP, Tartaglione et
+al. 2021; Lloyd, Least squares quantization in PCM, 1982). Levels are rounded to bfloat16, so that
+each costs two bytes in a file and moves by less than half a percent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["assign", "even_step", "lloyd_max", "thresholds", "window"]
+__all__ = ["assign", "even_step", "lloyd_max", "offset_grid", "thresholds"]
 
 
 def lloyd_max(
@@ -20,13 +20,13 @@ def lloyd_max(
 
     Args:
         values: any shape, finite.
-        count: how many levels; fewer come back where there are fewer different values.
-        start: levels to begin with, one of them zero; None for even ones between the extremes.
-        iterations: bound on the alternations; they stop when no level moves.
+        count: number of levels; fewer are returned if there are fewer distinct values.
+        start: initial levels, one of them zero; None for equally spaced ones between the extremes.
+        iterations: most alternations; they stop when no level moves.
 
-    Exact in one dimension: the values are sorted once, cells are runs, and means come from prefix
-    sums in float64. The level at zero stays; an empty cell takes its middle. Cost: a sort, and
-    ``count`` binary searches an iteration.
+    Exact in one dimension: values are sorted once, cells are runs, and means come from prefix sums
+    in float64. The level at zero stays; an empty cell keeps its level. Cost: a sort, and ``count``
+    binary searches per iteration.
     """
     ordered = values.detach().reshape(-1).double().sort().values
     distinct = torch.unique_consecutive(ordered)
@@ -50,9 +50,9 @@ def lloyd_max(
 
 
 def even_step(values: Tensor, count: int) -> float:
-    """Return the step, a bfloat16, at which ``count`` (odd) levels about zero err least.
+    """Return the bfloat16 step at which ``count`` (odd) uniform levels about zero fit best.
 
-    The best of 33 clips of the largest magnitude, by squared error. Cost: 33 passes.
+    The best by squared error of 33 fractions of the largest magnitude as clip. Cost: 33 passes.
     """
     flat = values.detach().reshape(-1).double()
     top, largest = (count - 1) // 2, float(flat.abs().max()) if flat.numel() else 0.0
@@ -66,17 +66,17 @@ def even_step(values: Tensor, count: int) -> float:
     return min(steps, key=error)
 
 
-def window(values: Tensor, count: int, cost: Tensor | None = None) -> tuple[float, int]:
-    """Return the grid for values far from zero, such as gains: ``count`` neighbouring multiples.
+def offset_grid(values: Tensor, count: int, cost: Tensor | None = None) -> tuple[float, int]:
+    """Fit a grid of ``count`` neighbouring multiples to values far from zero, such as gains.
 
     Args:
         values: any shape, finite.
-        count: levels, at least 2.
-        cost: of a squared error of each value, in their shape; None for 1.
+        count: number of levels, at least 2.
+        cost: weight of each value's squared error, in their shape; None for 1.
 
     Returns:
         The step, a bfloat16, and the lowest multiple: levels are ``step * (lowest + k)``. The best
-        of 37 steps, each with the levels at the lower, the middle and the upper end.
+        of 37 steps, each with the levels at the lower end, the middle and the upper end.
     """
     flat = values.detach().reshape(-1).double()
     weight = torch.ones_like(flat) if cost is None else cost.detach().reshape(-1).double()
@@ -85,7 +85,7 @@ def window(values: Tensor, count: int, cost: Tensor | None = None) -> tuple[floa
     span = max((high - low) / (count - 1), least)
     if not span:
         return 1.0, 0
-    best, found = float("inf"), (1.0, 0)
+    best, result = float("inf"), (1.0, 0)
     for k in range(8, 45):
         step = float(_bfloat16(torch.tensor(span * k / 40)))
         nearest = (flat / step).round()
@@ -94,18 +94,18 @@ def window(values: Tensor, count: int, cost: Tensor | None = None) -> tuple[floa
             levels = nearest.clamp(lowest, lowest + count - 1) * step
             error = float(((flat - levels).square() * weight).sum())
             if error < best:
-                best, found = error, (step, lowest)
-    return found
+                best, result = error, (step, lowest)
+    return result
 
 
 def thresholds(levels: Tensor) -> Tensor:
-    """Return the middles between neighbouring levels."""
+    """Return the midpoints between neighbouring levels."""
     middles: Tensor = (levels[1:] + levels[:-1]) / 2
     return middles
 
 
 def assign(values: Tensor, levels: Tensor) -> Tensor:
-    """Return the int64 position of the nearest level; on a threshold that of the lower one."""
+    """Return the int64 position of the nearest level; the lower one on a threshold."""
     return torch.searchsorted(thresholds(levels), values.contiguous())
 
 

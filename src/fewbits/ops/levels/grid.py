@@ -1,8 +1,8 @@
-"""Alphabets: uniform grids, their steps, and the rules that choose how far they reach.
+"""Uniform grids (alphabets), their steps, and rules for their range.
 
-Everything downstream works in *grid units*: a weight divided by its step. A grid of M levels holds
-the level values ``-(M-1)/2 ... (M-1)/2``, spaced by one: integers with a zero when M is odd
-(midtread), halves without a zero when M is even (midrise). Ties round half to even, as IEEE does.
+Everything downstream works in *grid units*: weights divided by their step. A grid of M levels has
+the values ``-(M-1)/2 ... (M-1)/2``, spaced by one: integers including zero if M is odd (midtread),
+half-integers without zero if M is even (midrise). Ties round half to even, as in IEEE 754.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 FLOAT32_MAX: float = torch.finfo(torch.float32).max
 
 Project: TypeAlias = Callable[[Tensor], None]
-"""Overwrite values in grid units by the levels chosen for them; any shape, elementwise."""
+"""Overwrites values in grid units, of any shape, with the levels chosen for them, elementwise."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Grid:
 
     @property
     def offset(self) -> float:
-        """``level = index - offset``: 0 with a zero among the levels, else 1/2."""
+        """``level = index - offset``: 0 if zero is a level, else 1/2."""
         return 0.0 if self.levels % 2 else 0.5
 
     def project_(self, values: Tensor) -> None:
-        """Overwrite ``values`` by the nearest levels; ties to the even index."""
+        """Overwrite ``values`` with the nearest levels; ties go to the even index."""
         if self.offset:
             values.add_(self.offset)
         values.round_().clamp_(self.offset - self.top, self.offset + self.top)
@@ -60,13 +60,13 @@ class Grid:
             values.sub_(self.offset)
 
     def index(self, levels: Tensor) -> Tensor:
-        """Return the int32 indices of level values, contiguous."""
+        """Return the int32 indices of levels, contiguous."""
         shifted = levels + self.offset if self.offset else levels
         return shifted.to(torch.int32, memory_format=torch.contiguous_format)
 
 
 def all_finite(values: Tensor) -> bool:
-    """Tell whether no value is NaN or infinite, without a temporary of their size."""
+    """Return whether no value is NaN or infinite, without a temporary of their size."""
     return values.numel() == 0 or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
@@ -99,20 +99,20 @@ def mean_max_radius(weight: Tensor) -> Tensor:
 def round_up_to_bfloat16(values: Tensor) -> Tensor:
     """Return the smallest bfloat16 not below each positive float32, as float32.
 
-    A step with 8 significant bits costs two bytes in a file, and rounding upwards keeps the
-    largest weight inside the grid.
+    A step with 8 significant bits costs two bytes in a file, and rounding up keeps the largest
+    weight within the grid.
     """
     bits = values.contiguous().view(torch.int32)
     return ((bits + 0xFFFF) & -0x10000).view(torch.float32)
 
 
 def steps(radius: Tensor, fallback: Tensor, grid: Grid, limit: float = FLOAT32_MAX) -> Tensor:
-    """Return the spacing that puts the top level at ``radius`` (float32, same shape).
+    """Return the step that puts the top level at ``radius`` (float32, same shape).
 
-    Where the radius is zero (more than half the weights are zero, under the median rule) the
-    ``fallback`` radius holds; where that is zero too, the row is all zeros and the step is 1.
-    No level exceeds ``limit``, the largest finite value of the weight's dtype: there the step is
-    rounded down. Two levels, half a step from zero, reach half the largest float32 at most.
+    If the radius is zero (under the median rule: if over half the weights are zero), the
+    ``fallback`` radius is used; if that is zero too, all weights are zero and the step is 1.
+    No level exceeds ``limit``, the largest finite value of the weight's dtype: the step is rounded
+    down there. With two levels, half a step from zero, they reach at most half the largest float32.
     """
     radius = torch.where(radius > 0, radius, fallback).float()
     highest = _round_down_to_bfloat16(limit / grid.top)
@@ -129,9 +129,9 @@ def _round_down_to_bfloat16(value: float) -> float:
 def best_clip(
     error: Callable[[float], Tensor], candidates: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Return elementwise the candidate of least error, and that error; the first of equals.
+    """Return elementwise the candidate with the least error (the first on ties), and that error.
 
-    ``error(candidate)`` gives one error per row, or one for the layer; any shape, always the same.
+    ``error(candidate)`` returns one error per row, or one for the layer; always the same shape.
     """
     best, chosen = None, None
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""Where to clip activations: by least squared error of rounding, or by a percentile."""
+"""Clipping ranges of activations: by least squared rounding error, or by a percentile."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .quantizers import bounds
 
 __all__ = ["SHARES", "fit_percentile", "fit_range", "fit_rows", "fit_shifted", "shifted_percentile"]
 
-SHARES = 96  # clips that are tried, of the largest magnitude
-_AT_ONCE = 1 << 16  # values that are tried at once
+SHARES = 96  # candidate clips, as shares of the largest magnitude
+_AT_ONCE = 1 << 16  # values processed at once
 
 
 def fit_range(values: Tensor, bits: int, *, signed: bool) -> float:
-    """Return the clip of :func:`fit_rows` for all of ``values`` together, any shape."""
+    """Return the clip of :func:`fit_rows` for ``values``, of any shape, taken together."""
     return float(fit_rows(values.reshape(1, -1), bits, signed=signed))
 
 
 def fit_rows(rows: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """Return each row's clip (value of the highest level) of least squared rounding error.
+    """Return each row's clip (value of the highest level) with the least squared rounding error.
 
-    Tries 96 shares of a row's largest magnitude, from a hundredth up, in even ratios. Cost: 96
-    passes over ``rows`` (rows, columns), in runs of rows that fit into a cache. The result (rows,)
-    is float64 on the CPU; 1.0 where all values are zero.
+    Tries 96 shares of a row's largest magnitude, down to a hundredth, in a geometric progression.
+    Cost: 96 passes over ``rows`` (rows, columns), in blocks of rows that fit a cache. The result
+    (rows,) is float64 on the CPU; 1.0 if all values are zero.
     """
     rows, (low, high) = rows.detach().float(), bounds(bits, signed)
     clips = torch.ones(len(rows), dtype=torch.float64)
@@ -39,11 +39,11 @@ def fit_rows(rows: Tensor, bits: int, *, signed: bool) -> Tensor:
 
 
 def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, int]:
-    """Return clip and zero of the unsigned grid of least squared rounding error; see SPEC.md, 2.4.
+    """Return clip and zero of the unsigned grid of least squared rounding error (SPEC.md, 2.4).
 
-    The grid reaches from the least to the largest value, zero included, or to a smaller share of
-    both; one of ``tries``, down to a hundredth in even ratios. Cost: ``tries`` passes over
-    ``values``, any shape. (1.0, 0) where all values are zero.
+    The grid spans the values and zero, or a smaller share of that range: one of ``tries``, down to
+    a hundredth, in a geometric progression. Cost: ``tries`` passes over ``values``, of any shape.
+    (1.0, 0) if all values are zero.
     """
     values, top = values.detach().float().reshape(-1), (1 << bits) - 1
     reach, zero = _spanning(values, bits)
@@ -54,7 +54,7 @@ def fit_shifted(values: Tensor, bits: int, tries: int = SHARES) -> tuple[float, 
 def _least_error(
     rows: Tensor, reach: Tensor, ends: tuple[int, int], steps: int, tries: int
 ) -> Tensor:
-    """Return the share of each row's ``reach``, in ``steps`` steps, with which rounding errs least.
+    """Return the share of each row's ``reach`` at which ``steps`` steps give the least error.
 
     ``rows`` is (rows, columns) float32; ``reach`` and the result are (rows,) float64 on the CPU.
     """
@@ -72,17 +72,17 @@ def _least_error(
 
 
 def fit_percentile(values: Tensor, percentile: float) -> float:
-    """Return the magnitude below which ``percentile`` percent of ``values`` lie; 1.0 for zero."""
+    """Return the ``percentile`` of the magnitudes of ``values``; 1.0 if all are zero."""
     sizes = values.detach().float().reshape(-1).abs().sort().values
     place = min(len(sizes) - 1, round(percentile / 100 * (len(sizes) - 1)))
     return float(sizes[place]) or float(sizes[-1]) or 1.0
 
 
 def shifted_percentile(values: Tensor, bits: int, percentile: float) -> tuple[float, int]:
-    """Return clip and zero of the unsigned grid between two values; see SPEC.md, 2.4.
+    """Return clip and zero of the unsigned grid between two percentiles (SPEC.md, 2.4).
 
-    ``percentile`` percent of ``values``, any shape, lie below the one, and as many above the other;
-    the grid holds zero too. (1.0, 0) where all values are zero.
+    ``percentile`` percent of ``values``, of any shape, lie below the upper one, and as many above
+    the lower one; the grid includes zero. (1.0, 0) if all values are zero.
     """
     ordered = values.detach().float().reshape(-1).sort().values
     place = round(percentile / 100 * max(0, len(ordered) - 1))
@@ -91,7 +91,7 @@ def shifted_percentile(values: Tensor, bits: int, percentile: float) -> tuple[fl
 
 
 def _spanning(values: Tensor, bits: int) -> tuple[float, int]:
-    """Return clip and zero of the grid that reaches over all of ``values`` (n,), and zero."""
+    """Return clip and zero of the grid that spans all of ``values`` (n,) and zero."""
     low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 0.0)
     reach, top = max(high, 0.0) - min(low, 0.0), (1 << bits) - 1
     return (reach, round(-min(low, 0.0) / reach * top)) if reach else (1.0, 0)

@@ -1,1 +1,1 @@
-"""Rate and distortion: bit allocation, cheapest levels, entropy as a loss."""
+"""Rate and distortion: bit allocation, rate-aware levels, differentiable entropy."""

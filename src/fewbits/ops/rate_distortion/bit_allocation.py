@@ -1,8 +1,8 @@
-"""Bits for blocks: curves of distortion over bit depth, their convex hulls, equal slopes.
+"""Bit allocation: distortion curves of blocks over bit depth, convex hulls, equal slopes.
 
-Minimising the sum of all distortions under a budget of bits gives every block the depth at which
-its curve has the same slope (Young et al. 2021, equation 8; Shoham and Gersho 1988). Curves are
-measured, not modelled: at few bits ``2^-2R`` is far from what a uniform quantizer does.
+Minimizing the total distortion under a budget of bits puts every block at the depth where its curve
+has the same slope (Young et al. 2021, equation 8; Shoham and Gersho 1988). Curves are measured, not
+modelled: at low depths, ``2^-2R`` is far from what a uniform quantizer does.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ __all__ = [
 ]
 
 DEPTHS = 9  # 0 to 8 bits
-_STEPS = 33  # tried for each depth: eighths of an octave below what reaches the largest value
+_STEPS = 33  # steps tried per depth: in eighths of an octave below the largest value's
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """What one block costs at each depth.
+    """Distortion of one block at each depth.
 
     Attributes:
-        distortion: (depths,) float64, least over the steps that were tried.
+        distortion: (depths,) float64, the least over all steps tried.
         step: (depths,) float64 step that reaches it; 0 at depth 0.
         offset: (depths,) 0 for a grid with a zero (2^R - 1 levels), 1/2 without (2^R levels).
-        count: values of the block.
+        count: number of values in the block.
     """
 
     distortion: Tensor
@@ -45,47 +45,47 @@ class Curve:
 
 
 def block_levels(values: Tensor, depth: int, step: Tensor | float, offset: float) -> Tensor:
-    """Return the levels, in steps, of ``values`` at a depth: never more than 2^depth different.
+    """Quantize ``values`` at a depth to at most 2^depth distinct levels, in steps.
 
-    Half-integers without a zero where ``offset`` is 1/2, else integers, symmetric about zero.
+    Half-integers without a zero if ``offset`` is 1/2, else integers, symmetric about zero.
     """
     top = (2**depth - 1) / 2 if offset else 2 ** (depth - 1) - 1
     return (torch.round(values / step + offset) - offset).clamp(-top, top)
 
 
 def block_curve(values: Tensor, weight: Tensor) -> Curve:
-    """Return the curve of a block.
+    """Measure the curve of a block.
 
     Args:
         values: (rows, columns) float64.
-        weight: (rows,) what a squared error in a row costs.
+        weight: (rows,) cost of a squared error in each row.
 
-    Cost: 16 depths and kinds of grid times 33 steps passes over the values.
+    Cost: 15 depths and kinds of grid times 33 steps passes over the values.
     """
     cost = values.square().sum(1) @ weight
     largest = values.abs().max() if values.numel() else values.new_zeros(())
-    found = [(float(cost), 0.0, 0.0)]
+    points = [(float(cost), 0.0, 0.0)]
     for depth in range(1, DEPTHS):
-        best = found[-1]
+        best = points[-1]
         for offset in (0.5, 0.0) if depth > 1 else (0.5,):
             top = (2**depth - 1) / 2 if offset else 2 ** (depth - 1) - 1
             for eighths in range(_STEPS) if largest > 0 else ():
-                step = _short(largest / top * 2 ** (-eighths / 8))
+                step = _to_bfloat16(largest / top * 2 ** (-eighths / 8))
                 error = values - block_levels(values, depth, step, offset) * step
                 total = float(error.square().sum(1) @ weight)
                 if total < best[0]:
                     best = (total, float(step), offset)
-        found.append(best)
-    table = torch.tensor(found, dtype=torch.float64)
+        points.append(best)
+    table = torch.tensor(points, dtype=torch.float64)
     return Curve(table[:, 0], table[:, 1], table[:, 2], values.numel())
 
 
-def _short(value: Tensor) -> Tensor:
+def _to_bfloat16(value: Tensor) -> Tensor:
     return value.float().bfloat16().double()
 
 
 def lower_hull(distortion: Tensor) -> list[int]:
-    """Return the depths on the lower convex hull of a curve that falls, from 0 up."""
+    """Return the depths on the lower convex hull of a falling curve, in increasing order."""
     values = distortion.tolist()
     hull = [0]
     for depth in range(1, len(values)):
@@ -102,9 +102,9 @@ def lower_hull(distortion: Tensor) -> list[int]:
 
 
 def at_slope(curve: Curve, slope: float) -> int:
-    """Return the depth that minimises ``distortion + slope * depth * count``; the least of equals.
+    """Return the depth that minimizes ``distortion + slope * depth * count``; the least on ties.
 
-    ``slope`` is distortion for each bit.
+    ``slope`` is distortion per bit.
     """
     hull = lower_hull(curve.distortion)
     chosen = hull[0]
@@ -117,25 +117,25 @@ def at_slope(curve: Curve, slope: float) -> int:
 
 
 def allocate(curves: list[Curve], budget: float) -> list[int]:
-    """Return the depths of all blocks that spend at most ``budget`` bits at equal slope.
+    """Return the depths of all blocks that use at most ``budget`` bits at equal slope.
 
-    Bisection on the slope, then what is left goes to the steepest segments of hulls that fit.
+    Bisection on the slope; the remaining bits go to the steepest hull segments that fit.
     """
     low, high = 0.0, 1.0
-    while _spent(curves, high) > budget and high < 1e300:
+    while _bits_at(curves, high) > budget and high < 1e300:
         high *= 16
-    if _spent(curves, low) <= budget:
+    if _bits_at(curves, low) <= budget:
         return [at_slope(curve, low) for curve in curves]
     for _ in range(200):
         middle = (low * high) ** 0.5 if low > 0 else high / 16
         if middle <= 1e-300 or high <= low * (1 + 1e-12):
             break
-        low, high = (middle, high) if _spent(curves, middle) > budget else (low, middle)
+        low, high = (middle, high) if _bits_at(curves, middle) > budget else (low, middle)
     depths = [at_slope(curve, high) for curve in curves]
     return _spend_rest(curves, depths, budget)
 
 
-def _spent(curves: list[Curve], slope: float) -> int:
+def _bits_at(curves: list[Curve], slope: float) -> int:
     return sum(curve.count * at_slope(curve, slope) for curve in curves)
 
 

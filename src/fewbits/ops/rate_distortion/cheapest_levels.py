@@ -1,9 +1,9 @@
-"""Levels that cost the least in distortion and bits together.
+"""Rate-aware projection: levels that minimize distortion plus the price of their bits.
 
-Path following and coordinate descent visit columns one by one; here the level of each is not the
-nearest one but ``argmin over q of energy (z - q)^2 + price bits(q)``, where ``energy`` is what an
-error of this column costs and ``price`` turns bits into the same unit (CERWU: Conzelmann and
-Bamler, arXiv 2505.18758, does so with a CABAC's rates in the loop of optimal brain surgery).
+Path following and coordinate descent visit columns one by one. Here the level chosen is not the
+nearest one but ``argmin over q of energy (z - q)^2 + price bits(q)``, where ``energy`` is the cost
+of an error in this column and ``price`` converts bits to the same unit (CERWU: Conzelmann and
+Bamler, arXiv 2505.18758, does this with the rates of a CABAC within optimal brain surgery).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor
 
 __all__ = ["PricedLevels", "level_bits", "total_bits"]
 
-_UNSEEN = 12.0  # bits, at least, of a level that no index has
-_FURTHER = 2.0  # bits more for each level beyond those seen
-_SHARE = 0.2  # of an occurrence, for levels between those seen
+_UNSEEN = 12.0  # bits, at least, of a level that does not occur
+_FURTHER = 2.0  # additional bits per level beyond those that occur
+_SHARE = 0.2  # pseudo-count of levels between those that occur
 
 
 class PricedLevels:
-    """A projection that knows which column it is called for: the columns come in order.
+    """A projection that is called once per column, in order, and uses that column's prices.
 
-    Few operations for a column, since it is called for thousands; for each value all levels are
-    weighed, so give those that may be wanted.
+    It takes few operations per column, since there are thousands of calls. All levels are compared
+    for each value, so pass only plausible ones.
 
     Args:
         levels: (levels,) any codebook, increasing; consecutive integers for a grid.
         energy: (groups, columns), in the order of the calls.
-        price: (groups, neurons): bits to squared error in grid units.
-        bits: (groups, levels) for one law for all, or (groups, neurons, columns, levels), columns
-            in the order of the calls; copied in its own dtype.
+        price: (groups, neurons): squared error, in grid units, per bit.
+        bits: (groups, levels) if all columns share a distribution, or (groups, neurons, columns,
+            levels) with columns in the order of the calls; copied in its own dtype.
     """
 
     def __init__(self, levels: Tensor, energy: Tensor, price: Tensor, bits: Tensor) -> None:
@@ -46,27 +46,28 @@ class PricedLevels:
         self._column = 0
 
     def project_(self, values: Tensor) -> None:
-        """Overwrite one column (groups, 1, neurons) by levels; after the last, begin anew."""
+        """Overwrite one column (groups, 1, neurons) with levels; after the last, start over."""
         column = self._column
         self._column = (column + 1) % len(self._paid)
-        # (level - value)^2, but for the square of the value, which changes no choice
+        # (level - value)^2 without the square of the value, which does not change the choice
         cost = torch.baddbmm(self._squares, values.mT, self._slopes)
         cost.mul_(self._energies[column]).add_(self._paid[column])
         values.copy_(torch.take(self._levels, cost.argmin(2))[:, None])
 
 
 def level_bits(levels: Tensor, top: int) -> Tensor:
-    """Return (groups, 2 top + 1) bits of each level under the law of ``levels`` (groups, ...).
+    """Return bits (groups, 2 top + 1) of levels under the distribution of ``levels`` (groups, ...).
 
-    Levels beyond those that occur cost more and more, so that a law does not lock itself in.
+    Levels further and further from those that occur cost more and more, but are never excluded.
     """
-    places, counts = _counted(levels, top)
+    places, counts = _count_levels(levels, top)
     ramp = torch.arange(counts.shape[1], device=levels.device)
     low = places.min(1, keepdim=True).values
     high = places.max(1, keepdim=True).values
     inside = (ramp >= low) & (ramp <= high)
-    law = (counts + _SHARE) * inside
-    bits = -(law / law.sum(1, keepdim=True)).clamp_min(torch.finfo(torch.float64).tiny).log2()
+    frequency = (counts + _SHARE) * inside
+    share = frequency / frequency.sum(1, keepdim=True)
+    bits = -share.clamp_min(torch.finfo(torch.float64).tiny).log2()
     away = torch.maximum(low - ramp, ramp - high).clamp_min(0)
     edge = torch.where(ramp < low, bits.gather(1, low), bits.gather(1, high))
     beyond = edge.clamp_min(_UNSEEN - _FURTHER) + _FURTHER * away
@@ -74,14 +75,14 @@ def level_bits(levels: Tensor, top: int) -> Tensor:
 
 
 def total_bits(levels: Tensor, top: int) -> Tensor:
-    """Return (groups,) bits of all ``levels`` together under their own law: the order-0 entropy."""
-    _, counts = _counted(levels, top)
+    """Return (groups,) bits of all ``levels`` under their own distribution (order-0 entropy)."""
+    _, counts = _count_levels(levels, top)
     share = counts.clamp_min(1) / counts.sum(1, keepdim=True)
     return -(counts * share.log2()).sum(1)
 
 
-def _counted(levels: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Return the place of every level (groups, n), and how often each occurs (groups, levels)."""
+def _count_levels(levels: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the position of every level (groups, n), and counts of each (groups, levels)."""
     groups = len(levels)
     places = levels.reshape(groups, -1).long() + top
     counts = torch.zeros(groups, 2 * top + 1, dtype=torch.float64, device=levels.device)

@@ -1,8 +1,8 @@
-"""Assignment at least squared distance plus price times bits: entropy-constrained quantization.
+"""Entropy-constrained assignment: least squared distance plus price times bits.
 
-With one law for all values a level's cost is a line in the value, so the cells are runs and one
-binary search finds them (Chou, Lookabaugh and Gray 1989). With a law of n-tuples the values of a
-tuple take turns, each given what the others are.
+If all values share a distribution, the cost of a level is linear in the value, so cells are runs
+that a binary search finds (Chou, Lookabaugh and Gray 1989). With a distribution of n-tuples, the
+values of a tuple are updated in turn, each given the others.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def envelope(levels: Tensor, bits: Tensor, price: float) -> tuple[Tensor, Tensor
 
     Args:
         levels: (levels,) increasing.
-        bits: (levels,), what each takes.
+        bits: (levels,) cost of each level.
         price: squared distance that a bit is worth, >= 0.
 
     Returns:
         (kept,) int64 positions, and (kept - 1,) thresholds in the dtype of ``levels``. Cost: a few
-        operations for each level, on the host.
+        operations per level, on the host.
     """
     places = levels.double().tolist()
     costs = [c * c + price * b for c, b in zip(places, bits.double().tolist(), strict=True)]
@@ -50,30 +50,30 @@ def envelope(levels: Tensor, bits: Tensor, price: float) -> tuple[Tensor, Tensor
 
 
 def assign_priced(values: Tensor, levels: Tensor, lengths: Tensor, price: float) -> Tensor:
-    """Return positions (in the shape of ``values``) at least squared distance plus price * bits.
+    """Return positions, in the shape of ``values``, of least squared distance plus price * bits.
 
     Args:
         values: any shape, taken in row order as disjoint tuples; leftovers go to the nearest level.
         levels: (levels,) increasing.
-        lengths: (levels,) * order, the bits of every tuple.
+        lengths: (levels,) * order, bits of every tuple.
         price: squared distance that a bit is worth.
 
-    Cost: a binary search for each value with order 1; otherwise 2 * levels operations.
+    Cost: a binary search per value at order 1; otherwise 2 * levels operations.
     """
     if lengths.dim() == 1:
         kept, edges = envelope(levels, lengths, price)
         return kept[torch.searchsorted(edges, values.contiguous())]
     order, flat = lengths.dim(), values.reshape(-1)
-    found = assign(flat, levels)
+    positions = assign(flat, levels)
     whole = flat.numel() // order * order
     for start in range(0, whole, _CHUNK * order):
         part = slice(start, min(start + _CHUNK * order, whole))
-        tuples = found[part].reshape(-1, order)
+        tuples = positions[part].reshape(-1, order)
         costs = (flat[part].reshape(-1, order)[..., None] - levels).square()
         for _ in range(_TURNS):
             for k in range(order):
                 others = [tuples[:, j] for j in range(order) if j != k]
                 bits = lengths.movedim(k, -1)[tuple(others)]
                 tuples[:, k] = (costs[:, k] + price * bits.to(costs)).argmin(1)
-        found[part] = tuples.reshape(-1)
-    return found.reshape(values.shape)
+        positions[part] = tuples.reshape(-1)
+    return positions.reshape(values.shape)

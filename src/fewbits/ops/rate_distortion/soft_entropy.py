@@ -1,9 +1,9 @@
 """Differentiable entropy of order n: soft indices, their joint histogram, and its gradient.
 
-Each weight shares a unit of mass between the two levels around it, linearly in distance. Disjoint
-runs of n weights multiply their masses into a histogram of n-tuples, whose entropy is what a coder
-of tuples would pay (HEMP, Tartaglione et al. 2021, section 3). Only the 2^n cells around a tuple
-are touched, so neither time nor memory depend on the number of levels but for the table itself.
+Each weight splits a unit of mass linearly between the two levels around it. Disjoint runs of n
+weights multiply their masses into a histogram of n-tuples, whose entropy is the rate of an ideal
+coder of tuples (HEMP, Tartaglione et al. 2021, section 3). Only the 2^n cells around a tuple are
+touched, so except for the table itself neither time nor memory depend on the number of levels.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ __all__ = [
 
 ORDERS = (1, 2, 3, 4)
 
-_CHUNK = 1 << 18  # tuples at a time
-_SPARSE = 10  # tuples for each cell, below which the histogram tells of noise
+_CHUNK = 1 << 18  # tuples processed at a time
+_SPARSE = 10  # tuples per cell below which the histogram is mostly noise
 _LARGEST_TABLE = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
 class Brackets:
-    """Values between levels.
+    """Values located between levels.
 
     Attributes:
         lower: (values,) int64 position of the level below.
         fraction: (values,) in [0, 1], the share of the level above.
         width: (values,) > 0, the distance between the two.
-        levels: how many levels there are.
-        zero: position that is called zero in a histogram shared with others.
+        levels: number of levels.
+        zero: position of zero, at which groups are aligned in a shared histogram.
     """
 
     lower: Tensor
@@ -55,14 +55,14 @@ class Brackets:
 
 
 def soft_brackets(values: Tensor, levels: Tensor, zero: int = 0) -> Brackets:
-    """Find the two levels around each value; those outside count as on the outermost level.
+    """Find the two levels around each value; values outside are clamped to the outermost level.
 
     Args:
         values: any shape, taken in row order.
         levels: (levels,) increasing, in the dtype of ``values``.
         zero: see :class:`Brackets`.
 
-    Differentiable by autograd in ``values`` inside the levels. Cost: one binary search for each.
+    Differentiable in ``values`` between the outermost levels. Cost: a binary search per value.
     """
     flat, count = values.reshape(-1), len(levels)
     if count == 1:
@@ -77,12 +77,12 @@ def soft_brackets(values: Tensor, levels: Tensor, zero: int = 0) -> Brackets:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Chances of n-tuples of indices.
+    """Probabilities of n-tuples of indices.
 
     Attributes:
-        chances: (cells,) * order, float64; they sum to 1 (all zero where there is no tuple).
-        tuples: how many were counted.
-        shift: the place in a row of the table where every group has its zero.
+        chances: (cells,) * order, float64; sums to 1 (all zero if there are no tuples).
+        tuples: number of tuples counted.
+        shift: position of zero along each axis.
     """
 
     chances: Tensor
@@ -91,43 +91,43 @@ class Histogram:
 
     @property
     def order(self) -> int:
-        """Weights in a tuple."""
+        """Number of weights in a tuple."""
         return self.chances.dim()
 
     def entropy(self) -> Tensor:
-        """Return the bits per weight, a float64 scalar: the entropy of a tuple over its length."""
+        """Return bits per weight, a float64 scalar: the entropy of a tuple over its length."""
         total: Tensor = torch.special.entr(self.chances).sum() / (math.log(2) * self.order)
         return total
 
     def smoothed(self, tuples: float = 0.5) -> Histogram:
-        """Return it with so many tuples more in every cell, so that none is out of reach."""
+        """Return the histogram with ``tuples`` pseudo-counts added to every cell."""
         counts = self.chances * self.tuples + tuples
         return Histogram(counts / counts.sum(), self.tuples, self.shift)
 
     def lengths(self) -> Tensor:
-        """Return the bits of each tuple, -log2 of its chance, in the shape of ``chances``."""
+        """Return the bits of each tuple, -log2 of its probability, in the shape of ``chances``."""
         return -self.chances.clamp_min(1e-12).log2()
 
 
 def largest_order(levels: int, weights: int) -> int:
-    """Return the largest order whose table has ten tuples for each cell; at least 1.
+    """Return the largest order whose table has at least ten tuples per cell; at least 1.
 
     With fewer, the plug-in entropy is too low by about (levels^n - 1) / (2 weights ln 2) bits per
-    weight, and what is minimized is noise.
+    weight, and minimizing it fits noise.
     """
     fitting = [n for n in ORDERS if levels**n * _SPARSE <= weights // n]
     return max(fitting, default=1)
 
 
 def joint_histogram(groups: Sequence[Brackets], order: int) -> Histogram:
-    """Count soft n-tuples over all ``groups``, whose zeros are put in one place.
+    """Count soft n-tuples over all ``groups``, aligned at their zeros.
 
-    A tuple never straddles two groups; the last ``values % order`` of each are left out. Masses
-    add up in float64. Autograd works through ``fraction``. Cost: 2^order scattered additions for
-    each tuple, and a table of levels^order cells.
+    Tuples do not cross groups; the last ``values % order`` values of each are left out. Masses add
+    up in float64. Autograd works through ``fraction``. Cost: 2^order scattered additions per tuple,
+    and a table of levels^order cells.
 
     Raises:
-        ConfigError: the order is none of ``ORDERS``, or the table has over 2^24 cells.
+        ConfigError: the order is not in ``ORDERS``, or the table has over 2^24 cells.
     """
     require(order in ORDERS, "order", f"one of {ORDERS}", order)
     shift = max((group.zero for group in groups), default=0)
@@ -148,9 +148,9 @@ def joint_histogram(groups: Sequence[Brackets], order: int) -> Histogram:
 def entropy_gradient(groups: Sequence[Brackets], histogram: Histogram) -> list[Tensor]:
     """Return the exact gradient of ``histogram.entropy()`` in the values of each group.
 
-    ``1/(n M width_j) * sum over the partners' corners of their masses times log2 of the chance of
-    the lower over that of the upper cell``: every weight goes to the more likely of
-    its two levels. Zero for the values that no tuple holds. float64 inside, then the dtype of the
+    ``1/(n M width_j) * sum over the partners' corners of their masses times log2 of the probability
+    of the lower over that of the upper cell``: every weight moves to the more likely of its two
+    levels. Zero for values outside of tuples. Computed in float64, returned in the dtype of the
     values. Cost: as the histogram.
     """
     lengths = histogram.lengths()
@@ -175,7 +175,7 @@ def _group_gradient(group: Brackets, histogram: Histogram, lengths: Tensor) -> T
 
 
 def _along(bits: Tensor, fraction: Tensor, kept: int) -> Tensor:
-    """Return how the mean bits of a tuple change with one fraction: the others interpolate."""
+    """Return the derivative of a tuple's mean bits in one fraction; the others interpolate."""
     for k in reversed(range(bits.dim() - 1)):
         low, high = bits.unbind(k)
         bits = high - low if k == kept else torch.lerp(low, high, fraction[:, k])
@@ -183,7 +183,7 @@ def _along(bits: Tensor, fraction: Tensor, kept: int) -> Tensor:
 
 
 def _tuples(group: Brackets, order: int, shift: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (lower, fraction) as (tuples, order), a bounded number at a time."""
+    """Yield (lower, fraction) as (tuples, order), a bounded number of tuples at a time."""
     whole = group.fraction.numel() // order * order
     step = _CHUNK * order
     for start in range(0, whole, step):
@@ -193,7 +193,7 @@ def _tuples(group: Brackets, order: int, shift: int) -> Iterator[tuple[Tensor, T
 
 
 def _cell(lower: Tensor, corner: Sequence[int], base: int) -> Tensor:
-    """Return the flat cell of a corner; beyond the last level, where no mass goes, the last."""
+    """Return the flat cell of a corner; clamped beyond the last level, where there is no mass."""
     cell = torch.zeros_like(lower[:, 0])
     for k, up in enumerate(corner):
         cell = cell * base + (lower[:, k] + up).clamp_max(base - 1)

@@ -1,1 +1,1 @@
-"""Rounding: path following, second-order feedback, projections, noise shaping."""
+"""Rounding: path following, second-order feedback, projections, shaped errors."""

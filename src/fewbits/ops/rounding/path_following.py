@@ -1,4 +1,4 @@
-"""Greedy path following: round column by column, each column repaying the error made so far.
+"""Greedy path following: round column by column, each compensating for the error made so far.
 
 For one neuron w, with inputs X in the float network and X~ in the quantized one (Lybrand and Saab,
 "A greedy algorithm for quantizing neural networks", JMLR 22, 2021; mismatched inputs as in Zhang,
@@ -12,7 +12,7 @@ keeps u, the *Gram form* keeps only H = X~^T X~ and G = X~^T X. Neurons never in
 layer advances one column at a time, and groups (depthwise convolutions) advance together.
 
 Weights and levels are in grid units (see :mod:`fewbits.ops.levels.grid`) and all tensors have a
-leading dimension of groups. Results do not depend on the block sizes, but for float rounding.
+leading dimension of groups. Results depend on block sizes only through float rounding.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ def follow_gram(
     passes: int = 0,
     block: int = _OUTER,
 ) -> Tensor:
-    """Return the levels (groups, neurons, columns) for ``weight``, from second moments.
+    """Quantize ``weight`` to levels (groups, neurons, columns), given second moments.
 
     Args:
         weight: (groups, neurons, columns) in grid units; not changed.
         second: H, (groups, columns, columns). Only the lower triangle is read unless ``passes``.
-        cross: G, likewise; pass ``second`` itself where X is X~, which halves the work.
-        project_: overwrites values by levels; called once per column, in order.
-        order: (groups, columns) permutation: the columns in the order to be visited.
-        passes: further sweeps of cyclic coordinate descent; none of them raises ``||XW - X~Q||``
-            as long as ``project_`` is the nearest level.
+        cross: G, likewise; pass ``second`` itself if X is X~, which halves the work.
+        project_: overwrites values with levels; called once per column, in order.
+        order: (groups, columns) permutation: the order in which columns are visited.
+        passes: further sweeps of cyclic coordinate descent; none of them increases ``||XW - X~Q||``
+            if ``project_`` rounds to the nearest level.
         block: columns per outer block.
 
-    With n neurons and N columns a sweep costs ``2 n N^2`` flops (``n N^2`` where X is X~), a
-    further pass ``3 n N^2`` (``5 n N^2`` where X is not X~).
+    With n neurons and N columns a sweep costs ``2 n N^2`` flops (``n N^2`` if X is X~), a further
+    pass ``3 n N^2`` (``5 n N^2`` if X is not X~).
     """
-    analog = _turned(weight, order)
+    analog = _to_columns(weight, order)
     if order is not None:
         same = cross is second
         second = permute_moments(second, order)
@@ -77,7 +77,7 @@ def follow_gram(
         else:
             start = (cross @ analog).baddbmm_(second, values, alpha=-1)
         _sweep_gram_(values, second, second, live, project_, start=start, block=block)
-    return _restored(values, order)
+    return _from_columns(values, order)
 
 
 def descend_gram(
@@ -89,20 +89,20 @@ def descend_gram(
     order: Tensor | None = None,
     block: int = _OUTER,
 ) -> Tensor:
-    """Return ``levels`` (groups, neurons, columns) after one sweep of coordinate descent.
+    """Improve ``levels`` (groups, neurons, columns) by one sweep of coordinate descent.
 
-    Each level in turn becomes what ``project_`` makes of the best value given all others, in the
-    metric ``second`` (groups, columns, columns): the error falls, or stays, if ``project_`` takes
-    the level of least error, or of least error and rate. ``weight`` in grid units; other arguments
-    and cost as in :func:`follow_gram`.
+    Each level in turn becomes the projection of the best value given all others, in the metric
+    ``second`` (groups, columns, columns). The error never increases if ``project_`` takes the level
+    of least error, nor does error plus rate if it takes that of least error plus rate. ``weight``
+    is in grid units; other arguments and cost as in :func:`follow_gram`.
     """
-    analog, values = _turned(weight, order), _turned(levels, order)
+    analog, values = _to_columns(weight, order), _to_columns(levels, order)
     if order is not None:
         second = permute_moments(second, order)
     live = _live(second.diagonal(dim1=1, dim2=2))
     start = second @ (analog - values)
     _sweep_gram_(values, second, second, live, project_, start=start, block=block)
-    return _restored(values, order)
+    return _from_columns(values, order)
 
 
 def follow_samples(
@@ -120,13 +120,13 @@ def follow_samples(
     Args:
         weight: (groups, neurons, columns) in grid units; not changed.
         reference: X, (groups, rows, columns).
-        quantized: X~, likewise; pass ``reference`` itself where they are one, which saves a third.
+        quantized: X~, likewise; pass ``reference`` itself if X is X~, which saves a third.
         project_, order, passes, block: as in :func:`follow_gram`.
 
-    With m rows a sweep costs ``6 m n N`` flops (``4 m n N`` where X is X~) and keeps, beyond the
-    result, m n numbers and one block of columns: the form to choose while m <= N.
+    With m rows a sweep costs ``6 m n N`` flops (``4 m n N`` if X is X~) and needs, beyond the
+    result, m n numbers and one block of columns: prefer this form if m <= N.
     """
-    values = _turned(weight, order)
+    values = _to_columns(weight, order)
     residual = values.new_zeros(values.shape[0], reference.shape[1], values.shape[2])
     energy = quantized.square().sum(1)
     live = _live(energy if order is None else energy.gather(1, order))
@@ -137,13 +137,13 @@ def follow_samples(
         _sweep_samples_(
             values, residual, quantized, quantized, project_, order=order, live=live, block=block
         )
-    return _restored(values, order), residual
+    return _from_columns(values, order), residual
 
 
 def gram_error(weight: Tensor, levels: Tensor, second: Tensor, cross: Tensor) -> Tensor:
     """Return ``||X w - X~ q||^2 - ||X w||^2`` per neuron: (groups, neurons), float64.
 
-    Where X is X~ (``cross is second``) the error itself is returned: nothing need be added to it.
+    If X is X~ (``cross is second``), the error itself is returned.
     """
     if cross is second:
         gap = weight - levels
@@ -153,24 +153,24 @@ def gram_error(weight: Tensor, levels: Tensor, second: Tensor, cross: Tensor) ->
 
 
 def _live(energy: Tensor) -> Tensor:
-    """Tell which columns carry anything: (groups, columns) bool. Dead ones are plainly rounded."""
+    """Return which columns carry any signal: (groups, columns) bool. Others are just rounded."""
     tolerance = 1e-12 if energy.dtype == torch.float64 else 1e-7
     return energy > tolerance * energy.mean(1, keepdim=True)
 
 
-def _turned(weight: Tensor, order: Tensor | None) -> Tensor:
-    """Return a fresh contiguous (groups, columns, neurons): a column of all neurons per row."""
+def _to_columns(weight: Tensor, order: Tensor | None) -> Tensor:
+    """Copy to a contiguous (groups, columns, neurons): one row per column, in visiting order."""
     turned = (weight if order is None else permute_columns(weight, order)).mT
     return turned.clone(memory_format=torch.contiguous_format)
 
 
-def _restored(values: Tensor, order: Tensor | None) -> Tensor:
-    """Undo the order and the transposition (a view where there was no order)."""
+def _from_columns(values: Tensor, order: Tensor | None) -> Tensor:
+    """Undo :func:`_to_columns` (as a view if there is no order)."""
     return values.mT if order is None else restore_columns(values.mT, order)
 
 
 def _columns(samples: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
-    """Return columns start..stop of the visiting order: (groups, rows, stop - start)."""
+    """Return columns start..stop in visiting order: (groups, rows, stop - start)."""
     if order is None:
         return samples[:, :, start:stop]
     return permute_columns(samples, order[:, start:stop])
@@ -186,9 +186,9 @@ def _sweep_gram_(
     start: Tensor | None,
     block: int,
 ) -> None:
-    """Overwrite ``values`` (groups, columns, neurons) by levels; ``start`` is X~^T u before it."""
+    """Overwrite ``values`` (groups, columns, neurons) with levels; ``start`` is X~^T u."""
     same = cross is second
-    before = values.clone()  # becomes value - level where X is X~
+    before = values.clone()  # becomes value - level if X is X~
     for a in range(0, values.shape[1], block):
         b = min(a + block, values.shape[1])
         pending = cross[:, a:b, a:b].tril() @ values[:, a:b]
@@ -198,7 +198,7 @@ def _sweep_gram_(
             pending.baddbmm_(cross[:, a:b, :a], before[:, :a])
             if not same:
                 pending.baddbmm_(second[:, a:b, :a], values[:, :a], alpha=-1)
-        levels = _settle(pending, second[:, a:b, a:b], values[:, a:b], live[:, a:b], project_)
+        levels = _solve_block(pending, second[:, a:b, a:b], values[:, a:b], live[:, a:b], project_)
         values[:, a:b] = levels
         if same:
             before[:, a:b] -= levels
@@ -215,7 +215,7 @@ def _sweep_samples_(
     live: Tensor,
     block: int,
 ) -> None:
-    """Overwrite ``values`` (groups, columns, neurons) by levels, and carry ``residual`` along."""
+    """Overwrite ``values`` (groups, columns, neurons) with levels, updating ``residual``."""
     for a in range(0, values.shape[1], block):
         b = min(a + block, values.shape[1])
         analog = values[:, a:b]
@@ -227,7 +227,7 @@ def _sweep_samples_(
             targets = _columns(reference, order, a, b)
             pending = (inputs.mT @ targets).tril() @ analog
         pending.baddbmm_(inputs.mT, residual)
-        levels = _settle(pending, second, analog, live[:, a:b], project_)
+        levels = _solve_block(pending, second, analog, live[:, a:b], project_)
         if reference is quantized:
             residual.baddbmm_(inputs, analog - levels)
         else:
@@ -235,13 +235,13 @@ def _sweep_samples_(
         values[:, a:b] = levels
 
 
-def _settle(
+def _solve_block(
     pending: Tensor, second: Tensor, analog: Tensor, live: Tensor, project_: Project
 ) -> Tensor:
-    """Solve one block: return its levels (groups, width, neurons); ``pending`` is used up.
+    """Return the levels of one block (groups, width, neurons); ``pending`` is overwritten.
 
-    ``pending`` holds ``<X~_t, u + sum of w_j X_j over the block up to t>``; the feedback of the
-    block's own levels, the strictly lower triangle of ``second``, is what is still missing.
+    ``pending`` holds ``<X~_t, u + sum of w_j X_j over the block up to t>``; only the feedback of
+    the block's own levels, through the strictly lower triangle of ``second``, is still missing.
     """
     energy = second.diagonal(dim1=1, dim2=2)
     scale = torch.where(live, energy, 1).reciprocal_().mul_(live)[..., None]
@@ -255,15 +255,15 @@ def _settle(
         todo = pending[:, a:stop]
         if a:
             todo.baddbmm_(feedback[:, a:stop, :a], levels[:, :a])
-        _settle_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_)
+        _solve_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_)
     return levels
 
 
-def _settle_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Project) -> None:
-    """Fill ``levels``, all zeros at first, one column after the other.
+def _solve_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Project) -> None:
+    """Fill ``levels``, initially zero, column by column.
 
-    Each product runs over the whole width, where columns not yet settled count zero: a few wasted
-    flops cost less than cutting views to size, and this is the loop that runs once per column.
+    Each product covers the full width, where unfinished columns are zero: in this loop, which runs
+    once per column, a few wasted flops cost less than slicing views.
     """
     rows, weights, results = (torch.split(part, 1, 1) for part in (todo, feedback, levels))
     for row, weight, level in zip(rows, weights, results, strict=True):
@@ -273,9 +273,9 @@ def _settle_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Pr
 
 
 def descending(energy: Tensor) -> Tensor:
-    """Return the permutation (groups, columns) by falling energy; equal ones keep their order.
+    """Return the permutation (groups, columns) by decreasing energy; ties keep their order.
 
-    The last columns of a sweep cannot be repaid by later ones, so the weakest come last.
+    Errors of the last columns cannot be compensated by later ones, so the weakest come last.
     """
     return energy.argsort(dim=1, descending=True, stable=True)
 

@@ -1,7 +1,7 @@
-"""Other ways to choose a level than the nearest one: thresholds, chance, codebooks.
+"""Projections other than to the nearest grid level: thresholds, stochastic rounding, codebooks.
 
-Each is a ``Project``: it overwrites values in grid units by levels. Any of them may drive path
-following, since neurons and columns meet it one value at a time.
+Each is a ``Project``: it overwrites values in grid units with levels. Any of them can be used in
+path following, which treats neurons and columns one value at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["CodebookProjection", "HardThreshold", "SoftThreshold", "StochasticRo
 
 @dataclass(frozen=True, eq=False)
 class CodebookProjection:
-    """The nearest of any strictly increasing levels; ties go to the lower one."""
+    """The nearest of strictly increasing levels; ties go to the lower one."""
 
     levels: Tensor
 
@@ -28,7 +28,7 @@ class CodebookProjection:
         return torch.bucketize(values.contiguous(), bounds.to(values), out_int32=True)
 
     def project_(self, values: Tensor) -> None:
-        """Overwrite ``values`` by the nearest levels."""
+        """Overwrite ``values`` with the nearest levels."""
         values.copy_(self.levels.to(values)[self.index(values).long()])
 
 
@@ -36,7 +36,7 @@ class CodebookProjection:
 class SoftThreshold:
     """Sparse rounding by an L1 penalty: shrink by ``size`` (grid units), then project.
 
-    With a nearest projection this is the exact minimiser of ``1/2 (p - z)^2 + size |p|`` over the
+    With a nearest projection this is the exact minimizer of ``1/2 (p - z)^2 + size |p|`` over the
     grid (sparse GPFQ: Zhang, Zhou and Saab 2023).
     """
 
@@ -44,7 +44,7 @@ class SoftThreshold:
     then_: Project
 
     def project_(self, values: Tensor) -> None:
-        """Overwrite ``values`` by levels."""
+        """Overwrite ``values`` with levels."""
         values.sub_(values.clamp(-self.size, self.size))
         self.then_(values)
 
@@ -54,8 +54,8 @@ class HardThreshold:
     """Sparse rounding by an L0 penalty (Zhang, Zhou and Saab 2023).
 
     The alphabet is zero and ``+-(size + k (top - size) / top)`` for k = 0 ... top, in grid units of
-    a grid with a zero: two levels more than the grid itself. A value is zeroed exactly up to
-    ``size``, and the choice minimises ``1/2 (p - z)^2 + size^2/2 [p != 0]`` over the alphabet.
+    a grid with a zero: two levels more than the grid has. Exactly the values up to ``size`` become
+    zero, and the choice minimizes ``1/2 (p - z)^2 + size^2/2 [p != 0]`` over the alphabet.
     """
 
     size: float
@@ -72,7 +72,7 @@ class HardThreshold:
         return torch.cat([-positive.flip(0), positive.new_zeros(1), positive]).float()
 
     def table(self, values: Tensor) -> Tensor:
-        """Return ``levels`` in the dtype and on the device of ``values``; built once for each."""
+        """Return ``levels`` in the dtype and on the device of ``values``; cached."""
         key = (values.dtype, values.device)
         if key not in self._tables:
             self._tables[key] = self.levels.to(values)
@@ -83,11 +83,11 @@ class HardThreshold:
         return 1 - self.size / self.grid.top
 
     def index(self, values: Tensor) -> Tensor:
-        """Return the int32 position, among ``levels``, of values that are levels; contiguous."""
+        """Return the int32 positions of ``values``, which are levels; contiguous."""
         return CodebookProjection(self.table(values)).index(values)
 
     def project_(self, values: Tensor) -> None:
-        """Overwrite ``values`` by levels."""
+        """Overwrite ``values`` with levels."""
         size = values.abs().sub_(self.size)
         rank = (size / self._gap).add_(0.5).floor_().clamp_(0, self.grid.top).add_(1)
         rank.mul_(size > 0).mul_(values.sign())
@@ -97,9 +97,9 @@ class HardThreshold:
 
 @dataclass(frozen=True, eq=False)
 class StochasticRounding:
-    """Round up with the probability that keeps the mean (Zhang and Saab, SPFQ, 2023).
+    """Round up or down at random, keeping the mean (Zhang and Saab, SPFQ, 2023).
 
-    ``E[level | value] = value`` inside the grid. One draw per value, in the order of the calls, so
+    ``E[level | value] = value`` within the grid. One draw per value, in the order of the calls, so
     a seeded generator makes it reproducible.
     """
 
@@ -107,9 +107,9 @@ class StochasticRounding:
     generator: torch.Generator
 
     def project_(self, values: Tensor) -> None:
-        """Overwrite ``values`` by levels."""
+        """Overwrite ``values`` with levels."""
         offset, top = self.grid.offset, self.grid.top
-        chance = torch.rand(
+        uniform = torch.rand(
             values.shape, generator=self.generator, dtype=values.dtype, device=values.device
         )
-        values.add_(chance).add_(offset).floor_().clamp_(offset - top, offset + top).sub_(offset)
+        values.add_(uniform).add_(offset).floor_().clamp_(offset - top, offset + top).sub_(offset)

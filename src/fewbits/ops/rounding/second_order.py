@@ -1,10 +1,10 @@
-"""GPTQ and Qronos: rounding that also re-optimises the weights still to come.
+"""GPTQ and Qronos: rounding that re-optimizes the remaining weights.
 
-Both are path following in disguise. Write the damped H = R R^T with R *upper* triangular (a
-Cholesky factor taken from the last column backwards). GPTQ's feedback of column j on column t > j
-is then ``R[j, t] / R[t, t]``: GPFQ's ``H[t, j] / H[t, t]`` with R^T in the place of H. So the
-blocked kernel of :mod:`fewbits.ops.rounding.path_following` serves unchanged, nothing is inverted,
-and one factorisation of ``N^3 / 3`` flops is all the extra cost.
+Both are equivalent to path following. Write the damped H = R R^T with R *upper* triangular (a
+Cholesky factor computed from the last column backwards). GPTQ's feedback of column j on column
+t > j is then ``R[j, t] / R[t, t]``, which is GPFQ's ``H[t, j] / H[t, t]`` with R^T in place of H.
+So the blocked kernel of :mod:`fewbits.ops.rounding.path_following` is used unchanged, nothing is
+inverted, and the only extra cost is one factorization of ``N^3 / 3`` flops.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Factor:
 
     Attributes:
         upper: R, (groups, columns, columns), upper triangular.
-        damping: (groups,) what was added to the diagonal of H.
-        retries: how often the damping was raised tenfold before the factorisation held.
-        failed: (groups,) bool; where True, ``upper`` is a diagonal and rounding is plain.
+        damping: (groups,) amount added to the diagonal of H.
+        retries: number of times the damping was raised tenfold until factorization succeeded.
+        failed: (groups,) bool; where True, ``upper`` is diagonal, so rounding has no feedback.
     """
 
     upper: Tensor
@@ -38,7 +38,7 @@ class Factor:
 
 
 def backward_cholesky(second: Tensor, damping: Tensor, attempts: int = 6) -> Factor:
-    """Factor ``H + damping I = R R^T``, raising ``damping`` (groups,) tenfold where that fails.
+    """Factor ``H + damping I = R R^T``, raising ``damping`` (groups,) tenfold on failure.
 
     After ``attempts`` failures a group falls back to the square roots of its diagonal: no feedback.
     """
@@ -70,17 +70,17 @@ def gptq(
     damping: Tensor,
     order: Tensor | None = None,
 ) -> tuple[Tensor, Factor]:
-    """Return the levels (groups, neurons, columns) of GPTQ, and the factor they rest on.
+    """Return the levels (groups, neurons, columns) of GPTQ, and the factor used.
 
-    After column t is rounded, all later weights move to the minimiser of ``||X (w - q)||`` with the
+    After column t is rounded, all later weights move to the minimizer of ``||X (w - q)||`` with the
     rounded ones fixed (Frantar et al., "GPTQ", 2022).
 
     Args:
         weight: (groups, neurons, columns) in grid units; not changed.
         second: H, (groups, columns, columns).
-        project_: overwrites values by levels; called once per column, in order.
-        damping: (groups,) added to the diagonal of H; raised where that is not enough.
-        order: (groups, columns) permutation: the columns in the order to be visited.
+        project_: overwrites values with levels; called once per column, in order.
+        damping: (groups,) added to the diagonal of H; raised if that is not enough.
+        order: (groups, columns) permutation: the order in which columns are visited.
 
     Cost: ``N^3 / 3 + n N^2`` flops.
     """
@@ -100,14 +100,14 @@ def qronos(
     damping: Tensor,
     order: Tensor | None = None,
 ) -> tuple[Tensor, Factor]:
-    """Return the levels (groups, neurons, columns) of Qronos, and the factor they rest on.
+    """Return the levels (groups, neurons, columns) of Qronos, and the factor used.
 
     The first column is rounded to the best choice given all others (Zhang et al., "Qronos", 2025)::
 
         q_1 = nearest(((G w)_1 - sum_{j>1} H_1j w_j) / H_11)
         w_{>1} <- (H_{>1,>1} + damping)^-1 (G_{>1,:} w - H_{>1,1} q_1)
 
-    and GPTQ goes on from there. Columns that carry nothing keep their weight. Arguments as in
+    and GPTQ continues from there. Columns without signal keep their weight. Arguments as in
     :func:`gptq`; ``cross`` is G. Cost: ``N^3 / 3 + 5 n N^2`` flops.
     """
     if order is not None:
@@ -122,7 +122,7 @@ def qronos(
 def _qronos_sweep(
     weight: Tensor, second: Tensor, cross: Tensor, factor: Factor, project_: Project
 ) -> Tensor:
-    """Round ``weight`` (groups, columns, neurons) in its own order."""
+    """Round ``weight`` (groups, columns, neurons) in the given column order."""
     energy = second.diagonal(dim1=1, dim2=2)[..., None]
     live = energy > torch.finfo(second.dtype).eps * energy.mean(1, keepdim=True)
     target = cross @ weight
@@ -140,7 +140,7 @@ def _qronos_sweep(
 
 
 def largest_eigenvalue(second: Tensor, iterations: int = 30) -> Tensor:
-    """Return an estimate (groups,) of the largest eigenvalue of H, by power iteration."""
+    """Estimate the largest eigenvalue (groups,) of H by power iteration."""
     vector = second.new_ones(*second.shape[:2], 1)
     vector = vector * torch.linspace(1, 2, second.shape[1]).to(second)[:, None]
     for _ in range(iterations):

@@ -1,11 +1,11 @@
-"""Steps at a slope, and rounding whose error is shaped by what the output feels of it.
+"""Steps at a slope, and rounding with errors shaped by their effect on the output.
 
-Coefficients stand in a matrix (groups, rows, columns) whose squared error costs
+Coefficients form a matrix (groups, rows, columns) whose error e costs
 ``sum over rows of weight * e H e'``. With H = R R' and R upper triangular, feedback along the
-columns turns that into ``weight * sum of (R_tt e_t)^2`` of plain rounding errors e; without it the
-diagonal of H counts. At a slope (distortion for each bit) the step of an entropy-coded coefficient
-whose squared error costs a is then ``sqrt(6 slope / (a ln 2))``: the slope of a uniform quantizer
-is ``2 ln 2 a step^2 / 12`` at high rates, whatever the law of its input.
+columns turns that into ``weight * sum of (R_tt e_t)^2`` of plain rounding errors; without feedback,
+the diagonal of H counts. At a slope (distortion per bit), the step of an entropy-coded coefficient
+whose squared error costs a is ``sqrt(6 slope / (a ln 2))``, because at high rates the slope of a
+uniform quantizer is ``2 ln 2 a step^2 / 12`` for any distribution.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .second_order import Factor, backward_cholesky
 
 __all__ = ["factor_of", "round_shaped", "step_at_slope"]
 
-_DAMPING = 0.01  # of the mean of H's diagonal
-_LARGEST = 2**20  # of an index
+_DAMPING = 0.01  # relative to the mean of H's diagonal
+_LARGEST = 2**20  # largest index
 
 
 def factor_of(second: Tensor) -> Factor:
@@ -31,15 +31,15 @@ def factor_of(second: Tensor) -> Factor:
 
 
 def step_at_slope(cost: Tensor, largest: Tensor, slope: float) -> Tensor:
-    """Return the steps of coefficients: powers of ``2^(1/4)``, to the 8 bits of a bfloat16.
+    """Return the steps of coefficients: powers of ``2^(1/4)``, in the 8 bits of a bfloat16.
 
     Args:
         cost: mean cost of a squared error in each set of coefficients that shares a step.
-        largest: the largest magnitude in each set; bounds the step, so that indices stay small
-            and, where errors cost nothing, so does the step.
-        slope: distortion for each bit.
+        largest: largest magnitude in each set; bounds the step, so that indices stay small and so
+            does the step if errors cost nothing.
+        slope: distortion per bit.
 
-    A coarse law of steps is cheap to code: at most 9 % off, it loses 0.004 bits a coefficient.
+    Coarse steps are cheap to code: at most 9 % off, they cost 0.004 bits per coefficient.
     """
     tiny = torch.finfo(torch.float32).tiny
     step = (6 * slope / math.log(2) / cost.clamp_min(1e-300)).sqrt()
@@ -54,10 +54,10 @@ def round_shaped(values: Tensor, step: Tensor, upper: Tensor | None, offset: flo
 
     Args:
         values: float64.
-        step: broadcasts over them: one for each row, or one for each column.
-        upper: R (groups, columns, columns) to feed errors back along the columns; None for plain
+        step: broadcasts over ``values``: one per row, or one per column.
+        upper: R (groups, columns, columns), to feed errors back along the columns; None for plain
             rounding.
-        offset: at what fraction of a step magnitudes round up; below 1/2 it favours zero.
+        offset: fraction of a step at which magnitudes round up; below 1/2 it favours zero.
     """
     units = values / step
     if upper is None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...engine.network.loading import load_values, plain_targets, unsuited
+from ...engine.network.loading import cast_loss, load_values, plain_targets
 from ...engine.network.naming import fit_modules, fit_names
-from ...engine.network.shared_memory import hindrance, ties
+from ...engine.network.shared_memory import storage_problem, ties
 from ...errors import ModelError, SourceError
 from .state_dicts import first_names, read_checkpoint, read_state_dict
 from .unreadable import shard_hint
@@ -38,7 +38,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     names = fit_names(checkpoint.tensors, wanted, renamed=targets is None)
     loaded = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
     for name, tensor in loaded.items():
-        why = hindrance(tensor, stored=True)
+        why = storage_problem(tensor, stored=True)
         if why:
             raise SourceError(f"{path}: tensor {name!r} {why}")
     loaded = _fill_optional(loaded, wanted)
@@ -94,7 +94,7 @@ def _check_fit(
     mismatched = [
         f"{name} {theirs.dtype}, expected {ours.dtype}: {why}"
         for name, (theirs, ours) in both.items()
-        if (why := unsuited(theirs.dtype, ours.dtype, trained=name in trained))
+        if (why := cast_loss(theirs.dtype, ours.dtype, trained=name in trained))
     ]
     problems = [
         f"{len(names)} {which} ({first_names(names)})"

@@ -116,7 +116,7 @@ def test_a_call_more_than_the_file_knows_is_refused():
     coded = fewbits.compress(Twice().eval(), fewbits.Nearest(bits=4), ROWS, activations=4)
     whole, _ = integer_network(coded.load_into(Twice().eval()), coded.contents)
     whole.times = 3
-    with pytest.raises(ModelError, match="reaches 'b' is on no grid"):
+    with pytest.raises(ModelError, match="input of 'b' is on no grid"):
         whole(ROWS)
 
 
@@ -174,7 +174,7 @@ def test_an_example_that_is_not_like_what_comes(deep):
     whole, layers = integer_network(model, coded.contents, X[:2])
     assert "conv3" in layers
     whole.conv3._forward_pre_hooks.clear()
-    with pytest.raises(ModelError, match="reaches 'conv3' is on no grid"):
+    with pytest.raises(ModelError, match="input of 'conv3' is on no grid"):
         whole(X)
 
 

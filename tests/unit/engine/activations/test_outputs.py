@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fewbits
 from fewbits.engine.activations.hooks import apply_grid, remove_inputs
-from fewbits.engine.activations.outputs import loose_outputs
+from fewbits.engine.activations.outputs import unquantized_outputs
 from fewbits.engine.network.batches import call_model
 from fewbits.errors import CalibrationError, ConfigError, ModelError
 
@@ -49,10 +49,13 @@ def net():
 
 
 def test_which_outputs_go_on_in_floats(net):
-    found = loose_outputs(net, LAYERS, X, call_model)
+    found = unquantized_outputs(net, LAYERS, X, call_model)
     assert found == ["bn2", "mix"]  # conv1's goes through bn1 into conv2, conv3's into mix
-    assert loose_outputs(net, ["conv1", "fc"], X, call_model) == ["bn1"]
-    assert loose_outputs(nn.Sequential(nn.Linear(4, 4)), ["0"], torch.ones(2, 4), call_model) == []
+    assert unquantized_outputs(net, ["conv1", "fc"], X, call_model) == ["bn1"]
+    assert (
+        unquantized_outputs(nn.Sequential(nn.Linear(4, 4)), ["0"], torch.ones(2, 4), call_model)
+        == []
+    )
 
 
 def compressed(net, **settings):
@@ -117,5 +120,5 @@ def test_errors_name_the_output(net):
         replace(coded, contents=contents).load_into(Other())
     bad = copy.deepcopy(net)
     bad.bn2.running_var.fill_(0).sub_(1)
-    with pytest.raises(CalibrationError, match=r"'(bn2|conv3|fc)' holds NaN"):
+    with pytest.raises(CalibrationError, match=r"'(bn2|conv3|fc)' contains NaN"):
         compressed(bad)

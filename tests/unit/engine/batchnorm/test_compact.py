@@ -64,7 +64,7 @@ def test_the_function_stays_and_the_statistics_become_constants():
     pairs = zip(last.weight.tolist(), last.running_var.tolist(), strict=True)
     slow = [gamma / (variance + 1e-3) ** 0.5 for gamma, variance in pairs]
     torch.testing.assert_close(net[5].weight.detach(), torch.tensor(slow))
-    assert coded.notes == ("2 batch normalizations settled: a gain and a bias",)
+    assert coded.notes == ("2 batch normalizations merged: a gain and a bias",)
     fresh = network()
     coded.load_into(fresh)
     assert torch.equal(fresh(inputs()), net(inputs()))

@@ -289,7 +289,7 @@ def test_what_an_earlier_pass_left_behind_is_not_constant():
         with torch.no_grad(), choices:
             net(INPUTS)
         causes.append(choices.cause)
-    assert causes == ["", "a tensor from out of sight"]
+    assert causes == ["", "a tensor of unknown origin"]
 
 
 def test_results_are_the_same_and_nothing_is_left_on():

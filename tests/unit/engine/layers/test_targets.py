@@ -71,7 +71,7 @@ def test_non_finite_weights_are_named():
     check_finite(net)
     with torch.no_grad():
         net.stem.weight[1, 2, 0, 1] = float("nan")
-    with pytest.raises(ModelError, match=r"'stem.weight' holds 1 NaN.*\(1, 2, 0, 1\)"):
+    with pytest.raises(ModelError, match=r"'stem.weight' contains 1 NaN.*\(1, 2, 0, 1\)"):
         check_finite(net)
 
 
@@ -164,5 +164,5 @@ def test_a_network_of_one_flat_buffer_is_coded_slice_by_slice():
 def test_float8_and_complex_values_are_checked_too():
     net = nn.Sequential(nn.Linear(4, 4))
     net.register_buffer("eight", torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2))
-    with pytest.raises(ModelError, match="'eight' holds 1 NaN"):
+    with pytest.raises(ModelError, match="'eight' contains 1 NaN"):
         check_finite(net)

@@ -312,18 +312,18 @@ def test_the_inputs_of_a_call_are_dropped_before_the_next_is_made():
 
 @pytest.mark.parametrize("batches", [[], (), iter([])])
 def test_no_batches(batches):
-    with pytest.raises(CalibrationError, match="holds no batch"):
+    with pytest.raises(CalibrationError, match="contains no batch"):
         run(chain(), batches=batches)
 
 
 @pytest.mark.parametrize("batches", [{"x": torch.zeros(2, 4)}, 3, "data"])
 def test_what_is_not_a_series_of_batches(batches):
-    with pytest.raises(CalibrationError, match="put a single batch into a list"):
+    with pytest.raises(CalibrationError, match="wrap a single batch in a list"):
         run(chain(), batches=batches)
 
 
 def test_an_unknown_target_gets_a_hint():
-    with pytest.raises(ConfigError, match=r"'inner\.33' is no module .* mean 'inner\.3'"):
+    with pytest.raises(ConfigError, match=r"'inner\.33' is not a module .* mean 'inner\.3'"):
         run(Broad(chain(), Exception), targets=["inner.33"])
 
 

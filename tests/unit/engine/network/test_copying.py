@@ -119,7 +119,7 @@ def test_weights_and_buffers_are_not_told_to_be_deleted(place):
     setattr(net[0], place, nn.Parameter(values) if place == "weight" else values)
     with pytest.raises(ModelError, match=rf"{place}.*as_subclass\(torch.Tensor\)") as told:
         fewbits.compress(net, fewbits.Nearest(bits=4))
-    remedy = str(told.value).rpartition("place: ")[2].rstrip(".")
+    remedy = str(told.value).rpartition("values: ")[2].rstrip(".")
     exec(remedy, {"module": net[0], "torch": torch})
     assert fewbits.compress(net, fewbits.Nearest(bits=4))
 

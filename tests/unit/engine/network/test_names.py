@@ -110,4 +110,4 @@ def test_a_bias_of_two_layers_is_corrected_for_neither():
     coded = fewbits.compress(network, fewbits.GPFQ(bits=3), [INPUTS])
     assert torch.equal(coded.state_dict()["0.bias"], before)
     reasons = [entry.reason for entry in coded.plan.entries]
-    assert reasons == ["no bias to correct: it is another layer's too"] * 2 + [""]
+    assert reasons == ["bias not corrected: it is shared with another layer"] * 2 + [""]

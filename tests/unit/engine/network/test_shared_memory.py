@@ -10,10 +10,10 @@ from torch import nn
 
 from fewbits.engine.network.shared_memory import (
     extent_of,
-    hindrance,
     is_same,
     overlaps,
     same_values,
+    storage_problem,
     ties,
 )
 
@@ -100,7 +100,7 @@ def test_expanded_tensors_cover_what_they_show():
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_what_has_no_plain_memory_is_told_with_a_remedy(tensor, told):
     tensor = torch.eye(3).to_sparse_csr() if isinstance(tensor, str) else tensor
-    assert re.search(told, hindrance(tensor))
+    assert re.search(told, storage_problem(tensor))
     assert extent_of(tensor) is None
     assert not is_same(tensor, tensor)
 
@@ -110,7 +110,7 @@ def test_plain_tensors_parameters_and_their_subclasses_have_no_hindrance():
         pass
 
     for tensor in (torch.ones(3), nn.Parameter(torch.ones(3)), torch.ones(3).as_subclass(Marked)):
-        assert hindrance(tensor) == ""
+        assert storage_problem(tensor) == ""
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from fewbits.ops.levels.codebook import assign, even_step, lloyd_max, thresholds, window
+from fewbits.ops.levels.codebook import assign, even_step, lloyd_max, offset_grid, thresholds
 
 
 def error(values, levels):
@@ -97,7 +97,7 @@ def test_assignment_is_the_nearest_level_and_ties_go_down():
 def test_windows_err_about_as_little_as_the_best_grid_anywhere(shift):
     """Against grids of any step and any place, which a file could not hold without an offset."""
     values = torch.rand(24, generator=torch.Generator().manual_seed(5)) + shift
-    step, lowest = window(values, 8)
+    step, lowest = offset_grid(values, 8)
     assert step == float(torch.tensor(step).bfloat16())
     found = error(values, (lowest + torch.arange(8)) * step)
     spans = torch.linspace(0.5, 1.1, 61).tolist()
@@ -109,9 +109,9 @@ def test_windows_err_about_as_little_as_the_best_grid_anywhere(shift):
 
 def test_windows_weigh_errors_by_their_cost():
     values = torch.tensor([1.0, 1.13, 1.29, 1.4, 9.0])
-    step, lowest = window(values, 4, torch.tensor([1.0, 1, 1, 1, 0]))
+    step, lowest = offset_grid(values, 4, torch.tensor([1.0, 1, 1, 1, 0]))
     assert step < 1
     assert step * (lowest + 3) < 5
-    step, lowest = window(values, 4)
+    step, lowest = offset_grid(values, 4)
     assert step * (lowest + 3) > 8
-    assert window(torch.zeros(3), 4) == (1.0, 0)
+    assert offset_grid(torch.zeros(3), 4) == (1.0, 0)

@@ -268,7 +268,9 @@ def test_a_shard_alone_names_its_index(shards, pickled):
         def _load_from_state_dict(self, *arguments):
             super()._load_from_state_dict(*arguments)
 
-    with pytest.raises(SourceError, match=rf"(?s)way of its own.*one of 2 shards.*'{index.name}'"):
+    with pytest.raises(
+        SourceError, match=rf"(?s)its own way of loading.*one of 2 shards.*'{index.name}'"
+    ):
         load_weights(Custom(*small()), shard)
     index.unlink()
     with pytest.raises(SourceError, match="Use the factory"):
@@ -397,7 +399,7 @@ def test_a_network_with_a_loader_of_its_own_uses_it(tmp_path):
     assert torch.equal(network[0].weight, made[0].weight)
     assert torch.equal(network[0].table, torch.arange(5))
     torch.save(small().state_dict(), tmp_path / "other.pt")
-    with pytest.raises(SourceError, match=r"other.pt: Sequential has a way of its own"):
+    with pytest.raises(SourceError, match=r"other.pt: Sequential has its own way of loading"):
         load_weights(network, tmp_path / "other.pt")
 
 
