@@ -153,7 +153,7 @@ class CodedModel:
         found = self.coverage
         if not found.low or not found.reason:
             return self
-        why: JSONValue = {found.largest: found.reason}
+        why: JSONValue = {found.largest: str(found.reason)}
         metadata = {**self.contents.metadata, "skipped": why}
         return replace(self, contents=replace(self.contents, metadata=metadata))
 

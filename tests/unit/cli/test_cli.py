@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import fewbits
 from cli_runs import one_line_error, run, run_json
 from fewbits.cli.jobs import demo as showcase
-from fewbits.methods import METHODS
+from fewbits.methods import METHODS, post_training_methods
 from fewbits.sources import load_data, load_model
 from fewbits.sources.demo_network import train_classifier
 
@@ -77,7 +77,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
     ("verb", "said"),
     [
         ("demo", "with every method that needs no training"),
-        ("compress", "gpfq; with a budget, the recipe smallest"),
+        ("compress", "gpfq; with a budget, smallest"),
         ("compress", "[default: the method's, 4]"),
         ("compress", "digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable"),
         ("compress", "timm:NAME or torchvision:NAME"),
@@ -493,7 +493,7 @@ def test_demo_compresses_with_every_method(here, monkeypatch):
     monkeypatch.setattr(showcase, "CALIBRATION", 128)
     found = run_json("demo", "--out", "shown")
     rows = found["rows"]
-    assert {row["method"] for row in rows} == {"float32", *METHODS}
+    assert {row["method"] for row in rows} == {"float32", *post_training_methods()}
     for row in rows:
         assert row["bytes"] == (here / "shown" / row["file"]).stat().st_size
     judged = run_json("evaluate", f"shown/{rows[1]['file']}", "--data", "digits")

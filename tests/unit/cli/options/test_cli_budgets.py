@@ -104,7 +104,7 @@ def test_metrics_that_are_none_or_judge_nothing(here):
     for options, message in (
         (("--metric", "los", "--max-drop", "1"), "unknown metric 'los'. Known: accuracy, loss."),
         (("--metric", "loss", "--max-drop", "1%"), "--max-drop takes a figure of loss: 0.05"),
-        (("--metric", "loss", "--target-size", "7KB"), "add --max-drop or --selection"),
+        (("--metric", "loss", "--target-bytes", "7KB"), "add --max-drop or --selection"),
         (("--metric", "loss"), "--metric belongs to a search"),
     ):
         found = run_json(*SEARCH, "--data", "digits", *options, *FAST, code=2)
