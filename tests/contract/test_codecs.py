@@ -15,15 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbits.coded import Contents, GridTensor, RawTensor
-from fewbits.coding import (
-    CODECS,
-    Bound,
-    Layout,
-    codec_of,
-    decode_symbols,
-    encode_symbols,
-    kernels,
-)
+from fewbits.coding import CODECS, Bound, Layout, codec_of, decode_symbols, encode_symbols, kernels
 from fewbits.container import decode, encode, inspect, measure
 from fewbits.container.frame import FIELDS, FOOTER
 from fewbits.errors import ConfigError, CorruptFileError

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..engine.layers.layer import LayerMatrix, QuantizedMatrix
-from ..engine.layers.statistics import Statistics
+from ..engine.layers.statistics import Statistics, check_float64
 from ..errors import CalibrationError, ConfigError, ModelError, is_number, require
-from ..ops.device import check_float64
 from ..ops.levels.grid import (
     FLOAT32_MAX,
     Grid,

@@ -6,10 +6,9 @@ import torch
 
 from fewbits.coded import Codebook, CodebookTensor, GridTensor
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
-from fewbits.engine.layers.statistics import StatisticsAccumulator
+from fewbits.engine.layers.statistics import StatisticsAccumulator, check_float64
 from fewbits.errors import CalibrationError, ConfigError, ModelError
 from fewbits.methods import GPFQ, GPTQ, Nearest, Qronos, from_settings, to_settings
-from fewbits.ops.device import check_float64
 
 
 def layer(*, rows=300, columns=64, neurons=24, groups=1, noise=0.1, energy=True, seed=0):
@@ -253,7 +252,7 @@ def test_devices_without_float64_are_named(monkeypatch):
     with pytest.raises(ModelError, match=r"layer 'fc'.*float64.*'mps:0'.*CPU"):
         check_float64(torch.device("mps", 0), "layer 'fc'")
     matrix, *_ = layer()
-    monkeypatch.setattr("fewbits.ops.device.WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr("fewbits.engine.layers.statistics.WITHOUT_FLOAT64", ("cpu",))
     for method in (GPFQ(), GPTQ(), Qronos()):
         with pytest.raises(ModelError, match=r"'fc\.weight'.*'cpu'"):
             method.encode(matrix)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import CalibrationError
-from ...ops.device import check_float64
+from ...errors import CalibrationError, ModelError
 from ...ops.levels.grid import all_finite
 
-__all__ = ["Statistics", "StatisticsAccumulator"]
+__all__ = ["Statistics", "StatisticsAccumulator", "check_float64"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,3 +196,20 @@ class StatisticsAccumulator:
         if all(pair[0] is pair[1] for pair in self._buffer):
             return reference, reference
         return reference, torch.cat([pair[1] for pair in self._buffer], 1)
+
+
+WITHOUT_FLOAT64 = ("mps",)
+
+
+def check_float64(device: torch.device, where: str) -> None:
+    """Check that a device supports float64, before a kernel fails without a reason.
+
+    Raises:
+        ModelError: it does not; names ``where`` and the device.
+    """
+    if device.type in WITHOUT_FLOAT64:
+        raise ModelError(
+            f"{where}: sums over calibration rows need float64, which the device "
+            f"{str(device)!r} does not support. Move the network to the CPU (model.cpu()) or to "
+            "CUDA, or use the method 'nearest'."
+        )
