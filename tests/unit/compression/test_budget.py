@@ -229,7 +229,7 @@ def test_methods_without_a_slope_are_told_of_those_with_one(digits_net, digits, 
     ("settings", "message"),
     [
         ({"target_bytes": 1, "target_bits": 2}, "target_bytes and target_bits are given together"),
-        ({"target_bytes": 0}, "^target_bytes must be"),
+        ({"target_bytes": 0}, "^target_bytes takes"),
         ({"max_drop": 0.1}, "max_drop needs evaluate="),
         ({"evaluate": len}, "^evaluate= belongs to a search"),
         ({"trace": "x.json"}, "^trace= belongs to a search"),

@@ -186,7 +186,7 @@ def test_dtypes_a_file_cannot_hold_are_named_before_work():
             "calibration_rows must be",
         ),
         (lambda: fewbits.Recipe((fewbits.Rule("*", GPFQ),), seed=10**70), "seed must be"),
-        (lambda: fewbits.Recipe.of("gpfq"), r"such as fewbits\.GPFQ\(bits=4\)"),
+        (lambda: fewbits.Recipe.of("gpqf"), "unknown method or recipe 'gpqf'"),
         (lambda: fewbits.compress(nn.Linear(2, 2), fewbits.GPFQ), "method must be a method"),
         (lambda: fewbits.plan("net", GPFQ), "model must be"),
     ],

@@ -114,5 +114,9 @@ def test_what_is_refused(digits_net, batches):
         fewbits.sensitivity(digits_net, "gpfq", batches, bits=[1])
     with pytest.raises(CalibrationError, match="needs the output of the network"):
         fewbits.sensitivity(
-            digits_net, batches, forward=lambda model, batch: str(model(batch)), effort="fast"
+            digits_net,
+            "gpfq",
+            batches,
+            forward=lambda model, batch: str(model(batch)),
+            effort="fast",
         )
