@@ -1,0 +1,84 @@
+"""``fewbits.compress`` with methods that train: one path, the input model untouched."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fewbits
+from fewbits.errors import ConfigError
+from fewbits.sources import load_data
+
+
+def data(count=128):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 12, generator=generator)
+    return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=32)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("method", ["hemp", "lowbit", "pwfn"])
+def test_a_method_that_trains_is_compressed_with_by_name(method, tmp_path):
+    net = network()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    coded = fewbits.compress(net, method, train=data(), training={"epochs": 2})
+    assert len(coded.history) == 2
+    assert all(entry.trained is not None for entry in coded.plan.entries)
+    assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)
+    coded.save(tmp_path / "net.fewbits")
+    loaded = fewbits.load(tmp_path / "net.fewbits", into=network())
+    assert torch.equal(loaded[0].weight, coded.state_dict()["0.weight"])
+    again = fewbits.compress(net, method, train=data(), training={"epochs": 2})
+    assert again.data == coded.data
+
+
+def test_a_recipe_compresses_first_and_then_trains():
+    recipe = fewbits.Recipe(
+        (fewbits.Rule("*", fewbits.GPFQ(bits=4)),),
+        train=fewbits.Training(method=fewbits.HEMP(levels=15), epochs=1),
+    )
+    coded = fewbits.compress(network(), recipe, train=data())
+    assert coded.contents.metadata["recipe"]["train"]["method"] == "hemp"
+    assert coded.tensors["0.weight"].step.shape == (16,)  # a step for each row, as GPFQ gave it
+
+
+def test_evaluate_chooses_the_epoch():
+    seen = []
+
+    def score(model):
+        seen.append(model)
+        return float(-len(seen))  # the first epoch that may be chosen is the best
+
+    training = {"epochs": 3, "select_from": 0.0}
+    fewbits.compress(network(), "hemp", train=data(), training=training, evaluate=score)
+    assert len(seen) >= 3
+
+
+def test_data_by_name():
+    coded = fewbits.compress(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+        "hemp",
+        train=load_data("digits"),
+        training=fewbits.Training(epochs=1),
+        metadata=False,
+    )
+    assert not coded.contents.metadata
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "hemp"}, "'hemp' trains: pass train="),
+        ({"method": "hemp", "train": iter([])}, "can be read only once"),
+        ({"method": "hemp", "train": [], "target_bytes": "1KB"}, "do not go together"),
+        ({"method": "nearest", "train": []}, "train= is for methods that train"),
+        ({"method": "hemp", "train": [], "training": {"epoch": 3}}, "epoch"),
+    ],
+)
+def test_what_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        fewbits.compress(network(), **settings)
