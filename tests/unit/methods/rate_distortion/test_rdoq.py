@@ -136,5 +136,7 @@ def test_a_recipe_by_name_makes_a_smaller_file(digits_net, digits):
     large = fewbits.compress(digits_net, fewbits.RDOQ(slope=1e-6), calibration=x)
     assert len(small.data) < len(large.data)
     assert small.contents.metadata["recipe"]["rules"][0]["method"] == "rdoq"
-    with pytest.raises(fewbits.ConfigError, match="recipe's name"):
-        fewbits.compress(digits_net, "rdoq", calibration=x)
+    alone = fewbits.compress(digits_net, "rdoq", calibration=x)
+    assert alone.plan.recipe.rules == small.plan.recipe.rules
+    with pytest.raises(fewbits.ConfigError, match=r"unknown method or recipe.*'smallest'"):
+        fewbits.compress(digits_net, "smalest", calibration=x)
