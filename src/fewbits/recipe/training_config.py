@@ -83,7 +83,12 @@ class Training:
     def __post_init__(self) -> None:
         method = self.method
         trained = method is None or (is_method(method) and trains(method))
-        require(trained, "train: method", "a method that trains, or None", method)
+        require(
+            trained,
+            "train: method",
+            f"a method that trains ({', '.join(training_methods())}), or None",
+            method,
+        )
         for name in ("epochs", "batch_size", "accumulate"):
             _check_whole(name, getattr(self, name), 1)
         for name in ("padding", "vector_bits"):

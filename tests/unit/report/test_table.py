@@ -124,7 +124,8 @@ def test_plan_names_method_settings_and_reasons():
 def test_methods_and_settings():
     entry = {"name": "m", "needs": "both", "summary": "s", "paper": "p", "settings": {"bits": 4}}
     assert methods_table([entry]).plain().splitlines()[1].split() == ["m", "both", "s", "p"]
-    assert settings_table({"levels": None}).plain().splitlines()[1].split() == ["levels", "none"]
+    row = settings_table({"levels": None}, {"levels": "how many"}).plain().splitlines()[1]
+    assert row.split() == ["levels", "none", "how", "many"]
 
 
 def test_human_bytes():

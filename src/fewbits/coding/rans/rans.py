@@ -222,7 +222,8 @@ def _symbols(cursor: Cursor, bins: Bins, window: Window) -> Symbols:
     if window.dtype != np.int32:
         bins += np.uint8(window.first & 255)  # modulo 256
         return bins.view(window.dtype)
-    out = np.add(bins, np.int32(window.first))
+    # In int32 whatever numpy promotes: an old one keeps the bytes of small scalars, and wraps.
+    out = np.add(bins, window.first, dtype=np.int32)
     if window.escape:
         rare = bins == window.alphabet - 1
         wanted = cursor.varint()

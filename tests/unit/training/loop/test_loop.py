@@ -25,6 +25,8 @@ from fewbits.training.loop.selection import Selection
 class Rounding:
     """Pulls weights to multiples of a learned step: all verbs of a tuner, in a few lines."""
 
+    stage = 0
+
     def __init__(self, model):
         self.model, self.progress, self.steps = model, 0.0, 0
         self.scale = nn.Parameter(torch.tensor(0.25))
@@ -120,7 +122,7 @@ def train(samples, *, tuner=None, killed_at=None, loss=None, **settings):
             raise KilledError
         return plain(model, batch)
 
-    given = {"epochs": 3, "batch_size": 64, "rate": WarmCosine(warm_up=0.1)} | settings
+    given = {"epochs": 3, "batch_size": 64, "lr_schedule": WarmCosine(warm_up=0.1)} | settings
     try:
         fitted = fit(tuner, mortal, samples, optimizer=optimizer, **given)
     except KilledError:
@@ -154,7 +156,7 @@ def test_it_learns_and_tells(samples, digits, tmp_path):
     assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4, 5, 6]
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
     assert [e.done for e in events if e.stage == "train"] == list(range(43))
-    for word in ("loss", "penalty", "rate", "accuracy", "held out"):
+    for word in ("loss", "penalty", "bits per weight", "accuracy", "held out"):
         assert word in events[-1].detail
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -23,6 +23,8 @@ from fewbits.training.loop.optimizers import make_optimizer
 class Pulling:
     """A tuner whose own learnable is outside of the network: every process must step it alike."""
 
+    stage = 0
+
     def __init__(self, model):
         self.model, self.scale = model, nn.Parameter(torch.tensor(0.1))
 

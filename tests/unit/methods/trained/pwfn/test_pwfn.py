@@ -420,7 +420,7 @@ def test_a_training_that_went_wrong_is_loud():
     session = PWFN().start(weights)
     with torch.no_grad():
         session.deviations()["one"][0, 0] = float("nan")
-    with pytest.raises(ModelError, match="1 deviations"):
+    with pytest.raises(ModelError, match="1 of 930 deviations"):
         session.advance(0.5)
 
 
