@@ -216,7 +216,9 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
             "only the grid's levels occur. No faster than 8 bits."
         )
     if not contents.activations:
-        notes.append("inputs are floats: weights are unpacked, products are computed in floats.")
+        notes.append(
+            "inputs are floats: runtimes unpack the weights and compute in floats, or round the inputs."
+        )
     return notes
 
 
