@@ -217,7 +217,8 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
         )
     if not contents.activations:
         notes.append(
-            "inputs are floats: runtimes unpack the weights and compute in floats, or round the inputs."
+            "inputs are floats: runtimes unpack the weights and compute in floats, or round the "
+            "inputs."
         )
     return notes
 
