@@ -83,7 +83,7 @@ def test_a_weight_that_a_rule_keeps_is_not_folded_into():
 def test_the_plan_tells_what_became_of_kept_tensors():
     plan = fewbits.compress(_conv_bn(), GPFQ, calibration=_data(3, 8, 8)).plan
     assert plan.kept["1.weight"].endswith("absorbed by the layer before it")
-    assert plan.kept["0.bias"].endswith("scaled with its absorbed normalization")
+    assert plan.kept["0.bias"].endswith("scaled with its absorbed BatchNorm")
     assert plan.kept["2.bias"] == "biases are kept; corrected by the mean error"
     assert plan.kept["1.num_batches_tracked"] == "int64 values are kept exactly"
 
@@ -179,7 +179,7 @@ def test_dtypes_a_file_cannot_hold_are_named_before_work():
         (lambda: fewbits.Recipe((fewbits.Rule("*", GPFQ),), None), "prepare must be a tuple"),
         (
             lambda: fewbits.Recipe((fewbits.Rule("*", GPFQ),), ("fold_batchnorm",) * 2),
-            "stages named once",
+            "a tuple without duplicates",
         ),
         (
             lambda: fewbits.Recipe((fewbits.Rule("*", GPFQ),), calibration_rows=True),

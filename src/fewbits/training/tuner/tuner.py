@@ -265,9 +265,9 @@ class Tuner:
             contents=contents, plan=self.plan, info=info, effort=effort, notes=tuple(notes)
         )
         coded.load_into(self.model)
-        coded.doubt(stacklevel=2)
+        coded.warn_low_coverage(stacklevel=2)
         self._done = True
-        return coded.explained() if metadata else coded.without_metadata()
+        return coded.with_skip_reason() if metadata else coded.without_metadata()
 
     # -- the network's parts
 

@@ -267,7 +267,7 @@ def test_sensitivity(here):
 
 def test_sensitivity_refuses(here):
     run("sensitivity", *NETWORK, "--bits", "two", code=2)
-    assert "no setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
+    assert "the setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
 
 
 # sweep
