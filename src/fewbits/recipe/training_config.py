@@ -89,7 +89,8 @@ class Training:
     def __post_init__(self) -> None:
         method = self.method
         valid = method is None or (is_method(method) and trains(method))
-        require(valid, "train: method", "a method that trains, or None", method)
+        expected = f"a method that trains ({', '.join(training_methods())}), or None"
+        require(valid, "method", expected, method)
         for name in ("epochs", "batch_size", "accumulate"):
             _check_whole(name, getattr(self, name), 1)
         for name in ("padding", "vector_bits"):

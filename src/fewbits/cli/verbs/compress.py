@@ -156,15 +156,11 @@ def compress(
     if out is not None and not dry_run:
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
-        options = {
-            "effort": effort,
-            "evaluate": evaluate,
-            "calibration_samples": calibration_samples,
-        }
-        options["metadata"] = not no_metadata
+        run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
+        run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
-        return _train(out, sources, trained, options, budget=budget, force=force, threads=threads)
+        return _train(out, sources, trained, run, budget=budget, force=force, threads=threads)
     from ..jobs.compress import Job, plan_notes  # noqa: PLC0415  (brings torch)
 
     job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget)
