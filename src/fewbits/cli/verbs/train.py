@@ -137,26 +137,13 @@ def train(
     run_options: _Options = {"start": start, "effort": effort, "log": log, "precision": precision}
     run_options |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}
     run_options["metadata"] = False if no_metadata else None
-    method_options: _Options = {
-        "method": method,
-        "settings": settings or [],
-        "recipe": recipe,
-        "seed": seed,
-    }
+    spec: _Options = {"method": method, "settings": settings or [], "recipe": recipe, "seed": seed}
     if resume is not None:
-        options.refuse_beside_resume(
-            {
-                "out": out,
-                "weights": weights,
-                **method_options,
-                **loop,
-                **run_options,
-                "no_metadata": no_metadata,
-            }
-        )
+        given = {"out": out, "weights": weights, **spec, **loop, **run_options}
+        options.refuse_beside_resume({**given, "no_metadata": no_metadata})
         request = resume_request(resume, sources)
     else:
-        chosen = options.choose_training(loop=loop, **method_options)
+        chosen = options.choose_training(loop=loop, **spec)
         request = make_request(out, sources, chosen.to_dict(), run_options, force=force)
     from ..jobs.train import run_training  # noqa: PLC0415  (brings torch)
 
