@@ -81,7 +81,7 @@ class UniformMethod(PostTrainingMethod):
             "mean_max" (the mean over rows of their largest magnitude; Zhang, Zhou and Saab 2023).
             The last two are usually combined with ``clip`` and give one step per layer.
         clip: factor by which the radius is multiplied.
-        per: "channel" (one step per output neuron) or "tensor" (one step per layer).
+        per: how many steps a layer has: "channel" (one per output neuron) or "tensor" (just one).
     """
 
     radii: ClassVar[tuple[str, ...]] = DATA_FREE_RADII

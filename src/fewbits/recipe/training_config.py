@@ -35,7 +35,7 @@ class Training:
         epochs: number of passes over the training data.
         batch_size: samples per step, over all processes.
         accumulate: micro-batches per step and process; more of them take less memory.
-        optimizer: "sgd" (with Nesterov momentum) or "adamw".
+        optimizer: the optimizer: "sgd" (with Nesterov momentum) or "adamw".
         learning_rate: peak learning rate; it then falls to zero along half a cosine.
         momentum: momentum of "sgd", or the first beta of "adamw".
         weight_decay: weight decay, applied to weights of two or more dimensions.

@@ -77,7 +77,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
     ("verb", "said"),
     [
         ("demo", "with every method that needs no training"),
-        ("compress", "gpfq; with a budget, smallest"),
+        ("compress", "gpfq; with a budget, the recipe smallest"),
         ("compress", "[default: the method's, 4]"),
         ("compress", "digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable"),
         ("compress", "timm:NAME or torchvision:NAME"),

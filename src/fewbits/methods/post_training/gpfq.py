@@ -49,13 +49,14 @@ class GPFQ(FeedbackMethod):
     Attributes:
         radius: also "objective", which tries twelve multiples of the largest magnitude (0.25 to
             1.25 times ``clip``) and takes the one with the least output error after the whole
-            sweep; for each neuron with ``per="channel"`` (twelve sweeps), otherwise for the layer,
-            on a sample of its neurons.
+            sweep, for each neuron (``per="channel"``, twelve sweeps) or for the layer (on a sample
+            of its neurons).
         threshold: sets small weights to zero for sparser layers: "none", "soft" (an L1 penalty) or
             "hard" (an L0 penalty, with two more levels).
         threshold_size: size of the threshold in steps of the grid; with "hard" it must be below
             the largest level.
-        rounding: "nearest", or "stochastic", which is unbiased but twice as noisy.
+        rounding: how to round: to the "nearest" level, or "stochastic", which is unbiased but twice
+            as noisy.
         passes: refinement passes of coordinate descent after the greedy pass (not in the papers).
             None means 2, or 0 with stochastic rounding, which refinement would undo.
     """

@@ -47,8 +47,9 @@ class Transform(PostTrainingMethod):
             weights only) or "none".
         side: the channels that the basis mixes: "row" (inputs), "column" (outputs), or "best",
             which takes for each layer the cheapest of these two and no transform.
-        form: "entropy" (uniform steps and entropy coding) or "blocks" (as in the paper: eight
-            blocks of rows per layer with 0 to 8 bits each, counted at fixed length).
+        form: how coefficients are coded: "entropy" (uniform steps and entropy coding) or "blocks"
+            (as in the paper: eight blocks of rows per layer with 0 to 8 bits each, counted at fixed
+            length).
         basis_bits: bits per value of a basis.
         feedback: whether later values correct earlier errors: those of earlier layers, and of
             earlier columns in the same layer. Only with ``form="entropy"``.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ....coded import ActivationGrid, Cause, Reason
 from ....engine.activations.hooks import install_inputs, remove_inputs
+from ....engine.activations.observer import Site
 from ....engine.activations.placement import PLACEMENTS
 from ....engine.batchnorm.statistics import measure_batchnorm
 from ....engine.layers.layer import Quantized
@@ -53,9 +54,9 @@ class LowBit(TrainingMethod):
     Attributes:
         weights: bits per weight, 1 to 8 (2 to 8 with "lsq" and "lsq+"); 32 leaves weights in float.
         activations: bits per value of the inputs of layers, 1 to 8; 32 leaves them in float.
-        quantizer: "lsq" (a learned step), "lsq+" (also a learned zero for inputs with negative
-            values), "pact" (a learned clip for inputs, DoReFa for weights) or "dorefa" (levels from
-            -1 to 1 for weights and from 0 to 1 for inputs, as in the paper).
+        quantizer: how values are quantized: "lsq" (a learned step), "lsq+" (also a learned zero for
+            inputs with negative values), "pact" (a learned clip for inputs, DoReFa for weights) or
+            "dorefa" (levels from -1 to 1 for weights and from 0 to 1 for inputs, as in the paper).
         schedule: how bits change during training: "direct", "two_stage", "activations_first",
             "progressive", "two_stage_progressive" or "stochastic"; or a list of stages with bits of
             weights / activations, such as "8/8, 4/4, 2/2".
@@ -64,7 +65,8 @@ class LowBit(TrainingMethod):
             treated the same.
         placement: where to quantize activations: at the "input" of every layer, or at the "output"
             of every ReLU, as in the paper, so that shortcuts carry quantized values too.
-        per: "tensor" (one step per weight tensor) or "channel" (one step per output neuron).
+        per: how many steps weights have: "tensor" (one per weight tensor) or "channel" (one per
+            output neuron).
         ranges: how to fit a grid at the start of each new width: "mse" (least squared error),
             "mean" (the rule of LSQ, a step of 2 mean|v| / sqrt(largest index); not for inputs with
             a learned zero) or "percentile" (of the activations; weights use "mse").
@@ -254,20 +256,23 @@ class LowBitSession:
             batches=batches,
             forward=forward,
         )
-        narrowest = min(stage.activations for stage in self.stages)
         for site, always_8 in sites:
-            self.inputs[site.name] = LowBitInput(
-                site,
-                model.get_submodule(site.module),
-                "lsq" if always_8 else self.method.quantizer,
-                narrowest=8 if always_8 else narrowest,
-                ranges=self.method.ranges,
-                percentile=self.method.percentile,
-            )
+            self.inputs[site.name] = self._make_input(site, model, always_8)
         add_quantizers(model, self.inputs.values())
         self._eight_bit_sites = {site.name for site, always_8 in sites if always_8}
         install_inputs(model, dict(self.inputs))
         self._enter(self.stage)
+
+    def _make_input(self, site: Site, model: nn.Module, always_8: bool) -> LowBitInput:
+        narrowest = min(stage.activations for stage in self.stages)
+        return LowBitInput(
+            site,
+            model.get_submodule(site.module),
+            "lsq" if always_8 else self.method.quantizer,
+            narrowest=8 if always_8 else narrowest,
+            ranges=self.method.ranges,
+            percentile=self.method.percentile,
+        )
 
     def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:
         """Enter the last stage, re-estimate BatchNorm if requested, and remove the hooks."""

@@ -71,8 +71,8 @@ class PWFN(TrainingMethod):
         begin: share of the training before the first round.
         until: share of the training before the last round, after which only normalization layers
             train.
-        mode: "lock" (fixed weights stay fixed) or "recluster" (every round starts over with all
-            weights).
+        mode: what later rounds do with fixed weights: "lock" (they stay fixed) or "recluster"
+            (every round starts over with all weights).
         terms: largest number of powers of two that are summed in a value.
         signed: whether powers of two may also be subtracted.
         finest: values are multiples of ``2**-finest``. None takes 7, or more if a layer is so small
@@ -80,8 +80,8 @@ class PWFN(TrainingMethod):
         distance: distance at which each round starts to search for weights, in deviations.
         widen: factor by which the distance grows if it reaches no weight.
         most: largest number of different values; None for no limit.
-        prefer_zero: choose zero unless another value is close to more weights by more than this
-            share.
+        prefer_zero: choose zero unless another value takes more weights than zero does, by more
+            than this share.
         embeddings: whether to cluster embedding tables too.
     """
 

@@ -402,7 +402,7 @@ def test_the_finest_value_follows_from_the_smallest_layer():
     assert finest_exponent(layers, None) == 10
     assert 2.0**-10 <= 0.004 / 4 < 2.0**-9
     assert finest_exponent(layers[:1], 3) == 3
-    with pytest.raises(ConfigError, match=r"'b': 100\.0% of it are below"):
+    with pytest.raises(ConfigError, match=r"'b': 100\.0% of it is below"):
         finest_exponent(layers, 7)
     assert finest_exponent([("z", np.zeros((3, 3), np.float32))], 7) == 7
 
@@ -459,7 +459,7 @@ def test_settings_round_trip():
         ({"fractions": (0.5,)}, "fractions must be"),
         ({"fractions": ()}, "fractions must be"),
         ({"fractions": 1.0}, "fractions must be"),
-        ({"begin": 0.9, "until": 0.8}, "begin, until must be"),
+        ({"begin": 0.9, "until": 0.8}, "begin and until must be"),
         ({"begin": 1.5}, "begin must be"),
         ({"terms": 0}, "terms must be"),
         ({"signed": 1}, "signed must be"),
