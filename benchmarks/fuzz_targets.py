@@ -13,7 +13,7 @@ import torch
 
 import fewbits
 from fewbits import Recipe
-from fewbits.cli.jobs.run_folder import Order
+from fewbits.cli.jobs.run_folder import RunRequest
 from fewbits.errors import ConfigError, CorruptFileError, SourceError
 from fewbits.search.trace import Trace
 from fewbits.sources.checkpoints.state_dicts import read_state_dict
@@ -119,7 +119,7 @@ TARGETS = {
     "recipe": Target(_recipe, PLAIN, _plain(*RECIPES), "recipe.yaml"),
     "trace": Target(_trace, PLAIN, _plain(*TRACES), "trace.json"),
     "run": Target(
-        lambda path: Order.of_folder(path.parent), PLAIN, _plain(json.dumps(ORDER)), "run.json"
+        lambda path: RunRequest.load(path.parent), PLAIN, _plain(json.dumps(ORDER)), "run.json"
     ),
     "checkpoint": Target(RunFolder.read, PLAIN, _checkpoints, "last.pt"),
     "weights": Target(read_state_dict, PLAIN, _weights, "weights.pt"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbits.methods.trained.pwfn.rounds import Fixed, fix_more, told
+from fewbits.methods.trained.pwfn.rounds import FixingState, fix_more, round_record
 from fewbits.ops.levels.powers_of_two import first_deviations
 from fewbits.ops.weight_fixing import Ladder
 from images import CACHE
@@ -49,10 +49,10 @@ def one(job: tuple[int, float, bool]) -> dict[str, Any]:
     if grown:
         deviations += np.float32(GROWN)
     nothing = np.zeros(count, bool)
-    row = Fixed(values, deviations, nothing, nothing)
+    row = FixingState(values, deviations, nothing, nothing)
     before, began = peak_rss_mb(), time.process_time()
     after, found = fix_more(row, share, Ladder(7), lock=True)
-    record = told(after, found, 0.0, share, deviation=0.0, unit=2.0**7)
+    record = round_record(after, found, 0.0, share, deviation=0.0, unit=2.0**7)
     return {
         "weights": count,
         "share": share,

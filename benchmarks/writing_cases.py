@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import fewbits
 from fewbits.cli.app import app
-from fewbits.cli.jobs.run_folder import Order
+from fewbits.cli.jobs.run_folder import RunRequest
 from fewbits.errors import ConfigError, SourceError
 from fewbits.files.atomic_write import TEMPORARY, write
 from fewbits.search import Trace
@@ -123,7 +123,7 @@ def _source() -> Path:
 def _order(path: Path) -> None:
     plain: dict[str, Any] = {"model": "m", "weights": None, "data": "d", "selection": None}
     recipe = {"rules": ["x" * 2**20]}
-    Order(**plain, start=None, recipe=recipe, out="o", folder=str(path.parent)).keep()
+    RunRequest(**plain, start=None, recipe=recipe, out="o", folder=str(path.parent)).save()
 
 
 def _metrics(path: Path) -> None:

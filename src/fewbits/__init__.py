@@ -1,11 +1,11 @@
-"""fewbits: the smallest file at a wanted accuracy, from any trained PyTorch network.
+"""fewbits: compress trained PyTorch networks to the smallest file at the accuracy you want.
 
 >>> import fewbits
 >>> coded = fewbits.compress(model, fewbits.GPFQ(bits=4), calibration=loader)  # doctest: +SKIP
 >>> coded.save("net.fewbits")                                                  # doctest: +SKIP
 >>> model = fewbits.load("net.fewbits", into=model)                            # doctest: +SKIP
 
-Names are imported on first use, so that ``import fewbits`` and ``fewbits.inspect`` need no torch.
+Names are imported on first use, so ``import fewbits`` and ``fewbits.inspect`` do not need torch.
 """
 
 from importlib import import_module

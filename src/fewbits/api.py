@@ -1,6 +1,6 @@
-"""What people call: compress, plan, load. Each does its work in ``compression``.
+"""The public functions compress, plan and load; the work is done in ``compression``.
 
-Nothing heavy is imported before it is needed: loading a file imports no method and no recipe.
+Imports are deferred until they are needed: loading a file imports no methods and no recipes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["compress", "load", "load_tensor", "plan"]
 
 
-@torch.inference_mode(False)  # copies of a network that may need gradients are made inside
+@torch.inference_mode(False)  # copies of the network are made inside, and may need gradients
 def compress(
     model: nn.Module,
     method: HowToCompress,
@@ -54,62 +54,62 @@ def compress(
     max_live_bytes: int = 1 << 30,
     progress: Progress = silent,
 ) -> CompressionResult:
-    """Compress a trained network; ``model`` itself stays as it is.
+    """Compress a trained network; ``model`` itself is not changed.
 
-    With one of ``target_bytes``, ``target_bits`` and ``max_drop`` fewbits searches for the slope
-    (the squared output error that a bit is worth): every rule whose method has one gets the same,
-    and the best file within the budget is returned. An evaluation costs one compression and one
+    With one of ``target_bytes``, ``target_bits`` and ``max_drop``, fewbits searches for the slope
+    (the squared output error that one bit is worth), uses it in every rule whose method has one,
+    and returns the best file within the budget. Each evaluation costs one compression and one
     encoding.
 
     Args:
-        model: any ``nn.Module``; works on copies in eval mode, without tracing.
+        model: any ``nn.Module``. fewbits works on copies in eval mode and does not trace.
         method: a method for all weights, such as ``fewbits.GPFQ(bits=4)``, or a
-            :class:`Recipe`; also by name: "gpfq", "hemp", "smallest", or the path of a recipe file.
+            :class:`Recipe`; also a name ("gpfq", "hemp", "smallest") or the path of a recipe file.
         calibration: an iterable of batches (tensors, tuples such as (inputs, labels), dicts), or
-            one tensor of stacked samples. Needed by methods that look at activations. Never pass
+            one tensor of stacked samples. Required by methods that use activations. Never pass
             evaluation data.
-        forward: ``forward(model, batch)`` calls the network where the default would not do.
-        train: labelled training data, for methods that train: a ``DataLoader`` or anything else
-            that can be iterated again and again over batches of (inputs, labels), or a
+        forward: ``forward(model, batch)`` runs the network, if the default call does not suit it.
+        train: labelled training data for methods that train: a ``DataLoader`` or any other
+            iterable over batches of (inputs, labels) that can be iterated repeatedly, or a
             ``fewbits.sources`` data source. Needs the extra ``train``.
-        training: how to train: :class:`Training`, or a mapping of its settings; by default what
+        training: how to train: a :class:`Training` or a mapping of its settings; by default as
             the recipe says.
-        target_bytes: largest length of the file, as a number or "100KB"; met within 1% where
-            sizes allow.
+        target_bytes: largest size of the file, as a number or "100KB"; met within 1% if sizes
+            allow.
         target_bits: the same, in bits of the file per quantized weight.
-        max_drop: the smallest file whose score is at most this far below the float network's: a
-            number, or points of accuracy such as "0.5%".
-        evaluate: ``evaluate(model) -> score``, higher is better, on *selection* data: neither that
-            of calibration nor that which is reported. ``max_drop`` needs it; a training chooses
-            its epoch by it; other searches note it.
-        evaluations: most evaluations, those of a resumed trace included.
-        time_budget: most time, in seconds or as "10m": no evaluation starts that would likely end
-            later.
-        trace: file that keeps every evaluation, as JSON; an existing one is resumed.
-        effort: of encoding: "fast", "balanced" or "smallest"; sizes are measured with it, and
+        max_drop: find the smallest file whose score is at most this far below that of the float
+            network: a number, or percentage points of accuracy such as "0.5%".
+        evaluate: ``evaluate(model) -> score``, higher is better, on *selection* data: neither the
+            calibration data nor the data that results are reported on. Required by ``max_drop``;
+            training uses it to choose the epoch; other searches only record it.
+        evaluations: largest number of evaluations, including those of a resumed trace.
+        time_budget: longest time, in seconds or as "10m". No evaluation starts that is likely to
+            end later.
+        trace: JSON file that records every evaluation; an existing file is resumed.
+        effort: coding effort: "fast", "balanced" or "smallest". Sizes are measured with it, and
             ``save`` uses it.
-        threads: that encode during a search, as in :meth:`CodedModel.encode`.
-        seed: random seed; overrides the recipe's.
-        activations: bits of the inputs of quantized layers, or ``fewbits.Activations(...)``:
-            ranges come from calibration data, after the weights. None leaves them in float, or as
-            a recipe says.
-        source: how to build the network again ("module:callable"), kept in the file.
-        metadata: whether the file holds recipe and source, some 50 to 300 bytes.
-        max_live_bytes: most bytes of activations held by suspended forward passes; batches beyond
-            it are run again for every layer.
-        progress: called after every layer, evaluation or step of a training.
+        threads: threads that encode during a search, as in :meth:`CodedModel.encode`.
+        seed: random seed; overrides that of the recipe.
+        activations: bits for the inputs of quantized layers, or ``fewbits.Activations(...)``.
+            Ranges are calibrated after the weights are quantized. None leaves inputs in float, or
+            as the recipe says.
+        source: how to build the network again ("module:callable"); stored in the file.
+        metadata: whether to store recipe and source in the file, some 50 to 300 bytes.
+        max_live_bytes: largest number of bytes of activations held by suspended forward passes;
+            batches beyond it are run again for every layer.
+        progress: called after every layer, evaluation or training step.
 
     Returns:
         The compressed network: save it, print its size report and its plan, or read its state
-        dict. After a search, its ``trace`` lists what was tried; after a training, its ``history``
-        has the figures of every epoch.
+        dict. After a search, ``trace`` lists what was tried; after training, ``history`` has the
+        metrics of every epoch.
 
     Raises:
-        ConfigError: a setting or recipe (TargetError: a pattern that matches nothing).
+        ConfigError: an invalid setting or recipe (TargetError: a pattern that matches nothing).
         ModelError: NaN or infinite weights, or a network that cannot be copied or written.
-        CalibrationError: calibration data missing, empty, not finite, or a forward that raises.
-        BudgetError: no file that was evaluated is within the budget.
-        MissingExtraError: a training without the extra ``train``.
+        CalibrationError: calibration data is missing, empty or not finite, or the forward raises.
+        BudgetError: no evaluated file is within the budget.
+        MissingExtraError: training without the extra ``train``.
     """
     from .compression.compress import Request, compress_network  # noqa: PLC0415
 
@@ -140,7 +140,8 @@ def compress(
     if request.recipe.training_stage is None:
         if train is not None:
             raise ConfigError(
-                "train= is for methods that train, and none is named: see 'fewbits methods'."
+                "train= is only used by methods that train, and the recipe names none. Leave it "
+                "out, or choose such a method: see 'fewbits methods'."
             )
         return compress_network(request)
     from .training.compress import compress_by_training  # noqa: PLC0415
@@ -151,17 +152,17 @@ def compress(
 def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
     """Return what :func:`compress` would do with every tensor, without doing it.
 
-    ``calibrated`` tells whether there will be calibration data, as in :meth:`Recipe.of`. Layers
-    that calibration does not reach are known only after it.
+    ``calibrated`` says whether there will be calibration data, as in :meth:`Recipe.of`. Layers that
+    calibration does not reach only become known during calibration.
     """
-    from .compression.compress import planned  # noqa: PLC0415
+    from .compression.compress import plan_request  # noqa: PLC0415
 
-    made, trained = planned(model, method, calibrated)
-    if trained is None:
-        return made
-    from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (seconds)
+    result, training_method = plan_request(model, method, calibrated)
+    if training_method is None:
+        return result
+    from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (takes seconds)
 
-    return as_trained(model, made, trained)
+    return as_trained(model, result, training_method)
 
 
 @overload
@@ -189,29 +190,30 @@ def load(
     threads: int = 0,
     transform_domain: bool = False,
 ) -> dict[str, Tensor] | nn.Module:
-    """Read a file: into a network, which is returned, or as a plain state dict.
+    """Read a file into a network, which is returned, or as a plain state dict.
 
-    Tensors are decoded one at a time: beyond the values themselves it takes some 64 MiB and 16
-    bytes for each weight of the largest tensor.
+    Tensors are decoded one at a time: besides the values themselves this takes some 64 MiB and 16
+    bytes per weight of the largest tensor.
 
     Args:
-        path: a file that :meth:`CodedModel.save` wrote.
-        into: a network of the same architecture; its values are replaced, all or none. Its names
-            may differ by what wraps a network: DataParallel, torch.compile. Inputs of
-            layers that the file quantizes are quantized by forward pre-hooks, bit for bit as when
-            it was written; a file without such inputs removes them.
-        max_decoded_bytes: refuse a file that decodes to more; None for a limit that fits what this
-            package writes (64 MiB and 256 times the file). The time that it may take grows with it.
-        threads: that decode side by side; 0 for as many as there are cores. Each takes up to 50
-            MB of its own. The values are the same.
-        transform_domain: with ``into``, whose layers are changed: a linear or convolution layer
-            that the file holds in a basis becomes a pair of layers, nn.Sequential, which multiply
-            by the basis and by what remains of the coefficients. Its outputs are the same but for
-            rounding. Other layers stay as they are.
+        path: a file written by :meth:`CodedModel.save`.
+        into: a network of the same architecture; either all of its values are replaced or none.
+            Its names may have the prefixes of wrappers (DataParallel, torch.compile). Layer inputs
+            that the file quantizes are quantized by forward pre-hooks, bit for bit as when the file
+            was written; a file without quantized inputs removes such hooks.
+        max_decoded_bytes: refuse a file that decodes to more; None sets a limit that every file
+            written by this package meets (64 MiB plus 256 times the file). Decoding time is bounded
+            in proportion.
+        threads: threads that decode in parallel; 0 means one per core. Each takes up to 50 MB. The
+            values do not depend on it.
+        transform_domain: with ``into``, replace each linear or convolution layer that the file
+            stores in a basis by a pair of layers (nn.Sequential) that multiply by the basis and by
+            the remaining coefficients. Outputs are the same up to rounding. Other layers are not
+            changed.
 
     Raises:
-        CorruptFileError: the file is truncated, damaged, or not one of ours.
-        ModelError: ``into`` has another architecture; it is left unchanged.
+        CorruptFileError: the file is truncated, damaged, or not a fewbits file.
+        ModelError: ``into`` has a different architecture; it is left unchanged.
     """
     from .compression.load import read_into, read_state_dict  # noqa: PLC0415
 
@@ -227,21 +229,23 @@ def load_tensor(
     *,
     max_decoded_bytes: int | None = None,
 ) -> Tensor:
-    """Read one tensor of a file, or some rows of it, by its name or another that is tied to it.
+    """Read one tensor of a file, or some of its rows, by its name or a tied name.
 
-    Reads the index and what codes that tensor: of the steps and of small tensors, all.
+    Reads only the index of the file, the chunks of the tensor, and all steps and small tensors.
 
     Args:
-        path: a file that :meth:`CodedModel.save` wrote.
-        name: of the tensor.
-        rows: (first, stop) along its first dimension, as of an embedding; None for all. They are
-            coded some 2 million weights at a time, and only what has some of them is read.
+        path: a file written by :meth:`CodedModel.save`.
+        name: name of the tensor.
+        rows: (first, stop) along the first dimension, for example of an embedding; None for all
+            rows. Rows are coded in chunks of some 2 million weights, of which only the necessary
+            ones are read.
         max_decoded_bytes: as for :func:`load`.
 
     Raises:
-        CorruptFileError: what was read is damaged; the rest of the file is not looked at.
-        ConfigError: the file has no tensor ``name``, or not these rows; or the tensor is coded in
-            another arrangement (a transform, a transposed convolution), or is small.
+        CorruptFileError: the part that was read is damaged; the rest of the file is not checked.
+        ConfigError: the file has no tensor ``name`` or no such rows; or rows cannot be read alone,
+            because the tensor is small or stored in another layout (a transform, a transposed
+            convolution).
     """
     from .compression.load import read_rows  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Everything fewbits raises on purpose.
+"""The errors and warnings of fewbits.
 
 ::
 
@@ -9,14 +9,14 @@
     ├── CalibrationError                the data: empty, wrong shape, a forward that raises
     ├── SourceError                     a model or data source that cannot be found or read
     ├── BudgetError                     no file within the budget was found
-    ├── CorruptFileError                a file that is damaged, hostile, or not ours
+    ├── CorruptFileError                a file that is damaged, hostile, or not a fewbits file
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
 and the warnings::
 
     FewbitsWarning (UserWarning)
     ├── CoverageWarning                 less than half of the weights are quantized
-    └── LossWarning                     something of a compressed network does not go on
+    └── LossWarning                     part of a compressed network is not carried over
 
 Every message says what failed, where, what was received, and what to do.
 """
@@ -55,14 +55,14 @@ _LONGEST_WORD = 100
 
 
 class FewbitsError(Exception):
-    """Base of all errors of this package. A message of over 4,000 characters loses its middle."""
+    """Base of all errors of this package. Messages over 4,000 characters are cut in the middle."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(_cut(a, _LONGEST) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(FewbitsError, ValueError):
-    """A setting, a recipe or an argument is not acceptable."""
+    """A setting, a recipe or an argument is invalid."""
 
 
 class TargetError(ConfigError):
@@ -82,7 +82,7 @@ class SourceError(FewbitsError):
 
 
 class BudgetError(FewbitsError):
-    """No evaluated file is within the budget; nothing is kept."""
+    """No evaluated file is within the budget; no file is written."""
 
 
 class CorruptFileError(FewbitsError):
@@ -90,7 +90,7 @@ class CorruptFileError(FewbitsError):
 
 
 class MissingExtraError(FewbitsError, ImportError):
-    """An optional dependency is needed for what was asked."""
+    """An optional dependency is needed and not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -108,17 +108,17 @@ class CoverageWarning(FewbitsWarning):
 
 
 class LossWarning(FewbitsWarning):
-    """Something that a compressed network holds does not go on: a grid, a codebook, ..."""
+    """Part of a compressed network, such as a grid or a codebook, is not carried over."""
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise a :class:`ConfigError` of one fixed shape unless ``condition`` holds."""
+    """Raise a :class:`ConfigError` with a standard message unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"{name} must be {expected}. Got {shorten(got)} instead.")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether ``value`` is a number that a finite float can be; True and False are none."""
+    """Return whether ``value`` is a number that fits a finite float; booleans do not count."""
     try:
         return (
             isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -128,7 +128,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x' or 'y'?"``, or an empty string when nothing is near."""
+    """Return ``" Did you mean 'x' or 'y'?"``, or an empty string if nothing is close."""
     if len(word) > _LONGEST_WORD:
         return ""
     near = get_close_matches(word, list(known), n=3, cutoff=0.5)
@@ -136,7 +136,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def shorten(value: object) -> str:
-    """Return ``repr(value)``, abbreviated: bounded in time and length however large the value.
+    """Return an abbreviated ``repr(value)``, with bounded time and length for any value.
 
     >>> shorten([1, "two", {"three": 3}])
     "[1, 'two', {'three': 3}]"
@@ -147,7 +147,7 @@ def shorten(value: object) -> str:
 
 
 class _Short(reprlib.Repr):
-    """At most a few levels, a few entries of each, and the ends of what is long."""
+    """Show a few levels, a few entries of each, and both ends of long values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = _LONGEST_WORD
 
     def repr_int(self, x: int, level: int) -> str:
-        """Return a huge integer by its size: its digits take quadratic time."""
+        """Show a huge integer by its size, because printing its digits takes quadratic time."""
         return repr(x) if x.bit_length() <= 256 else f"<an integer of {x.bit_length()} bits>"
 
     def repr_dict(self, x: Mapping[Any, Any], level: int) -> str:
@@ -168,27 +168,27 @@ class _Short(reprlib.Repr):
         return "{" + ", ".join(parts + ["..."] * (len(x) > self.maxdict)) + "}"
 
     def repr_bytes(self, x: bytes, level: int) -> str:
-        """Cut before, not after, all of it is written out."""
+        """Cut before formatting, not after."""
         return repr(x) if len(x) <= _LONGEST_WORD else f"{x[:_LONGEST_WORD]!r}..."
 
     def repr_instance(self, x: Any, level: int) -> str:
-        """Return what a class says of itself; one of mappings may be as deep as a dict."""
+        """Use the repr of the class, except for mappings, which may be as deep as a dict."""
         if isinstance(x, Mapping):
             return self.repr_dict(x, level)
         if isinstance(x, int) and not isinstance(x, bool):
             return self.repr_int(x, level) if x.bit_length() > 256 else repr(x)
         if isinstance(x, str):
             return self.repr_str(x, level)
-        return _cut(_said(x), _LONGEST_VALUE)
+        return _cut(_safe_repr(x), _LONGEST_VALUE)
 
 
 _SHORT = _Short()
 
 
-def _said(value: object) -> str:
+def _safe_repr(value: object) -> str:
     try:
         return repr(value)
-    except Exception:  # of somebody's own class, or of one that holds a huge integer
+    except Exception:  # a user's class may raise, and so does one that holds a huge integer
         return f"<{type(value).__name__}>"
 
 

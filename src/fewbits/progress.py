@@ -1,4 +1,4 @@
-"""How long work tells where it is: one callback, one event; silent unless somebody listens."""
+"""Progress of long work: a callback that receives events, silent by default."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ProgressEvent:
     """One step of long work.
 
     Attributes:
-        stage: what runs: "calibrate", "quantize", "evaluate", "train".
-        done: steps finished; 0 announces the stage.
-        total: steps in all; 0 where unknown.
+        stage: name of the running stage, such as "calibrate", "evaluate" or "train".
+        done: number of finished steps; 0 announces the stage.
+        total: number of steps; 0 if unknown.
         detail: the layer or epoch just finished.
     """
 
@@ -30,4 +30,4 @@ Progress: TypeAlias = Callable[[ProgressEvent], None]
 
 
 def silent(event: ProgressEvent) -> None:
-    """Listen to nothing."""
+    """Ignore the event."""

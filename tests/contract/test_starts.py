@@ -202,7 +202,7 @@ def test_absorbed_normalizations_stay_so_or_are_told_of(starts):
         assert not any("statistics again" in note for note in made.notes)
     made = ended(METHODS["lowbit"], network(), start=start, norms="live")
     assert any("statistics again" in note for note in made.notes)
-    with pytest.raises(ConfigError, match="absorbed by the layers before them, '1' the first"):
+    with pytest.raises(ConfigError, match="absorbed by the layers before them, first '1'"):
         ended(LowBit(reestimate=True), network(), start=start)
 
 
@@ -222,12 +222,12 @@ def test_what_a_loaded_network_quantized_is_told_of(starts, tmp_path):
     starts["activations"].save(tmp_path / "net.fewbits")
     net = fewbits.load(tmp_path / "net.fewbits", into=network())
     copied = copy.deepcopy(net)
-    with pytest.warns(LossWarning, match="inputs or outputs of layers are quantized"):
+    with pytest.warns(LossWarning, match="inputs or outputs of layers were quantized"):
         made = fewbits.compress(copied, Nearest(bits=4))
     assert any("float again" in note for note in made.notes)
-    with pytest.warns(LossWarning, match="inputs or outputs of layers are quantized"):
+    with pytest.warns(LossWarning, match="inputs or outputs of layers were quantized"):
         tuner = fewbits.prepare(net, HEMP())
-    assert any("grids are given up" in note for note in tuner.finish().notes)
+    assert any("grids are dropped" in note for note in tuner.finish().notes)
 
 
 def test_quantized_inputs_are_named(starts):

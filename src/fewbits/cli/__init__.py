@@ -8,8 +8,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 done, 1 an error that is told in one line, 2 wrong usage, 3 a wanted accuracy or
-    budget is not met, 130 interrupted.
+    Exit codes: 0 success, 1 an error, reported in one line, 2 wrong usage, 3 the accuracy or budget
+    asked for is not met, 130 interrupted.
     """
     from .app import app  # noqa: PLC0415  (importing fewbits.cli stays free of Typer)
 

@@ -1,4 +1,4 @@
-"""All verbs together, where ``--json`` holds its promise even if no verb comes to run."""
+"""The command line application; ``--json`` covers even errors raised before a verb runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Group", "app"]
 
 
 class Group(TyperGroup):
-    """Verbs that, with ``--json`` among the arguments, print every failure as one JSON object."""
+    """Command group that reports every failure as one JSON object when ``--json`` is given."""
 
     def main(
         self,
@@ -37,7 +37,7 @@ class Group(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the verb that ``args`` (or the process) names, and exit with its code."""
+        """Run the verb named by ``args`` (or by ``sys.argv``) and exit with its code."""
 
         def run(standalone: bool) -> Any:
             return super(Group, self).main(
@@ -49,15 +49,15 @@ class Group(TyperGroup):
         try:
             code = run(False)
         except Exception as error:
-            code = _tell(error)
+            code = _report(error)
         sys.exit(code)
 
 
-def _tell(error: Exception) -> int:
-    # Told by what it can do: Typer has had its usage errors from Click, and now has its own.
-    told = getattr(error, "format_message", None)
-    if told is not None:
-        print_error("UsageError", told())
+def _report(error: Exception) -> int:
+    # Duck typing: usage errors are Click's in older versions of Typer, and Typer's own in newer.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        print_error("UsageError", format_message())
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, typer.Abort):
         print_error("Abort", "aborted")
@@ -65,15 +65,15 @@ def _tell(error: Exception) -> int:
         print_error(
             type(error).__name__,
             f"internal error: {error}. Please report it, with the traceback that the same command "
-            "shows without --json.",
+            "prints without --json.",
         )
     return 1
 
 
 app = typer.Typer(
     cls=Group,
-    help="The smallest file at a wanted accuracy, from any trained PyTorch network.\n\n"
-    "Begin with [bold]fewbits demo[/bold]: it trains a small network, and compresses it with every "
+    help="Compress any trained PyTorch network to the smallest file at the accuracy you want.\n\n"
+    "Start with [bold]fewbits demo[/bold]: it trains a small network and compresses it with every "
     "method that needs no training.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -82,8 +82,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"fewbits {__version__}")
         raise typer.Exit
 

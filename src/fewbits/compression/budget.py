@@ -1,4 +1,4 @@
-"""A budget in place of a slope: compress at a few slopes, and keep the best file that fits."""
+"""Meet a budget: compress at a few slopes and keep the best file that fits."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ..search import Goal, SlopeSearch, Trace, Trial, as_seconds
 from .fingerprint import fingerprint
 from .result import CompressionResult
 
-__all__ = ["Budget", "Evaluate", "sloped", "with_slope"]
+__all__ = ["Budget", "Evaluate", "methods_with_slope", "with_slope"]
 
 Evaluate = Callable[[nn.Module], float]
 
 
-def sloped() -> list[str]:
+def methods_with_slope() -> list[str]:
     """Return the names of the registered methods that have a slope."""
     return [name for name, kind in METHODS.items() if kind.capabilities.has_slope]
 
 
 def with_slope(recipe: Recipe, slope: float) -> Recipe:
-    """Return the recipe with one slope in every rule whose method has the setting."""
+    """Return the recipe with this slope in every rule whose method has one."""
     rules = tuple(
         replace(rule, method=rule.method and at_slope(rule.method, slope)) for rule in recipe.rules
     )
@@ -44,7 +44,7 @@ def with_slope(recipe: Recipe, slope: float) -> Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """A goal and the means to reach it; see :func:`fewbits.compress` for the settings."""
+    """A goal, and settings of the search for it; see :func:`fewbits.compress`."""
 
     goal: Goal
     evaluate: Evaluate | None = None
@@ -57,12 +57,12 @@ class Budget:
     def __post_init__(self) -> None:
         whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
         require(whole and self.evaluations >= 1, "evaluations", "an integer >= 1", self.evaluations)
-        _ = self._seconds  # refused now, before any work
+        _ = self._seconds  # parsed now, so that errors show before any work is done
         if self.evaluate is None and not self.goal.is_size:
             raise ConfigError(
-                "max_drop needs evaluate=, a function of the network that returns its score on "
-                "selection data (higher is better), such as accuracy in [0, 1]. Never use the data "
-                "that is reported."
+                "max_drop needs evaluate=, a function that takes the network and returns its score "
+                "on selection data (higher is better), such as accuracy in [0, 1]. Never use the "
+                "data that results are reported on."
             )
         if self.evaluate is not None:
             require(callable(self.evaluate), "evaluate", "a function", self.evaluate)
@@ -79,57 +79,58 @@ class Budget:
         calibration: Sequence[Any] | None,
         progress: Progress,
     ) -> CompressionResult:
-        """Search the slope; ``compress`` runs a recipe. Returns the best network, with its trace.
+        """Search for the slope and return the best network; ``compress`` runs a recipe.
 
         Raises:
             ConfigError: no method of the recipe has a slope, or the trace is of another search.
-            BudgetError: nothing that was evaluated is within the budget.
+            BudgetError: no evaluated network is within the budget.
         """
         start = _start(recipe)
-        judge = getattr(self.evaluate, "metric", "accuracy")
-        trace = self._trace(_key(model, recipe, calibration, self.effort, judge))
+        metric = getattr(self.evaluate, "metric", "accuracy")
+        trace = self._trace(_key(model, recipe, calibration, self.effort, metric))
         run = _Run(self, model, recipe, compress)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
 
-        def noted(trial: Trial | None) -> None:
+        def record(trial: Trial | None) -> None:
             run.keep_only(trace.best)
             if self.trace is not None:
                 write(trace.to_json().encode(), self.trace)
             if trial is not None:
-                told = f"slope {trial.slope:.3g}: {trial.bytes:,} bytes"
-                told += "" if trial.score is None else f", score {trial.score:.4f}"
-                progress(ProgressEvent("search", len(trace.trials), self.evaluations, told))
+                detail = f"slope {trial.slope:.3g}: {trial.bytes:,} bytes"
+                detail += "" if trial.score is None else f", score {trial.score:.4f}"
+                progress(ProgressEvent("search", len(trace.trials), self.evaluations, detail))
 
         if trace.reference is None and self.evaluate is not None:
             trace.reference = run.score(None)
-        search = SlopeSearch(self.goal, start, trace, self.evaluations, self._seconds, noted)
+        search = SlopeSearch(self.goal, start, trace, self.evaluations, self._seconds, record)
         best = search.run(run.evaluate)
         return run.result(best, trace)
 
     def _trace(self, key: str) -> Trace:
-        """Return the trace to go on with: the file's, or a new one."""
+        """Load the trace to resume, or start a new one."""
         if self.trace is not None:
             check_target(self.trace)
         if self.trace is None or not Path(self.trace).exists():
             return Trace(self.goal.to_dict(), key)
         where = f"trace {fspath(self.trace)!r}"
         try:
-            found = Trace.from_json(read_text(self.trace))
+            trace = Trace.from_json(read_text(self.trace))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        if dict(found.goal) != self.goal.to_dict() or found.key != key:
-            other = "goal" if found.key == key else "network, recipe, data, effort or metric"
+        if dict(trace.goal) != self.goal.to_dict() or trace.key != key:
+            other = "goal" if trace.key == key else "network, recipe, data, effort or metric"
             raise ConfigError(
-                f"{where} is of a search with another {other}. Name another file, or remove it."
+                f"{where} belongs to a search with another {other}. Name another file, or remove "
+                "this one."
             )
-        unscored = any(trial.score is None for trial in found.trials)
-        if self.evaluate is not None and found.trials and (unscored or found.reference is None):
-            raise ConfigError(f"{where} was made without evaluate=. Name another file.")
-        return found
+        unscored = any(trial.score is None for trial in trace.trials)
+        if self.evaluate is not None and trace.trials and (unscored or trace.reference is None):
+            raise ConfigError(f"{where} was recorded without evaluate=. Name another file.")
+        return trace
 
 
 class _Run:
-    """Evaluations of one search; holds the best network so far and no other."""
+    """The evaluations of one search; only the best network so far is held in memory."""
 
     def __init__(
         self,
@@ -142,12 +143,12 @@ class _Run:
         self.held: dict[float, CompressionResult] = {}
 
     def evaluate(self, slope: float) -> Trial:
-        """Compress at a slope, encode, and score."""
-        began = time.perf_counter()
+        """Compress at a slope, encode and score."""
+        started = time.perf_counter()
         coded = self._coded(slope)
         report = coded.size_report()
         score = None if self.budget.evaluate is None else self.score(coded)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         return Trial(slope, report.file_bytes, report.bits_per_weight, score, seconds)
 
     def _coded(self, slope: float) -> CompressionResult:
@@ -157,33 +158,34 @@ class _Run:
         return coded
 
     def keep_only(self, best: Trial | None) -> None:
-        """Let go of every network but that of the best trial."""
+        """Release every network except that of the best trial."""
         self.held = {s: c for s, c in self.held.items() if best is not None and s == best.slope}
 
     def score(self, coded: CompressionResult | None) -> float:
-        """Return the caller's score of the network as compressed, or of the float one for None."""
-        judged = copied(self.model).eval()
+        """Return the user's score of a compressed network, or of the float network for None."""
+        network = copied(self.model).eval()
         if coded is not None:
-            coded.load_into(judged)
+            coded.load_into(network)
         if self.budget.evaluate is None:
             return math.nan
-        value: Any = self.budget.evaluate(judged)
+        value: Any = self.budget.evaluate(network)
         if isinstance(value, (Tensor, int, float)) or hasattr(value, "__float__"):
-            found = float(value)
-            if coded is not None or math.isfinite(found):
-                return found
+            score = float(value)
+            if coded is not None or math.isfinite(score):
+                return score
         raise ConfigError(
-            "evaluate must return a number, higher is better, finite for the float network. Got "
-            f"{value!r} instead; return .accuracy, say, of an Evaluation."
+            "evaluate must return a number, finite for the float network (higher is better). Got "
+            f"{value!r} instead. For an Evaluation, return its .accuracy."
         )
 
     def result(self, best: Trial, trace: Trace) -> CompressionResult:
-        """Return the network of the best trial, made again where an earlier run had made it."""
+        """Return the network of the best trial; recompute it if it comes from an earlier run."""
         coded = self.held.get(best.slope) or self._coded(best.slope)
         if coded.size_report().file_bytes != best.bytes:
             raise ConfigError(
-                f"slope {best.slope!r} gives {coded.size_report().file_bytes:,} bytes where the "
-                f"trace has {best.bytes:,}: it is of other data, versions or settings. Remove it."
+                f"slope {best.slope!r} gives {coded.size_report().file_bytes:,} bytes, but the "
+                f"trace says {best.bytes:,}: it was recorded with other data, versions or "
+                "settings. Remove it."
             )
         return coded.with_trace(trace)
 
@@ -195,16 +197,16 @@ def _key(
     effort: str,
     metric: str,
 ) -> str:
-    """Return a fingerprint of what a trial depends on besides the slope.
+    """Return a fingerprint of everything a trial depends on, except the slope.
 
-    Covers all weights, the recipe without its slopes, the effort, of the calibration data the
-    number of batches and the first batch, and a metric that is not accuracy.
+    Covers all weights, the recipe without its slopes, the effort, the number of calibration batches
+    and the first of them, and the metric unless it is accuracy.
     """
     count = None if calibration is None else len(calibration)
     first = [] if calibration is None else list(_tensors(calibration[0]))
     tensors = [*model.state_dict().items(), *(("", tensor) for tensor in first)]
-    judge = [] if metric == "accuracy" else [metric]
-    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *judge)
+    other = [] if metric == "accuracy" else [metric]
+    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *other)
 
 
 def _tensors(batch: Any) -> Iterable[Tensor]:
@@ -216,14 +218,14 @@ def _tensors(batch: Any) -> Iterable[Tensor]:
 
 
 def _start(recipe: Recipe) -> float:
-    """Return the slope where the search begins: the recipe's, the mean of several."""
+    """Return the slope to start from: the geometric mean of those in the recipe."""
     methods = [rule.method for rule in recipe.rules if rule.method is not None]
     slopes = [float(method.slope) for method in methods if method.capabilities.has_slope]  # type: ignore[union-attr]
     if not slopes:
         names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
-        known = ", ".join(map(repr, sloped())) or "none that is registered"
+        known = ", ".join(map(repr, methods_with_slope())) or "none is registered"
         raise ConfigError(
-            f"a budget is met by a search on the setting 'slope', and the recipe has {names}, "
-            f"without one. Methods with a slope: {known}."
+            f"a budget needs a method with the setting 'slope', but the recipe has {names}. "
+            f"Methods with a slope: {known}."
         )
     return math.exp(sum(map(math.log, slopes)) / len(slopes))

@@ -1,4 +1,4 @@
-"""A compressed network: what a file holds, and how it is saved and loaded."""
+"""A compressed network in memory: encode, save, load and report its size."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LISTED = 5
 
 @dataclass(frozen=True, eq=False)
 class CodedModel:
-    """A compressed network, in memory. :func:`fewbits.compress` returns one.
+    """A compressed network in memory, as returned by :func:`fewbits.compress`.
 
     Attributes:
         contents: everything the file will hold.
-        reasons: name to why a tensor is left in float, where that is known.
-        effort: of encoding, where none is named: that of the search, or "balanced".
-        notes: what was done besides, or was lost: normalizations absorbed, batches run again.
+        reasons: why tensors are left in float, by name, if known.
+        effort: default coding effort: that of the search, or "balanced".
+        notes: what else happened or was lost, such as absorbed BatchNorm layers.
     """
 
     _hint: ClassVar[str] = "print(coded.size_report()) lists every tensor"
@@ -49,17 +49,17 @@ class CodedModel:
     def load(
         cls, path: str | PathLike[str], *, max_decoded_bytes: int | None = None, threads: int = 0
     ) -> CodedModel:
-        """Read a file that :meth:`save` wrote, with all of its tensors decoded to integers.
+        """Read a file written by :meth:`save` and decode all of its tensors to integers.
 
-        :func:`fewbits.load` fills a network and holds one tensor at a time.
+        To fill a network, prefer :func:`fewbits.load`, which holds one tensor at a time.
 
         Args:
             path: the file.
             max_decoded_bytes: refuse a file that decodes to more; see :func:`fewbits.load`.
-            threads: that decode side by side; 0 for as many as there are cores.
+            threads: threads that decode in parallel; 0 means one per core.
 
         Raises:
-            CorruptFileError: the file is truncated, damaged, or not one of ours.
+            CorruptFileError: the file is truncated, damaged, or not a fewbits file.
         """
         return CodedModel(read(path, max_decoded_bytes=max_decoded_bytes, threads=threads))
 
@@ -70,15 +70,17 @@ class CodedModel:
 
     @property
     def data(self) -> bytes:
-        """The file's bytes at its own effort; encoded on first use."""
+        """The bytes of the file at the default effort; encoded on first use."""
         return self.encode()
 
     def encode(self, effort: str | None = None, *, threads: int = 0) -> bytes:
-        """Return the file's bytes; ``effort`` is "fast", "balanced" or "smallest"; None: its own.
+        """Encode to the bytes of a file, which are kept in memory; :meth:`save` avoids that.
 
-        All hold the same tensors. More effort takes fewer bytes, and longer to write and to read.
-        ``threads`` share the work, and give the same bytes: 0 for as many as there are cores.
-        The bytes are kept; :meth:`save` does not need them.
+        Args:
+            effort: "fast", "balanced" or "smallest"; None for ``self.effort``. The tensors are the
+                same. More effort gives fewer bytes and takes longer to write and to read.
+            threads: threads that share the work; 0 means one per core. The bytes do not depend on
+                it.
         """
         chosen = self.effort if effort is None else effort
         if chosen not in self._files:
@@ -89,14 +91,14 @@ class CodedModel:
     def save(
         self, path: str | PathLike[str], effort: str | None = None, *, threads: int = 0
     ) -> int:
-        """Write the file atomically, and return its length in bytes; see :meth:`encode`.
+        """Write the file atomically and return its length in bytes; see :meth:`encode`.
 
-        A link is followed; a file that is replaced gives its mode. The file is written as it is
-        encoded: it is never held as a whole.
+        Links are followed, and a file that is replaced passes on its mode. The file is written
+        while it is encoded and never held in memory as a whole.
 
         Raises:
             ConfigError: ``path`` is a device, a FIFO or a socket, which are never replaced.
-            OSError: the system cannot write there; an old file stays as it is.
+            OSError: the system cannot write there; an existing file is left unchanged.
         """
         check_target(path)
         chosen = self.effort if effort is None else effort
@@ -110,15 +112,15 @@ class CodedModel:
         return report.file_bytes
 
     def _note(self, effort: str, report: SizeReport) -> None:
-        """Keep the report of what was written last, as the last one."""
+        """Store a report as the most recent one."""
         self._reports.pop(effort, None)
         self._reports[effort] = report
 
     def size_report(self, effort: str | None = None) -> SizeReport:
-        """Return the itemised size; its rows sum to the file's length exactly.
+        """Return the itemized size, whose rows add up to the length of the file.
 
-        That of the file as it was last encoded or saved, unless another ``effort`` is named; it is
-        encoded where that has not been done.
+        It is that of the file as last encoded or saved, unless ``effort`` names another one; if
+        necessary, the file is encoded first.
         """
         chosen = effort or next(reversed(self._reports), self.effort)
         if chosen not in self._reports:
@@ -127,51 +129,48 @@ class CodedModel:
 
     @property
     def coverage(self) -> Coverage:
-        """How much of the network is quantized, and the largest of the rest."""
+        """The share of the network that is quantized, and the largest tensor that is not."""
         return Coverage.of_tensors(self.tensors, self.reasons)
 
     @property
     def bits_per_weight(self) -> float:
-        """All bits of the file over the number of quantized weights."""
+        """All bits of the file divided by the number of quantized weights."""
         return self.size_report().bits_per_weight
 
     @property
     def compression_ratio(self) -> float:
-        """Float32 bytes of all parameters and buffers over the file's bytes."""
+        """Float32 bytes of all parameters and buffers divided by the bytes of the file."""
         return self.size_report().compression_ratio
 
-    def doubt(self, stacklevel: int = 1) -> None:
-        """Warn (:class:`CoverageWarning`) where less than half of the network is quantized."""
+    def warn_low_coverage(self, stacklevel: int = 1) -> None:
+        """Warn (:class:`CoverageWarning`) if less than half of the network is quantized."""
         if text := self.coverage.warning:
             warnings.warn(text, CoverageWarning, stacklevel=stacklevel + 1)
 
-    def explained(self) -> Self:
-        """Return the same network, whose file tells why its largest tensor is left in float.
-
-        Where less than half of it is quantized; the others' files need not.
-        """
-        found = self.coverage
-        if not found.low or not found.reason:
+    def with_skip_reason(self) -> Self:
+        """Record in the file why the largest tensor is left in float, if coverage is low."""
+        coverage = self.coverage
+        if not coverage.low or not coverage.reason:
             return self
-        why: JSONValue = {found.largest: str(found.reason)}
+        why: JSONValue = {coverage.largest: str(coverage.reason)}  # plain text, not a Reason
         metadata = {**self.contents.metadata, "skipped": why}
         return replace(self, contents=replace(self.contents, metadata=metadata))
 
     def without_metadata(self) -> Self:
-        """Return the same network, whose file holds neither recipe nor source: some bytes less.
+        """Return the same network without recipe and source in its file, which saves some bytes.
 
-        Such a file does not tell how it was made; ``fewbits evaluate`` must be told the network.
+        Such a file does not say how it was made, and ``fewbits evaluate`` needs ``--model``.
         """
         return replace(self, contents=replace(self.contents, metadata={}))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the dequantized tensors under every name of the network, tied ones included."""
+        """Return the dequantized tensors under every name, including tied ones."""
         return state_dict(self.contents.tensors, self.contents.aliases)
 
     def load_into(self, model: nn.Module) -> nn.Module:
-        """Put the dequantized tensors into ``model``, and return it.
+        """Load the dequantized tensors into ``model`` and return it.
 
-        Inputs that the file quantizes are quantized from then on, by forward pre-hooks.
+        Layer inputs that the file quantizes are quantized from then on, by forward pre-hooks.
         """
         contents = self.contents
         if isinstance(model, nn.Module):
@@ -182,21 +181,21 @@ class CodedModel:
         return model
 
     def __repr__(self) -> str:
-        told = f"{self.coverage}; not encoded yet"
-        if self.effort in self._files:  # what is long to compute is not computed to be shown
-            told = self.size_report().summary
+        summary = f"{self.coverage}; not encoded yet"
+        if self.effort in self._files:  # encoding takes too long for a repr
+            summary = self.size_report().summary
         inputs = len(self.contents.activations)
         also = f", {inputs} quantized inputs" if inputs else ""
-        return f"<CodedModel of {len(self.tensors)} tensors{also}: {told}>\n{self._hint}"
+        return f"<CodedModel of {len(self.tensors)} tensors{also}: {summary}>\n{self._hint}"
 
     def _repr_html_(self) -> str:
         rows = (
             (name, _kind(tensor), "x".join(map(str, tensor.shape)), self.reasons.get(name, ""))
             for name, tensor in self.tensors.items()
         )
-        told = repr(self).partition("\n")[0].strip("<>")
+        title = repr(self).partition("\n")[0].strip("<>")
         footer = "; ".join(self.notes)
-        return html_table(("tensor", "kind", "shape", "reason"), rows, title=told, footer=footer)
+        return html_table(("tensor", "kind", "shape", "reason"), rows, title=title, footer=footer)
 
 
 def _kind(tensor: CodedTensor) -> str:
@@ -205,9 +204,9 @@ def _kind(tensor: CodedTensor) -> str:
 
 
 def state_dict(tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Dequantize everything: name to tensor. Tied names share one tensor."""
-    found = {name: to_torch(tensors[name]) for name in tensors}
-    return found | {alias: found[name] for alias, name in aliases.items()}
+    """Dequantize all tensors by name; tied names share one tensor."""
+    state = {name: to_torch(tensors[name]) for name in tensors}
+    return state | {alias: state[name] for alias, name in aliases.items()}
 
 
 def load_into(
@@ -215,31 +214,31 @@ def load_into(
 ) -> nn.Module:
     """Copy ``tensors`` into the parameters and buffers of ``model``, all or nothing.
 
-    Names may differ by what wraps a network (``module.``, ``_orig_mod.``, ``model.``). Values are
-    cast to the network's own dtypes where these differ from the file's. One tensor is decoded at a
-    time, unless the network has hooks or methods of its own for loading: then these decide what
-    fits, and buffers may get their sizes from the file.
+    Names may differ by the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``). Values
+    are cast to the dtypes of the network. One tensor is decoded at a time, unless the network has
+    its own loading hooks or methods: these then decide what fits, and buffers may take their sizes
+    from the file.
 
     Raises:
-        ModelError: names, shapes or dtypes differ, or the network cannot take values (lists the
-            first of each kind), or has one memory for values that differ. ``model`` is unchanged.
+        ModelError: names, shapes or dtypes differ (lists the first of each), the network holds no
+            values, or tensors that share memory have different values. ``model`` is unchanged.
         CorruptFileError: a tensor cannot be decoded. ``model`` is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"into must be a torch.nn.Module. Got {type(model).__name__} instead.")
     inner = unwrapped(model)
     targets = plain_targets(inner)
-    theirs = {name: name for name in tensors} | dict(aliases)
-    names = fit_names(theirs, inner.state_dict(), renamed=targets is None)
-    found = {names.get(name, name): name for name in theirs}
-    _check_fit(tensors, theirs, found, inner, where, own=targets is None)
+    stored = {name: name for name in tensors} | dict(aliases)
+    names = fit_names(stored, inner.state_dict(), renamed=targets is None)
+    matches = {names.get(name, name): name for name in stored}
+    _check_fit(tensors, stored, matches, inner, where, custom_loading=targets is None)
     if isinstance(tensors, LazyTensors):
         tensors.check()
     load_values(
         inner,
-        found,
-        lambda name: to_torch(tensors[theirs[found[name]]]),
-        lambda name: theirs[found[name]],
+        matches,
+        lambda name: to_torch(tensors[stored[matches[name]]]),
+        lambda name: stored[matches[name]],
         targets=targets,
         versions=getattr(inner.state_dict(), "_metadata", {}),
     )
@@ -248,43 +247,49 @@ def load_into(
 
 def _check_fit(
     tensors: Mapping[str, CodedTensor],
-    theirs: Mapping[str, str],
-    found: Mapping[str, str],
+    stored: Mapping[str, str],
+    matches: Mapping[str, str],
     inner: nn.Module,
     where: str,
     *,
-    own: bool,
+    custom_loading: bool,
 ) -> None:
-    """Refuse a file of another architecture; ``own``: the network itself decides on sizes."""
-    ours = inner.state_dict()
-    vain = [name for name, tensor in ours.items() if not _takes_values(tensor)]
-    if vain:
+    """Refuse a file of another architecture; with custom loading, the network itself decides.
+
+    ``stored`` maps names in the file to coded tensors, ``matches`` names of the network to names in
+    the file.
+    """
+    state = inner.state_dict()
+    empty = [name for name, tensor in state.items() if not _holds_values(tensor)]
+    if empty:
         raise ModelError(
-            f"{_listed('that hold no values of their own', vain)} (meta or lazy). Build the "
-            "network on a real device first."
+            f"{_listed('without values', empty)} (meta or lazy). Build the network on a real "
+            "device first."
         )
-    if own:
+    if custom_loading:
         return
     facts = _facts(tensors)
     trained = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
-    both = {name: facts[theirs[other]] for name, other in found.items() if name in ours}
+    both = {name: facts[stored[other]] for name, other in matches.items() if name in state}
     problems = [
-        _listed("not in the network", [o for name, o in found.items() if name not in ours]),
-        _listed("missing from the file", [name for name in ours if name not in found]),
+        _listed("not in the network", [o for name, o in matches.items() if name not in state]),
+        _listed("missing from the file", [name for name in state if name not in matches]),
         _listed(
             "of another shape",
             [
-                f"{name} (file {shape}, network {tuple(ours[name].shape)})"
+                f"{name} (file {shape}, network {tuple(state[name].shape)})"
                 for name, (shape, _) in both.items()
-                if tuple(ours[name].shape) != shape
+                if tuple(state[name].shape) != shape
             ],
         ),
         _listed(
             "of another kind of values",
             [
-                f"{name} (file {dtype}, network {ours[name].dtype}: {why})"
+                f"{name} (file {dtype}, network {state[name].dtype}: {why})"
                 for name, (_, dtype) in both.items()
-                if (why := cast_loss(torch_dtype(dtype), ours[name].dtype, trained=name in trained))
+                if (
+                    why := cast_loss(torch_dtype(dtype), state[name].dtype, trained=name in trained)
+                )
             ],
         ),
     ]
@@ -297,20 +302,20 @@ def _check_fit(
 
 
 def _facts(tensors: Mapping[str, CodedTensor]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of each tensor, from the header alone where they are in a file."""
+    """Return shape and dtype of each tensor; for a file, from its index alone."""
     if isinstance(tensors, LazyTensors):
         return {name: (shape, tensors.dtypes[name]) for name, shape in tensors.shapes.items()}
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside what torch.compile returns, whose names are the real ones."""
+    """Return the network that torch.compile wrapped, whose names are the real ones."""
     own = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
     children = dict(model.named_children())
     return children["_orig_mod"] if list(children) == ["_orig_mod"] and not own else model
 
 
-def _takes_values(tensor: object) -> bool:
+def _holds_values(tensor: object) -> bool:
     if not isinstance(tensor, Tensor):
         return True
     return not (tensor.is_meta or nn.parameter.is_lazy(tensor))

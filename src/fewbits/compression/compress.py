@@ -1,4 +1,4 @@
-"""Compressing a network without training: a request that is checked first, then carried out."""
+"""Compress a network without training: check the request, then run it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from .coded_model import unwrapped
 from .pipeline import Pipeline
 from .result import CompressionResult
 
-__all__ = ["Request", "compress_network", "planned"]
+__all__ = ["Request", "compress_network", "plan_request"]
 
 _USER = 4  # frames from a check to the caller of fewbits.compress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What :func:`fewbits.compress` was asked for; its arguments of the same names."""
+    """The arguments of :func:`fewbits.compress`, checked."""
 
     model: nn.Module
     recipe: Recipe
@@ -65,7 +65,7 @@ class Request:
         """Check everything that can be checked before any work is done.
 
         Raises:
-            ConfigError: an argument out of range.
+            ConfigError: an argument is out of range.
             ModelError: NaN or infinite weights.
         """
         _check_arguments(model, **others)
@@ -82,8 +82,8 @@ class Request:
         check_finite(model)
         if count := count_inputs(model):
             warnings.warn(
-                f"{count} inputs or outputs of layers are quantized, by a file that was loaded. "
-                "They are in float in the new one; activations= quantizes them again.",
+                f"{count} inputs or outputs of layers were quantized by a file that was loaded. "
+                "The new file leaves them in float; pass activations= to quantize them again.",
                 LossWarning,
                 stacklevel=_USER,
             )
@@ -98,8 +98,8 @@ class Request:
 
 
 def compress_network(request: Request) -> CompressionResult:
-    """Compress a copy of the network, at the recipe's settings or to the budget."""
-    asked, model = request.budget, request.model
+    """Compress a copy of the network, as the recipe says or within the budget."""
+    search_options, model = request.budget, request.model
     calibration, forward = request.calibration, request.forward
     memory: dict[str, Any] | None = None if request.goal is None else {}
     source = _stored(request.source)
@@ -109,27 +109,29 @@ def compress_network(request: Request) -> CompressionResult:
         pipeline = Pipeline(
             plan, calibration, forward, request.max_live_bytes, request.progress, memory
         )
-        made = replace(pipeline.run(copied(model).eval(), source), effort=request.effort)
-        return made.explained() if request.metadata else made.without_metadata()
+        result = replace(pipeline.run(copied(model).eval(), source), effort=request.effort)
+        return result.with_skip_reason() if request.metadata else result.without_metadata()
 
     if request.goal is None:
-        _check_no_goal(asked)
+        _check_no_search_options(search_options)
         coded = run(request.recipe)
     else:
-        budget = Budget(request.goal, **asked, effort=request.effort, threads=request.threads)
+        budget = Budget(
+            request.goal, **search_options, effort=request.effort, threads=request.threads
+        )
         if calibration is not None:
             calibration = as_batches(calibration, model if forward is None else None)
         coded = budget.meet(model, request.recipe, run, calibration, request.progress)
-    coded.doubt(stacklevel=_USER)
+    coded.warn_low_coverage(stacklevel=_USER)
     return coded
 
 
-def planned(
+def plan_request(
     model: nn.Module,
     method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
     calibrated: bool,
 ) -> tuple[Plan, TrainingMethod | None]:
-    """Return the plan of a recipe, and the method that trains in it."""
+    """Return the plan of a recipe, and its training method if there is one."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     plan = make_plan(unwrapped(model), Recipe.of(method, calibrated))
@@ -144,12 +146,12 @@ def _stored(source: str) -> str:
     return stored_source(source)
 
 
-def _check_no_goal(asked: Mapping[str, Any]) -> None:
+def _check_no_search_options(options: Mapping[str, Any]) -> None:
     for name in ("evaluate", "time_budget", "trace"):
-        if asked[name] is not None:
+        if options[name] is not None:
             raise ConfigError(
-                f"{name}= belongs to a search, and none is asked for. Add target_bytes=, "
-                "target_bits= or max_drop=."
+                f"{name}= only applies to a search for a budget. Add target_bytes=, target_bits= "
+                "or max_drop=."
             )
 
 

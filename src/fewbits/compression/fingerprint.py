@@ -1,4 +1,4 @@
-"""A few digits that stand for tensors and settings, to tell whether they are the same again."""
+"""Fingerprints of tensors and settings, to recognize the same ones in a later run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
-    """Return 16 hexadecimal digits of named tensors (others are left out) and JSON-ready facts."""
+    """Hash named tensors and JSON-ready facts to 16 hexadecimal digits; non-tensors are skipped."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in tensors:
         if isinstance(tensor, Tensor):

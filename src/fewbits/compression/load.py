@@ -1,4 +1,4 @@
-"""Reading files: as a state dict, into a network, or one tensor of many."""
+"""Read a file as a state dict, into a network, or one tensor at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["read_into", "read_rows", "read_state_dict"]
 def read_state_dict(
     path: str | PathLike[str], max_decoded_bytes: int | None, threads: int, transform_domain: bool
 ) -> dict[str, Tensor]:
-    """Return every tensor of a file by name; see :func:`fewbits.load`."""
+    """Read every tensor of a file by name; see :func:`fewbits.load`."""
     require(not transform_domain, "transform_domain", "False without into=", True)
     opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, threads=threads)
     with opening as (tensors, aliases):
@@ -43,8 +43,8 @@ def read_into(
             check_inputs(unwrapped(model), grids)
         if grids and transform_domain:
             raise ConfigError(
-                "the file quantizes inputs of layers, which transform_domain=True replaces. Load "
-                "it without."
+                "the file quantizes inputs of layers, which transform_domain=True would replace. "
+                "Load it without transform_domain=True."
             )
         load_into(tensors, aliases, model, f"file {fspath(path)!r}")
         load_inputs(unwrapped(model), grids)
@@ -61,5 +61,5 @@ def read_rows(
     rows: tuple[int, int] | None,
     max_decoded_bytes: int | None,
 ) -> Tensor:
-    """Return one tensor of a file, or some rows of it; see :func:`fewbits.load_tensor`."""
+    """Read one tensor of a file, or some of its rows; see :func:`fewbits.load_tensor`."""
     return to_torch(read_tensor(path, name, rows, max_decoded_bytes=max_decoded_bytes))

@@ -1,4 +1,4 @@
-"""From a plan to a compressed network: fold, quantize layer by layer, re-estimate, pack."""
+"""Run a plan: fold BatchNorm, quantize layer by layer, re-estimate statistics, pack."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ __all__ = ["Pipeline"]
 
 _T = TypeVar("_T")
 _UNREPEATABLE = (
-    "calibrated on the quantized network's inputs alone: two passes of the float network over one "
-    "batch give it different inputs (random numbers or state that cannot be put back)"
+    "calibrated on the inputs of the quantized network alone: two passes of the float network over "
+    "one batch give the layer different inputs (random numbers or state that cannot be restored)"
 )
 
 
@@ -42,10 +42,9 @@ _UNREPEATABLE = (
 class Pipeline:
     """One run of :func:`fewbits.compress`; see there for the settings.
 
-    ``memory`` is shared by runs that differ in the slopes of their recipe and in nothing else: the
-    same network, rules, batches and forward. A stage whose result does not depend on slopes puts it
-    there under its own name, and takes it from there in later runs; it must not change it then.
-    None where no other run will follow.
+    ``memory`` is shared by runs that differ only in the slopes of their recipe. Stages whose
+    results do not depend on slopes store them there under their own name and reuse them in later
+    runs, unchanged. It is None if there are no other runs.
     """
 
     plan: Plan
@@ -62,12 +61,13 @@ class Pipeline:
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
 
     def run(self, reference: nn.Module, source: str) -> CompressionResult:
-        """Compress ``reference``, a copy in eval mode that this may change."""
+        """Compress ``reference``, a copy in eval mode, which may be modified."""
         recipe = self.plan.recipe
         count = remove_inputs(reference)
         if count:
             self.notes.append(
-                f"activations: {count} places that were quantized before are float again"
+                f"activations: {count} inputs or outputs that were quantized before are in float "
+                "again"
             )
         batches = self._batches(reference)
         retie(reference, {**self.plan.aliases, **self.plan.bound})
@@ -79,21 +79,21 @@ class Pipeline:
         network = copied(reference)
         retie(network, {**self.plan.aliases, **self.plan.bound})
         self._quantize_blind(network)
-        seeing = [e for e in self.plan.entries if _needs_inputs(e.method)]
-        if seeing:
-            self._quantize_seeing(reference, network, seeing, batches)
+        with_inputs = [e for e in self.plan.entries if _needs_inputs(e.method)]
+        if with_inputs:
+            self._quantize_with_inputs(reference, network, with_inputs, batches)
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
             if self.measured:
                 count = len(self.measured)
-                self.notes.append(f"reestimate_batchnorm: {count} normalizations measured")
-        coded = self._pack(self._settled(network, original), source)
+                self.notes.append(f"reestimate_batchnorm: {count} BatchNorm layers re-estimated")
+        coded = self._pack(self._final_state(network, original), source)
         if recipe.activations is None:
             return coded
-        return self._with_inputs(coded, network, recipe.activations, batches)
+        return self._with_activations(coded, network, recipe.activations, batches)
 
-    def _with_inputs(
+    def _with_activations(
         self,
         coded: CompressionResult,
         network: nn.Module,
@@ -103,8 +103,8 @@ class Pipeline:
         """Return the compressed network with grids for the inputs of its layers."""
         if not batches:
             raise CalibrationError(
-                "activations are quantized by ranges that calibration data shows, and there is "
-                "none. Pass calibration=, some batches of training data."
+                "quantizing activations needs calibration data to find their ranges. Pass "
+                "calibration=, some batches of training data."
             )
         coded.load_into(network)
         failed = self.checked.failed
@@ -131,12 +131,12 @@ class Pipeline:
         if self.calibration is not None:
             return as_batches(self.calibration, reference if self.forward is None else None)
         methods = [entry.method for entry in self.plan.entries if entry.method]
-        needing = [m.name for m in methods if _sees(m)]
-        needing += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
-        if needing:
+        data_users = [m.name for m in methods if _needs_data(m)]
+        data_users += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
+        if data_users:
             raise CalibrationError(
-                f"{needing[0]!r} needs calibration data. Pass calibration=, an iterable of a few "
-                "hundred training inputs in batches (never evaluation data)."
+                f"{data_users[0]!r} needs calibration data. Pass calibration=, an iterable of "
+                "batches with a few hundred training inputs (never evaluation data)."
             )
         return ()
 
@@ -153,45 +153,45 @@ class Pipeline:
             if self.memory is not None:
                 self.memory["fold_batchnorm"] = self.folded, _states(reference, self.folded)
         if self.folded:
-            self.notes.append(f"fold_batchnorm: {len(self.folded)} normalizations absorbed")
+            self.notes.append(f"fold_batchnorm: {len(self.folded)} BatchNorm layers absorbed")
 
     def _check(self, reference: nn.Module, batches: Sequence[Any]) -> None:
-        """Let weights of layers fall back whose inputs are not what their weight multiplies."""
-        seeing = [e for e in self.plan.entries if _sees(e.method)]
-        looked = self.plan.entries if self.plan.recipe.activations and batches else seeing
-        targets, forward = [e.target for e in looked], explained(self._call, "check of layers")
+        """Fall back to another method where a layer's inputs are not what its weight multiplies."""
+        data_driven = [e for e in self.plan.entries if _needs_data(e.method)]
+        checked = self.plan.entries if self.plan.recipe.activations and batches else data_driven
+        targets, forward = [e.target for e in checked], explained(self._call, "check of layers")
         if targets:
             self.checked = self._remembered(
                 "check", lambda: check_layers(reference, targets, batches, forward)
             )
-        for entry in seeing:
+        for entry in data_driven:
             if entry.target.name in self.checked.failed:
                 self._fall_back(entry, self.checked.failed[entry.target.name])
 
     def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
-        """Measure what errors of the weights do to the output, where a method asks for it."""
-        asking = [
+        """Measure how errors of the weights affect the output, for methods that use it."""
+        probed = [
             e for e in self.plan.entries if e.method and e.method.capabilities.needs_gradients
         ]
-        if not asking:
+        if not probed:
             return
         self.sensitivities = self._remembered(
             "probe",
             lambda: probe(
                 reference,
-                [entry.target for entry in asking],
+                [entry.target for entry in probed],
                 batches,
                 explained(self._call, "gradient probes"),
                 seed=self.plan.recipe.seed,
                 progress=self.progress,
             ),
         )
-        for entry in asking:
+        for entry in probed:
             if entry.target.name not in self.sensitivities:
-                self._fall_back(entry, "no gradient that can be seen reaches the weight")
+                self._fall_back(entry, "no gradient reaches the weight")
 
     def _remembered(self, stage: str, run: Callable[[], _T]) -> _T:
-        """Return the result of a stage that does not depend on slopes, run once for all runs."""
+        """Return the result of a stage that does not depend on slopes, computed once."""
         memory = {} if self.memory is None else self.memory
         if stage not in memory:
             memory[stage] = run()
@@ -199,7 +199,7 @@ class Pipeline:
         return result
 
     def _fall_back(self, entry: PlanEntry, why: str) -> PostTrainingMethod:
-        """Give one weight the method for what cannot be seen, and say why in the plan."""
+        """Give one weight the method that needs no inputs, and note why in the plan."""
         if entry.method is None:
             raise ValueError(f"{entry.target.name!r} is kept: it has no method to fall back from")
         method, reason = fallback_of(entry.method), Reason(Cause.FALLBACK, entry.method.name, why)
@@ -212,14 +212,14 @@ class Pipeline:
         return Work(entry.target, method.encode, both, known)
 
     def _quantize_blind(self, network: nn.Module) -> None:
-        """Round what needs no inputs first: later layers then calibrate on its effect."""
+        """Quantize weights that need no inputs first, so later layers calibrate on the result."""
         for entry in self.plan.entries:
             if entry.method and not _needs_inputs(entry.method):
                 work = self._work(entry, entry.method)
                 name = entry.target.name
                 self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
 
-    def _quantize_seeing(
+    def _quantize_with_inputs(
         self,
         reference: nn.Module,
         network: nn.Module,
@@ -244,13 +244,13 @@ class Pipeline:
         )
         if report.reruns:
             self.notes.append(
-                f"calibration: memory for {report.live_batches} of {len(batches)} batches at a "
-                f"time, so that {report.reruns} forward passes were repeated"
+                f"calibration: memory holds {report.live_batches} of {len(batches)} batches at a "
+                f"time, so {report.reruns} forward passes were repeated"
             )
         self.results.update(observer.results)
         for module in report.unrepeatable:
-            for found in work[module]:
-                observer.note(found.target.name, _UNREPEATABLE)
+            for item in work[module]:
+                observer.note(item.target.name, _UNREPEATABLE)
         for name, note in observer.notes.items():
             self.plan = self.plan.noted(name, note)
         self._quantize_unreached(network, entries)
@@ -274,24 +274,27 @@ class Pipeline:
         if len(unreached) == len(entries):
             raise CalibrationError(
                 f"calibration reached none of the {len(entries)} layers to quantize. forward= must "
-                "call the network that it is given (a copy), not one that it captured."
+                "call the network that is passed to it (a copy), not one that it captured."
             )
         for entry in unreached:
             method = self._fall_back(entry, "no calibration batch calls the layer in both networks")
             work = self._work(entry, method)
             self.results[entry.target.name] = quantize_blind(network, work, self.plan.recipe.seed)
 
-    def _settled(self, network: nn.Module, original: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the final state: buffers as they were but for the stages', reasons as they are."""
+    def _final_state(self, network: nn.Module, original: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the final state, and note in the plan which kept tensors have changed.
+
+        Buffers are restored to their original values unless a stage changed them on purpose.
+        """
         stages = {pair.norm: "absorbed by the layer before it" for pair in self.folded}
         stages |= dict.fromkeys(self.measured, "re-estimated")
-        layers = {pair.layer: "scaled with its absorbed normalization" for pair in self.folded}
+        layers = {pair.layer: "scaled with its absorbed BatchNorm" for pair in self.folded}
         buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
         state = dict(network.state_dict())
         for name in self.plan.kept:
             owner = name.rpartition(".")[0]
             if name in buffers and owner not in stages:
-                state[name] = original[name]  # a forward may count its calls
+                state[name] = original[name]  # a forward pass may count its calls
             elif not same_values(state[name], original[name]):
                 what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
                 self.plan = self.plan.kept_after(name, what)
@@ -318,7 +321,7 @@ class Pipeline:
         )
 
 
-def _sees(method: PostTrainingMethod | None) -> bool:
+def _needs_data(method: PostTrainingMethod | None) -> bool:
     return method is not None and method.capabilities.needs_data
 
 
@@ -327,7 +330,7 @@ def _needs_inputs(method: PostTrainingMethod | None) -> bool:
 
 
 def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:
-    """Return copies of the states of all modules of the pairs."""
+    """Return copies of the states of all folded layers and their BatchNorm layers."""
     names = [name for pair in folded for name in (pair.layer, pair.norm)]
     states = {name: network.get_submodule(name).state_dict() for name in names}
     return {name: {k: v.clone() for k, v in state.items()} for name, state in states.items()}

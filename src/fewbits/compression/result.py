@@ -1,4 +1,4 @@
-"""What a compression returns: the coded network, its plan, and what was measured on the way."""
+"""The result of a compression: the coded network, its plan and its measurements."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["CompressionResult"]
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CompressionResult(CodedModel):
-    """A coded network with how it came about.
+    """A coded network with the record of how it was compressed.
 
     Attributes:
-        plan: what was done with every tensor, and why; printable.
-        info: weight name to what its method measured (relative output error, saturation, ...).
-        trace: what the search for a budget tried; None where there was none.
-        history: figures of every epoch of a training; empty without one.
+        plan: what was done with every tensor, and why; ``print`` lists it.
+        info: measurements of the method for each weight (relative output error, saturation, ...).
+        trace: what the search for a budget tried; None without a search.
+        history: metrics of every training epoch; empty without training.
     """
 
     _hint: ClassVar[str] = "print(coded.plan) and print(coded.size_report()) list every tensor"
@@ -35,8 +35,8 @@ class CompressionResult(CodedModel):
         object.__setattr__(self, "reasons", self.plan.reasons)
 
     def with_trace(self, trace: Trace) -> CompressionResult:
-        """Return the same network, encoded as far as it is, with the trace of its search."""
-        made = replace(self, trace=trace)
-        made._files.update(self._files)
-        made._reports.update(self._reports)
-        return made
+        """Return the same network with the trace of its search; encoded files are kept."""
+        result = replace(self, trace=trace)
+        result._files.update(self._files)
+        result._reports.update(self._reports)
+        return result

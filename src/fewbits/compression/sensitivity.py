@@ -1,4 +1,4 @@
-"""What each layer alone does to the network when it is quantized, and what that saves."""
+"""Layer sensitivity: quantize one layer at a time and measure the error and the bytes saved."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class LayerHarm:
     """One weight quantized at one width, all others in float.
 
     Attributes:
-        name: of the weight.
-        method: that quantized it; "nearest" where its inputs cannot be seen.
+        name: name of the weight.
+        method: the method that quantized it; "nearest" if its inputs cannot be observed.
         bits: nominal width of its indices.
         weights: number of its values.
-        bytes: coded alone: indices and steps.
-        saved: bytes of the float32 values less ``bytes``.
-        layer_error: squared error of the layer's output over its squared output; None where its
-            inputs cannot be seen.
+        bytes: bytes of its indices and steps, coded alone.
+        saved: bytes of the float32 values minus ``bytes``.
+        layer_error: squared error of the layer's output divided by its squared output; None if its
+            inputs cannot be observed.
         mse: mean squared change of the network's output, per element.
         kl: mean Kullback-Leibler divergence (nats) of the softmax over the output's last axis.
-        score: what ``evaluate`` returned; None without.
+        score: the score returned by ``evaluate``; None without.
     """
 
     name: str
@@ -86,47 +86,47 @@ def sensitivity(
 ) -> list[LayerHarm]:
     """Quantize every weight alone at every width; the most harm per byte saved comes first.
 
-    Biases are left as they are: what a mean shift could repay counts as harm.
+    Biases are not corrected, so an error that a bias correction could remove counts as harm.
 
     Args:
-        model: the float network; stays as it is.
-        method: with a setting ``bits``, or its name, such as "gpfq".
-        calibration: batches for the statistics and for the change of the output.
+        model: the float network; it is not changed.
+        method: a method with the setting ``bits``, or its name, such as "gpfq".
+        calibration: batches for the statistics and for measuring the change of the output.
         bits: widths to try.
-        forward: calls the network on a batch and returns its output.
-        evaluate: ``evaluate(model) -> score`` on selection data; costs a pass for each row.
-        effort: of coding, for ``bytes``.
-        seed: of every random choice.
-        progress: told after every batch, and every row that is evaluated.
+        forward: runs the network on a batch and returns its output.
+        evaluate: ``evaluate(model) -> score`` on selection data; costs one evaluation per row.
+        effort: coding effort, for ``bytes``.
+        seed: random seed.
+        progress: called after every batch, and after every row that is evaluated.
 
     Cost: one lockstep pass, then a forward pass over all batches for each weight and width.
 
     Raises:
-        ConfigError: a method without widths, or widths it does not take.
-        CalibrationError: no batches, or a network whose output is no tensor.
+        ConfigError: a method without the setting ``bits``, or invalid widths.
+        CalibrationError: no batches, or a network whose output is not a tensor.
     """
-    chosen = _at_widths(as_method(method), bits)
+    methods = _at_widths(as_method(method), bits)
     model = unwrapped(model)
     batches = as_batches(calibration, model if forward is None else None)
-    plan = make_plan(model, Recipe((Rule("*", chosen[bits[0]]),), seed=seed))
+    plan = make_plan(model, Recipe((Rule("*", methods[bits[0]]),), seed=seed))
     check_finite(model)
     network = copied(model).eval()
     retie(network, {**plan.aliases, **plan.bound})
     targets = [entry.target for entry in plan.entries]
-    alone = _quantize_alone(network, targets, chosen, batches, as_forward(forward), seed=seed)
-    changes = _Changes(network, alone, as_forward(forward))
+    trials = _quantize_alone(network, targets, methods, batches, as_forward(forward), seed=seed)
+    changes = _OutputChanges(network, trials, as_forward(forward))
     changes.measure(batches, progress)
     rows = []
-    for place, one in enumerate(alone):
-        score = None if evaluate is None else changes.score(one, evaluate)
-        rows.append(_row(one, *changes.of(one), score, effort))
-        progress(ProgressEvent("rows", place + 1, len(alone), one.target.name))
+    for place, trial in enumerate(trials):
+        score = None if evaluate is None else changes.score(trial, evaluate)
+        rows.append(_row(trial, *changes.of(trial), score, effort))
+        progress(ProgressEvent("rows", place + 1, len(trials), trial.target.name))
     return sorted(rows, key=lambda row: -row.harm)
 
 
 @dataclass(frozen=True, eq=False)
-class _Alone:
-    """One weight at one width: its integers, and the values they stand for."""
+class _Trial:
+    """One weight at one width: its integers and the dequantized values."""
 
     target: Target
     method: PostTrainingMethod
@@ -137,25 +137,25 @@ class _Alone:
 
 
 @dataclass
-class _Peek:
-    """A method that quantizes at every width and remembers, in place of one that does it once."""
+class _EveryWidth:
+    """A method for the lockstep that quantizes at every width and records the results."""
 
     methods: Mapping[int, PostTrainingMethod]
-    found: dict[int, tuple[Quantized, float | None]] = field(default_factory=dict)
+    results: dict[int, tuple[Quantized, float | None]] = field(default_factory=dict)
 
     def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize at all widths; return the last."""
         for width, method in self.methods.items():
             result = method.encode(layer)
-            self.found[width] = result, _layer_error(layer, result)
+            self.results[width] = result, _layer_error(layer, result)
         return result
 
 
-class _Looking(LayerQuantizer):
-    """The observer of the lockstep that puts every weight back."""
+class _RestoringQuantizer(LayerQuantizer):
+    """A quantizer for the lockstep that restores every weight, so all others stay in float."""
 
     def complete(self, module: str) -> None:
-        """Quantize the weights of a module, and undo it."""
+        """Quantize the weights of a module, then restore them."""
         parameters = [self.network.get_parameter(w.target.name) for w in self.work[module]]
         before = [parameter.detach().clone() for parameter in parameters]
         super().complete(module)
@@ -165,12 +165,12 @@ class _Looking(LayerQuantizer):
 
 
 def _at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
-    """Return the method at every width, without the correction of biases."""
+    """Return the method at every width, without bias correction."""
     known = {entry.name for entry in fields(method)}  # type: ignore[arg-type]
     if "bits" not in known or trains(method):
         raise ConfigError(
-            f"the method {method.name!r} has no setting 'bits' to vary without training. Use a "
-            "method that has, such as gpfq or nearest."
+            "sensitivity needs a method that has the setting 'bits' and does not train. Got "
+            f"{method.name!r}. Use a method such as gpfq or nearest."
         )
     require(len(bits) > 0, "bits", "a list of widths", bits)
     plain = {"bias_correction": False} if "bias_correction" in known else {}
@@ -185,34 +185,36 @@ def _quantize_alone(
     forward: Forward,
     *,
     seed: int,
-) -> list[_Alone]:
-    peeks = {t.name: _Peek(methods) for t in targets}
+) -> list[_Trial]:
+    encoders = {t.name: _EveryWidth(methods) for t in targets}
     work: defaultdict[str, list[Work]] = defaultdict(list)
     failed = check_layers(network, targets, batches, forward).failed
     for target in targets:
         if target.view.inputs is not None and target.name not in failed:
-            work[target.module].append(Work(target, peeks[target.name].encode, False))
+            work[target.module].append(Work(target, encoders[target.name].encode, False))
     if work:
-        observer = _Looking(network, work, len(batches), seed)
+        observer = _RestoringQuantizer(network, work, len(batches), seed)
         run_lockstep(
             network, network, list(work), batches, forward, observer, needs_reference=False
         )
-    found = []
+    trials = []
     for target in targets:
-        peek = peeks[target.name]
-        if not peek.found:
-            peek.methods = {width: fallback_of(method) for width, method in methods.items()}
-            _blindly(network, target, peek, seed)
-        for width, (result, error) in peek.found.items():
+        encoder = encoders[target.name]
+        if not encoder.results:
+            encoder.methods = {width: fallback_of(method) for width, method in methods.items()}
+            _quantize_without_inputs(network, target, encoder, seed)
+        for width, (result, error) in encoder.results.items():
             values = target.view.tensor(result.dequantize(), target.shape)
-            found.append(_Alone(target, peek.methods[width], width, result, values, error))
-    return found
+            trials.append(_Trial(target, encoder.methods[width], width, result, values, error))
+    return trials
 
 
-def _blindly(network: nn.Module, target: Target, peek: _Peek, seed: int) -> None:
+def _quantize_without_inputs(
+    network: nn.Module, target: Target, encoder: _EveryWidth, seed: int
+) -> None:
     parameter = network.get_parameter(target.name)
     before = parameter.detach().clone()
-    quantize_blind(network, Work(target, peek.encode), seed)
+    quantize_blind(network, Work(target, encoder.encode), seed)
     with torch.no_grad():
         parameter.copy_(before)
 
@@ -227,44 +229,44 @@ def _layer_error(layer: LayerMatrix, result: Quantized) -> float | None:
     return error / energy if energy > 0 else 0.0
 
 
-class _Changes:
-    """How the network's output moves, with one weight replaced at a time."""
+class _OutputChanges:
+    """Changes of the network's output with one weight replaced at a time."""
 
-    def __init__(self, network: nn.Module, alone: Sequence[_Alone], forward: Forward) -> None:
-        self.network, self.alone, self.forward = network, alone, forward
-        self.totals = {id(one): [0.0, 0.0] for one in alone}  # squares, nats
+    def __init__(self, network: nn.Module, trials: Sequence[_Trial], forward: Forward) -> None:
+        self.network, self.trials, self.forward = network, trials, forward
+        self.totals = {id(trial): [0.0, 0.0] for trial in trials}  # squares, nats
         self.elements = self.rows = 0
 
     def measure(self, batches: Sequence[Any], progress: Progress) -> None:
-        """Add up over the batches; the float output is kept for one batch at a time."""
+        """Sum over the batches; the float output is held for one batch at a time."""
         progress(ProgressEvent("layers", 0, len(batches)))
         with torch.inference_mode():
             for place, batch in enumerate(batches):
                 exact = self._output(batch, place)
-                law = F.log_softmax(exact, -1)
+                log_p = F.log_softmax(exact, -1)
                 self.elements += exact.numel()
                 self.rows += exact[..., 0].numel()
-                for one in self.alone:
-                    moved = self._with(one, lambda b=batch, p=place: self._output(b, p))  # type: ignore[misc]
-                    self.totals[id(one)][0] += float((moved - exact).square().sum())
-                    other = F.log_softmax(moved, -1)
-                    self.totals[id(one)][1] += float((law.exp() * (law - other)).sum())
+                for trial in self.trials:
+                    changed = self._with(trial, lambda b=batch, p=place: self._output(b, p))  # type: ignore[misc]
+                    self.totals[id(trial)][0] += float((changed - exact).square().sum())
+                    log_q = F.log_softmax(changed, -1)
+                    self.totals[id(trial)][1] += float((log_p.exp() * (log_p - log_q)).sum())
                 progress(ProgressEvent("layers", place + 1, len(batches)))
 
-    def of(self, one: _Alone) -> tuple[float, float]:
+    def of(self, trial: _Trial) -> tuple[float, float]:
         """Return the mean squared change per element and the divergence per row."""
-        squares, nats = self.totals[id(one)]
+        squares, nats = self.totals[id(trial)]
         return squares / max(1, self.elements), max(0.0, nats / max(1, self.rows))
 
-    def score(self, one: _Alone, evaluate: Callable[[nn.Module], float]) -> float:
-        """Return the caller's score with one weight replaced."""
-        return float(self._with(one, lambda: evaluate(self.network)))
+    def score(self, trial: _Trial, evaluate: Callable[[nn.Module], float]) -> float:
+        """Return the user's score with one weight replaced."""
+        return float(self._with(trial, lambda: evaluate(self.network)))
 
-    def _with(self, one: _Alone, call: Callable[[], Any]) -> Any:
-        parameter = self.network.get_parameter(one.target.name)
+    def _with(self, trial: _Trial, call: Callable[[], Any]) -> Any:
+        parameter = self.network.get_parameter(trial.target.name)
         before = parameter.detach().clone()
         try:
-            parameter.data.copy_(one.values)
+            parameter.data.copy_(trial.values)
             return call()
         finally:
             parameter.data.copy_(before)
@@ -278,18 +280,27 @@ class _Changes:
             output = output[0]
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 1:
             raise CalibrationError(
-                "the sensitivity of layers needs the output of the network: forward= must return "
-                f"its logits. Got {type(output).__name__}."
+                "sensitivity measures changes of the network's output, so forward= must return "
+                f"the logits as a tensor. Got {type(output).__name__}."
             )
         return output.double()
 
 
-def _row(one: _Alone, mse: float, kl: float, score: float | None, effort: str) -> LayerHarm:
-    name = one.target.name
-    coded = pack(one.result, one.target, torch.float32)
+def _row(trial: _Trial, mse: float, kl: float, score: float | None, effort: str) -> LayerHarm:
+    name = trial.target.name
+    coded = pack(trial.result, trial.target, torch.float32)
     report = measure(encode(Contents({name: coded}), effort))
-    count = one.values.numel()
+    count = trial.values.numel()
     size = sum(row.bytes for row in report.rows if row.kind != "file")
     return LayerHarm(
-        name, one.method.name, one.bits, count, size, 4 * count - size, one.error, mse, kl, score
+        name=name,
+        method=trial.method.name,
+        bits=trial.bits,
+        weights=count,
+        bytes=size,
+        saved=4 * count - size,
+        layer_error=trial.error,
+        mse=mse,
+        kl=kl,
+        score=score,
     )

@@ -1,4 +1,4 @@
-"""Methods: one file per paper, one frozen value per method, found by name in ``METHODS``."""
+"""Compression methods, one file per paper; each is a frozen dataclass listed in ``METHODS``."""
 
 from .activation_ranges import Activations, calibrate_inputs
 from .base import (

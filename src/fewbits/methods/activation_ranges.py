@@ -1,4 +1,4 @@
-"""Quantized inputs of layers without training: ranges from calibration data alone."""
+"""Quantize the inputs of layers without training, with ranges from calibration data."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ _OUTPUT_BITS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """How inputs of layers with quantized weights are quantized after those.
+    """Settings for quantizing the inputs of layers whose weights are quantized.
 
     Attributes:
-        bits: width, 2 to 8.
-        ranges: "mse" (least squared error of rounding) or "percentile".
-        percentile: of the magnitudes, for the rule of that name.
-        first_last: of the first and last quantized layer: "8bit", "fp" (left alone) or "same".
-        placement: "input" of every layer, or "output" of every ReLU before one.
-        outputs: put on 8 bits also what a layer (or the normalization after it) gives, where no
-            quantized layer reads it: what goes into the sums of a residual network. Runtimes have
-            integer kernels only for layers whose output is quantized too.
+        bits: bits per value, 2 to 8.
+        ranges: how to choose the range of each input: "mse" (the least squared rounding error) or
+            "percentile" (of the magnitudes).
+        percentile: percentile of the magnitudes, for ``ranges="percentile"``.
+        first_last: what to do with the first and the last quantized layer: "8bit" (use 8 bits),
+            "fp" (leave in float) or "same" (treat like all others).
+        placement: where to quantize: at the "input" of every layer, or at the "output" of every
+            ReLU in front of one.
+        outputs: whether to quantize, to 8 bits, also layer outputs that no quantized layer reads,
+            such as those that enter the sums of a residual network. Runtimes have integer kernels
+            only for layers whose output is quantized too.
     """
 
     bits: int = 8
@@ -56,7 +59,11 @@ class Activations:
 
     @classmethod
     def of(cls, value: object) -> Activations:
-        """Return what is meant by a number of bits, or the mapping of a recipe."""
+        """Build settings from a number of bits or a mapping; return settings unchanged.
+
+        Raises:
+            ConfigError: another kind of value, an unknown setting, or a value out of range.
+        """
         if isinstance(value, Activations):
             return value
         if is_whole(value):
@@ -70,15 +77,15 @@ class Activations:
         for key in value:
             if key not in known:
                 raise ConfigError(
-                    f"activations have no setting {key!r}. They have: {', '.join(known)}."
+                    f"activations have no setting {key!r}. Valid settings: {', '.join(known)}."
                     + did_you_mean(str(key), known)
                 )
         return cls(**value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that :meth:`of` takes; defaults are left out, but for bits."""
-        plain = asdict(Activations())
-        return {k: v for k, v in asdict(self).items() if k == "bits" or v != plain[k]}
+        """Return plain values that :meth:`of` accepts: bits, and all but the defaults."""
+        defaults = asdict(Activations())
+        return {k: v for k, v in asdict(self).items() if k == "bits" or v != defaults[k]}
 
 
 def calibrate_inputs(
@@ -90,40 +97,40 @@ def calibrate_inputs(
     *,
     ends: Sequence[str] = (),
 ) -> tuple[dict[str, ActivationGrid], tuple[str, ...]]:
-    """Return the grids by site of ``network``, which is not changed, and layers without, with why.
+    """Return the grid of every site, and the layers whose inputs stay in float with the reasons.
 
     Args:
-        network: with the quantized weights: ranges are of what its layers see.
-        layers: names of the quantized weights, in order, and of each the modules that have it.
-        settings: widths and rules.
+        network: the network with quantized weights, on which ranges are observed. Not modified.
+        layers: names of the quantized weights, in order, each with the modules that own it.
+        settings: bits and rules.
         batches: calibration data.
-        forward: how the network is called.
-        ends: the network's first and last weight matrix.
+        forward: runs the network on a batch.
+        ends: the first and the last weight matrix of the network.
 
     Raises:
-        ConfigError: no input is left to quantize.
+        ConfigError: there is no input to quantize.
     """
     chosen = QuantizedLayers(layers, ends, settings.first_last)
     if not chosen.paths:
         raise ConfigError(
-            f"activations={settings.bits}: no layer has quantized weights (of those that are not "
-            "first or last, with first_last='fp'), so there is no input to quantize. Leave "
+            f"activations={settings.bits}: no layer has quantized weights (apart from the first "
+            "and the last with first_last='fp'), so there is no input to quantize. Leave "
             "activations out, or quantize more weights."
         )
     sites = choose_sites(network, chosen, settings.placement, batches, forward)
-    found = {}
+    grids = {}
     for site in sites:
         bits = 8 if chosen.is_wide(site) else settings.bits
-        found[site.name] = _grid(site, bits, settings)
+        grids[site.name] = _grid(site, bits, settings)
     if settings.outputs:
-        loose = unquantized_outputs(network, chosen.paths, batches[0], forward)
-        for site in observe(network, loose, batches, forward, outputs=True):
-            found[site.name] = _shifted(site, settings)
-    return found, left_in_float(network, chosen, sites) if settings.placement == "input" else ()
+        outputs = unquantized_outputs(network, chosen.paths, batches[0], forward)
+        for site in observe(network, outputs, batches, forward, outputs=True):
+            grids[site.name] = _asymmetric_grid(site, settings)
+    return grids, left_in_float(network, chosen, sites) if settings.placement == "input" else ()
 
 
-def _shifted(site: Site, settings: Activations) -> ActivationGrid:
-    """Return an unsigned grid with a zero inside: runtimes want one type on both sides."""
+def _asymmetric_grid(site: Site, settings: Activations) -> ActivationGrid:
+    """Return an unsigned grid with a zero point: runtimes want one type for inputs and outputs."""
     values, tries = site.sample, SHARES
     if settings.ranges == "percentile":
         size = fit_percentile(values, settings.percentile)

@@ -1,4 +1,4 @@
-"""What a method is: frozen settings, declared capabilities, and one verb."""
+"""The interface of methods: frozen settings, declared capabilities, and one main function."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ INPUTS = ("none", "quantized", "both")
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a method needs and what it does; the same for all of its settings.
+    """What a method needs and can do, regardless of its settings.
 
     Attributes:
-        needs_inputs: which inputs of a layer it looks at: "none", those of the network "quantized"
-            so far, or "both", those of the float network too.
-        needs_gradients: whether it reads ``LayerMatrix.sensitivity``, from gradients of the output.
-        needs_labels: whether it needs labelled data, for the loss of a training.
+        needs_inputs: the inputs of a layer that it uses: "none"; "quantized", those in the network
+            as quantized so far; or "both", those in the float network too.
+        needs_gradients: whether it uses ``LayerMatrix.sensitivity``, from gradients of the output.
+        needs_labels: whether it needs labelled data, for the training loss.
         trains: whether it trains (:class:`TrainingMethod`) or rounds (:class:`PostTrainingMethod`).
         has_slope: whether it has the setting ``slope``, which a search for a budget varies.
-        quantizes_activations: whether it can quantize inputs of layers too.
-        keeps_levels: of a training: weights that start quantized keep their levels.
-        merges_batchnorm: of a training: running statistics are merged into gain and bias at the
-            end.
+        quantizes_activations: whether it can also quantize the inputs of layers.
+        keeps_levels: for training methods: whether weights that start quantized keep their levels.
+        merges_batchnorm: for training methods: whether BatchNorm's running statistics are merged
+            into its gain and bias at the end.
     """
 
     needs_inputs: str = "none"
@@ -72,7 +72,7 @@ class Capabilities:
 
     @property
     def needs(self) -> str:
-        """What is needed, in words."""
+        """The required data, in words."""
         if self.trains:
             return "training data" + (" with labels" if self.needs_labels else "")
         if not self.needs_data:
@@ -89,10 +89,10 @@ class Method(Protocol):
     """A way to compress weights: a frozen, keyword-only dataclass registered in ``METHODS``.
 
     Attributes:
-        name: under which it is registered.
+        name: the name under which it is registered.
         summary: one line on what it does and when to use it.
-        paper: where it comes from.
-        capabilities: what it needs and does.
+        paper: the publication it follows.
+        capabilities: what it needs and can do.
     """
 
     name: ClassVar[str]
@@ -102,52 +102,52 @@ class Method(Protocol):
 
 
 class PostTrainingMethod(Method, Protocol):
-    """A method that rounds one weight after the other. Derive from it for the defaults."""
+    """A method that rounds one weight after the other. Subclass it to get the defaults."""
 
     def encode(self, layer: LayerMatrix) -> Quantized:
-        """Quantize one weight. Never changes ``layer``; the same layer gives the same result."""
+        """Quantize one weight. Must be deterministic and must not modify ``layer``."""
         ...
 
     @property
     def absorbs_scales(self) -> bool:
-        """Whether scaling a row leaves its error alone, so that BatchNorm can be folded first."""
+        """Whether scaling a row does not affect its relative error, so BatchNorm can be folded."""
         return self.capabilities.needs_gradients
 
     @property
     def fallback_settings(self) -> Mapping[str, Any]:
-        """Settings of ``Nearest`` for weights whose inputs cannot be seen."""
+        """Settings of ``Nearest`` for weights whose inputs cannot be observed."""
         return {}
 
 
 class TrainingMethod(Method, Protocol):
-    """A method that trains. Derive from it for the defaults."""
+    """A method that trains. Subclass it to get the defaults."""
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> Session:
-        """Begin on the weights of one network."""
+        """Start a session on the weights of one network."""
         ...
 
     def kept(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return which of a network's weights stay as they are, each with the reason."""
+        """Return the weights that are left in float, each with the reason."""
         return {}
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether ranges of activations start from calibration data."""
+        """Whether activation ranges are initialized from calibration data."""
         return False
 
     @property
     def trains_biases(self) -> bool:
-        """Whether biases get the same levels as the weights beside them."""
+        """Whether biases are quantized to the same levels as the weights."""
         return False
 
     @property
     def trains_embeddings(self) -> bool:
-        """Whether embedding tables are trained where ``trains_biases``."""
+        """Whether embedding tables are trained too, if ``trains_biases``."""
         return True
 
     @property
     def remeasures_batchnorm(self) -> bool:
-        """Whether BatchNorm statistics are measured again at the end."""
+        """Whether BatchNorm statistics are re-estimated at the end."""
         return False
 
 
@@ -157,22 +157,22 @@ METHODS: Registry[type[AnyMethod]] = Registry("method", "fewbits.methods")
 
 
 def is_method(value: object) -> TypeIs[AnyMethod]:
-    """Tell whether ``value`` is a method with settings, not its class or name."""
+    """Return whether ``value`` is a method with settings, not a class or a name."""
     return isinstance(value, Method) and not isinstance(value, type)
 
 
 def as_method(value: AnyMethod | str) -> AnyMethod:
-    """Return a method; for its name, the method with default settings.
+    """Return a method as it is, or build one with default settings from its name.
 
     Raises:
-        ConfigError: no method of this name, or something else, such as the class of a method.
+        ConfigError: unknown name, or a value of another kind, such as the class of a method.
     """
     if isinstance(value, str):
         return METHODS[value]()
     if is_method(value):
         return value
     raise ConfigError(
-        "method must be a method such as fewbits.GPFQ(bits=4), or a method's name. "
+        "method must be a method such as fewbits.GPFQ(bits=4), or the name of one. "
         f"Got {shorten(value)} instead."
     )
 
@@ -188,29 +188,29 @@ def training_methods() -> list[str]:
 
 
 def trains(method: AnyMethod | None) -> TypeIs[TrainingMethod]:
-    """Tell whether ``method`` trains; None does not."""
+    """Return whether ``method`` trains; None does not."""
     return method is not None and method.capabilities.trains
 
 
 def with_slope(method: AnyMethod, slope: float) -> AnyMethod:
-    """Return the method at another slope; as it is where it has none."""
+    """Return the method with another slope, or unchanged if it has none."""
     if not method.capabilities.has_slope:
         return method
     return replace(method, slope=slope)  # type: ignore[type-var]
 
 
 def to_settings(method: AnyMethod) -> dict[str, Any]:
-    """Return ``{"method": name, ...}``, bits or slope where set, and what is not at its default."""
+    """Return ``{"method": name, ...}`` with bits or slope, and all settings except defaults."""
     values = {entry.name: _plain(getattr(method, entry.name)) for entry in fields(method)}  # type: ignore[arg-type]
     defaults = {entry.name: _plain(entry.default) for entry in fields(method)}  # type: ignore[arg-type]
-    told = {"slope"} if values.get("levels") is not None else {"bits", "slope"}
-    told = {key for key in told if values.get(key) is not None}
-    changed = {k: value for k, value in values.items() if k in told or value != defaults[k]}
-    return {"method": method.name, **changed}
+    always = {"slope"} if values.get("levels") is not None else {"bits", "slope"}
+    always = {key for key in always if values.get(key) is not None}
+    listed = {k: value for k, value in values.items() if k in always or value != defaults[k]}
+    return {"method": method.name, **listed}
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON and YAML can write: schedules as mappings, tuples as lists."""
+    """Convert to what JSON and YAML can write: schedules to mappings, tuples to lists."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Ramp):
@@ -223,16 +223,16 @@ def _plain(value: Any) -> Any:
 
 
 def from_settings(settings: Mapping[str, Any]) -> AnyMethod:
-    """Build the method that :func:`to_settings` described.
+    """Build a method from the mapping that :func:`to_settings` returns.
 
     Raises:
-        ConfigError: no method of this name, a setting it does not have, or a value out of range.
+        ConfigError: unknown method, unknown setting, or a value out of range.
     """
     rest = dict(settings)
     name = rest.pop("method", None)
     if not isinstance(name, str):
         raise ConfigError(
-            f"method settings need a name under the key 'method'. Got {shorten(settings)}."
+            f"settings of a method must name it under the key 'method'. Got {shorten(settings)}."
         )
     kind = METHODS[name]
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]

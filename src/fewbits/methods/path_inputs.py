@@ -1,4 +1,4 @@
-"""Statistics of a layer's inputs, prepared once for any number of path-following sweeps."""
+"""Input statistics of a layer, prepared once for any number of path-following sweeps."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..ops.rounding.path_following import descending, follow_gram, follow_sample
 
 __all__ = ["PreparedInputs", "mean_error", "per_row"]
 
-_CHUNK = 1 << 24  # weights in flight: bounds the scratch memory of very wide layers
+_CHUNK = 1 << 24  # weights processed at a time, which bounds scratch memory of very wide layers
 
 
 def per_row(step: Tensor, weight: Tensor) -> Tensor:
-    """Return a (1,) or (groups * neurons,) step as (groups, neurons, 1), to go with ``weight``."""
+    """Reshape a (1,) or (groups * neurons,) step to (groups, neurons, 1), to match ``weight``."""
     groups, neurons, _ = weight.shape
     return step.expand(groups * neurons).reshape(groups, neurons, 1)
 
 
 def mean_error(statistics: Statistics, weight: Tensor, quantized: Tensor) -> Tensor:
-    """Return the mean of ``XW - X~Q`` over the rows, what a bias owes: (groups * neurons,)."""
-    ours = weight @ statistics.reference_mean[..., None].to(weight)
-    theirs = quantized @ statistics.quantized_mean[..., None].to(weight)
-    return (ours - theirs).flatten().float()
+    """Return the mean of ``XW - X~Q`` over the rows, to add to the bias: (groups * neurons,)."""
+    wanted = weight @ statistics.reference_mean[..., None].to(weight)
+    actual = quantized @ statistics.quantized_mean[..., None].to(weight)
+    return (wanted - actual).flatten().float()
 
 
 def _parts(weight: Tensor) -> Iterator[slice]:
-    """Cut the neurons into parts that bound scratch memory: they never interact."""
+    """Split the neurons, which do not interact, into parts that bound scratch memory."""
     groups, neurons, columns = weight.shape
     width = max(256, _CHUNK // max(1, groups * columns))
     return (slice(a, a + width) for a in range(0, neurons, width))
@@ -39,12 +39,12 @@ def _parts(weight: Tensor) -> Iterator[slice]:
 
 @dataclass(frozen=True, eq=False)
 class PreparedInputs:
-    """What sweeps need of the inputs.
+    """Input statistics in the form that sweeps use.
 
     Attributes:
-        statistics: of the layer.
+        statistics: statistics of the layer's inputs.
         gram: (H, G) in Gram form; None in sample form.
-        order: (groups, columns) in which columns are visited; None for the natural order.
+        order: (groups, columns), the order in which columns are visited; None for the natural one.
     """
 
     statistics: Statistics
@@ -53,7 +53,7 @@ class PreparedInputs:
 
     @classmethod
     def of(cls, statistics: Statistics, order: str) -> PreparedInputs:
-        """Choose the form by what was collected, and the order ("descending" or "natural")."""
+        """Choose the form from what was collected, and the order ("descending" or "natural")."""
         gram = None if statistics.samples is not None else statistics.moments()
         if order == "natural":
             return cls(statistics, gram, None)
@@ -68,16 +68,17 @@ class PreparedInputs:
     ) -> tuple[Tensor, Tensor]:
         """Quantize ``weight`` (groups, neurons, columns) with ``step``.
 
-        Returns the levels in grid units, and per neuron (groups, neurons) float64 the squared error
-        ``||X w - X~ q||^2``; in Gram form with X other than X~, that minus ``||X w||^2``.
+        Returns the levels in grid units, and the squared error ``||X w - X~ q||^2`` per neuron,
+        (groups, neurons) float64. In Gram form with different X and X~, ``||X w||^2`` is subtracted
+        from it.
         """
         steps = per_row(step, weight)
         levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
         error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
         for part in _parts(weight):
             size = steps[:, part]
-            found, squared = self._sweep_part(weight[:, part] / size, project_, passes)
-            levels[:, part] = found
+            chosen, squared = self._sweep_part(weight[:, part] / size, project_, passes)
+            levels[:, part] = chosen
             error[:, part] = squared * size[..., 0].double().square()
         return levels, error
 
@@ -94,7 +95,7 @@ class PreparedInputs:
         return levels, gram_error(units, levels, second, cross)
 
     def error(self, weight: Tensor, quantized: Tensor) -> Tensor:
-        """Return the error of any quantized weight, in the terms of :meth:`sweep`."""
+        """Return the error of any quantized weight, defined as in :meth:`sweep`."""
         error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
         for part in _parts(weight):
             error[:, part] = self._error_part(weight[:, part], quantized[:, part])
@@ -102,20 +103,20 @@ class PreparedInputs:
 
     def _error_part(self, weight: Tensor, quantized: Tensor) -> Tensor:
         size = row_radius(weight).clamp_min(torch.finfo(weight.dtype).tiny)[..., None]
-        ours, theirs = weight / size, quantized / size  # so that no square leaves float32
+        w, q = weight / size, quantized / size  # so that no square leaves float32
         if self.statistics.samples is None:
             second, cross = self.gram or self.statistics.moments()
-            squared = gram_error(ours.to(second), theirs.to(second), second, cross)
+            squared = gram_error(w.to(second), q.to(second), second, cross)
         else:
             x, y = self.statistics.samples
-            gap = x @ ours.to(x).mT - y @ theirs.to(y).mT
+            gap = x @ w.to(x).mT - y @ q.to(y).mT
             squared = gap.square().sum(1, dtype=torch.float64)
         return squared * size[..., 0].double().square()
 
     def relative_error(self, weight: Tensor, error: Tensor) -> float | None:
-        """Return ``||XW - X~Q|| / ||XW||`` from what :meth:`sweep` returned; None where unknown.
+        """Return ``||XW - X~Q|| / ||XW||`` from the error of :meth:`sweep`; None if unknown.
 
-        In Gram form with X other than X~ it is known only if the statistics hold the energy.
+        In Gram form with different X and X~, it is only known if the statistics hold the energy.
         """
         known = self.statistics.reference_energy
         mismatched = self.gram is not None and self.gram[0] is not self.gram[1]

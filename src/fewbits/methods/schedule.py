@@ -1,4 +1,4 @@
-"""Schedules: settings that change while training, as functions of the share of it that is done."""
+"""Schedules: settings that change during training, as a function of its progress."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ _SHAPES = ("linear", "cosine", "geometric", "step")
 
 @dataclass(frozen=True)
 class Ramp:
-    """From one value to another, between two shares of the training.
+    """A setting that changes from one value to another during training.
 
     Attributes:
-        start: value up to ``begin``.
+        start: value until ``begin``.
         end: value from ``until`` on.
-        begin: share of the training, in [0, 1].
-        until: share of the training, in [begin, 1].
-        shape: "linear", "cosine" (slow at both ends), "geometric" (both values above zero) or
-            "step" (``start`` before ``until``).
+        begin: share of the training after which the value starts to change, in [0, 1].
+        until: share of the training at which ``end`` is reached, in [begin, 1].
+        shape: "linear", "cosine" (slow at both ends), "geometric" (a constant ratio per unit of
+            time; both values must be above zero) or "step" (``start`` until ``until``, then
+            ``end``).
 
     >>> Ramp(0, 1, until=0.5)(0.25)
     0.5
@@ -40,13 +41,14 @@ class Ramp:
         for name in ("start", "end", "begin", "until"):
             value = getattr(self, name)
             require(is_number(value), name, "a finite number", value)
-        require(0 <= self.begin <= self.until <= 1, "begin, until", "shares in order", self)
+        ordered = 0 <= self.begin <= self.until <= 1
+        require(ordered, "begin and until", "shares of the training in ascending order", self)
         require(self.shape in _SHAPES, "shape", f"one of {', '.join(_SHAPES)}", self.shape)
         positive = self.shape != "geometric" or (self.start > 0 and self.end > 0)
         require(positive, "start and end of a geometric ramp", "above zero", self)
 
     def __call__(self, progress: float) -> float:
-        """Return the value at ``progress``, the share of the training that is done."""
+        """Return the value at ``progress``, the finished share of the training."""
         if progress >= self.until:
             return float(self.end)
         if progress <= self.begin or self.shape == "step":
@@ -60,7 +62,7 @@ class Ramp:
 
     @classmethod
     def of(cls, value: Any) -> Any:
-        """Return a mapping, as a recipe holds it, as a ramp; anything else as it is."""
+        """Build a ramp from a mapping, as in a recipe; return any other value unchanged."""
         if not isinstance(value, Mapping):
             return value
         try:
@@ -72,12 +74,12 @@ class Ramp:
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that :meth:`of` takes; defaults are left out."""
+        """Return plain values that :meth:`of` accepts; defaults are left out."""
         data: dict[str, Any] = {"start": self.start, "end": self.end}
         defaults = {"begin": 0.0, "until": 1.0, "shape": "linear"}
         return data | {k: getattr(self, k) for k, v in defaults.items() if getattr(self, k) != v}
 
 
 def value_at(setting: float | Ramp, progress: float) -> float:
-    """Return a setting, constant or scheduled, at ``progress``."""
+    """Return the value of a constant or scheduled setting at ``progress``."""
     return setting(progress) if isinstance(setting, Ramp) else float(setting)

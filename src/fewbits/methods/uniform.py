@@ -1,4 +1,4 @@
-"""What all methods on a uniform grid share: their settings' limits, the step, and the result."""
+"""Shared by all methods on a uniform grid: settings and their checks, the step, the result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 
 
 def is_whole(value: object) -> bool:
-    """Tell whether ``value`` is an integer; True and False are none."""
+    """Return whether ``value`` is an integer; booleans do not count."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -62,7 +62,7 @@ def check_switch(name: str, value: object) -> None:
 
 
 def check_number(name: str, value: object, low: float, *, inclusive: bool = False) -> None:
-    """Raise a ConfigError unless ``value`` is a finite number above ``low`` (or equal)."""
+    """Raise a ConfigError unless ``value`` is a finite number > ``low`` (or >= if inclusive)."""
     good = is_number(value) and (value > low or (inclusive and value == low))
     require(good, name, f"a number {'>=' if inclusive else '>'} {low}", value)
 
@@ -72,14 +72,16 @@ class UniformMethod(PostTrainingMethod):
     """Settings of the methods that round to a uniform grid.
 
     Attributes:
-        bits: 2 to 8; gives ``2**bits - 1`` levels with a zero (2 bits are ternary).
-        levels: overrides ``bits``; an even number gives a symmetric grid without a zero.
-        radius: where the top level lies: "absmax" (largest magnitude), "mse" (least rounding
-            error), "median" (``clip`` times the layer's median magnitude: Lybrand and Saab 2021),
-            or "mean_max" (``clip`` times the mean of the rows' largest magnitudes: Zhang, Zhou and
-            Saab 2023). The last two give one step per layer.
-        clip: factor on the radius.
-        per: "channel" (a step per output neuron) or "tensor" (one per layer).
+        bits: bits per index, 2 to 8. There are ``2**bits - 1`` levels, symmetric around zero, so 2
+            bits are ternary.
+        levels: number of levels; overrides ``bits``. An even number gives a symmetric grid without
+            zero.
+        radius: how to choose the largest level: "absmax" (the largest magnitude), "mse" (the least
+            rounding error), "median" (the median magnitude of the layer; Lybrand and Saab 2021) or
+            "mean_max" (the mean over rows of their largest magnitude; Zhang, Zhou and Saab 2023).
+            The last two are usually combined with ``clip`` and give one step per layer.
+        clip: factor by which the radius is multiplied.
+        per: how many steps a layer has: "channel" (one per output neuron) or "tensor" (just one).
     """
 
     radii: ClassVar[tuple[str, ...]] = DATA_FREE_RADII
@@ -103,17 +105,17 @@ class UniformMethod(PostTrainingMethod):
 
     @property
     def absorbs_scales(self) -> bool:
-        """Whether each neuron has a step of its own."""
+        """Whether each neuron has its own step."""
         return self.per == "channel"
 
     @property
     def fallback_settings(self) -> Mapping[str, Any]:
-        """The same grid."""
+        """Settings for the same grid."""
         return {"bits": self.bits, "levels": self.levels, "per": self.per}
 
     @property
     def grid(self) -> Grid:
-        """The levels: ``levels`` of them, or the ``2**bits - 1`` that include a zero."""
+        """The grid of ``levels`` levels, or of ``2**bits - 1`` levels including zero."""
         return Grid(2**self.bits - 1 if self.levels is None else self.levels)
 
 
@@ -122,8 +124,10 @@ class FeedbackMethod(UniformMethod):
     """Settings of the methods that feed rounding errors back along the columns of a layer.
 
     Attributes:
-        order: of the columns: "descending" input energy, or "natural".
-        bias_correction: shift the bias by the mean output error over the calibration rows.
+        order: order in which columns are quantized: "descending" (by the energy of their inputs) or
+            "natural".
+        bias_correction: whether to correct the bias by the mean output error on the calibration
+            data.
     """
 
     order: str = "descending"
@@ -136,38 +140,43 @@ class FeedbackMethod(UniformMethod):
 
 
 def checked_weight(layer: LayerMatrix) -> Tensor:
-    """Return the weight, unless it holds NaN or infinity (ModelError)."""
+    """Return the weight, or raise a ModelError if it holds NaN or infinity."""
     if not all_finite(layer.weight):
         raise ModelError(
-            f"layer {layer.name!r}: the weight holds NaN or infinity, which no level stands for. "
-            "Repair the network, or keep this tensor as it is."
+            f"layer {layer.name!r}: the weight holds NaN or infinity. Fix the network, or keep "
+            "this tensor in float."
         )
     return layer.weight
 
 
 def checked_statistics(layer: LayerMatrix, method: str) -> Statistics:
-    """Return the statistics, unless there are none (ConfigError), or no float64 (ModelError)."""
+    """Return the statistics of the inputs.
+
+    Raises:
+        ConfigError: there are none.
+        ModelError: the device has no float64.
+    """
     check_float64(layer.weight.device, f"layer {layer.name!r}")
     if layer.statistics is None:
         raise ConfigError(
             f"layer {layer.name!r}: the method {method!r} needs calibration inputs and got none. "
-            "Pass calibration data, or use a method that needs nothing, such as 'nearest'."
+            "Pass calibration data, or use a method that needs none, such as 'nearest'."
         )
     return layer.statistics
 
 
 @dataclass(frozen=True)
 class Spacing:
-    """How far a grid reaches: the radius rule, a factor on it, and one step per row or per layer.
+    """The range of a grid: the rule for its radius, a factor, and one step per row or layer.
 
     Attributes:
         grid: the levels.
-        radius: "absmax", "percentile", "mse" or "objective" (whose search multiplies absmax), by
-            row or by layer; "median" or "mean_max", which are the layer's by definition.
-        clip: factor on the radius.
+        radius: "absmax", "percentile", "mse" or "objective" (a search over multiples of absmax), by
+            row or by layer; "median" or "mean_max", which are per layer by definition.
+        clip: factor by which the radius is multiplied.
         per: "channel" or "tensor".
-        percentile: of ``|w|``, for the rule of that name.
-        limit: that no level exceeds.
+        percentile: percentile of ``|w|``, for the rule of that name.
+        limit: bound that no level may exceed.
     """
 
     grid: Grid
@@ -198,7 +207,7 @@ class Spacing:
         return weight.reshape(1, -1) if layerwise else weight.flatten(0, 1)
 
     def _rounding_clip(self, rows: Tensor, limit: Tensor) -> Tensor:
-        # In powers of two near each row's own size, so that no square leaves float32.
+        # Scaled by a power of two near the size of each row, so that no square leaves float32.
         size = torch.frexp(limit.clamp_min(torch.finfo(limit.dtype).tiny)).exponent[:, None]
 
         def error(clip: float) -> Tensor:
@@ -220,15 +229,15 @@ def result(
     info: dict[str, float],
     bias_shift: Tensor | None = None,
 ) -> QuantizedMatrix:
-    """Turn ``levels`` (groups, neurons, columns) in grid units into integers, and count them.
+    """Convert ``levels`` (groups, neurons, columns) in grid units to integers.
 
-    Adds to ``info``: "levels", "zeros" (fraction of zero weights) and "saturation" (fraction on the
-    outermost levels).
+    Adds to ``info``: "levels" (their number), "zeros" (fraction of zero weights) and "saturation"
+    (fraction on the outermost levels).
     """
     if not all_finite(levels):
         raise CalibrationError(
             f"layer {layer.name!r}: its inputs are too large or too small for float32 arithmetic. "
-            "Scale the calibration data, or keep this layer as it is."
+            "Scale the calibration data, or keep this layer in float."
         )
     index = alphabet.index(levels)
     codebook = alphabet.levels.to(step) if isinstance(alphabet, HardThreshold) else None

@@ -1,1 +1,1 @@
-"""Recipes and plans: which method codes which tensor, from Python or YAML."""
+"""Recipes and plans: which method compresses which tensor, from Python or YAML."""

@@ -1,4 +1,4 @@
-"""The plan: every tensor of a network, its method, or why it is left alone; printable first."""
+"""The plan of a compression: the method of every tensor, or the reason why it is kept."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from .recipe import Recipe, Rule
 __all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan", "selected", "unmatched"]
 
 
-_REASONS = 2  # told where nothing can be coded
+_REASONS = 2  # number of reasons listed if no weight can be coded
 
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One weight that can be coded, the method it gets or None, and why where that is not plain.
+    """One weight that can be coded, and its method (None keeps it in float).
 
-    ``trained``: the method that trains it, after ``method`` where there are both.
+    ``reason`` explains a method other than the recipe's, or why the weight is kept. ``trained`` is
+    the method that trains the weight, after ``method`` if there are both.
     """
 
     target: Target
@@ -49,16 +50,16 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe means on one network.
+    """A recipe applied to one network.
 
     Attributes:
         recipe: the recipe.
-        entries: every weight that can be coded, in the network's order.
-        kept: name to reason of every other tensor.
-        aliases: other names of tied tensors, each to the name that is coded.
-        bound: buffers that no file holds and that are one tensor with what it holds.
-        exact: of the tensors that are kept, those that share memory: stored as they are.
-        sizes: number of values of every floating-point or complex tensor by name, tied ones once.
+        entries: every weight that can be coded, in the order of the network.
+        kept: every other tensor, with the reason why it is kept.
+        aliases: every other name of a tied tensor, with the name under which it is coded.
+        bound: non-persistent buffers that are tied to a stored tensor, with its name.
+        exact: kept tensors that share memory; they are stored unchanged.
+        sizes: number of values of every floating-point or complex tensor; tied ones count once.
     """
 
     recipe: Recipe
@@ -71,29 +72,29 @@ class Plan:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why tensors are left in float, by name."""
+        """The reason why each tensor is left in float, by name."""
         left = {e.target.name: e.reason for e in self.entries if not (e.method or e.trained)}
         return {**self.kept, **left}
 
     @property
     def coverage(self) -> Coverage:
-        """How much of the network the recipe quantizes, and the largest of the rest."""
+        """The share of the network that is quantized, and the largest tensor that is not."""
         coded = {e.target.name for e in self.entries if e.method or e.trained}
         return Coverage.of(self.sizes, coded, self.reasons)
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The first and the last weight matrix, in the network's order; () where there are two."""
+        """The first and the last weight matrix of the network; () if there are at most two."""
         names = [e.target.name for e in self.entries if len(e.target.shape) > 1]
         return (names[0], names[-1]) if len(names) > 2 else ()
 
     def modules_of(self, name: str) -> tuple[str, ...]:
-        """Return the modules that have a weight, each once: several where it is tied."""
+        """Return the modules that own a weight; several if it is tied."""
         target = next(e.target for e in self.entries if e.target.name == name)
         return target.homes
 
     def changed(self, name: str, method: PostTrainingMethod | None, reason: str) -> Plan:
-        """Return the plan with another outcome for one weight."""
+        """Return the plan with another method and reason for one weight."""
         entries = tuple(
             replace(e, method=method, reason=reason) if e.target.name == name else e
             for e in self.entries
@@ -101,20 +102,20 @@ class Plan:
         return replace(self, entries=entries)
 
     def noted(self, name: str, note: str) -> Plan:
-        """Return the plan with a note on one weight, whose outcome stays."""
+        """Return the plan with a note on one weight, whose method stays the same."""
         method = next(e.method for e in self.entries if e.target.name == name)
         return self.changed(name, method, note)
 
     def kept_after(self, name: str, what: str) -> Plan:
-        """Return the plan with what happened to a tensor that is not quantized but has changed.
+        """Return the plan with a note on how a tensor changed that is not quantized.
 
         Raises:
-            ModelError: it shares memory with others, which cannot all have changed with it.
+            ModelError: the tensor shares memory with others, which would have to change with it.
         """
         if name in self.exact:
             raise ModelError(
-                f"{name!r} is {what}, but other tensors show a part of its memory, or it is "
-                "expanded. Give it memory of its own, a clone() of its values, before compressing."
+                f"{name!r} is {what}, but it is expanded or shares memory with other tensors. Give "
+                "it its own memory with clone() before compressing."
             )
         return replace(self, kept={**self.kept, name: self.kept[name].noted(what)})
 
@@ -160,23 +161,26 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
     Raises:
         TargetError: a pattern matches nothing, or nothing at all would be coded.
-        ModelError: a network that cannot be written.
+        ModelError: a network that cannot be written to a file.
     """
     found = survey(model)
     if not found.targets:
         raise TargetError(_nothing(model, found))
-    meant = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
-    for rule, chosen in zip(recipe.rules, meant, strict=True):
-        if not chosen:
+    matches = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
+    for rule, names in zip(recipe.rules, matches, strict=True):
+        if not names:
             raise unmatched(rule.match, found.targets)
     entries = tuple(
-        _entry(target, [r for r, n in zip(recipe.rules, meant, strict=True) if target.name in n])
+        _entry(target, [r for r, n in zip(recipe.rules, matches, strict=True) if target.name in n])
         for target in found.targets
     )
     _check_views(found, entries)
     state = model.state_dict()
-    names = (n for n in state if n not in found.aliases and dtype_of(state[n]) in WEIGHT_DTYPES)
-    sizes = {name: state[name].numel() for name in names}
+    sizes = {
+        name: tensor.numel()
+        for name, tensor in state.items()
+        if name not in found.aliases and dtype_of(tensor) in WEIGHT_DTYPES
+    }
     return Plan(
         recipe,
         entries,
@@ -189,26 +193,26 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def _nothing(model: nn.Module, found: Survey) -> str:
-    """Say why no weight can be coded: what keeps most of the values from it."""
+    """Explain why no weight can be coded, by the reasons that exclude the most values."""
     state = model.state_dict()
     matrices = [name for name in found.others if state[name].dim() > 1]
     names: dict[str, list[str]] = defaultdict(list)
     for name in sorted(matrices or found.others, key=lambda name: -state[name].numel()):
         names[found.others[name]].append(name)
     sizes = {why: sum(state[name].numel() for name in kept) for why, kept in names.items()}
-    told = [
+    reasons = [
         f"{kept[0]}{f' and {len(kept) - 1} more' * (len(kept) > 1)}: {why}"
         for why, kept in sorted(names.items(), key=lambda item: -sizes[item[0]])[:_REASONS]
     ]
     return (
         f"this network ({type(model).__name__}) has no weight that can be coded: a floating-point "
         "parameter of a linear, convolution, embedding, recurrent or attention layer. "
-        + (f"{'; '.join(told)}." if told else "It has no tensors.")
+        + (f"{'; '.join(reasons)}." if reasons else "It has no tensors.")
     )
 
 
 def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
-    """Refuse to change a weight of which another tensor shows a part, or another shape."""
+    """Refuse to quantize a weight that overlaps in memory with another tensor."""
     for entry in entries:
         names = (entry.target.name, *entry.target.also)
         name = next((name for name in names if name in found.overlaps), None)
@@ -216,28 +220,28 @@ def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
             other = found.overlaps[name][0]
             if other == name:
                 raise ModelError(
-                    f"{name!r} is expanded: one value in memory stands for several weights, which "
-                    "quantizing would not keep equal. Give it memory for each (a clone()), or keep "
-                    "it, by a rule with the method keep."
+                    f"{name!r} is expanded: several weights share one value in memory, which "
+                    "quantization would not keep equal. Give each its own memory with clone(), or "
+                    "add a rule with 'method: keep'."
                 )
             raise ModelError(
-                f"{name!r} and {other!r} are views of one memory, in other shapes or places. A "
-                "file holds each tensor by itself, so that quantizing one would change the other "
-                f"behind its back. Give {other!r} memory of its own (a clone() of its values), "
-                "make it in the forward pass and not a parameter or buffer, or keep both, by rules "
-                "with the method keep."
+                f"{name!r} and {other!r} are different views of the same memory. A file stores "
+                "each tensor separately, so quantizing one would silently change the other. Give "
+                f"{other!r} its own memory with clone(), compute it in the forward pass instead "
+                "of storing it as a parameter or buffer, or keep both with rules of "
+                "'method: keep'."
             )
 
 
 def fallback_of(method: PostTrainingMethod) -> PostTrainingMethod:
-    """Return the method for weights whose inputs ``method`` cannot see: rounding, least error."""
+    """Return the method for weights whose inputs ``method`` cannot observe: nearest rounding."""
     return Nearest(**method.fallback_settings, radius="mse")
 
 
-def _entry(target: Target, chosen: Sequence[Rule]) -> PlanEntry:
-    if not chosen:
+def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:
+    if not rules:
         return PlanEntry(target, None, Reason(Cause.NO_RULE))
-    rule = chosen[-1]
+    rule = rules[-1]
     if rule.method is None:
         return PlanEntry(target, None, Reason(Cause.RULE, repr(rule.match)))
     if trains(rule.method):
@@ -256,15 +260,16 @@ def _short(method: AnyMethod | None) -> str:
 
 
 def selected(pattern: str, targets: Iterable[Target]) -> tuple[Target, ...]:
-    """Return those of ``targets`` that a pattern means.
+    """Return the targets that match a pattern.
 
-    ``*`` is all of them. Another pattern is the name of a weight or of its layer; where there is
-    none of that name, a layer class (``Conv2d``), a glob on these names (``layer1.*``), or a
-    regular expression on them after ``re:``. Names may hold what a glob reads otherwise:
-    ``blk[0]`` means the layer of that name. A tied weight goes by all of its names.
+    ``*`` matches all of them. Any other pattern is the name of a weight or of its layer; if there
+    is none of that name, it is a layer class (``Conv2d``), a glob on these names (``layer1.*``), or
+    a regular expression on them after ``re:``. Exact names come first, so ``blk[0]`` matches the
+    layer of that name although a glob would read the brackets differently. A tied weight matches
+    by any of its names.
 
     Raises:
-        TargetError: no regular expression.
+        TargetError: an invalid regular expression.
     """
     targets = tuple(targets)
     exact = tuple(target for target in targets if pattern in _names(target))
@@ -274,7 +279,9 @@ def selected(pattern: str, targets: Iterable[Target]) -> tuple[Target, ...]:
         try:
             expression = re.compile(pattern[3:])
         except re.error as error:
-            raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from None
+            raise TargetError(
+                f"pattern {pattern!r} is not a valid regular expression: {error}"
+            ) from None
         return tuple(t for t in targets if any(map(expression.fullmatch, _names(t))))
     return tuple(
         target
@@ -284,7 +291,7 @@ def selected(pattern: str, targets: Iterable[Target]) -> tuple[Target, ...]:
 
 
 def unmatched(pattern: str, targets: Iterable[Target]) -> TargetError:
-    """Return the error for a pattern that matches nothing, naming the nearest layers."""
+    """Build the error for a pattern that matches nothing, naming the closest layers."""
     targets = list(targets)
     known = {name for target in targets for name in (target.module, target.name, target.kind)}
     known.discard("")
@@ -294,8 +301,8 @@ def unmatched(pattern: str, targets: Iterable[Target]) -> TargetError:
     listing = hint or (f" Layers of this network: {first}, ..." if targets else "")
     return TargetError(
         f"pattern {pattern!r} matches no weight of this network ({len(targets)} can be coded)."
-        f"{listing} A pattern is a layer or weight name, a glob on them, a layer class such as "
-        "'Conv2d', or a regular expression after 're:'."
+        f"{listing} A pattern is the name of a layer or weight, a glob such as 'layer1.*', a layer "
+        "class such as 'Conv2d', or a regular expression after 're:'."
     )
 
 

@@ -1,9 +1,9 @@
-"""Recipes: which method codes which weights, and what is done before and after. One schema.
+"""Recipes: which method compresses which weights, and what happens before and after.
 
 A recipe in YAML::
 
     seed: 0
-    raw_dtype: float16            # biases and the like, where every value survives it
+    raw_dtype: float16            # for tensors that are not quantized, where it is precise enough
     prepare: [fold_batchnorm]
     rules:                        # the last rule that matches a weight decides
       - match: "*"
@@ -14,7 +14,7 @@ A recipe in YAML::
     finish: [reestimate_batchnorm]
     activations:                  # optional: inputs of the quantized layers, from calibration data
       bits: 8
-    train:                        # optional: go on by training (see docs/training.md)
+    train:                        # optional: train afterwards (see docs/training.md)
       method: hemp
       epochs: 20
 
@@ -58,7 +58,11 @@ _KEYS = ("rules", "prepare", "finish", "activations", "train", *_WHOLE)
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights whose name, layer or layer class fits ``match`` get ``method``; None keeps them."""
+    """Apply ``method`` to the weights that ``match`` selects; None keeps them in float.
+
+    ``match`` is a name of a weight or layer, a glob, a layer class, or a regular expression after
+    ``re:``.
+    """
 
     match: str
     method: AnyMethod | None
@@ -69,27 +73,29 @@ class Rule:
             _check_method(self.method)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rule as in a recipe file."""
+        """Return the rule as written in a recipe file."""
         settings = {"method": "keep"} if self.method is None else to_settings(self.method)
         return {"match": self.match, **settings}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What :func:`fewbits.compress` does.
+    """The complete description of a compression.
 
     Attributes:
-        rules: the last one that matches a weight decides; weights none matches are kept.
-        prepare: stages on the float network before quantizing (``fold_batchnorm``).
-        finish: stages on the quantized network (``reestimate_batchnorm``).
-        seed: of every random choice.
-        raw_dtype: how tensors that are not quantized are stored: "keep", "float16" or "bfloat16"
-            (a tensor that would lose more than 2**-8 of a value keeps its own dtype).
-        calibration_rows: input rows kept per layer; None for 16 per column in [16384, 65536].
-        train: how long and with what is trained, where a rule or itself names a method that
-            trains; None without training.
-        activations: how inputs of the quantized layers are quantized too, from calibration data;
-            None leaves them in float. A method that trains has settings of its own for them.
+        rules: which method compresses which weights. The last rule that matches a weight decides;
+            weights that no rule matches are kept in float.
+        prepare: stages applied to the float network before quantization (``fold_batchnorm``).
+        finish: stages applied to the quantized network (``reestimate_batchnorm``).
+        seed: random seed.
+        raw_dtype: storage of tensors that are not quantized: "keep", "float16" or "bfloat16". A
+            tensor of which a value would change by more than 2**-8 of itself keeps its dtype.
+        calibration_rows: input rows kept per layer; None for 16 per column, at least 16384 and at
+            most 65536.
+        train: how to train, if a rule or ``train`` itself names a method that trains; None for no
+            training.
+        activations: how to quantize the inputs of quantized layers, from calibration data; None
+            leaves them in float. Methods that train have their own settings for them.
     """
 
     rules: tuple[Rule, ...]
@@ -107,7 +113,7 @@ class Recipe:
         for name, known in (("prepare", PREPARE), ("finish", FINISH)):
             stages = getattr(self, name)
             require(isinstance(stages, tuple), name, "a tuple of stage names", stages)
-            require(len(set(stages)) == len(stages), name, "stages named once", stages)
+            require(len(set(stages)) == len(stages), name, "a tuple without duplicates", stages)
             for stage in stages:
                 require(stage in known, f"{name} stage", f"one of {', '.join(known)}", stage)
         require(_is_whole(self.seed, 0), "seed", "an integer in [0, 2**63)", self.seed)
@@ -126,15 +132,14 @@ class Recipe:
         method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
         calibrated: bool = True,
     ) -> Recipe:
-        """Return the recipe that is meant: a recipe, its name, file or data, or one method.
+        """Return a recipe, given as such, by name, as a file or mapping, or as one method.
 
-        A method, or its name, is for all weights. BatchNorm is then folded first where there is
-        calibration data and the method is indifferent to it (``absorbs_scales``): that changes
-        only the file's size.
+        A method (or its name) applies to all weights. BatchNorm is then folded first if there is
+        calibration data and folding only changes the size of the file (``absorbs_scales``).
 
         Raises:
-            ConfigError: a name that is neither a method's nor a recipe's, or what
-                :meth:`from_file` and :meth:`from_dict` refuse.
+            ConfigError: the name is neither that of a method nor of a recipe, or :meth:`from_file`
+                or :meth:`from_dict` raises.
         """
         if isinstance(method, Recipe):
             return method
@@ -154,14 +159,14 @@ class Recipe:
 
     @property
     def first_stage(self) -> Recipe | None:
-        """What is done without training: all of it, or what training starts from, or nothing."""
+        """The part without training: the whole recipe, the start of training, or None."""
         if any(trains(rule.method) for rule in self.rules):
             return None
         return replace(self, train=None)
 
     @property
     def training_stage(self) -> Recipe | None:
-        """The rules with the method that trains, and ``train``; None where nothing is trained."""
+        """The part that trains, with its method in the rules; None if nothing is trained."""
         if self.train is not None and self.train.method is not None:
             rules = (replace(r, method=r.method and self.train.method) for r in self.rules)
             settings = replace(self.train, method=None)
@@ -178,16 +183,21 @@ class Recipe:
         rules_train = any(trains(rule.method) for rule in self.rules)
         if self.activations is not None and (rules_train or self.train is not None):
             raise ConfigError(
-                "'activations' are quantized after weights, without training. A method that "
-                "trains has its own settings for them, such as lowbit's 'activations'."
+                "'activations' cannot be combined with training: they are calibrated after the "
+                "weights are quantized. Use the method's own settings, such as 'activations' of "
+                "lowbit."
             )
         if self.train is None:
             return
         if rules_train == (self.train.method is not None):
             raise ConfigError(
-                "a recipe with 'train' names one method that trains "
-                f"({', '.join(training_methods())}), in 'train' or in the rules. It names "
-                + ("both." if rules_train else "none: add 'method: ...' to 'train'.")
+                "a recipe with 'train' must name a method that trains "
+                f"({', '.join(training_methods())}) either in 'train' or in the rules. It names "
+                + (
+                    "one in both: remove one of them."
+                    if rules_train
+                    else "none: add 'method: ...' to 'train'."
+                )
             )
 
     @classmethod
@@ -195,9 +205,9 @@ class Recipe:
         """Read a YAML recipe.
 
         Raises:
-            SourceError: the file cannot be read, or is no YAML.
-            ConfigError: it is no recipe, or holds more than plain values, each key once, within
-                the bounds of ``read_yaml``; the message names file and key.
+            SourceError: the file cannot be read or is not YAML.
+            ConfigError: the file is not a recipe, repeats a key, or holds values that ``read_yaml``
+                refuses; the message names file and key.
         """
         try:
             return cls.from_dict(read_yaml_file(path))
@@ -206,7 +216,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Any) -> Recipe:
-        """Return the recipe of plain values, as YAML gives them. Unknown keys are errors."""
+        """Build a recipe from plain values, as parsed from YAML. Unknown keys raise an error."""
         if not isinstance(data, Mapping):
             raise ConfigError(
                 f"a recipe must be a mapping with 'rules'. Got {shorten(data)} instead."
@@ -226,7 +236,7 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that :meth:`from_dict` takes; defaults are left out."""
+        """Return plain values that :meth:`from_dict` accepts; defaults are left out."""
         data: dict[str, Any] = {"rules": [rule.to_dict() for rule in self.rules]}
         for key in ("prepare", "finish"):
             if getattr(self, key):
@@ -256,7 +266,7 @@ def _check_method(method: object) -> None:
 
 
 def _check_path(name: str | PathLike[str]) -> None:
-    """Refuse a bare word that names nothing: it was not meant as a path."""
+    """Refuse an unknown bare word, which was not meant as a path."""
     bare = isinstance(name, str) and not Path(name).suffix and name == Path(name).name
     if bare and not Path(name).exists():
         known = [*METHODS, *RECIPES]
@@ -270,7 +280,7 @@ def _check_keys(data: Mapping[Any, Any], known: tuple[str, ...], what: str) -> N
     for key in data:
         if key not in known:
             raise ConfigError(
-                f"unknown key {shorten(key)} in the {what}. Known: {', '.join(known)}."
+                f"unknown key {shorten(key)} in the {what}. Valid keys: {', '.join(known)}."
                 + did_you_mean(str(key), known)
             )
 

@@ -1,4 +1,4 @@
-"""The ``train:`` section of a recipe: how long, with what, and how the epoch is chosen."""
+"""The ``train:`` section of a recipe: how to train, and how to choose the epoch."""
 
 from __future__ import annotations
 
@@ -27,35 +27,41 @@ _OPTIMIZERS = ("sgd", "adamw")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings of training; in a recipe, those of ``method`` stand beside them.
+    """Settings of training. In a recipe, the settings of ``method`` go into the same mapping.
 
     Attributes:
-        method: a method that trains. None where the rules name it; otherwise the rules compress
-            first, and the training goes on from there with this method.
-        epochs: passes over the training data.
-        batch_size: samples of one step, of all processes together.
-        accumulate: micro-batches in which a process takes its share of them.
-        optimizer: "sgd" (Nesterov momentum) or "adamw".
-        learning_rate: at its highest; half a cosine down to zero.
-        momentum: of "sgd"; first coefficient of "adamw".
-        weight_decay: of weights of two or more dimensions.
-        warm_up: share of the training in which the learning rate rises.
-        clip: largest norm of the gradients; None for no bound.
-        distil: share of the loss that follows the float network's outputs, in [0, 1]; labels are
-            not needed at 1.
-        temperature: of distillation.
-        augment: of "flip" (left to right) and "crop" (shifts); none by default.
-        padding: pixels of the shifts; None for an eighth of the shorter side.
-        prune: share of the weights that is pruned by size: a number from the start, or a ramp.
-        vector_bits: grid of biases and scales; None leaves them as ``raw_dtype`` says.
-        norms: batch normalizations that an earlier stage has absorbed stay "absorbed", or are
-            "live" again: with the statistics of the first 1,024 training samples, to begin with.
-        sort: bring hidden neurons into the order of their nonzero weights at the end: the function
-            stays, the file is some percent smaller, neurons change places.
-        hold_out: share of the training samples on which epochs are judged (5,000 at most), where
+        method: the training method. Leave it at None if the rules name one; otherwise the rules
+            compress first, and this method trains from there.
+        epochs: number of passes over the training data.
+        batch_size: samples per step, over all processes.
+        accumulate: micro-batches per step and process; more of them take less memory.
+        optimizer: the optimizer: "sgd" (with Nesterov momentum) or "adamw".
+        learning_rate: peak learning rate; it then falls to zero along half a cosine.
+        momentum: momentum of "sgd", or the first beta of "adamw".
+        weight_decay: weight decay, applied to weights of two or more dimensions.
+        warm_up: share of the training during which the learning rate rises.
+        clip: largest norm of the gradients; larger ones are scaled down. None for no clipping.
+        distil: weight in the loss of matching the float network's outputs, in [0, 1]. At 1, labels
+            are not needed.
+        temperature: softmax temperature of distillation.
+        augment: augmentations of training images: "flip" (left to right), "crop" (random shifts),
+            or both; none by default.
+        padding: largest shift of "crop" in pixels; None for an eighth of the shorter side.
+        prune: share of the weights to prune, smallest magnitudes first: a number, which applies
+            from the start, or a ramp.
+        vector_bits: bits for biases and scales, which are then quantized too; None stores them in
+            ``raw_dtype``.
+        norms: what happens to BatchNorm layers that an earlier stage absorbed: "absorbed" keeps
+            them so; "live" trains them again, starting from the statistics of the first 1,024
+            training samples.
+        sort: sort hidden neurons by their number of nonzero weights at the end. The network
+            computes the same function and the file is some percent smaller, but neurons change
+            places.
+        hold_out: share of the training samples held out to evaluate epochs on (5,000 at most), if
             the data has no selection split; 0 keeps the last epoch.
-        select_from: share of the training after which an epoch may be chosen.
-        max_drop: choose the smallest rate within this drop of the score, not the best score.
+        select_from: share of the training after which epochs may be chosen.
+        max_drop: choose the epoch with the lowest rate whose score drops by at most this much,
+            instead of the one with the best score.
     """
 
     method: TrainingMethod | None = None
@@ -82,13 +88,9 @@ class Training:
 
     def __post_init__(self) -> None:
         method = self.method
-        trained = method is None or (is_method(method) and trains(method))
-        require(
-            trained,
-            "train: method",
-            f"a method that trains ({', '.join(training_methods())}), or None",
-            method,
-        )
+        valid = method is None or (is_method(method) and trains(method))
+        expected = f"a method that trains ({', '.join(training_methods())}), or None"
+        require(valid, "method", expected, method)
         for name in ("epochs", "batch_size", "accumulate"):
             _check_whole(name, getattr(self, name), 1)
         for name in ("padding", "vector_bits"):
@@ -116,21 +118,21 @@ class Training:
 
     @classmethod
     def of(cls, value: object) -> Training:
-        """Return what is meant by settings, or by a mapping of them as in a recipe.
+        """Return settings as they are, or build them from a mapping as in a recipe.
 
         Raises:
-            ConfigError: neither, or a setting that is not acceptable.
+            ConfigError: neither of these, or an invalid setting.
         """
         return value if isinstance(value, Training) else cls.from_dict(value)
 
     @classmethod
     def from_dict(cls, data: Any) -> Training:
-        """Return the settings of plain values, as YAML gives them.
+        """Build settings from plain values, as parsed from YAML.
 
-        Keys that are not of the loop are the method's. Unknown keys are errors.
+        Other keys are settings of the method. Unknown keys raise an error.
 
         Raises:
-            ConfigError: not acceptable; the message names the key.
+            ConfigError: an invalid setting; the message names the key.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(
@@ -141,9 +143,9 @@ class Training:
         if "method" not in rest and rest:
             key = str(next(iter(rest)))
             raise ConfigError(
-                f"unknown key {shorten(key)} in 'train'. Known: {', '.join(loop_settings())}; with "
-                f"'method' ({', '.join(training_methods())}) also the method's settings."
-                + did_you_mean(key, loop_settings())
+                f"unknown key {shorten(key)} in 'train'. Valid keys: "
+                f"{', '.join(loop_settings())}; with 'method' ({', '.join(training_methods())}) "
+                "also the settings of the method." + did_you_mean(key, loop_settings())
             )
         if isinstance(own.get("augment"), list):
             own["augment"] = tuple(own["augment"])
@@ -154,7 +156,7 @@ class Training:
             raise ConfigError(f"'train': {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that :meth:`from_dict` takes: epochs and what is set."""
+        """Return plain values that :meth:`from_dict` accepts: epochs, and all but the defaults."""
         data: dict[str, Any] = {} if self.method is None else dict(to_settings(self.method))
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -165,7 +167,7 @@ class Training:
 
 
 def loop_settings() -> list[str]:
-    """Return the names of the settings that are not the method's."""
+    """Return the names of the settings of training, without ``method``."""
     return [entry.name for entry in fields(Training) if entry.name != "method"]
 
 
@@ -180,5 +182,4 @@ def _check_number(
     inside = is_number(value) and least <= value <= most
     good = inside and not (above and value == least) and not (below and value == most)
     opening, closing = "(" if above else "[", ")" if below or most == math.inf else "]"
-    told = f"a number in {opening}{least:g}, {most:g}{closing}"
-    require(good, name, told, value)
+    require(good, name, f"a number in {opening}{least:g}, {most:g}{closing}", value)

@@ -1,4 +1,4 @@
-"""Training: what methods that train share, in the user's loop or in ours."""
+"""Training for all methods that train: a tuner for your own loop, and a ready-made loop."""
 
 from .data.augment import FlipAndCrop
 from .distillation.joint import JointDistillation, JointWeights

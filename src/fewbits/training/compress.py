@@ -1,4 +1,4 @@
-"""``fewbits.compress`` by a method that trains: the same request, and labelled data."""
+"""``fewbits.compress`` with a method that trains: the same request plus labelled data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .from_recipe import train
 
 __all__ = ["compress_by_training"]
 
-_SAMPLES = 1024  # training samples that calibrate the stage before
+_SAMPLES = 1024  # training samples that calibrate an earlier compression stage
 
 
 def compress_by_training(request: Request, data: Iterable[Any] | None) -> CompressionResult:
@@ -27,7 +27,7 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
         ConfigError: no training data, data that can be iterated only once, or a budget.
     """
     recipe = request.recipe
-    data = _checked(request, data)
+    data = _check_data(request, data)
     source = data if isinstance(data, DataSource) else _source(data)
     start = None
     if recipe.first_stage is not None:
@@ -35,7 +35,7 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
             request, recipe=recipe.first_stage, calibration=_calibration(request, source)
         )
         start = compress_network(first)
-    done = train(
+    result = train(
         copied(request.model),
         recipe,
         source,
@@ -45,46 +45,45 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
         source=request.source,
         progress=request.progress,
     )
-    if done.coded is None:
+    if result.coded is None:
         raise ConfigError(
-            "fewbits.compress trains in one process. For several, use the command 'fewbits train', "
-            "or fewbits.training.from_recipe.train, under torchrun."
+            "fewbits.compress trains in a single process. For several, run 'fewbits train' or "
+            "fewbits.training.from_recipe.train under torchrun."
         )
-    coded = replace(done.coded, history=done.fitted.history)
+    coded = replace(result.coded, history=result.fitted.history)
     return coded if request.metadata else coded.without_metadata()
 
 
-def _checked(request: Request, data: Iterable[Any] | None) -> Iterable[Any]:
-    """Return the training data, unless it is none that a training can use, or a budget is set."""
+def _check_data(request: Request, data: Iterable[Any] | None) -> Iterable[Any]:
+    """Return the training data; raise if it is missing or an iterator, or if a budget is set."""
     recipe = request.recipe.training_stage or request.recipe
     method = next(rule.method for rule in recipe.rules if rule.method)
     if request.goal is not None:
         raise ConfigError(
-            f"a budget and the method {method.name!r}, which trains, do not go together: every "
-            "evaluation would be a training. Compress to the budget without training, and go on "
-            "from the result with fewbits.prepare(..., start=result)."
+            f"a budget cannot be combined with the training method {method.name!r}: every "
+            "evaluation would take a whole training. Compress to the budget without training, then "
+            "train the result with fewbits.prepare(..., start=result)."
         )
     if data is None:
         raise ConfigError(
-            f"the method {method.name!r} trains: pass train=, labelled training data such as a "
-            "DataLoader. Or use fewbits.prepare in a loop of your own, or the command "
-            "'fewbits train'."
+            f"the method {method.name!r} needs training data: pass train=, labelled data such as a "
+            "DataLoader. Or use fewbits.prepare in your own loop, or the command 'fewbits train'."
         )
     if isinstance(data, Iterator):
         raise ConfigError(
-            "train= is an iterator, which can be read only once, and a training reads it in every "
-            "epoch. Pass a DataLoader, or a list of batches."
+            "train= is an iterator, which can only be read once, but training reads it in every "
+            "epoch. Pass a DataLoader or a list of batches."
         )
     return data
 
 
 def _source(batches: Iterable[Any]) -> DataSource:
-    """Return a data source of somebody's own batches, which has a training split alone."""
+    """Wrap the user's batches in a data source that only has a training split."""
     return DataSource("train=", train=StreamSplit(lambda: batches))
 
 
 def _calibration(request: Request, source: DataSource) -> Iterable[Any] | Tensor:
-    """Return calibration data for the stage before the training: by default training samples."""
+    """Return calibration data for an earlier compression stage: by default training samples."""
     if request.calibration is not None:
         return request.calibration
     return list(source.batches("train", limit=_SAMPLES, seed=request.recipe.seed))

@@ -1,4 +1,4 @@
-"""The training stage of a recipe, from a network and data by name to a compressed network."""
+"""Run the training stage of a recipe: from a network and data to a compressed network."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
-_CALIBRATION = 1024  # training samples for ranges of inputs, and for live normalizations
+_CALIBRATION = 1024  # training samples for ranges of inputs, and for live BatchNorm layers
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The compressed network, which only the main process has, and how its training went."""
+    """The compressed network, which only the main process has, and the result of training."""
 
     coded: CompressionResult | None
     fitted: Fitted
@@ -66,38 +66,40 @@ def train(
     source: str = "",
     progress: Progress = silent,
 ) -> Trained:
-    """Train ``model`` in place as the recipe's training stage says, and compress it.
+    """Train ``model`` in place according to the recipe's training stage, and compress it.
 
     Args:
-        model: the float network; it is also the teacher of a distillation.
-        recipe: with a training stage; an earlier stage is the caller's to do, and ``start``.
-        data: labelled, with a training split; epochs are judged on samples held out of it.
-        start: a compressed network, or its file, to go on from.
-        selection: labelled data to judge epochs on, in place of held-out training samples.
-        judge: ``judge(model) -> score``, higher is better, in place of accuracy on either.
-        folder: for checkpoints and logs, as ``resume``, ``save_seconds`` and ``logs``; see
-            :func:`fit`.
-        resume: go on from the folder's checkpoint.
-        save_seconds: between checkpoints within an epoch.
+        model: the float network, which is also the teacher of distillation.
+        recipe: a recipe with a training stage. If it has an earlier stage, the caller runs that
+            and passes the result as ``start``.
+        data: labelled data with a training split; epochs are evaluated on samples held out of it.
+        start: a compressed network, or its file, to start from.
+        selection: labelled data to evaluate epochs on, instead of held-out training samples.
+        judge: ``judge(model) -> score``, higher is better, instead of accuracy on either.
+        folder: folder for checkpoints and logs; see :func:`fit`.
+        resume: continue from the checkpoint in the folder.
+        save_seconds: time between checkpoints within an epoch.
         logs: "csv", "tensorboard".
         fabric: devices and precision.
-        effort: of encoding.
-        source: how to build the network again, kept in the file.
-        progress: told after every step.
+        effort: coding effort.
+        source: how to build the network again; stored in the file.
+        progress: called after every step.
 
     Raises:
-        ConfigError: the recipe trains nothing, or a setting does not fit.
-        SourceError: data without the split that is needed.
+        ConfigError: the recipe does not train, or a setting is invalid.
+        SourceError: the data lacks a split that is needed.
     """
     stage = recipe.training_stage
     if stage is None:
-        raise ConfigError("the recipe names no method that trains. Use compress(), or add 'train'.")
+        raise ConfigError(
+            "the recipe names no method that trains. Use fewbits.compress, or add 'train'."
+        )
     settings = stage.train or Training()
-    seen, judge = _splits(stage, data, selection, judge)
+    training, judge = _splits(stage, data, selection, judge)
     fabric = fabric or make_fabric()
     fabric.to_device(model)
-    known = _key(model, recipe, seen)
-    # Every process judges: the float network is the same in all of them.
+    key = _key(model, recipe, training)
+    # Every process evaluates: the float network is the same in all of them.
     reference = None if judge is None else judge(model)
     teacher = copied(model).eval() if settings.distil else None
     tuner = prepare(
@@ -108,12 +110,14 @@ def train(
         vector_bits=settings.vector_bits,
         norms=settings.norms,
         source=source,
-        calibration=_calibration(stage, seen, settings),
+        calibration=_calibration(stage, training, settings),
     )
     fitted = fit(
         tuner,
         _loss(teacher, settings),
-        seen if isinstance(seen, Indexed) else seen.batches(settings.batch_size, None, None),
+        training
+        if isinstance(training, Indexed)
+        else training.batches(settings.batch_size, None, None),
         judge=judge,
         reference=reference,
         folder=folder,
@@ -121,12 +125,12 @@ def train(
         save_seconds=save_seconds,
         logs=logs,
         seed=recipe.seed,
-        key=known,
+        key=key,
         fabric=fabric,
         progress=progress,
-        **_how(tuner, settings),
+        **_fit_arguments(tuner, settings),
     )
-    coded = _told(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
+    coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
     return Trained(coded, fitted)
 
 
@@ -136,17 +140,20 @@ def _splits(
     selection: Split | None,
     judge: Callable[[nn.Module], float] | None,
 ) -> tuple[Split, Callable[[nn.Module], float] | None]:
-    """Return what is trained on, and what judges the epochs: the caller, or accuracy on a split."""
+    """Return the training split, and the score of epochs: the caller's, or accuracy on a split."""
     if judge is not None:
         return data.split("train"), judge
-    seen, judged = (data.split("train"), selection) if selection else held_out(data, _share(stage))
+    if selection:
+        training = data.split("train")
+    else:
+        training, selection = held_out(data, _share(stage))
     batch_size = (stage.train or Training()).batch_size
-    return seen, None if judged is None else _Judge(judged, batch_size)
+    return training, None if selection is None else _Accuracy(selection, batch_size)
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """Accuracy on one split."""
+class _Accuracy:
+    """Accuracy on one split, as a function of the network."""
 
     split: Split
     batch_size: int
@@ -155,14 +162,14 @@ class _Judge:
         return evaluate(model, self.split.batches(self.batch_size, None, None)).accuracy
 
 
-def _told(coded: CompressionResult, recipe: Recipe) -> CompressionResult:
-    """Return the network with the whole recipe in its file, earlier stages included."""
+def _with_recipe(coded: CompressionResult, recipe: Recipe) -> CompressionResult:
+    """Return the network with the whole recipe in its file, including earlier stages."""
     metadata = {**coded.contents.metadata, "recipe": recipe.to_dict()}
     return replace(coded, contents=replace(coded.contents, metadata=metadata))
 
 
-def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
-    """Return the arguments of :func:`fit` that the recipe decides."""
+def _fit_arguments(tuner: Tuner, settings: Training) -> dict[str, Any]:
+    """Return the arguments of :func:`fit` that follow from the recipe."""
     optimizer = make_optimizer(
         tuner,
         settings.optimizer,
@@ -184,19 +191,19 @@ def _how(tuner: Tuner, settings: Training) -> dict[str, Any]:
 
 
 def _lr_schedule(tuner: Tuner, settings: Training) -> LRSchedule:
-    """Return the learning rate, which begins anew with every stage of the method."""
+    """Return the learning rate schedule, which restarts at every stage of the method."""
     schedule = WarmCosine(warm_up=settings.warm_up)
     ends = tuner.stage_ends
     return PerStage(schedule, ends) if len(ends) > 1 else schedule
 
 
-def _calibration(recipe: Recipe, seen: Split, settings: Training) -> list[Any] | None:
-    """Return training batches for quantized inputs or live normalizations; None without."""
+def _calibration(recipe: Recipe, training: Split, settings: Training) -> list[Any] | None:
+    """Return training batches for quantized inputs or live BatchNorm layers; otherwise None."""
     methods = [rule.method for rule in recipe.rules]
     inputs = any(trains(method) and method.needs_calibration for method in methods)
     if not inputs and settings.norms != "live":
         return None
-    return list(seen.batches(settings.batch_size, _CALIBRATION, recipe.seed))
+    return list(training.batches(settings.batch_size, _CALIBRATION, recipe.seed))
 
 
 def _share(recipe: Recipe) -> float | None:
@@ -216,12 +223,12 @@ def _augment(settings: Training) -> FlipAndCrop | None:
     return FlipAndCrop(flip="flip" in settings.augment, padding=padding)
 
 
-def _key(model: nn.Module, recipe: Recipe, seen: Split) -> str:
+def _key(model: nn.Module, recipe: Recipe, training: Split) -> str:
     """Return a fingerprint of network, recipe and the first training batch."""
-    first = next(iter(seen.batches(64, 64, None)), None)
+    first = next(iter(training.batches(64, 64, None)), None)
     if first is None:
-        raise CalibrationError("the training data is empty, it holds no batch.")
+        raise CalibrationError("the training data is empty: it holds no batch.")
     parts: list[Any] = list(first) if isinstance(first, (tuple, list)) else [first]
     tensors = [("", part) for part in parts if isinstance(part, Tensor)]
-    count = len(seen) if isinstance(seen, Indexed) else math.nan
+    count = len(training) if isinstance(training, Indexed) else math.nan
     return fingerprint([*model.state_dict().items(), *tensors], recipe.to_dict(), str(count))

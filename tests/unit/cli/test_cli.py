@@ -77,16 +77,16 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
     ("verb", "said"),
     [
         ("demo", "with every method that needs no training"),
-        ("compress", "gpfq; with a budget, smallest"),
+        ("compress", "gpfq; with a budget, the recipe smallest"),
         ("compress", "[default: the method's, 4]"),
         ("compress", "digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable"),
         ("compress", "timm:NAME or torchvision:NAME"),
-        ("compress", "Threads that code tensors"),
-        ("decode", "Threads that decode tensors"),
-        ("evaluate", "Threads that decode tensors"),
-        ("train", "[default: no grid, 16-bit floats]"),
-        ("train", "Choose among the epochs after this share of the training"),
-        ("train", "Of the epochs within this drop of accuracy keep the one with the fewest bits"),
+        ("compress", "Threads to encode tensors with"),
+        ("decode", "Threads to decode tensors with"),
+        ("evaluate", "Threads to decode tensors with"),
+        ("train", "[default: 16-bit floats]"),
+        ("train", "Consider only the epochs after this share of the training"),
+        ("train", "Keep the epoch with the fewest bits among those that lose at most this much"),
         ("sweep", "gpfq needs --bits"),
     ],
 )
@@ -265,7 +265,7 @@ def test_own_code_may_print_without_spoiling_json(here):
     assert json.loads(result.stdout)["file"] == "c.fewbits"
     assert "building" in result.stderr
     judged = run(*arguments[:-1], "d.fewbits", "--evaluate", code=1)
-    assert "error: data 'chatty_net:loaders' is one loader" in judged.stderr
+    assert "error: data 'chatty_net:loaders' is a single loader" in judged.stderr
 
 
 def test_the_example_with_a_recipe(here):

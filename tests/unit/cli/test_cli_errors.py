@@ -35,7 +35,7 @@ def here(tmp_path, monkeypatch):
         (["--data", "digits", "--method", "gpqf"], "Did you mean"),
         (["--data", "digits", "--set", "radios=mse"], "Did you mean 'radius'"),
         (["--data", "digits", "--bits", "99"], "bits must be"),
-        ([], "looks at activations: add --data"),
+        ([], "needs calibration data: add --data"),
     ],
 )
 def test_options_that_no_method_takes_are_wrong_usage(here, arguments, message):

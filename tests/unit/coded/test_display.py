@@ -131,7 +131,7 @@ def test_no_warning_from_half_on():
     assert coded.coverage.share == 0.5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        coded.doubt()
+        coded.warn_low_coverage()
     assert "skipped" not in coded.contents.metadata
     assert not fewbits.compress(net, GPFQ(bits=4), torch.randn(8, 4)).coverage.low
 

@@ -112,7 +112,7 @@ def test_what_is_refused(digits_net, batches):
         fewbits.sensitivity(digits_net, "gpfq", batches, bits=[])
     with pytest.raises(ConfigError, match="bits must be an integer from 2 to 8"):
         fewbits.sensitivity(digits_net, "gpfq", batches, bits=[1])
-    with pytest.raises(CalibrationError, match="needs the output of the network"):
+    with pytest.raises(CalibrationError, match="changes of the network's output"):
         fewbits.sensitivity(
             digits_net,
             "gpfq",

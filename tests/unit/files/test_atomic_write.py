@@ -234,7 +234,7 @@ def test_a_run_folder_removes_and_reads_regular_files_only(tmp_path):
 @pytest.mark.parametrize("content", [b"step\n\xff", b"step,x\n1," + b"2" * 200_000])
 def test_a_log_that_is_none_is_named(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)
-    with pytest.raises(SourceError, match=r"metrics\.csv: is no log of a run"):
+    with pytest.raises(SourceError, match=r"metrics\.csv: is not the log of a run"):
         CSVLog(tmp_path / "metrics.csv", 5)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from fewbits.cli.jobs.run_folder import Order
+from fewbits.cli.jobs.run_folder import RunRequest
 from fewbits.errors import ConfigError, SourceError
 from fewbits.files.json_values import read_json, read_text
 from fewbits.search import Goal, Sweep, Trace, Trial, next_move
@@ -148,19 +148,19 @@ RUN = {
 
 @pytest.fixture
 def run_file(tmp_path):
-    Order(**RUN, folder=str(tmp_path)).keep()
+    RunRequest(**RUN, folder=str(tmp_path)).save()
     return tmp_path / "run.json"
 
 
 def test_a_run_comes_back_as_it_was(run_file):
-    assert Order.of_folder(run_file.parent) == Order(**RUN, folder=str(run_file.parent))
+    assert RunRequest.load(run_file.parent) == RunRequest(**RUN, folder=str(run_file.parent))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_run_that_is_no_json(name, run_file):
     run_file.write_text(HOSTILE[name])
-    with pytest.raises(SourceError, match=r"run\.json: cannot be read: .*Train again"):
-        Order.of_folder(run_file.parent)
+    with pytest.raises(SourceError, match=r"run\.json: cannot be read: .*Start a new run"):
+        RunRequest.load(run_file.parent)
 
 
 def test_a_run_of_other_types_is_refused(run_file):
@@ -174,15 +174,15 @@ def test_a_run_of_other_types_is_refused(run_file):
                 continue
             run_file.write_text(json.dumps({**sound, key: value}))
             with pytest.raises(SourceError, match="cannot be read") as error:
-                Order.of_folder(run_file.parent)
+                RunRequest.load(run_file.parent)
             assert len(str(error.value)) < 500
         run_file.write_text(json.dumps({k: v for k, v in sound.items() if k != key}))
         if key != "metadata":  # which runs begun with an earlier version lack
             with pytest.raises(SourceError, match="cannot be read"):
-                Order.of_folder(run_file.parent)
+                RunRequest.load(run_file.parent)
     run_file.write_text(json.dumps({**sound, "more": 1}))
-    with pytest.raises(SourceError, match="'more' is not as it was written"):
-        Order.of_folder(run_file.parent)
+    with pytest.raises(SourceError, match="'more' is missing, unknown or invalid"):
+        RunRequest.load(run_file.parent)
 
 
 def test_random_damage_is_an_error_of_the_kind_or_nothing(run_file):
@@ -193,4 +193,4 @@ def test_random_damage_is_an_error_of_the_kind_or_nothing(run_file):
             data[draw.randrange(len(data))] = draw.randrange(256)
         run_file.write_bytes(data)
         with suppress(SourceError):
-            assert isinstance(Order.of_folder(run_file.parent).recipe, dict)
+            assert isinstance(RunRequest.load(run_file.parent).recipe, dict)

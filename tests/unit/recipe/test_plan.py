@@ -52,7 +52,7 @@ def test_an_unmatched_pattern_names_the_nearest_layers():
     assert "'shared'" in str(unmatched("shaerd", targets))
     assert "'Conv2d'" in str(unmatched("conv2d", targets))
     assert "Layers of this network: embed" in str(unmatched("???", targets))
-    with pytest.raises(TargetError, match="no regular expression"):
+    with pytest.raises(TargetError, match="not a valid regular expression"):
         selected("re:(", targets)
 
 

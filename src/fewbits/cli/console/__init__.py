@@ -1,1 +1,1 @@
-"""What people see: outcomes, errors, progress."""
+"""Console output: outcomes, errors and progress."""

@@ -1,8 +1,8 @@
-"""What all verbs share: how an outcome is printed, and how an error becomes an exit code.
+"""Print the outcome of a verb, and turn its errors into exit codes.
 
-A verb returns an :class:`Outcome` and prints nothing. With ``--json`` standard output gets one JSON
-object and nothing else; whatever people's own code prints goes to standard error. Our own warnings
-are told there in one line each, and with ``--json`` in the list "warnings".
+A verb returns an :class:`Outcome` and prints nothing itself. With ``--json`` standard output
+receives one JSON object and nothing else; output of user code goes to standard error. Warnings of
+fewbits are printed there, one line each, and listed under "warnings" in the JSON object.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
     "Outcome",
     "Threads",
     "check_output",
-    "doubt",
-    "in_bytes",
+    "mib_to_bytes",
     "note",
     "print_error",
     "verb",
+    "warn_low_coverage",
 ]
 
 P = ParamSpec("P")
@@ -52,29 +52,33 @@ Json: TypeAlias = Annotated[
 MaxDecoded: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        "--max-decoded-mib", min=1, help="Refuse a file that decodes to more. \\[default: by size]"
+        "--max-decoded-mib",
+        min=1,
+        help="Refuse a file that decodes to more than this. \\[default: depends on its size]",
     ),
 ]
 Threads: TypeAlias = Annotated[
     int,
-    typer.Option(min=0, max=256, help="Threads that code tensors; 0: one per core."),
+    typer.Option(min=0, max=256, help="Threads to encode tensors with; 0 means one per core."),
 ]
 DecodeThreads: TypeAlias = Annotated[
     int,
-    typer.Option(min=0, max=256, help="Threads that decode tensors; 0: one per core."),
+    typer.Option(min=0, max=256, help="Threads to decode tensors with; 0 means one per core."),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 NoMetadata: TypeAlias = Annotated[
     bool,
-    typer.Option("--no-metadata", help="Leave recipe and source out of the file: 50 to 300 bytes."),
+    typer.Option(
+        "--no-metadata", help="Leave recipe and source out of the file; saves 50 to 300 bytes."
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb found: ``data`` for machines, ``shown`` (tables and lines) for people.
+    """The result of a verb: ``data`` for machines, ``shown`` (tables and lines) for people.
 
-    ``silent``: print nothing, in all processes of a group but the first.
+    ``silent`` prints nothing; it is set in all processes of a group except the first.
     """
 
     data: Mapping[str, Any]
@@ -84,13 +88,13 @@ class Outcome:
 
 
 def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
-    """Make a command of a function that returns an outcome and takes ``as_json``."""
+    """Turn a function that takes ``as_json`` and returns an outcome into a command."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json"))
         try:
-            with redirect_stdout(sys.stderr), _hearing() as heard:
+            with redirect_stdout(sys.stderr), _collect_warnings() as collected:
                 outcome = function(*args, **kwargs)
         except BudgetError as error:
             _fail(type(error).__name__, str(error), as_json, NOT_MET)
@@ -101,13 +105,13 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
             _fail(type(error).__name__, f"{where}{error.strerror or error}", as_json, 1)
         except SystemExit as error:
             code = "" if error.code is None else f" with {error.code!r}"
-            message = f"code of the model or of the data asked Python to exit{code}"
+            message = f"the code of the model or the data called sys.exit{code}"
             _fail("SystemExit", message, as_json, 1)
         except KeyboardInterrupt:
             _fail("KeyboardInterrupt", "interrupted", as_json, 130)
         else:
-            if heard:
-                outcome = replace(outcome, data={**outcome.data, "warnings": heard})
+            if collected:
+                outcome = replace(outcome, data={**outcome.data, "warnings": collected})
             if not outcome.silent:
                 _print(outcome, as_json)
             raise typer.Exit(outcome.exit_code)
@@ -116,51 +120,51 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
 
 
 @contextmanager
-def _hearing() -> Iterator[list[str]]:
-    """Tell our own warnings on standard error, each text once, and yield the list of them."""
-    heard: list[str] = []
-    others = warnings.showwarning
+def _collect_warnings() -> Iterator[list[str]]:
+    """Print warnings of fewbits on standard error, each text once, and yield the list of them."""
+    collected: list[str] = []
+    default = warnings.showwarning
 
-    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    def collect(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, FewbitsWarning):
-            others(message, category, *where, **more)
-        elif str(message) not in heard:
-            heard.append(str(message))
+            default(message, category, *where, **more)
+        elif str(message) not in collected:
+            collected.append(str(message))
             note(f"warning: {printable(str(message))}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", FewbitsWarning)
-        warnings.showwarning = tell
-        yield heard
+        warnings.showwarning = collect
+        yield collected
 
 
-def doubt(coverage: Coverage) -> None:
-    """Warn where less than half of a network is quantized."""
+def warn_low_coverage(coverage: Coverage) -> None:
+    """Warn if less than half of a network is quantized."""
     if coverage.warning:
         warnings.warn(coverage.warning, CoverageWarning, stacklevel=2)
 
 
 def note(text: str) -> None:
-    """Tell something on standard error."""
+    """Print a line on standard error."""
     typer.echo(text, err=True)
 
 
-def in_bytes(mib: int | None) -> int | None:
-    """Return the bytes of so many MiB; None stays None."""
+def mib_to_bytes(mib: int | None) -> int | None:
+    """Convert MiB to bytes; None stays None."""
     return None if mib is None else mib << 20
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Refuse, before any work is done, an output that could not or should not be written.
+    """Refuse, before any work is done, an output that cannot or must not be written.
 
     Raises:
-        ConfigError: the folder does not exist, or the file does and ``force`` is not given, or it
-            is a device, a FIFO or a socket.
+        ConfigError: the folder does not exist; the file exists and ``force`` is not given; or the
+            path is a device, a FIFO or a socket.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"output folder {str(path.parent)!r} does not exist. Create it first.")
     if path.is_dir():
-        raise ConfigError(f"output {str(path)!r} is a folder. Name a file in it.")
+        raise ConfigError(f"output {str(path)!r} is a folder. Name a file instead.")
     check_target(path)
     if path.exists() and not force:
         raise ConfigError(f"output {str(path)!r} exists. Name another file, or add --force.")
@@ -179,7 +183,7 @@ def _print(outcome: Outcome, as_json: bool) -> None:
 
 
 def print_error(kind: str, message: str) -> None:
-    """Print an error as the one JSON object of standard output."""
+    """Print an error as the JSON object on standard output."""
     line = printable(" ".join(message.split()))
     typer.echo(json.dumps({"error": {"type": kind, "message": line}}))
 
@@ -193,7 +197,7 @@ def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return JSON values; NaN and infinities, which JSON lacks, become null."""
+    """Convert to JSON values; NaN and infinities, which JSON lacks, become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

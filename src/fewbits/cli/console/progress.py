@@ -1,4 +1,4 @@
-"""Progress bars on standard error in a terminal; silence in a pipe."""
+"""Progress bars on standard error in a terminal; nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.table import Column
 
 from ...progress import Progress, ProgressEvent, silent
 
-__all__ = ["listening"]
+__all__ = ["progress_bars"]
 
 
 @contextmanager
-def listening() -> Iterator[Progress]:
-    """Yield a listener that draws one bar per stage while the block runs."""
+def progress_bars() -> Iterator[Progress]:
+    """Yield a progress listener that draws one bar per stage while the block runs."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield silent
@@ -27,7 +27,7 @@ def listening() -> Iterator[Progress]:
         BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        # Figures of a training are long: they are cut short, not the bar.
+        # Training metrics are long: let them be truncated rather than the bar.
         TextColumn(
             "{task.fields[detail]}", style="dim", table_column=Column(no_wrap=True, ratio=1)
         ),

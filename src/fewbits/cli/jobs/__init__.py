@@ -1,1 +1,1 @@
-"""What verbs do once their options are known."""
+"""The work of each verb, once its options are parsed."""

@@ -1,4 +1,4 @@
-"""What ``compress`` does once its options are known: load, calibrate, compress, judge."""
+"""The work of ``fewbits compress``: load, calibrate, compress, evaluate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import SourceError
 from ...evaluation import METRICS
 from ...evaluation.base import shown
 from ...evaluation.metrics import Evaluation, Score
-from ...evaluation.metrics import evaluate as judge
+from ...evaluation.metrics import evaluate as evaluate_network
 from ...progress import Progress
 from ...recipe.recipe import Recipe
 from ...report import Table, trace_table
@@ -27,14 +27,21 @@ from ...sources import (
     with_selection,
 )
 from ..console.outcome import note
-from ..options.budget import Wanted
+from ..options.budget import BudgetOptions
 
-__all__ = ["Done", "Job", "doubts", "remarks", "selecting", "summary"]
+__all__ = [
+    "CompressedFile",
+    "Job",
+    "plan_notes",
+    "summary",
+    "untrained_notes",
+    "with_selection_split",
+]
 
 
 @dataclass(frozen=True)
-class Done:
-    """A compressed network on disk, and what was measured on the way."""
+class CompressedFile:
+    """A compressed network on disk, and the measurements made along the way."""
 
     out: Path
     coded: CompressionResult
@@ -48,18 +55,18 @@ class Done:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         coded = self.coded
-        found = {"file": str(self.out), "bytes": self.bytes, "seconds": self.seconds}
+        facts = {"file": str(self.out), "bytes": self.bytes, "seconds": self.seconds}
         if self.before and self.after:
             both = {"float32": self.before.to_dict(), "compressed": self.after.to_dict()}
-            found["accuracy"] = both
+            facts["accuracy"] = both
         if coded.trace is not None:
-            found["trace"] = coded.trace.to_dict()
+            facts["trace"] = coded.trace.to_dict()
         report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
         report["quantized"] = coded.coverage.to_dict()
-        return {**found, **report, "notes": [*self.notes, *coded.notes]}
+        return {**facts, **report, "notes": [*self.notes, *coded.notes]}
 
     def shown(self) -> tuple[Table | str, ...]:
-        """Return what people read: the trace of a search, the size, the accuracies."""
+        """Return the output for people: the trace of a search, the size and the accuracies."""
         parts: list[Table | str] = []
         if self.coded.trace is not None:
             parts.append(trace_table(self.coded.trace.to_dict()))
@@ -73,14 +80,14 @@ class Done:
             parts.append(f"selection:  {self.metric} {both}: {_change(self.metric, before, after)}")
         if self.before and self.after:
             parts += [f"float32:    {self.before}", f"compressed: {self.after}"]
-            before, after = (found.value(self.metric) for found in (self.before, self.after))
-            told = f"test:       {_change(self.metric, before, after)}"
-            parts += [told] * (best is not None)
+            before, after = (result.value(self.metric) for result in (self.before, self.after))
+            if best is not None:
+                parts.append(f"test:       {_change(self.metric, before, after)}")
         return tuple(parts)
 
 
 def _change(metric: str, before: float, after: float) -> str:
-    """Return by how much a metric got worse."""
+    """Describe by how much a metric got worse."""
     kind = METRICS[metric]
     worse = before - after if kind.higher_is_better else after - before
     word = "drop" if kind.higher_is_better else "rise"
@@ -89,7 +96,7 @@ def _change(metric: str, before: float, after: float) -> str:
 
 
 class Job:
-    """One network, its data, a recipe, and a budget perhaps."""
+    """One network with its data, a recipe and, optionally, a budget."""
 
     def __init__(
         self,
@@ -99,24 +106,24 @@ class Job:
         recipe: Recipe,
         *,
         batch_size: int = 128,
-        wanted: Wanted | None = None,
+        budget: BudgetOptions | None = None,
     ) -> None:
         self.recipe, self.batch_size = recipe, batch_size
-        self.wanted = wanted or Wanted()
-        self.metric = self.wanted.metric or "accuracy"
+        self.budget = budget or BudgetOptions()
+        self.metric = self.budget.metric or "accuracy"
         self.model = load_model(model, weights)
         self.data: DataSource | None = None if data is None else load_data(data)
         self.selection: Split | None = None
-        if self.wanted.judges:
-            self.data, self.selection = selecting(self.data, self.wanted.selection)
+        if self.budget.needs_evaluation:
+            self.data, self.selection = with_selection_split(self.data, self.budget.selection)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth a word before the work begins."""
-        return doubts(self.model)
+        """Notes to print before the work begins."""
+        return untrained_notes(self.model)
 
     def plan(self) -> dict[str, Any]:
-        """Return what would happen to every tensor."""
+        """Return what compression would do with every tensor, without doing it."""
         return api.plan(self.model.module, self.recipe).to_dict()
 
     def run(
@@ -130,21 +137,25 @@ class Job:
         evaluate: bool,
         metadata: bool,
         progress: Progress,
-    ) -> Done:
-        """Compress to the file ``out``; with a drop as budget, the test tells its own drop too."""
+    ) -> CompressedFile:
+        """Compress to the file ``out``; for a budget of accuracy, also evaluate on the test split.
+
+        The search only sees the selection split, so the drop on the test split is worth reporting.
+        """
         for text in self.notes:
             note(f"note: {text}")
-        can_judge = self.data is not None and self.data.test is not None
-        told = self.wanted.max_drop is not None and can_judge and not self._one_loader
-        before = self.accuracy(progress) if evaluate or told else None
+        has_test = self.data is not None and self.data.test is not None
+        if self.budget.max_drop is not None and has_test and not self._one_loader:
+            evaluate = True
+        before = self.accuracy(progress) if evaluate else None
         started = time.perf_counter()
         coded = self.compress(
             samples, seed, progress, effort=effort, threads=threads, metadata=metadata
         )
         seconds = time.perf_counter() - started
         size = coded.save(out, threads=threads)
-        after = self.accuracy(progress, out, threads) if evaluate or told else None
-        return Done(out, coded, size, seconds, before, after, self.notes, self.metric)
+        after = self.accuracy(progress, out, threads) if evaluate else None
+        return CompressedFile(out, coded, size, seconds, before, after, self.notes, self.metric)
 
     def compress(
         self,
@@ -156,12 +167,12 @@ class Job:
         threads: int = 0,
         metadata: bool = True,
     ) -> CompressionResult:
-        """Compress, calibrating on at most ``samples`` training samples drawn by the seed."""
+        """Compress, calibrated on at most ``samples`` training samples drawn with the seed."""
         batches = None
         if self.data is not None:
-            draw = self.recipe.seed if seed is None else seed
-            batches = self.data.batches("calibration", self.batch_size, samples, draw)
-        budget = self.wanted.settings()
+            sample_seed = self.recipe.seed if seed is None else seed
+            batches = self.data.batches("calibration", self.batch_size, samples, sample_seed)
+        budget = self.budget.settings()
         if self.selection is not None:
             chosen = self.selection.batches(self.batch_size, None, None)
             budget["evaluate"] = Score(self.metric, chosen)
@@ -182,59 +193,66 @@ class Job:
     def _one_loader(self) -> bool:
         return self.data is not None and self.data.one_loader
 
-    def check_can_judge(self) -> None:
-        """Refuse to judge on the samples that calibrate.
+    def check_can_evaluate(self) -> None:
+        """Refuse to evaluate on the samples used for calibration.
 
         Raises:
-            SourceError: the data has no test split of its own.
+            SourceError: the data has no separate test split.
         """
         if self.data is not None:
             self.data.split("test")
         if self.data is not None and self._one_loader:
             raise SourceError(
-                f"data {self.data.source!r} is one loader, so that evaluating would use the "
+                f"data {self.data.source!r} is a single loader, so evaluation would use the "
                 "calibration samples. Return (train, test), or evaluate on other data afterwards."
             )
 
     def accuracy(
         self, progress: Progress, file: Path | None = None, threads: int = 0
     ) -> Evaluation | None:
-        """Evaluate the network, or what ``file`` holds, on the test split; None without data."""
+        """Evaluate the network, or the one in ``file``, on the test split; None without data."""
         if self.data is None:
             return None
         module = self.model.module
         if file is not None:
             module = api.load(file, into=module, threads=threads)
         batches = self.data.batches("test", self.batch_size)
-        return judge(module, batches, metrics=(self.metric,), progress=progress)
+        return evaluate_network(module, batches, metrics=(self.metric,), progress=progress)
 
 
-def doubts(network: LoadedModel) -> tuple[str, ...]:
-    """Return why the results may not be worth much."""
+def untrained_notes(network: LoadedModel) -> tuple[str, ...]:
+    """Return a note if the network has random weights, which makes the results meaningless."""
     if not network.untrained:
         return ()
     return (
-        f"the network has its random initial weights: {network.source} brings no others, and no "
-        "--weights is given",
+        f"the network has random initial weights: {network.source} has no trained ones, and no "
+        "--weights were given",
     )
 
 
-def selecting(data: DataSource | None, named: str | None) -> tuple[DataSource | None, Split]:
-    """Return the data, and the split that a search judges on: of ``named``, or cut off the data."""
-    if named is not None and (data is None or named != data.source):
-        return data, selection_of(load_data(named))
+def with_selection_split(
+    data: DataSource | None, selection: str | None
+) -> tuple[DataSource | None, Split]:
+    """Return the data and the split that a search evaluates on.
+
+    The split is that of the source ``selection``, or else is taken from the training split.
+    """
+    if selection is not None and (data is None or selection != data.source):
+        return data, selection_of(load_data(selection))
     if data is None:
-        raise SourceError("a search that judges needs labelled data: add --data or --selection.")
+        raise SourceError(
+            "measuring accuracy during a search needs labelled data: add --data or --selection."
+        )
     divided = with_selection(data)
     return divided, divided.split("selection")
 
 
 def summary(coded: CompressionResult) -> str:
-    """Return the size, and how much is quantized, in one line."""
+    """Return one line with the size and the share that is quantized."""
     return coded.size_report().summary
 
 
-def remarks(coded: CompressionResult) -> list[str]:
-    """Return what deserves a word: stages that ran, and weights with another fate than asked."""
-    fates = [(e.target.name, e.reason) for e in coded.plan.entries if e.reason]
-    return [*coded.notes, *(f"{name}: {reason}" for name, reason in fates)]
+def plan_notes(coded: CompressionResult) -> list[str]:
+    """Return the notes of the stages that ran, and why weights deviate from the recipe."""
+    reasons = [(e.target.name, e.reason) for e in coded.plan.entries if e.reason]
+    return [*coded.notes, *(f"{name}: {reason}" for name, reason in reasons)]

@@ -1,4 +1,4 @@
-"""The work of the demo: one network, every method, and each file judged as read back."""
+"""The work of ``fewbits demo``: compress one network with every method, evaluate every file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WIDTHS = (4, 2)
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread inside: for a network this small, waiting for others costs more."""
+    """Run the block on one thread: for a network this small, synchronization costs more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 def train(folder: Path, seed: int, progress: Progress) -> float:
-    """Train the network, leave its checkpoint in ``folder``, and return the seconds it took."""
+    """Train the network, write its checkpoint to ``folder`` and return the seconds it took."""
     started = time.perf_counter()
     module = load_model(SOURCE).module
     train_classifier(module, load_data(DATA), seed=seed, progress=progress)
@@ -51,7 +51,7 @@ def train(folder: Path, seed: int, progress: Progress) -> float:
 
 
 def candidates() -> Iterator[tuple[AnyMethod, int | None]]:
-    """Yield every method that does not train with each width, or once where it has no width."""
+    """Yield every method that needs no training, at each width if it has the setting ``bits``."""
     rounding = [(name, kind) for name, kind in METHODS.items() if not kind.capabilities.trains]
     for width in WIDTHS:
         for name, kind in rounding:
@@ -63,7 +63,7 @@ def candidates() -> Iterator[tuple[AnyMethod, int | None]]:
 
 
 def compare(folder: Path, seed: int, progress: Progress) -> list[Comparison]:
-    """Compress the network of ``folder`` with every candidate; the first row is float32."""
+    """Compress the network in ``folder`` with every candidate; the first row is float32."""
     checkpoint = folder / CHECKPOINT
     data, network = load_data(DATA), load_model(SOURCE, checkpoint).module
     calibration = data.batches("calibration", limit=CALIBRATION, seed=seed)
@@ -77,8 +77,9 @@ def compare(folder: Path, seed: int, progress: Progress) -> list[Comparison]:
         restored = load(path, into=load_model(SOURCE, pretrained=False).module)
         accuracy = evaluate(restored, data.batches("test")).accuracy
         costs = (size, report.bits_per_weight, report.compression_ratio, seconds)
-        told = (path.name, coded.coverage.share)
-        rows.append(Comparison(method.name, width, accuracy, *costs, *told))
+        rows.append(
+            Comparison(method.name, width, accuracy, *costs, path.name, coded.coverage.share)
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What a training was asked to do, kept in its folder: so that ``--resume DIR`` says it all."""
+"""The options of a training run, stored in its folder so that ``--resume DIR`` is enough."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...errors import ConfigError, SourceError, is_number, shorten
 from ...files.atomic_write import write
 from ...files.json_values import read_json, read_text
 
-__all__ = ["Order", "only_if_begun", "resumed"]
+__all__ = ["RunRequest", "remove_if_not_begun", "resume_request"]
 
 _SCHEMA = "fewbits.run/1"
 _FILE = "run.json"
@@ -28,12 +28,12 @@ _LOG_NAMES = ("csv", "tensorboard")
 
 
 @contextmanager
-def only_if_begun(folder: Path) -> Iterator[None]:
-    """Leave nothing of a run behind if the block fails before there is what to resume.
+def remove_if_not_begun(folder: Path) -> Iterator[None]:
+    """Remove the files of a run if the block fails before there is anything to resume.
 
-    Other files of the folder stay; who interrupts the block keeps everything.
+    Other files in the folder stay, and so does everything if the user interrupts the block.
     """
-    there = folder.is_dir()
+    existed = folder.is_dir()
     before = {name for name in (_FILE, *_LOGS) if (folder / name).exists()}
     try:
         yield
@@ -41,25 +41,31 @@ def only_if_begun(folder: Path) -> Iterator[None]:
         if folder.is_dir() and not any((folder / name).exists() for name in _RESUMABLE):
             for name in {_FILE, *_LOGS} - before:
                 _remove(folder / name)
-            if not there and not any(folder.iterdir()):
+            if not existed and not any(folder.iterdir()):
                 folder.rmdir()
         raise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """A training as asked for: plain values only.
+class RunRequest:
+    """The options of a training run, in plain values.
 
     Attributes:
-        model: source of the network; ``weights``, its checkpoint.
-        data: source of the data; ``selection``, of data to judge epochs on.
-        start: compressed network to go on from.
-        recipe: as :meth:`fewbits.Recipe.to_dict` gives it.
+        model: source of the network.
+        weights: its checkpoint.
+        data: source of the data.
+        selection: source of the data to evaluate epochs on.
+        start: compressed network to start from.
+        recipe: as returned by :meth:`fewbits.Recipe.to_dict`.
         out: the file to write.
-        folder: of checkpoints and logs.
-        calibration_samples: for a stage before the training.
-        evaluate: whether to tell the accuracy on the test split.
-        metadata: whether the file tells recipe and source.
+        folder: folder for checkpoints and logs.
+        effort: coding effort.
+        calibration_samples: samples for a compression stage before training.
+        evaluate: whether to report accuracy on the test split.
+        save_seconds: time between checkpoints within an epoch.
+        logs: "csv", "tensorboard" or both.
+        precision: precision to train in.
+        metadata: whether to store recipe and source in the file.
     """
 
     model: str
@@ -78,86 +84,89 @@ class Order:
     precision: str = "float32"
     metadata: bool = True
 
-    def keep(self) -> None:
-        """Write it into the folder."""
+    def save(self) -> None:
+        """Write the request into its folder."""
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1)
         write(text.encode(), folder / _FILE)
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Order:
-        """Read what :meth:`keep` wrote.
+    def load(cls, folder: Path) -> RunRequest:
+        """Read the request that :meth:`save` wrote into ``folder``.
 
         Raises:
             ConfigError: the folder holds no run.
-            SourceError: its description cannot be read.
+            SourceError: the request cannot be read.
         """
         path = folder / _FILE
         if not path.is_file():
             raise ConfigError(
-                f"there is no run to resume in {str(folder)!r}: it holds no {_FILE}. Name the "
-                "folder that was given by --run, or FILE.run beside the output FILE."
+                f"no run to resume in {str(folder)!r}: there is no {_FILE}. Name the folder given "
+                "to --run, which by default is the output file plus '.run'."
             )
         try:
             data = read_json(read_text(path))
         except (ConfigError, OSError) as error:
-            raise SourceError(f"{path}: cannot be read: it {error} Train again.") from None
+            raise SourceError(f"{path}: cannot be read: it {error} Start a new run.") from None
         known = {entry.name for entry in fields(cls)}
         if not isinstance(data, dict) or data.pop("schema", None) != _SCHEMA:
-            raise SourceError(f"{path}: cannot be read: it is of another version. Train again.")
-        data.setdefault("metadata", True)  # runs begun before there was a choice
+            raise SourceError(
+                f"{path}: cannot be read: it was written by another version. Start a new run."
+            )
+        data.setdefault("metadata", True)  # older runs have no such option
         wrong = sorted(known ^ set(data)) or [k for k in data if not _CHECKS[k](data[k])]
         if wrong:
             raise SourceError(
-                f"{path}: cannot be read: {shorten(wrong[0])} is not as it was written. "
-                "Train again."
+                f"{path}: cannot be read: {shorten(wrong[0])} is missing, unknown or invalid. "
+                "Start a new run."
             )
         return cls(**{**data, "logs": tuple(data["logs"]), "folder": str(folder)})
 
 
-def resumed(folder: Path, given: Mapping[str, str | None]) -> Order:
-    """Return the order of a folder, if the command line names the code that it would import.
+def resume_request(folder: Path, given: Mapping[str, str | None]) -> RunRequest:
+    """Read the request in ``folder``, provided the command line names the code it would import.
 
-    Otherwise a folder from elsewhere could have any installed function called.
+    Without that, a folder from someone else could call any installed function.
 
     Args:
-        folder: of the run.
-        given: sources beside ``--resume``: "model", "data" and "selection"; None where not given.
+        folder: folder of the run.
+        given: sources given with ``--resume``: "model", "data" and "selection", or None.
 
     Raises:
-        ConfigError, SourceError: as :meth:`Order.of_folder`.
-        typer.BadParameter: a source is given, and another than the run was started with.
-        SourceError: a source of the run is a module of one's own, which no given one names.
+        ConfigError, SourceError: as :meth:`RunRequest.load`.
+        typer.BadParameter: a given source differs from that of the run.
+        SourceError: a source of the run is user code that the command line does not name.
     """
     from ...sources import code_of  # noqa: PLC0415  (brings torch)
 
-    order = Order.of_folder(folder)
-    kept = {"model": order.model, "data": order.data, "selection": order.selection}
+    request = RunRequest.load(folder)
+    kept = {"model": request.model, "data": request.data, "selection": request.selection}
     given = {name: given.get(name) for name in kept}
     for name, source in given.items():
         if source is not None and source != kept[name]:
             raise typer.BadParameter(
-                f"--resume goes on with what the run was started with: the {name} is "
-                f"{shorten(kept[name])}, not {shorten(source)}. Start another run for that."
+                f"--resume continues with the options of the run, whose {name} is "
+                f"{shorten(kept[name])}. Got {shorten(source)}. Start another run for that."
             )
     kinds = {name: "model" if name == "model" else "data" for name in kept}
     named = {code_of(source, kinds[name]) for name, source in given.items() if source is not None}
-    foreign = {
+    untrusted = {
         name: source
         for name, source in kept.items()
         if source is not None and code_of(source, kinds[name]) not in {*named, ""}
     }
-    _check_replaced(Path(order.out), Path(order.folder) / _FILE)
-    if foreign:
-        words = " ".join(
-            source if name == "model" else f"--{name} {source}" for name, source in foreign.items()
+    _check_replaced(Path(request.out), Path(request.folder) / _FILE)
+    if untrusted:
+        arguments = " ".join(
+            source if name == "model" else f"--{name} {source}"
+            for name, source in untrusted.items()
         )
         raise SourceError(
-            f"{Path(order.folder) / _FILE}: names {', '.join(map(shorten, foreign.values()))}, "
-            f"which would import and call code. Add {words} if you trust it."
+            f"{Path(request.folder) / _FILE}: names {', '.join(map(shorten, untrusted.values()))}, "
+            f"which would import and call code. Add {arguments} if you trust it."
         )
-    return order
+    return request
 
 
 def _is_text(value: object) -> bool:
@@ -206,14 +215,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_replaced(out: Path, told: Path) -> None:
-    """Refuse to replace, because a folder says so, a file that no run of this package wrote."""
+def _check_replaced(out: Path, request: Path) -> None:
+    """Refuse to let a request overwrite a file that fewbits did not write."""
     if not out.is_file():
         return
     with out.open("rb") as file:
         head = file.read(len(MAGIC))
     if head != MAGIC:
         raise ConfigError(
-            f"{told}: the run is to write {str(out)!r}, which exists and is no .fewbits file. Move "
-            "that away if the run may write there."
+            f"{request}: the run would overwrite {str(out)!r}, which is not a .fewbits file. Move "
+            "that file away if the run may write there."
         )

@@ -1,11 +1,11 @@
-"""What a file says of its network, and what running that network once tells."""
+"""The network that a file names, and how a sample uses its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...container import inspect as look
+from ...container import inspect as read_header
 from ...errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -15,14 +15,17 @@ __all__ = ["stored_source", "uses_of"]
 
 
 def stored_source(file: Path, data: str) -> str:
-    """Return how the file says its network is built.
+    """Return the source of the network that the file names.
 
-    Whoever builds it passes ``fetch=False``: a file names what may be built, not what is fetched.
-    Of one's own modules, a file may only name the one that the command line names too, as the
-    module of the data: otherwise a file from elsewhere could have any installed function called.
-    A scheme of data such as ``datasets``, or one that a package adds, is no such module.
+    A file may name what is built but never cause a download, so callers must pass ``fetch=False``.
+    User code may only be named by a file if ``data`` names the same module: otherwise a file from
+    someone else could call any installed function. Schemes such as ``datasets``, or those added by
+    a package, do not count as modules.
+
+    Raises:
+        SourceError: the file names no source, or one that is not trusted.
     """
-    source = look(file).metadata.get("source")
+    source = read_header(file).metadata.get("source")
     if not isinstance(source, str) or not source:
         raise SourceError(f"{file}: does not say how to build its network. Add --model SOURCE.")
     scheme, _, attribute = source.partition(":")
@@ -31,8 +34,8 @@ def stored_source(file: Path, data: str) -> str:
             f"{file}: names the network {source!r}, which is on another machine. "
             f"Add --model {source} if you trust it."
         )
-    listed = scheme in ("builtin", "transformers", "timm", "torchvision")
-    if not (listed or (attribute.isidentifier() and scheme == _module_of(data))):
+    is_library = scheme in ("builtin", "transformers", "timm", "torchvision")
+    if not (is_library or (attribute.isidentifier() and scheme == _module_of(data))):
         raise SourceError(
             f"{file}: names the network {source!r}, which would import and call code. "
             f"Add --model {source} if you trust it."
@@ -41,17 +44,17 @@ def stored_source(file: Path, data: str) -> str:
 
 
 def _module_of(data: str) -> str:
-    """Return the module of one's own that ``data`` names; empty for none."""
+    """Return the user module that ``data`` names; empty if there is none."""
     from ...sources import code_of  # noqa: PLC0415  (brings torch)
 
     return code_of(data, "data") if data else ""
 
 
 def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:
-    """Return how a sample of ``data`` uses each weight of the network in ``file``.
+    """Count how often one sample of ``data`` uses each weight of the network in ``file``.
 
     Raises:
-        ConfigError: data without samples.
+        ConfigError: the data has no samples.
     """
     source = model or stored_source(file, data)
     from ...api import load  # noqa: PLC0415  (brings torch)
@@ -65,6 +68,6 @@ def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:
     if batch is None:
         raise ConfigError(f"data {data!r} has no sample to run the network on.")
     uses = count_uses(network, batch, 1, as_forward(None))
-    rows = look(file).report.rows
+    rows = read_header(file).report.rows
     names = fit_names((row.name for row in rows if row.is_tensor), network.state_dict())
-    return {theirs: uses[ours] for theirs, ours in names.items() if ours in uses}
+    return {stored: uses[name] for stored, name in names.items() if name in uses}

@@ -1,7 +1,8 @@
-"""What ``train`` does once its options are known: stages, checkpoints, the file, its accuracy."""
+"""The work of ``fewbits train``: run the stages, write the file and evaluate it."""
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,19 +21,19 @@ from ...training.loop.devices import make_fabric, release
 from ...training.loop.loop import Fitted
 from ..console.outcome import Outcome, note
 from .compress import Job, summary
-from .run_folder import Order, only_if_begun
+from .run_folder import RunRequest, remove_if_not_begun
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["carry_out"]
+__all__ = ["run_training"]
 
 
 @dataclass(frozen=True)
-class _Done:
-    """A trained and compressed network on disk, and what was measured on the way."""
+class _TrainedFile:
+    """A trained and compressed network on disk, and the measurements made along the way."""
 
-    order: Order
+    request: RunRequest
     coded: CompressionResult
     fitted: Fitted
     bytes: int
@@ -42,17 +43,17 @@ class _Done:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; the accuracy is that of the file, loaded again."""
-        found: dict[str, Any] = {
-            "file": self.order.out,
+        """Return JSON-ready values; the accuracy is that of the file, loaded back."""
+        facts: dict[str, Any] = {
+            "file": self.request.out,
             "bytes": self.bytes,
             "seconds": self.seconds,
         }
         if self.before and self.after:
             both = {"float32": self.before.to_dict(), "compressed": self.after.to_dict()}
-            found["accuracy"] = both
-        found["training"] = {
-            "folder": self.order.folder,
+            facts["accuracy"] = both
+        facts["training"] = {
+            "folder": self.request.folder,
             "epochs": self.fitted.epochs,
             "steps": self.fitted.steps,
             "epoch": self.fitted.epoch,
@@ -62,25 +63,25 @@ class _Done:
         }
         report = {"size": self.coded.size_report().to_dict(), "plan": self.coded.plan.to_dict()}
         report["quantized"] = self.coded.coverage.to_dict()
-        return {**found, **report, "notes": [*self.notes, *self.coded.notes]}
+        return {**facts, **report, "notes": [*self.notes, *self.coded.notes]}
 
     def shown(self) -> tuple[Table | str, ...]:
-        """Return what people read."""
-        parts = [f"{self.order.out}: {summary(self.coded)} ({self.seconds:.1f} s)"]
+        """Return the output for people."""
+        parts = [f"{self.request.out}: {summary(self.coded)} ({self.seconds:.1f} s)"]
         kept = f"epoch {self.fitted.epoch} of {self.fitted.epochs} kept"
-        if self.fitted.score == self.fitted.score:
+        if not math.isnan(self.fitted.score):
             kept += (
                 f": accuracy {self.fitted.score:.2%} on held-out training samples, "
                 f"{self.fitted.reference:.2%} before"
             )
-        parts.append(f"{kept}; checkpoints and logs in {self.order.folder}")
+        parts.append(f"{kept}; checkpoints and logs in {self.request.folder}")
         if self.before and self.after:
             parts += [f"float32:    {self.before}", f"compressed: {self.after}"]
         return tuple(parts)
 
 
-def carry_out(
-    order: Order,
+def run_training(
+    request: RunRequest,
     *,
     resume: bool,
     device: str,
@@ -88,80 +89,90 @@ def carry_out(
     threads: int,
     progress: Progress,
 ) -> Outcome:
-    """Train and compress as ordered; all processes call it, and the first one writes and tells."""
-    fabric = make_fabric(device, devices, order.precision)
+    """Train and compress as requested; all processes call it, and the first writes the file."""
+    fabric = make_fabric(device, devices, request.precision)
     new = fabric.is_global_zero and not resume
-    with only_if_begun(Path(order.folder)) if new else nullcontext():
-        return _carried_out(order, fabric, resume=resume, threads=threads, progress=progress)
+    with remove_if_not_begun(Path(request.folder)) if new else nullcontext():
+        return _run_training(request, fabric, resume=resume, threads=threads, progress=progress)
 
 
-def _carried_out(
-    order: Order, fabric: Fabric, *, resume: bool, threads: int, progress: Progress
+def _run_training(
+    request: RunRequest, fabric: Fabric, *, resume: bool, threads: int, progress: Progress
 ) -> Outcome:
-    recipe = Recipe.from_dict(order.recipe)
+    recipe = Recipe.from_dict(request.recipe)
     main = fabric.is_global_zero
     progress = progress if main else silent
     size = 128 if recipe.train is None else recipe.train.batch_size
     job = Job(
-        order.model,
-        None if order.weights is None else Path(order.weights),
-        order.data,
+        request.model,
+        None if request.weights is None else Path(request.weights),
+        request.data,
         recipe,
         batch_size=size,
     )
-    if order.evaluate:
-        job.check_can_judge()
-    notes = job.notes if order.start is None else ()
+    if request.evaluate:
+        job.check_can_evaluate()
+    notes = job.notes if request.start is None else ()
     for text in notes if main else ():
         note(f"note: {text}")
     if main and not resume:
-        RunFolder(order.folder).clear()
-        order.keep()
-    before = job.accuracy(progress) if order.evaluate and main else None
+        RunFolder(request.folder).clear()
+        request.save()
+    before = job.accuracy(progress) if request.evaluate and main else None
     started = time.perf_counter()
-    coded, fitted = _trained(job, order, recipe, fabric, resume=resume, progress=progress)
+    coded, fitted = _trained(job, request, recipe, fabric, resume=resume, progress=progress)
     if coded is None:
         release(fabric)
         return Outcome({}, silent=True)
-    coded = coded if order.metadata else coded.without_metadata()
+    coded = coded if request.metadata else coded.without_metadata()
     for text in coded.notes:
         note(f"note: {text}")
-    out = Path(order.out)
+    out = Path(request.out)
     coded.save(out, threads=threads)
     seconds = time.perf_counter() - started
     release(fabric)
-    after = job.accuracy(progress, out, threads) if order.evaluate else None
-    done = _Done(order, coded, fitted, out.stat().st_size, seconds, before, after, notes)
-    return Outcome(done.to_dict(), done.shown())
+    after = job.accuracy(progress, out, threads) if request.evaluate else None
+    trained = _TrainedFile(
+        request, coded, fitted, out.stat().st_size, seconds, before, after, notes
+    )
+    return Outcome(trained.to_dict(), trained.shown())
 
 
 def _trained(
-    job: Job, order: Order, recipe: Recipe, fabric: Fabric, *, resume: bool, progress: Progress
+    job: Job,
+    request: RunRequest,
+    recipe: Recipe,
+    fabric: Fabric,
+    *,
+    resume: bool,
+    progress: Progress,
 ) -> tuple[CompressionResult | None, Fitted]:
-    start = None if order.start is None else Path(order.start)
+    start = None if request.start is None else Path(request.start)
     if recipe.first_stage is not None and start is None:
-        start = Path(order.folder) / "start.fewbits"
+        start = Path(request.folder) / "start.fewbits"
         if fabric.is_global_zero and not (resume and start.exists()):
-            _first_stage(job, order, recipe, progress).save(start)
+            _first_stage(job, request, recipe, progress).save(start)
         fabric.barrier()
-    done = train(
+    result = train(
         job.model.module,
         recipe,
-        load_data(order.data),
+        load_data(request.data),
         start=start,
-        selection=None if order.selection is None else selection_of(load_data(order.selection)),
-        folder=order.folder,
+        selection=None if request.selection is None else selection_of(load_data(request.selection)),
+        folder=request.folder,
         resume=resume,
-        save_seconds=order.save_seconds,
-        logs=order.logs,
+        save_seconds=request.save_seconds,
+        logs=request.logs,
         fabric=fabric,
-        effort=order.effort,
+        effort=request.effort,
         source=job.model.source,
         progress=progress,
     )
-    return done.coded, done.fitted
+    return result.coded, result.fitted
 
 
-def _first_stage(job: Job, order: Order, recipe: Recipe, progress: Progress) -> CompressionResult:
+def _first_stage(
+    job: Job, request: RunRequest, recipe: Recipe, progress: Progress
+) -> CompressionResult:
     job.recipe = recipe.first_stage or recipe
-    return job.compress(order.calibration_samples, None, progress, effort="fast")
+    return job.compress(request.calibration_samples, None, progress, effort="fast")

@@ -1,4 +1,4 @@
-"""The options of a budget: sizes, drops and durations as people write them."""
+"""Budget options: sizes, drops and durations as people write them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ...search import as_bytes, as_drop, as_seconds
 from .metric import drop_of
 
 __all__ = [
+    "BudgetOptions",
     "Evaluations",
     "MaxDrop",
     "Selection",
@@ -22,7 +23,6 @@ __all__ = [
     "TargetBytes",
     "TimeBudget",
     "TraceFile",
-    "Wanted",
     "quantity",
 ]
 
@@ -30,47 +30,55 @@ _PANEL = "Budget (instead of a setting)"
 
 TargetBytes: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="At most these bytes: 66200, 100KB, 0.1MB, 64KiB.", rich_help_panel=_PANEL),
+    typer.Option(
+        help="Largest size of the file: 66200 (bytes), 100KB, 0.1MB or 64KiB.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 TargetBits: TypeAlias = Annotated[
     float | None,
-    typer.Option(help="At most these bits of the file per weight.", rich_help_panel=_PANEL),
+    typer.Option(
+        help="Largest size of the file in bits per weight, everything counted.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 MaxDrop: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Smallest file with at most this drop of accuracy on the selection split: 0.5% "
-        "(points).",
+        help="Find the smallest file that loses at most this much accuracy on the selection "
+        "split: 0.5% means half a percentage point.",
         rich_help_panel=_PANEL,
     ),
 ]
 Selection: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Labelled data that the search judges on: neither calibration nor test. \\[default: "
-        "half of the training part, where --data can divide it]",
+        help="Labelled data to evaluate candidates on; use neither calibration nor test data. "
+        "\\[default: half of the training split, where --data allows it]",
         rich_help_panel=_PANEL,
     ),
 ]
 Evaluations: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Networks tried at most.", rich_help_panel=_PANEL)
+    int,
+    typer.Option(min=1, help="Largest number of networks to try.", rich_help_panel=_PANEL),
 ]
 TimeBudget: TypeAlias = Annotated[
-    str | None, typer.Option(help="Time for the search: 90s, 10m, 2h.", rich_help_panel=_PANEL)
+    str | None,
+    typer.Option(help="Longest time to search: 90s, 10m, 2h.", rich_help_panel=_PANEL),
 ]
 TraceFile: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--trace",
-        help="JSON file of what was tried; an existing one is resumed.",
+        help="JSON file that records the search; resumes the search if the file exists.",
         rich_help_panel=_PANEL,
     ),
 ]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A budget as asked for on the command line; false where there is none."""
+class BudgetOptions:
+    """The budget given on the command line; falsy if there is none."""
 
     target_bytes: str | None = None
     target_bits: float | None = None
@@ -82,10 +90,10 @@ class Wanted:
     metric: str | None = None
 
     def __post_init__(self) -> None:
-        asked = (self.target_bytes, self.target_bits, self.max_drop)
-        if sum(value is not None for value in asked) > 1:
+        limits = (self.target_bytes, self.target_bits, self.max_drop)
+        if sum(value is not None for value in limits) > 1:
             raise typer.BadParameter(
-                "one budget at a time: --target-bytes, --target-bits or --max-drop."
+                "give one budget only: --target-bytes, --target-bits or --max-drop."
             )
         for option, value in (
             ("selection", self.selection),
@@ -95,22 +103,24 @@ class Wanted:
         ):
             if value is not None and not self:
                 raise typer.BadParameter(
-                    f"--{option} belongs to a search: add --target-bytes, --target-bits or "
+                    f"--{option} only applies to a search: add --target-bytes, --target-bits or "
                     "--max-drop."
                 )
-        if self.metric is not None and not self.judges:
-            raise typer.BadParameter("--metric judges: add --max-drop or --selection.")
+        if self.metric is not None and not self.needs_evaluation:
+            raise typer.BadParameter(
+                "--metric only applies to a search that evaluates: add --max-drop or --selection."
+            )
         if self.target_bits is not None and not 0 < self.target_bits < math.inf:
             raise typer.BadParameter(f"--target-bits takes a number > 0. Got {self.target_bits}.")
-        self.settings()  # read now, before any work is done
+        self.settings()  # parsed now, so that errors show before any work is done
 
     def __bool__(self) -> bool:
-        """Tell whether there is a budget."""
+        """Return whether a budget was given."""
         return any(v is not None for v in (self.target_bytes, self.target_bits, self.max_drop))
 
     @property
-    def judges(self) -> bool:
-        """Whether every network that is tried is evaluated too."""
+    def needs_evaluation(self) -> bool:
+        """Whether the search must evaluate every network that it tries."""
         return self.max_drop is not None or self.selection is not None
 
     def _read(self, read: Callable[[object, str], float], name: str) -> float | None:
@@ -125,7 +135,7 @@ class Wanted:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return the keyword arguments of :func:`fewbits.compress`, but for ``evaluate``."""
+        """Return the keyword arguments of :func:`fewbits.compress`, except ``evaluate``."""
         if not self:
             return {}
         return {
@@ -139,10 +149,10 @@ class Wanted:
 
 
 def quantity(read: Callable[[object, str], float], text: str, option: str) -> float:
-    """Return what ``read`` makes of an option's text.
+    """Parse the text of an option with ``read``.
 
     Raises:
-        typer.BadParameter: it makes nothing of it.
+        typer.BadParameter: ``read`` cannot parse it.
     """
     try:
         return read(text, option)

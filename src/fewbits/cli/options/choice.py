@@ -1,4 +1,4 @@
-"""The options that say how to compress: a method with settings, or a recipe file."""
+"""Options that choose how to compress: a method with settings, or a recipe."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from ...recipe.recipe import Recipe
 
 __all__ = [
-    "choose",
-    "for_training",
-    "kind_of",
+    "choose_recipe",
+    "method_class",
+    "parse_settings",
+    "recipe_for_training",
     "refuse_training",
-    "settings_of",
     "with_activations",
 ]
 
 
-def choose(
+def choose_recipe(
     method: str | None,
     bits: int | None,
     settings: Sequence[str],
@@ -35,76 +35,86 @@ def choose(
     *,
     searching: bool = False,
 ) -> Recipe:
-    """Return the recipe that the options mean; a search takes the recipe "smallest" by default.
+    """Build the recipe described by the options; a search uses "smallest" by default.
 
     Raises:
-        typer.BadParameter: options that contradict each other, that no method takes, or
-            ``--data`` missing.
-        ConfigError: a recipe file that is not acceptable.
+        typer.BadParameter: options that contradict each other or that the method does not have, or
+            ``--data`` is missing.
+        ConfigError: the recipe file is invalid.
     """
     from ...recipe.recipe import RECIPES, Recipe  # noqa: PLC0415
 
     if recipe is not None:
         if method is not None or bits is not None or settings:
-            raise typer.BadParameter("--recipe says it all: leave out --method, --bits and --set.")
+            raise typer.BadParameter(
+                "--recipe replaces --method, --bits and --set: leave them out."
+            )
         chosen = Recipe.of(str(recipe))
     elif method in RECIPES:
         if bits is not None or settings:
-            raise typer.BadParameter(f"{method!r} is a recipe: leave out --bits and --set.")
+            raise typer.BadParameter(
+                f"{method!r} is a recipe, which takes no settings: leave out --bits and --set."
+            )
         chosen = RECIPES[str(method)]
     elif searching and method is None and bits is None and not settings:
         chosen = RECIPES["smallest"]
     else:
-        values = settings_of(settings)
+        values = parse_settings(settings)
         if bits is not None:
             if "bits" in values:
-                raise typer.BadParameter("bits are given twice: by --bits and by --set.")
+                raise typer.BadParameter("bits are given twice, by --bits and by --set: drop one.")
             values["bits"] = bits
         if searching and method is None:
-            chosen = _for_budget(values, has_data)
+            chosen = _default_budget_recipe(values, has_data)
         else:
-            chosen = _for_all(method or "gpfq", values, has_data)
-    needing = [
+            chosen = _uniform_recipe(method or "gpfq", values, has_data)
+    data_users = [
         rule.method.name
         for rule in chosen.rules
         if rule.method and rule.method.capabilities.needs_data
     ]
-    needing += [*chosen.prepare, *chosen.finish]
-    if needing and not has_data:
+    data_users += [*chosen.prepare, *chosen.finish]
+    if data_users and not has_data:
         raise typer.BadParameter(
-            f"{needing[0]} looks at activations: add --data, such as --data digits. "
+            f"{data_users[0]} needs calibration data: add --data, such as --data digits. "
             "The method 'nearest' needs none."
         )
     return chosen
 
 
-def for_training(method: str, settings: Sequence[str]) -> Recipe:
-    """Return the recipe of one method that trains, and settings as of ``--set``.
+def recipe_for_training(method: str, settings: Sequence[str]) -> Recipe:
+    """Build the recipe of one training method, with settings as given to ``--set``.
 
     Raises:
-        typer.BadParameter: no such method, or no such setting.
+        typer.BadParameter: unknown method or setting.
     """
-    return _for_all(method, settings_of(settings), True)
+    return _uniform_recipe(method, parse_settings(settings), True)
 
 
 def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: bool) -> Recipe:
-    """Return the recipe with inputs of layers on ``bits``, and outputs too; None: as it is."""
+    """Return the recipe with layer inputs, and optionally outputs, quantized to ``bits``.
+
+    Without ``bits`` the recipe is unchanged.
+
+    Raises:
+        typer.BadParameter: ``outputs`` without ``bits``, or no calibration data.
+    """
     from ...methods import Activations  # noqa: PLC0415
 
     if bits is not None:
         recipe = replace(recipe, activations=Activations(bits=bits, outputs=outputs))
     elif outputs:
-        raise typer.BadParameter("--outputs goes with --activations BITS.")
+        raise typer.BadParameter("--outputs needs --activations BITS.")
     if recipe.activations is not None and not has_data:
-        raise typer.BadParameter("activations are quantized by calibration data: add --data.")
+        raise typer.BadParameter("quantizing activations needs calibration data: add --data.")
     return recipe
 
 
-def kind_of(name: str) -> Any:
-    """Return the method of this name.
+def method_class(name: str) -> Any:
+    """Return the class of the method called ``name``.
 
     Raises:
-        ConfigError: there is none; lists all that there are.
+        ConfigError: unknown method; the message lists all of them.
     """
     from ...methods import METHODS  # noqa: PLC0415
 
@@ -112,25 +122,25 @@ def kind_of(name: str) -> Any:
 
 
 def refuse_training(name: str) -> None:
-    """Refuse a method that trains where nothing is trained.
+    """Refuse a training method in a command that does not train.
 
     Raises:
-        typer.BadParameter: it trains.
+        typer.BadParameter: ``name`` is a training method.
     """
     from ...methods import post_training_methods, training_methods  # noqa: PLC0415
 
     if name in training_methods():
         raise typer.BadParameter(
-            f"{name} trains, which this command does not: see 'fewbits train'. Methods that do "
-            f"not train: {', '.join(post_training_methods())}."
+            f"{name} needs training, which this command does not do: use 'fewbits train', or a "
+            f"method that needs no training: {', '.join(post_training_methods())}."
         )
 
 
-def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read ``--set key=value`` options; a value is written as in YAML.
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``--set key=value`` options, whose values are YAML.
 
     Raises:
-        typer.BadParameter: not of this form, or a key given twice.
+        typer.BadParameter: an option is not of this form, or a key is given twice.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -138,43 +148,45 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
         if not key or not equals:
             raise typer.BadParameter(f"--set takes key=value. Got {shorten(pair)}.")
         if key == "method" or key in values:
-            raise typer.BadParameter(f"--set: {shorten(key)} is given twice or has its own option.")
+            raise typer.BadParameter(
+                f"--set: {shorten(key)} is given twice, or has an option of its own."
+            )
         try:
             values[key] = read_yaml(value)
         except RefusedError as error:
             raise typer.BadParameter(f"--set {shorten(key)}: {error}") from None
         except yaml.YAMLError:
-            told = f"--set {shorten(key)}: {shorten(value)} is no value."
-            raise typer.BadParameter(told) from None
+            raise typer.BadParameter(
+                f"--set {shorten(key)}: {shorten(value)} is not a YAML value."
+            ) from None
     return values
 
 
-def _for_budget(values: dict[str, Any], has_data: bool) -> Recipe:
-    """Return the recipe of the default method of budgets."""
+def _default_budget_recipe(values: dict[str, Any], has_data: bool) -> Recipe:
+    """Build the recipe of the method that searches use by default."""
     name = "rdoq"
     if "bits" in values:
         raise typer.BadParameter(
-            f"a budget replaces --bits: leave it out. The default method of budgets, {name!r}, "
-            "has none; --method names another."
+            f"a budget replaces --bits: leave it out. {name!r}, the default method of a search, "
+            "has no such setting; choose another with --method."
         )
     try:
-        return _for_all(name, values, has_data)
+        return _uniform_recipe(name, values, has_data)
     except typer.BadParameter as error:
         raise typer.BadParameter(
-            f"{error} ({name!r} is the default method of budgets; --method names another.)"
+            f"{error} ({name!r} is the default method of a search; choose another with --method.)"
         ) from None
 
 
-def _for_all(name: str, values: dict[str, Any], has_data: bool) -> Recipe:
-    """Return the recipe of one method for all weights."""
+def _uniform_recipe(name: str, values: dict[str, Any], has_data: bool) -> Recipe:
+    """Build a recipe that uses one method for all weights."""
     from ...methods import from_settings  # noqa: PLC0415
-    from ...methods import trains as does_train  # noqa: PLC0415
+    from ...methods import trains as is_training_method  # noqa: PLC0415
     from ...recipe.recipe import Recipe, Rule  # noqa: PLC0415
 
-    described = {**values, "method": name}
     try:
-        method = from_settings(described)
-        if does_train(method):
+        method = from_settings({**values, "method": name})
+        if is_training_method(method):
             return Recipe((Rule("*", method),), raw_dtype="float16")
         return Recipe.of(method, calibrated=has_data)
     except ConfigError as error:

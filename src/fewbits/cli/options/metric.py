@@ -1,4 +1,4 @@
-"""The option that names what networks are judged by."""
+"""The option that names the metric to evaluate networks by."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Metric", "drop_of", "known_metric"]
 Metric: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Of the drop: accuracy, loss or another. \\[default: accuracy]",
+        help="Metric of the drop: accuracy, loss or another. \\[default: accuracy]",
         rich_help_panel="Budget (instead of a setting)",
     ),
 ]
 
 
 def known_metric(name: str) -> Any:
-    """Return the metric of this name.
+    """Return the metric called ``name``.
 
     Raises:
-        typer.BadParameter: unknown; the message lists the known ones.
+        typer.BadParameter: unknown metric; the message lists the valid ones.
     """
     from ...evaluation import METRICS  # noqa: PLC0415  (brings torch)
 
@@ -34,15 +34,15 @@ def known_metric(name: str) -> Any:
 
 
 def drop_of(metric: str | None, text: str, as_points: Callable[[str], float]) -> float:
-    """Read a drop: in points of a share such as accuracy, else a number in the metric's unit."""
+    """Parse a drop: percentage points for shares such as accuracy, else a number of that unit."""
     if metric is None or known_metric(metric).unit == "%":
         return as_points(text)
     try:
-        found = float(text)
+        drop = float(text)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
+        drop = -1.0
+    if not 0 <= drop < float("inf"):
         raise typer.BadParameter(
-            f"--max-drop takes a figure of {metric}: 0.05. Got {shorten(text)}."
+            f"--max-drop takes a number for {metric}, such as 0.05. Got {shorten(text)}."
         )
-    return found
+    return drop

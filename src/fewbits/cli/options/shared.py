@@ -1,4 +1,4 @@
-"""Options that several verbs have."""
+"""Options shared by several verbs, and parsers of their lists."""
 
 from __future__ import annotations
 
@@ -34,77 +34,88 @@ __all__ = [
 
 
 _SOURCES = (
-    "module:callable, builtin:NAME, transformers:NAME, timm:NAME or torchvision:NAME. See "
-    "docs/sources.md."
+    "The network: module:callable, builtin:NAME, transformers:NAME, timm:NAME or "
+    "torchvision:NAME. See docs/sources.md."
 )
 
 Network: TypeAlias = Annotated[str, typer.Argument(help=_SOURCES)]
 NetworkOrNone: TypeAlias = Annotated[str | None, typer.Argument(help=_SOURCES)]
 OutFile: TypeAlias = Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")]
 Weights: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Checkpoint to load: .safetensors, .pt or .pth.")
+    Path | None, typer.Option(help="Checkpoint to load into it: .safetensors, .pt or .pth.")
 ]
 Data: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable; a path "
-        "alone will do. See docs/sources.md."
+        help="The data: digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or "
+        "module:callable. A bare path works too. See docs/sources.md."
     ),
 ]
 MethodSettings: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="key=value of the method; repeat.", rich_help_panel="How to compress"
+        "--set",
+        help="Setting of the method, as key=value; may be repeated. 'fewbits methods NAME' lists "
+        "them.",
+        rich_help_panel="How to compress",
     ),
 ]
 CalibrationSamples: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Training samples for calibration.")
+    int, typer.Option(min=1, help="Number of training samples to calibrate on.")
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
-Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Random seed.")]
 RecipeSeed: TypeAlias = Annotated[
-    int | None, typer.Option(min=0, help="Of every random choice. \\[default: the recipe's]")
+    int | None, typer.Option(min=0, help="Random seed. \\[default: the recipe's]")
 ]
-Effort: TypeAlias = Annotated[str, typer.Option(help="Of coding: fast, balanced, smallest.")]
+Effort: TypeAlias = Annotated[
+    str, typer.Option(help="How hard to work on coding: fast, balanced or smallest.")
+]
 
 
 def check_effort(effort: str) -> None:
-    """Refuse an effort that there is not.
+    """Refuse an unknown coding effort.
 
     Raises:
-        typer.BadParameter: names those that there are.
+        typer.BadParameter: lists the valid ones.
     """
     if effort not in EFFORTS:
-        raise typer.BadParameter(f"--effort is one of {', '.join(EFFORTS)}, not {shorten(effort)}.")
+        raise typer.BadParameter(
+            f"--effort must be one of {', '.join(EFFORTS)}. Got {shorten(effort)}."
+        )
 
 
 def words(option: str, text: str) -> list[str]:
-    """Read names."""
-    found = [part.strip() for part in text.split(",")]
-    if not all(found):
-        raise typer.BadParameter(f"{option} takes values with commas between. Got {shorten(text)}.")
-    return list(dict.fromkeys(found))
+    """Parse a comma-separated list of names, without duplicates."""
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(f"{option} takes values separated by commas. Got {shorten(text)}.")
+    return list(dict.fromkeys(names))
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """Read whole numbers."""
-    found = words(option, text)
-    if not all(part.isdecimal() for part in found):
-        raise typer.BadParameter(f"{option} takes whole numbers: 2,3,4. Got {shorten(text)}.")
-    return [int(part) for part in found]
+    """Parse a comma-separated list of whole numbers."""
+    parts = words(option, text)
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"{option} takes whole numbers, such as 2,3,4. Got {shorten(text)}."
+        )
+    return [int(part) for part in parts]
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """Read numbers > 0."""
+    """Parse a comma-separated list of numbers > 0."""
     try:
-        found = [float(part) for part in words(option, text)]
+        values = [float(part) for part in words(option, text)]
     except ValueError:
-        found = [-1.0]
-    if not all(0 < number < math.inf for number in found):
-        raise typer.BadParameter(f"{option} takes numbers > 0: 1e-4,1e-3. Got {shorten(text)}.")
-    return found
+        values = [-1.0]
+    if not all(0 < value < math.inf for value in values):
+        raise typer.BadParameter(
+            f"{option} takes numbers > 0, such as 1e-4,1e-3. Got {shorten(text)}."
+        )
+    return values
 
 
 def sizes(option: str, text: str) -> list[int]:
-    """Read sizes in bytes."""
+    """Parse a comma-separated list of sizes, such as 60KB,80KB, into bytes."""
     return [int(quantity(as_bytes, part, option)) for part in words(option, text)]

@@ -1,4 +1,4 @@
-"""The options of a training, and the recipe that they mean."""
+"""Training options, and the recipe that they describe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from ...errors import ConfigError
 from ...search import as_drop
 from .budget import quantity
-from .choice import for_training
+from .choice import recipe_for_training
 from .shared import words
 
 if TYPE_CHECKING:
@@ -62,80 +62,117 @@ Epochs: TypeAlias = Annotated[
     int | None, _option("Passes over the training data. \\[default: 10]", _LOOP, min=1)
 ]
 BatchSize: TypeAlias = Annotated[
-    int | None, _option("Samples of one step, all processes. \\[default: 128]", _LOOP, min=1)
+    int | None, _option("Samples per step, over all processes. \\[default: 128]", _LOOP, min=1)
 ]
 Accumulate: TypeAlias = Annotated[
-    int | None, _option("Micro-batches that make a process's share.", _LOOP, min=1)
+    int | None, _option("Micro-batches per step and process. \\[default: 1]", _LOOP, min=1)
 ]
 OptimizerName: TypeAlias = Annotated[
     str | None, _option("sgd or adamw. \\[default: sgd]", _LOOP, "--optimizer")
 ]
 LearningRate: TypeAlias = Annotated[
     float | None,
-    _option("At its highest; a cosine down. \\[default: 0.01]", _LOOP, "--learning-rate", "--lr"),
+    _option(
+        "Peak learning rate; it then falls along a cosine. \\[default: 0.01]",
+        _LOOP,
+        "--learning-rate",
+        "--lr",
+    ),
 ]
-Momentum: TypeAlias = Annotated[float | None, _option("\\[default: 0.9]", _LOOP)]
-WeightDecay: TypeAlias = Annotated[float | None, _option("\\[default: 0]", _LOOP)]
+Momentum: TypeAlias = Annotated[
+    float | None, _option("Momentum of the optimizer. \\[default: 0.9]", _LOOP)
+]
+WeightDecay: TypeAlias = Annotated[
+    float | None, _option("Weight decay of the optimizer. \\[default: 0]", _LOOP)
+]
 WarmUp: TypeAlias = Annotated[
-    float | None, _option("Share of the training in which the learning rate rises.", _LOOP)
+    float | None,
+    _option("Share of the training during which the learning rate rises. \\[default: 0]", _LOOP),
 ]
-Clip: TypeAlias = Annotated[float | None, _option("Largest norm of the gradients.", _LOOP)]
+Clip: TypeAlias = Annotated[
+    float | None, _option("Clip the norm of the gradients to this. \\[default: no clipping]", _LOOP)
+]
 Distil: TypeAlias = Annotated[
-    float | None, _option("Share of the loss that follows the float network, 0 to 1.", _LOOP)
+    float | None,
+    _option(
+        "Weight of distillation from the float network in the loss, 0 to 1. \\[default: 0]", _LOOP
+    ),
 ]
-Temperature: TypeAlias = Annotated[float | None, _option("Of --distil. \\[default: 4]", _LOOP)]
-Augment: TypeAlias = Annotated[str | None, _option("flip, crop or flip,crop: of images.", _LOOP)]
+Temperature: TypeAlias = Annotated[
+    float | None, _option("Temperature of --distil. \\[default: 4]", _LOOP)
+]
+Augment: TypeAlias = Annotated[
+    str | None, _option("Augmentation of images: flip, crop or flip,crop.", _LOOP)
+]
 Padding: TypeAlias = Annotated[
-    int | None, _option("Pixels that crop shifts by. \\[default: an eighth]", _LOOP, min=0)
+    int | None,
+    _option("Largest shift of a crop in pixels. \\[default: an eighth of the side]", _LOOP, min=0),
 ]
-Prune: TypeAlias = Annotated[float | None, _option("Share of the weights to prune by size.", _LOOP)]
+Prune: TypeAlias = Annotated[
+    float | None,
+    _option("Share of the weights to prune, the smallest first. \\[default: 0]", _LOOP),
+]
 VectorBits: TypeAlias = Annotated[
     int | None,
     _option(
-        "Biases and scales on grids of so many bits, 2 to 12. \\[default: no grid, 16-bit floats]",
+        "Quantize biases and scales to this many bits, 2 to 12. \\[default: 16-bit floats]",
         _LOOP,
     ),
 ]
 Norms: TypeAlias = Annotated[
-    str | None, _option("Absorbed ones: absorbed, or live again. \\[default: absorbed]", _LOOP)
+    str | None,
+    _option(
+        "BatchNorm layers that compression absorbed: absorbed keeps them so, live trains them "
+        "again. \\[default: absorbed]",
+        _LOOP,
+    ),
 ]
 Sort: TypeAlias = Annotated[
-    bool | None, _option("Sort hidden neurons at the end: a smaller file.", _LOOP, "--sort")
+    bool | None,
+    _option("Sort hidden neurons at the end, which makes the file smaller.", _LOOP, "--sort"),
 ]
 HoldOut: TypeAlias = Annotated[
-    float | None, _option("Share of the training samples to judge on. \\[default: 0.1]", _CHOICE)
+    float | None,
+    _option(
+        "Share of the training samples held out to evaluate epochs on. \\[default: 0.1]", _CHOICE
+    ),
 ]
 SelectionData: TypeAlias = Annotated[
-    str | None, _option("Labelled data to judge on instead; never the test.", _CHOICE)
+    str | None,
+    _option("Labelled data to evaluate epochs on instead; never the test data.", _CHOICE),
 ]
 SelectFrom: TypeAlias = Annotated[
     float | None,
-    _option("Choose among the epochs after this share of the training. \\[default: 0.8]", _CHOICE),
+    _option("Consider only the epochs after this share of the training. \\[default: 0.8]", _CHOICE),
 ]
 MaxDropWhile: TypeAlias = Annotated[
     str | None,
     _option(
-        "Of the epochs within this drop of accuracy keep the one with the fewest bits, as 0.5% "
-        "(points). \\[default: keep the most accurate]",
+        "Keep the epoch with the fewest bits among those that lose at most this much accuracy: "
+        "0.5% means half a percentage point. \\[default: keep the most accurate]",
         _CHOICE,
         "--max-drop",
     ),
 ]
 RunFolderOption: TypeAlias = Annotated[
-    Path | None, _option("Folder of checkpoints and logs. \\[default: OUT.run]", _RUN, "--run")
+    Path | None, _option("Folder for checkpoints and logs. \\[default: OUT.run]", _RUN, "--run")
 ]
 SaveSeconds: TypeAlias = Annotated[
-    float | None, _option("Between checkpoints within an epoch. \\[default: 300]", _RUN, min=0.0)
+    float | None,
+    _option("Seconds between checkpoints within an epoch. \\[default: 300]", _RUN, min=0.0),
 ]
 LogTo: TypeAlias = Annotated[
-    str | None, _option("csv, tensorboard or both. \\[default: csv]", _RUN, "--log")
+    str | None,
+    _option("Log metrics to csv, tensorboard or csv,tensorboard. \\[default: csv]", _RUN, "--log"),
 ]
-Device: TypeAlias = Annotated[str, _option("auto, cpu, cuda or mps.", _RUN)]
+Device: TypeAlias = Annotated[str, _option("Device to train on: auto, cpu, cuda or mps.", _RUN)]
 Devices: TypeAlias = Annotated[
-    int, _option("Devices of this machine; torchrun for more machines.", _RUN, min=1)
+    int,
+    _option("Number of devices on this machine; for several machines use torchrun.", _RUN, min=1),
 ]
 Precision: TypeAlias = Annotated[
-    str | None, _option("float32, bfloat16 or float16. \\[default: float32]", _RUN)
+    str | None,
+    _option("Precision to train in: float32, bfloat16 or float16. \\[default: float32]", _RUN),
 ]
 
 
@@ -146,39 +183,39 @@ def choose_training(
     loop: Mapping[str, Any],
     seed: int | None,
 ) -> Recipe:
-    """Return the recipe that the options of ``train`` mean; ``loop`` is for its ``train:`` part.
+    """Build the recipe described by the options of ``train``; ``loop`` goes into its ``train:``.
 
     Raises:
         typer.BadParameter: options that contradict each other, or a method that does not train.
-        ConfigError: a recipe file that is not acceptable, or trains nothing.
+        ConfigError: the recipe file is invalid or does not train.
     """
     from ...methods import post_training_methods, training_methods  # noqa: PLC0415
     from ...recipe.recipe import Recipe  # noqa: PLC0415
 
     if recipe is not None:
         if method is not None or settings:
-            raise typer.BadParameter("--recipe says how: leave out --method and --set.")
+            raise typer.BadParameter("--recipe replaces --method and --set: leave them out.")
         chosen = Recipe.of(str(recipe))
         if chosen.training_stage is None:
             raise ConfigError(
-                f"recipe {str(recipe)!r} trains nothing. Add a section 'train' with 'method: hemp' "
+                f"recipe {str(recipe)!r} does not train. Add a section 'train' with 'method: hemp' "
                 "and 'epochs', or use 'fewbits compress'."
             )
     else:
         if method in post_training_methods():
             raise typer.BadParameter(
                 f"{method} does not train. Methods that do: {', '.join(training_methods())}. To "
-                f"train after it: fewbits compress --method {method} --epochs N."
+                f"train after {method}: fewbits compress --method {method} --epochs N."
             )
-        chosen = for_training(method or "hemp", settings)
+        chosen = recipe_for_training(method or "hemp", settings)
     return with_training(chosen, loop, seed)
 
 
 def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = None) -> Recipe:
-    """Return the recipe with the settings that were given; it trains by HEMP if it does not yet.
+    """Return the recipe with the given training settings; by default it trains with HEMP.
 
     Raises:
-        typer.BadParameter: a setting out of range.
+        typer.BadParameter: a setting is out of range.
     """
     from ...methods import HEMP  # noqa: PLC0415
     from ...recipe.training_config import Training  # noqa: PLC0415
@@ -188,7 +225,7 @@ def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = No
         given["augment"] = tuple(words("--augment", given["augment"]))
     if not 0 <= given.get("prune", 0) < 1:
         raise typer.BadParameter(
-            "--prune takes a share of the weights, at least 0 and below 1: 0.9 for 90 %. "
+            "--prune takes a share of the weights, at least 0 and below 1, such as 0.9 for 90%. "
             f"Got {given['prune']:g}."
         )
     if "max_drop" in given:
@@ -200,14 +237,14 @@ def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = No
             section = Training(**given)
         else:
             section = Training(method=HEMP(), **given)
-        made = replace(chosen, train=section)
-        return made if seed is None else replace(made, seed=seed)
+        chosen = replace(chosen, train=section)
+        return chosen if seed is None else replace(chosen, seed=seed)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
 
 
 def refuse_beside_resume(given: Mapping[str, Any]) -> None:
-    """Refuse options that the resumed run has settled.
+    """Refuse options that a resumed run cannot change.
 
     Raises:
         typer.BadParameter: names the first of them.
@@ -216,6 +253,6 @@ def refuse_beside_resume(given: Mapping[str, Any]) -> None:
         if value not in (None, False, []):
             option = "MODEL" if name == "model" else "--" + name.replace("_", "-")
             raise typer.BadParameter(
-                f"--resume goes on with what the run was started with: leave out {option!r}. For "
-                "other settings start another run."
+                f"--resume continues with the options of the run: leave out {option!r}. To change "
+                "options, start another run."
             )

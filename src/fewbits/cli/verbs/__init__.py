@@ -1,1 +1,1 @@
-"""One file per verb: its options and its help."""
+"""One file per verb, with its options and help."""

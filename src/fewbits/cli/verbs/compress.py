@@ -1,4 +1,4 @@
-"""``fewbits compress``: a network and a way to compress it in, one small file out."""
+"""``fewbits compress``: compress a network to one small file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ..console.outcome import (
     Outcome,
     Threads,
     check_output,
-    doubt,
     note,
     verb,
+    warn_low_coverage,
 )
-from ..console.progress import listening
+from ..console.progress import progress_bars
 from ..options import shared
 from ..options.budget import (
+    BudgetOptions,
     Evaluations,
     MaxDrop,
     Selection,
@@ -30,12 +31,11 @@ from ..options.budget import (
     TargetBytes,
     TimeBudget,
     TraceFile,
-    Wanted,
 )
-from ..options.choice import choose, with_activations
+from ..options.choice import choose_recipe, with_activations
 from ..options.metric import Metric
 from ..options.training import with_training
-from .train import order_of
+from .train import make_request
 
 __all__ = ["compress"]
 
@@ -53,30 +53,36 @@ def compress(
         str | None,
         typer.Option(
             help="A method (see 'fewbits methods') or the recipe smallest; hemp, lowbit and pwfn "
-            "train. \\[default: gpfq; with a budget, smallest]",
+            "train the network. \\[default: gpfq; with a budget, the recipe smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(help="Index width. \\[default: the method's, 4]", rich_help_panel=_METHOD),
+        typer.Option(help="Bits per index. \\[default: the method's, 4]", rich_help_panel=_METHOD),
     ] = None,
     settings: shared.MethodSettings = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="YAML file with rules per layer, or smallest.", rich_help_panel=_METHOD),
+        typer.Option(
+            help="YAML file with rules per layer, or the recipe smallest.", rich_help_panel=_METHOD
+        ),
     ] = None,
     activations: Annotated[
         int | None,
         typer.Option(
-            min=2, max=8, help="Bits of layers' inputs, from --data.", rich_help_panel=_METHOD
+            min=2,
+            max=8,
+            help="Also quantize the inputs of layers to this many bits, calibrated on --data.",
+            rich_help_panel=_METHOD,
         ),
     ] = None,
     outputs: Annotated[
         bool,
         typer.Option(
             "--outputs",
-            help="With --activations: outputs on 8 bits too, for integer kernels of a runtime.",
+            help="With --activations: also quantize outputs, to 8 bits, for runtimes with integer "
+            "kernels.",
             rich_help_panel=_METHOD,
         ),
     ] = False,
@@ -84,8 +90,8 @@ def compress(
         int | None,
         typer.Option(
             min=1,
-            help="Go on by training (hemp), or train so long by --method hemp. \\[default: 10 by a "
-            "method that trains, else none]",
+            help="Epochs to train for, after compression (with hemp) or by a method that trains. "
+            "\\[default: 10 for a method that trains, otherwise none]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -101,25 +107,32 @@ def compress(
     batch_size: shared.BatchSize = 128,
     seed: shared.RecipeSeed = None,
     effort: Annotated[
-        str, typer.Option(help="fast, balanced or smallest: time for bytes, same network.")
+        str,
+        typer.Option(
+            help="How hard to work on coding: fast, balanced or smallest. The network is the same."
+        ),
     ] = "balanced",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan: what happens to every tensor.")
+        bool,
+        typer.Option("--dry-run", help="Only print the plan: what would happen to every tensor."),
     ] = False,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
+        bool,
+        typer.Option("--evaluate", help="Measure accuracy before and after, on the test split."),
     ] = False,
     no_metadata: NoMetadata = False,
     threads: Threads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
-    """Compress a trained network to one file, at given settings or to a budget.
+    """Compress a trained network to one file, with given settings or within a budget.
 
-    A budget is met by a search on the slope of a method that has one; exit code 3 if it is not.
+    To meet a budget, fewbits searches for the slope (the price of a bit in squared error); the
+    exit code is 3 if no network meets it.
 
-    With --epochs, a method that trains, or a recipe that has 'train', the network is trained as
-    well; checkpoints are in OUT.run, and 'fewbits train --resume OUT.run' goes on with them.
+    The network is also trained if --epochs is given, the method trains, or the recipe has a
+    'train' section. Checkpoints go to OUT.run; 'fewbits train --resume OUT.run' continues an
+    interrupted run.
 
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --method gpfq --bits 4 -o digits.fewbits
@@ -129,34 +142,34 @@ def compress(
 
     ('fewbits demo' writes these weights.)
     """
-    how = (selection, evaluations, time_budget, trace, metric)
-    wanted = Wanted(target_bytes, target_bits, max_drop, *how)
+    search = (selection, evaluations, time_budget, trace, metric)
+    budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     if out is None and not dry_run:
-        raise typer.BadParameter("name the file to write with -o FILE.")
+        raise typer.BadParameter("no output file: add -o FILE.")
     if data is None and (evaluate or (max_drop is not None and selection is None)):
-        asking = "--evaluate" if evaluate else "--max-drop"
-        raise typer.BadParameter(f"{asking} needs labelled data: add --data.")
+        option = "--evaluate" if evaluate else "--max-drop"
+        raise typer.BadParameter(f"{option} needs labelled data: add --data.")
     shared.check_effort(effort)
     has_data = data is not None or dry_run
-    chosen = choose(method, bits, settings or (), recipe, has_data, searching=bool(wanted))
+    chosen = choose_recipe(method, bits, settings or (), recipe, has_data, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if out is not None and not dry_run:
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
-        means = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
-        means["metadata"] = not no_metadata
+        run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
+        run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
-        return _train(out, sources, trained, means, wanted=wanted, force=force, threads=threads)
-    from ..jobs.compress import Job, remarks  # noqa: PLC0415  (brings torch)
+        return _train(out, sources, trained, run, budget=budget, force=force, threads=threads)
+    from ..jobs.compress import Job, plan_notes  # noqa: PLC0415  (brings torch)
 
-    job = Job(model, weights, data, chosen, batch_size=batch_size, wanted=wanted)
+    job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget)
     if dry_run or out is None:
         return _planned(job.plan())
     if evaluate:
-        job.check_can_judge()
-    with listening() as progress:
-        done = job.run(
+        job.check_can_evaluate()
+    with progress_bars() as progress:
+        result = job.run(
             out,
             samples=calibration_samples,
             seed=seed,
@@ -166,14 +179,14 @@ def compress(
             metadata=not no_metadata,
             progress=progress,
         )
-    for text in remarks(done.coded):
+    for text in plan_notes(result.coded):
         note(f"note: {text}")
-    return Outcome(done.to_dict(), done.shown())
+    return Outcome(result.to_dict(), result.shown())
 
 
 def _planned(plan: dict[str, Any]) -> Outcome:
     covered = Coverage.of_dict(plan["quantized"])
-    doubt(covered)
+    warn_low_coverage(covered)
     return Outcome({"plan": plan, "quantized": covered.to_dict()}, (plan_table(plan),))
 
 
@@ -181,21 +194,21 @@ def _train(
     out: Path | None,
     sources: dict[str, Any],
     recipe: dict[str, Any],
-    means: dict[str, Any],
+    options: dict[str, Any],
     *,
-    wanted: Wanted,
+    budget: BudgetOptions,
     force: bool,
     threads: int,
 ) -> Outcome:
-    if wanted:
+    if budget:
         raise typer.BadParameter(
-            "a budget and a training do not go together: compress to the budget, then "
+            "a budget cannot be combined with training: compress to the budget first, then run "
             "'fewbits train --start FILE'."
         )
-    order = order_of(out, sources, recipe, means, force=force)
-    from ..jobs.train import carry_out  # noqa: PLC0415
+    request = make_request(out, sources, recipe, options, force=force)
+    from ..jobs.train import run_training  # noqa: PLC0415
 
-    with listening() as progress:
-        return carry_out(
-            order, resume=False, device="auto", devices=1, threads=threads, progress=progress
+    with progress_bars() as progress:
+        return run_training(
+            request, resume=False, device="auto", devices=1, threads=threads, progress=progress
         )

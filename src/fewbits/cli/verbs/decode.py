@@ -1,4 +1,4 @@
-"""``fewbits decode``: a file back to a plain state dict that everything can read."""
+"""``fewbits decode``: turn a file back into a plain checkpoint that any tool can read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..console.outcome import (
     MaxDecoded,
     Outcome,
     check_output,
-    in_bytes,
+    mib_to_bytes,
     verb,
 )
 
@@ -35,14 +35,16 @@ _SUFFIXES = (".safetensors", ".pt", ".pth")
 @verb
 def decode(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A .safetensors, .pt or .pth file.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The .safetensors, .pt or .pth file to write.")
+    ],
     *,
     max_decoded_mib: MaxDecoded = None,
     threads: DecodeThreads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
-    """Write the dequantized tensors as a plain checkpoint.
+    """Dequantize the tensors of a file and write them as a plain checkpoint.
 
     Example: fewbits decode digits.fewbits -o digits.safetensors
     """
@@ -54,11 +56,11 @@ def decode(
 
     from ...api import load  # noqa: PLC0415
 
-    # Tied tensors share memory, which safetensors refuses: every name gets values of its own.
-    limit = in_bytes(max_decoded_mib)
-    found = load(file, max_decoded_bytes=limit, threads=threads)
-    _check_written(found, file, limit)
-    state = {name: tensor.clone().contiguous() for name, tensor in found.items()}
+    limit = mib_to_bytes(max_decoded_mib)
+    decoded = load(file, max_decoded_bytes=limit, threads=threads)
+    _check_size(decoded, file, limit)
+    # Tied tensors share memory, which safetensors refuses, so every name gets its own copy.
+    state = {name: tensor.clone().contiguous() for name, tensor in decoded.items()}
     if out.suffix == ".safetensors":
         _check_safetensors(state, file)
         data = save(state)
@@ -68,27 +70,28 @@ def decode(
         data = buffer.getvalue()
     write(data, out)
     values = sum(tensor.numel() for tensor in state.values())
-    told = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
+    facts = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
     line = f"{out}: {len(state)} tensors, {values:,} values, {len(data):,} bytes"
-    return Outcome(told, (line,))
+    return Outcome(facts, (line,))
 
 
-def _check_written(state: Mapping[str, Tensor], file: Path, limit: int | None) -> None:
-    """Refuse to write more than the file may decode to: a name takes few bytes, its values many."""
+def _check_size(state: Mapping[str, Tensor], file: Path, limit: int | None) -> None:
+    """Apply the limit of decoding to what is written: a tied name costs little, its copy a lot."""
     allowed = default_limit(file.stat().st_size) if limit is None else limit
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if total > allowed:
         raise ConfigError(
-            f"{file}: {len(state)} names, tied ones with values of their own, take {total:,} bytes "
-            f"of at most {allowed:,}. Allow more by --max-decoded-mib {-(-total // 2**20)}."
+            f"{file}: {len(state)} tensors, with a copy for each tied name, take {total:,} bytes, "
+            f"above the limit of {allowed:,}. Raise it with "
+            f"--max-decoded-mib {-(-total // 2**20)}."
         )
 
 
 def _check_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse what a safetensors file would not give back: a name of its own, and some dtypes."""
+    """Refuse names and dtypes that a safetensors file cannot hold."""
     if _RESERVED in state:
         raise ConfigError(
-            f"{file} has a tensor named {_RESERVED!r}, and safetensors keeps that name for itself. "
+            f"{file} has a tensor named {_RESERVED!r}, a name that safetensors reserves. "
             "Write a .pt file instead."
         )
     from safetensors.torch import load, save  # noqa: PLC0415
@@ -96,8 +99,8 @@ def _check_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
     for dtype, name in {tensor.dtype: name for name, tensor in state.items()}.items():
         try:
             load(save({"x": state[name].reshape(-1)[:0].clone()}))
-        except Exception as error:  # whatever its version raises
+        except Exception as error:  # the type depends on the version of safetensors
             raise ConfigError(
                 f"{file}: tensor {name!r} is {str(dtype).removeprefix('torch.')}, which "
-                "safetensors does not hold. Write a .pt file instead."
+                "safetensors cannot store. Write a .pt file instead."
             ) from error

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ...container import inspect as look
+from ...container import inspect as read_header
 from ...errors import ConfigError
 from ...report import comparison_table
 from ..console.outcome import Json, Outcome, note, verb
-from ..console.progress import listening
+from ..console.progress import progress_bars
 
 __all__ = ["demo"]
 
@@ -19,33 +19,33 @@ __all__ = ["demo"]
 @verb
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for the files; made if it is not there.")
+        Path, typer.Option(help="Folder for the files; created if it does not exist.")
     ] = Path("fewbits-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     as_json: Json = False,
 ) -> Outcome:
-    """Train a small CNN on 1,348 digits; compress it with every method that needs no training.
+    """Train a small CNN on 1,348 digits and compress it with every method that needs no training.
 
-    Accuracies are of the networks read back from their files, on 449 test images that neither
-    training nor calibration saw. No download; half a minute on two cores.
+    Each accuracy is that of the network loaded back from its file, on 449 test images used neither
+    for training nor for calibration. Nothing is downloaded; it takes half a minute on two cores.
 
     Example: fewbits demo
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"output {str(out)!r} is a file. Name a folder, or one to be made.")
+        raise ConfigError(f"output {str(out)!r} is a file. Name a folder; it may be a new one.")
     from ..jobs.demo import compare, one_thread, train  # noqa: PLC0415  (brings torch)
 
     out.mkdir(parents=True, exist_ok=True)
-    with listening() as progress, one_thread():
+    with progress_bars() as progress, one_thread():
         seconds = train(out, seed, progress)
         note(f"trained builtin:digits-cnn in {seconds:.1f} s")
         rows = compare(out, seed, progress)
     footer = (
-        f"accuracy: of each file read back, on test images. Files are in {out}/. Look inside: "
-        f"fewbits inspect {out / rows[1].file}"
+        f"accuracy: of each file, loaded back, on test images. The files are in {out}/. To look "
+        f"inside one: fewbits inspect {out / rows[1].file}"
     )
-    covered = look(out / rows[1].file).report.coverage
-    table = comparison_table(rows, footer=f"{covered}\n{footer}")
-    found = {"folder": str(out), "training_seconds": seconds, "rows": [r.to_dict() for r in rows]}
-    found["quantized"] = covered.to_dict()
-    return Outcome(found, (table,))
+    coverage = read_header(out / rows[1].file).report.coverage
+    table = comparison_table(rows, footer=f"{coverage}\n{footer}")
+    facts = {"folder": str(out), "training_seconds": seconds, "rows": [r.to_dict() for r in rows]}
+    facts["quantized"] = coverage.to_dict()
+    return Outcome(facts, (table,))

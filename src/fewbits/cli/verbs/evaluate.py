@@ -1,4 +1,4 @@
-"""``fewbits evaluate``: how good the network in a file is on labelled data."""
+"""``fewbits evaluate``: measure the accuracy of the network in a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...container import inspect as look
+from ...container import inspect as read_header
 from ...errors import shorten
 from ...report import noise_table
 from ..console.outcome import (
@@ -17,11 +17,11 @@ from ..console.outcome import (
     Json,
     MaxDecoded,
     Outcome,
-    doubt,
-    in_bytes,
+    mib_to_bytes,
     verb,
+    warn_low_coverage,
 )
-from ..console.progress import listening
+from ..console.progress import progress_bars
 from ..jobs.stored import stored_source
 from ..options import shared
 from ..options.metric import known_metric
@@ -38,29 +38,34 @@ __all__ = ["evaluate"]
 def evaluate(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
     *,
-    data: Annotated[str, typer.Option(help="Labelled data; its test split is used.")],
+    data: Annotated[str, typer.Option(help="Labelled data; the test split is used.")],
     model: Annotated[
-        str | None, typer.Option(help="How to build the network. \\[default: what the file says]")
+        str | None, typer.Option(help="The network's source. \\[default: the one in the file]")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Told besides accuracy and loss, such as one of a package.")
+        str, typer.Option(help="Metric to report besides accuracy and loss.")
     ] = "accuracy",
     min_accuracy: Annotated[
-        str | None, typer.Option(help="As 0.97 or 97%: exit code 3 below it.")
+        str | None, typer.Option(help="Exit with code 3 below this accuracy: 0.97 or 97%.")
     ] = None,
     batch_size: shared.BatchSize = 128,
     transform_domain: Annotated[
         bool,
         typer.Option(
-            "--transform-domain", help="Run layers that the file holds in a basis as pairs."
+            "--transform-domain",
+            help="Run each layer stored in a basis as a pair of layers, without leaving the basis.",
         ),
     ] = False,
     weight_noise: Annotated[
         str | None,
-        typer.Option(help="As 0.05,0.1: accuracy with normal noise of this size on all weights."),
+        typer.Option(
+            help="Also evaluate with normal noise of these relative sizes on all weights: 0.05,0.1."
+        ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Of the noise, for each size.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    draws: Annotated[
+        int, typer.Option(min=1, help="With --weight-noise: random draws per size.")
+    ] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="With --weight-noise: random seed.")] = 0,
     max_decoded_mib: MaxDecoded = None,
     threads: DecodeThreads = 0,
     as_json: Json = False,
@@ -69,45 +74,45 @@ def evaluate(
 
     Example: fewbits evaluate digits.fewbits --data digits --min-accuracy 97%
     """
-    wanted = None if min_accuracy is None else _fraction(min_accuracy)
+    least = None if min_accuracy is None else _fraction(min_accuracy)
     sizes = [] if weight_noise is None else _sizes(weight_noise)
     known_metric(metric)
     source = model or stored_source(file, data)
     from ...api import load  # noqa: PLC0415
-    from ...evaluation.metrics import evaluate as judge  # noqa: PLC0415
+    from ...evaluation.metrics import evaluate as evaluate_network  # noqa: PLC0415
     from ...sources import load_data, load_model  # noqa: PLC0415
 
     batches = load_data(data).batches("test", batch_size)
     empty = load_model(source, pretrained=False, fetch=model is not None).module
-    limits: Any = {"max_decoded_bytes": in_bytes(max_decoded_mib), "threads": threads}
+    limits: Any = {"max_decoded_bytes": mib_to_bytes(max_decoded_mib), "threads": threads}
     before = _multiplications(empty, batches) if transform_domain else 0
     network = load(file, into=empty, transform_domain=transform_domain, **limits)
-    with listening() as progress:
-        how: Any = {"draws": draws, "seed": seed, "progress": progress}
-        found = judge(network, batches, metrics=(metric,), progress=progress)
-        noisy = _under_noise(network, batches, sizes, how) if sizes else []
-    covered = look(file).report.coverage
-    doubt(covered)
-    shown: dict[str, Any] = {"file": str(file), "model": source, "data": data}
-    shown |= {**found.to_dict(), "quantized": covered.to_dict()}
-    told = f"{file}: {found}; {covered}"
+    with progress_bars() as progress:
+        noise: Any = {"draws": draws, "seed": seed, "progress": progress}
+        result = evaluate_network(network, batches, metrics=(metric,), progress=progress)
+        noisy = _under_noise(network, batches, sizes, noise) if sizes else []
+    coverage = read_header(file).report.coverage
+    warn_low_coverage(coverage)
+    facts: dict[str, Any] = {"file": str(file), "model": source, "data": data}
+    facts |= {**result.to_dict(), "quantized": coverage.to_dict()}
+    line = f"{file}: {result}; {coverage}"
     if transform_domain:
         after = _multiplications(network, batches)
-        shown["multiplications"] = {"layers": before, "pairs": after}
-        told += f"; {after / max(1, before):.3f} of the multiplications"
+        facts["multiplications"] = {"layers": before, "pairs": after}
+        line += f"; {after / max(1, before):.3f} of the multiplications"
     tables = (noise_table(noisy),) if noisy else ()
     if noisy:
-        shown["weight_noise"] = [one.to_dict() for one in noisy]
-    if wanted is None:
-        return Outcome(shown, (told, *tables))
-    met = found.accuracy >= wanted
-    verdict = f"{'at least' if met else 'below'} the wanted {wanted:.2%}"
-    outcome = {**shown, "min_accuracy": wanted, "met": met}
-    return Outcome(outcome, (f"{told}; {verdict}", *tables), 0 if met else NOT_MET)
+        facts["weight_noise"] = [row.to_dict() for row in noisy]
+    if least is None:
+        return Outcome(facts, (line, *tables))
+    met = result.accuracy >= least
+    verdict = f"{'at least' if met else 'below'} the required {least:.2%}"
+    facts = {**facts, "min_accuracy": least, "met": met}
+    return Outcome(facts, (f"{line}; {verdict}", *tables), 0 if met else NOT_MET)
 
 
 def _multiplications(network: nn.Module, batches: Iterable[Any]) -> int:
-    """Return what the linear and convolution layers multiply in the first batch."""
+    """Count the multiplications of linear and convolution layers in the first batch."""
     from ...engine.layers.transform_domain import count_multiplications  # noqa: PLC0415
     from ...engine.network.batches import as_forward  # noqa: PLC0415
 
@@ -115,12 +120,12 @@ def _multiplications(network: nn.Module, batches: Iterable[Any]) -> int:
 
 
 def _under_noise(
-    network: nn.Module, batches: Iterable[Any], sizes: list[float], how: Mapping[str, Any]
+    network: nn.Module, batches: Iterable[Any], sizes: list[float], options: Mapping[str, Any]
 ) -> list[NoisyEvaluation]:
-    """Return the evaluations without noise, and with each size of it."""
+    """Evaluate without noise, and with each size of noise."""
     from ...evaluation.weight_noise import noise_resilience  # noqa: PLC0415
 
-    return noise_resilience(network, batches, [0.0, *sizes], **how)
+    return noise_resilience(network, batches, [0.0, *sizes], **options)
 
 
 def _sizes(text: str) -> list[float]:
@@ -130,7 +135,7 @@ def _sizes(text: str) -> list[float]:
         sizes = [-1.0]
     if not all(0 < size < float("inf") for size in sizes):
         raise typer.BadParameter(
-            f"--weight-noise takes sizes above 0, as 0.05,0.1. Got {shorten(text)}."
+            f"--weight-noise takes sizes > 0, such as 0.05,0.1. Got {shorten(text)}."
         )
     return sizes
 
@@ -142,5 +147,7 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise typer.BadParameter(f"--min-accuracy takes 0.97 or 97%. Got {shorten(text)}.")
+        raise typer.BadParameter(
+            f"--min-accuracy takes a number such as 0.97 or 97%. Got {shorten(text)}."
+        )
     return value

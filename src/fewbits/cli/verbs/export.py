@@ -1,4 +1,4 @@
-"""``fewbits export``: a file for another runtime."""
+"""``fewbits export``: write the network for another runtime."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 from ...errors import ConfigError
 from ..console.outcome import Force, Json, Outcome, check_output, verb
 from ..jobs.stored import stored_source
-from ..options.choice import settings_of
+from ..options.choice import parse_settings
 
 __all__ = ["export"]
 
-_SAMPLES = 2  # of the data, to trace the network with
+_SAMPLES = 2  # to run the network on
 
 
 @verb
@@ -23,27 +23,34 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")],
     *,
     data: Annotated[
-        str | None, typer.Option(help="Two samples of it are run through the network.")
+        str | None,
+        typer.Option(help="Data; two samples are run through the network to trace it."),
     ] = None,
     to: Annotated[
-        str | None, typer.Option(help="Such as onnx. \\[default: what the suffix of --out says]")
+        str | None,
+        typer.Option(help="Target format, such as onnx. \\[default: from the suffix of --out]"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="How to build the network. \\[default: what the file says]")
+        str | None, typer.Option(help="The network's source. \\[default: the one in the file]")
     ] = None,
     processor: Annotated[
         str | None,
-        typer.Option(help="Of onnx: any; or vnni: faster, and wrong on x86 without VNNI."),
+        typer.Option(
+            help="For onnx: any, or vnni, which is faster but gives wrong results on x86 "
+            "processors without VNNI."
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of the exporter; repeat.")
+        list[str] | None,
+        typer.Option("--set", help="Setting of the exporter, as key=value; may be repeated."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
-    """Write the network for another runtime, its weights and inputs as integers.
+    """Write the network for another runtime, with weights and inputs as integers.
 
-    Says what is not: fewer than 8 bits, or no integers, and what the runtime makes of it.
+    Notes report what differs: weights below 8 bits, layers left in float, and how the runtime
+    handles them.
 
     Example: fewbits export digits.fewbits --data digits -o digits.onnx
     """
@@ -52,27 +59,29 @@ def export(
 
     if to is not None and to not in EXPORTERS:
         raise typer.BadParameter(f"--to: {EXPORTERS.unknown(to)}")
-    options = settings_of(settings or ())
+    options = parse_settings(settings or ())
     if processor is not None:
         if "processor" in options:
-            raise typer.BadParameter("processor is given twice: by --processor and by --set.")
+            raise typer.BadParameter(
+                "processor is given twice, by --processor and by --set: drop one."
+            )
         options["processor"] = processor
     name = exporter_name(out, to)
     exporter = exporter_for(name, options)
     if exporter.suffix and out.suffix != exporter.suffix:
         raise ConfigError(f"output {str(out)!r} must end in {exporter.suffix}.")
     if exporter.needs == "inputs" and data is None:
-        raise typer.BadParameter(f"{name} runs the network on two samples: add --data.")
+        raise typer.BadParameter(f"{name} needs two samples to run the network on: add --data.")
     check_output(out, force)
-    given = {} if exporter.needs == "nothing" else _network(file, data, model)
-    made = write(file, out, to=name, **given, **options)
-    integers = f", {len(made.weights)} weights and {len(made.inputs)} inputs as integers"
-    line = f"{out}: {made.bytes:,} bytes{integers if exporter.keeps_codes else ''}"
-    return Outcome(made.to_dict(), (line, *(f"note: {note}" for note in made.notes)))
+    network = {} if exporter.needs == "nothing" else _network(file, data, model)
+    exported = write(file, out, to=name, **network, **options)
+    integers = f", {len(exported.weights)} weights and {len(exported.inputs)} inputs as integers"
+    line = f"{out}: {exported.bytes:,} bytes{integers if exporter.keeps_codes else ''}"
+    return Outcome(exported.to_dict(), (line, *(f"note: {note}" for note in exported.notes)))
 
 
 def _network(file: Path, data: str | None, model: str | None) -> dict[str, Any]:
-    """Return the network of a file, and inputs of it if there are data."""
+    """Build the network of a file, with sample inputs if there is data."""
     source = model or stored_source(file, data or "")
     from ...sources import load_data, load_model  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""``fewbits methods``: what exists, what each needs, and its settings."""
+"""``fewbits methods``: list the methods, or explain one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import typer
 
 from ...report import methods_table, settings_table
 from ..console.outcome import Json, Outcome, verb
-from ..options.choice import kind_of
+from ..options.choice import method_class
 
 __all__ = ["methods"]
 
 
 @verb
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Method to explain.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The method to explain.")] = None,
     as_json: Json = False,
 ) -> Outcome:
-    """List the methods, or explain one: its summary, paper, needs and settings.
+    """List the methods, or explain one: its summary, paper, requirements and settings.
 
     Example: fewbits methods gpfq
     """
@@ -31,18 +31,14 @@ def methods(
         return Outcome({"methods": entries}, (methods_table(entries),))
     from ...methods.setting_docs import setting_docs  # noqa: PLC0415
 
-    kind = kind_of(name)
+    kind = method_class(name)
     entry = _describe(kind)
     head = f"{name}: {entry['summary']}\npaper: {entry['paper']}\nneeds: {entry['needs']}"
     about = (getdoc(kind) or "").partition("\nAttributes:")[0].strip()
     meanings = {name: meaning.replace("``", "") for name, meaning in setting_docs(kind).items()}
     table = settings_table(entry["settings"], meanings)
-    described = {
-        **entry,
-        "description": about,
-        "meanings": {k: meanings[k] for k in entry["settings"]},
-    }
-    return Outcome(described, (f"{head}\n\n{about}\n", table))
+    facts = {**entry, "description": about, "meanings": {k: meanings[k] for k in entry["settings"]}}
+    return Outcome(facts, (f"{head}\n\n{about}\n", table))
 
 
 def _describe(kind: Any) -> dict[str, Any]:

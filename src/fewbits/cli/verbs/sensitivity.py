@@ -1,4 +1,4 @@
-"""``fewbits sensitivity``: which layers can do with few bits, and which cannot."""
+"""``fewbits sensitivity``: find out which layers tolerate few bits and which do not."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ...report import sensitivity_table
-from ..console.outcome import Json, Outcome, doubt, verb
-from ..console.progress import listening
+from ..console.outcome import Json, Outcome, verb, warn_low_coverage
+from ..console.progress import progress_bars
 from ..options import shared
 from ..options.shared import whole_numbers
 
@@ -19,15 +19,15 @@ __all__ = ["sensitivity"]
 def sensitivity(
     model: shared.Network,
     *,
-    data: Annotated[str, typer.Option(help="Its training split calibrates.")],
+    data: Annotated[str, typer.Option(help="The data; the training split is used to calibrate.")],
     weights: shared.Weights = None,
-    method: Annotated[str, typer.Option(help="One with a setting 'bits'.")] = "gpfq",
-    bits: Annotated[str, typer.Option(help="Widths to try.")] = "2,3,4",
+    method: Annotated[str, typer.Option(help="A method that has the setting 'bits'.")] = "gpfq",
+    bits: Annotated[str, typer.Option(help="Bits to try, separated by commas.")] = "2,3,4",
     selection: Annotated[
         str | None,
         typer.Option(
-            help="Tell accuracies too, on this labelled data; the name given as --data for half "
-            "of its training part."
+            help="Also measure accuracy on this labelled data; repeat the name given to --data to "
+            "use half of its training split."
         ),
     ] = None,
     calibration_samples: shared.CalibrationSamples = 512,
@@ -36,10 +36,10 @@ def sensitivity(
     effort: shared.Effort = "balanced",
     as_json: Json = False,
 ) -> Outcome:
-    """Quantize every layer alone, all others in float, and tell what that harms and saves.
+    """Quantize one layer at a time, all others in float, and report the error and the bytes.
 
-    Columns: squared error of the layer's output over the output, mean squared change of the logits,
-    Kullback-Leibler divergence from the float network, on calibration data; bytes of the layer.
+    Columns: relative squared error of the layer's output, mean squared change of the logits and
+    Kullback-Leibler divergence from the float network, all on calibration data; bytes of the layer.
 
     Example: fewbits sensitivity builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --bits 2,3,4
@@ -49,8 +49,8 @@ def sensitivity(
     widths = whole_numbers("--bits", bits)
     from ..jobs.survey import layer_rows  # noqa: PLC0415  (brings torch)
 
-    with listening() as progress:
-        rows, covered = layer_rows(
+    with progress_bars() as progress:
+        rows, coverage = layer_rows(
             (model, weights, data),
             (method, widths),
             selection=selection,
@@ -60,7 +60,7 @@ def sensitivity(
             effort=effort,
             progress=progress,
         )
-    told = [row.to_dict() for row in rows]
-    doubt(covered)
-    found = {"model": model, "data": data, "rows": told, "quantized": covered.to_dict()}
-    return Outcome(found, (sensitivity_table(told, coverage=covered),))
+    plain = [row.to_dict() for row in rows]
+    warn_low_coverage(coverage)
+    facts = {"model": model, "data": data, "rows": plain, "quantized": coverage.to_dict()}
+    return Outcome(facts, (sensitivity_table(plain, coverage=coverage),))

@@ -1,4 +1,4 @@
-"""``fewbits train``: train a network towards a small file, and write it."""
+"""``fewbits train``: train a network so that its file is small, and write the file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from ..console.outcome import Force, Json, NoMetadata, Outcome, Threads, check_output, verb
-from ..console.progress import listening
-from ..jobs.run_folder import Order, resumed
+from ..console.progress import progress_bars
+from ..jobs.run_folder import RunRequest, resume_request
 from ..options import shared
 from ..options import training as options
 from ..options.shared import words
 
-__all__ = ["order_of", "train"]
+__all__ = ["make_request", "train"]
 
-Given: TypeAlias = dict[str, Any]
+_Options: TypeAlias = dict[str, Any]
 
 _METHOD = "How to compress"
 
@@ -28,17 +28,21 @@ def train(
     out: shared.OutFile = None,
     weights: shared.Weights = None,
     start: Annotated[
-        Path | None, typer.Option(help="A .fewbits file to go on from, of the same network.")
+        Path | None, typer.Option(help="A .fewbits file of the same network to start from.")
     ] = None,
     data: shared.Data = None,
     method: Annotated[
         str | None,
-        typer.Option(help="See 'fewbits methods'. \\[default: hemp]", rich_help_panel=_METHOD),
+        typer.Option(
+            help="The training method: hemp, lowbit or pwfn; see 'fewbits methods'. "
+            "\\[default: hemp]",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     settings: shared.MethodSettings = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="YAML file with rules and 'train'.", rich_help_panel=_METHOD),
+        typer.Option(help="YAML file with rules and a 'train' section.", rich_help_panel=_METHOD),
     ] = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
@@ -65,7 +69,8 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run of this folder; only sources may be named again.",
+            help="Continue the run in this folder. Only MODEL, --data and --selection may be given "
+            "with it.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -76,31 +81,37 @@ def train(
     devices: options.Devices = 1,
     seed: shared.RecipeSeed = None,
     effort: Annotated[
-        str | None, typer.Option(help="fast, balanced or smallest. \\[default: balanced]")
+        str | None,
+        typer.Option(
+            help="How hard to work on coding: fast, balanced or smallest. \\[default: balanced]"
+        ),
     ] = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Accuracy before and after, on the test split.")
+        bool,
+        typer.Option("--evaluate", help="Measure accuracy before and after, on the test split."),
     ] = False,
     no_metadata: NoMetadata = False,
     threads: Threads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
-    """Train a network so that its file is small, and write the file. Kill it and resume at will.
+    """Train a network so that its file is small, and write the file.
 
-    The epoch is chosen on training samples that are held out; the test split only reports.
+    May be interrupted and resumed at any time. The epoch to keep is chosen on held-out training
+    samples; the test split is only used by --evaluate.
 
     Example: fewbits train builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --method hemp --epochs 20 -o digits.fewbits
 
     Example: fewbits train --resume digits.fewbits.run
 
-    A run with a network or data of your own code (module:callable) names it again: fewbits train
-    net:build --data net:data --resume DIR. A folder alone has no code imported.
+    If the network or the data comes from your own code (module:callable), name it again when you
+    resume: fewbits train net:build --data net:data --resume DIR. A folder alone cannot cause code
+    to be imported.
 
     ('fewbits demo' writes the weights.)
     """
-    loop: Given = {
+    loop: _Options = {
         "epochs": epochs,
         "batch_size": batch_size,
         "accumulate": accumulate,
@@ -122,58 +133,60 @@ def train(
         "select_from": select_from,
         "max_drop": max_drop,
     }
-    sources: Given = {"model": model, "weights": weights, "data": data, "selection": selection}
-    means: Given = {"start": start, "effort": effort, "log": log, "precision": precision}
-    means |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}
-    means["metadata"] = False if no_metadata else None
-    how: Given = {"method": method, "settings": settings or [], "recipe": recipe, "seed": seed}
+    sources: _Options = {"model": model, "weights": weights, "data": data, "selection": selection}
+    run_options: _Options = {"start": start, "effort": effort, "log": log, "precision": precision}
+    run_options |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}
+    run_options["metadata"] = False if no_metadata else None
+    spec: _Options = {"method": method, "settings": settings or [], "recipe": recipe, "seed": seed}
     if resume is not None:
-        options.refuse_beside_resume(
-            {"out": out, "weights": weights, **how, **loop, **means, "no_metadata": no_metadata}
-        )
-        order = resumed(resume, sources)
+        given = {"out": out, "weights": weights, **spec, **loop, **run_options}
+        options.refuse_beside_resume({**given, "no_metadata": no_metadata})
+        request = resume_request(resume, sources)
     else:
-        chosen = options.choose_training(loop=loop, **how)
-        order = order_of(out, sources, chosen.to_dict(), means, force=force)
-    from ..jobs.train import carry_out  # noqa: PLC0415  (brings torch)
+        chosen = options.choose_training(loop=loop, **spec)
+        request = make_request(out, sources, chosen.to_dict(), run_options, force=force)
+    from ..jobs.train import run_training  # noqa: PLC0415  (brings torch)
 
-    where: Given = {"device": device, "devices": devices, "threads": threads}
-    with listening() as progress:
-        return carry_out(order, resume=resume is not None, progress=progress, **where)
+    placement: _Options = {"device": device, "devices": devices, "threads": threads}
+    with progress_bars() as progress:
+        return run_training(request, resume=resume is not None, progress=progress, **placement)
 
 
-def order_of(
+def make_request(
     out: Path | None,
-    sources: Given,
-    recipe: Given,
-    means: Given,
+    sources: _Options,
+    recipe: _Options,
+    run_options: _Options,
     *,
     force: bool,
-) -> Order:
-    """Return what is to be done, with what was not said at its default.
+) -> RunRequest:
+    """Collect the options of a run, with defaults for those not given.
 
     Raises:
-        typer.BadParameter: something is missing, or no such effort or log.
-        ConfigError: an output that could not or should not be written.
+        typer.BadParameter: a required option is missing, or the effort or log is unknown.
+        ConfigError: the output cannot be written or would be overwritten.
     """
     if out is None or sources["model"] is None or sources["data"] is None:
         missing = "MODEL" if sources["model"] is None else "--data" if out is not None else "-o"
-        raise typer.BadParameter(f"name {missing}: a network, its data, and the file to write.")
+        raise typer.BadParameter(
+            f"{missing} is missing: training needs a network (MODEL), its --data and a file to "
+            "write (-o)."
+        )
     check_output(out, force)
-    folder = means.get("run") or out.with_name(f"{out.name}.run")
+    folder = run_options.get("run") or out.with_name(f"{out.name}.run")
     if (folder / "last.pt").exists() and not force:
         raise typer.BadParameter(
-            f"folder {str(folder)!r} holds a run. Go on with --resume {folder}, name another with "
-            "--run, or start anew with --force."
+            f"folder {str(folder)!r} already holds a run. Continue it with --resume {folder}, name "
+            "another folder with --run, or start over with --force."
         )
-    chosen = {key: value for key, value in means.items() if value is not None}
+    chosen = {key: value for key, value in run_options.items() if value is not None}
     chosen["logs"] = tuple(words("--log", chosen.pop("log", "csv")))
     shared.check_effort(str(chosen.get("effort", "balanced")))
     if not set(chosen["logs"]) <= {"csv", "tensorboard"}:
-        raise typer.BadParameter("--log is csv, tensorboard, or csv,tensorboard.")
-    plain: Given = {
+        raise typer.BadParameter("--log must be csv, tensorboard or csv,tensorboard.")
+    plain: _Options = {
         k: str(v) if isinstance(v, Path) else v for k, v in {**sources, **chosen}.items()
     }
     plain.pop("run", None)
     plain.setdefault("start", None)
-    return Order(recipe=recipe, out=str(out), folder=str(folder), **plain)
+    return RunRequest(recipe=recipe, out=str(out), folder=str(folder), **plain)

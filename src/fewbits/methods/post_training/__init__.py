@@ -1,1 +1,1 @@
-"""Methods that round a trained network: nearest, GPFQ, GPTQ, Qronos."""
+"""Methods that round a trained network: nearest, GPFQ, GPTQ and Qronos."""

@@ -1,4 +1,4 @@
-"""GPFQ: greedy path following, rounding that repays its own error along the columns of a layer.
+"""GPFQ: greedy path following, which corrects rounding errors along the columns of a layer.
 
 References:
     Lybrand and Saab, "A greedy algorithm for quantizing neural networks", JMLR 22(156), 2021.
@@ -36,8 +36,8 @@ from ..uniform import (
 
 __all__ = ["GPFQ"]
 
-_CLIPS = tuple(1.25 * 5 ** (-k / 11) for k in range(12))  # 1.25 down to 0.25, evenly in the ratio
-_PASSES = 2  # later ones change next to nothing
+_CLIPS = tuple(1.25 * 5 ** (-k / 11) for k in range(12))  # from 1.25 to 0.25 in a constant ratio
+_PASSES = 2  # further passes change next to nothing
 _SEARCHED_NEURONS = 128  # enough to choose one clip for a whole layer
 
 
@@ -47,14 +47,18 @@ class GPFQ(FeedbackMethod):
     """Greedy path following quantization.
 
     Attributes:
-        radius: also "objective": the multiple of the largest magnitude, of twelve between 0.25 and
-            1.25 times ``clip``, that gives the least output error after the whole sweep; chosen by
-            each neuron (``per="channel"``, twelve sweeps) or for the layer on a sample of neurons.
-        threshold: "none", "soft" (L1 penalty) or "hard" (L0 penalty; two levels more): sparser.
-        threshold_size: in steps; for "hard" below the top level.
-        rounding: "nearest", or "stochastic", which is unbiased and twice as noisy.
-        passes: refinement sweeps of coordinate descent after the greedy one (not in the papers);
-            None for 2, or for 0 with stochastic rounding, which a refinement would undo.
+        radius: also "objective", which tries twelve multiples of the largest magnitude (0.25 to
+            1.25 times ``clip``) and takes the one with the least output error after the whole
+            sweep, for each neuron (``per="channel"``, twelve sweeps) or for the layer (on a sample
+            of its neurons).
+        threshold: sets small weights to zero for sparser layers: "none", "soft" (an L1 penalty) or
+            "hard" (an L0 penalty, with two more levels).
+        threshold_size: size of the threshold in steps of the grid; with "hard" it must be below
+            the largest level.
+        rounding: how to round: to the "nearest" level, or "stochastic", which is unbiased but twice
+            as noisy.
+        passes: refinement passes of coordinate descent after the greedy pass (not in the papers).
+            None means 2, or 0 with stochastic rounding, which refinement would undo.
     """
 
     name: ClassVar[str] = "gpfq"
@@ -131,7 +135,7 @@ class GPFQ(FeedbackMethod):
         )
 
     def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
-        """Return the step of the radius rule, after the search where the rule is a search."""
+        """Return the step given by the radius rule, searching for it with "objective"."""
         grid = self.grid
         weight = layer.weight
         spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)

@@ -1,4 +1,4 @@
-"""GPTQ: error feedback that re-optimises the weights still to come.
+"""GPTQ: error feedback that re-optimizes the weights not yet quantized.
 
 Reference:
     Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: accurate post-training quantization for
@@ -33,11 +33,11 @@ __all__ = ["GPTQ", "factor_info"]
 @METHODS.register("gptq")
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(FeedbackMethod):
-    """GPTQ on the inputs the quantized network really sees.
+    """GPTQ, calibrated on the inputs that the layer receives in the quantized network.
 
     Attributes:
-        damping: added to the diagonal of X~^T X~, as a fraction of its mean; raised tenfold, up to
-            five times, where the factorisation fails.
+        damping: amount added to the diagonal of the inputs' second moments, as a fraction of its
+            mean. It is raised tenfold, up to five times, if the factorization fails.
     """
 
     name: ClassVar[str] = "gptq"
@@ -80,10 +80,10 @@ def _squares(step: Tensor, weight: Tensor) -> Tensor:
 
 
 def factor_info(factor: Factor) -> dict[str, float]:
-    """Return what became of the factorisation.
+    """Return facts about the factorization.
 
-    "damping": the largest that was added; "damping_retries": how often it was raised; "fallback":
-    fraction of the groups that were plainly rounded because it failed to the end.
+    "damping": the largest amount that was added; "damping_retries": how often it was raised;
+    "fallback": fraction of the groups that were rounded to nearest because every try failed.
     """
     return {
         "damping": float(factor.damping.max()) if len(factor.damping) else 0.0,

@@ -1,7 +1,7 @@
-"""Nearest: round every weight to the nearest level, knowing nothing of the data.
+"""Nearest: round every weight to the nearest level, without data.
 
 The baseline of every paper in the field ("round to nearest", memoryless scalar quantization), with
-the usual rules for how far the grid reaches.
+the usual rules for the range of the grid.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Nearest(UniformMethod):
     """Plain rounding on a uniform grid.
 
     Attributes:
-        radius: also "percentile", of magnitudes.
-        percentile: of magnitudes, in (0, 100], for ``radius="percentile"``.
+        radius: also "percentile" (of the magnitudes).
+        percentile: percentile of the magnitudes for ``radius="percentile"``, in (0, 100].
     """
 
     name: ClassVar[str] = "nearest"
-    summary: ClassVar[str] = "round to nearest; no data, no waiting; the baseline"
+    summary: ClassVar[str] = "rounding to the nearest level; the baseline: no data, no waiting"
     paper: ClassVar[str] = "folklore"
     capabilities: ClassVar[Capabilities] = Capabilities()
     radii: ClassVar[tuple[str, ...]] = (*DATA_FREE_RADII, "percentile")

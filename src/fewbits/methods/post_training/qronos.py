@@ -1,4 +1,4 @@
-"""Qronos: GPTQ that first corrects for the inputs having changed.
+"""Qronos: GPTQ that first corrects for the change of the inputs.
 
 Reference:
     Zhang, Zhang, Colbert and Saab, "Qronos: correcting the past by shaping the future in
@@ -32,15 +32,15 @@ __all__ = ["Qronos"]
 @METHODS.register("qronos")
 @dataclass(frozen=True, kw_only=True)
 class Qronos(FeedbackMethod):
-    """Qronos: the float network's outputs from the quantized network's inputs.
+    """Qronos: match the outputs of the float network given the inputs of the quantized network.
 
     Attributes:
-        damping: added to the diagonal of X~^T X~, as a fraction of its largest eigenvalue; raised
-            tenfold, up to five times, where the factorisation fails.
+        damping: amount added to the diagonal of the inputs' second moments, as a fraction of their
+            largest eigenvalue. It is raised tenfold, up to five times, if the factorization fails.
     """
 
     name: ClassVar[str] = "qronos"
-    summary: ClassVar[str] = "GPTQ after correcting the past; strongest where inputs have drifted"
+    summary: ClassVar[str] = "GPTQ that corrects past errors; strongest where inputs have drifted"
     paper: ClassVar[str] = "Zhang et al. 2025"
     capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
 

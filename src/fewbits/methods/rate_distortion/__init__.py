@@ -1,1 +1,1 @@
-"""Methods that weigh bits against distortion at one slope: RDOQ, transform quantization."""
+"""Methods that trade bits for distortion at one slope: RDOQ and transform quantization."""

@@ -1,4 +1,4 @@
-"""A domain quantized at a slope: the result, and what it costs, in the output and in bits."""
+"""Quantize a layer in one domain at a given slope; the result, its distortion and its bits."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ from ...ops.rate_distortion.bit_allocation import Curve, at_slope, block_curve, 
 from ...ops.rounding.shaping import factor_of, round_shaped, step_at_slope
 from .domains import Domain, ErrorMetric
 
-__all__ = ["Candidate", "CandidateSettings", "candidate_at_slope", "guarded"]
+__all__ = ["Candidate", "CandidateSettings", "candidate_at_slope", "with_one_bit"]
 
 _BLOCKS = 8
-_BLOCK_BITS = 12  # the depth in 4 bits, the step in 8
-_STEP_BITS = 6  # near what a step of a power of 2^(1/4) takes in a file
-_TRANSFORM_BITS = 160  # what the header of a file says of a transform and not of a grid
-_RATIO = 0.25  # of slope and squared step, where the search of a common factor begins
-_OFFSETS = (0.5, 0.42, 0.34, 0.26)  # dead zones tried without feedback
+_BLOCK_BITS = 12  # 4 for the depth, 8 for the step
+_STEP_BITS = 6  # about the bits of a step in a file, as a power of 2^(1/4)
+_TRANSFORM_BITS = 160  # additional bits of a transform in the index of a file
+_RATIO = 0.25  # slope over squared step, where the search for a common factor starts
+_OFFSETS = (0.5, 0.42, 0.34, 0.26)  # rounding offsets (dead zones) tried without feedback
 
 
 @dataclass(frozen=True)
 class CandidateSettings:
-    """Settings: the slope, whether in blocks, with feedback, what bits cost, the largest value."""
+    """How to quantize a candidate.
+
+    Attributes:
+        slope: squared error of the network's output that one bit is worth.
+        blocks: whether blocks of rows have fixed-length codes, instead of entropy coding.
+        feedback: whether later values correct errors made before.
+        rate: model of the bits that levels are chosen by: "adaptive", "static" or "none".
+        limit: largest magnitude that the dtype of the weight can hold.
+    """
 
     slope: float
     blocks: bool
@@ -42,10 +50,10 @@ class Candidate:
     """A quantized layer.
 
     Attributes:
-        result: what the file will hold.
-        distortion: squared error of the network's output that it makes.
+        result: the quantized layer, as stored in a file.
+        distortion: the squared error that it causes in the network's output.
         bits: payload and side information.
-        live: (channels,) bool: which vectors or neurons have any coefficient.
+        live: (channels,) bool: vectors or neurons with any nonzero coefficient.
     """
 
     result: Quantized
@@ -56,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class _Levels:
-    """Matrix of ``step * (index - offset)``, and its bits where these are fixed beforehand."""
+    """The matrix ``step * (index - offset)``, and its bits if they are known beforehand."""
 
     index: Tensor
     step: Tensor
@@ -67,21 +75,21 @@ class _Levels:
 def candidate_at_slope(
     domain: Domain, weight: Tensor, metric: ErrorMetric, settings: CandidateSettings
 ) -> Candidate | None:
-    """Quantize a layer in one domain; None where values would exceed the largest of its dtype.
+    """Quantize a layer in one domain; None if values would exceed the limit of the dtype.
 
     Args:
         domain: the coefficients.
-        weight: the layer as it should be, (groups, neurons, columns) float64.
-        metric: what errors of it cost.
+        weight: the target weight, (groups, neurons, columns) float64.
+        metric: the distortion of errors.
         settings: the settings.
     """
     if settings.blocks:
         return _candidate(domain, weight, metric, settings, _in_blocks(domain, settings))
     priced = settings.rate != "none" and bool(domain.values.any())
     choices = _priced(domain, settings) if priced else _rounded(domain, settings)
-    found = [_candidate(domain, weight, metric, settings, levels) for levels in choices]
-    sound = [candidate for candidate in found if candidate is not None]
-    return min(sound, key=lambda r: r.distortion + settings.slope * r.bits, default=None)
+    candidates = [_candidate(domain, weight, metric, settings, levels) for levels in choices]
+    finite = [candidate for candidate in candidates if candidate is not None]
+    return min(finite, key=lambda r: r.distortion + settings.slope * r.bits, default=None)
 
 
 def _candidate(
@@ -91,20 +99,20 @@ def _candidate(
     settings: CandidateSettings,
     levels: _Levels,
 ) -> Candidate | None:
-    bare, live = _result(domain, levels, settings.limit)
-    values = bare.dequantize()
+    quantized, live = _result(domain, levels, settings.limit)
+    values = quantized.dequantize()
     if not bool((values.abs() <= settings.limit).all()):
         return None
     bits = levels.bits
     if bits is None:
-        bits = _coded_bits(bare.index.flatten(0, -2), domain.kernel, domain.width)
+        bits = _coded_bits(quantized.index.flatten(0, -2), domain.kernel, domain.width)
         bits += _STEP_BITS * int(live.sum())
     vectors = 0.0
-    if isinstance(bare, QuantizedTransform):
-        bits += _TRANSFORM_BITS + _basis_bits(bare.basis, settings.blocks)
-        vectors = float(len(bare.index))
+    if isinstance(quantized, QuantizedTransform):
+        bits += _TRANSFORM_BITS + _basis_bits(quantized.basis, settings.blocks)
+        vectors = float(len(quantized.index))
     distortion = metric.cost(weight - values)
-    largest = int(bare.index.abs().max()) if bare.index.numel() else 0
+    largest = int(quantized.index.abs().max()) if quantized.index.numel() else 0
     info = {
         "levels": 2.0 * largest + 1,
         "zeros": 1 - int(torch.count_nonzero(values)) / max(1, values.numel()),
@@ -112,7 +120,7 @@ def _candidate(
         "bits": bits,
         "vectors": vectors,
     }
-    return Candidate(replace(bare, info=info), distortion, bits, live)
+    return Candidate(replace(quantized, info=info), distortion, bits, live)
 
 
 def _coded_bits(index: Tensor, taps: int = 1, width: int = 0) -> float:
@@ -129,7 +137,7 @@ def _basis_bits(basis: Tensor, fixed: bool) -> float:
 
 
 def _result(domain: Domain, levels: _Levels, limit: float) -> tuple[Quantized, Tensor]:
-    """Return what the file will hold, without the vectors that have nothing but zeros."""
+    """Return the quantized layer without all-zero vectors, and the mask of the others."""
     live = (levels.index != levels.offset[:, None]).any(1)
     index, step, offset = levels.index, torch.where(live, levels.step, 1.0), levels.offset
     if domain.side != "none":
@@ -147,7 +155,7 @@ def _result(domain: Domain, levels: _Levels, limit: float) -> tuple[Quantized, T
 
 
 def _steps(domain: Domain, settings: CandidateSettings) -> tuple[Tensor, Tensor | None]:
-    """Return the steps at the slope, and R where errors are fed back along the columns."""
+    """Return the steps at the slope, and with feedback the Cholesky factor R (else None)."""
     upper = None
     spread = domain.second.diagonal(dim1=1, dim2=2)
     if settings.feedback:
@@ -158,22 +166,22 @@ def _steps(domain: Domain, settings: CandidateSettings) -> tuple[Tensor, Tensor 
 
 
 def _rounded(domain: Domain, settings: CandidateSettings) -> Iterator[_Levels]:
-    """Yield the coefficients on steps of the slope: with feedback, or with a few dead zones."""
+    """Yield the rounded coefficients: once with feedback, or with a few dead zones without."""
     step, upper = _steps(domain, settings)
     for offset in (0.5,) if settings.feedback else _OFFSETS:
         levels = round_shaped(domain.values, domain.spread(step), upper, offset)
         if offset == _OFFSETS[0]:
             while not bool(levels.any()) and bool(domain.values.any()):
-                step = step / 2  # a layer without any signal would end the network
+                step = step / 2  # a layer without any output would disable the network
                 levels = round_shaped(domain.values, domain.spread(step), upper, offset)
         if bool(levels.any()) or offset == _OFFSETS[0]:
             yield _Levels(domain.matrix(levels), step, step.new_zeros(len(step)))
 
 
 def _priced(domain: Domain, settings: CandidateSettings) -> Iterator[_Levels]:
-    """Yield the coefficients of least distortion and bits, on a multiple of the slope's steps.
+    """Yield the coefficients with the least distortion + slope * bits.
 
-    Where these are all zero it is rounding's: a layer without any signal would end the network.
+    If they are all zero, yield the rounded ones: a layer of zeros would disable the network.
     """
     step, _ = _steps(domain, settings)
     step = step * domain.problem(step, settings.feedback).search(
@@ -189,14 +197,14 @@ def _priced(domain: Domain, settings: CandidateSettings) -> Iterator[_Levels]:
 
 
 def _in_blocks(domain: Domain, settings: CandidateSettings) -> _Levels:
-    """Return the coefficients in blocks of rows, each with the depth at which its slope is ours."""
+    """Return the coefficients in blocks of rows, each with the depth that matches the slope."""
     spread = domain.second.diagonal(dim1=1, dim2=2)
     cost = domain.shared(domain.weights[:, :, None] * spread[:, None], "mean")
     values = domain.matrix(domain.values)
     size = max(1, math.ceil(len(values) / _BLOCKS))
     parts = list(zip(torch.split(values, size), torch.split(cost, size), strict=True))
     curves = [block_curve(part, metric) for part, metric in parts]
-    depths = guarded(curves, [at_slope(curve, settings.slope) for curve in curves])
+    depths = with_one_bit(curves, [at_slope(curve, settings.slope) for curve in curves])
     index, steps, offsets = torch.zeros_like(values), torch.ones_like(cost), torch.zeros_like(cost)
     bits = 0.0
     for place, (curve, depth) in enumerate(zip(curves, depths, strict=True)):
@@ -210,8 +218,8 @@ def _in_blocks(domain: Domain, settings: CandidateSettings) -> _Levels:
     return _Levels(index, steps, offsets, bits)
 
 
-def guarded(curves: list[Curve], depths: list[int]) -> list[int]:
-    """Return the depths with at least one bit somewhere: a layer of zeros would end the network."""
+def with_one_bit(curves: list[Curve], depths: list[int]) -> list[int]:
+    """Give the most useful block one bit if all depths are zero: zeros disable the network."""
     if any(depths) or not curves:
         return depths
     falls = [float(c.distortion[0] - c.distortion[1]) / max(1, c.count) for c in curves]

@@ -1,7 +1,7 @@
-"""The domains in which a layer can be coded: as it is, or in a basis of its inputs or outputs.
+"""The domains in which a layer can be coded: directly, or in a basis of its inputs or outputs.
 
-A domain shows coefficients as a matrix (groups, rows, columns) whose squared error costs
-``sum over rows of weight * e H e'``, whatever the basis: what rounds them need not know it.
+In every domain the coefficients form a matrix (groups, rows, columns) whose errors cost
+``sum over rows of weight * e H e'``, so the code that rounds them does not depend on the basis.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from .rate_problem import RateProblem
 
 __all__ = ["Domain", "ErrorMetric", "plain_domain", "transformed"]
 
-_FLOOR = 1e-3  # of the vectors' mean: the least that counts of a vector, though rows may cancel
+_FLOOR = 1e-3  # least weight of a vector, relative to the mean: rows may cancel to almost nothing
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorMetric:
-    """What errors of a weight cost: ``sum over groups of trace(E' R E C)``. float64.
+    """The distortion of an error E of a weight: ``sum over groups of trace(E' R E C)``. float64.
 
     Attributes:
         outputs: R (groups, neurons, neurons).
         inputs: C (groups, columns, columns).
-        kernel: columns for each input channel, taps of a convolution.
-        width: columns to the row above, in a kernel; 0 for none.
-        coupling: R but for its diagonal, each row over its element of that; None where rows do not
-            repay each other's errors.
+        kernel: columns per input channel, that is taps of a convolution.
+        width: width of the kernel in columns; 0 if it has no rows.
+        coupling: R without its diagonal, each row divided by its diagonal element; None if rows do
+            not compensate each other's errors.
     """
 
     outputs: Tensor
@@ -40,7 +40,7 @@ class ErrorMetric:
 
     @classmethod
     def of(cls, problem: RateProblem) -> ErrorMetric:
-        """Return what a layer's problem says of its errors."""
+        """Build the metric of a layer's rate-distortion problem."""
         outputs = torch.diag_embed(problem.rows)
         if problem.coupling is not None:
             outputs = outputs + problem.coupling * problem.rows[..., None]
@@ -53,11 +53,11 @@ class ErrorMetric:
         return self.outputs.diagonal(dim1=1, dim2=2)
 
     def cost(self, error: Tensor) -> float:
-        """Return the squared change of the output by ``error`` (groups, neurons, columns)."""
+        """Return the squared output change caused by ``error`` (groups, neurons, columns)."""
         return float(((self.outputs @ error @ self.inputs) * error).sum())
 
     def channels(self, side: str) -> Tensor:
-        """Return C_gamma, the metric of the channels that a transform of ``side`` mixes."""
+        """Return C_gamma, the metric of the channels mixed by a transform of ``side``."""
         if side == "row":
             return pooled(self.inputs * self.rows.sum(1)[:, None, None], self.kernel)
         energy = self.inputs.diagonal(dim1=1, dim2=2).sum(1)
@@ -71,14 +71,15 @@ class Domain:
     Attributes:
         side: "none", "row" or "column".
         values: (groups, rows, columns) float64 coefficients.
-        weights: (groups, rows) or (1, rows).
+        weights: (groups, rows) or (1, rows), weight of each row in the distortion.
         second: H, (groups, columns, columns).
-        shape: (groups, neurons, columns) of the layer's weight.
-        kernel: columns for each input channel.
+        shape: (groups, neurons, columns), shape of the layer's weight.
+        kernel: columns per input channel.
         basis: (channels, vectors) int32 index of the basis; empty for "none".
-        basis_step: its step.
-        coupling: (groups, rows, rows): how rows repay each other's errors; None where they do not.
-        width: columns to the row above, in a kernel; 0 for none.
+        basis_step: step of the basis.
+        coupling: (groups, rows, rows), how errors of rows compensate each other; None if they do
+            not.
+        width: width of the kernel in columns; 0 if it has no rows.
     """
 
     side: str
@@ -93,9 +94,9 @@ class Domain:
     width: int = 0
 
     def shared(self, quantity: Tensor, how: str) -> Tensor:
-        """Reduce (groups, rows, columns) over what shares a step; ``how`` is "mean" or "amax".
+        """Reduce (groups, rows, columns) over the values of each step; ``how`` is "mean" or "amax".
 
-        Steps belong to each neuron, or to each vector of the basis.
+        There is one step per neuron, or per vector of the basis.
         """
         if self.side == "row":
             parts = (
@@ -113,7 +114,7 @@ class Domain:
         return reduced
 
     def spread(self, steps: Tensor) -> Tensor:
-        """Return one step for each neuron or vector so that it broadcasts over ``values``."""
+        """Reshape one step per neuron or vector so that it broadcasts over ``values``."""
         if self.side == "row":
             return steps.repeat_interleave(self.kernel)[None, None]
         if self.side == "column":
@@ -121,15 +122,15 @@ class Domain:
         return steps.reshape(*self.shape[:2], 1)
 
     def matrix(self, levels: Tensor) -> Tensor:
-        """Return levels (groups, rows, columns) as the matrix that a file holds, by steps."""
+        """Reshape levels (groups, rows, columns) to the stored matrix, with one step per row."""
         if self.side == "none":
             return levels.flatten(0, 1)
         return unfold(levels, self.kernel, self.side)
 
     def problem(self, steps: Tensor, feedback: bool) -> RateProblem:
-        """Return what costs least in distortion and bits, its grid units a step of ``steps``.
+        """Build the rate-distortion problem of the coefficients, in units of ``steps``.
 
-        Without feedback every coefficient is alone: only the diagonal of H counts.
+        Without feedback coefficients are independent: only the diagonal of H counts.
         """
         spread = self.spread(steps)
         rows = self.weights.expand(self.values.shape[:2])
@@ -144,12 +145,12 @@ class Domain:
             coupling = coupling * spread.mT / spread
         coupling = coupling if feedback else None
         problem = RateProblem.at(self.values / spread, second, rows, coupling)
-        turned = self.side == "row"
-        return replace(problem, taps=self.kernel, width=self.width, turned=turned)
+        transposed = self.side == "row"
+        return replace(problem, taps=self.kernel, width=self.width, transposed=transposed)
 
 
 def plain_domain(weight: Tensor, metric: ErrorMetric) -> Domain:
-    """Return the layer as it is: ``weight`` (groups, neurons, columns) float64."""
+    """Return the domain without a transform, of ``weight`` (groups, neurons, columns) float64."""
     groups, neurons, columns = weight.shape
     empty = torch.zeros(0, 0, dtype=torch.int32)
     shape = (groups, neurons, columns)
@@ -174,15 +175,15 @@ def transformed(
     bits: float,
     keep: Tensor | None = None,
 ) -> Domain:
-    """Return the layer in a quantized basis, with the coefficients that go with that basis.
+    """Return the layer in a quantized basis, with coefficients fitted to that basis.
 
     Args:
         weight: (groups, neurons, columns) float64.
-        metric: what its errors cost.
+        metric: the distortion of its errors.
         side: "row" or "column".
         kind: "klt" or "elt".
-        bits: for each value of the basis.
-        keep: (channels,) bool: vectors of the basis that remain; None for all.
+        bits: bits per value of the basis.
+        keep: (channels,) bool: vectors of the basis to keep; None for all.
     """
     groups, neurons, columns = weight.shape
     matrix, channel_metric = unfold(weight, metric.kernel, side), metric.channels(side)
@@ -195,12 +196,9 @@ def transformed(
     shape = (groups, neurons, columns)
     values = fold(refit(matrix, synthesis, channel_metric), shape, metric.kernel, side)
     if side == "row":
-        turned = torch.kron(synthesis, torch.eye(metric.kernel).to(synthesis))
-        second, weights, coupling = (
-            turned.mT @ metric.inputs @ turned,
-            metric.rows,
-            metric.coupling,
-        )
+        expanded = torch.kron(synthesis, torch.eye(metric.kernel).to(synthesis))
+        second = expanded.mT @ metric.inputs @ expanded
+        weights, coupling = metric.rows, metric.coupling
     else:
         second, coupling = metric.inputs, None
         weights = ((metric.outputs @ synthesis) * synthesis).sum(1)

@@ -1,10 +1,11 @@
-"""Rate-distortion optimized quantization: path following that pays for bits at one slope.
+"""Rate-distortion optimized quantization: path following that accounts for bits at one slope.
 
-Every level is chosen by distortion + slope * bits: distortion is squared change of the network's
-output, bits are those of the coder's own model. One slope serves all layers, since all distortions
-are in one unit; the step belongs to the slope and is searched. Nearest published relatives: CERWU
-(Conzelmann and Bamler, "Reducing storage of pretrained neural networks by rate-constrained
-quantization and entropy coding", arXiv 2505.18758) and OBS (Hassibi and Stork 1993).
+Every level minimizes distortion + slope * bits, where distortion is the squared change of the
+network's output and the bits come from the coder's own model. All distortions share one unit, so
+one slope serves all layers; the step that fits the slope is found by a search. Closest published
+relatives: CERWU (Conzelmann and Bamler, "Reducing storage of pretrained neural networks by
+rate-constrained quantization and entropy coding", arXiv 2505.18758) and OBS (Hassibi and Stork
+1993).
 """
 
 from __future__ import annotations
@@ -32,17 +33,20 @@ class RDOQ(PostTrainingMethod):
     """Rate-distortion optimized quantization.
 
     Attributes:
-        slope: squared change of the output (centred logits, one sample) that a bit is worth; the
-            larger, the smaller the file. A budget search sets it.
-        ratio: slope over squared step in units of distortion, where the search of the step begins.
-        rate: "adaptive" (the chances of the coder's learning model), "static" (one law for the
-            layer), or "none" (the step follows the slope, levels are chosen by distortion alone).
-        bias_correction: shift the bias by the mean output error over the calibration rows.
+        slope: squared change of the output (centred logits of one sample) that one bit is worth. A
+            larger slope gives a smaller file. A search for a budget sets it.
+        ratio: starting point of the search for the step: slope divided by squared step, in units of
+            distortion.
+        rate: how to estimate the bits of a level: "adaptive" (from the coder's adaptive model),
+            "static" (from one distribution per layer), or "none" (levels are chosen by distortion
+            alone; only the step follows the slope).
+        bias_correction: whether to correct the bias by the mean output error on the calibration
+            data.
     """
 
     name: ClassVar[str] = "rdoq"
     summary: ClassVar[str] = "distortion and coded bits at one slope; smallest files"
-    paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with gradients' metric; see docs"
+    paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with a metric from gradients"
     capabilities: ClassVar[Capabilities] = Capabilities(
         needs_inputs="both", needs_gradients=True, has_slope=True
     )
@@ -61,8 +65,8 @@ class RDOQ(PostTrainingMethod):
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight.
 
-        Cost for n neurons of N columns: a few factorisations, ``N^3 / 3`` flops each, and about 25
-        sweeps of ``n N^2``; the loop over columns is sequential, 0.1 ms each.
+        Cost for n neurons of N columns: a few factorizations of ``N^3 / 3`` flops each, and about
+        25 sweeps of ``n N^2``; the loop over columns is sequential, 0.1 ms each.
         """
         weight = checked_weight(layer)
         statistics = checked_statistics(layer, self.name)
@@ -70,12 +74,12 @@ class RDOQ(PostTrainingMethod):
             return _all_zero(weight)
         problem = RateProblem.of(layer, weight, statistics)
         step = problem.search(self.slope, self.ratio, self.rate != "none")
-        step = step.bfloat16().to(step)  # two bytes of it are zero in the file
+        step = step.bfloat16().to(step)  # so that two of its bytes are zero in the file
         levels = problem.quantize(step, self.slope, self.rate)
         if not all_finite(levels):
             raise CalibrationError(
                 f"layer {layer.name!r}: its inputs are too large or too small for float32 "
-                "arithmetic. Scale the calibration data, or keep this layer as it is."
+                "arithmetic. Scale the calibration data, or keep this layer in float."
             )
         size = step.reshape(1).float()
         quantized = levels.float() * size

@@ -1,4 +1,4 @@
-"""Transform quantization: channels decorrelated, then quantized at one slope for all layers.
+"""Transform quantization: decorrelate channels, then quantize at one slope for all layers.
 
 Reference:
     Young, Zhe, Taubman and Girod, "Transform quantization for CNN compression", TPAMI 2021.
@@ -32,32 +32,36 @@ from .rate_problem import RateProblem
 
 __all__ = ["Transform"]
 
-_NEAR = 1.1  # of the cost without a transform: a basis that rounding finds dearer is not priced
+_NEAR = 1.1  # bases whose rounded cost exceeds this multiple of that without one are dropped
 
 
 @METHODS.register("transform")
 @dataclass(frozen=True, kw_only=True)
 class Transform(PostTrainingMethod):
-    """Transform quantization at a slope, with the basis quantized and paid for.
+    """Transform quantization at a slope; the basis is quantized too and its bits are counted.
 
     Attributes:
-        slope: squared error of the network's output (its logits, summed) that one bit is worth.
-            The same for all layers, it shares the bits out among them.
-        basis: "elt" (decorrelates weights and output errors), "klt" (weights only), or "none".
-        side: which channels the basis mixes: "row" (inputs), "column" (outputs), or "best": for
-            each layer what costs least of these and no transform.
-        form: "entropy" (uniform steps, entropy-coded) or "blocks" (the paper's: eight blocks of
-            rows in a layer, each of 0 to 8 bits, billed at fixed length).
-        basis_bits: for each value of a basis.
-        feedback: later values repay errors made before: those of earlier layers, and those of
-            earlier columns inside the domain; with "entropy" only.
-        rate: "adaptive" (levels pay for their bits in the coder's learning model), "static" (under
-            one law for the layer), or "none" (levels are the nearest); with "entropy" only.
-        bias_correction: shift the bias by the mean output error over the calibration rows.
+        slope: squared error of the network's output (summed over the logits) that one bit is worth.
+            It is the same for all layers, which allocates the bits among them.
+        basis: the transform: "elt" (decorrelates weights and output errors), "klt" (decorrelates
+            weights only) or "none".
+        side: the channels that the basis mixes: "row" (inputs), "column" (outputs), or "best",
+            which takes for each layer the cheapest of these two and no transform.
+        form: how coefficients are coded: "entropy" (uniform steps and entropy coding) or "blocks"
+            (as in the paper: eight blocks of rows per layer with 0 to 8 bits each, counted at fixed
+            length).
+        basis_bits: bits per value of a basis.
+        feedback: whether later values correct earlier errors: those of earlier layers, and of
+            earlier columns in the same layer. Only with ``form="entropy"``.
+        rate: how to estimate the bits of a level: "adaptive" (from the coder's adaptive model),
+            "static" (from one distribution per layer), or "none" (levels are the nearest ones).
+            Only with ``form="entropy"``.
+        bias_correction: whether to correct the bias by the mean output error on the calibration
+            data.
     """
 
     name: ClassVar[str] = "transform"
-    summary: ClassVar[str] = "channels in a basis where it pays, bits shared out at one slope"
+    summary: ClassVar[str] = "decorrelates channels where it pays; bits allocated by one slope"
     paper: ClassVar[str] = "Young et al. 2021"
     capabilities: ClassVar[Capabilities] = Capabilities(
         needs_inputs="both", needs_gradients=True, has_slope=True
@@ -91,14 +95,15 @@ class Transform(PostTrainingMethod):
     def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize one weight.
 
-        Cost: for each basis tried two eigendecompositions of its channels, ``N^3 / 3 + n N^2``
-        flops for the feedback, and a count of the symbols; then, with a rate, that of RDOQ for no
+        Cost: for each basis two eigendecompositions of its channels, ``N^3 / 3 + n N^2`` flops for
+        the feedback, and a count of the symbols; then, with a rate, the cost of RDOQ without a
         transform and for each basis that may pay.
         """
         if layer.sensitivity is None:
             raise ConfigError(
                 f"layer {layer.name!r}: the method {self.name!r} needs calibration gradients and "
-                "got none. Compress with calibration data, or use a method that needs nothing."
+                "got none. Pass calibration data, or use a method that needs none, such as "
+                "'nearest'."
             )
         statistics = checked_statistics(layer, self.name)
         weight = checked_weight(layer)
@@ -111,7 +116,7 @@ class Transform(PostTrainingMethod):
         if best is None:
             raise CalibrationError(
                 f"layer {layer.name!r}: its inputs are too large or too small for the quantized "
-                "weight to stay finite. Scale the calibration data, or keep this layer as it is."
+                "weight to stay finite. Scale the calibration data, or keep this layer in float."
             )
         if not self.bias_correction:
             return best.result
@@ -121,10 +126,10 @@ class Transform(PostTrainingMethod):
     def _best(
         self, weight: Tensor, metric: ErrorMetric, settings: CandidateSettings
     ) -> Candidate | None:
-        """Return the layer in the domain, of those asked for and possible, that costs least.
+        """Return the layer in the cheapest of the possible domains.
 
-        Rounding tells which bases may pay; only those, and no transform, are tried with a rate.
-        In layers of a few hundred weights rounding may still cost less than levels with a rate.
+        Rounding shows which bases may pay; only these, and no transform, are tried with a rate. In
+        layers of a few hundred weights, rounding may still cost less than levels with a rate.
         """
         rounding = replace(settings, rate="none")
         tried = {
@@ -144,18 +149,18 @@ class Transform(PostTrainingMethod):
         return _least([*rounded, *priced], settings.slope)
 
     def _sides(self, weight: Tensor, kernel: int) -> list[str]:
-        """Return the domains to try: "none" among them unless a side is asked for and possible."""
+        """Return the domains to try, including "none" unless a requested side is possible."""
         _, neurons, columns = weight.shape
         channels = {"row": columns // kernel, "column": neurons}
-        wanted: tuple[str, ...] = SIDES if self.side == "best" else (self.side,)
-        wanted = () if self.basis == "none" else wanted
-        possible = [side for side in wanted if channels[side] > 1 and weight.any()]
+        requested: tuple[str, ...] = SIDES if self.side == "best" else (self.side,)
+        requested = () if self.basis == "none" else requested
+        possible = [side for side in requested if channels[side] > 1 and weight.any()]
         return ["none", *possible] if self.side == "best" or not possible else possible
 
     def _rounded(
         self, weight: Tensor, metric: ErrorMetric, side: str, settings: CandidateSettings
     ) -> tuple[Domain, Candidate | None]:
-        """Return a domain and the layer in it; a basis is fitted again to the vectors in use."""
+        """Return a domain and the layer in it; bases are refitted to the vectors in use."""
         if side == "none":
             domain = plain_domain(weight, metric)
             return domain, candidate_at_slope(domain, weight, metric, settings)
@@ -172,6 +177,6 @@ def _cost(candidate: Candidate | None, slope: float) -> float:
     return inf if candidate is None else candidate.distortion + slope * candidate.bits
 
 
-def _least(found: Iterable[Candidate | None], slope: float) -> Candidate | None:
-    best = min(found, key=lambda candidate: _cost(candidate, slope))
+def _least(candidates: Iterable[Candidate | None], slope: float) -> Candidate | None:
+    best = min(candidates, key=lambda candidate: _cost(candidate, slope))
     return best if _cost(best, slope) < inf else None

@@ -1,1 +1,1 @@
-"""Methods that train: HEMP, LowBit, PWFN, and the protocol they share."""
+"""Methods that train, HEMP, LowBit and PWFN, and the protocol they share."""

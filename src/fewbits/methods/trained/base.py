@@ -1,4 +1,4 @@
-"""A method at work in a training: its session, and the weights in it."""
+"""The interface between a training method and the training loop: sessions and their weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ class TunedWeight:
     """One weight in training.
 
     Attributes:
-        name: state-dict name.
-        parameter: the live parameter, which the optimizer steps.
-        view: how it is a matrix.
-        mask: in the shape of the parameter, False for weights that are pruned and stay zero; None
-            where there are none. The tuner may replace it while training.
-        start: its codes in the compressed network that training starts from; None from floats.
-        levels: how many a vector gets, on a grid of its own; None for a weight, which gets what the
-            method's settings say.
-        end: the first or the last weight matrix of a network that has more than two.
+        name: name in the state dict.
+        parameter: the parameter that the optimizer updates.
+        view: its view as a matrix.
+        mask: in the shape of the parameter, False for pruned weights, which stay zero; None if
+            nothing is pruned. The tuner may replace it during training.
+        start: its codes in the compressed network that training starts from; None for a float
+            start.
+        levels: number of levels of a vector, which has its own grid; None for a weight, whose
+            levels follow from the method's settings.
+        end: whether it is the first or the last weight matrix of a network with more than two.
     """
 
     name: str
@@ -42,7 +43,7 @@ class TunedWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's."""
+        """The shape of the parameter."""
         return tuple(self.parameter.shape)
 
     def matrix(self) -> Tensor:
@@ -50,17 +51,17 @@ class TunedWeight:
         return self.view.matrix(self.parameter.detach()).float()
 
     def gradient(self) -> Tensor | None:
-        """Return the task's gradient as the matrix is; None where no backward pass reached it."""
+        """Return the gradient of the loss as a matrix; None if no backward pass reached it."""
         grad = self.parameter.grad
         return None if grad is None else self.view.matrix(grad).float()
 
     def alive(self) -> Tensor | None:
-        """Return the mask as the matrix is; None where nothing is pruned."""
+        """Return the mask as a matrix; None if nothing is pruned."""
         return None if self.mask is None else self.view.matrix(self.mask)
 
     @torch.no_grad()
     def write(self, matrix: Tensor) -> None:
-        """Put values (groups, neurons, columns) into the parameter, zero where it is pruned."""
+        """Write values (groups, neurons, columns) to the parameter, with zeros where pruned."""
         values = self.view.tensor(matrix, self.shape).to(self.parameter)
         if self.mask is not None:
             values = values * self.mask
@@ -69,47 +70,47 @@ class TunedWeight:
 
 @runtime_checkable
 class Session(Protocol):
-    """A method at work on one network, along with a training loop. :class:`Tuner` calls it.
+    """The state of a method during the training of one network; :class:`Tuner` calls it.
 
-    In an iteration: forward passes through :meth:`parametrization`, :meth:`penalty`, the backward
+    In each iteration: forward passes through :meth:`parametrization`, :meth:`penalty`, the backward
     pass, the optimizer's step, then :meth:`before_step` and :meth:`step`. Gradients are still
-    there, unscaled and equal on all ranks.
+    available, unscaled and equal on all ranks.
     """
 
     def penalty(self) -> Tensor:
-        """Return what to add to the task's loss: a scalar, zero where the method acts in step."""
+        """Return the term to add to the loss: a scalar, zero if the method acts in :meth:`step`."""
         ...
 
     def before_step(self) -> None:
-        """Look at the gradients that the optimizer stepped by."""
+        """Read the gradients that the optimizer used."""
         ...
 
     def step(self) -> None:
-        """Act on the weights after the optimizer did."""
+        """Modify the weights after the optimizer's step."""
         ...
 
     def advance(self, progress: float) -> None:
-        """Follow the schedules: ``progress`` is the share of the training that is done."""
+        """Update schedules to ``progress``, the finished share of the training."""
         ...
 
     def parametrization(self, weight: TunedWeight) -> nn.Module | None:
-        """Return what maps the parameter to what the forward pass sees; None for no change."""
+        """Return the module that maps the parameter to the weight of the forward pass, or None."""
         ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return what the optimizer must train besides the network's own parameters."""
+        """Return the parameters to train in addition to those of the network."""
         ...
 
     def cell(self, weight: TunedWeight) -> float:
-        """Return the mean distance of neighbouring levels of a weight, in its own unit."""
+        """Return the mean distance between neighbouring levels of a weight, in its own unit."""
         ...
 
     def quantized(self, weight: TunedWeight) -> Quantized:
-        """Return what a file would hold of the weight now."""
+        """Return the weight quantized as it is now."""
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return figures for a log; cheap."""
+        """Return metrics for a log; must be cheap."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,19 +118,19 @@ class Session(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave."""
+        """Restore the state returned by :meth:`state_dict`."""
         ...
 
 
 @runtime_checkable
 class InputSession(Session, Protocol):
-    """A session that quantizes inputs of layers too, and goes through stages.
+    """A session that also quantizes the inputs of layers, and trains in stages.
 
     Attributes:
-        stage: number of the present stage; a new one wants a fresh optimizer state.
-        inputs: by site, what quantizes it.
-        stages: how many there are, each with ``until``, the share of the training at its end.
-        selectable_from: share of the training from which the network is what it will be in the end.
+        stage: number of the current stage. A new stage needs a fresh optimizer state.
+        inputs: the quantizer of each input, by site.
+        stages: all stages, each with ``until``, the share of the training at which it ends.
+        selectable_from: share of the training from which the network has its final widths.
     """
 
     stage: int
@@ -149,19 +150,19 @@ class InputSession(Session, Protocol):
         forward: Any,
         ends: Sequence[str],
     ) -> None:
-        """Quantize inputs of ``layers``, by weight name those that have it, from now on.
+        """Start to quantize the inputs of ``layers``, which maps weight names to their modules.
 
-        ``ends``: a network's first and last weight matrix; empty where there are but two.
+        ``ends``: the first and last weight matrix of the network; empty if it has only two.
         """
         ...
 
     def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:
-        """End that, and return the grids that the file gets."""
+        """Stop quantizing inputs, and return their grids for the file."""
         ...
 
 
 @runtime_checkable
 class Switchable(Protocol):
-    """A parametrization that can be passed by: while ``active`` is False it changes nothing."""
+    """A parametrization that can be switched off: while ``active`` is False it does nothing."""
 
     active: bool

@@ -1,1 +1,1 @@
-"""Training batches: order, augmentation, the part of each process."""
+"""Training batches: their order, augmentation, and the share of each process."""

@@ -1,7 +1,7 @@
-"""Random flips and shifts of image batches: one gather, and random numbers drawn apart.
+"""Random flips and shifts of image batches.
 
-Drawing is apart from applying, so that processes that share a batch draw for all of it and apply
-their part: what a sample gets does not depend on how many processes there are.
+Random numbers are drawn separately from their use: processes that share a batch draw for all of it
+and apply their part, so the augmentation of a sample does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Augmentation(Protocol):
     """Random changes of training inputs."""
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return random numbers ``(count, ...)`` on the CPU, a row for each sample."""
+        """Return random numbers ``(count, ...)`` on the CPU, one row per sample."""
         ...
 
     def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
-        """Return changed inputs; ``draws`` has a row for each of them."""
+        """Return augmented inputs; ``draws`` has one row for each."""
         ...
 
 
@@ -35,11 +35,11 @@ class FlipAndCrop:
     """Mirror half of the images left to right, and shift each by up to ``padding`` pixels.
 
     Attributes:
-        flip: mirror; wrong for digits and letters.
-        padding: pixels added on every side before a window of the old size is cut; None for an
-            eighth of the shorter side, 0 for no shift.
-        mode: what is added: "constant" (zeros, the mean of normalized pixels), "replicate" (the
-            edge again) or "reflect".
+        flip: whether to mirror; not suitable for digits and letters.
+        padding: pixels added on every side before a window of the original size is cut out; None
+            for an eighth of the shorter side, 0 for no shift.
+        mode: how to pad: "constant" (zeros, the mean of normalized pixels), "replicate" (repeat
+            the edge) or "reflect".
     """
 
     flip: bool = True
@@ -60,7 +60,7 @@ class FlipAndCrop:
         """Return images of the same shape ``(n, channels, height, width)``.
 
         Raises:
-            CalibrationError: ``inputs`` are no batch of images.
+            CalibrationError: ``inputs`` is not a batch of images.
         """
         if inputs.dim() != 4:
             raise CalibrationError(
@@ -78,6 +78,6 @@ class FlipAndCrop:
         columns = columns + right[:, None]
         padded = F.pad(inputs, (padding,) * 4, mode=self.mode) if padding else inputs
         sample = torch.arange(len(inputs), device=inputs.device)[:, None, None]
-        # Indexing apart from the channels puts these last: (n, height, width, channels).
+        # Indexing on both sides of the channels moves them last: (n, height, width, channels).
         cut = padded[sample, :, rows[:, :, None], columns[:, None, :]]
         return cut.permute(0, 3, 1, 2).contiguous()

@@ -1,9 +1,9 @@
-"""Training batches: the order of an epoch, and which part of a batch is a process's own.
+"""Training batches: the order of samples in an epoch, and the share of each process.
 
-A batch of the source is the *global* batch: one optimizer step. Its samples are shared out over the
-processes in equal runs, and a process takes its share in ``accumulate`` micro-batches. So the
-number of processes and of micro-batches changes where the arithmetic is done, not its result (but
-for layers that mix samples, such as batch normalization).
+A batch of the source is the *global* batch of one optimizer step. Its samples are divided among
+processes in equal contiguous parts, and each process takes its part in ``accumulate``
+micro-batches. So the numbers of processes and micro-batches do not affect the result (except for
+layers that mix samples, such as batch normalization).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .augment import Augmentation
 
 __all__ = [
     "Indexed",
-    "Micro",
+    "MicroBatch",
     "Sharing",
     "TrainingBatches",
     "generator_at",
-    "kept_random_state",
+    "preserved_random_state",
     "seed_everything_at",
 ]
 
 
-# Streams of random numbers that must not meet: of the order, the loader, augmentation, the network.
+# Independent streams of random numbers: order, loader, augmentation (and later ones elsewhere).
 _ORDER, _LOADER, _AUGMENT = range(3)
 
 
@@ -53,8 +53,8 @@ class Indexed(Protocol):
 
 
 @dataclass(frozen=True)
-class Micro:
-    """What goes through the network at once; its mean loss counts with ``weight`` in the step."""
+class MicroBatch:
+    """A part of a batch for one forward pass, and the weight of its mean loss in the step."""
 
     batch: Any
     weight: float
@@ -62,31 +62,31 @@ class Micro:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Which part of a global batch is this process's, and in how many pieces it takes it."""
+    """The part of a global batch that belongs to this process, and its number of micro-batches."""
 
     process: int = 0
     processes: int = 1
     accumulate: int = 1
 
     def bounds(self, count: int) -> list[tuple[int, int]]:
-        """Return the ends of this process's pieces of ``count`` samples; none is empty."""
+        """Return the bounds of this process's pieces of ``count`` samples; none is empty."""
         pieces = self.processes * self.accumulate
         first = self.process * self.accumulate
         ends = [count * piece // pieces for piece in range(first, first + self.accumulate + 1)]
         return [(a, b) for a, b in pairwise(ends) if a < b]
 
     def weight(self, size: int, count: int) -> float:
-        """Return what a piece of ``size`` counts; weights average to 1 over the processes."""
+        """Return the weight of a piece of ``size``; weights average to 1 over the processes."""
         return size * self.processes / count
 
 
 class TrainingBatches:
-    """The global batches of every epoch, cut to this process's share.
+    """This process's share of the global batches of every epoch.
 
-    Samples that can be indexed come in a permutation that depends on (seed, epoch) alone; what is
-    left over at the end of an epoch, less than a batch, waits for the next permutation. A person's
-    own loader keeps its batches and their order; the global generators are seeded before each of
-    its batches, so that shuffling in this process is the same in a resumed run.
+    Indexed samples come in a permutation that only depends on (seed, epoch); a remainder of less
+    than one batch is dropped until the next permutation. A user's loader keeps its batches and
+    their order; the global generators are seeded before each batch, so that shuffling in this
+    process repeats in a resumed run.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class TrainingBatches:
             require(batch_size >= 1, "batch_size", "at least 1", batch_size)
             if batch_size % pieces:
                 raise ConfigError(
-                    f"batch_size {batch_size} cannot be shared evenly by {sharing.processes} "
-                    f"processes in {sharing.accumulate} micro-batches each. Take a multiple of "
-                    f"{pieces}; it counts the samples of one step, of all processes together."
+                    f"batch_size {batch_size} cannot be divided evenly among {sharing.processes} "
+                    f"processes with {sharing.accumulate} micro-batches each. Use a multiple of "
+                    f"{pieces}; it is the number of samples per step over all processes."
                 )
         self.steps = self._count()
         if not self.steps:
@@ -118,7 +118,7 @@ class TrainingBatches:
                 "was used before is empty."
             )
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[list[Micro]]:
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[list[MicroBatch]]:
         """Yield this process's micro-batches of every step from step ``skip`` on."""
         if isinstance(self.data, Indexed):
             yield from self._indexed(self.data, epoch, skip)
@@ -131,7 +131,7 @@ class TrainingBatches:
             if batch is None:
                 raise CalibrationError(
                     f"the training data gave {step} batches in epoch {epoch + 1} and "
-                    f"{self.steps} before. Return as many in every epoch."
+                    f"{self.steps} before. It must give the same number in every epoch."
                 )
             if step >= skip:
                 yield self._cut(batch, epoch, step)
@@ -144,36 +144,36 @@ class TrainingBatches:
         seed_everything_at(self.seed, 0, 0, _LOADER)
         return sum(1 for _ in self.data)
 
-    def _indexed(self, data: Indexed, epoch: int, skip: int) -> Iterator[list[Micro]]:
-        # RandomState's stream is frozen for ever; the newer generators may change.
+    def _indexed(self, data: Indexed, epoch: int, skip: int) -> Iterator[list[MicroBatch]]:
+        # The stream of RandomState is frozen forever; that of newer generators may change.
         shuffle = np.random.RandomState(seed_at(self.seed, epoch, 0, _ORDER) % 2**32)
         order = shuffle.permutation(len(data)).astype(np.int64)
         for step in range(skip, self.steps):
             where = order[step * self.batch_size : (step + 1) * self.batch_size]
             bounds = self.sharing.bounds(len(where))
             pieces = [data.fetch(where[start:end]) for start, end in bounds]
-            yield self._micros(pieces, bounds, len(where), epoch, step)
+            yield self._micro_batches(pieces, bounds, len(where), epoch, step)
 
-    def _cut(self, batch: Any, epoch: int, step: int) -> list[Micro]:
+    def _cut(self, batch: Any, epoch: int, step: int) -> list[MicroBatch]:
         count = _samples(batch)
         bounds = self.sharing.bounds(count)
         if count < self.sharing.processes * self.sharing.accumulate:
             raise CalibrationError(
-                f"training batch {step} has {count} samples for {self.sharing.processes} processes "
-                f"with {self.sharing.accumulate} micro-batches each. Use larger batches, and "
-                "drop_last=True in your loader."
+                f"training batch {step} has only {count} samples for {self.sharing.processes} "
+                f"processes with {self.sharing.accumulate} micro-batches each. Use larger batches, "
+                "and drop_last=True in your loader."
             )
         pieces = [_slice(batch, start, end) for start, end in bounds]
-        return self._micros(pieces, bounds, count, epoch, step)
+        return self._micro_batches(pieces, bounds, count, epoch, step)
 
-    def _micros(
+    def _micro_batches(
         self,
         pieces: list[Any],
         bounds: list[tuple[int, int]],
         count: int,
         epoch: int,
         step: int,
-    ) -> list[Micro]:
+    ) -> list[MicroBatch]:
         if self.augment is not None:
             generator = generator_at(self.seed, epoch, step, _AUGMENT)
             draws = self.augment.draw(count, generator)
@@ -182,18 +182,18 @@ class TrainingBatches:
                 for piece, (start, end) in zip(pieces, bounds, strict=True)
             ]
         return [
-            Micro(piece, self.sharing.weight(end - start, count))
+            MicroBatch(piece, self.sharing.weight(end - start, count))
             for piece, (start, end) in zip(pieces, bounds, strict=True)
         ]
 
 
 def _samples(batch: Any) -> int:
-    """Return the length of the first tensor of a batch; 0 where there is none."""
+    """Return the length of the first tensor of a batch; 0 if there is none."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 0
     if isinstance(batch, (Mapping, list, tuple)):
         parts = batch.values() if isinstance(batch, Mapping) else batch
-        return next((found for found in map(_samples, parts) if found), 0)
+        return next((count for count in map(_samples, parts) if count), 0)
     return 0
 
 
@@ -213,34 +213,34 @@ def _augmented(batch: Any, augment: Augmentation, draws: Tensor) -> Any:
     if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
         return (augment.apply(batch[0], draws), *batch[1:])
     raise CalibrationError(
-        f"augmentation takes a batch (inputs, labels). Got {type(batch).__name__}. Augment in your "
-        "own loader."
+        f"augmentation takes batches of (inputs, labels). Got {type(batch).__name__}. Augment in "
+        "your own loader instead."
     )
 
 
 def seed_everything_at(*position: int) -> None:
     """Seed the global generators of torch (all devices in use), numpy and Python."""
     seed = seed_at(*position)
-    # torch.manual_seed would note a stack trace for every kind of device that is not in use.
+    # torch.manual_seed would record a stack trace for every kind of device that is not in use.
     torch.default_generator.manual_seed(seed)
     in_use: Callable[[], bool] = torch.cuda.is_initialized
     if in_use():
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
-    # What people's own transforms use is this old global one.
+    # Users' transforms draw from this legacy global generator.
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
 
 
 def generator_at(*position: int) -> torch.Generator:
-    """Return a generator on the CPU that no other code draws from."""
+    """Return a new CPU generator, from which no other code draws."""
     return torch.Generator().manual_seed(seed_at(*position))
 
 
 @contextmanager
-def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Leave the global generators, and that of ``device``, as they were before the block."""
+def preserved_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the global generators and that of ``device`` after the block."""
     devices = [device] if device.type == "cuda" else []
     python, old = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

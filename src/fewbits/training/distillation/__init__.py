@@ -1,1 +1,1 @@
-"""Losses, and distillation from a teacher that is trained along."""
+"""Losses, and distillation from a teacher that is trained together with the student."""

@@ -1,4 +1,4 @@
-"""Feature maps of a network, for hints: what a student's layers give beside a teacher's."""
+"""Feature maps for hints, which compare layers of a student with layers of a teacher."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["FeatureMaps", "check_hints", "hint_loss"]
 
 
 class FeatureMaps:
-    """Inside of this block, the latest outputs of named modules of a network are kept.
+    """Context manager that records the latest outputs of named modules of a network.
 
     Args:
-        network: it may be wrapped for several devices; names are those inside.
-        names: as in ``network.named_modules()``.
+        network: the network; if it is wrapped for several devices, names are those inside.
+        names: names as in ``network.named_modules()``.
         whose: "student" or "teacher", for errors.
 
     Raises:
-        ConfigError: the network has no module of such a name.
+        ConfigError: the network has no module of one of these names.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], whose: str) -> None:
@@ -33,18 +33,18 @@ class FeatureMaps:
 
     @property
     def outputs(self) -> list[Tensor]:
-        """One for each of ``names``, once the network has run.
+        """One output for each of ``names``, once the network has run.
 
         Raises:
-            ConfigError: a module did not run, or returned something else than a tensor.
+            ConfigError: a module did not run, or did not return a tensor.
         """
         for number, name in enumerate(self.names):
-            found = self._kept.get(number)
-            if not isinstance(found, Tensor):
-                what = "no output" if found is None else f"a {type(found).__name__}"
+            output = self._kept.get(number)
+            if not isinstance(output, Tensor):
+                what = "no output" if output is None else f"a {type(output).__name__}"
                 raise ConfigError(
                     f"hints: module {name!r} of the {self.whose} gave {what} in the forward pass; "
-                    "a tensor was expected. Name a module that is called, and returns one."
+                    "a tensor was expected. Name a module that is called and returns a tensor."
                 )
         return [self._kept[number] for number in range(len(self.names))]
 
@@ -64,55 +64,56 @@ class FeatureMaps:
 
 
 def check_hints(pairs: Sequence[tuple[str, str]], weight: float, teacher: nn.Module) -> None:
-    """Refuse hints that would do nothing, or name no module of the teacher.
+    """Refuse hints that would have no effect, or that name no module of the teacher.
 
     Raises:
         ConfigError: pairs without a weight, a weight without pairs, or an unknown name.
     """
     if pairs and not weight:
         raise ConfigError(
-            f"hints names {len(pairs)} pairs of modules, and JointWeights weighs them 0. Set "
+            f"hints has {len(pairs)} pairs of modules, but their weight is 0. Set "
             "JointWeights(hints=...), or leave the pairs out."
         )
     if weight and not pairs:
         raise ConfigError(
-            f"JointWeights weighs hints {weight}, and there is no pair of modules to compare. Pass "
-            "hints=[(module of the student, module of the teacher)], or leave the weight at 0."
+            f"JointWeights(hints={weight}) is set, but there is no pair of modules to compare. "
+            "Pass hints=[(module of the student, module of the teacher)], or leave the weight at 0."
         )
     for pair in pairs:
         fits = not isinstance(pair, str) and len(pair) == 2
         require(fits, "hints", "pairs of (module of the student, module of the teacher)", pairs)
-    FeatureMaps(teacher, [theirs for _, theirs in pairs], "teacher")
+    FeatureMaps(teacher, [name for _, name in pairs], "teacher")
 
 
-def hint_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """Return half the mean squared difference, a mean over the pairs too; no pairs, no loss.
+def hint_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return half the mean squared difference, averaged over the pairs; 0 without pairs.
 
-    ``theirs`` are constants.
+    The feature maps of the teacher are constants.
 
     Raises:
-        ConfigError: ``ours[i]`` and ``theirs[i]`` are of unlike shapes.
+        ConfigError: the feature maps of a pair have different shapes.
     """
     total = torch.zeros(())
-    for number, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+    for number, (own, other) in enumerate(zip(student, teacher, strict=True)):
         if own.shape != other.shape:
             raise ConfigError(
                 f"hints[{number}] compares a feature map {tuple(own.shape)} of the student with "
-                f"one {tuple(other.shape)} of the teacher. Name modules whose outputs are alike."
+                f"one {tuple(other.shape)} of the teacher. Name modules whose outputs have the "
+                "same shape."
             )
         total = total.to(own.device) + F.mse_loss(own.float(), other.detach().float()) / 2
-    return total / max(1, len(ours))
+    return total / max(1, len(student))
 
 
 def _module(network: nn.Module, name: str, whose: str) -> nn.Module:
-    inner = getattr(network, "module", None)  # what a wrapper for several devices holds
-    places = [place for place in (network, inner) if isinstance(place, nn.Module)]
-    for place in places:
+    inner = getattr(network, "module", None)  # the network inside a wrapper for several devices
+    networks = [module for module in (network, inner) if isinstance(module, nn.Module)]
+    for module in networks:
         try:
-            return place.get_submodule(name)
+            return module.get_submodule(name)
         except AttributeError:
             continue
-    known = [found for found, _ in places[-1].named_modules() if found]
+    known = [path for path, _ in networks[-1].named_modules() if path]
     raise ConfigError(
         f"hints: the {whose} has no module {name!r}.{did_you_mean(name, known)} "
         "Names are those of named_modules()."

@@ -1,4 +1,4 @@
-"""Joint distillation of several students by one teacher, in a loop of your own."""
+"""Joint distillation of several students and one teacher, in your own loop."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["JointTrainer"]
 
 
 class JointTrainer:
-    """One teacher and several students, in your own loop of one process: :meth:`step` per batch.
+    """Trains one teacher and several students in your own loop: call :meth:`step` per batch.
 
     Args:
-        teacher: float network, with ``teacher_optimizer``; None for that freezes it.
-        students: pairs (tuner, optimizer); each tuner's network is a student.
-        teacher_optimizer: over the teacher's parameters.
-        weights: of the terms, the same for all students.
+        teacher: the float network.
+        students: pairs (tuner, optimizer); the network of each tuner is a student.
+        teacher_optimizer: optimizer over the teacher's parameters; None freezes the teacher.
+        weights: weights of the terms, the same for all students.
         hints: pairs (module of every student, module of the teacher) whose outputs are compared.
         forward: ``forward(model, batch) -> logits``.
 
@@ -47,8 +47,8 @@ class JointTrainer:
         require(len(students) > 0, "students", "at least one (tuner, optimizer)", students)
         if process_count() > 1:
             raise ConfigError(
-                f"JointTrainer is for one process, and {process_count()} train together: nobody "
-                "would average gradients. Train one student, by fit() with JointDistillation."
+                f"JointTrainer supports one process only, because it does not average gradients. "
+                f"Got {process_count()}. Train one student by fit() with JointDistillation instead."
             )
         self.teacher, self.students, self.optimizer = teacher, list(students), teacher_optimizer
         self.weights, self.hints, self.forward = weights or JointWeights(), hints, forward
@@ -57,41 +57,41 @@ class JointTrainer:
             self._student_maps(tuner.model)
 
     def step(self, batch: Any) -> tuple[list[float], float]:
-        """Do one step of everybody; the teacher's by the students' logits before their steps.
+        """Update all networks; the teacher learns from the students' logits before their steps.
 
         Advance the tuners yourself: ``tuner.advance(done / total)``.
 
         Returns:
-            The losses of the students, and the teacher's.
+            The losses of the students, and that of the teacher.
 
         Raises:
             CalibrationError: a batch without labels.
             ConfigError: hints of modules that cannot be compared, or autocast to float16.
         """
         self.teacher.train(self.optimizer is not None)
-        names = [theirs for _, theirs in self.hints]
+        names = [name for _, name in self.hints]
         with (
             torch.set_grad_enabled(self.optimizer is not None),
-            FeatureMaps(self.teacher, names, "teacher") as followed,
+            FeatureMaps(self.teacher, names, "teacher") as teacher_maps,
         ):
-            wanted = logits_of(self.forward, self.teacher, batch)
-        labels = needed_labels(batch).to(wanted.device)
-        before, told = [], []
+            target = logits_of(self.forward, self.teacher, batch)
+        labels = needed_labels(batch).to(target.device)
+        student_logits, losses = [], []
         for tuner, optimizer in self.students:
-            with self._student_maps(tuner.model) as features:
+            with self._student_maps(tuner.model) as maps:
                 logits = logits_of(self.forward, tuner.model, batch)
-            (loss,), _ = joint_losses(wanted.detach(), [logits], labels, self.weights)
-            loss = loss + self.weights.hints * hint_loss(features.outputs, followed.outputs)
-            self._learn(tuner, optimizer, loss)
-            before.append(logits.detach())
-            told.append(float(loss.detach()))
-        _, taught = joint_losses(wanted, before, labels, self.weights)
+            (loss,), _ = joint_losses(target.detach(), [logits], labels, self.weights)
+            loss = loss + self.weights.hints * hint_loss(maps.outputs, teacher_maps.outputs)
+            self._update_student(tuner, optimizer, loss)
+            student_logits.append(logits.detach())
+            losses.append(float(loss.detach()))
+        _, teacher_loss = joint_losses(target, student_logits, labels, self.weights)
         if self.optimizer is not None:
             self.optimizer.zero_grad()
-            with without_autocast(taught.device.type):
-                taught.backward()  # type: ignore[no-untyped-call]
+            with without_autocast(teacher_loss.device.type):
+                teacher_loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
-        return told, float(taught.detach())
+        return losses, float(teacher_loss.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: all networks, tuners and optimizers."""
@@ -109,36 +109,36 @@ class JointTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave.
+        """Restore the state returned by :meth:`state_dict`.
 
         Raises:
-            ConfigError: it is of another number of students, or of a teacher that was frozen where
-                this one trains, or the other way round.
+            ConfigError: the state has another number of students, or its teacher was frozen and
+                this one is not, or vice versa.
         """
-        kept, own = state["students"], self.students
-        if len(kept) != len(own):
+        stored, own = state["students"], self.students
+        if len(stored) != len(own):
             raise ConfigError(
-                f"the state is of {len(kept)} students, and this JointTrainer has {len(own)}. Make "
-                "it with the same students, in the same order."
+                f"the state has {len(stored)} students, but this JointTrainer has {len(own)}. "
+                "Create it with the same students in the same order."
             )
         if (state["optimizer"] is None) != (self.optimizer is None):
-            was, now = ("frozen", "trains") if self.optimizer else ("trained", "is frozen")
+            was, now = ("frozen", "is trained") if self.optimizer else ("trained", "is frozen")
             raise ConfigError(
-                f"the teacher of the state was {was}, and this one {now}. Make the JointTrainer "
+                f"the teacher of the state was {was}, but this one {now}. Create the JointTrainer "
                 "with teacher_optimizer= as it was."
             )
         self.teacher.load_state_dict(state["teacher"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-        for part, (tuner, optimizer) in zip(kept, own, strict=True):
+        for part, (tuner, optimizer) in zip(stored, own, strict=True):
             tuner.model.load_state_dict(part["model"])
             tuner.load_state_dict(part["tuner"])
             optimizer.load_state_dict(part["optimizer"])
 
     def _student_maps(self, model: nn.Module) -> FeatureMaps:
-        return FeatureMaps(model, [ours for ours, _ in self.hints], "student")
+        return FeatureMaps(model, [name for name, _ in self.hints], "student")
 
-    def _learn(self, tuner: Any, optimizer: Optimizer, loss: Tensor) -> None:
+    def _update_student(self, tuner: Any, optimizer: Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
         with without_autocast(loss.device.type):
             (loss + tuner.penalty()).backward()

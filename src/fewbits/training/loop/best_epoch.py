@@ -1,4 +1,4 @@
-"""What is kept of a run: the latest state to resume from, and the network of the best epoch."""
+"""Keep the latest checkpoint of a run, and the network of its best epoch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["BestEpoch"]
 
 
 class BestEpoch:
-    """Judges epochs, and keeps the best in the run's folder, or in memory where there is none.
+    """Evaluates epochs and keeps the best, in the folder of the run or, without one, in memory.
 
-    Only the first process judges and writes; all take its word.
+    Only the first process evaluates and writes; the others receive its result.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class BestEpoch:
         self._held: dict[str, Any] | None = None
 
     def open(self, resume: bool) -> dict[str, Any] | None:
-        """Get ready: load the checkpoint and return it, or judge the network as it is.
+        """Load and return the checkpoint, or evaluate the initial network for a new run.
 
         Raises:
-            ConfigError: the folder's run is another one.
+            ConfigError: the folder holds another run.
         """
         fabric = self.stepper.fabric
         state = None
@@ -54,19 +54,19 @@ class BestEpoch:
             state = self.folder.load(self.key) if resume else None
         if state is None:
             if math.isnan(self.reference):
-                self.reference = self._judged(nullcontext)
+                self.reference = self._score(nullcontext)
             return None
         self.stepper.load_state_dict(state)
         self.best = Candidate.from_dict(state["best"])
         self.reference = state["reference"]
         return state
 
-    def judged(self) -> float:
-        """Return the score of the network as the file would hold it; NaN where none is asked."""
-        return self._judged(self.stepper.tuner.quantized)
+    def score(self) -> float:
+        """Return the score of the quantized network; NaN if there is nothing to evaluate by."""
+        return self._score(self.stepper.tuner.quantized)
 
     def consider(self, candidate: Candidate, epochs: int) -> None:
-        """Keep the network as it is now if it is the best yet."""
+        """Keep the current network if it is the best so far."""
         if self.judge is None or not self.selection.may(candidate.epoch, epochs):
             return
         if not self.selection.better(candidate, self.best, self.reference):
@@ -80,7 +80,7 @@ class BestEpoch:
             self.folder.write(self.folder.epoch_file(candidate.epoch), state)
 
     def save(self, position: dict[str, Any]) -> None:
-        """Write the latest checkpoint; the best epoch's file is there before it is named here."""
+        """Write the latest checkpoint; the file of the best epoch exists before it is named."""
         if self.folder is None or not self.stepper.fabric.is_global_zero:
             return
         best = None if self.best is None else self.best.to_dict()
@@ -89,7 +89,7 @@ class BestEpoch:
         self.folder.save({**state, **self.stepper.state_dict()}, keep)
 
     def restore(self, epochs: int) -> Candidate:
-        """Put the network and the tuner back to the best epoch, and return it."""
+        """Restore the network and the tuner of the best epoch, and return that epoch."""
         if self.best is None:
             return Candidate(epochs, math.nan)
         if self.best.epoch == epochs:
@@ -102,7 +102,7 @@ class BestEpoch:
             self.stepper.load_network(state)
         return self.best
 
-    def _judged(self, within: Callable[[], AbstractContextManager[Any]]) -> float:
+    def _score(self, within: Callable[[], AbstractContextManager[Any]]) -> float:
         score, fabric = math.nan, self.stepper.fabric
         if self.judge is None:
             return score

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a CSV file, and TensorBoard events where that is installed."""
+"""Logs of a run: a CSV file, and TensorBoard events if that is installed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ NAMES = ("csv", "tensorboard")
 
 
 class Log(Protocol):
-    """Takes rows of figures, each of one step."""
+    """Receives rows of metrics, one per step."""
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Note the figures of a step."""
+        """Log the metrics of a step."""
         ...
 
     def close(self) -> None:
-        """Write what is still held."""
+        """Write everything that is still buffered."""
         ...
 
 
 class CSVLog:
-    """One row per step that is told of, in ``metrics.csv``; columns appear as they are needed.
+    """Writes ``metrics.csv``, one row per logged step; columns are added when needed.
 
-    A run that is resumed at a step drops the rows after it, and so ends with the same file.
+    A run resumed at a step drops the rows after it, so it ends with the same file.
     """
 
     def __init__(self, path: Path, resumed_at: int | None) -> None:
@@ -41,13 +41,13 @@ class CSVLog:
         self.columns: list[str] = ["step"]
         rows: list[dict[str, str]] = []
         if resumed_at is not None and path.exists():
-            known, found = _read(path)
-            rows = [row for row in found if _before(row, resumed_at)]
-            self.columns = known or self.columns
+            columns, written = _read(path)
+            rows = [row for row in written if _before(row, resumed_at)]
+            self.columns = columns or self.columns
         self._write_all(rows)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Append a row; it is on disk when this returns."""
+        """Append a row and write it to disk."""
         new = [name for name in row if name not in self.columns]
         if new:
             rows = _read(self.path)[1]
@@ -58,21 +58,21 @@ class CSVLog:
             self._writer(file).writerow(values)
 
     def close(self) -> None:
-        """Do nothing: every row is written already."""
+        """Do nothing: all rows are already written."""
 
     def _write_all(self, rows: list[dict[str, str]]) -> None:
-        held = io.StringIO()
-        writer = self._writer(held)
+        text = io.StringIO()
+        writer = self._writer(text)
         writer.writeheader()
         writer.writerows(rows)
-        write(held.getvalue().encode(), self.path)
+        write(text.getvalue().encode(), self.path)
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
 
 
 class TensorBoardLog:
-    """Scalars for ``tensorboard --logdir FOLDER``; steps after the one resumed at are dropped."""
+    """Writes scalars for ``tensorboard --logdir FOLDER``; a resumed run drops later steps."""
 
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
         try:
@@ -84,23 +84,23 @@ class TensorBoardLog:
         self._writer = writer(str(folder), purge_step=purge)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Note the figures of a step."""
+        """Log the metrics of a step."""
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is still held."""
+        """Write everything that is still buffered."""
         self._writer.close()
 
 
 class Logs:
-    """Several logs as one, closed at the end of the block."""
+    """Several logs as one context manager, which closes them."""
 
     def __init__(self, logs: tuple[Log, ...]) -> None:
         self.logs = logs
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Note the figures of a step in all of them."""
+        """Log the metrics of a step in all of them."""
         for log in self.logs:
             log.write(step, row)
 
@@ -118,15 +118,15 @@ class Logs:
 
 
 def open_logs(folder: Path | None, names: tuple[str, ...], resumed_at: int | None) -> Logs:
-    """Open the logs of a run in its folder; none without one.
+    """Open the logs of a run in its folder.
 
     Args:
-        folder: that of the run; None for no logs.
-        names: of "csv" and "tensorboard".
-        resumed_at: the last step that is done; None for a new run.
+        folder: folder of the run; None for no logs.
+        names: "csv", "tensorboard" or both.
+        resumed_at: the last finished step; None for a new run.
 
     Raises:
-        MissingExtraError: TensorBoard is asked for and not installed.
+        MissingExtraError: TensorBoard is requested but not installed.
     """
     if folder is None:
         return Logs(())
@@ -142,17 +142,17 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns of a log, and its rows.
 
     Raises:
-        SourceError: it is no CSV.
+        SourceError: the file is not CSV.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             return list(reader.fieldnames or ()), list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: is no log of a run: {error}. Remove it.") from None
+        raise SourceError(f"{path}: is not the log of a run: {error}. Remove it.") from None
 
 
 def _before(row: Mapping[str, Any], step: int) -> bool:
-    """Tell whether a row is whole and not after ``step``: a killed run may leave half a row."""
-    told = row.get("step") or ""
-    return told.isdecimal() and int(told) <= step and None not in row.values()
+    """Return whether a row is complete, which the last may not be, and not after ``step``."""
+    text = row.get("step") or ""
+    return text.isdecimal() and int(text) <= step and None not in row.values()

@@ -1,8 +1,8 @@
-"""Our own training loop on Lightning Fabric; a person's own loop does with a tuner the same.
+"""The ready-made training loop, on Lightning Fabric; your own loop uses a tuner the same way.
 
-Whatever the loop decides is a function of the position in it (epoch, step) and of the seed: the
-order of the data, random numbers, learning rate and the method's schedules. A checkpoint therefore
-holds tensors and a position, and a run that was killed ends with the bytes of an unbroken one.
+Everything in the loop (order of the data, random numbers, learning rate, schedules of the method)
+is a function of the position (epoch, step) and the seed. So a checkpoint holds tensors and a
+position, and a resumed run ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from torch.optim import Optimizer
 from ...errors import ConfigError, require
 from ...progress import Progress, ProgressEvent, silent
 from ..data.augment import Augmentation
-from ..data.batches import Indexed, Sharing, TrainingBatches, kept_random_state, seed_everything_at
+from ..data.batches import (
+    Indexed,
+    Sharing,
+    TrainingBatches,
+    preserved_random_state,
+    seed_everything_at,
+)
 from ..distillation.losses import Loss
 from .best_epoch import BestEpoch
 from .checkpoint import RunFolder
@@ -36,21 +42,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Fitted", "fit"]
 
-_NETWORK = 3  # stream of random numbers of the network, beside those of the batches
+_NETWORK = 3  # stream of random numbers for the network; those of the batches come before
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run found; the tuner and its network are those of ``epoch``.
+    """The result of a run, whose tuner and network are left at ``epoch``.
 
     Attributes:
-        epochs: epochs trained, those before a resume included.
-        steps: optimizer steps.
-        epoch: the chosen one, from 1.
-        score: of its quantized network on the held-out data; NaN without such data.
-        reference: score of the network before; NaN without such data.
-        history: figures of every epoch.
-        seconds: that this call took.
+        epochs: number of epochs trained, including those before a resume.
+        steps: number of optimizer steps.
+        epoch: the chosen epoch, from 1.
+        score: score of its quantized network on the held-out data; NaN without such data.
+        reference: score of the network before training; NaN without such data.
+        history: metrics of every epoch.
+        seconds: duration of this call.
         main: whether this process is the one that writes files.
     """
 
@@ -92,51 +98,53 @@ def fit(
     """Train the network of ``tuner`` in place, and leave it and the tuner at the chosen epoch.
 
     Args:
-        tuner: from :func:`fewbits.prepare`; ``tuner.finish()`` afterwards makes the file.
+        tuner: the tuner, from :func:`fewbits.prepare`. Afterwards, ``tuner.finish()`` returns the
+            compressed network.
         loss: ``loss(model, batch)``, the mean over the samples: ``CrossEntropy()``,
             ``Distillation(teacher)`` or your own.
-        data: samples that can be indexed (``fewbits.sources``), shuffled here; or any re-iterable
-            of batches, such as a DataLoader, whose batches and order stay.
+        data: indexed samples (``fewbits.sources``), which are shuffled here; or any re-iterable of
+            batches, such as a DataLoader, whose batches and order are kept.
         epochs: passes over ``data``.
-        optimizer: over ``tuner.model.parameters()`` and ``tuner.parameters()``; see
+        optimizer: optimizer over ``tuner.model.parameters()`` and ``tuner.parameters()``; see
             :func:`make_optimizer`.
-        batch_size: samples of one step, of all processes together; ignored by your own loaders.
-        accumulate: micro-batches in which a process takes its share of a batch, to save memory.
-        lr_schedule: factor on the optimizer's learning rates, a function of the share that is done.
-        clip: largest norm of all gradients together; None leaves them.
-        augment: random changes of the inputs.
-        judge: score of a network on *held-out training data*, higher is better; the epoch is
-            chosen by it. None keeps the last epoch.
-        selection: the rule of choice; ``Selection()`` by default.
-        reference: score of the float network, from which ``selection`` counts a drop; None has the
-            network judged as it is at the start.
-        folder: for checkpoints and logs; None keeps nothing on disk.
-        resume: go on from the folder's checkpoint, with the same arguments as before.
-        save_seconds: a checkpoint is written after every epoch, and within it when a row of the
-            log is due and this time has passed.
-        logs: in the folder: "csv" (metrics.csv) and "tensorboard".
+        batch_size: samples per step over all processes; ignored for your own loaders.
+        accumulate: micro-batches per step and process; more of them take less memory.
+        lr_schedule: factor on the learning rates, as a function of the finished share.
+        clip: largest norm of all gradients together; None for no clipping.
+        augment: random augmentation of the inputs.
+        judge: score of a network on *held-out training data*, higher is better, by which the epoch
+            is chosen. None keeps the last epoch.
+        selection: the rule for choosing an epoch; ``Selection()`` by default.
+        reference: score of the float network, relative to which ``selection`` measures a drop; None
+            evaluates the network at the start.
+        folder: folder for checkpoints and logs; None writes nothing to disk.
+        resume: continue from the checkpoint in the folder, with the same arguments as before.
+        save_seconds: time between checkpoints within an epoch, written when a row of the log is
+            due. A checkpoint is always written after each epoch.
+        logs: logs in the folder: "csv" (metrics.csv) and "tensorboard".
         log_every: steps between rows of the log.
-        seed: of the data's order, augmentation and the network's own random numbers. The global
-            random state is left as it was.
-        key: what else must be the same to resume, such as a fingerprint of the data.
-        fabric: devices and precision; one device in float32 by default.
-        progress: told after every step: loss, penalty, rate and accuracy.
+        seed: random seed for the order of the data, augmentation and the network. The global random
+            state is restored afterwards.
+        key: anything else that must be the same to resume, such as a fingerprint of the data.
+        fabric: devices and precision; by default one device in float32.
+        progress: called after every step with loss, penalty, rate and accuracy.
 
     Raises:
-        ConfigError: a setting, or a run of other settings to be resumed.
-        CalibrationError: the data; ModelError: the forward pass, or a loss that is not finite.
+        ConfigError: an invalid setting, or the run to resume has other settings.
+        CalibrationError: invalid data.
+        ModelError: the forward pass fails, or the loss is not finite.
         MissingExtraError: Lightning Fabric is not installed.
     """
     require(isinstance(epochs, int) and epochs >= 1, "epochs", "an integer >= 1", epochs)
     require(log_every >= 1, "log_every", "an integer >= 1", log_every)
     require(accumulate >= 1, "accumulate", "an integer >= 1", accumulate)
     if resume and folder is None:
-        raise ConfigError("resume= needs folder=, that of the run to go on with.")
+        raise ConfigError("resume= needs folder=, the folder of the run to resume.")
     fabric = fabric or make_fabric()
     check_fabric(fabric)
     selection = selection or Selection()
     sharing = Sharing(fabric.global_rank, fabric.world_size, accumulate)
-    with kept_random_state(fabric.device):
+    with preserved_random_state(fabric.device):
         batches = TrainingBatches(data, batch_size, sharing, seed, augment)
         stepper = Stepper(
             tuner,
@@ -169,7 +177,7 @@ def fit(
 
 
 class _Run:
-    """The position in a run, and what happens at every step and epoch."""
+    """The position in a run, and the work of every step and epoch."""
 
     def __init__(
         self,
@@ -198,12 +206,12 @@ class _Run:
 
     @property
     def done(self) -> int:
-        """Steps done in all."""
+        """Total number of finished steps."""
         return self.epoch * self.batches.steps + self.step
 
     def run(self, resume: bool, logs: tuple[str, ...]) -> Fitted:
-        """Train from the start or the checkpoint to the end."""
-        began = time.perf_counter()
+        """Train to the end, from the start or from the checkpoint."""
+        started = time.perf_counter()
         state = self.best_epoch.open(resume)
         if state is not None:
             self.epoch, self.step = state["epoch"], state["step"]
@@ -224,30 +232,30 @@ class _Run:
             score=chosen.score,
             reference=self.best_epoch.reference,
             history=tuple(self.metrics.history),
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - started,
             main=self.main,
         )
 
     def _train_epoch(self, total: int) -> None:
         self.stepper.model.train()
         rank = self.stepper.fabric.global_rank
-        for micros in self.batches.epoch(self.epoch, self.step):
+        for micro_batches in self.batches.epoch(self.epoch, self.step):
             seed_everything_at(self.seed, self.epoch, self.step, _NETWORK, rank)
-            self.metrics.add(self.stepper.step(micros, self.done))
+            self.metrics.add(self.stepper.step(micro_batches, self.done))
             self.step += 1
             if self.step % self.log_every == 0 and self.step < self.batches.steps:
                 self._log()
                 if time.monotonic() - self.saved_at >= self.save_seconds:
                     self._save()
-            told = f"{self.epoch + 1}/{self.epochs} {self.metrics.line()}"
-            self.progress(ProgressEvent("train", self.done, total, told))
+            detail = f"{self.epoch + 1}/{self.epochs} {self.metrics.line()}"
+            self.progress(ProgressEvent("train", self.done, total, detail))
 
     def _end_epoch(self) -> None:
         if self.epoch + 1 == self.epochs:
             self.stepper.tuner.advance(1.0)
         self._log(last_of_epoch=True)
         self.epoch, self.step = self.epoch + 1, 0
-        score = self.best_epoch.judged()
+        score = self.best_epoch.score()
         rate = self.metrics.latest.get("bits_per_weight", float("nan"))
         self.best_epoch.consider(Candidate(self.epoch, score, rate), self.epochs)
         row = self.metrics.end_epoch(self.epoch, score)

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the share of the training that is done: nothing to restore."""
+"""Learning rate schedules as functions of training progress, which have no state to restore."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LRSchedule: TypeAlias = Callable[[float], float]
 
 
 def constant(progress: float) -> float:
-    """Return 1: the learning rate stays."""
+    """Return 1: the learning rate is constant."""
     return 1.0
 
 
@@ -25,7 +25,7 @@ class WarmCosine:
     """Factor on the learning rate: a linear rise to 1, then half a cosine down to ``floor``.
 
     Attributes:
-        warm_up: share of the training that the rise takes, in [0, 1).
+        warm_up: share of the training during which the factor rises, in [0, 1).
         floor: factor at the end, in [0, 1].
     """
 
@@ -46,11 +46,11 @@ class WarmCosine:
 
 @dataclass(frozen=True)
 class PerStage:
-    """A learning rate that starts over at every stage of a method, as separate runs would.
+    """A schedule that restarts at every stage of a method, as in separate runs.
 
     Attributes:
-        schedule: of one stage, a function of the share of it that is done.
-        ends: shares of the training at which stages end, increasing, the last of them 1.
+        schedule: schedule of one stage, as a function of its progress.
+        ends: shares of the training at which stages end, in increasing order; the last one is 1.
     """
 
     schedule: LRSchedule
@@ -58,8 +58,8 @@ class PerStage:
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise((0.0, *self.ends)))
-        sound = bool(self.ends) and rising and self.ends[-1] == 1
-        require(sound, "ends", "shares that rise to 1", self.ends)
+        valid = bool(self.ends) and rising and self.ends[-1] == 1
+        require(valid, "ends", "increasing shares that end with 1", self.ends)
 
     def __call__(self, progress: float) -> float:
         """Return the factor at ``progress`` in [0, 1]."""

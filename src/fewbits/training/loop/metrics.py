@@ -1,4 +1,4 @@
-"""Running means of what steps tell: reduced over the processes, and only when a row is due."""
+"""Running means of the metrics of steps, reduced over processes only when a row is due."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Metrics"]
 
 
 class Metrics:
-    """Means since the last row, and since the epoch began.
+    """Means since the last row, and since the start of the epoch.
 
     Attributes:
         latest: the last row.
-        history: one row for each epoch that is done.
+        history: one row for each finished epoch.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -34,15 +34,15 @@ class Metrics:
         self._sums: dict[str, float] = {}
         self._counted = 0
 
-    def add(self, told: Mapping[str, Tensor]) -> None:
-        """Take in the means of one step, without waiting for the device."""
-        for name, value in told.items():
+    def add(self, means: Mapping[str, Tensor]) -> None:
+        """Add the means of one step, without waiting for the device."""
+        for name, value in means.items():
             wide = value.float() if value.device.type == "mps" else value.double()
             self._window[name] = self._window[name] + wide if name in self._window else wide
         self._steps += 1
 
     def flush(self, step: int, measures: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """Return the means since the last call over all processes, and the method's own figures.
+        """Return the means since the last call over all processes, and the method's own metrics.
 
         Raises:
             ModelError: the loss is not finite.
@@ -60,17 +60,17 @@ class Metrics:
             bad = [name for name in ("loss", "penalty") if not math.isfinite(row.get(name, 0.0))]
             if bad:
                 raise ModelError(
-                    f"the {bad[0]} is {row[bad[0]]} in step {step}: training diverged. Lower the "
-                    "learning rate, warm up, or clip gradients."
+                    f"the {bad[0]} is {row[bad[0]]} at step {step}: training diverged. Lower the "
+                    "learning rate, use warm-up, or clip gradients."
                 )
             self.latest = {**row, **{k: float(v) for k, v in measures().items()}}
         return dict(self.latest)
 
     def end_epoch(self, epoch: int, score: float) -> dict[str, float]:
-        """Return the row of an epoch that is done, and begin the next."""
+        """Return the row of a finished epoch, and start the next."""
         means = {name: value / self._counted for name, value in self._sums.items()}
-        figures = {k: v for k, v in self.latest.items() if k not in means}
-        row = {"epoch": float(epoch), **means, **figures}
+        others = {k: v for k, v in self.latest.items() if k not in means}
+        row = {"epoch": float(epoch), **means, **others}
         if not math.isnan(score):
             row["held_out"] = score
         self.history.append(row)
@@ -78,7 +78,7 @@ class Metrics:
         return row
 
     def line(self) -> str:
-        """Return the last row in a few words."""
+        """Return a summary of the last row."""
         parts = []
         for name, shown, form in (
             ("loss", "loss", ".3f"),
@@ -93,7 +93,7 @@ class Metrics:
         return " ".join(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values; nothing since the last row, as it is empty when a state is saved."""
+        """Return plain values; must be called right after :meth:`flush`."""
         return {
             "latest": self.latest,
             "history": self.history,
@@ -102,6 +102,6 @@ class Metrics:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore the state returned by :meth:`state_dict`."""
         self.latest, self.history = dict(state["latest"]), list(state["history"])
         self._sums, self._counted = dict(state["sums"]), int(state["counted"])

@@ -1,4 +1,4 @@
-"""Optimizers by name, over the network and what the method learns of its own."""
+"""Optimizers by name, over the parameters of the network and of the method."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Return an optimizer over ``tuner.model`` and the method's own learnables.
+    """Return an optimizer over the parameters of ``tuner.model`` and of the method.
 
-    Weight decay acts on weights of two or more dimensions only: on biases, normalizations, and the
-    method's steps and codebooks it does harm.
+    Weight decay only applies to weights of two or more dimensions: it harms biases, normalization
+    layers, and the steps and codebooks of the method.
 
     Args:
-        tuner: from :func:`fewbits.prepare`.
-        name: "sgd" (Nesterov where there is momentum) or "adamw".
-        learning_rate: of everything.
-        momentum: of "sgd"; the first coefficient of "adamw".
-        weight_decay: per step, times the learning rate.
+        tuner: the tuner, from :func:`fewbits.prepare`.
+        name: "sgd" (with Nesterov momentum) or "adamw".
+        learning_rate: learning rate of all parameters.
+        momentum: momentum of "sgd", or the first beta of "adamw".
+        weight_decay: weight decay per step, multiplied by the learning rate.
     """
     require(name in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}", name)
     own = list(tuner.parameters())

@@ -1,4 +1,4 @@
-"""Which epoch's network is kept: judged on held-out training data, never on what is reported."""
+"""Choose the epoch to keep, evaluated on held-out training data and never on test data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Candidate", "Selection"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One epoch: its number from 1, its score (higher is better), and its rate where known."""
+    """One epoch: its number (from 1), its score (higher is better), and its rate if known."""
 
     epoch: int
     score: float
@@ -26,21 +26,21 @@ class Candidate:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any] | None) -> Candidate | None:
-        """Return the candidate of plain values; None for None."""
+        """Build a candidate from plain values; None for None."""
         return None if data is None else cls(**data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The rule of choice among epochs.
+    """The rule for choosing an epoch.
 
     Attributes:
-        start: share of the training, in [0, 1], after which an epoch may be chosen: before that
-            the weights are far from their levels, and the rate has not come down. The last epoch
-            always may.
-        max_drop: where given, the epoch of the lowest rate is chosen among those whose score is
-            at most this far below the score before training; where none is, or without it, the
-            epoch of the best score. Of equals the later one.
+        start: share of the training, in [0, 1], after which an epoch may be chosen; earlier, the
+            weights are far from their levels and the rate is still high. The last epoch may always
+            be chosen.
+        max_drop: if given, choose the epoch with the lowest rate among those whose score is at most
+            this far below the score before training. If there is none, or without ``max_drop``,
+            choose the epoch with the best score. Ties go to the later epoch.
     """
 
     start: float = 0.8
@@ -52,16 +52,16 @@ class Selection:
         require(drop is None or drop >= 0, "max_drop", "a number >= 0, or None", drop)
 
     def may(self, epoch: int, epochs: int) -> bool:
-        """Tell whether the epoch, counted from 1, may be chosen."""
+        """Return whether the epoch (from 1) may be chosen."""
         return epoch == epochs or epoch > self.start * epochs
 
     def better(self, new: Candidate, best: Candidate | None, reference: float) -> bool:
-        """Tell whether ``new``, which is later, takes the place of ``best``."""
+        """Return whether the later candidate ``new`` replaces ``best``."""
         if best is None:
             return True
-        return self._worth(new, reference) >= self._worth(best, reference)
+        return self._rank(new, reference) >= self._rank(best, reference)
 
-    def _worth(self, candidate: Candidate, reference: float) -> tuple[float, float]:
+    def _rank(self, candidate: Candidate, reference: float) -> tuple[float, float]:
         score = -math.inf if math.isnan(candidate.score) else candidate.score
         if self.max_drop is None or score < reference - self.max_drop:
             return (0.0, score)

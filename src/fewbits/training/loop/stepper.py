@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, penalty, gradients of all processes, and the tuner's turn."""
+"""One training step: micro-batches, penalty, gradients of all processes, optimizer and tuner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ...engine.network.distributed import average_gradients
 from ...errors import ConfigError, require
-from ..data.batches import Micro, TrainingBatches
+from ..data.batches import MicroBatch, TrainingBatches
 from ..distillation.joint import JointDistillation
 from ..distillation.losses import Distillation, Loss
 from .lr_schedules import LRSchedule
@@ -31,7 +31,7 @@ class Stepper:
     """Network, tuner and optimizer on their devices.
 
     Attributes:
-        model: the network as Fabric wraps it; ``tuner.model`` is the person's own.
+        model: the network as wrapped by Fabric; ``tuner.model`` is the user's own.
     """
 
     def __init__(
@@ -58,33 +58,33 @@ class Stepper:
             fabric.to_device(loss.teacher)
         self.joint = loss if isinstance(loss, JointDistillation) else None
         shared = {id(parameter) for parameter in tuner.model.parameters()}
-        self.apart = [p for p in tuner.parameters() if id(p) not in shared]
+        self.method_parameters = [p for p in tuner.parameters() if id(p) not in shared]
 
     @property
     def learning_rate(self) -> float:
-        """Of the first parameter group, at the latest step."""
+        """The learning rate of the first parameter group at the latest step."""
         return float(self.plain.param_groups[0]["lr"])
 
-    def step(self, micros: list[Micro], done: int) -> dict[str, Tensor]:
-        """Do one step after ``done`` others; return its means over this process's samples."""
+    def step(self, micros: list[MicroBatch], done: int) -> dict[str, Tensor]:
+        """Do one step after ``done`` others; return means over this process's samples."""
         progress = done / self.total
         self.tuner.advance(progress)
-        if self.tuner.stage != self.stage:  # momenta are of another loss
+        if self.tuner.stage != self.stage:  # momenta belong to another loss
             self.stage = self.tuner.stage
             self.plain.state.clear()
         for group in self.plain.param_groups:
             group["lr"] = group["initial_lr"] * self.lr_schedule(progress)
-        told: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for position, micro in enumerate(micros):
             last = position + 1 == len(micros)
             with self.fabric.no_backward_sync(self.model, enabled=not last):
-                total = self._loss(micro, told)
+                total = self._loss(micro, metrics)
                 if last:
                     penalty = self.tuner.penalty()
-                    told["penalty"] = penalty.detach()
+                    metrics["penalty"] = penalty.detach()
                     total = total + penalty
                 self.fabric.backward(total)
-        average_gradients(self.apart)
+        average_gradients(self.method_parameters)
         if self.clip is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
@@ -92,7 +92,7 @@ class Stepper:
         if self._optimize():
             self.tuner.step()
         self.optimizer.zero_grad()
-        return told
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a step changes."""
@@ -105,7 +105,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore the state returned by :meth:`state_dict`."""
         self.load_network(state)
         if self.joint is not None:
             self.joint.load_state_dict(state["loss"])
@@ -113,13 +113,13 @@ class Stepper:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
 
     def load_network(self, state: dict[str, Any]) -> None:
-        """Take back the network and the tuner only."""
+        """Restore only the network and the tuner."""
         self.tuner.model.load_state_dict(state["model"])
         self.tuner.load_state_dict(state["tuner"])
         self.stage = self.tuner.stage
 
     def key(self, given: str, epochs: int, batches: TrainingBatches, selection: Selection) -> str:
-        """Return a fingerprint of what must be the same in a run that is resumed."""
+        """Return a fingerprint of everything that must be the same to resume a run."""
         shapes = [[n, list(t.shape)] for n, t in self.tuner.model.state_dict().items()]
         settings = [
             {k: v for k, v in group.items() if k not in ("params", "lr")}
@@ -132,58 +132,58 @@ class Stepper:
             "steps": [epochs, batches.steps, batches.batch_size, batches.seed],
             "processes": [batches.sharing.processes, batches.sharing.accumulate],
             "how": [
-                _told(x)
+                _description(x)
                 for x in (self.lr_schedule, self.clip, batches.augment, selection, self.loss)
             ],
             "precision": str(self.fabric.strategy.precision.precision),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _loss(self, micro: Micro, told: dict[str, Tensor]) -> Tensor:
+    def _loss(self, micro: MicroBatch, metrics: dict[str, Tensor]) -> Tensor:
         batch = self.fabric.to_device(micro.batch)
         with self.fabric.autocast():
-            loss, taught, more = self._losses(batch)
+            loss, teacher_loss, more = self._losses(batch)
         for name, value in {"loss": loss, **more}.items():
             part = value.detach() * micro.weight
-            told[name] = told[name] + part if name in told else part
-        return (loss if taught is None else loss + taught) * micro.weight
+            metrics[name] = metrics[name] + part if name in metrics else part
+        return (loss if teacher_loss is None else loss + teacher_loss) * micro.weight
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
-        """Return the loss, that of a teacher which trains along, and figures to be shown."""
+        """Return the loss, that of a jointly trained teacher if any, and metrics."""
         if self.joint is not None:
             return self.joint.losses(self.model, batch)
-        found = self.loss(self.model, batch)
-        return (found[0], None, found[1]) if isinstance(found, tuple) else (found, None, {})
+        result = self.loss(self.model, batch)
+        return (result[0], None, result[1]) if isinstance(result, tuple) else (result, None, {})
 
     def _optimize(self) -> bool:
-        """Step, and tell whether that was done: a float16 scaler leaves out overflowing steps.
+        """Step, and return whether it took place: a float16 scaler skips steps that overflow.
 
-        Where only a teacher's overflows, the method waits for the next step too.
+        If only the teacher's step overflows, the method also waits for the next step.
         """
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         before = 0.0 if scaler is None else scaler.get_scale()
         if self.joint is not None:
-            self.joint.step(scaler)  # before the network's, after which the scale is another
+            self.joint.step(scaler)  # before the step of the network, which changes the scale
         self.optimizer.step()
         return scaler is None or bool(scaler.get_scale() >= before)
 
 
 def _check_device(model: nn.Module, device: torch.device) -> None:
-    """Refuse a network that is elsewhere: what the tuner has learned of it is there too."""
-    found = next((p.device for p in model.parameters()), device)
-    if found.type != device.type:
+    """Refuse a network on another device, because the state of the tuner is there too."""
+    current = next((p.device for p in model.parameters()), device)
+    if current.type != device.type:
         raise ConfigError(
-            f"the network is on {found}, and is to be trained on {device}. Move it there before "
+            f"the network is on {current}, but training runs on {device}. Move it there before "
             "fewbits.prepare: model.to(fabric.device)."
         )
 
 
-def _told(value: object) -> str:
-    """Return what a setting is, without addresses and without networks."""
+def _description(value: object) -> str:
+    """Describe a setting reproducibly: without memory addresses, networks and tensors."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         plain = {k: v for k, v in fields.items() if not isinstance(v, (nn.Module, torch.Tensor))}
-        return f"{type(value).__name__} { {k: _told(v) for k, v in plain.items()} }"
+        return f"{type(value).__name__} { {k: _description(v) for k, v in plain.items()} }"
     if callable(value):
         return str(getattr(value, "__qualname__", type(value).__name__))
     return repr(value)
@@ -191,47 +191,47 @@ def _told(value: object) -> str:
 
 @runtime_checkable
 class Tunable(Protocol):
-    """A network being tuned in place; :func:`fewbits.prepare` makes one.
+    """A network tuned in place, as returned by :func:`fewbits.prepare`.
 
     Attributes:
-        model: the person's network, whose state-dict keys are those of the float network.
+        model: the user's network, whose state dict has the keys of the float network.
     """
 
     model: nn.Module
 
     @property
     def stage(self) -> int:
-        """Number of the method's present stage; at a new one the optimizer forgets."""
+        """Number of the current stage of the method; a new stage resets the optimizer state."""
         ...
 
     def penalty(self) -> Tensor:
-        """Return what is added to the loss, a scalar."""
+        """Return the term to add to the loss, a scalar."""
         ...
 
     def step(self) -> None:
-        """Act on the weights after ``optimizer.step()``, the gradients being still there."""
+        """Modify the weights after ``optimizer.step()``, while gradients are still available."""
         ...
 
     def advance(self, progress: float) -> None:
-        """Take note of the share of the training that is done, in [0, 1]."""
+        """Update schedules to the finished share of the training, in [0, 1]."""
         ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return the learnables that the method has of its own."""
+        """Return the parameters of the method."""
         ...
 
     def measures(self) -> Mapping[str, float]:
-        """Return figures for logs, such as ``bits_per_weight``."""
+        """Return metrics for logs, such as ``bits_per_weight``."""
         ...
 
     def quantized(self) -> AbstractContextManager[Any]:
-        """Return a block inside of which the weights are what the file would hold."""
+        """Return a context manager inside of which the weights are quantized."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the network's own tensors, as plain values."""
+        """Return everything except the network's own tensors, as plain values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore the state returned by :meth:`state_dict`."""
         ...

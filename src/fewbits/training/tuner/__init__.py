@@ -1,1 +1,1 @@
-"""The tuner: a training method at work on a network, from prepare to finish."""
+"""The tuner, which applies a training method to a network, from prepare to finish."""

@@ -1,8 +1,8 @@
-"""Hidden neurons of a finished network: dead ones folded away, the others brought into order.
+"""Fold dead hidden neurons of a finished network, and sort the others.
 
-A neuron whose weights are all zero gives a constant, which the bias of its reader takes up; one
-that nobody reads needs no weights. Neither changes what the network computes, nor does the order
-of its neurons, and zeros and likes side by side take fewer bits. Values in the network and their
+A neuron whose weights are all zero outputs a constant, which the bias of the next layer can absorb;
+one whose output is not used needs no weights. Neither this nor the order of neurons changes the
+function of the network, and grouped zeros take fewer bits. The values in the network and their
 codes are changed together.
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ...engine.graph.chains import Chain, find_chains
 from ...engine.layers.layer import Quantized, QuantizedMatrix
 
-__all__ = ["Neurons", "tidy"]
+__all__ = ["Neurons", "simplify_neurons"]
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def tidy(
+def simplify_neurons(
     model: nn.Module,
     results: dict[str, Quantized],
     aliases: Mapping[str, str],
@@ -30,20 +30,21 @@ def tidy(
     fold: bool,
     sort: bool,
 ) -> list[str]:
-    """Fold dead neurons and sort all, where asked and where it can be done; return notes on it.
+    """Fold dead neurons and sort all neurons, if requested and possible; return notes.
 
     Args:
-        model: holding the values of ``results``; changed in place, as ``results`` is.
+        model: the network with the values of ``results``; changed in place, like ``results``.
         results: codes by state-dict name.
-        aliases: names of tied tensors; layers that have such stay as they are.
-        fold: only where some matrix has zeros in a whole row or column is the network traced.
-        sort: the function stays, but which neuron is which does not.
+        aliases: names of tied tensors; layers with tied weights are not changed.
+        fold: fold dead neurons. The network is only traced if a matrix has a row or column of
+            zeros.
+        sort: sort neurons, which keeps the function but not the identity of neurons.
     """
     if not sort and not (fold and _has_dead(results.values())):
         return []
     chains = find_chains(model)
     if chains.reason:
-        return [f"neurons: left as they are, {chains.reason}"]
+        return [f"neurons: not changed, {chains.reason}"]
     neurons = Neurons(model, chains.found, results, {*aliases, *aliases.values()})
     notes = [f"neurons: {neurons.fold()} dead ones folded"] if fold else []
     if sort:
@@ -53,10 +54,10 @@ def tidy(
 
 
 class Neurons:
-    """The hidden neurons of a network that holds its coded values.
+    """The hidden neurons of a network that holds its dequantized values.
 
     Attributes:
-        results: the codes by state-dict name; those of tensors that were changed are new.
+        results: the codes by state-dict name; entries of changed tensors are replaced.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Neurons:
         results: dict[str, Quantized],
         fixed: Iterable[str] = (),
     ) -> None:
-        """Take the chains whose layers are both coded by matrices; ``fixed`` tensors rule out."""
+        """Use the chains whose layers are both quantized matrices and have no ``fixed`` tensors."""
         self.model = model
         self.results = results
         fixed = set(fixed)
@@ -82,17 +83,17 @@ class Neurons:
 
     @torch.no_grad()
     def fold(self) -> int:
-        """Fold dead neurons, and return how many became so: now without weights in and out."""
-        before = sum(int(self._gone(chain).sum()) for chain in self.chains)
-        for chain in self.chains:  # a neuron that gets constants only is constant itself
+        """Fold dead neurons, and return how many neurons lost all weights by that."""
+        before = sum(int(self._removed(chain).sum()) for chain in self.chains)
+        for chain in self.chains:  # forwards: a neuron with only constant inputs is constant itself
             self._fold_constants(chain)
         for chain in reversed(self.chains):
-            self._drop_unread(chain)
-        return sum(int(self._gone(chain).sum()) for chain in self.chains) - before
+            self._drop_unused(chain)
+        return sum(int(self._removed(chain).sum()) for chain in self.chains) - before
 
     @torch.no_grad()
     def sort(self) -> None:
-        """Bring neurons into the order of their nonzero weights, in and out, most first."""
+        """Sort neurons by their number of nonzero weights, in and out, in descending order."""
         for chain in self.chains:
             count = (self._incoming(chain) != 0).sum(1) + (self._outgoing(chain) != 0).sum((0, 2))
             order = count.argsort(descending=True, stable=True)
@@ -109,31 +110,31 @@ class Neurons:
         constant = torch.where(dead, self._constants(chain), 0.0)
         bias = self._parameter(f"{chain.reader}.bias")
         if chain.borders or bias is None or f"{chain.reader}.bias" in self.results:
-            dead &= constant == 0  # the others cannot be taken up exactly
+            dead &= constant == 0  # other constants cannot be absorbed exactly
         dead &= constant.isfinite()
-        taken = torch.where(dead, constant, 0.0)
-        if bias is not None and bool(taken.any()):
-            bias += (self._outgoing(chain).double().sum(2) @ taken.double()).to(bias)
+        absorbed = torch.where(dead, constant, 0.0)
+        if bias is not None and bool(absorbed.any()):
+            bias += (self._outgoing(chain).double().sum(2) @ absorbed.double()).to(bias)
         columns = dead.repeat_interleave(self._outgoing(chain).shape[2])
         self._clear(reader, columns.expand(len(self._incoming_of(reader)), -1), zero)
 
-    def _drop_unread(self, chain: Chain) -> None:
+    def _drop_unused(self, chain: Chain) -> None:
         name = f"{chain.layer}.weight"
         zero = self._zero(name)
-        unread = ~self._outgoing(chain).any((0, 2))
-        if zero is None or not bool(unread.any()):
+        unused = ~self._outgoing(chain).any((0, 2))
+        if zero is None or not bool(unused.any()):
             return
-        rows = unread[:, None].expand(-1, self._incoming(chain).shape[1])
+        rows = unused[:, None].expand(-1, self._incoming(chain).shape[1])
         self._clear(name, rows, zero)
         for vector in (f"{chain.layer}.bias", *(f"{norm}.bias" for norm in chain.norms)):
             if self._parameter(vector) is not None:
-                self._clear(vector, unread[None], self._zero(vector))
+                self._clear(vector, unused[None], self._zero(vector))
 
-    def _gone(self, chain: Chain) -> Tensor:
+    def _removed(self, chain: Chain) -> Tensor:
         return ~self._incoming(chain).any(1) & ~self._outgoing(chain).any((0, 2))
 
     def _constants(self, chain: Chain) -> Tensor:
-        """Return what the reader gets of each neuron whose weights are all zero."""
+        """Return the constant that the next layer receives from each neuron without weights."""
         layer = self.model.get_submodule(chain.layer)
         weight = self._of(f"{chain.layer}.weight")
         bias = self._parameter(f"{chain.layer}.bias")
@@ -156,14 +157,14 @@ class Neurons:
 
     def _parameter(self, name: str) -> Tensor | None:
         path, _, leaf = name.rpartition(".")
-        found = getattr(self.model.get_submodule(path), leaf, None)
-        return found.data if isinstance(found, Tensor) else None
+        tensor = getattr(self.model.get_submodule(path), leaf, None)
+        return tensor.data if isinstance(tensor, Tensor) else None
 
     def _of(self, name: str) -> Tensor:
-        found = self._parameter(name)
-        if found is None:
+        tensor = self._parameter(name)
+        if tensor is None:
             raise ValueError(f"no tensor {name!r} in the network")
-        return found
+        return tensor
 
     def _incoming_of(self, name: str) -> Tensor:
         return self._of(name).flatten(1)
@@ -172,12 +173,12 @@ class Neurons:
         return self._incoming_of(f"{chain.layer}.weight")
 
     def _outgoing(self, chain: Chain) -> Tensor:
-        """Return the reader's weights as (its neurons, neurons, columns of each)."""
+        """Return the next layer's weights as (its neurons, neurons, columns per neuron)."""
         values = self._of(f"{chain.reader}.weight")
         return values.reshape(len(values), len(self._incoming(chain)), -1)
 
     def _zero(self, name: str) -> Tensor | None:
-        """Return the index (rows, 1) of value zero; None where not every row has one."""
+        """Return the index (rows, 1) of the value zero; None unless every row has one."""
         result = self.results.get(name)
         if not isinstance(result, QuantizedMatrix):
             return torch.zeros(1, 1, dtype=torch.int32)
@@ -189,7 +190,7 @@ class Neurons:
         return offset.int() if bool((offset == offset.round()).all()) else None
 
     def _clear(self, name: str, where: Tensor, zero: Tensor | None) -> None:
-        """Set entries to zero, given as the matrix is; nothing where zero is no level."""
+        """Set entries of the matrix to zero; do nothing if zero is not a level."""
         if zero is None:
             return
         values, result = self._of(name), self.results.get(name)
@@ -209,9 +210,9 @@ class Neurons:
         self.results[name] = replace(
             result,
             index=result.index[:, order],
-            step=None if result.step is None else _taken(result.step, order),
-            scale=None if result.scale is None else _taken(result.scale, order),
-            offset=_taken(torch.as_tensor(result.offset), order),
+            step=None if result.step is None else _reordered(result.step, order),
+            scale=None if result.scale is None else _reordered(result.scale, order),
+            offset=_reordered(torch.as_tensor(result.offset), order),
         )
 
     def _take_columns(self, chain: Chain, order: Tensor) -> None:
@@ -224,13 +225,13 @@ class Neurons:
             self.results[name] = replace(result, index=index)
 
 
-def _taken(values: Tensor, order: Tensor) -> Tensor:
-    """Return what belongs to the rows in their new order; one for all stays."""
+def _reordered(values: Tensor, order: Tensor) -> Tensor:
+    """Reorder values per row; a single value for all rows stays."""
     return values.reshape(-1)[order] if values.numel() > 1 else values
 
 
 def _has_dead(results: Iterable[Quantized]) -> bool:
-    """Tell whether a coded matrix has a row or a column of zeros."""
+    """Return whether a quantized matrix has a row or a column of zeros."""
     for result in results:
         if isinstance(result, QuantizedMatrix) and result.index.shape[1] > 1:
             alive = result.dequantize()[0] != 0

@@ -1,4 +1,4 @@
-"""Stock parametrizations whose state dict has the names of the float network."""
+"""Install parametrizations of torch so that the state dict keeps the names of the network."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ def find_parameter(model: nn.Module, target: Target) -> nn.Parameter:
     """Return the parameter of a target.
 
     Raises:
-        ModelError: it is a buffer, or made by a parametrization, and no optimizer trains it.
+        ModelError: it is a buffer or computed by a parametrization, so no optimizer trains it.
     """
     path, _, leaf = target.name.rpartition(".")
-    found = model.get_submodule(path)._parameters.get(leaf)
-    if not isinstance(found, nn.Parameter):
+    parameter = model.get_submodule(path)._parameters.get(leaf)
+    if not isinstance(parameter, nn.Parameter):
         raise ModelError(
-            f"weight {target.name!r} is no parameter of its module, so it cannot be trained. "
-            "Remove what makes it (weight norm, pruning), or keep it: keep=[...]."
+            f"weight {target.name!r} is not a parameter of its module, so it cannot be trained. "
+            "Remove what computes it (weight norm, pruning), or leave it in float: keep=[...]."
         )
-    return found
+    return parameter
 
 
 def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:
-    """Let the parameter ``name`` of ``model`` be seen through ``parametrization``.
+    """Apply ``parametrization`` to the parameter ``name`` of ``model``.
 
-    The parameter object stays the one that optimizers know. Only ``named_parameters`` tells of it:
-    there the parameter is called ``...parametrizations.NAME.original``.
+    The parameter object stays the same, so existing optimizers remain valid. Only
+    ``named_parameters`` changes: it calls the parameter ``...parametrizations.NAME.original``.
 
     Raises:
-        ConfigError: the module reads its parameters past its attributes (recurrent layers), or has
-            the name that torch needs.
+        ConfigError: the module bypasses parametrizations (recurrent layers), or already uses the
+            attribute that torch needs.
     """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, nn.RNNBase):
         raise ConfigError(
-            f"weight {name!r}: a {type(module).__name__} computes with its parameters past any "
-            "parametrization. Keep this layer: keep=[...]; HEMP with forward='continuous' takes it."
+            f"weight {name!r}: a {type(module).__name__} bypasses parametrizations of its weights. "
+            "Leave this layer in float with keep=[...], or use HEMP with forward='continuous'."
         )
     if not parametrize.is_parametrized(module) and hasattr(module, "parametrizations"):
         raise ConfigError(
-            f"weight {name!r}: its {type(module).__name__} has an attribute 'parametrizations' of "
-            "its own, the name under which torch keeps what a training puts on a weight. Rename it."
+            f"weight {name!r}: its {type(module).__name__} already has an attribute "
+            "'parametrizations', which torch needs for training. Rename the attribute."
         )
     order = _order(module)
     parametrize.register_parametrization(module, leaf, parametrization, unsafe=True)
@@ -61,7 +61,7 @@ def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:
 
 
 def remove(model: nn.Module, parameter: str) -> None:
-    """Undo :func:`install`: the parameter is a plain one again, with the values that it has."""
+    """Undo :func:`install`: the parameter is a plain one again and keeps its values."""
     path, _, leaf = parameter.rpartition(".")
     module = model.get_submodule(path)
     order = _order(module)
@@ -75,7 +75,7 @@ def remove(model: nn.Module, parameter: str) -> None:
 
 
 class _Renamed:
-    """A state-dict hook: the original under its plain name and in its place, the rest left out."""
+    """A state-dict hook that stores the original parameter under its plain name and position."""
 
     def __init__(self, leaf: str, order: list[str]) -> None:
         self.leaf = leaf
@@ -98,7 +98,7 @@ class _Renamed:
 
 
 class _Loaded:
-    """A hook before loading: gives the parametrized module what it looks for."""
+    """A hook before loading that provides the names a parametrized module expects."""
 
     def __init__(self, leaf: str) -> None:
         self.leaf = leaf
@@ -114,16 +114,16 @@ class _Loaded:
 
 
 def _own_class(shared: type[nn.Module]) -> type[nn.Module]:
-    """Return a copy of the class that a parametrized module shares with deep copies of itself.
+    """Return a copy of a module's class, which deep copies of the module share.
 
-    Removing a parametrization deletes a property of the class, and would break the copies.
+    Removing a parametrization deletes a property of the class, which would break these copies.
     """
     body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
     return type(shared.__name__, shared.__bases__, body)
 
 
 def _order(module: nn.Module) -> list[str]:
-    """Return the names of the parameters as they were before the first installation."""
+    """Return the names of the parameters before the first installation."""
     known = [h.order for h in module._state_dict_hooks.values() if isinstance(h, _Renamed)]
     return known[0] if known else list(module._parameters)
 

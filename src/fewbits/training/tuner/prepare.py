@@ -1,4 +1,4 @@
-"""From a network and a method to a tuner: what is trained, and where it starts."""
+"""Prepare a network for training with a method: what is trained, and where it starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ...recipe.plan import Plan, PlanEntry, make_plan
 from ...recipe.recipe import RECIPES, Recipe, Rule
 from .parametrizations import find_parameter
 from .pruning import Pruning, keep_zeros
-from .start import Change, Inherited, narrow_dtype, tell
+from .start import Change, Inherited, stored_dtype, warn_of_losses
 from .trained_plan import as_trained, attach
 from .tuner import Tuner
 
@@ -52,37 +52,38 @@ def prepare(
     calibration: Iterable[Any] | Tensor | None = None,
     forward: Forward | None = None,
 ) -> Tuner:
-    """Begin a compression by training, in your own loop; the network itself is worked on.
+    """Prepare a network for compression by training in your own loop; it is modified in place.
 
     Args:
-        model: the network, on the device where it is trained. An optimizer made before still fits.
-        method: a method that trains, such as ``fewbits.HEMP(levels=9)``, for all weights, or its
-            name; or a recipe whose rules name one.
-        start: a compressed network, or its file, that the training goes on from: its values are
-            loaded into ``model``. HEMP keeps each tensor's grid, codebook or basis. What else is
-            not kept (levels, quantized inputs, ...) is a warning now, and a note in the result.
-        keep: patterns of weights that stay as they are, as in a recipe.
+        model: the network, on the device where it is trained. Optimizers created before remain
+            valid.
+        method: a training method for all weights, such as ``fewbits.HEMP(levels=9)``, or its name;
+            or a recipe whose rules name one.
+        start: a compressed network, or its file, to start from; its values are loaded into
+            ``model``. HEMP keeps the grid, codebook or basis of each tensor. Anything that is not
+            kept (levels, quantized inputs, ...) causes a warning now and a note in the result.
+        keep: patterns of weights to leave in float, as in a recipe.
         prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
-        zeros: whether weights that are exactly zero now stay zero; None: from a float network. Like
-            ``prune``, not where weights start as coefficients of a transform.
-        vector_bits: trains biases and other float vectors too, each on a grid of so many bits, and
-            puts gains and biases of batch normalizations on such grids when these are settled, at
-            the end; None leaves them as ``raw_dtype`` says.
-        norms: batch normalizations that ``start`` has absorbed stay "absorbed", or are "live": they
-            get the statistics of ``calibration``, and normalize again while training.
-        raw_dtype: how what is left alone is stored: "keep", "float16" or "bfloat16"; None: as
-            ``start`` has it, else "keep".
-        seed: of every random choice.
-        source: how to build the network again ("module:callable"), kept in the file; by default
-            what ``start`` says.
+        zeros: whether weights that are exactly zero stay zero. None means yes for a float network.
+            Like ``prune``, not available for weights that start as coefficients of a transform.
+        vector_bits: also train biases and other float vectors, each on a grid of this many bits,
+            and quantize gains and biases of BatchNorm layers likewise when they are merged at the
+            end. None stores them in ``raw_dtype``.
+        norms: whether BatchNorm layers that ``start`` has absorbed stay "absorbed", or are "live":
+            they get the statistics of ``calibration`` and normalize again during training.
+        raw_dtype: storage of tensors that are not quantized: "keep", "float16" or "bfloat16". None
+            means as in ``start``, otherwise "keep".
+        seed: random seed.
+        source: how to build the network again ("module:callable"), stored in the file; by default
+            taken from ``start``.
         calibration: some batches of training data, for methods that quantize inputs of layers, and
-            for live normalizations.
-        forward: ``forward(model, batch)`` calls the network on them.
+            for live BatchNorm layers.
+        forward: ``forward(model, batch)`` runs the network on these batches.
 
     Raises:
-        ConfigError: a setting (TargetError: a pattern that matches nothing).
-        ModelError: NaN or infinite weights, weights that are no parameters, another architecture
-            than that of ``start``.
+        ConfigError: an invalid setting (TargetError: a pattern that matches nothing).
+        ModelError: NaN or infinite weights, weights that are not parameters, or an architecture
+            other than that of ``start``.
         CalibrationError: ``calibration`` is missing, has bad values, or does not reach a layer.
     """
     if not isinstance(model, nn.Module):
@@ -96,15 +97,15 @@ def prepare(
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
     if coded is not None:
         coded = fitted(coded, model)
-        load_into(coded.tensors, coded.aliases, model, _told(start))
+        load_into(coded.tensors, coded.aliases, model, _description(start))
     check_finite(model)
-    found = _without_inputs(model, coded)
-    absorbed = held = freeze_absorbed(model, coded=coded is not None)
-    _check_measured(trained, held, norms)
-    if norms == "live" and held:
-        unfold_batchnorm(model, held, calibration, forward)
-        held = []
-    norm_merge = _norm_merge(model, plan, trained, held, vector_bits)
+    changes = _remove_quantized_inputs(model, coded)
+    absorbed = frozen = freeze_absorbed(model, coded=coded is not None)
+    _check_reestimation(trained, frozen, norms)
+    if norms == "live" and frozen:
+        unfold_batchnorm(model, frozen, calibration, forward)
+        frozen = []
+    norm_merge = _norm_merge(model, plan, trained, frozen, vector_bits)
     plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
     plan = as_trained(model, plan, trained)
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
@@ -113,8 +114,8 @@ def prepare(
     attach(session, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
     inputs = session.inputs if isinstance(session, InputSession) else ()
-    found += inherited.foresee(model, inputs, recipe.raw_dtype)
-    tell(found, stacklevel=3)
+    changes += inherited.expected_changes(model, inputs, recipe.raw_dtype)
+    warn_of_losses(changes, stacklevel=3)
     return Tuner(
         model,
         plan,
@@ -123,7 +124,7 @@ def prepare(
         norm_merge=norm_merge,
         prune=prune,
         source=source or inherited.source,
-        inherited=replace(inherited, foreseen=tuple(found)),
+        inherited=replace(inherited, expected=tuple(changes)),
     )
 
 
@@ -131,11 +132,11 @@ def _norm_merge(
     model: nn.Module,
     plan: Plan,
     trained: TrainingMethod,
-    held: Sequence[str],
+    frozen: Sequence[str],
     vector_bits: int | None,
 ) -> BatchNormMerge:
     exact = not trained.capabilities.merges_batchnorm
-    names = () if exact else mergeable(model, plan.aliases, held)
+    names = () if exact else mergeable(model, plan.aliases, frozen)
     return BatchNormMerge(model, names, vector_bits)
 
 
@@ -155,8 +156,8 @@ def _check_trainable(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise ModelError(
-                f"parameter {name!r} was made in torch.inference_mode and can have no gradients. "
-                "Build the network, or load it, outside of inference_mode."
+                f"parameter {name!r} was created in torch.inference_mode and cannot have "
+                "gradients. Build or load the network outside of inference_mode."
             )
 
 
@@ -171,7 +172,10 @@ def _recipe(
         method = Recipe.of(method) if method in RECIPES else as_method(method)  # type: ignore[assignment]
     if isinstance(method, Recipe):
         if keep or raw_dtype not in (None, "keep") or seed:
-            raise ConfigError("a recipe has keep, raw_dtype and seed of its own. Set them there.")
+            raise ConfigError(
+                "keep=, raw_dtype= and seed= cannot be combined with a recipe. Set them in the "
+                "recipe: keep by rules."
+            )
         return method
     if not (is_method(method) and trains(method)):
         raise ConfigError(
@@ -180,7 +184,7 @@ def _recipe(
         )
     rules = (Rule("*", method), *(Rule(pattern, None) for pattern in keep))
     if raw_dtype is None:
-        raw_dtype = narrow_dtype(start) or "keep"
+        raw_dtype = stored_dtype(start) or "keep"
     return Recipe(rules, seed=seed, raw_dtype=raw_dtype)
 
 
@@ -189,14 +193,14 @@ def _trained(plan: Plan) -> TrainingMethod:
     methods = list(dict.fromkeys(e.trained for e in plan.entries if e.trained is not None))
     if len(methods) != 1:
         raise ConfigError(
-            "a network is trained by one method for all of its weights, since what the method "
-            f"learns is the network's. The recipe has {len(methods)}: {methods}."
+            "all weights of a network must be trained by the same method. The recipe has "
+            f"{len(methods)}: {methods}."
         )
     other = [entry.target.name for entry in plan.entries if entry.method is not None]
     if other:
         raise ConfigError(
-            f"weight {other[0]!r} has a method that does not train. Compress first, and give the "
-            "result as start=; here a weight is trained or kept."
+            f"weight {other[0]!r} has a method that does not train. Compress with that method "
+            "first and pass the result as start=; during training, weights are trained or kept."
         )
     return methods[0]
 
@@ -224,29 +228,29 @@ def _inherited(
     return Inherited(start, method.name, keeps, [weight.name for weight in weights], norms)
 
 
-def _without_inputs(model: nn.Module, coded: Contents | None) -> list[Change]:
-    """Take quantized inputs off a network that was loaded: no gradient passes their rounding."""
+def _remove_quantized_inputs(model: nn.Module, coded: Contents | None) -> list[Change]:
+    """Remove quantized inputs of a loaded file, whose rounding would block gradients."""
     count = remove_inputs(model)
     if not count or (coded is not None and coded.activations):
-        return []  # those of the start are told of one by one
+        return []  # those of the start are reported one by one
     text = (
-        f"{count} inputs or outputs of layers are quantized, by a file that was loaded, and its "
-        "grids are given up (fewbits.LowBit fits its own)"
+        f"{count} inputs or outputs of layers were quantized by a file that was loaded, and its "
+        "grids are dropped (fewbits.LowBit fits its own)"
     )
     return [Change("loaded", text)]
 
 
-def _check_measured(method: TrainingMethod, held: Sequence[str], norms: str) -> None:
-    """Refuse to measure normalizations anew that are absorbed, and have no statistics."""
-    if method.remeasures_batchnorm and held and norms == "absorbed":
+def _check_reestimation(method: TrainingMethod, frozen: Sequence[str], norms: str) -> None:
+    """Refuse to re-estimate BatchNorm layers that are absorbed and have no statistics."""
+    if method.remeasures_batchnorm and frozen and norms == "absorbed":
         raise ConfigError(
-            f"reestimate=True measures normalizations anew, and {len(held)} of this network are "
-            f"absorbed by the layers before them, {held[0]!r} the first. Pass norms='live', which "
+            f"reestimate=True needs BatchNorm statistics, but {len(frozen)} BatchNorm layers are "
+            f"absorbed by the layers before them, first {frozen[0]!r}. Pass norms='live', which "
             "gives them statistics again, or leave out reestimate."
         )
 
 
-def _told(start: CodedModel | str | PathLike[str] | None) -> str:
+def _description(start: CodedModel | str | PathLike[str] | None) -> str:
     if isinstance(start, (str, PathLike)):
         return f"file {fspath(start)!r}"
     return "the compressed network"
@@ -259,20 +263,20 @@ def _weight(
     parameter = find_parameter(model, target)
     start = None
     if coded is not None:
-        known = coded.aliases.get(target.name, target.name)
-        start = unpack(coded.tensors[known], target)
+        stored = coded.aliases.get(target.name, target.name)
+        start = unpack(coded.tensors[stored], target)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
     return TunedWeight(target.name, parameter, target.view, start=start, levels=levels, end=end)
 
 
 def _check_maskable(weights: Sequence[TunedWeight]) -> None:
-    """Refuse pruned weights where the codes are coefficients."""
+    """Refuse to prune weights whose codes are coefficients of a transform."""
     for weight in weights:
         if isinstance(weight.start, QuantizedTransform):
             raise ConfigError(
-                f"weight {weight.name!r} starts as coefficients of a transform, where zeros of the "
-                "weight do not stay zero. Leave out prune= and zeros=True, or start from a network "
-                "that is not coded by a transform."
+                f"weight {weight.name!r} starts as coefficients of a transform, so its zeros would "
+                "not stay zero. Leave out prune= and zeros=True, or start from a network without a "
+                "transform."
             )
 
 
@@ -282,12 +286,12 @@ def _check_bits(bits: object) -> None:
 
 
 def _with_merged(plan: Plan, norm_merge: BatchNormMerge) -> Plan:
-    """Return the plan that tells what becomes of the normalizations to settle."""
+    """Return the plan with notes on the BatchNorm layers that are merged at the end."""
     grid = "" if norm_merge.bits is None else f", on a grid of {norm_merge.bits} bits"
     for name in norm_merge.names:
-        told = dict.fromkeys(("weight", "bias"), f"settled with its statistics at the end{grid}")
-        told |= dict.fromkeys(("running_mean", "running_var"), "constant when settled at the end")
-        for leaf, what in told.items():
+        notes = dict.fromkeys(("weight", "bias"), f"merged with its statistics at the end{grid}")
+        notes |= dict.fromkeys(("running_mean", "running_var"), "constant when merged at the end")
+        for leaf, what in notes.items():
             if f"{name}.{leaf}" in plan.kept:
                 plan = plan.kept_after(f"{name}.{leaf}", what)
     return plan
@@ -296,7 +300,7 @@ def _with_merged(plan: Plan, norm_merge: BatchNormMerge) -> Plan:
 def _with_vectors(
     model: nn.Module, plan: Plan, method: TrainingMethod, norm_merge: BatchNormMerge
 ) -> Plan:
-    """Return the plan with float vectors of ``model`` trained too, but for those to settle."""
+    """Return the plan with float vectors trained too, except those of merged BatchNorm layers."""
     if norm_merge.bits is None:
         return plan
     reason = Reason(Cause.VECTOR_TRAINED, str(norm_merge.bits))

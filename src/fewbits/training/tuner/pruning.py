@@ -1,4 +1,4 @@
-"""Pruning as part of training: which weights are zero for good, decided by size or by loss."""
+"""Pruning during training, by magnitude or by the sensitivity of the loss."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 
 
 class Pruning(Protocol):
-    """A way to prune: settings only; the masks are the weights'."""
+    """A way to prune: settings only; masks belong to the weights."""
 
     def advance(self, weights: Sequence[TunedWeight], progress: float) -> None:
-        """Prune what the schedule asks for at ``progress``."""
+        """Prune according to the schedule at ``progress``."""
         ...
 
     def step(self, weights: Sequence[TunedWeight]) -> None:
-        """Act after the optimizer's step, whose gradients are still there."""
+        """Act after the optimizer's step, while its gradients are still available."""
         ...
 
 
@@ -42,7 +42,7 @@ class Magnitude:
     """Prune the smallest weights.
 
     Attributes:
-        share: of the weights that are zero; a :class:`Ramp` prunes little by little.
+        share: share of the weights to prune; a :class:`Ramp` prunes gradually.
         scope: "network" (one threshold for all) or "tensor" (the same share of each).
     """
 
@@ -58,7 +58,7 @@ class Magnitude:
         check_one_of("scope", self.scope, ("network", "tensor"))
 
     def advance(self, weights: Sequence[TunedWeight], progress: float) -> None:
-        """Prune up to the share, where that is half a percent more than now or the last bit."""
+        """Prune up to the share, in increments of half a percent, and exactly at the end."""
         share = value_at(self.share, progress)
         last = not isinstance(self.share, Ramp) or progress >= self.share.until
         missing = share - pruned_share(weights)
@@ -74,13 +74,13 @@ class Magnitude:
 
 @dataclass(frozen=True, kw_only=True)
 class Lobster:
-    """Shrink weights that the loss does not feel, and prune at plateaus.
+    """Shrink weights to which the loss is insensitive, for pruning at plateaus.
 
-    Loss-based sensitivity regularization (Tartaglione et al. 2020): every step takes
-    ``strength * w * relu(1 - |dL/dw|)`` off each weight. :meth:`Tuner.prune` then prunes.
+    Loss-based sensitivity regularization (Tartaglione et al. 2020): every step subtracts
+    ``strength * w * relu(1 - |dL/dw|)`` from each weight. :meth:`Tuner.prune` then prunes.
 
     Attributes:
-        strength: of a step.
+        strength: factor on the change of each step.
     """
 
     strength: float = 1e-4
@@ -89,11 +89,11 @@ class Lobster:
         check_number("strength", self.strength, 0)
 
     def advance(self, weights: Sequence[TunedWeight], progress: float) -> None:
-        """Do nothing: plateaus of the loss decide."""
+        """Do nothing: the user prunes at plateaus of the loss."""
 
     @torch.no_grad()
     def step(self, weights: Sequence[TunedWeight]) -> None:
-        """Shrink every weight by its insensitivity."""
+        """Shrink every weight according to its insensitivity."""
         for weight in weights:
             values, gradient = weight.parameter, weight.parameter.grad
             if gradient is not None:
@@ -102,7 +102,7 @@ class Lobster:
 
 @torch.no_grad()
 def prune_below(weights: Sequence[TunedWeight], threshold: float) -> None:
-    """Prune the weights whose magnitude is at most ``threshold``; what is pruned stays so."""
+    """Prune the weights whose magnitude is at most ``threshold``; pruned weights stay pruned."""
     for weight in weights:
         mask = weight.parameter.abs() > threshold
         weight.mask = mask if weight.mask is None else mask & weight.mask
@@ -110,7 +110,7 @@ def prune_below(weights: Sequence[TunedWeight], threshold: float) -> None:
 
 
 def keep_zeros(weights: Sequence[TunedWeight]) -> None:
-    """Take weights that are exactly zero as pruned; a bias that is zero is only a new one."""
+    """Treat weights that are exactly zero as pruned; biases are excluded, as they start at zero."""
     for weight in (weight for weight in weights if weight.parameter.dim() > 1):
         alive = weight.parameter.detach() != 0
         if not bool(alive.all()):
@@ -120,16 +120,16 @@ def keep_zeros(weights: Sequence[TunedWeight]) -> None:
 def pruned_share(weights: Sequence[TunedWeight]) -> float:
     """Return the share of weights that are pruned."""
     total = sum(weight.parameter.numel() for weight in weights)
-    gone = sum(int((~weight.mask).sum()) for weight in weights if weight.mask is not None)
-    return gone / max(1, total)
+    pruned = sum(int((~weight.mask).sum()) for weight in weights if weight.mask is not None)
+    return pruned / max(1, total)
 
 
 def largest_threshold(
     weights: Sequence[TunedWeight], loss: Callable[[], float], worst: float, trials: int = 12
 ) -> float:
-    """Return the largest threshold found by bisection whose pruning keeps ``loss()`` in bounds.
+    """Find by bisection the largest threshold whose pruning keeps ``loss()`` at most ``worst``.
 
-    The weights are as before afterwards. Cost: ``trials`` evaluations of the loss.
+    The weights are restored afterwards. Cost: ``trials`` evaluations of the loss.
     """
     saved = [weight.parameter.detach().clone() for weight in weights]
     low, high = 0.0, max(float(values.abs().max()) for values in saved)
@@ -149,9 +149,9 @@ def largest_threshold(
 
 
 def share_threshold(tensors: Sequence[Tensor], share: float) -> float:
-    """Return the magnitude that a ``share`` of all values lies at or below; -1 for a share of 0.
+    """Return the magnitude at or below which a ``share`` of all values lies; -1 for a share of 0.
 
-    Nearest rank, over all tensors together. Cost: a selection among all magnitudes.
+    Nearest rank, over all tensors together. Cost: one selection among all magnitudes.
     """
     sizes = torch.cat([tensor.detach().reshape(-1).abs().float() for tensor in tensors])
     rank = round(share * sizes.numel())

@@ -1,8 +1,8 @@
-"""What a training starts from: what of it the finished network keeps, and what is told if not.
+"""Compare a finished network with the compressed network that training started from.
 
-Codes (grids, codebooks, bases), codebooks that tensors share, quantized inputs, zeros, absorbed
-normalizations and 16-bit storage: what is not kept is a :class:`Change`, a warning when it is
-foreseen and a note of the finished network.
+Codes (grids, codebooks, bases), shared codebooks, quantized inputs, zeros, absorbed BatchNorm
+layers and 16-bit storage may be lost. Each loss is a :class:`Change`: a warning as soon as it can
+be expected, and a note of the finished network.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from ...engine.batchnorm.freeze import without_statistics
 from ...engine.layers.pack import to_torch
 from ...errors import LossWarning
 
-__all__ = ["Change", "Inherited", "narrow_dtype", "tell"]
+__all__ = ["Change", "Inherited", "stored_dtype", "warn_of_losses"]
 
 _LISTED = 4
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something of a start that the finished network does not have.
+    """A property of the start that the finished network does not have.
 
     Attributes:
-        kind: what it is of: "codes", "floats", "levels", "inputs", "shared", "raw", "zeros",
-            "norms", or "loaded": of a network that a file was loaded into before.
+        kind: what has changed: "codes", "floats", "levels", "inputs", "shared", "raw", "zeros",
+            "norms", or "loaded" (quantized inputs of a file that was loaded before).
         text: one line for people.
-        loss: whether it deserves a warning, not a note alone.
+        loss: whether it deserves a warning, and not only a note.
     """
 
     kind: str
@@ -54,15 +54,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Inherited:
-    """The start of one training; of floats, without contents.
+    """The start of a training; without contents if it starts from a float network.
 
     Attributes:
-        contents: of the compressed network; None where there is none.
-        method: name of the method that trains.
-        keeps: whether that trains each weight on the levels that it starts with.
+        contents: contents of the compressed network; None for a float network.
+        method: name of the training method.
+        keeps: whether the method keeps the levels of each weight.
         trained: names of the weights that it trains.
-        norms: names of the normalizations that the network had absorbed or settled.
-        foreseen: changes that were told when the training began.
+        norms: names of the BatchNorm layers that were already absorbed or merged.
+        expected: changes that were already reported when training began.
     """
 
     contents: Contents | None = None
@@ -70,60 +70,63 @@ class Inherited:
     keeps: bool = False
     trained: Collection[str] = ()
     norms: Sequence[str] = ()
-    foreseen: tuple[Change, ...] = field(default=())
+    expected: tuple[Change, ...] = field(default=())
 
     @property
     def source(self) -> str:
-        """How the network of the start is built; "" for not known."""
-        known = None if self.contents is None else self.contents.metadata.get("source")
-        return known if isinstance(known, str) else ""
+        """How to build the network, as stored in the start; "" if unknown."""
+        source = None if self.contents is None else self.contents.metadata.get("source")
+        return source if isinstance(source, str) else ""
 
     @property
     def codes(self) -> dict[str, CodedTensor]:
-        """The quantized tensors of the start by name."""
+        """The quantized tensors of the start, by name."""
         tensors = {} if self.contents is None else self.contents.tensors
         return {name: t for name, t in tensors.items() if not isinstance(t, RawTensor)}
 
     @property
     def grids(self) -> Mapping[str, ActivationGrid]:
-        """The quantized inputs of the start by site."""
+        """The quantized inputs of the start, by site."""
         return {} if self.contents is None else self.contents.activations
 
-    def foresee(self, model: nn.Module, inputs: Collection[str], raw_dtype: str) -> list[Change]:
-        """Return what the training will lose, as far as it is known before.
+    def expected_changes(
+        self, model: nn.Module, inputs: Collection[str], raw_dtype: str
+    ) -> list[Change]:
+        """Return the changes that training will make, as far as they are known in advance.
 
         Args:
-            model: with the values of the start. What needs no gradient there keeps its codes.
+            model: the network with the values of the start. Parameters that need no gradient keep
+                their codes.
             inputs: sites that the method itself quantizes.
-            raw_dtype: of the recipe.
+            raw_dtype: the setting of the recipe.
         """
         named = model.named_parameters(remove_duplicate=False)
         live = {name for name, parameter in named if parameter.requires_grad}
         codes, trained = self.codes, {self._own(name) for name in self.trained}
         floats = [n for n in codes if n not in trained and self._names(n) & live]
-        anew = {} if self.keeps else {n: t for n, t in codes.items() if n in trained}
-        found = [*_floats(floats), *self._levels(anew), *self._inputs(inputs)]
-        narrow = narrow_dtype(self.contents)
-        if narrow and raw_dtype == "keep":
-            found.append(_wider(narrow))
-        return found
+        requantized = {} if self.keeps else {n: t for n, t in codes.items() if n in trained}
+        changes = [*_floats(floats), *self._levels(requantized), *self._inputs(inputs)]
+        dtype = stored_dtype(self.contents)
+        if dtype and raw_dtype == "keep":
+            changes.append(_wider(dtype))
+        return changes
 
     def changes(self, after: Contents, model: nn.Module) -> list[Change]:
-        """Return what the finished network lacks of the start: of its contents, and its network."""
+        """Return the changes of the finished network with respect to the start."""
         if self.contents is None:
             return []
-        pairs = {name: (t, _found(after, name)) for name, t in self.contents.tensors.items()}
-        there = {name: (old, new) for name, (old, new) in pairs.items() if new is not None}
-        codes = {n: (old, new) for n, (old, new) in there.items() if not isinstance(old, RawTensor)}
+        pairs = {name: (t, _tensor(after, name)) for name, t in self.contents.tensors.items()}
+        both = {name: (old, new) for name, (old, new) in pairs.items() if new is not None}
+        codes = {n: (old, new) for n, (old, new) in both.items() if not isinstance(old, RawTensor)}
         floats = [name for name, (_, new) in codes.items() if isinstance(new, RawTensor)]
         coded = {n: pair for n, pair in codes.items() if n not in floats}
-        anew = {n: old for n, (old, new) in coded.items() if not self._keeps(old, new)}
-        wide = [old for old, new in there.values() if _is_wider(old, new)]
+        requantized = {n: old for n, (old, new) in coded.items() if not self._keeps(old, new)}
+        wide = [old for old, new in both.values() if _is_wider(old, new)]
         norms = [name for name in self.norms if name not in without_statistics(model)]
         return [
             *_floats(floats),
-            *(_quantized(there) if codes else []),
-            *self._levels(anew),
+            *(_quantized(both) if codes else []),
+            *self._levels(requantized),
             *self._inputs(after.activations),
             *_refitted(self.grids, after.activations),
             *_unshared(codes),
@@ -132,16 +135,16 @@ class Inherited:
             *([_revived(norms)] if norms else []),
         ]
 
-    def told(self, after: Contents, model: nn.Module) -> list[str]:
-        """Return notes on :meth:`changes`, and warn of what was not foreseen."""
-        found = self.changes(after, model)
-        known = {change.kind for change in self.foreseen}
-        tell([change for change in found if change.kind not in known], stacklevel=3)
-        loaded = [change for change in self.foreseen if change.kind == "loaded"]
-        return [f"start: {change.text}" for change in (*loaded, *found)]
+    def report(self, after: Contents, model: nn.Module) -> list[str]:
+        """Return notes on :meth:`changes`, and warn about those that were not expected."""
+        changes = self.changes(after, model)
+        known = {change.kind for change in self.expected}
+        warn_of_losses([change for change in changes if change.kind not in known], stacklevel=3)
+        loaded = [change for change in self.expected if change.kind == "loaded"]
+        return [f"start: {change.text}" for change in (*loaded, *changes)]
 
     def unchanged(self, after: Contents, state: Mapping[str, Tensor]) -> Contents:
-        """Return the contents with the start's codes of what ``state`` has with the same values."""
+        """Return the contents with the start's codes for tensors whose values have not changed."""
         kept = {}
         for name, old in self.codes.items():
             own = after.aliases.get(name, name)
@@ -154,7 +157,7 @@ class Inherited:
         return replace(after, tensors=_sharing({**after.tensors, **kept}))
 
     def _keeps(self, old: CodedTensor, new: CodedTensor) -> bool:
-        """Tell whether codes are on the start's levels, which a method that keeps them may move."""
+        """Return whether codes use the levels of the start (which the method may have trained)."""
         return type(old) is type(new) and (self.keeps or _same_levels(old, new))
 
     def _own(self, name: str) -> str:
@@ -171,9 +174,9 @@ class Inherited:
         return [
             Change(
                 "levels",
-                f"{self.method} puts {_counted(names, 'tensor')} on levels of its own, and gives "
-                f"up the {kind} that the start has",
-                loss=kind != "grid",  # to fit a grid is what such a method is for
+                f"{self.method} quantizes {_counted(names, 'tensor')} to levels of its own and "
+                f"drops the {kind} of the start",
+                loss=kind != "grid",  # fitting a grid is the purpose of such a method
             )
             for kind, names in by_kind.items()
         ]
@@ -182,26 +185,26 @@ class Inherited:
         lost = [site for site in self.grids if site not in sites]
         if not lost:
             return []
-        told = f"{_counted(lost, 'quantized input')} of the start {_are(lost)} in float from now on"
-        return [Change("inputs", f"{told}; fewbits.LowBit trains quantized ones")]
+        text = f"{_counted(lost, 'quantized input')} of the start {_are(lost)} in float from now on"
+        return [Change("inputs", f"{text}; fewbits.LowBit trains quantized ones")]
 
 
-def tell(changes: Iterable[Change], stacklevel: int) -> None:
-    """Warn of what is lost, in one warning."""
+def warn_of_losses(changes: Iterable[Change], stacklevel: int) -> None:
+    """Warn about all losses in one warning."""
     lost = [change.text for change in changes if change.loss]
     if lost:
         text = "; ".join(lost)
         warnings.warn(f"not kept: {text}.", LossWarning, stacklevel=stacklevel + 1)
 
 
-def narrow_dtype(contents: Contents | None) -> str:
-    """Return the 16-bit dtype in which floats of the start are stored; "" for none, or several."""
+def stored_dtype(contents: Contents | None) -> str:
+    """Return the 16-bit dtype in which the start stores floats; "" if there is not exactly one."""
     tensors = [] if contents is None else list(contents.tensors.values())
-    found = {t.stored for t in tensors if isinstance(t, RawTensor) and t.stored != t.dtype}
-    return found.pop() if len(found) == 1 else ""
+    dtypes = {t.stored for t in tensors if isinstance(t, RawTensor) and t.stored != t.dtype}
+    return dtypes.pop() if len(dtypes) == 1 else ""
 
 
-def _found(after: Contents, name: str) -> CodedTensor | None:
+def _tensor(after: Contents, name: str) -> CodedTensor | None:
     return after.tensors.get(after.aliases.get(name, name))
 
 
@@ -234,29 +237,29 @@ def _is_wider(old: CodedTensor, new: CodedTensor) -> bool:
 def _floats(names: Sequence[str]) -> list[Change]:
     if not names:
         return []
-    told = f"{_counted(names, 'tensor')} that the start has in codes {_are(names)} in float"
-    return [Change("codes", f"{told} from now on")]
+    text = f"{_counted(names, 'tensor')} quantized in the start {_are(names)} in float"
+    return [Change("codes", f"{text} from now on")]
 
 
-def _quantized(there: Mapping[str, tuple[CodedTensor, CodedTensor]]) -> list[Change]:
-    """Return the change where weights that the start left in float, beside codes, have codes."""
+def _quantized(both: Mapping[str, tuple[CodedTensor, CodedTensor]]) -> list[Change]:
+    """Return the change if weights that the start left in float are now quantized."""
     names = [
         name
-        for name, (old, new) in there.items()
+        for name, (old, new) in both.items()
         if isinstance(old, RawTensor) and not isinstance(new, RawTensor) and len(old.shape) > 1
     ]
     if not names:
         return []
-    told = f"{_counted(names, 'tensor')} that the start has in float {_are(names)} quantized"
-    return [Change("floats", f"{told} from now on; keep= leaves them in float", loss=False)]
+    text = f"{_counted(names, 'tensor')} that the start has in float {_are(names)} quantized"
+    return [Change("floats", f"{text} from now on; keep= leaves them in float", loss=False)]
 
 
 def _refitted(
     before: Mapping[str, ActivationGrid], after: Mapping[str, ActivationGrid]
 ) -> list[Change]:
-    anew = [site for site, grid in before.items() if site in after and after[site] != grid]
-    text = f"the grids of {_counted(anew, 'quantized input')} are fitted anew"
-    return [Change("inputs", text, loss=False)] if anew else []
+    sites = [site for site, grid in before.items() if site in after and after[site] != grid]
+    text = f"the grids of {_counted(sites, 'quantized input')} are refitted"
+    return [Change("inputs", text, loss=False)] if sites else []
 
 
 def _unshared(codes: Mapping[str, tuple[CodedTensor, CodedTensor]]) -> list[Change]:
@@ -271,30 +274,30 @@ def _unshared(codes: Mapping[str, tuple[CodedTensor, CodedTensor]]) -> list[Chan
     ]
 
 
-def _wider(narrow: str) -> Change:
-    text = f"floats that the start stores in {narrow} are stored in more bits"
-    return Change("raw", f"{text}; raw_dtype={narrow!r} keeps them")
+def _wider(dtype: str) -> Change:
+    text = f"floats that the start stores in {dtype} are stored in more bits"
+    return Change("raw", f"{text}; raw_dtype={dtype!r} keeps them")
 
 
 def _zeros(codes: Mapping[str, tuple[CodedTensor, CodedTensor]]) -> list[Change]:
-    """Return the change where weights have fewer zeros; places may have been sorted."""
+    """Return the change if weights have fewer zeros; positions may have been sorted."""
     before = after = 0
     for old, new in codes.values():
         was, now = (int((to_torch(tensor) == 0).sum()) for tensor in (old, new))
         before, after = before + was, after + min(was, now)
     if after == before:
         return []
-    told = f"{before - after:,} of {before:,} zeros of the start have values"
-    return [Change("zeros", f"{told}; zeros=True keeps them", loss=2 * after < before)]
+    text = f"{before - after:,} of {before:,} zeros of the start have values"
+    return [Change("zeros", f"{text}; zeros=True keeps them", loss=2 * after < before)]
 
 
 def _revived(names: Sequence[str]) -> Change:
-    told = f"{_counted(names, 'normalization')} that the start had absorbed"
-    return Change("norms", f"{told} {_are(names, 'has', 'have')} statistics again", loss=False)
+    text = f"{_counted(names, 'BatchNorm layer')} that the start had absorbed"
+    return Change("norms", f"{text} {_are(names, 'has', 'have')} statistics again", loss=False)
 
 
 def _sharing(tensors: Mapping[str, CodedTensor]) -> dict[str, CodedTensor]:
-    """Return the tensors, equal codebooks made one."""
+    """Return the tensors with equal codebooks merged."""
     books: dict[bytes, Codebook] = {}
     return {
         name: replace(t, codebook=books.setdefault(t.codebook.values.tobytes(), t.codebook))

@@ -1,4 +1,4 @@
-"""Methods that quantize inputs of layers too: what they keep, and how they meet the network."""
+"""Adapt a plan to a training method, and attach sessions that quantize inputs of layers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["as_clustered", "as_trained", "attach"]
 
 
 def as_trained(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
-    """Return the plan with what the method clusters besides, and without what it leaves alone."""
+    """Return the plan with the biases that the method trains, without what it leaves in float."""
     return _without_kept(as_clustered(model, plan, method), method)
 
 
 def _without_kept(plan: Plan, method: TrainingMethod) -> Plan:
-    """Return the plan without the weights that the method itself leaves as they are."""
+    """Return the plan without the weights that the method itself leaves in float."""
     reasons = method.kept([e.target.name for e in plan.entries if len(e.target.shape) > 1])
     if not reasons:
         return plan
@@ -45,7 +45,7 @@ def attach(
     calibration: Iterable[Any] | Tensor | None,
     forward: Forward | None,
 ) -> None:
-    """Let a session that quantizes inputs find them in ``model``; nothing for others."""
+    """Let a session that quantizes inputs find them in ``model``; do nothing for others."""
     if not isinstance(session, InputSession):
         return
     targets = [e.target for e in plan.entries if e.trained is not None or _is_float(e)]
@@ -55,17 +55,17 @@ def attach(
     call = explained(as_forward(forward), "calibration of inputs")
     failed = check_layers(model, targets, batches, call).failed
     if failed:
-        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        warnings.warn(f"inputs stay in float, of {told}", stacklevel=4)
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        warnings.warn(f"inputs stay in float: {reasons}", stacklevel=4)
     layers = {t.name: plan.modules_of(t.name) for t in targets if t.name not in failed}
     session.attach(model, layers, batches, call, plan.ends)
 
 
 def as_clustered(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
-    """Return the plan with the biases of trained layers, where ``method.trains_biases``.
+    """Return the plan with the biases of trained layers, if ``method.trains_biases``.
 
-    Embedding tables then stay as they are, unless ``method.trains_embeddings`` or they are tied to
-    another layer.
+    Embedding tables are then kept, unless ``method.trains_embeddings`` or they are tied to another
+    layer.
     """
     if not method.trains_biases:
         return plan
@@ -82,7 +82,7 @@ def as_clustered(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
 
 
 def _is_float(entry: PlanEntry) -> bool:
-    """Tell whether a layer's weight is left in float, which says nothing of its inputs."""
+    """Return whether the method leaves a weight in float, though it may quantize the input."""
     return isinstance(entry.reason, Reason) and entry.reason.cause is Cause.FLOAT_WEIGHTS
 
 

@@ -1,4 +1,4 @@
-"""The tuner: a training method at work on somebody's network, in somebody's loop."""
+"""The tuner applies a training method to a network, inside any training loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...errors import ConfigError, require
 from ...methods import InputSession, Session, Switchable, TunedWeight
 from ...recipe.plan import Plan
 from ...sources.base.spec import stored_source
-from .hidden_neurons import tidy
+from .hidden_neurons import simplify_neurons
 from .parametrizations import install, remove
 from .pruning import Pruning, largest_threshold, prune_below, pruned_share
 from .start import Inherited
@@ -30,7 +30,7 @@ __all__ = ["Tuner", "packed"]
 
 
 class Tuner:
-    """Compresses a network while it is trained. :func:`fewbits.prepare` makes it.
+    """Compresses a network during training; created by :func:`fewbits.prepare`.
 
     In the loop::
 
@@ -40,18 +40,18 @@ class Tuner:
             loss.backward()
             optimizer.step()
             tuner.step()                      # after the optimizer, before zero_grad
-            tuner.advance(done / total)       # of the whole training
+            tuner.advance(done / total)       # share of the whole training
         coded = tuner.finish()
 
-    Works on the network in place. Its parameters stay the objects that they were, its state dict
-    keeps its names, and holds the float weights. The gradients must be those that the optimizer
-    used: with a gradient scaler call ``step`` after the scaler's.
+    Works on the network in place. Its parameters remain the same objects; its state dict keeps its
+    names and holds the float weights. Gradients must be those that the optimizer used: with a
+    gradient scaler, call ``step`` after the scaler's step.
 
     Attributes:
         model: the network.
-        plan: what is trained, what stays as it is, and why; printable.
+        plan: what is trained, what is kept, and why; ``print`` lists it.
         weights: the weights in training, with their masks.
-        session: the method's own state.
+        session: the state of the method.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class Tuner:
 
     @property
     def stage(self) -> int:
-        """Number of the method's present stage, from 0; a new one wants a fresh optimizer state."""
+        """Number of the current stage, from 0; a new stage needs a fresh optimizer state."""
         return self.session.stage if isinstance(self.session, InputSession) else 0
 
     @property
     def stage_ends(self) -> tuple[float, ...]:
-        """Shares of the training at which the method's stages end, the last of them 1."""
+        """Shares of the training at which the stages of the method end; the last one is 1."""
         if not isinstance(self.session, InputSession):
             return (1.0,)
         return tuple(stage.until for stage in self.session.stages)
 
     @property
     def selectable_from(self) -> float:
-        """Share of the training from which an epoch can be chosen as its result."""
+        """Share of the training from which an epoch may be chosen as the result."""
         return self.session.selectable_from if isinstance(self.session, InputSession) else 0.0
 
     def __repr__(self) -> str:
@@ -108,11 +108,11 @@ class Tuner:
     # -- in the loop
 
     def penalty(self) -> Tensor:
-        """Return what to add to the task's loss: a scalar; zero where the method acts in step."""
+        """Return the term to add to the loss: a scalar, zero if the method acts in :meth:`step`."""
         return self.session.penalty()
 
     def step(self) -> None:
-        """Let the method act. Call it after ``optimizer.step()`` and before ``zero_grad()``."""
+        """Update the weights; call it after ``optimizer.step()`` and before ``zero_grad()``."""
         self._check_open()
         self.session.before_step()
         if self._prune is not None:
@@ -121,7 +121,7 @@ class Tuner:
         self._hold_masks()
 
     def advance(self, progress: float) -> None:
-        """Follow the schedules; ``progress`` is the share of the whole training that is done."""
+        """Update schedules; ``progress`` is the finished share of the whole training."""
         self._check_open()
         require(0 <= progress <= 1, "progress", "a share of the training, in [0, 1]", progress)
         self._progress = float(progress)
@@ -130,19 +130,20 @@ class Tuner:
         self.session.advance(self._progress)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return what the optimizer must train besides the network's own parameters."""
+        """Return the parameters to train in addition to those of the network."""
         return list(self.session.parameters())
 
     def groups(self, lr: float, *, cells: float | None = None) -> list[dict[str, Any]]:
-        """Return parameter groups for an optimizer, with everything that is trained.
+        """Return parameter groups for an optimizer, covering everything that is trained.
 
-        An optimizer's weight decay leaves the method's own alone: their group sets it to zero.
+        Weight decay does not apply to the parameters of the method: their group sets it to zero.
 
         Args:
-            lr: learning rate of biases, norms and other parameters, and of the method's own.
-            cells: of the weights in training, in distances of neighbouring levels: with Adam about
-                how many a weight may move in a step, whatever the size of its layer's weights.
-                None for ``lr``.
+            lr: learning rate of biases, normalization layers, other parameters of the network, and
+                of the method.
+            cells: learning rate of the weights in training, in units of the distance between
+                neighbouring levels. With Adam, this is roughly how far a weight can move per step,
+                regardless of the scale of its layer. None for ``lr``.
         """
         own = self.parameters()
         known = {id(p) for p in (*own, *(weight.parameter for weight in self.weights))}
@@ -157,18 +158,18 @@ class Tuner:
         return [group for group in groups if group["params"]]
 
     def measures(self) -> dict[str, float]:
-        """Return figures for a log: bits per weight, distance to the levels, zeros, pruned."""
+        """Return metrics for a log: bits per weight, distance to the levels, zeros, pruned."""
         return {**self.session.measures(), "pruned": pruned_share(self.weights)}
 
     def prune(self, loss: Callable[[], float], tolerance: float = 0.05) -> float:
-        """Prune as many of the smallest weights as cost at most ``tolerance`` of the loss.
+        """Prune as many of the smallest weights as ``tolerance`` allows.
 
         Args:
-            loss: evaluates the network, on *selection* data.
-            tolerance: by which share the loss may rise (LOBSTER's TWT).
+            loss: evaluates the network on *selection* data.
+            tolerance: largest relative increase of the loss (TWT in LOBSTER).
 
         Returns:
-            The share of weights that are pruned now.
+            The share of weights that are now pruned.
         """
         self._check_open()
         threshold = largest_threshold(self.weights, loss, loss() * (1 + tolerance))
@@ -177,7 +178,7 @@ class Tuner:
 
     @contextmanager
     def quantized(self) -> Iterator[nn.Module]:
-        """Hold what the file would hold: inside, the network computes with the coded values."""
+        """Quantize the weights inside of the block, so the network computes like its file."""
         self._check_open()
         saved = [weight.parameter.detach().clone() for weight in self.weights]
         rounding = [m for m in self._installed.values() if isinstance(m, Switchable) and m.active]
@@ -195,7 +196,7 @@ class Tuner:
                 for weight, values in zip(self.weights, saved, strict=True):
                     weight.parameter.copy_(values)
 
-    # -- stopping and going on
+    # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the states of network and optimizer."""
@@ -207,7 +208,7 @@ class Tuner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; load the network's state first."""
+        """Restore the state returned by :meth:`state_dict`; load that of the network first."""
         for weight in self.weights:
             mask = state["masks"].get(weight.name)
             weight.mask = None if mask is None else mask.to(weight.parameter.device)
@@ -224,23 +225,25 @@ class Tuner:
         sort: bool = False,
         metadata: bool = True,
     ) -> CompressionResult:
-        """End the training: the network holds the coded values, and is a plain one again.
+        """Finish training: the network gets its dequantized values and is a plain one again.
 
-        Batch normalizations have taken their statistics into weight and bias: the network is one to
-        evaluate, or to go on with by ``fewbits.prepare(..., start=coded)``.
+        BatchNorm statistics are merged into weight and bias, so the network can be evaluated, or
+        trained further by ``fewbits.prepare(..., start=coded)``.
+
+        Folding and sorting apply where the network is a plain sequence and can be traced; the
+        notes of the result say what was done.
 
         Args:
-            effort: of the encoding.
-            fold: remove hidden neurons that give a constant, or that nobody reads: their weights
-                become zero, and the constant goes to the next bias. The function stays.
-            sort: bring hidden neurons into the order of their nonzero weights, which saves some
-                percent of small sparse networks. The function stays, the neurons change places.
-            metadata: whether the file tells recipe and source.
-
-        Folding and sorting act where the network is a plain sequence and can be traced; notes tell.
+            effort: coding effort.
+            fold: remove hidden neurons that are constant or unused: their weights become zero, and
+                a constant is added to the next bias. The network computes the same function.
+            sort: sort hidden neurons by their number of nonzero weights, which saves some percent
+                of small sparse networks. The network computes the same function, but neurons
+                change places.
+            metadata: whether to store recipe and source in the file.
 
         Raises:
-            ModelError: the training left NaN or infinite values.
+            ModelError: the network has NaN or infinite values after training.
         """
         self._check_open()
         require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
@@ -253,23 +256,23 @@ class Tuner:
             weight.write(results[weight.name].dequantize())
         results.update(self._norm_merge.settle())
         notes = self._norm_merge.notes()
-        if not grids:  # quantized, a constant is another, and grids may go by channel
-            notes += tidy(self.model, results, self.plan.aliases, fold=fold, sort=sort)
+        if not grids:  # quantization would change the constants, and grids may be per channel
+            notes += simplify_neurons(self.model, results, self.plan.aliases, fold=fold, sort=sort)
         contents = packed(
             self.model, self.plan, self._targets(), results, grids=grids, source=self._source
         )
         contents = self._inherited.unchanged(contents, self.model.state_dict())
-        notes += self._inherited.told(contents, self.model)
+        notes += self._inherited.report(contents, self.model)
         info = {name: dict(result.info) for name, result in results.items()}
         coded = CompressionResult(
             contents=contents, plan=self.plan, info=info, effort=effort, notes=tuple(notes)
         )
         coded.load_into(self.model)
-        coded.doubt(stacklevel=2)
+        coded.warn_low_coverage(stacklevel=2)
         self._done = True
-        return coded.explained() if metadata else coded.without_metadata()
+        return coded.with_skip_reason() if metadata else coded.without_metadata()
 
-    # -- the network's parts
+    # -- parts of the network
 
     def _targets(self) -> dict[str, Target]:
         return {entry.target.name: entry.target for entry in self.plan.entries}
@@ -299,8 +302,8 @@ class Tuner:
     def _check_open(self) -> None:
         if self._done:
             raise ConfigError(
-                "this tuner has finished: its network is a plain one again. Call fewbits.prepare "
-                "for another training."
+                "this tuner has finished, and its network is a plain one again. To train further, "
+                "call fewbits.prepare again."
             )
 
 
@@ -313,15 +316,15 @@ def packed(
     grids: Mapping[str, ActivationGrid],
     source: str,
 ) -> Contents:
-    """Return codes for what was trained, everything else as the recipe's ``raw_dtype`` says.
+    """Pack the codes of trained weights, and everything else according to ``raw_dtype``.
 
     Args:
-        model: a plain network again, holding the values of ``results``.
-        plan: of the training.
-        targets: of the weights in ``results``; its other vectors are found in the network.
+        model: the plain network with the values of ``results``.
+        plan: the plan of the training.
+        targets: targets of the weights in ``results``; vectors are found in the network.
         results: codes by state-dict name.
-        grids: of quantized inputs, by module.
-        source: how to build the network, told by the file; empty for not known.
+        grids: grids of quantized inputs, by module.
+        source: how to build the network, stored in the file; empty if unknown.
     """
     vectors = {target.name: target for target in vector_targets(model, results)}
     tensors = pack_state(

@@ -166,10 +166,10 @@ def test_training_starts_from_a_file(here):
         (order("x.fewbits", "--set", "level=3"), "Did you mean 'levels'"),
         (order("x.fewbits", "--optimizer", "adam"), "sgd"),
         (order("x.fewbits", "--log", "paper"), "tensorboard"),
-        (order("x.fewbits", "--recipe", "r.yaml", "--method", "hemp"), "leave out --method"),
+        (order("x.fewbits", "--recipe", "r.yaml", "--method", "hemp"), "replaces --method"),
         (["train", "--resume", "x.run", "--epochs", "3"], "leave out '--epochs'"),
         (["compress", MODEL, "--data", "digits", "-o", "x.fewbits", "--epochs", "1",
-          "--target-bytes", "9KB"], "do not go together"),
+          "--target-bytes", "9KB"], "cannot be combined"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_told(here, words, told):
@@ -180,7 +180,7 @@ def test_wrong_use_is_told(here, words, told):
 def test_errors_are_told(here):
     words = "r.yaml", "rules: [{match: '*', method: nearest}]"
     (here / words[0]).write_text(words[1])
-    assert "trains nothing" in run(*order("x.fewbits", "--recipe", "r.yaml"), code=1).stderr
+    assert "does not train" in run(*order("x.fewbits", "--recipe", "r.yaml"), code=1).stderr
     assert "no run to resume" in run("train", "--resume", ".", code=1).stderr
     (here / "run.json").write_text('{"schema": "other"}')
     assert "cannot be read" in run("train", "--resume", ".", code=1).stderr
@@ -225,7 +225,7 @@ def test_a_folder_alone_has_no_code_imported(here, monkeypatch):
     told = " ".join(run(*resume, code=1).stderr.split())
     assert "would import and call code. Add ownnet:build --data ownnet:data if you trust it" in told
     told = " ".join(run(*resume, "--data", "digits", code=2).output.replace("│", " ").split())
-    assert "the data is 'ownnet:data', not 'digits'" in told
+    assert "whose data is 'ownnet:data'. Got 'digits'" in told
     assert not (here / "imported").exists()
     run("train", "ownnet:build", *resume[1:], "--data", "ownnet:data")
     assert (here / "net.fewbits").read_bytes() == first

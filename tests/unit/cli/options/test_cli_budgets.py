@@ -103,9 +103,12 @@ def test_the_drop_is_that_of_the_metric_that_is_named(here):
 def test_metrics_that_are_none_or_judge_nothing(here):
     for options, message in (
         (("--metric", "los", "--max-drop", "1"), "unknown metric 'los'. Known: accuracy, loss."),
-        (("--metric", "loss", "--max-drop", "1%"), "--max-drop takes a figure of loss: 0.05"),
+        (
+            ("--metric", "loss", "--max-drop", "1%"),
+            "--max-drop takes a number for loss, such as 0.05",
+        ),
         (("--metric", "loss", "--target-bytes", "7KB"), "add --max-drop or --selection"),
-        (("--metric", "loss"), "--metric belongs to a search"),
+        (("--metric", "loss"), "--metric only applies to a search"),
     ):
         found = run_json(*SEARCH, "--data", "digits", *options, *FAST, code=2)
         assert message in found["error"]["message"]
@@ -267,7 +270,7 @@ def test_sensitivity(here):
 
 def test_sensitivity_refuses(here):
     run("sensitivity", *NETWORK, "--bits", "two", code=2)
-    assert "no setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
+    assert "the setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
 
 
 # sweep

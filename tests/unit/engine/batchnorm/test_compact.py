@@ -68,7 +68,7 @@ def test_the_function_stays_and_the_statistics_become_constants():
     fresh = network()
     coded.load_into(fresh)
     assert torch.equal(fresh(inputs()), net(inputs()))
-    assert "settled with its statistics at the end" in coded.plan.kept["1.weight"]
+    assert "merged with its statistics at the end" in coded.plan.kept["1.weight"]
 
 
 def test_two_vectors_of_four_cost_next_to_nothing(monkeypatch):

@@ -116,7 +116,7 @@ HINTED = JointWeights(hints=1.0)
 @pytest.mark.parametrize(
     ("weights", "hints", "told"),
     [
-        (PLAIN, [("4", "4")], "weighs them 0"),
+        (PLAIN, [("4", "4")], "their weight is 0"),
         (HINTED, [], "no pair"),
         (HINTED, ["44"], "pairs of"),
         (HINTED, [("4", "44")], "teacher has no module '44'.* Did you mean '4'"),

@@ -64,7 +64,7 @@ def test_hints_pull_every_student():
 @pytest.mark.parametrize(
     ("weights", "hints", "told"),
     [
-        (PLAIN, [("4", "4")], "weighs them 0"),
+        (PLAIN, [("4", "4")], "their weight is 0"),
         (HINTED, [], "no pair"),
         (HINTED, [("4", "44")], "teacher has no module '44'"),
         (HINTED, [("44", "4")], "student has no module '44'"),

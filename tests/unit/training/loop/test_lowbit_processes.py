@@ -58,7 +58,7 @@ def test_gates_do_not_compile_anew_and_results_are_eager_s():
         first_last="same",
     )
     tuner = fewbits.prepare(net, method, calibration=x)
-    lines = list(tuner.session._lines.values())
+    lines = list(tuner.session._quantizers.values())
     graphs = []
 
     def counting(graph, inputs):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fewbits.errors import ConfigError, MissingExtraError
-from fewbits.training.data.batches import kept_random_state, seed_everything_at
+from fewbits.training.data.batches import preserved_random_state, seed_everything_at
 from fewbits.training.loop.devices import check_fabric, make_fabric
 from fewbits.training.loop.logs import CSVLog
 from fewbits.training.loop.lr_schedules import WarmCosine, constant
@@ -85,7 +85,7 @@ def test_what_happens_inside_stays_there():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
 
     def fail():
-        with kept_random_state(torch.device("cpu")):
+        with preserved_random_state(torch.device("cpu")):
             seed_everything_at(8)
             raise ValueError("out")
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="need float32"):
         check_fabric(Fabric(accelerator="cpu", devices=1, precision="bf16-true"))
     sharded = type("FSDPStrategy", (), {})()
-    with pytest.raises(ConfigError, match="FSDPStrategy is not for tuning"):
+    with pytest.raises(ConfigError, match="FSDPStrategy is not supported"):
         check_fabric(SimpleNamespace(strategy=sharded))
 
 

@@ -43,7 +43,7 @@ def main(settings, out):
         F.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
         optimizer.step()
         tuner.step()
-        parts = [*tuner.session._lines.values(), *tuner.session.inputs.values()]
+        parts = [*tuner.session._quantizers.values(), *tuner.session.inputs.values()]
         gates.append(torch.cat([part.gate for part in parts]))
     steps = torch.cat([part.step.value for part in parts])
     inputs = list(tuner.session.inputs.values())

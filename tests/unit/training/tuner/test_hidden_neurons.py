@@ -11,7 +11,7 @@ from torch import nn
 import fewbits
 from fewbits import HEMP
 from fewbits.engine.layers.layer import QuantizedMatrix
-from fewbits.training.tuner.hidden_neurons import Neurons, tidy
+from fewbits.training.tuner.hidden_neurons import Neurons, simplify_neurons
 
 EXACT = HEMP(levels=255, spacing="even", rate_weight=0)
 BOOK = HEMP(levels=31, rate_weight=0)
@@ -160,7 +160,7 @@ def test_tables_of_rows_move_with_their_rows():
         net.get_parameter(name).data.copy_(result.dequantize()[0])
     before = copy.deepcopy(net)
     changed = dict(results)
-    tidy(net, changed, {}, fold=True, sort=True)
+    simplify_neurons(net, changed, {}, fold=True, sort=True)
     assert not torch.equal(net[0].weight, before[0].weight)
     for name, result in changed.items():
         assert torch.equal(result.dequantize()[0], net.get_parameter(name).detach())
@@ -191,4 +191,4 @@ def test_networks_that_cannot_be_traced_are_left_and_it_is_said():
     with torch.no_grad():
         net[0].weight[2] = 0
     notes = finished(net, sort=True).notes
-    assert notes[0].startswith("neurons: left as they are, the network cannot be traced")
+    assert notes[0].startswith("neurons: not changed, the network cannot be traced")

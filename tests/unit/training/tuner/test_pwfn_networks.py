@@ -214,7 +214,7 @@ def test_a_transformer_keeps_norms_and_embeddings_and_counts_tied_weights_once()
 
 
 def test_vector_bits_are_refused(digits_net):
-    with pytest.raises(ConfigError, match="vector_bits does not go with pwfn"):
+    with pytest.raises(ConfigError, match="vector_bits cannot be combined with pwfn"):
         fewbits.prepare(digits_net, PWFN(), vector_bits=6)
 
 

@@ -228,7 +228,7 @@ def test_what_stays_in_float_is_not_told_of():
     kept = fewbits.prepare(net, HEMP(levels=9), start=start, keep=["0"]).finish()
     net, start = mixed()
     inputs = fewbits.LowBit(weights=32, activations=8)
-    with pytest.warns(LossWarning, match="in codes are in float"):
+    with pytest.warns(LossWarning, match="quantized in the start are in float"):
         tuner = fewbits.prepare(net, inputs, start=start, calibration=torch.randn(8, 6))
     floats = tuner.finish()
     net, _ = mixed()

@@ -1,7 +1,7 @@
-"""The levels of one weight in training, in units of their own: grid, codebook, or transform.
+"""The levels of one weight in training: a grid, a codebook, or a grid in a transform domain.
 
-A weight's matrix is seen as units: divided by its steps, or as coefficients of a basis. In units
-the levels are one increasing table for the whole tensor, and entropy needs to know no more.
+A weight is converted to units: divided by its steps, or transformed to coefficients of a basis. In
+units, the whole tensor has one increasing table of levels, which is all that entropy depends on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Levels:
     """A grid or a codebook: ``value = scale * (unit - offset)``.
 
     Attributes:
-        values: (levels,) float32, increasing: what a unit may be. Integers on a grid.
+        values: (levels,) float32, increasing: the levels in units. Integers for a grid.
         scale: (1,) or (groups * neurons,) float32.
-        shape: (groups, neurons, columns) of the weight.
-        even: whether the file holds a step and integers; else a codebook.
-        offset: (1,) or (groups * neurons,) multiples of 1/2; zero with a codebook.
+        shape: (groups, neurons, columns), shape of the weight.
+        even: whether this is a grid, stored as a step and integers; otherwise a codebook.
+        offset: (1,) or (groups * neurons,) multiples of 1/2; zero for a codebook.
     """
 
     values: Tensor
@@ -39,38 +39,38 @@ class Levels:
 
     @property
     def zero(self) -> int:
-        """Position of the level nearest to zero."""
+        """The position of the level nearest to zero."""
         return int(self.values.abs().argmin())
 
     @cached_property
     def cell(self) -> float:
-        """The mean distance of neighbouring levels, in units."""
+        """The mean distance between neighbouring levels, in units."""
         count = len(self.values)
         return float(self.values[-1] - self.values[0]) / (count - 1) if count > 1 else 1.0
 
     def units(self, matrix: Tensor) -> Tensor:
-        """Return the (rows, columns) units of a (groups, neurons, columns) weight."""
+        """Convert a (groups, neurons, columns) weight to (rows, columns) units."""
         rows = matrix.reshape(self.shape[0] * self.shape[1], self.shape[2])
         return rows / self.scale[:, None] + self.offset[:, None]
 
     def matrix(self, units: Tensor) -> Tensor:
-        """Return the weight of units, bit for bit as a file gives it where they are levels."""
+        """Convert units to the weight; for levels, bit for bit as a file gives it."""
         return ((units - self.offset[:, None]) * self.scale[:, None]).reshape(self.shape)
 
-    def moved(self, change: Tensor) -> Tensor:
-        """Return by how much the weight moves when its units do."""
+    def weight_change(self, change: Tensor) -> Tensor:
+        """Convert a change of the units to a change of the weight."""
         return (change * self.scale[:, None]).reshape(self.shape)
 
-    def gradient(self, slant: Tensor) -> Tensor:
-        """Return the gradient in the weight of what has gradient ``slant`` in the units."""
-        return (slant / self.scale[:, None]).reshape(self.shape)
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """Convert a gradient with respect to the units to one with respect to the weight."""
+        return (gradient / self.scale[:, None]).reshape(self.shape)
 
     def with_values(self, levels: Tensor) -> Levels:
-        """Return it with other levels."""
+        """Return the same with other levels."""
         return replace(self, values=levels)
 
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
-        """Return what a file holds when unit (r, c) is on level ``position[r, c]``."""
+        """Return the quantized weight whose unit (r, c) is on level ``position[r, c]``."""
         if not self.even:
             index = position.reshape(self.shape).int()
             return QuantizedMatrix(index, None, levels=self.values, scale=self.scale, info=info)
@@ -83,52 +83,52 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class TransformLevels(Levels):
-    """A grid for the coefficients of a frozen basis; ``scale`` and ``offset`` by vector.
+    """A grid for the coefficients of a fixed basis; ``scale`` and ``offset`` are per vector.
 
     Attributes:
-        start: basis, side and shape of the weight.
+        start: the quantized weight that training started from, with basis, side and shape.
     """
 
     start: QuantizedTransform
 
     @cached_property
     def synthesis(self) -> Tensor:
-        """(channels, vectors) basis, as the file has it."""
+        """The basis (channels, vectors), as stored in the file."""
         return self.start.basis.float() * self.start.basis_step
 
     @cached_property
     def analysis(self) -> Tensor:
-        """Its pseudo-inverse."""
+        """The pseudo-inverse of the basis."""
         inverse: Tensor = torch.linalg.pinv(self.synthesis.double()).float()
         return inverse
 
     def units(self, matrix: Tensor) -> Tensor:
-        """Return the (vectors, rest) coefficients in steps."""
+        """Convert a weight to (vectors, rest) coefficients in steps."""
         channels = unfold(matrix, self.start.kernel, self.start.side)
         return (self.analysis @ channels) / self.scale[:, None] + self.offset[:, None]
 
     def matrix(self, units: Tensor) -> Tensor:
-        """Return the weight whose coefficients they are, rounded as products round."""
-        return self.moved(units - self.offset[:, None])
+        """Convert coefficients to the weight, up to the rounding of the products."""
+        return self.weight_change(units - self.offset[:, None])
 
-    def moved(self, change: Tensor) -> Tensor:
-        """Return by how much the weight moves when its coefficients do."""
+    def weight_change(self, change: Tensor) -> Tensor:
+        """Convert a change of the coefficients to a change of the weight."""
         channels = self.synthesis @ (change * self.scale[:, None])
         return fold(channels, self.start.shape, self.start.kernel, self.start.side)
 
-    def gradient(self, slant: Tensor) -> Tensor:
-        """Return the gradient in the weight of what has gradient ``slant`` in the units."""
-        channels = self.analysis.mT @ (slant / self.scale[:, None])
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """Convert a gradient with respect to the units to one with respect to the weight."""
+        channels = self.analysis.mT @ (gradient / self.scale[:, None])
         return fold(channels, self.start.shape, self.start.kernel, self.start.side)
 
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
-        """Return the coefficients, on the levels ``position``, in the same basis."""
+        """Return the weight in the same basis, with coefficients on the levels ``position``."""
         index = self.values[position].round().int()
         return replace(self.start, index=index, step=self.scale, info=info)
 
 
 def fit_grid(matrix: Tensor, count: int, width: float = 1.0) -> Levels:
-    """Return ``count`` (odd) even levels of least squared error, with a step ``width`` as large."""
+    """Fit a grid of ``count`` (odd) levels with the least squared error; widen it by ``width``."""
     groups, rows, columns = matrix.shape
     step = matrix.new_full((1,), even_step(matrix, count) * width).bfloat16().float()
     top = (count - 1) // 2
@@ -137,20 +137,20 @@ def fit_grid(matrix: Tensor, count: int, width: float = 1.0) -> Levels:
 
 
 def fit_codebook(matrix: Tensor, count: int) -> Levels:
-    """Return at most ``count`` levels of least squared error, one of them zero."""
+    """Fit a codebook of at most ``count`` levels with the least squared error, one of them zero."""
     groups, rows, columns = matrix.shape
     levels, one = lloyd_max(matrix, count).to(matrix), matrix.new_ones(1)
     return Levels(levels, one, (groups, rows, columns), False, torch.zeros_like(one))
 
 
 def levels_of(start: Quantized) -> Levels:
-    """Return the levels that a coded weight is on, as wide as its indices are."""
+    """Return the levels of a quantized weight, over the range of its indices."""
     if isinstance(start, QuantizedMatrix) and start.levels is not None:
         scale = start.levels.new_ones(1) if start.scale is None else start.scale
         groups, rows, columns = start.index.shape
         return Levels(start.levels, scale, (groups, rows, columns), False, scale.new_zeros(1))
     if start.step is None:
-        raise ValueError("a coded weight has a step or levels; this one has neither")
+        raise ValueError("a quantized weight must have a step or levels")
     step = start.step
     low, high = (int(value) for value in start.index.aminmax())
     levels = torch.arange(min(low, 0), max(high, 0) + 1, device=step.device).to(step)

@@ -1,4 +1,4 @@
-"""Weights in training with HEMP, by what they share: a histogram of their levels."""
+"""Weights in training with HEMP, pooled by the histogram of levels that they share."""
 
 from __future__ import annotations
 
@@ -17,68 +17,70 @@ from ..base import TunedWeight
 from .levels import Levels
 from .rounding import Rounding
 
-__all__ = ["Line", "Pool", "allowed_order", "histogram_of", "own_lengths"]
+__all__ = ["Pool", "WeightState", "allowed_order", "code_lengths", "histogram_of"]
 
 
 @dataclass(eq=False)
-class Line:
-    """One weight with its levels, and what the last refresh found.
+class WeightState:
+    """One weight with its levels, and the results of the last refresh.
 
     Attributes:
-        cell: the mean distance of its first levels, in units: what the crossing rule goes by.
-        slant: (rows, columns), bits of the whole network by which a unit more costs more.
-        most: (rows, columns), how far the entropy term may move a weight in a step, in units.
-        target: (rows, columns), the units of the weights' levels.
-        calm: how insensitive each weight is, until the step is done.
+        weight: the weight.
+        rounding: its parametrization, which holds the levels.
+        cell: mean distance between its initial levels in units, the scale of the crossing rule.
+        bit_gradient: (rows, columns), gradient of the network's bits with respect to the units.
+        max_move: (rows, columns), how far the entropy term may move a weight per step, in units.
+        target: (rows, columns), the level of each weight, in units.
+        insensitivity: how insensitive the loss is to each weight; only set until the step is done.
     """
 
     weight: TunedWeight
     rounding: Rounding
     cell: float
-    slant: Tensor
-    most: Tensor
+    bit_gradient: Tensor
+    max_move: Tensor
     target: Tensor
-    calm: Tensor | None = None
+    insensitivity: Tensor | None = None
 
     @property
     def levels(self) -> Levels:
-        """Its levels, with steps as trained so far."""
+        """The levels, with steps as trained so far."""
         return self.rounding.levels
 
     def units(self) -> Tensor:
-        """Return its values in steps, (rows, columns)."""
+        """Return the weight in units, (rows, columns)."""
         return self.levels.units(self.weight.matrix())
 
     def nearest(self, units: Tensor) -> Tensor:
-        """Return the levels of these values, bits counted where they have a price."""
+        """Return the best levels for these units, including the price of bits if there is one."""
         return self.levels.values[self.rounding.positions(units)]
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Weights that share a histogram, of tuples of ``order``."""
+    """Weights that share a histogram of ``order``-tuples."""
 
-    lines: list[Line]
+    states: list[WeightState]
     order: int
 
 
-def allowed_order(lines: Sequence[Line], order: int) -> int:
-    """Return the order, or the largest for which there are tuples enough."""
-    levels = max(len(line.levels.values) for line in lines)
-    return min(order, largest_order(levels, sum(line.target.numel() for line in lines)))
+def allowed_order(states: Sequence[WeightState], order: int) -> int:
+    """Return the order, lowered to the largest for which there are enough tuples."""
+    levels = max(len(state.levels.values) for state in states)
+    return min(order, largest_order(levels, sum(state.target.numel() for state in states)))
 
 
-def own_lengths(histogram: Histogram, levels: Levels) -> Tensor:
-    """Return the bits of tuples of one levels's levels, out of a histogram over all."""
+def code_lengths(histogram: Histogram, levels: Levels) -> Tensor:
+    """Return the code lengths, in bits, of tuples of one weight's levels."""
     first = histogram.shift - levels.zero
     part = slice(first, first + len(levels.values))
     return histogram.lengths()[(part,) * histogram.order]
 
 
 def histogram_of(pool: Pool, on: Sequence[Tensor]) -> Histogram:
-    """Return the histogram of levels that the weights are on, none of them out of reach."""
+    """Return the smoothed histogram of the levels ``on`` which the weights are."""
     groups = [
-        soft_brackets(values, line.levels.values, line.levels.zero)
-        for line, values in zip(pool.lines, on, strict=True)
+        soft_brackets(values, state.levels.values, state.levels.zero)
+        for state, values in zip(pool.states, on, strict=True)
     ]
     return joint_histogram(groups, pool.order).smoothed()

@@ -1,9 +1,9 @@
-"""Where LowBit meets a network: the inputs it quantizes, and the layers that need a scale."""
+"""Find the inputs of a network that LowBit quantizes, and the layers that need a scale."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,18 +27,18 @@ def find_inputs(
     batches: Sequence[Any],
     forward: Forward,
 ) -> list[tuple[Site, bool]]:
-    """Return the sites to quantize, and of each whether it has 8 bits whatever the others have.
+    """Return the sites to quantize, each with whether it always uses 8 bits.
+
+    Warns about layers with quantized weights whose input stays in float.
 
     Args:
         model: the network.
-        layers: by weight name the modules that have it.
-        ends: the network's first and last weight matrix.
+        layers: the modules that own each weight, by name of the weight.
+        ends: the first and the last weight matrix of the network.
         first_last: as in :class:`fewbits.LowBit`.
         placement: as in :class:`fewbits.LowBit`.
         batches: calibration data.
-        forward: how the network is called.
-
-    Warns of layers with quantized weights whose input stays in float.
+        forward: runs the network on a batch.
     """
     chosen = QuantizedLayers(layers, ends, first_last)
     sites = choose_sites(model, chosen, placement, batches, forward)
@@ -46,14 +46,15 @@ def find_inputs(
         left = left_in_float(model, chosen, sites)
         if left:
             warnings.warn(
-                f"inputs stay in float: {'; '.join(left)}. Weights of these layers are quantized.",
+                f"inputs stay in float: {'; '.join(left)}. The weights of these layers are "
+                "quantized.",
                 stacklevel=6,
             )
     return [(site, chosen.is_wide(site)) for site in sites]
 
 
 def add_scales(
-    lines: Mapping[str, LowBitWeight],
+    weights: Mapping[str, LowBitWeight],
     layers: Mapping[str, Sequence[str]],
     rescale: str,
     *,
@@ -61,25 +62,25 @@ def add_scales(
     batches: Sequence[Any],
     forward: Forward,
 ) -> None:
-    """Decide which of DoReFa's weights have a learned scale, and fit them anew."""
-    chosen = {name: line for name, line in lines.items() if line.kind == "dorefa"}
-    follows: frozenset[str] = frozenset()
-    if chosen and batches:
-        follows = normalized(model, _paths(chosen, layers), batches[0], forward)
-    for name, line in chosen.items():
-        own = layers.get(name, ())
-        plain = bool(own) and follows.issuperset(own)
-        line.scaled = {"auto": not plain, "always": True, "never": False}[rescale]
-        line.step.stretch.requires_grad_(line.scaled)
-        if not plain and rescale == "never":
+    """Decide which DoReFa weights get a learned scale, and refit them."""
+    dorefa = {name: weight for name, weight in weights.items() if weight.kind == "dorefa"}
+    before_norm: frozenset[str] = frozenset()
+    if dorefa and batches:
+        before_norm = normalized(model, _paths(dorefa, layers), batches[0], forward)
+    for name, weight in dorefa.items():
+        modules = layers.get(name, ())
+        compensated = bool(modules) and before_norm.issuperset(modules)
+        weight.scaled = {"auto": not compensated, "always": True, "never": False}[rescale]
+        weight.step.stretch.requires_grad_(weight.scaled)
+        if not compensated and rescale == "never":
             warnings.warn(
-                f"layer {(*own, name)[0]!r}: its DoReFa weights are from -1 to 1, and no "
-                "normalization follows that makes up for it. Use rescale='auto'.",
+                f"layer {(*modules, name)[0]!r}: its DoReFa weights range from -1 to 1, and no "
+                "normalization follows to compensate. Use rescale='auto'.",
                 stacklevel=6,
             )
-        if line.bits != FLOAT:
-            line.refit()
+        if weight.bits != FLOAT:
+            weight.refit()
 
 
-def _paths(lines: Mapping[str, LowBitWeight], layers: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    return (path for name in lines for path in layers.get(name, ()))
+def _paths(names: Iterable[str], layers: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    return (path for name in names for path in layers.get(name, ()))

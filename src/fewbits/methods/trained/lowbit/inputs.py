@@ -1,4 +1,4 @@
-"""A layer's input on a low-bit grid: what a forward pre-hook does while training."""
+"""The quantizer of a layer's input during training, called by a forward pre-hook."""
 
 from __future__ import annotations
 
@@ -15,61 +15,62 @@ from ....errors import ConfigError
 from ....ops.levels.quantizers import bounds, lsq, lsq_step, rounded, wide
 from ....ops.levels.ranges import fit_percentile, fit_range, fit_shifted, shifted_percentile
 from .stages import FLOAT
-from .step import LearnedStep, TrainingPart, beside, damping_at, kept_dtype
+from .step import LearnedStep, TrainingPart, damping_at, keeping_dtype, with_zero_gradients
 
-__all__ = ["LowBitInput", "join_network", "leave_network"]
+__all__ = ["LowBitInput", "add_quantizers", "remove_quantizers"]
 
-_SAMPLE = 2048  # values of the latest batch that a new width is fitted to
-_NAME = "lowbit_inputs"  # on the modules whose inputs, or outputs, are quantized
+_SAMPLE = 2048  # values of the latest batch that the grid of a new width is fitted to
+_NAME = "lowbit_inputs"  # attribute of the modules whose inputs, or outputs, are quantized
 
 
 class _Inputs(nn.ModuleList):
-    """The quantizers of one module, told from what a network may have under that name."""
+    """The quantizers of one module, in a class of its own to tell them from user attributes."""
 
 
-def join_network(model: nn.Module, inputs: Iterable[LowBitInput]) -> None:
-    """Let each of ``inputs`` be a part of the module that it acts on."""
-    for made in inputs:
-        owner = model.get_submodule(made.module)
+def add_quantizers(model: nn.Module, inputs: Iterable[LowBitInput]) -> None:
+    """Add each quantizer as a submodule of the module that it acts on."""
+    for quantizer in inputs:
+        owner = model.get_submodule(quantizer.module)
         if not hasattr(owner, _NAME):
             owner.add_module(_NAME, _Inputs())
         parts = getattr(owner, _NAME)
         if not isinstance(parts, _Inputs):
             raise ConfigError(
-                f"module {made.module!r} has an attribute {_NAME!r} of its own, the name under "
-                "which LowBit keeps its quantizers while it trains. Rename it."
+                f"module {quantizer.module!r} already has an attribute {_NAME!r}, which LowBit "
+                "uses for its quantizers during training. Rename the attribute."
             )
-        parts.append(made)
+        parts.append(quantizer)
 
 
-def leave_network(model: nn.Module) -> None:
-    """Undo :func:`join_network`."""
+def remove_quantizers(model: nn.Module) -> None:
+    """Undo :func:`add_quantizers`."""
     for module in list(model.modules()):
         if isinstance(module._modules.get(_NAME), _Inputs):
             del module._modules[_NAME]
 
 
-def _one_sided(module: str) -> ConfigError:
+def _one_bit_error(module: str) -> ConfigError:
     return ConfigError(
-        f"the input of {module!r} goes below zero, and activations=1 leaves it 1 bit: its two "
-        "levels would be zero and one below, so that everything above zero is lost. Use "
-        "activations=2, quantizer='lsq+' (a learned zero), or keep the layer: keep=[...]."
+        f"the input of {module!r} has negative values and activations=1 gives it 1 bit: its two "
+        "levels would be zero and one below, so all positive values would be lost. Use "
+        "activations=2, quantizer='lsq+' (a learned zero), or leave the layer in float: keep=[...]."
     )
 
 
 class LowBitInput(TrainingPart):
-    """Puts inputs on a grid whose step is learned; gradients pass straight through rounding.
+    """Quantizes inputs to a grid with a learned step; gradients pass straight through rounding.
 
     Attributes:
-        kind: "dorefa" (from 0 to 1), "pact" (a learned clip), "lsq" or "lsq+" (a learned step; with
-            a learned zero where inputs go below zero).
-        step: (1,) learned; of "dorefa" constant, of "pact" the clip.
-        shift: (1,) learned value of the lowest level; of "lsq+" alone.
-        bits: width now; 32 leaves inputs as they are.
-        ceiling: the module cuts what is above, and the clip stays below.
-        gated: whether a training looks at ``gate``; not while all are open.
-        gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float input.
-        sample: some values of the latest batch. No buffer: each process has its own, of any length.
+        kind: "dorefa" (levels from 0 to 1), "pact" (a learned clip), "lsq" (a learned step) or
+            "lsq+" (also a learned zero if inputs can be negative).
+        step: (1,) learned step; the clip for "pact", constant for "dorefa".
+        shift: (1,) learned value of the lowest level; only for "lsq+".
+        bits: current width; 32 leaves inputs in float.
+        ceiling: values above are cut off by the module, so the clip stays below.
+        gated: whether ``gate`` is used in training; False while all gates are open.
+        gate: (1,) 1, or 0 to use the float input in a forward pass of training.
+        sample: some values of the latest batch. Not a buffer: each process has its own, of any
+            length.
     """
 
     def __init__(
@@ -82,20 +83,20 @@ class LowBitInput(TrainingPart):
         ranges: str,
         percentile: float,
     ) -> None:
-        """Begin in float; ``narrowest`` is the width it will have at the narrowest.
+        """Start in float; ``narrowest`` is the smallest width of all stages.
 
         Raises:
-            ConfigError: one bit for values of either sign, on a grid without a learned zero.
+            ConfigError: one bit for values of both signs, on a grid without a learned zero.
         """
         super().__init__()
-        self._owner = (owner,)  # in a tuple: it is no part of this module
-        fixed = kind in ("dorefa", "pact") and not site.signed
+        self._owner = (owner,)  # in a tuple, so that it is not registered as a submodule
+        one_sided = kind in ("dorefa", "pact") and not site.signed
         self.name, self.module, self.ceiling = site.name, site.module, site.ceiling
-        self.kind = kind if fixed or kind == "lsq+" else "lsq"
+        self.kind = kind if one_sided or kind == "lsq+" else "lsq"
         self.signed = site.signed and self.kind != "lsq+"
         self.asymmetric = site.signed and self.kind == "lsq+"
         if narrowest == 1 and self.signed:
-            raise _one_sided(site.module)
+            raise _one_bit_error(site.module)
         self.ranges, self.percentile, self.features = ranges, percentile, site.features
         self.bits, self.active, self.gated = FLOAT, True, False
         sample = site.sample
@@ -108,19 +109,21 @@ class LowBitInput(TrainingPart):
         self.register_buffer("gate", torch.ones(1, device=sample.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        self.sample = kept_dtype(fn)(self.sample)
+        self.sample = keeping_dtype(fn)(self.sample)
         return super()._apply(fn, recurse)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the levels in the dtype of ``values``."""
-        learning = self._owner[0].training
-        if learning and torch.is_grad_enabled():
+        """Quantize ``values``, in their dtype."""
+        training = self._owner[0].training
+        if training and torch.is_grad_enabled():
             self._sample(values.detach())
         if not self.active or self.bits == FLOAT:
-            return beside(values, self.step.stretch, self.shift) if learning else values
+            return (
+                with_zero_gradients(values, self.step.stretch, self.shift) if training else values
+            )
         with torch.autocast(values.device.type, enabled=False):
             levels = self._levels(values).to(values.dtype)
-        return torch.where(self.gate > 0, levels, values) if learning and self.gated else levels
+        return torch.where(self.gate > 0, levels, values) if training and self.gated else levels
 
     def _levels(self, values: Tensor) -> Tensor:
         low, high = self._bounds()
@@ -141,7 +144,7 @@ class LowBitInput(TrainingPart):
         return torch.where(units >= high - zero, high - zero, index) * step
 
     def _zero(self, step: Tensor) -> Tensor:
-        """Return the index of zero: LSQ+'s shift, rounded to a whole number of steps."""
+        """Return the index of zero: the shift of LSQ+, rounded to a whole number of steps."""
         if not self.asymmetric:
             return torch.zeros_like(step)
         damping = damping_at(self.bits, self.features, self._bounds()[1])
@@ -152,15 +155,15 @@ class LowBitInput(TrainingPart):
         return bounds(self.bits, self.signed)
 
     def _step(self) -> Tensor:
-        """Return the step as a file gives it back (clip / high), its gradient damped."""
+        """Return the step as computed from a file (clip / high), with a damped gradient."""
         high = max(1, self._bounds()[1])
         step: Tensor = self.step(damping_at(self.bits, self.features, high))
         exact = (step.detach() * high) / high
         return exact + (step - step.detach())
 
     @torch.no_grad()
-    def enter(self, bits: int) -> None:
-        """Go on with another width; the grid is fitted anew to what came in last."""
+    def set_bits(self, bits: int) -> None:
+        """Switch to another width and fit the grid to the latest inputs."""
         if bits == self.bits:
             return
         self.bits = bits
@@ -180,7 +183,7 @@ class LowBitInput(TrainingPart):
         self.shift.fill_(-zero * clip / high)
 
     def _range(self, sample: Tensor, high: int) -> tuple[float, int]:
-        """Return the clip and the index of zero; the mean says nothing of where zero should be."""
+        """Return the clip and the index of zero, which "mean" cannot determine."""
         percentile = self.ranges == "percentile"
         if self.asymmetric and percentile:
             return shifted_percentile(sample, self.bits, self.percentile)
@@ -195,23 +198,23 @@ class LowBitInput(TrainingPart):
     @torch.no_grad()
     def _sample(self, values: Tensor) -> None:
         order = sorted(range(values.dim()), key=values.stride, reverse=True)
-        flat = values.permute(order).reshape(-1)  # a view, whatever the memory format
-        found = flat[:: max(1, flat.numel() // _SAMPLE) | 1].float()
-        if len(found) != len(self.sample):
-            self.sample = found.clone()
+        flat = values.permute(order).reshape(-1)  # a view in any memory format
+        sample = flat[:: max(1, flat.numel() // _SAMPLE) | 1].float()
+        if len(sample) != len(self.sample):
+            self.sample = sample.clone()
         else:
-            self.sample.copy_(found)
+            self.sample.copy_(sample)
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Keep steps positive and near what they were, and the zero on the grid."""
+    def constrain(self) -> None:
+        """Keep steps positive and close to their last values, and the zero on the grid."""
         high = 1 if self.kind == "pact" else max(1, self._bounds()[1])
-        self.step.hold(self.ceiling / high)
+        self.step.constrain(self.ceiling / high)
         self.shift.clamp_(max=0)
 
     @torch.no_grad()
     def grid(self) -> ActivationGrid | None:
-        """Return the grid as a file holds it; None where inputs stay as they are."""
+        """Return the grid as stored in a file; None while inputs stay in float."""
         if self.bits == FLOAT:
             return None
         high = max(1, self._bounds()[1])
@@ -220,8 +223,8 @@ class LowBitInput(TrainingPart):
         return ActivationGrid(self.bits, clip, self.signed, zero)
 
     @torch.no_grad()
-    def occupied(self) -> tuple[Tensor, int, float, float]:
-        """Return the positions of the levels in use, how many there are, share clipped, step."""
+    def level_usage(self) -> tuple[Tensor, int, float, float]:
+        """Return positions of the sample's levels, number of levels, share clipped and step."""
         low, high = self._bounds()
         step = self._step() if self.kind != "pact" else self.step.value / high
         zero = self._zero(step)
@@ -233,16 +236,16 @@ class LowBitInput(TrainingPart):
         return index, high - low + 1, float(outside.float().mean()), float(self.step.value)
 
     def state(self) -> dict[str, Any]:
-        """Return what training changed, for :meth:`take_state`."""
+        """Return everything that training changes, for :meth:`load_state`."""
         kept = {n: getattr(self, n).detach().clone() for n in ("shift", "sample", "gate")}
         return {**kept, "step": self.step.state(), "bits": self.bits}
 
     @torch.no_grad()
-    def take_state(self, state: dict[str, Any]) -> None:
-        """Take what :meth:`state` gave."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore the state returned by :meth:`state`."""
         self.bits = int(state["bits"])
         self.sample = state["sample"].to(self.sample.device)
-        self.step.take_state(state["step"])
+        self.step.load_state(state["step"])
         for name in ("shift", "gate"):
             getattr(self, name).copy_(state[name])
         self.gated = not bool(self.gate.all())

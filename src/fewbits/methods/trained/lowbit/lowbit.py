@@ -1,8 +1,8 @@
-"""LowBit: low-bit weights *and* activations (Zhuang et al.), quantizer and schedule apart.
+"""LowBit: low-bit weights *and* activations (Zhuang et al.), with any quantizer and schedule.
 
-Quantizers: DoReFa (the paper's), PACT, LSQ, LSQ+. Schedules: direct, weights before activations,
-falling widths, stochastic precision, and lists of one's own. Training with a teacher is a loss:
-:class:`fewbits.training.JointDistillation`.
+Quantizers: DoReFa (as in the paper), PACT, LSQ, LSQ+. Schedules: direct, weights before
+activations, decreasing widths, stochastic precision, and custom lists of stages. Training with a
+teacher is a matter of the loss: :class:`fewbits.training.JointDistillation`.
 
 References:
     Zhuang, Shen, Tan, Liu and Reid, "Towards effective low-bitwidth convolutional neural networks",
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ....coded import ActivationGrid, Cause, Reason
 from ....engine.activations.hooks import install_inputs, remove_inputs
+from ....engine.activations.observer import Site
 from ....engine.activations.placement import PLACEMENTS
 from ....engine.batchnorm.statistics import measure_batchnorm
 from ....engine.layers.layer import Quantized
@@ -32,9 +33,9 @@ from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TunedWeight
 from .activation_sites import add_scales, find_inputs
-from .gates import blocks_of, draw_gates, grouped, open_gates
-from .inputs import LowBitInput, join_network, leave_network
-from .report import LayerLevels, levels_of, warn_of
+from .gates import blocks_of, draw_gates, group_parts, open_gates
+from .inputs import LowBitInput, add_quantizers, remove_quantizers
+from .report import LayerLevels, layer_levels, warn_of_waste
 from .stages import FLOAT, Stage, stage_at, stages_of
 from .weights import LowBitWeight
 
@@ -51,29 +52,38 @@ class LowBit(TrainingMethod):
     """Low-bit weights and activations.
 
     Attributes:
-        weights: bits of weights, 1 to 8 (LSQ from 2); 32 leaves them in float.
-        activations: bits of layers' inputs, 1 to 8; 32 leaves them in float.
-        quantizer: "lsq", "lsq+" (a learned zero for inputs below zero), "pact" or "dorefa".
-        schedule: a name, such as "two_stage", or a list of stages "8/8, 4/4, 2/2"; see
-            :mod:`fewbits.methods.trained.lowbit.stages`.
-        first_last: the network's first and last layer, in the order of its modules: "8bit", "fp"
-            (in float) or "same". A network of two layers has no such ends.
-        placement: "input" of every layer, or "output" of every ReLU, as in the paper: shortcuts
-            then carry quantized values.
-        per: "tensor" or "channel": steps of weights.
-        ranges: how a grid starts at each new width: "mse" (least squared error), "mean" (LSQ's
-            2 mean|v| / sqrt(high); not of inputs with a learned zero) or "percentile".
-        percentile: of activations, for the rule of that name.
-        detach_max: DoReFa's maximum is a constant to the gradient.
-        rescale: DoReFa's levels are from -1 to 1; a learned scale for layers that no normalization
-            follows ("auto"), for "always" all, or "never".
-        decay: of PACT's clips: half of it times their squares is added to the loss.
-        gates: what "stochastic" draws as one: a "block" (layers of one module, its shortcut's
-            too; not of a mere sequence), a "layer", or "parts" (weights and inputs of a layer on
-            their own).
-        chance: with which "stochastic" quantizes a part in a step, constant or scheduled; it must
-            end at 1, or normalizations must be measured anew.
-        reestimate: measure normalizations anew on the calibration data at the end.
+        weights: bits per weight, 1 to 8 (2 to 8 with "lsq" and "lsq+"); 32 leaves weights in float.
+        activations: bits per value of the inputs of layers, 1 to 8; 32 leaves them in float.
+        quantizer: how values are quantized: "lsq" (a learned step), "lsq+" (also a learned zero for
+            inputs with negative values), "pact" (a learned clip for inputs, DoReFa for weights) or
+            "dorefa" (levels from -1 to 1 for weights and from 0 to 1 for inputs, as in the paper).
+        schedule: how bits change during training: "direct", "two_stage", "activations_first",
+            "progressive", "two_stage_progressive" or "stochastic"; or a list of stages with bits of
+            weights / activations, such as "8/8, 4/4, 2/2".
+        first_last: what to do with the network's first and last layer: "8bit" (use 8 bits), "fp"
+            (leave in float) or "same" (treat like all others). In a network of two layers, all are
+            treated the same.
+        placement: where to quantize activations: at the "input" of every layer, or at the "output"
+            of every ReLU, as in the paper, so that shortcuts carry quantized values too.
+        per: how many steps weights have: "tensor" (one per weight tensor) or "channel" (one per
+            output neuron).
+        ranges: how to fit a grid at the start of each new width: "mse" (least squared error),
+            "mean" (the rule of LSQ, a step of 2 mean|v| / sqrt(largest index); not for inputs with
+            a learned zero) or "percentile" (of the activations; weights use "mse").
+        percentile: percentile of the activations for ``ranges="percentile"``.
+        detach_max: with "dorefa", whether to treat the largest weight, by which weights are
+            divided, as a constant in the gradient.
+        rescale: with "dorefa", which layers get a learned scale because their levels only range
+            from -1 to 1: those not followed by a normalization ("auto"), all ("always") or none
+            ("never").
+        decay: with "pact", weight decay of the clips: half of it times their squares is added to
+            the loss.
+        gates: with ``schedule="stochastic"``, what is quantized together: a "block" (all layers of
+            one module, including its shortcut), a "layer", or "parts" (weights and inputs of a
+            layer separately).
+        chance: with ``schedule="stochastic"``, the probability that a part is quantized in a step,
+            constant or scheduled. It must end at 1, or ``reestimate`` must be set.
+        reestimate: whether to re-estimate BatchNorm statistics on the calibration data at the end.
     """
 
     name: ClassVar[str] = "lowbit"
@@ -82,7 +92,7 @@ class LowBit(TrainingMethod):
         "Zhuang, Tan, Liu, Liu, Reid, Shen, Effective training of convolutional neural networks "
         "with low-bitwidth weights and activations, TPAMI 44(10), 2021"
     )
-    # Norms keep their statistics: merged, sums round otherwise, and inputs flip to other levels.
+    # BatchNorm is not merged: sums would round differently and flip inputs to other levels.
     capabilities: ClassVar[Capabilities] = Capabilities(
         trains=True, needs_labels=True, quantizes_activations=True, merges_batchnorm=False
     )
@@ -111,7 +121,10 @@ class LowBit(TrainingMethod):
             good = is_whole(value) and (low <= value <= 8 or value == FLOAT)
             require(good, name, f"bits from {low} to 8, or 32 for float", value)
         if self.weights == self.activations == FLOAT:
-            raise ConfigError("weights and activations are both 32 bits: nothing is left to train.")
+            raise ConfigError(
+                "weights and activations are both 32 (float), so nothing would be quantized. Set "
+                "at least one of them to 8 bits or fewer."
+            )
         check_one_of("first_last", self.first_last, ("8bit", "fp", "same"))
         check_one_of("placement", self.placement, PLACEMENTS)
         check_one_of("per", self.per, ("tensor", "channel"))
@@ -130,16 +143,17 @@ class LowBit(TrainingMethod):
         check_switch("reestimate", self.reestimate)
         stages = self.stages
         low = min(stage.weights for stage in stages)
-        require(low >= least, "schedule", f"weights of {least} bits or more", self.schedule)
+        expected = f"stages with weights of at least {least} bits for this quantizer"
+        require(low >= least, "schedule", expected, self.schedule)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages, in order."""
+        """The stages of the schedule, in order."""
         return stages_of(self.schedule, self.weights, self.activations)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether activations are quantized at all."""
+        """Whether activations are quantized."""
         return self.activations != FLOAT
 
     @property
@@ -148,7 +162,7 @@ class LowBit(TrainingMethod):
         return self.reestimate
 
     def kept(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return which of a network's weights stay as they are, each with the reason."""
+        """Return the weights that are left in float, each with the reason."""
         if self.weights == FLOAT:
             return dict.fromkeys(names, Reason(Cause.FLOAT_WEIGHTS, "weights=32"))
         if self.first_last != "fp" or len(names) < 3:
@@ -157,12 +171,12 @@ class LowBit(TrainingMethod):
         return {names[0]: first, names[-1]: last}
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> LowBitSession:
-        """Begin. Only the stochastic schedule is random, by ``seed`` and the number of the step."""
+        """Start a session. Only the stochastic schedule is random, given ``seed`` and the step."""
         return LowBitSession(self, weights, seed)
 
 
 class LowBitSession:
-    """The state of one training with LowBit; see :class:`fewbits.methods.trained.base.Session`."""
+    """A training session of LowBit; see :class:`fewbits.methods.trained.base.Session`."""
 
     def __init__(self, method: LowBit, weights: Sequence[TunedWeight], seed: int) -> None:
         self.method, self.seed = method, seed
@@ -171,18 +185,18 @@ class LowBitSession:
         self._count, self._progress = 0, 0.0
         self._weights = list(weights)
         self._ends = {w.name for w in weights if w.end and method.first_last == "8bit"}
-        self._lines = {weight.name: self._line(weight) for weight in weights}
+        self._quantizers = {weight.name: self._make_quantizer(weight) for weight in weights}
         self.inputs: dict[str, LowBitInput] = {}
         self._layers: dict[str, Sequence[str]] = {
-            name: (name.rpartition(".")[0],) for name in self._lines
+            name: (name.rpartition(".")[0],) for name in self._quantizers
         }
-        self._wide: set[str] = set()
+        self._eight_bit_sites: set[str] = set()
         self._blocks: dict[str, str] = {}
         self._batches: Sequence[Any] = ()
         self._forward: Forward | None = None
         self._enter(0)
 
-    def _line(self, weight: TunedWeight) -> LowBitWeight:
+    def _make_quantizer(self, weight: TunedWeight) -> LowBitWeight:
         method = self.method
         kind = "dorefa" if method.quantizer in ("dorefa", "pact") else method.quantizer
         if weight.name in self._ends or weight.levels is not None:
@@ -190,8 +204,8 @@ class LowBitSession:
         pruned = weight.mask is not None and not bool(weight.mask.all())
         if kind == "dorefa" and pruned:
             raise ConfigError(
-                f"weight {weight.name!r} has pruned entries, and DoReFa's grid has no zero. Use "
-                "quantizer='lsq', or prepare(..., zeros=False)."
+                f"weight {weight.name!r} has pruned entries, but the grid of DoReFa has no zero. "
+                "Use quantizer='lsq', or prepare(..., zeros=False)."
             )
         return LowBitWeight(
             weight, kind, per=method.per, ranges=method.ranges, detach_max=method.detach_max
@@ -207,27 +221,33 @@ class LowBitSession:
         forward: Forward,
         ends: Sequence[str] = (),
     ) -> None:
-        """Quantize inputs of ``layers`` from now on; see :class:`InputSession`.
+        """Start to quantize the inputs of ``layers``; see :class:`InputSession`.
 
         Raises:
-            ConfigError: activations are to be quantized, and there is no calibration data.
+            ConfigError: activations are to be quantized, but there is no calibration data.
         """
         self._layers, self._blocks = {**self._layers, **layers}, blocks_of(model)
         self._batches, self._forward = batches, forward
         remove_inputs(model)
-        leave_network(model)
+        remove_quantizers(model)
         add_scales(
-            self._lines, layers, self.method.rescale, model=model, batches=batches, forward=forward
+            self._quantizers,
+            layers,
+            self.method.rescale,
+            model=model,
+            batches=batches,
+            forward=forward,
         )
-        self._draw()  # the blocks are known now
+        self._draw()  # again, because the blocks are known only now
         if self.method.activations == FLOAT:
             return
         if not batches:
             raise ConfigError(
-                "activations start from calibrated ranges: pass calibration=, some batches of "
-                "training data, to fewbits.prepare; or leave them in float: activations=32."
+                "quantizing activations needs calibration data: pass calibration=, some batches of "
+                "training data, to fewbits.prepare; or leave activations in float with "
+                "activations=32."
             )
-        found = find_inputs(
+        sites = find_inputs(
             model,
             layers,
             ends,
@@ -236,111 +256,115 @@ class LowBitSession:
             batches=batches,
             forward=forward,
         )
-        narrowest = min(stage.activations for stage in self.stages)
-        for site, eight in found:
-            self.inputs[site.name] = LowBitInput(
-                site,
-                model.get_submodule(site.module),
-                "lsq" if eight else self.method.quantizer,
-                narrowest=8 if eight else narrowest,
-                ranges=self.method.ranges,
-                percentile=self.method.percentile,
-            )
-        join_network(model, self.inputs.values())
-        self._wide = {site.name for site, eight in found if eight}
+        for site, always_8 in sites:
+            self.inputs[site.name] = self._make_input(site, model, always_8)
+        add_quantizers(model, self.inputs.values())
+        self._eight_bit_sites = {site.name for site, always_8 in sites if always_8}
         install_inputs(model, dict(self.inputs))
         self._enter(self.stage)
 
+    def _make_input(self, site: Site, model: nn.Module, always_8: bool) -> LowBitInput:
+        narrowest = min(stage.activations for stage in self.stages)
+        return LowBitInput(
+            site,
+            model.get_submodule(site.module),
+            "lsq" if always_8 else self.method.quantizer,
+            narrowest=8 if always_8 else narrowest,
+            ranges=self.method.ranges,
+            percentile=self.method.percentile,
+        )
+
     def detach(self, model: nn.Module) -> Mapping[str, ActivationGrid]:
-        """End: enter the last stage, measure normalizations where asked, remove the hooks."""
+        """Enter the last stage, re-estimate BatchNorm if requested, and remove the hooks."""
         self.advance(1.0)
         if self.chance < 1 and not self.method.reestimate:
             warnings.warn(
-                f"layers are quantized with a chance of {self.chance:g} at the end, and statistics "
-                "of normalizations are of that mixture. Use reestimate=True, or a ramp up to 1.",
+                f"layers are still quantized with a probability of {self.chance:g} at the end, and "
+                "BatchNorm statistics are of that mixture. Use reestimate=True, or a ramp that "
+                "ends at 1.",
                 stacklevel=3,
             )
         open_gates(self._parts())
         if self.method.reestimate:
             if not self._batches or self._forward is None:
                 raise CalibrationError(
-                    "reestimate=True measures normalizations on calibration data, and there is "
-                    "none. Pass calibration= to fewbits.prepare."
+                    "reestimate=True needs calibration data to re-estimate BatchNorm statistics. "
+                    "Pass calibration= to fewbits.prepare."
                 )
             measure_batchnorm(model, self._batches, self._forward)
-        warn_of(self.report())
+        warn_of_waste(self.report())
         remove_inputs(model)
-        leave_network(model)
+        remove_quantizers(model)
         return self.grids()
 
     def grids(self) -> dict[str, ActivationGrid]:
-        """Return the grids of the inputs as a file holds them now."""
-        found = ((name, made.grid()) for name, made in self.inputs.items())
-        return {name: grid for name, grid in found if grid is not None}
+        """Return the current grids of the inputs, as stored in a file."""
+        grids = ((name, quantizer.grid()) for name, quantizer in self.inputs.items())
+        return {name: grid for name, grid in grids if grid is not None}
 
-    # -- what Session asks for
+    # -- the Session protocol
 
     def penalty(self) -> Tensor:
-        """Return PACT's decay of clips; zero for the others."""
+        """Return the decay of the clips of PACT; zero for other quantizers."""
         device = next((weight.parameter.device for weight in self._weights), None)
         total = torch.zeros((), device=device)
-        clips = [made.step(1.0) for made in self.inputs.values() if made.kind == "pact"]
+        clips = [q.step(1.0) for q in self.inputs.values() if q.kind == "pact"]
         for clip in clips if self.method.decay else ():
             total = total + clip.square().sum() * (self.method.decay / 2)
         return total
 
     def before_step(self) -> None:
-        """Nothing: the method acts in the forward pass."""
+        """Do nothing: the method acts in the forward pass."""
 
     def step(self) -> None:
-        """Keep steps positive, and draw the gates of the next step."""
+        """Constrain the learned steps, and draw the gates of the next training step."""
         for part in self._parts():
-            part.hold()
+            part.constrain()
         self._count += 1
         self._draw()
 
     def advance(self, progress: float) -> None:
-        """Enter the stage at ``progress``; a new width fits its grids anew."""
+        """Enter the stage at ``progress``; grids are refitted when the width changes."""
         self._progress = progress
         self._enter(stage_at(self.stages, progress))
 
     def parametrization(self, weight: TunedWeight) -> nn.Module | None:
         """Return the quantizer of the weight."""
-        return self._lines[weight.name]
+        return self._quantizers[weight.name]
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return the steps, scales, clips and shifts that are learned."""
-        found = [p for part in self._parts() for p in part.parameters() if p.requires_grad]
-        return list(dict.fromkeys(found))
+        """Return the learned steps, scales, clips and shifts."""
+        learned = [p for part in self._parts() for p in part.parameters() if p.requires_grad]
+        return list(dict.fromkeys(learned))
 
     def cell(self, weight: TunedWeight) -> float:
         """Return the mean step."""
-        found = self._lines[weight.name].quantized_at(self._final(weight.name)).step
-        return 1.0 if found is None else float(found.mean())
+        step = self._quantizers[weight.name].quantized_at(self._final(weight.name)).step
+        return 1.0 if step is None else float(step.mean())
 
     @torch.no_grad()
     def quantized(self, weight: TunedWeight) -> Quantized:
-        """Return the weight on its levels; at the final width where it is float now."""
-        return self._lines[weight.name].quantized_at(self._final(weight.name))
+        """Return the weight quantized to its final width."""
+        return self._quantizers[weight.name].quantized_at(self._final(weight.name))
 
     @torch.no_grad()
     def measures(self) -> Mapping[str, float]:
-        """Return the bits now, the entropy of the indices, and the share of clipped inputs."""
-        now = self.stages[self.stage]
-        told = {"weight_bits": float(now.weights), "activation_bits": float(now.activations)}
+        """Return the current bits, the entropy of the indices and the probability of gates."""
+        stage = self.stages[self.stage]
+        metrics = {"weight_bits": float(stage.weights), "activation_bits": float(stage.activations)}
         if self.method.schedule == "stochastic":
-            told["chance"] = self.chance
+            metrics["chance"] = self.chance
         bits = total = 0.0
         for weight in self._weights:
-            if found := levels_of(weight.name, self._lines[weight.name]):
-                bits += found.entropy * weight.parameter.numel()
+            if levels := layer_levels(weight.name, self._quantizers[weight.name]):
+                bits += levels.entropy * weight.parameter.numel()
                 total += weight.parameter.numel()
-        return {**told, "bits_per_weight": bits / total if total else float(FLOAT)}
+        return {**metrics, "bits_per_weight": bits / total if total else float(FLOAT)}
 
     def report(self) -> list[LayerLevels]:
         """Return how each layer uses its levels: occupancy, entropy, clipped inputs, step."""
-        rows = [levels_of(name, line) for name, line in self._lines.items()]
-        rows += [levels_of(name, found) for name, found in self.inputs.items()]
+        rows = [layer_levels(name, weight) for name, weight in self._quantizers.items()]
+        rows += [layer_levels(name, quantizer) for name, quantizer in self.inputs.items()]
         return list(filter(None, rows))
 
     def state_dict(self) -> dict[str, Any]:
@@ -349,24 +373,24 @@ class LowBitSession:
             "stage": self.stage,
             "count": self._count,
             "progress": self._progress,
-            "weights": {name: line.state() for name, line in self._lines.items()},
-            "inputs": {name: made.state() for name, made in self.inputs.items()},
+            "weights": {name: part.state() for name, part in self._quantizers.items()},
+            "inputs": {name: part.state() for name, part in self.inputs.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Restore the state returned by :meth:`state_dict`."""
         self.stage, self._count = int(state["stage"]), int(state["count"])
         self._progress = float(state["progress"])
-        for name, line in self._lines.items():
-            line.take_state(state["weights"][name])
-        for name, made in self.inputs.items():
-            made.take_state(state["inputs"][name])
+        for name, part in self._quantizers.items():
+            part.load_state(state["weights"][name])
+        for name, quantizer in self.inputs.items():
+            quantizer.load_state(state["inputs"][name])
 
     # -- stages and gates
 
     @property
     def selectable_from(self) -> float:
-        """Share of the training from which the network computes at its final widths."""
+        """Share of the training from which the network has its final widths."""
         chance = self.method.chance
         if self._stochastic:
             return chance.until if isinstance(chance, Ramp) else 0.0
@@ -383,30 +407,30 @@ class LowBitSession:
 
     def _enter(self, stage: int) -> None:
         self.stage = stage
-        now = self.stages[stage]
-        for name, line in self._lines.items():
-            line.enter(8 if name in self._ends and now.weights != FLOAT else now.weights)
-        for name, made in self.inputs.items():
-            eight = name in self._wide and now.activations != FLOAT
-            made.enter(8 if eight else now.activations)
+        bits = self.stages[stage]
+        for name, part in self._quantizers.items():
+            part.set_bits(8 if name in self._ends and bits.weights != FLOAT else bits.weights)
+        for name, quantizer in self.inputs.items():
+            use_8 = name in self._eight_bit_sites and bits.activations != FLOAT
+            quantizer.set_bits(8 if use_8 else bits.activations)
         self._draw()
 
     def _final(self, name: str) -> int:
         return 8 if name in self._ends else self.method.weights
 
     def _parts(self) -> list[LowBitWeight | LowBitInput]:
-        return [*self._lines.values(), *self.inputs.values()]
+        return [*self._quantizers.values(), *self.inputs.values()]
 
     def _draw(self) -> None:
-        """Draw the gates: a function of the seed and the step, so the same on every rank."""
+        """Draw the gates, which depend on seed and step only, so they agree on all ranks."""
         if self.chance >= 1:
             open_gates(self._parts())
         else:
-            draw_gates(self.grouped(), self.chance, self.seed, self._count)
+            draw_gates(self.groups(), self.chance, self.seed, self._count)
 
-    def grouped(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
-        """Return every quantizer with the name of the group that it is drawn with."""
+    def groups(self) -> list[tuple[str, LowBitWeight | LowBitInput]]:
+        """Return every quantizer with the name of the group whose gate it shares."""
         parts: list[tuple[str, LowBitWeight | LowBitInput]] = []
-        parts += [(self._layers[name][0], line) for name, line in self._lines.items()]
-        parts += [(made.module, made) for made in self.inputs.values()]
-        return grouped(self.method.gates, self._blocks, parts)
+        parts += [(self._layers[name][0], part) for name, part in self._quantizers.items()]
+        parts += [(quantizer.module, quantizer) for quantizer in self.inputs.values()]
+        return group_parts(self.method.gates, self._blocks, parts)

@@ -1,4 +1,4 @@
-"""How layers use the levels they have, and warnings where they waste them."""
+"""Report how layers use their levels, and warn if levels are wasted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .inputs import LowBitInput
 from .stages import FLOAT
 from .weights import LowBitWeight
 
-__all__ = ["LayerLevels", "levels_of", "warn_of"]
+__all__ = ["LayerLevels", "layer_levels", "warn_of_waste"]
 
-_LEAST_ENTROPY = 0.6  # bits for each bit of width: 1.2 bits at 2
-_NARROW = 2  # the width at which a low entropy is a fault; above, it is what a coder lives by
+_LEAST_ENTROPY = 0.6  # bits of entropy per bit of width, that is 1.2 bits at 2
+_NARROW = 2  # width at which a low entropy is a problem; at larger widths it makes the file small
 _MOST_CLIPPED = 0.25
 
 
@@ -25,13 +25,13 @@ class LayerLevels:
     """The levels of one weight or one quantized input.
 
     Attributes:
-        name: of the weight, or of the layer whose input it is.
+        name: name of the weight, or of the layer whose input it is.
         what: "weights" or "inputs".
         bits: width.
-        counts: how many values are on each level, from the lowest up.
-        entropy: of the levels, in bits.
+        counts: number of values on each level, from the lowest to the highest.
+        entropy: entropy of the levels, in bits.
         clipped: share of values beyond the outermost levels.
-        step: the mean step; below zero or zero it is broken.
+        step: mean step, which must be above zero.
     """
 
     name: str
@@ -44,7 +44,7 @@ class LayerLevels:
 
     @property
     def used(self) -> int:
-        """Levels that hold a value."""
+        """Number of levels with at least one value."""
         return sum(count > 0 for count in self.counts)
 
     def __str__(self) -> str:
@@ -55,37 +55,35 @@ class LayerLevels:
 
 
 @torch.no_grad()
-def levels_of(name: str, part: LowBitWeight | LowBitInput) -> LayerLevels | None:
-    """Return how a weight, or the inputs of the latest batch, use their levels; None for floats."""
+def layer_levels(name: str, part: LowBitWeight | LowBitInput) -> LayerLevels | None:
+    """Return how a weight, or the latest batch of inputs, uses its levels; None in float."""
     if part.bits == FLOAT:
         return None
     what = "weights" if isinstance(part, LowBitWeight) else "inputs"
-    index, count, clipped, step = part.occupied()
+    index, count, clipped, step = part.level_usage()
     counts = torch.bincount(index.reshape(-1).long().cpu(), minlength=count)
     entropy = entropy_of(counts.numpy())
     return LayerLevels(name, what, part.bits, tuple(counts.tolist()), entropy, clipped, step)
 
 
-def warn_of(rows: Iterable[LayerLevels]) -> None:
-    """Warn of weights with hardly more levels in use than a narrower grid has, and of clipping."""
+def warn_of_waste(rows: Iterable[LayerLevels]) -> None:
+    """Warn about vanished steps, levels that are hardly used, and much clipping."""
     for row in rows:
         if not row.step > 2e-9:
-            _tell(
-                f"{row.name} ({row.what}): its step has shrunk to nothing. Lower the learning rate."
-            )
+            _warn(f"{row.name} ({row.what}): the step has shrunk to zero. Lower the learning rate.")
         elif row.what == "weights" and row.bits == _NARROW:
             if row.entropy < _LEAST_ENTROPY * row.bits:
-                _tell(
-                    f"weight {row.name!r}: {row.entropy:.2f} bits of entropy on a grid of "
-                    f"{row.bits} bits; most of its levels are hardly used. A learned step "
-                    "(quantizer='lsq') uses them."
+                _warn(
+                    f"weight {row.name!r}: an entropy of {row.entropy:.2f} bits on a grid of "
+                    f"{row.bits} bits, so most of its levels are hardly used. A learned step "
+                    "(quantizer='lsq') makes better use of them."
                 )
         elif row.what == "inputs" and row.clipped > _MOST_CLIPPED and row.bits > 1:
-            _tell(
+            _warn(
                 f"input of {row.name!r}: {row.clipped:.0%} of its values are clipped. Use a "
                 "learned range (quantizer='lsq' or 'pact')."
             )
 
 
-def _tell(text: str) -> None:
+def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=6)

@@ -1,4 +1,4 @@
-"""Stages of a low-bit training: which widths hold for which share of it."""
+"""Stages of low-bit training: the widths of weights and activations over time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ....errors import ConfigError, require
 
 __all__ = ["FLOAT", "SCHEDULES", "Stage", "stage_at", "stages_of"]
 
-FLOAT = 32  # the width that stands for floats
+FLOAT = 32  # the width that means float
 _DOWN = (8, 4, 2, 1)
 
 SCHEDULES = {
     "direct": "the final widths from the start",
     "two_stage": "weights first, then activations too (Zhuang et al. 2018)",
-    "activations_first": "the reverse, for comparison",
-    "progressive": "both through 8, 4, 2 bits down to the final widths (Zhuang et al. 2018)",
-    "two_stage_progressive": "weights down, then activations down",
-    "stochastic": "final widths, of layers drawn at random ever more often (a reconstruction)",
+    "activations_first": "activations first, then weights too, for comparison",
+    "progressive": "both through 8, 4 and 2 bits down to the final widths (Zhuang et al. 2018)",
+    "two_stage_progressive": "weights down step by step, then activations",
+    "stochastic": "final widths for random layers, more and more of them (a reconstruction)",
 }
 _ENTRY = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*(?:\*\s*([0-9.]+)\s*)?")
 
@@ -41,16 +41,16 @@ class Stage:
 
 
 def stages_of(schedule: str, weights: int, activations: int) -> tuple[Stage, ...]:
-    """Return the stages of a schedule that ends at the given widths, all of the same length.
+    """Return the stages of a schedule that ends at the given widths.
 
     Args:
-        schedule: a name of ``SCHEDULES``, or a list of your own, such as "2/32, 2/4*0.5, 2/2": bits
-            of weights and activations, and how long a stage is relative to the others.
+        schedule: a name in ``SCHEDULES``, whose stages have the same length, or a list such as
+            "2/32, 2/4*0.5, 2/2": bits of weights / activations, and optionally * relative length.
         weights: final bits of weights.
         activations: final bits of activations.
 
     Raises:
-        ConfigError: a schedule that is none, or ends at other widths.
+        ConfigError: the schedule is unknown, invalid, or ends at other widths.
     """
     require(isinstance(schedule, str), "schedule", "a name or a list of stages", schedule)
     if schedule not in SCHEDULES:
@@ -68,7 +68,7 @@ def stages_of(schedule: str, weights: int, activations: int) -> tuple[Stage, ...
 
 
 def stage_at(stages: Sequence[Stage], progress: float) -> int:
-    """Return the position of the stage at ``progress``, the share of the training that is done."""
+    """Return the position of the stage at ``progress``, the finished share of the training."""
     return next((k for k, stage in enumerate(stages) if progress < stage.until), len(stages) - 1)
 
 
@@ -87,8 +87,8 @@ def _listed(schedule: str, weights: int, activations: int) -> tuple[Stage, ...]:
     entries = [_ENTRY.fullmatch(entry) for entry in schedule.split(",")]
     if not all(entries):
         raise ConfigError(
-            f"schedule {schedule!r} is none of {', '.join(SCHEDULES)}, nor a list of stages such "
-            "as '8/8, 4/4, 2/2*0.5' (bits of weights / of activations, * relative length)."
+            f"schedule {schedule!r} is neither one of {', '.join(SCHEDULES)}, nor a list of stages "
+            "such as '8/8, 4/4, 2/2*0.5' (bits of weights / activations, * relative length)."
         )
     timed = [(int(m[1]), int(m[2]), float(m[3] or 1)) for m in entries if m is not None]
     for w, a, length in timed:
@@ -96,18 +96,18 @@ def _listed(schedule: str, weights: int, activations: int) -> tuple[Stage, ...]:
         require(sound, "schedule", "widths from 1 to 8, or 32, and lengths above 0", schedule)
     if timed[-1][:2] != (weights, activations):
         raise ConfigError(
-            f"the last stage of schedule {schedule!r} must be the final widths, "
+            f"the last stage of schedule {schedule!r} must have the final widths, "
             f"{weights}/{activations}."
         )
     if any(one[:2] == other[:2] for one, other in pairwise(timed)):
-        raise ConfigError(f"schedule {schedule!r} has two equal stages in a row. Join them.")
+        raise ConfigError(f"schedule {schedule!r} has two equal stages in a row. Merge them.")
     return _timed(timed)
 
 
 def _timed(stages: list[tuple[int, int, float]]) -> tuple[Stage, ...]:
     total = sum(length for _, _, length in stages)
-    done, made = 0.0, []
+    done, timed = 0.0, []
     for w, a, length in stages:
         done += length
-        made.append(Stage(w, a, done / total))
-    return (*made[:-1], Stage(made[-1].weights, made[-1].activations, 1.0))
+        timed.append(Stage(w, a, done / total))
+    return (*timed[:-1], Stage(timed[-1].weights, timed[-1].activations, 1.0))

@@ -1,4 +1,4 @@
-"""A learned step: positive whatever an optimizer does, and moved in proportion to itself."""
+"""A learned step that stays positive under any optimizer and changes in proportion to itself."""
 
 from __future__ import annotations
 
@@ -12,66 +12,67 @@ from torch import Tensor, nn
 from ....engine.network.distributed import in_group
 from ....ops.levels.quantizers import lsq_damping
 
-__all__ = ["LearnedStep", "TrainingPart", "beside", "damping_at", "kept_dtype"]
+__all__ = ["LearnedStep", "TrainingPart", "damping_at", "keeping_dtype", "with_zero_gradients"]
 
-_MOST = math.log(2)  # change of the logarithm at a time
-_CALM = 0.1  # of the gradient, at 8 bits: LSQ's learning rate there is a tenth of that below
+_MOST = math.log(2)  # largest change of the logarithm per update
+_EIGHT_BIT_FACTOR = 0.1  # on the gradient at 8 bits, where LSQ uses a tenth of the learning rate
 
 
 def damping_at(bits: int, values: int, high: int) -> float:
-    """Return the factor on the gradient of a step that ``values`` share, at a width."""
-    return lsq_damping(values, high) * (_CALM if bits >= 8 else 1.0)
+    """Return the factor on the gradient of a step shared by ``values`` values, at a width."""
+    return lsq_damping(values, high) * (_EIGHT_BIT_FACTOR if bits >= 8 else 1.0)
 
 
-def beside(values: Tensor, *learned: Tensor) -> Tensor:
-    """Return ``values`` as they are; ``learned``, not needed for them, get gradients of zero.
+def with_zero_gradients(values: Tensor, *learned: Tensor) -> Tensor:
+    """Return ``values`` unchanged, but give the unused parameters ``learned`` zero gradients.
 
-    Processes that train together wait for a gradient of every parameter.
+    Distributed training waits for a gradient of every parameter.
     """
-    waited = [found for found in learned if found.requires_grad]
-    if not waited or not in_group():
+    trainable = [parameter for parameter in learned if parameter.requires_grad]
+    if not trainable or not in_group():
         return values
-    unused = torch.cat(waited).sum().to(values.dtype)
+    unused = torch.cat(trainable).sum().to(values.dtype)
     return torch.where(torch.ones_like(unused, dtype=torch.bool), values, unused)
 
 
-def kept_dtype(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return ``change``, what ``module.to`` does to a tensor, without its change of dtype."""
+def keeping_dtype(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Wrap the function that ``module.to`` applies to tensors so that it keeps their dtype."""
 
-    def moved(tensor: Tensor) -> Tensor:
-        found = change(tensor)
-        return found if found.dtype == tensor.dtype else tensor.to(found.device)
+    def change_device(tensor: Tensor) -> Tensor:
+        changed = change(tensor)
+        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
 
-    return moved
+    return change_device
 
 
 class TrainingPart(nn.Module):
-    """A part of a network for as long as it is trained: of its tree, but not of its state dict.
+    """A submodule that exists only during training and is not in the network's state dict.
 
-    In the tree, processes that train together find its parameters, and it moves along to another
-    device. It stays in float32 whatever the network becomes: in float16, squares of steps vanish.
+    As a submodule it takes part in distributed training and moves to other devices with the
+    network. It stays in float32 when the network is cast, because squares of steps would vanish in
+    float16.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        super()._apply(kept_dtype(fn), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_dtype(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _save_to_state_dict(self, *told: Any) -> None:
-        """Add nothing: the state dict is the float network's."""
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """Save nothing: the state dict is that of the float network."""
 
-    def _load_from_state_dict(self, *told: Any) -> None:
-        """Miss nothing there."""
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load nothing, and report nothing as missing."""
 
 
 class LearnedStep(TrainingPart):
-    """``base * exp(stretch)`` with the gradient that LSQ's step has, to first order.
+    """``base * exp(stretch)``, with the gradient of LSQ's step to first order.
 
-    A step that an optimizer adds to can be thrown across zero, and Adam moves small steps as far as
-    large ones. Here the logarithm is trained; its gradient is divided by the squared base, so that
-    plain SGD moves the step as it would move LSQ's.
+    If the step itself were trained, an optimizer could push it below zero, and Adam would move
+    small steps as far as large ones. So its logarithm is trained; the gradient is divided by the
+    squared base, so that plain SGD moves the step as in LSQ.
 
     Attributes:
-        base: (count,) the step as it was fitted.
+        base: (count,) the step as fitted.
         stretch: (count,) learned logarithm of the change since then.
     """
 
@@ -84,10 +85,10 @@ class LearnedStep(TrainingPart):
         self.register_buffer("_last", torch.zeros(count, device=device))
 
     def forward(self, damping: float) -> Tensor:
-        """Return the step (count,) float32, its gradient times ``damping``."""
+        """Return the step (count,) float32; its gradient is multiplied by ``damping``."""
         fixed = self.stretch.detach()
-        moved = (self.stretch - fixed) * (damping / self.base.square())
-        return self.base * torch.exp(fixed + moved)
+        change = (self.stretch - fixed) * (damping / self.base.square())
+        return self.base * torch.exp(fixed + change)
 
     @property
     def value(self) -> Tensor:
@@ -96,18 +97,18 @@ class LearnedStep(TrainingPart):
 
     @torch.no_grad()
     def fit(self, step: Tensor | float) -> None:
-        """Begin anew from ``step``."""
+        """Restart from ``step``."""
         self.base.copy_(torch.as_tensor(step).clamp_min(1e-9))
         self.stretch.zero_()
         self._last.zero_()
 
     @torch.no_grad()
-    def hold(self, most: float = math.inf) -> None:
-        """Let no step change by more than a factor of 2, leave float32, or exceed ``most``."""
+    def constrain(self, most: float = math.inf) -> None:
+        """Limit the change since the last call to a factor of 2, and the step to ``most``."""
         low, high = self._last - _MOST, self._last + _MOST
-        found = self.stretch.nan_to_num(0.0)
-        found = found.clamp(low.clamp_min(-40), high.clamp_max(40))
-        self.stretch.copy_(torch.minimum(found, (most / self.base).log()))
+        bounded = self.stretch.nan_to_num(0.0)
+        bounded = bounded.clamp(low.clamp_min(-40), high.clamp_max(40))  # within float32 too
+        self.stretch.copy_(torch.minimum(bounded, (most / self.base).log()))
         self._last.copy_(self.stretch)
 
     def state(self) -> dict[str, Any]:
@@ -115,8 +116,8 @@ class LearnedStep(TrainingPart):
         return {"base": self.base.clone(), "stretch": self.stretch.detach().clone()}
 
     @torch.no_grad()
-    def take_state(self, state: dict[str, Any]) -> None:
-        """Take what :meth:`state` gave."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore the state returned by :meth:`state`."""
         self.base.copy_(state["base"])
         self.stretch.copy_(state["stretch"])
         self._last.copy_(self.stretch)

@@ -1,4 +1,4 @@
-"""A weight on a low-bit grid, as the forward pass sees it: a parametrization."""
+"""A parametrization that quantizes a weight to a low-bit grid in the forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ....ops.levels.quantizers import bounds, dorefa_unit, lsq_plus_weight_step,
 from ....ops.levels.ranges import fit_rows
 from ..base import TunedWeight
 from .stages import FLOAT
-from .step import LearnedStep, TrainingPart, beside, damping_at
+from .step import LearnedStep, TrainingPart, damping_at, with_zero_gradients
 
 __all__ = ["LowBitWeight"]
 
@@ -22,17 +22,18 @@ _TINY = 1e-6  # scale of weights that are all zero
 
 
 class LowBitWeight(TrainingPart):
-    """Maps a weight to its levels; the gradient passes straight through rounding.
+    """Quantizes a weight to its levels; the gradient passes straight through rounding.
 
-    What the forward pass sees is bit for bit what a file gives: integers times a step.
+    The result equals that of a file bit for bit: integers times a step.
 
     Attributes:
-        kind: "lsq", "lsq+" (another first step) or "dorefa".
-        step: (1,) or (rows,) learned: the step of LSQ; of DoReFa the learned scale of all levels.
-        bits: width now; 32 for floats.
-        active: while False, the weight is seen as it is.
-        gated: whether a training looks at ``gate``; not while all are open.
-        gate: (1,) of 0 and 1: 0 lets the forward pass of a training see the float weight.
+        kind: "lsq", "lsq+" (with another initial step) or "dorefa".
+        step: (1,) or (rows,) learned step of LSQ, or learned scale of all levels of DoReFa.
+        bits: current width; 32 for float.
+        active: while False, the weight passes unchanged.
+        gated: whether ``gate`` is used in training; False while all gates are open.
+        gate: (1,) 1, or 0 to use the float weight in a forward pass of training.
+        scaled: whether DoReFa's scale is learned.
     """
 
     def __init__(self, weight: TunedWeight, kind: str, *, per: str, ranges: str, detach_max: bool):
@@ -47,25 +48,25 @@ class LowBitWeight(TrainingPart):
         self.register_buffer("gate", torch.ones(1, device=weight.parameter.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the levels in the shape and dtype of ``weight``."""
+        """Quantize ``weight``, in its shape and dtype."""
         if not self.active or self.bits == FLOAT:
-            return beside(weight, self.step.stretch) if self.training else weight
+            return with_zero_gradients(weight, self.step.stretch) if self.training else weight
         view = self._weight.view
         with torch.autocast(weight.device.type, enabled=False):
             matrix = view.matrix(weight).float()
             values = self.levels(matrix.reshape(-1, matrix.shape[-1]))
             values = view.tensor(values.reshape(matrix.shape), tuple(weight.shape))
         values = values.to(weight.dtype)
-        looks = self.training and self.gated
-        return torch.where(self.gate > 0, values, weight) if looks else values
+        use_gate = self.training and self.gated
+        return torch.where(self.gate > 0, values, weight) if use_gate else values
 
     def levels(self, rows: Tensor) -> Tensor:
-        """Return (rows, columns) weights on their levels."""
+        """Return (rows, columns) weights rounded to their levels."""
         index, offset = self._index(rows)
         return (index - offset) * self._step()[:, None]
 
     def _index(self, rows: Tensor) -> tuple[Tensor, float]:
-        """Return indices as floats, with their gradient, and the offset."""
+        """Return the indices as floats with gradients, and the offset."""
         if self.kind == "dorefa":
             top = (1 << self.bits) - 1
             unit = dorefa_unit(rows, per_row=self.per_row, detach_max=self.detach_max)
@@ -84,7 +85,7 @@ class LowBitWeight(TrainingPart):
         return bounds(self.bits, signed=True)
 
     def _step(self) -> Tensor:
-        """Return the step that multiplies the indices, its gradient damped."""
+        """Return the step of the indices, with a damped gradient."""
         if self.kind == "dorefa":
             scale: Tensor = self.step(self._damping(1))
             return scale * (2 / ((1 << self.bits) - 1))
@@ -96,8 +97,8 @@ class LowBitWeight(TrainingPart):
         return damping_at(self.bits, shared, high)
 
     @torch.no_grad()
-    def enter(self, bits: int) -> None:
-        """Go on with another width; the step is fitted anew to the float weights."""
+    def set_bits(self, bits: int) -> None:
+        """Switch to another width and fit the step to the float weights."""
         if bits == self.bits:
             return
         self.bits = bits
@@ -106,7 +107,7 @@ class LowBitWeight(TrainingPart):
 
     @torch.no_grad()
     def refit(self) -> None:
-        """Fit the step to the float weights as they are."""
+        """Fit the step to the current float weights."""
         matrix = self._weight.matrix()
         rows = matrix.reshape(-1, matrix.shape[-1])
         if self.kind == "dorefa":
@@ -125,9 +126,9 @@ class LowBitWeight(TrainingPart):
             self.step.fit(fit_rows(parts, bits, signed=True).to(rows) / high)
 
     def _fit_scale(self, rows: Tensor) -> None:
-        """Set DoReFa's scale: 1 where a normalization follows, else that of least error.
+        """Set DoReFa's scale: 1 if it is not learned, else that with the least squared error.
 
-        Zeros have no level, so a row of nothing but zeros is put next to zero.
+        The grid has no zero, so rows of zeros get a tiny scale.
         """
         self.step.fit(1.0)
         if not self.scaled:
@@ -138,13 +139,13 @@ class LowBitWeight(TrainingPart):
         self.step.fit(scale.clamp_min(_TINY))
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Keep steps near what they were, after an optimizer moved them."""
-        self.step.hold()
+    def constrain(self) -> None:
+        """Keep steps close to their last values after the optimizer's step."""
+        self.step.constrain()
 
     @torch.no_grad()
     def quantized(self) -> QuantizedMatrix:
-        """Return what a file holds of the weight now."""
+        """Return the weight quantized as it is now."""
         matrix = self._weight.matrix()
         if not bool(torch.isfinite(matrix).all()):
             raise ModelError(f"weight {self._weight.name!r} holds NaN or infinity after training.")
@@ -153,19 +154,19 @@ class LowBitWeight(TrainingPart):
         return QuantizedMatrix(whole, self._step().detach().clone(), offset)
 
     def quantized_at(self, bits: int) -> QuantizedMatrix:
-        """Return what a file would hold at ``bits``; at another width than now, newly fitted."""
+        """Return the weight quantized to ``bits``, with a refitted step if the width differs."""
         if bits == self.bits:
             return self.quantized()
         before = self.state()
         try:
-            self.enter(bits)
+            self.set_bits(bits)
             return self.quantized()
         finally:
-            self.take_state(before)
+            self.load_state(before)
 
     @torch.no_grad()
-    def occupied(self) -> tuple[Tensor, int, float, float]:
-        """Return the positions of the levels in use, how many there are, share clipped, step."""
+    def level_usage(self) -> tuple[Tensor, int, float, float]:
+        """Return positions of the weights' levels, number of levels, share clipped and step."""
         matrix = self._weight.matrix()
         rows = matrix.reshape(-1, matrix.shape[-1])
         index, _ = self._index(rows)
@@ -178,14 +179,14 @@ class LowBitWeight(TrainingPart):
         return index - low, high - low + 1, float(outside.float().mean()), step
 
     def state(self) -> dict[str, Any]:
-        """Return what training changed, for :meth:`take_state`."""
+        """Return everything that training changes, for :meth:`load_state`."""
         kept = {"step": self.step.state(), "gate": self.gate.clone()}
         return {**kept, "bits": self.bits, "scaled": self.scaled}
 
     @torch.no_grad()
-    def take_state(self, state: dict[str, Any]) -> None:
-        """Take what :meth:`state` gave."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore the state returned by :meth:`state`."""
         self.bits, self.scaled = int(state["bits"]), bool(state["scaled"])
-        self.step.take_state(state["step"])
+        self.step.load_state(state["step"])
         self.gate.copy_(state["gate"])
         self.gated = not bool(self.gate.all())

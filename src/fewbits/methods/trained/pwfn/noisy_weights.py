@@ -1,4 +1,4 @@
-"""Weights that are sampled while training: ``w = mu + deviation * noise``, a parametrization."""
+"""A parametrization that samples weights during training: ``w = mu + deviation * noise``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ....engine.network.distributed import in_group
 from ....ops.levels.powers_of_two import LEAST
 from ....ops.seeds import seed_at
 
-__all__ = ["NoiseSource", "Noisy"]
+__all__ = ["NoiseSource", "NoisyWeight"]
 
 
 class NoiseSource:
-    """Normal noise as a function of a seed, the process and a count: nothing else is its state.
+    """Normal noise determined by a seed, the rank and a count, which is the only state.
 
-    Processes of a ``torch.distributed`` group draw different noise. A run that is resumed at a
-    count draws what an unbroken one draws there.
+    Ranks of a ``torch.distributed`` group draw different noise. A run resumed at a count draws the
+    same noise as an uninterrupted one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -32,7 +32,7 @@ class NoiseSource:
         return copied
 
     def draw(self, like: Tensor) -> Tensor:
-        """Return standard normal noise in the shape of ``like``, on its device."""
+        """Return standard normal noise in the shape, dtype and device of ``like``."""
         rank = torch.distributed.get_rank() if in_group() else 0
         seed = seed_at(self.seed, rank, self.count)
         self.count += 1
@@ -43,16 +43,16 @@ class NoiseSource:
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
-class Noisy(nn.Module):
-    """Gives the forward pass a sample of each weight, and fixed weights no gradient.
+class NoisyWeight(nn.Module):
+    """Samples each weight in the forward pass, and gives fixed weights no gradient.
 
-    Draws anew in every forward pass in training mode; in evaluation mode, and while ``active`` is
-    False, it does nothing. Weights that are fixed are sampled too.
+    In training mode every forward pass draws new noise; in evaluation mode, and while ``active`` is
+    False, weights pass unchanged. Fixed weights are sampled too.
 
     Attributes:
-        deviation: float32, in the shape of the weight; a parameter, trained or not.
-        fixed: bool, in the shape of the weight; None while nothing is fixed.
-        noise: of the latest forward pass, where it is kept.
+        deviation: float32 in the shape of the weight; a parameter, trained or not.
+        fixed: bool in the shape of the weight; None while nothing is fixed.
+        noise: noise of the latest forward pass, if it is kept.
     """
 
     fixed: Tensor | None
@@ -69,7 +69,7 @@ class Noisy(nn.Module):
         self._source, self._sampled, self._kept = source, sampled, kept
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return a sample in the shape and dtype of ``weight``."""
+        """Sample ``weight``, in its shape and dtype."""
         if not self.active or not self.training:
             return weight
         noise = self._source.draw(self.deviation.detach()) if self._sampled else None
@@ -82,7 +82,7 @@ class Noisy(nn.Module):
 class _Sample(torch.autograd.Function):
     """``mu + max(deviation, 2**-30) * noise``; the gradient of fixed weights is zero.
 
-    The gradient passes to deviations at their bound too, or they could never leave it.
+    Deviations at their bound receive gradients too; otherwise they could never leave it.
     """
 
     @staticmethod

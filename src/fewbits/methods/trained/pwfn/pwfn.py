@@ -1,8 +1,9 @@
-"""PWFN: probabilistic weight fixing (Subia-Waud and Dasmahapatra 2023), few values for a network.
+"""PWFN: probabilistic weight fixing (Subia-Waud and Dasmahapatra 2023), few values per network.
 
-Every weight is a normal law whose deviation is learned: how far it may move before the loss
-notices. In rounds, weights move to sums of few powers of two that many of them may move to, and are
-fixed there; the others go on learning. One codebook serves the whole network.
+Every weight has a normal distribution whose deviation is learned: it says how far the weight may
+move before the loss suffers. In rounds, weights move to sums of few powers of two that are close
+for many of them, and are fixed there; the others continue to learn. One codebook serves the whole
+network.
 
 Reference:
     Subia-Waud and Dasmahapatra, "Probabilistic Weight Fixing: Large-scale training of neural
@@ -30,17 +31,17 @@ from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TunedWeight
 from .noisy_weights import NoiseSource
-from .rounds import Round, counted, finest_of, fix_more, told
+from .rounds import Round, count_codes, finest_exponent, fix_more, round_record
 from .tensors import NoiseSettings, NoisyTensors
 
 __all__ = ["PWFN", "PwfnSession"]
 
 
 _FRACTIONS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 1.0)
-_MEAN = math.sqrt(2 / math.pi)  # of the magnitude of the noise
-_MOSTLY = 0.99
-_HARDLY = 0.01  # of the way to the largest deviation
-_SLACK = 1e-9  # of the training: shares are sums of rounded steps
+_MEAN = math.sqrt(2 / math.pi)  # mean magnitude of the noise
+_MOSTLY = 0.99  # share of zeros in a weight that is worth a warning
+_HARDLY = 0.01  # share of the way to the largest deviation that is worth a warning
+_SLACK = 1e-9  # tolerance for progress, which is a sum of rounded steps
 
 
 @METHODS.register("pwfn")
@@ -48,40 +49,44 @@ _SLACK = 1e-9  # of the training: shares are sums of rounded steps
 class PWFN(TrainingMethod):
     """Probabilistic weight fixing.
 
-    Clusters weights and biases of linear, convolution and attention layers. Normalizations and all
-    other vectors are trained, and stored as they are.
+    Clusters weights and biases of linear, convolution and attention layers. Normalization layers
+    and all other vectors are trained and stored without clustering.
 
     Attributes:
-        deviation: "learned" (the paper's), "constant" (``spread`` for all, a control), or
-            "relative" (``spread`` times the magnitude, the distance of Weight Fixing Networks).
-        spread: deviations at the start: the 75th percentile of each tensor where they are learned,
-            and less beside powers of two.
-        largest: deviation that the growth leads to.
-        growth: of learned deviations of weights: between two rounds they go ``1 - exp(-growth)``
-            of the way to ``largest``, whatever the optimizer and learning rate; the loss acts
-            against it. A :class:`Ramp` follows the training.
-        alpha: the paper's growth, a part of the loss (:meth:`Tuner.penalty`). It replaces
-            ``growth``, and amounts to ``growth = 0.8 * alpha * lr / (1 - momentum) * steps``.
-        noise: whether the forward pass samples; None: where deviations are learned.
-        fractions: of all weights that are fixed after each round, the last one 1.
+        deviation: the deviation of each weight, that is how far it may move: "learned" (as in the
+            paper), "constant" (``spread`` for all weights, as a control) or "relative" (``spread``
+            times the magnitude, as in Weight Fixing Networks).
+        spread: initial deviation. Learned deviations start with this as the 75th percentile of each
+            tensor, and lower for weights close to powers of two.
+        largest: value that learned deviations grow towards.
+        growth: how fast learned deviations grow: from one round to the next they cover
+            ``1 - exp(-growth)`` of the way to ``largest``, regardless of optimizer and learning
+            rate, while the loss acts against it. A constant or a :class:`Ramp`.
+        alpha: weight of the paper's growth term, which is a part of the loss
+            (:meth:`Tuner.penalty`). If given, it replaces ``growth``; it corresponds to
+            ``growth = 0.8 * alpha * lr / (1 - momentum) * steps``.
+        noise: whether the forward pass samples the weights. None samples if deviations are learned.
+        fractions: shares of all weights that are fixed after each round, in increasing order; the
+            last one must be 1.
         begin: share of the training before the first round.
-        until: share of the training before the last round; after it only normalizations train.
-        mode: "lock" (fixed is fixed) or "recluster" (every round begins with all weights).
-        terms: most powers of two in a value.
-        signed: whether powers may be subtracted in a sum.
-        finest: values are multiples of ``2**-finest``; None: at least 7, and a quarter of the root
-            mean square of the layer where it is least.
-        distance: first distance in a round, in deviations.
-        widen: factor on the distance where no weight is in reach.
-        most: how many values there may be; None for any number.
-        prefer_zero: 0 is taken before a value that takes at most this share more weights.
-        embeddings: whether embedding tables are clustered too.
+        until: share of the training before the last round, after which only normalization layers
+            train.
+        mode: what later rounds do with fixed weights: "lock" (they stay fixed) or "recluster"
+            (every round starts over with all weights).
+        terms: largest number of powers of two that are summed in a value.
+        signed: whether powers of two may also be subtracted.
+        finest: values are multiples of ``2**-finest``. None takes 7, or more if a layer is so small
+            that a quarter of its root mean square is finer.
+        distance: distance at which each round starts to search for weights, in deviations.
+        widen: factor by which the distance grows if it reaches no weight.
+        most: largest number of different values; None for no limit.
+        prefer_zero: choose zero unless another value takes more weights than zero does, by more
+            than this share.
+        embeddings: whether to cluster embedding tables too.
     """
 
     name: ClassVar[str] = "pwfn"
-    summary: ClassVar[str] = (
-        "trains towards a few values for the whole network, sums of powers of 2"
-    )
+    summary: ClassVar[str] = "trains for few values in the whole network, all sums of powers of 2"
     paper: ClassVar[str] = (
         "Subia-Waud, Dasmahapatra, Probabilistic Weight Fixing: Large-scale training of neural "
         "network weight uncertainties for quantization, NeurIPS 2023"
@@ -110,7 +115,7 @@ class PWFN(TrainingMethod):
 
     @property
     def trains_biases(self) -> bool:
-        """Biases have the network's values too."""
+        """Whether biases are clustered, which they always are."""
         return True
 
     @property
@@ -149,26 +154,27 @@ class PWFN(TrainingMethod):
             object.__setattr__(self, "fractions", given)
         good = isinstance(given, tuple) and all(_is_share(f) for f in given) and bool(given)
         good = good and sorted(set(given)) == list(given) and given[0] > 0 and given[-1] == 1
-        require(good, "fractions", "increasing shares above 0, the last one 1", given)
+        require(good, "fractions", "increasing shares above 0 that end with 1", given)
         for name in ("begin", "until"):
             require(_is_share(getattr(self, name)), name, "a share in [0, 1]", getattr(self, name))
         after = self.begin < self.until or (self.begin == self.until and len(self.fractions) == 1)
-        require(after, "begin, until", "in order", (self.begin, self.until))
+        order = "in ascending order (equal only with one round)"
+        require(after, "begin and until", order, (self.begin, self.until))
 
     @property
     def samples(self) -> bool:
-        """Whether the forward pass sees samples of the weights."""
+        """Whether the forward pass samples the weights."""
         return self.deviation == "learned" if self.noise is None else self.noise
 
     def due(self, count: int) -> float:
-        """Return the share of the training at which round ``count``, from 0, takes place."""
+        """Return the share of the training at which round ``count`` (from 0) takes place."""
         last = len(self.fractions) - 1
         if count >= last:
             return self.until
         return self.begin + (self.until - self.begin) * count / last
 
     def ladder(self, finest: int) -> Ladder:
-        """Return what weights may move to on a grid of ``2**-finest``."""
+        """Return the settings of clustering to multiples of ``2**-finest``."""
         return Ladder(
             finest,
             terms=self.terms,
@@ -180,7 +186,7 @@ class PWFN(TrainingMethod):
         )
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> PwfnSession:
-        """Give every weight its first deviation, and begin; noise follows from ``seed``."""
+        """Initialize the deviations and start a session; ``seed`` determines the noise."""
         return PwfnSession(self, weights, seed)
 
 
@@ -200,7 +206,7 @@ def _check_scheduled(name: str, value: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Final:
-    """What a file would hold: the codebook, the indices of the row, and what they follow from."""
+    """The quantized network: codebook, indices of all weights, and versions of the parameters."""
 
     levels: Tensor
     index: np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -208,11 +214,11 @@ class _Final:
 
 
 class PwfnSession:
-    """The state of one training with PWFN; see :class:`fewbits.methods.trained.base.Session`.
+    """A training session of PWFN; see :class:`fewbits.methods.trained.base.Session`.
 
     Attributes:
         finest: values are multiples of ``2**-finest``.
-        rounds: what was done so far.
+        rounds: records of the rounds so far.
     """
 
     def __init__(self, method: PWFN, weights: Sequence[TunedWeight], seed: int = 0) -> None:
@@ -235,25 +241,25 @@ class PwfnSession:
         self._parts = self._tensors.parts()
         layers = [tensor.weight for tensor in self._tensors if tensor.grows]
         arrays = [(w.name, w.parameter.detach().float().cpu().numpy()) for w in layers]
-        self.finest = finest_of(arrays, method.finest)
+        self.finest = finest_exponent(arrays, method.finest)
         self._final: _Final | None = None
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._last_values: tuple[Tensor, Tensor] | None = None
         self._checked = method.deviation != "learned" or not layers
-        self._before = self._tensors.mean_deviation()
+        self._last_deviation = self._tensors.mean_deviation()
 
-    # -- what Session asks for
+    # -- the Session protocol
 
     def penalty(self) -> Tensor:
-        """Return the growth as a part of the loss; zero where it is not (``alpha`` is None)."""
+        """Return the growth term of the loss; zero if ``alpha`` is None."""
         alpha = value_at(self.method.alpha or 0.0, self._progress)
         active = alpha and self.method.deviation == "learned"
         return self._tensors.penalty(alpha if active else 0.0, self.method.largest, _MEAN)
 
     def before_step(self) -> None:
-        """Look at nothing: the noise brings the gradients of the deviations."""
+        """Do nothing: deviations get their gradients from the noise."""
 
     def step(self) -> None:
-        """Let deviations grow, and put fixed weights back to their values."""
+        """Grow the deviations, and reset fixed weights to their values."""
         self._final = None
         self._steps += 1
         if not self._checked:
@@ -263,7 +269,7 @@ class PwfnSession:
             tensor.write_back()
 
     def advance(self, progress: float) -> None:
-        """Do the rounds that are due."""
+        """Run the rounds that are due."""
         self._progress = progress
         fractions = self.method.fractions
         while len(self.rounds) < len(fractions):
@@ -272,20 +278,20 @@ class PwfnSession:
             self._round(fractions[len(self.rounds)])
 
     def parametrization(self, weight: TunedWeight) -> nn.Module | None:
-        """Return what samples the weight, and keeps gradients from fixed ones."""
+        """Return the module that samples the weight and stops gradients of fixed ones."""
         return self._tensors.tensors[weight.name].noise
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return the deviations, where they are learned."""
+        """Return the deviations if they are learned."""
         learned = self.method.deviation == "learned"
         return [tensor.noise.deviation for tensor in self._tensors] if learned else []
 
     def cell(self, weight: TunedWeight) -> float:
-        """Return the finest value."""
+        """Return the distance between neighbouring values."""
         return 2.0**-self.finest
 
     def quantized(self, weight: TunedWeight) -> Quantized:
-        """Return the weight as if the last round were now."""
+        """Return the weight quantized as if the last round took place now."""
         final = self._final
         if final is None or final.versions[weight.name] != weight.parameter._version:
             final = self._final = self._finished()
@@ -297,7 +303,7 @@ class PwfnSession:
         return QuantizedMatrix(matrix, None, levels=levels, info=info)
 
     def measures(self) -> Mapping[str, float]:
-        """Return bits per weight if stored now, share fixed, values, zeros, mean deviation."""
+        """Return bits per weight, share fixed, number of values, share of zeros, mean deviation."""
         total = sum(tensor.held.numel() for tensor in self._tensors)
         last = self.rounds[-1] if self.rounds else None
         fixed = last.fixed / max(1, total) if last else 0.0
@@ -310,32 +316,35 @@ class PwfnSession:
         }
 
     def deviations(self) -> dict[str, Tensor]:
-        """Return the live deviations of each tensor by its name; copy them to keep them."""
+        """Return the live deviations of each tensor by name; copy them if you keep them."""
         return {
             name: tensor.noise.deviation.detach() for name, tensor in self._tensors.tensors.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is fixed, deviations, counters and the log."""
+        """Return fixed weights, deviations, counters and records of the rounds."""
         counters = {"progress": self._progress, "grown": self._grown, "noise": self._source.count}
-        rounds = [one.to_dict() for one in self.rounds]
-        tensors = self._tensors.state_dict()
-        told = {"tensors": tensors, "rounds": rounds, "finest": self.finest, "before": self._before}
-        return {**told, **counters}
+        return {
+            "tensors": self._tensors.state_dict(),
+            "rounds": [one.to_dict() for one in self.rounds],
+            "finest": self.finest,
+            "before": self._last_deviation,
+            **counters,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Restore the state returned by :meth:`state_dict`."""
         self._progress, self._grown = state["progress"], state["grown"]
         self._source.count, self.finest = state["noise"], state["finest"]
         self.rounds = [Round.from_dict(one) for one in state["rounds"]]
-        self._before = state["before"]
+        self._last_deviation = state["before"]
         self._tensors.load_state_dict(state["tensors"])
-        self._final = self._seen = None
+        self._final = self._last_values = None
 
-    # -- how
+    # -- implementation
 
     def _grow(self) -> None:
-        """Let the free deviations of weights go their part of the way to the largest."""
+        """Move the deviations of free weights towards the largest, by the progress made."""
         method, passed = self.method, self._progress - self._grown
         self._grown = self._progress
         if method.alpha is not None or method.deviation != "learned" or passed <= 0:
@@ -347,57 +356,58 @@ class PwfnSession:
 
     def _round(self, fraction: float) -> None:
         deviation = self._tensors.mean_deviation()
-        self._warn_of_growth(deviation - self._before)
+        self._warn_of_growth(deviation - self._last_deviation)
         ladder = self.method.ladder(self.finest)
-        row, found = fix_more(self._tensors.row(), fraction, ladder, lock=self._locks)
-        self._tensors.take(row)
+        state, clustering = fix_more(self._tensors.flat_state(), fraction, ladder, lock=self._lock)
+        self._tensors.update(state)
         self._final = None
-        self._before, self._steps = self._tensors.mean_deviation(), 0
-        how = {"deviation": deviation, "unit": ladder.unit}
-        self.rounds.append(told(row, found, self._progress, fraction, **how))
+        self._last_deviation, self._steps = self._tensors.mean_deviation(), 0
+        facts = {"deviation": deviation, "unit": ladder.unit}
+        self.rounds.append(round_record(state, clustering, self._progress, fraction, **facts))
         zeroed = self._tensors.zeroed(_MOSTLY) if fraction == 1 else []
         if zeroed:
             warnings.warn(
-                f"more than {_MOSTLY:.0%} of {', '.join(zeroed)} became zero. Take a larger "
-                "finest, or less growth.",
+                f"more than {_MOSTLY:.0%} of {', '.join(zeroed)} became zero. Use a larger "
+                "'finest', or less 'growth'.",
                 stacklevel=4,
             )
 
     @property
-    def _locks(self) -> bool:
-        """Whether fixed weights stay where they are: after the last round they do."""
+    def _lock(self) -> bool:
+        """Whether fixed weights stay fixed, as they always do after the last round."""
         return self.method.mode == "lock" or len(self.rounds) == len(self.method.fractions)
 
     def _finished(self) -> _Final:
         ladder = self.method.ladder(self.finest)
-        row, _ = fix_more(self._tensors.row(), 1.0, ladder, lock=self._locks)
-        codes, _, index = counted(row.values, ladder.unit)
+        state, _ = fix_more(self._tensors.flat_state(), 1.0, ladder, lock=self._lock)
+        codes, _, index = count_codes(state.values, ladder.unit)
         levels = torch.from_numpy((codes / ladder.unit).astype(np.float32))
         return _Final(levels, index, self._tensors.versions())
 
     def _check_optimizer(self) -> None:
-        """Refuse a training of the weights that leaves their deviations as they were."""
+        """Refuse training that updates the weights but not their deviations."""
         tensor = next(tensor for tensor in self._tensors if tensor.grows)
         now = tensor.weight.parameter.detach(), tensor.noise.deviation.detach()
-        if self._seen is not None:
-            moved, learned = (not torch.equal(a, b) for a, b in zip(now, self._seen, strict=True))
+        if self._last_values is not None:
+            moved, learned = (
+                not torch.equal(a, b) for a, b in zip(now, self._last_values, strict=True)
+            )
             if moved and not learned:
                 raise ConfigError(_why_unlearned(tensor.noise.training))
             self._checked = learned
-        self._seen = None if self._checked else (now[0].clone(), now[1].clone())
+        self._last_values = None if self._checked else (now[0].clone(), now[1].clone())
 
     def _warn_of_growth(self, grown: float) -> None:
-        """Tell once that the paper's growth does nothing in so few steps."""
+        """Warn once if the paper's growth has no effect in this number of steps."""
         method = self.method
         active = method.alpha is not None and method.deviation == "learned"
         if not active or not self._steps or len(self.rounds) != 1:
             return
-        far = method.largest - self._before
+        far = method.largest - self._last_deviation
         if far > method.largest / 2 and grown < _HARDLY * far:
             warnings.warn(
-                f"alpha={method.alpha} has brought the deviations no nearer to their largest in a "
-                "round of this training. Take more, or growth= in its place, which counts in "
-                "rounds.",
+                f"alpha={method.alpha} has hardly increased the deviations in one round of this "
+                "training. Use a larger alpha, or growth= instead, which is counted in rounds.",
                 stacklevel=5,
             )
 
@@ -405,10 +415,10 @@ class PwfnSession:
 def _why_unlearned(training: bool) -> str:
     if not training:
         return (
-            "the weights are trained, but not the deviations that pwfn learns: the network is in "
-            "evaluation mode, where no noise is drawn. Call model.train() before the training."
+            "the weights are trained, but not their deviations, which pwfn learns: the network is "
+            "in evaluation mode, where no noise is drawn. Call model.train() before training."
         )
     return (
-        "the optimizer trains the weights, but not the deviations that pwfn learns. "
-        "Make it after fewbits.prepare, over model.parameters(), which has both."
+        "the optimizer trains the weights, but not their deviations, which pwfn learns. Create it "
+        "after fewbits.prepare with model.parameters(), which has both."
     )

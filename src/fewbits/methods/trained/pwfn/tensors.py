@@ -1,4 +1,4 @@
-"""The tensors of a network under PWFN: each with its deviations, and all of them in one row."""
+"""The tensors of a network in training with PWFN, with their deviations."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from ....errors import ConfigError
 from ....ops.levels.powers_of_two import LEAST, first_deviations
 from ..base import TunedWeight
-from .noisy_weights import NoiseSource, Noisy
-from .rounds import Fixed
+from .noisy_weights import NoiseSource, NoisyWeight
+from .rounds import FixingState
 
 __all__ = ["NoisyTensor", "NoisyTensors"]
 
@@ -26,15 +26,15 @@ class NoisyTensor:
 
     Attributes:
         weight: the tensor.
-        noise: its deviations, and which of its weights are fixed.
-        values: in the shape of the parameter, what the fixed ones are.
-        held: in the same shape, their deviations.
+        noise: its parametrization, with the deviations and the mask of fixed weights.
+        values: values of the fixed weights, in the shape of the parameter.
+        held: deviations of the fixed weights, in the shape of the parameter.
         zeros: share of its weights that were zero at the start.
-        mask: of the weight, as it was seen last.
+        mask: the pruning mask of the weight when it was last applied.
     """
 
     weight: TunedWeight
-    noise: Noisy
+    noise: NoisyWeight
     values: Tensor
     held: Tensor
     zeros: float
@@ -42,18 +42,18 @@ class NoisyTensor:
 
     @property
     def grows(self) -> bool:
-        """Whether its deviations do: those of weights do, those of biases do not."""
+        """Whether its deviations grow: only those of weights do, not those of biases."""
         return self.weight.parameter.dim() > 1
 
     @property
     def fixed(self) -> Tensor:
-        """Which weights are fixed, pruned ones included."""
+        """The mask of fixed weights, including pruned ones."""
         fixed = self.noise.fixed
         return torch.zeros_like(self.held, dtype=torch.bool) if fixed is None else fixed
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Undo what an optimizer did to fixed weights: by decay, momentum or Adam's moments."""
+        """Undo changes of fixed weights by the optimizer: decay, momentum or Adam's moments."""
         if self.weight.mask is not self.mask:
             self._prune()
         fixed, parameter, deviation = self.noise.fixed, self.weight.parameter, self.noise.deviation
@@ -63,7 +63,7 @@ class NoisyTensor:
             deviation.copy_(torch.where(fixed, self.held, deviation))
 
     def _prune(self) -> None:
-        """Fix what was pruned since at zero, without noise."""
+        """Fix newly pruned weights at zero, without noise."""
         self.mask = self.weight.mask
         if self.mask is not None:
             self.noise.fixed = self.fixed | ~self.mask
@@ -73,15 +73,15 @@ class NoisyTensor:
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """How weights are noisy; the first three as in :class:`fewbits.PWFN`.
+    """Settings of the noise; the first three as in :class:`fewbits.PWFN`.
 
     Attributes:
         deviation: "learned", "constant" or "relative".
-        spread: of the first deviations.
-        largest: deviation.
-        samples: whether the forward pass samples.
-        kept: whether deviations are kept in the graph, for the growth in the loss.
-        source: of random numbers.
+        spread: initial deviation.
+        largest: largest deviation.
+        samples: whether the forward pass samples the weights.
+        kept: whether the noise is kept, for the growth term of the loss.
+        source: source of random numbers.
     """
 
     deviation: str
@@ -93,15 +93,15 @@ class NoiseSettings:
 
 
 class NoisyTensors:
-    """All tensors, in order; a row is all their weights one after another, on the CPU."""
+    """All tensors of a network, in order, and conversion to and from one flat vector."""
 
     def __init__(self, weights: Sequence[TunedWeight], settings: NoiseSettings) -> None:
         for weight in weights:
             if weight.levels is not None:
                 raise ConfigError(
-                    "vector_bits does not go with pwfn: it clusters biases with the weights, and "
-                    "leaves normalizations as they are. Leave it out; raw_dtype='float16' stores "
-                    "the rest in 16 bits."
+                    "vector_bits cannot be combined with pwfn, which clusters biases with the "
+                    "weights and does not quantize normalization layers. Leave it out; "
+                    "raw_dtype='float16' stores the rest in 16 bits."
                 )
         self.tensors = {weight.name: _noisy_tensor(weight, settings) for weight in weights}
         self.relative = settings.spread if settings.deviation == "relative" else None
@@ -112,39 +112,41 @@ class NoisyTensors:
         return iter(self.tensors.values())
 
     def parts(self) -> dict[str, slice]:
-        """Return where in the row each tensor is."""
-        found, start = {}, 0
+        """Return the slice of each tensor in the flat vector."""
+        slices, start = {}, 0
         for name, tensor in self.tensors.items():
-            found[name] = slice(start, start + tensor.held.numel())
+            slices[name] = slice(start, start + tensor.held.numel())
             start += tensor.held.numel()
-        return found
+        return slices
 
-    def row(self) -> Fixed:
-        """Return the weights as they are now."""
-        values = _row([tensor.weight.parameter for tensor in self])
+    def flat_state(self) -> FixingState:
+        """Return the current weights as one flat vector, on the CPU."""
+        values = _flatten([tensor.weight.parameter for tensor in self])
         if self.relative is None:
-            deviations = _row([tensor.noise.deviation for tensor in self])
+            deviations = _flatten([tensor.noise.deviation for tensor in self])
         else:
             deviations = np.abs(values) * np.float32(self.relative)
-        dead = [
+        pruned = [
             torch.zeros_like(tensor.fixed) if tensor.weight.mask is None else ~tensor.weight.mask
             for tensor in self
         ]
-        return Fixed(values, deviations, _row([tensor.fixed for tensor in self]), _row(dead))
+        return FixingState(
+            values, deviations, _flatten([tensor.fixed for tensor in self]), _flatten(pruned)
+        )
 
-    def take(self, row: Fixed) -> None:
-        """Take what a round made of the weights."""
+    def update(self, state: FixingState) -> None:
+        """Apply the result of a round."""
         for name, part in self.parts().items():
             tensor = self.tensors[name]
-            fixed = row.fixed[part]
+            fixed = state.fixed[part]
             tensor.noise.fixed = _tensor(fixed, tensor.held)
-            tensor.values = _tensor(np.where(fixed, row.values[part], np.float32(0)), tensor.held)
-            tensor.held = _tensor(row.deviations[part], tensor.held)
+            tensor.values = _tensor(np.where(fixed, state.values[part], np.float32(0)), tensor.held)
+            tensor.held = _tensor(state.deviations[part], tensor.held)
             tensor.write_back()
 
     @torch.no_grad()
     def grow(self, share: float, largest: float) -> None:
-        """Let the deviations of weights go a share of their way to the largest."""
+        """Move the deviations of weights a share of the way to the largest."""
         for tensor in self:
             if tensor.grows:
                 deviation = tensor.noise.deviation
@@ -153,7 +155,7 @@ class NoisyTensors:
     def penalty(self, alpha: float, largest: float, mean: float) -> Tensor:
         """Return ``alpha / 2 * sum |noise| relu(largest - deviation)^2`` over free weights.
 
-        ``mean`` stands for the noise where it is not known: replicas of a network keep their own.
+        ``mean`` replaces the noise if it is unknown, as in replicas of a network.
         """
         total = torch.zeros((), device=next(iter(self)).held.device)
         for tensor in self:
@@ -169,7 +171,7 @@ class NoisyTensors:
 
     @torch.no_grad()
     def mean_deviation(self) -> float:
-        """Return the mean deviation of weights that are free, biases left out; 0 without any."""
+        """Return the mean deviation of free weights, without biases; 0 if there are none."""
         total = count = 0.0
         for tensor in self:
             if tensor.grows:
@@ -179,11 +181,11 @@ class NoisyTensors:
         return total / max(1.0, count)
 
     def versions(self) -> dict[str, int]:
-        """Return how often each parameter was written to."""
+        """Return the version counter of each parameter."""
         return {name: tensor.weight.parameter._version for name, tensor in self.tensors.items()}
 
     def zeroed(self, share: float) -> list[str]:
-        """Return the weights of which more than ``share`` is zero, and was not at the start."""
+        """Return the weights of which more than ``share`` became zero during training."""
         return [
             name
             for name, tensor in self.tensors.items()
@@ -193,7 +195,7 @@ class NoisyTensors:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is fixed, where, and all deviations."""
+        """Return the fixed weights with their values, and all deviations."""
         return {
             name: {
                 "fixed": tensor.noise.fixed,
@@ -206,26 +208,24 @@ class NoisyTensors:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave."""
+        """Restore the state returned by :meth:`state_dict`."""
         for name, tensor in self.tensors.items():
-            kept, fixed = state[name], state[name]["fixed"]
-            tensor.values, tensor.held = (
-                kept["values"].to(tensor.values),
-                kept["held"].to(tensor.held),
-            )
+            stored, fixed = state[name], state[name]["fixed"]
+            tensor.values = stored["values"].to(tensor.values)
+            tensor.held = stored["held"].to(tensor.held)
             tensor.noise.fixed = None if fixed is None else fixed.to(tensor.values.device)
             tensor.mask = tensor.weight.mask
-            tensor.noise.deviation.copy_(kept["deviation"])
+            tensor.noise.deviation.copy_(stored["deviation"])
 
 
 def _noisy_tensor(weight: TunedWeight, settings: NoiseSettings) -> NoisyTensor:
-    values = _row([weight.parameter])
+    values = _flatten([weight.parameter])
     if settings.deviation == "learned":
         first = first_deviations(values, settings.spread, settings.largest)
     else:
         first = np.full_like(values, settings.spread)
     deviation = _tensor(first, weight.parameter.detach().float())
-    noise = Noisy(
+    noise = NoisyWeight(
         deviation,
         settings.source,
         trained=settings.deviation == "learned",
@@ -236,8 +236,8 @@ def _noisy_tensor(weight: TunedWeight, settings: NoiseSettings) -> NoisyTensor:
     return NoisyTensor(weight, noise, nothing, nothing.clone(), float((values == 0).mean()))
 
 
-def _row(tensors: Sequence[Tensor]) -> NDArray[Any]:
-    """Return all values one after another, floats in 32 bits (numpy has no bfloat16)."""
+def _flatten(tensors: Sequence[Tensor]) -> NDArray[Any]:
+    """Concatenate all values, floats as float32 (numpy has no bfloat16)."""
     flat = [tensor.detach().reshape(-1).cpu() for tensor in tensors]
     flat = [values.float() if values.is_floating_point() else values for values in flat]
     return np.concatenate([values.numpy() for values in flat])

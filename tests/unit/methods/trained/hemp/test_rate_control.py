@@ -17,27 +17,27 @@ from fewbits.methods.trained.hemp.rate_control import RateControl
 
 def test_the_price_rises_while_there_are_too_many_bits():
     rate_control = RateControl(1.0, 0.5, 0.1)
-    rate_control.look(2.0, 0.0)
+    rate_control.update(2.0, 0.0)
     assert rate_control.price == pytest.approx(0.1)  # the line begins at what there is
-    rate_control.look(2.0, 0.25)  # 1.5 are due: beyond a fifth too many
+    rate_control.update(2.0, 0.25)  # 1.5 are due: beyond a fifth too many
     assert rate_control.price == pytest.approx(0.1 * math.exp(0.4))
-    rate_control.look(0.9, 1.0)
+    rate_control.update(0.9, 1.0)
     assert rate_control.price == pytest.approx(0.1 * math.exp(0.4) * math.exp(-0.2))
 
 
 def test_the_price_stays_within_its_bounds_and_is_resumed():
     rate_control = RateControl(1.0, 0.0, 0.1)
     for _ in range(8):
-        rate_control.look(3.0, 0.5)
-    with pytest.warns(UserWarning, match="3.00 bits per weight where 1.00 are due"):
-        rate_control.look(3.0, 0.5)
-    rate_control.look(3.0, 0.5)  # told once: warnings are errors here
+        rate_control.update(3.0, 0.5)
+    with pytest.warns(UserWarning, match="3.00 bits per weight; 1.00 are due"):
+        rate_control.update(3.0, 0.5)
+    rate_control.update(3.0, 0.5)  # told once: warnings are errors here
     assert rate_control.price == 3.0
     other = RateControl(1.0, 0.0, 0.1)
-    other.take_state(rate_control.state())
+    other.load_state(rate_control.state())
     assert other == rate_control
     for _ in range(100):
-        rate_control.look(0.2, 0.5)
+        rate_control.update(0.2, 0.5)
     assert rate_control.price == 1e-3
 
 

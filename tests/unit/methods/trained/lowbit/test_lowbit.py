@@ -229,7 +229,7 @@ def test_the_widths_of_each_epoch(schedule, trace, net):
     found, stages = [], []
     for epoch in range(6):
         tuner.advance(epoch / 6)
-        weights = {line.bits for line in tuner.session._lines.values()}
+        weights = {line.bits for line in tuner.session._quantizers.values()}
         inputs = {made.bits for made in tuner.session.inputs.values()}
         assert len(weights) == len(inputs) == 1
         found.append((weights.pop(), inputs.pop()))
@@ -286,22 +286,22 @@ def test_gates_are_drawn_once_a_step_with_their_chance(net):
     for _ in range(4000):
         session._count += 1
         session._draw()
-        draws.append([float(line.gate) for line in session._lines.values()])
+        draws.append([float(line.gate) for line in session._quantizers.values()])
     table = torch.tensor(draws)
     assert float((table.mean(0) - 0.3).abs().max()) < 0.03
     related = torch.corrcoef(table.T) - torch.eye(table.shape[1])
     assert float(related.abs().max()) < 0.06
-    before = [float(line.gate) for line in session._lines.values()]
+    before = [float(line.gate) for line in session._quantizers.values()]
     net.train()
     for _ in range(3):  # accumulation: no draw between micro-batches
         net(batch()[0])
-    assert before == [float(line.gate) for line in session._lines.values()]
+    assert before == [float(line.gate) for line in session._quantizers.values()]
     net.eval()
     assert torch.equal(net(batch()[0]), net(batch()[0]))
-    for line in session._lines.values():
+    for line in session._quantizers.values():
         line.gate.fill_(0)
     closed = net(batch()[0])
-    for line in session._lines.values():
+    for line in session._quantizers.values():
         line.gate.fill_(1)
     assert torch.equal(closed, net(batch()[0]))
 
@@ -315,7 +315,7 @@ def test_gates_are_another_draw_for_another_seed(net):
         draws = []
         for _ in range(50):
             session.step()
-            draws.append(tuple(float(line.gate) for line in session._lines.values()))
+            draws.append(tuple(float(line.gate) for line in session._quantizers.values()))
         tables.append(tuple(draws))
     assert len(set(tables)) == len(tables)
 
@@ -323,11 +323,11 @@ def test_gates_are_another_draw_for_another_seed(net):
 @pytest.mark.parametrize("gates", ["block", "layer", "parts"])
 def test_gates_go_by_block_layer_or_part(gates, net):
     session = prepare(net, LowBit(schedule="stochastic", gates=gates)).session
-    names = {group for group, _ in session.grouped()}
-    layers = len(session._lines)
+    names = {group for group, _ in session.groups()}
+    layers = len(session._quantizers)
     assert len(names) == {"block": 4, "layer": layers, "parts": 2 * layers}[gates]
     block = {
-        group for group, part in session.grouped() if part is session.inputs["stages.1.0.down.0"]
+        group for group, part in session.groups() if part is session.inputs["stages.1.0.down.0"]
     }
     assert block == {"block": {"stages.1.0"}, "layer": {"stages.1.0.down.0"}}.get(gates, block)
 
@@ -338,7 +338,7 @@ def test_layers_of_one_sequence_are_blocks_of_their_own():
     net = nn.Sequential(OrderedDict(features=nn.Sequential(*layers), fc=nn.Linear(8, 2)))
     method = LowBit(schedule="stochastic", gates="block")
     session = fewbits.prepare(net, method, calibration=torch.randn(32, 8)).session
-    groups = {group for group, _ in session.grouped()}
+    groups = {group for group, _ in session.groups()}
     assert groups == {"features.0", "features.2", "features.4", "fc"}
 
 
@@ -368,7 +368,7 @@ def test_steps_stay_positive_under_a_hostile_optimizer(net):
         sum(p.sum() * 1e3 for p in steps).backward()
         optimizer.step()
         tuner.step()
-    parts = [*tuner.session._lines.values(), *tuner.session.inputs.values()]
+    parts = [*tuner.session._quantizers.values(), *tuner.session.inputs.values()]
     assert all(float(part.step.value.min()) > 0 for part in parts)
     assert bool(torch.isfinite(net(batch()[0])).all())
 
@@ -402,7 +402,7 @@ def test_a_network_prepared_twice_has_one_set_of_inputs(net):
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq+"])
 def test_steps_follow_the_network_to_its_device_and_stay_float32(quantizer, net):
     tuner = prepare(net, LowBit(quantizer=quantizer))
-    parts = [*tuner.session._lines.values(), *tuner.session.inputs.values()]
+    parts = [*tuner.session._quantizers.values(), *tuner.session.inputs.values()]
     steps = [part.step.value for part in parts]
     net.half().double().float()
     for part, step in zip(parts, steps, strict=True):
@@ -427,7 +427,7 @@ def test_a_network_of_half_precision_trains(net):
     with torch.no_grad():
         for weight in tuner.weights:
             weight.parameter.mul_(1e-3)  # steps whose squares are below float16's least
-    for line in tuner.session._lines.values():
+    for line in tuner.session._quantizers.values():
         line.refit()
     net.half()
     optimizer = sgd(tuner, lr=1e-4)
@@ -464,7 +464,7 @@ def test_weight_decay_leaves_steps_and_clips_alone(quantizer, net):
 
 def test_dorefa_scales_layers_that_no_normalization_follows(net):
     tuner = prepare(copy.deepcopy(net), LowBit(quantizer="dorefa", first_last="same"))
-    scaled = [name for name, line in tuner.session._lines.items() if line.scaled]
+    scaled = [name for name, line in tuner.session._quantizers.items() if line.scaled]
     assert scaled == ["fc.weight"]
     with pytest.warns(UserWarning, match="'fc'"):
         prepare(copy.deepcopy(net), LowBit(quantizer="dorefa", first_last="same", rescale="never"))

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from fewbits.methods.trained.pwfn import noisy_weights as noisy
-from fewbits.methods.trained.pwfn.noisy_weights import NoiseSource, Noisy
+from fewbits.methods.trained.pwfn.noisy_weights import NoiseSource, NoisyWeight
 from fewbits.ops.levels.powers_of_two import LEAST
 
 
 def sampled(deviation, seed=0, **settings):
     how = {"trained": True, "sampled": True, "kept": True, **settings}
-    return Noisy(deviation, NoiseSource(seed), **how)
+    return NoisyWeight(deviation, NoiseSource(seed), **how)
 
 
 def normal(*shape, seed=0):

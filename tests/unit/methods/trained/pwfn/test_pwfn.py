@@ -16,7 +16,7 @@ from fewbits import PWFN, Ramp
 from fewbits.engine.layers.views import WeightView
 from fewbits.errors import ConfigError, ModelError
 from fewbits.methods import METHODS, TunedWeight, from_settings, to_settings
-from fewbits.methods.trained.pwfn.rounds import finest_of, quota
+from fewbits.methods.trained.pwfn.rounds import finest_exponent, quota
 
 MEAN = math.sqrt(2 / math.pi)
 
@@ -398,13 +398,13 @@ def test_short_floats_are_clustered_too():
 
 def test_the_finest_value_follows_from_the_smallest_layer():
     layers = [("a", np.full((4, 4), 0.3, np.float32)), ("b", np.full((4, 4), 0.004, np.float32))]
-    assert finest_of(layers[:1], None) == 7
-    assert finest_of(layers, None) == 10
+    assert finest_exponent(layers[:1], None) == 7
+    assert finest_exponent(layers, None) == 10
     assert 2.0**-10 <= 0.004 / 4 < 2.0**-9
-    assert finest_of(layers[:1], 3) == 3
-    with pytest.raises(ConfigError, match=r"'b': 100\.0% of it are below"):
-        finest_of(layers, 7)
-    assert finest_of([("z", np.zeros((3, 3), np.float32))], 7) == 7
+    assert finest_exponent(layers[:1], 3) == 3
+    with pytest.raises(ConfigError, match=r"'b': 100\.0% of it is below"):
+        finest_exponent(layers, 7)
+    assert finest_exponent([("z", np.zeros((3, 3), np.float32))], 7) == 7
 
 
 def test_a_layer_that_became_zero_is_told():
@@ -459,7 +459,7 @@ def test_settings_round_trip():
         ({"fractions": (0.5,)}, "fractions must be"),
         ({"fractions": ()}, "fractions must be"),
         ({"fractions": 1.0}, "fractions must be"),
-        ({"begin": 0.9, "until": 0.8}, "begin, until must be"),
+        ({"begin": 0.9, "until": 0.8}, "begin and until must be"),
         ({"begin": 1.5}, "begin must be"),
         ({"terms": 0}, "terms must be"),
         ({"signed": 1}, "signed must be"),
