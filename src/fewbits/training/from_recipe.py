@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -91,9 +91,7 @@ def train(
     """
     stage = recipe.training_stage
     if stage is None:
-        raise ConfigError(
-            "the recipe names no method that trains. Use fewbits.compress, or add 'train'."
-        )
+        raise ConfigError("the recipe does not train. Use fewbits.compress, or add 'train'.")
     settings = stage.train or Training()
     training, judge = _splits(stage, data, selection, judge)
     fabric = fabric or make_fabric()
@@ -115,9 +113,7 @@ def train(
     fitted = fit(
         tuner,
         _loss(teacher, settings),
-        training
-        if isinstance(training, Indexed)
-        else training.batches(settings.batch_size, None, None),
+        training if isinstance(training, Indexed) else _batches(training, settings),
         judge=judge,
         reference=reference,
         folder=folder,
@@ -204,6 +200,10 @@ def _calibration(recipe: Recipe, training: Split, settings: Training) -> list[An
     if not inputs and settings.norms != "live":
         return None
     return list(training.batches(settings.batch_size, _CALIBRATION, recipe.seed))
+
+
+def _batches(training: Split, settings: Training) -> Iterable[Any]:
+    return training.batches(settings.batch_size, None, None)
 
 
 def _share(recipe: Recipe) -> float | None:

@@ -72,10 +72,10 @@ def test_data_by_name():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "hemp"}, "'hemp' trains: pass train="),
-        ({"method": "hemp", "train": iter([])}, "can be read only once"),
-        ({"method": "hemp", "train": [], "target_bytes": "1KB"}, "do not go together"),
-        ({"method": "nearest", "train": []}, "train= is for methods that train"),
+        ({"method": "hemp"}, "'hemp' needs training data: pass train="),
+        ({"method": "hemp", "train": iter([])}, "can only be read once"),
+        ({"method": "hemp", "train": [], "target_bytes": "1KB"}, "cannot be combined"),
+        ({"method": "nearest", "train": []}, "train= is only used by methods that train"),
         ({"method": "hemp", "train": [], "training": {"epoch": 3}}, "epoch"),
     ],
 )

@@ -141,7 +141,7 @@ def test_nothing_to_quantize():
 
 def test_quantized_inputs_of_a_loaded_file_do_not_stop_gradients():
     net = fewbits.compress(Named(), GPFQ(bits=8), X, activations=8).load_into(Named())
-    with pytest.warns(UserWarning, match=r"4 inputs or outputs of layers are quantized"):
+    with pytest.warns(UserWarning, match=r"4 inputs or outputs of layers were quantized"):
         fewbits.prepare(net, HEMP())
     net(X).square().sum().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in net.parameters())
