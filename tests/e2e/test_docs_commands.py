@@ -40,7 +40,8 @@ def commands(page: Path) -> list[list[str]]:
     """Return the command lines of a page, as words; comments and line breaks are resolved."""
     text = "\n".join(blocks(page, "", "bash", "console", "sh")).replace("\\\n", " ")
     lines = [line.removeprefix("$ ") for line in text.splitlines()]
-    known = [line for line in lines if line.split(" ")[0] in RUNNERS]
+    # Lines with [OPTIONS] are synopses, of what may be said.
+    known = [x for x in lines if x.split(" ")[0] in RUNNERS and "[OPTIONS]" not in x]
     return [shlex.split(line, comments=True) for line in known]
 
 

@@ -13,8 +13,11 @@ import fewbits
 from fewbits import HEMP
 
 
-def perceptron():
-    torch.manual_seed(0)
+SEEDS = (0, 1, 2)
+
+
+def perceptron(seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(),
         nn.Linear(100, 10),
@@ -39,19 +42,21 @@ def train(net, data, epochs, lr, tuner=None):
 
 @pytest.mark.slow
 def test_the_file_is_a_tenth_smaller_at_nearly_the_same_accuracy(digits, tmp_path):
-    start = train(perceptron(), digits, 15, 0.05)
-    found = {}
-    for name, method in {
-        "control": HEMP(levels=9, rate_weight=0),
-        "hemp": HEMP(levels=9, order=2, rate_weight=1 / 2.4, assign="rate"),
-    }.items():
-        net = copy.deepcopy(start)
-        tuner = fewbits.prepare(net, method, raw_dtype="float16")
-        train(net, digits, 15, 0.01, tuner)
-        size = tuner.finish().save(tmp_path / name)
-        net = fewbits.load(tmp_path / name, into=perceptron())
-        with torch.no_grad():
-            accuracy = float((net(digits[2]).argmax(1) == digits[3]).float().mean())
-        found[name] = size, accuracy
-    assert found["hemp"][0] < 0.9 * found["control"][0]
-    assert found["hemp"][1] > found["control"][1] - 0.006
+    sizes = {"control": 0, "hemp": 0}
+    accuracies = {"control": 0.0, "hemp": 0.0}
+    for seed in SEEDS:  # of one network alone, four of the 500 images decide
+        start = train(perceptron(seed), digits, 15, 0.05)
+        for name, method in {
+            "control": HEMP(levels=9, rate_weight=0),
+            "hemp": HEMP(levels=9, order=2, rate_weight=1 / 2.4, assign="rate"),
+        }.items():
+            net = copy.deepcopy(start)
+            tuner = fewbits.prepare(net, method, raw_dtype="float16")
+            train(net, digits, 15, 0.01, tuner)
+            sizes[name] += tuner.finish().save(tmp_path / name)
+            net = fewbits.load(tmp_path / name, into=perceptron())
+            with torch.no_grad():
+                right = float((net(digits[2]).argmax(1) == digits[3]).float().mean())
+            accuracies[name] += right / len(SEEDS)
+    assert sizes["hemp"] < 0.9 * sizes["control"]
+    assert accuracies["hemp"] > accuracies["control"] - 0.006
