@@ -154,7 +154,7 @@ def test_quantized_inputs_of_a_loaded_file_do_not_calibrate_another():
     ours = fewbits.compress(loaded, GPFQ(bits=4), X)
     theirs = fewbits.compress(plain, GPFQ(bits=4), X)
     assert ours.data == theirs.data
-    assert any("4 places that were quantized before" in note for note in ours.notes)
+    assert any("4 inputs or outputs that were quantized before" in note for note in ours.notes)
 
 
 @pytest.fixture
