@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import fewbits
 from fewbits import HEMP
 
-
 SEEDS = (0, 1, 2)
 
 
