@@ -154,10 +154,16 @@ def functions(structure: Structure) -> list[tuple[str, str, str]]:
     found = []
     for module, tree in sorted(structure.trees.items()):
         about = (ast.get_docstring(tree) or "").split("\n")[0]
+        owners = {
+            id(part): f"{node.name}."
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            for part in node.body
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
-                told = (ast.get_docstring(node) or about).split("\n")[0]
-                found.append((node.name, module, told))
+                summary = (ast.get_docstring(node) or about).split("\n")[0]
+                found.append((owners.get(id(node), "") + node.name, module, summary))
     return found
 
 
