@@ -48,6 +48,8 @@ class Registry(Generic[T]):
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its argument under ``name``."""
+        if not isinstance(name, str):
+            raise ConfigError(f"a {self.kind} is registered by name. Got {shorten(name)} instead.")
 
         def add(entry: T) -> T:
             if name in self._entries:
@@ -151,7 +153,7 @@ class Registry(Generic[T]):
             f"the {self.kind} {name!r} of the package {_package(point)} (entry point "
             f"'{point.name} = {point.value}' in {self.group!r})"
         )
-        if name in self._entries and _module(self._entries[name]) != point.module:
+        if name in self._entries and not _same_package(self._entries[name], point):
             raise ConfigError(self._clash(told, name))
         try:
             entry: T = point.load()
@@ -182,6 +184,11 @@ class Registry(Generic[T]):
 def _module(entry: object) -> str:
     """Return the module of a class, of a function, or of the class of a value."""
     return str(getattr(entry, "__module__", type(entry).__module__))
+
+
+def _same_package(entry: object, point: EntryPoint) -> bool:
+    """Return whether an entry may be what ``point`` names: a package may re-export it."""
+    return _module(entry).partition(".")[0] == point.module.partition(".")[0]
 
 
 def _package(point: EntryPoint) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
+import fewbits
 from fewbits.errors import ConfigError, FewbitsWarning, require
 from fewbits.registry import Registry
 from packages import install
@@ -91,7 +94,8 @@ def test_an_import_of_fewbits_looks_for_no_package():
         "import sys; before = set(sys.modules); import fewbits, fewbits.registry; "
         "assert 'importlib.metadata' not in set(sys.modules) - before"
     )
-    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(fewbits.__file__).parents[1])}
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, env=environment)
 
 
 BROKEN = {

@@ -77,7 +77,7 @@ class Request:
         if activations is not None:
             recipe = replace(recipe, activations=Activations.of(activations))
         if training is not None:
-            recipe = replace(recipe, train=Training.of(training))
+            recipe = replace(recipe, train=_settings(training, recipe))
         make_plan(model, recipe)
         check_finite(model)
         if count := count_inputs(model):
@@ -144,6 +144,14 @@ def _stored(source: str) -> str:
     from ..sources.base.spec import stored_source  # noqa: PLC0415  (not needed without a source)
 
     return stored_source(source)
+
+
+def _settings(training: Training | Mapping[str, Any], recipe: Recipe) -> Training:
+    """Return the settings asked for; the method that the recipe trains with stays."""
+    settings = Training.of(training)
+    if settings.method is None and recipe.train is not None:
+        settings = replace(settings, method=recipe.train.method)
+    return settings
 
 
 def _check_no_search_options(options: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from ..errors import require
 from ..registry import Registry
 
 __all__ = ["METRICS", "Metric", "shown"]
@@ -34,7 +35,13 @@ class Metric(Protocol):
         ...
 
 
-METRICS: Registry[type[Metric]] = Registry("metric", "fewbits.metrics")
+def _check_metric(name: str, kind: type[Metric]) -> None:
+    parts = ("name", "summary", "unit", "higher_is_better", "update", "result")
+    missing = [part for part in parts if not hasattr(kind, part)]
+    require(not missing, f"the metric {name!r}", f"one with {', '.join(missing)}", kind)
+
+
+METRICS: Registry[type[Metric]] = Registry("metric", "fewbits.metrics", _check_metric)
 
 
 def shown(name: str, value: float) -> str:

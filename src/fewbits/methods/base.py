@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from typing_extensions import TypeIs
@@ -153,12 +153,38 @@ class TrainingMethod(Method, Protocol):
 
 AnyMethod: TypeAlias = PostTrainingMethod | TrainingMethod
 
-METHODS: Registry[type[AnyMethod]] = Registry("method", "fewbits.methods")
+
+def _problem(kind: Any) -> str | None:
+    """Return what keeps a class from being a method; None where nothing does."""
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return "a frozen dataclass of its settings"
+    capabilities: Any = getattr(kind, "capabilities", None)
+    if not isinstance(capabilities, Capabilities):
+        return "a class with capabilities, a fewbits.methods.Capabilities"
+    base = TrainingMethod if capabilities.trains else PostTrainingMethod
+    verb = "start" if capabilities.trains else "encode"
+    own = {name for owner in kind.__mro__ if owner is not base for name in vars(owner)}
+    if base not in kind.__mro__ or verb not in own:
+        return f"derived from fewbits.methods.{base.__name__}, with a method {verb!r} of its own"
+    if capabilities.has_slope and "slope" not in {entry.name for entry in fields(kind)}:
+        return "one with a setting 'slope', as its capabilities say"
+    return None
+
+
+def _check_method(name: str, kind: type[AnyMethod]) -> None:
+    expected = _problem(kind)
+    require(expected is None, f"the method {name!r}", str(expected), kind)
+    require(kind.name == name, f"the name of the method {name!r}", repr(name), kind.name)
+
+
+METHODS: Registry[type[AnyMethod]] = Registry("method", "fewbits.methods", _check_method)
 
 
 def is_method(value: object) -> TypeIs[AnyMethod]:
     """Return whether ``value`` is a method with settings, not a class or a name."""
-    return isinstance(value, Method) and not isinstance(value, type)
+    if isinstance(value, type) or not isinstance(value, Method):
+        return False
+    return _problem(type(value)) is None
 
 
 def as_method(value: AnyMethod | str) -> AnyMethod:

@@ -148,7 +148,7 @@ def methods_table(entries: Iterable[Mapping[str, Any]]) -> Table:
 def settings_table(settings: Mapping[str, Any], meanings: Mapping[str, str]) -> Table:
     """Return one line per setting of a method: its default and its meaning."""
     rows = tuple(
-        (name, "none" if value is None else str(value), meanings[name])
+        (name, "none" if value is None else str(value), meanings.get(name, ""))
         for name, value in settings.items()
     )
     return Table((Column("setting"), Column("default"), Column("meaning")), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from ..errors import ConfigError, is_number, shorten
@@ -20,7 +21,7 @@ def as_bytes(value: object, name: str = "target_bytes") -> float:
         ConfigError: neither, or less than a byte; the message has ``name``.
     """
     number = _number(value, _SIZES)
-    if number is None or number < 1:
+    if number is None or not 1 <= number < math.inf:
         raise ConfigError(
             f"{name} takes a number of bytes: 66200, 100KB, 0.1MB, 64KiB. Got {shorten(value)}."
         )

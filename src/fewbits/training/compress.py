@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from ..compression.compress import Request, compress_network
 from ..compression.result import CompressionResult
 from ..engine.network.copying import copied
-from ..errors import ConfigError
+from ..errors import ConfigError, shorten
+from ..methods import trains
+from ..recipe.recipe import Recipe
 from ..sources import DataSource, StreamSplit
 from .from_recipe import train
 
@@ -31,16 +33,14 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
     source = data if isinstance(data, DataSource) else _source(data)
     start = None
     if recipe.first_stage is not None:
-        first = replace(
-            request, recipe=recipe.first_stage, calibration=_calibration(request, source)
-        )
-        start = compress_network(first)
+        start = compress_network(_first_stage(request, source, recipe.first_stage))
     result = train(
         copied(request.model),
         recipe,
         source,
         start=start,
         judge=request.budget["evaluate"],
+        calibration=request.calibration,
         effort=request.effort,
         source=request.source,
         progress=request.progress,
@@ -57,7 +57,19 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
 def _check_data(request: Request, data: Iterable[Any] | None) -> Iterable[Any]:
     """Return the training data; raise if it is missing or an iterator, or if a budget is set."""
     recipe = request.recipe.training_stage or request.recipe
-    method = next(rule.method for rule in recipe.rules if rule.method)
+    method = next(rule.method for rule in recipe.rules if trains(rule.method))
+    for name in ("time_budget", "trace"):
+        if request.budget[name] is not None:
+            raise ConfigError(
+                f"{name}= belongs to a search for a budget, and the method {method.name!r} trains: "
+                "leave it out. The length of a training is training={'epochs': ...}."
+            )
+    if request.forward is not None and request.recipe.first_stage is None:
+        raise ConfigError(
+            f"forward= calls the network on calibration batches; the method {method.name!r} trains "
+            "it on batches of (inputs, labels). For other calls use fewbits.prepare in your own "
+            "loop."
+        )
     if request.goal is not None:
         raise ConfigError(
             f"a budget cannot be combined with the training method {method.name!r}: every "
@@ -68,6 +80,11 @@ def _check_data(request: Request, data: Iterable[Any] | None) -> Iterable[Any]:
         raise ConfigError(
             f"the method {method.name!r} needs training data: pass train=, labelled data such as a "
             "DataLoader. Or use fewbits.prepare in your own loop, or the command 'fewbits train'."
+        )
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, (Iterable, DataSource)):
+        raise ConfigError(
+            "train= takes batches of (inputs, labels), such as a DataLoader or a list, or a data "
+            f"source from fewbits.sources.load_data. Got {shorten(data)} instead."
         )
     if isinstance(data, Iterator):
         raise ConfigError(
@@ -80,6 +97,12 @@ def _check_data(request: Request, data: Iterable[Any] | None) -> Iterable[Any]:
 def _source(batches: Iterable[Any]) -> DataSource:
     """Wrap the user's batches in a data source that only has a training split."""
     return DataSource("train=", train=StreamSplit(lambda: batches))
+
+
+def _first_stage(request: Request, source: DataSource, recipe: Recipe) -> Request:
+    """Return the request of the stage before the training, which judges no epochs."""
+    budget = {**request.budget, "evaluate": None}
+    return replace(request, recipe=recipe, calibration=_calibration(request, source), budget=budget)
 
 
 def _calibration(request: Request, source: DataSource) -> Iterable[Any] | Tensor:

@@ -57,6 +57,7 @@ def train(
     start: CodedModel | str | PathLike[str] | None = None,
     selection: Split | None = None,
     judge: Callable[[nn.Module], float] | None = None,
+    calibration: Iterable[Any] | Tensor | None = None,
     folder: str | PathLike[str] | None = None,
     resume: bool = False,
     save_seconds: float = 300.0,
@@ -76,6 +77,7 @@ def train(
         start: a compressed network, or its file, to start from.
         selection: labelled data to evaluate epochs on, instead of held-out training samples.
         judge: ``judge(model) -> score``, higher is better, instead of accuracy on either.
+        calibration: batches for ranges of inputs; by default training samples.
         folder: folder for checkpoints and logs; see :func:`fit`.
         resume: continue from the checkpoint in the folder.
         save_seconds: time between checkpoints within an epoch.
@@ -108,7 +110,7 @@ def train(
         vector_bits=settings.vector_bits,
         norms=settings.norms,
         source=source,
-        calibration=_calibration(stage, training, settings),
+        calibration=_calibration(stage, training, settings) if calibration is None else calibration,
     )
     fitted = fit(
         tuner,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,7 +29,7 @@ def choose_recipe(
     method: str | None,
     bits: int | None,
     settings: Sequence[str],
-    recipe: Path | None,
+    recipe: str | None,
     has_data: bool,
     *,
     searching: bool = False,
@@ -42,6 +41,7 @@ def choose_recipe(
             ``--data`` is missing.
         ConfigError: the recipe file is invalid.
     """
+    from ...methods import METHODS  # noqa: PLC0415
     from ...recipe.recipe import RECIPES, Recipe  # noqa: PLC0415
 
     if recipe is not None:
@@ -49,7 +49,7 @@ def choose_recipe(
             raise typer.BadParameter(
                 "--recipe replaces --method, --bits and --set: leave them out."
             )
-        chosen = Recipe.of(str(recipe))
+        chosen = _uniform_recipe(recipe, {}, has_data) if recipe in METHODS else Recipe.of(recipe)
     elif method in RECIPES:
         if bits is not None or settings:
             raise typer.BadParameter(

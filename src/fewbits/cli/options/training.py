@@ -179,7 +179,7 @@ Precision: TypeAlias = Annotated[
 def choose_training(
     method: str | None,
     settings: Sequence[str],
-    recipe: Path | None,
+    recipe: str | None,
     loop: Mapping[str, Any],
     seed: int | None,
 ) -> Recipe:
@@ -195,7 +195,7 @@ def choose_training(
     if recipe is not None:
         if method is not None or settings:
             raise typer.BadParameter("--recipe replaces --method and --set: leave them out.")
-        chosen = Recipe.of(str(recipe))
+        chosen = Recipe.of(recipe)
         if chosen.training_stage is None:
             raise ConfigError(
                 f"recipe {str(recipe)!r} does not train. Add a section 'train' with 'method: hemp' "

@@ -63,7 +63,7 @@ def compress(
     ] = None,
     settings: shared.MethodSettings = None,
     recipe: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="YAML file with rules per layer, or the recipe smallest.", rich_help_panel=_METHOD
         ),

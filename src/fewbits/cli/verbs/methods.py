@@ -37,7 +37,11 @@ def methods(
     about = (getdoc(kind) or "").partition("\nAttributes:")[0].strip()
     meanings = {name: meaning.replace("``", "") for name, meaning in setting_docs(kind).items()}
     table = settings_table(entry["settings"], meanings)
-    facts = {**entry, "description": about, "meanings": {k: meanings[k] for k in entry["settings"]}}
+    facts = {
+        **entry,
+        "description": about,
+        "meanings": {k: meanings.get(k, "") for k in entry["settings"]},
+    }
     return Outcome(facts, (f"{head}\n\n{about}\n", table))
 
 

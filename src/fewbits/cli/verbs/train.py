@@ -41,7 +41,7 @@ def train(
     ] = None,
     settings: shared.MethodSettings = None,
     recipe: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="YAML file with rules and a 'train' section.", rich_help_panel=_METHOD),
     ] = None,
     epochs: options.Epochs = None,

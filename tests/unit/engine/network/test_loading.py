@@ -133,7 +133,7 @@ def test_values_that_differ_do_not_go_into_one_memory(tmp_path, how, into):
 
 
 def test_a_transposed_weight_is_refused_where_it_is_coded_and_exact_where_it_is_kept(tmp_path):
-    with pytest.raises(ModelError, match=r"'a.weight' and 'b.weight' are views.*clone"):
+    with pytest.raises(ModelError, match=r"'a.weight' and 'b.weight' are different views.*clone"):
         fewbits.compress(Pair("transposed"), NEAREST)
     rules = (fewbits.Rule("*", NEAREST), *(fewbits.Rule(name, None) for name in ("a", "b")))
     recipe = fewbits.Recipe(rules, raw_dtype="float16")
@@ -179,8 +179,8 @@ def test_buffers_of_shared_memory_go_through_a_file(tmp_path, buffers):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda net: net.layer.weight.data[0], r"'layer.weight' and 'view' are views"),
-        (lambda net: net.layer.bias.data[:4], r"'layer.bias' is corrected.*memory of its own"),
+        (lambda net: net.layer.weight.data[0], r"'layer.weight' and 'view' are different views"),
+        (lambda net: net.layer.bias.data[:4], r"'layer.bias' is corrected.*its own memory"),
     ],
 )
 def test_buffers_that_show_what_is_changed_are_refused(make, message):
@@ -219,7 +219,7 @@ def test_a_buffer_beside_the_state_dict_stays_one_with_its_weight(tmp_path):
     )
     assert seen
     assert all(seen)
-    with pytest.raises(ModelError, match=r"'layer.weight' and 'used' are views"):
+    with pytest.raises(ModelError, match=r"'layer.weight' and 'used' are different views"):
         fewbits.compress(Beside(part=True), NEAREST)
 
 
