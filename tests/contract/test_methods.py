@@ -1,7 +1,7 @@
 """What every registered method must do, whatever it is."""
 
 import math
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 
 import pytest
 import torch
@@ -9,7 +9,15 @@ import torch
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedTransform, Sensitivity
 from fewbits.engine.layers.statistics import StatisticsAccumulator
 from fewbits.errors import ConfigError
-from fewbits.methods import METHODS, from_settings, is_method, post_training_methods, to_settings
+from fewbits.methods import (
+    METHODS,
+    Capabilities,
+    PostTrainingMethod,
+    from_settings,
+    is_method,
+    post_training_methods,
+    to_settings,
+)
 
 NAMES = pytest.mark.parametrize("name", sorted(post_training_methods()))
 SHAPES = {
@@ -240,3 +248,24 @@ def test_every_setting_refuses_bad_values_by_name(name):
         for value in BAD.get(entry.name, [object()]):  # of a setting that only a package has
             with pytest.raises(ConfigError, match=rf"^{entry.name} must be"):
                 from_settings({"method": name, entry.name: value})
+
+
+def _class(**members):
+    parts = {"name": "mine", "summary": "s", "paper": "p", "capabilities": Capabilities()}
+    return dataclass(frozen=True)(type("Mine", (PostTrainingMethod,), parts | members))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (_class(), "method 'encode' of its own"),
+        (_class(encode=print, capabilities=None), "capabilities"),
+        (_class(encode=print, capabilities=Capabilities(has_slope=True)), "setting 'slope'"),
+        (_class(encode=print, name="other"), "must be 'mine'"),
+        (type("Mine", (), {"name": "mine"}), "dataclass"),
+    ],
+)
+def test_a_malformed_method_is_not_registered(kind, message):
+    with pytest.raises(ConfigError, match=message):
+        METHODS.register("mine")(kind)
+    assert "mine" not in METHODS

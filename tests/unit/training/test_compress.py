@@ -58,6 +58,33 @@ def test_evaluate_chooses_the_epoch():
     assert len(seen) >= 3
 
 
+def test_a_first_stage_is_not_judged_and_training_keeps_the_method():
+    recipe = {
+        "rules": [{"match": "*", "method": "gpfq", "bits": 4}],
+        "train": {"method": "hemp", "epochs": 1},
+    }
+    coded = fewbits.compress(
+        network(), recipe, train=data(), training={"epochs": 2}, evaluate=lambda model: 0.5
+    )
+    assert len(coded.history) == 2
+    assert coded.contents.metadata["recipe"]["train"]["method"] == "hemp"
+
+
+def test_ranges_of_activations_are_from_the_calibration_that_is_given():
+    seen = []
+
+    class Watched(list):
+        def __iter__(self):
+            seen.append(True)
+            return super().__iter__()
+
+    calibration = Watched([torch.randn(32, 12)])
+    fewbits.compress(
+        network(), "lowbit", calibration, train=data(), training={"epochs": 1, "batch_size": 32}
+    )
+    assert seen
+
+
 def test_data_by_name():
     coded = fewbits.compress(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
@@ -76,6 +103,11 @@ def test_data_by_name():
         ({"method": "hemp", "train": iter([])}, "can only be read once"),
         ({"method": "hemp", "train": [], "target_bytes": "1KB"}, "cannot be combined"),
         ({"method": "nearest", "train": []}, "train= is only used by methods that train"),
+        ({"method": "hemp", "train": [], "time_budget": "10m"}, "^time_budget= belongs"),
+        ({"method": "hemp", "train": [], "trace": "x.json"}, "^trace= belongs"),
+        ({"method": "hemp", "train": [], "forward": print}, "^forward= calls"),
+        ({"method": "hemp", "train": "digits"}, "^train= takes batches"),
+        ({"method": "hemp", "train": 5}, "^train= takes batches"),
         ({"method": "hemp", "train": [], "training": {"epoch": 3}}, "epoch"),
     ],
 )
