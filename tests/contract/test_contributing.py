@@ -89,7 +89,11 @@ def ran(commands, folder):
     return [printed for _, printed in told]
 
 
-@pytest.mark.parametrize("kind", PAGES)
+# One page in every run, the others with the slow tests: each imports torch in a process of its own.
+EACH = [kind if kind == "method" else pytest.param(kind, marks=pytest.mark.slow) for kind in PAGES]
+
+
+@pytest.mark.parametrize("kind", EACH)
 def test_a_page_is_followed_to_the_letter(kind, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
