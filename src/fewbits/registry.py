@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .errors import ConfigError, FewbitsWarning, did_you_mean, shorten
 
@@ -106,9 +106,9 @@ class Registry(Generic[T]):
         """Return the entries that need no import: those of code, and of packages in use."""
         return list(self._entries.values())
 
-    def unknown(self, name: str, *others: Registry[Any]) -> ConfigError:
-        """Return the error for a name that neither this nor one of ``others`` has."""
-        names = sorted({*self._names(), *(entry for other in others for entry in other._names())})
+    def unknown(self, name: str) -> ConfigError:
+        """Return the error for a name that is not registered."""
+        names = sorted(self._names())
         known = f"Known: {', '.join(names)}."
         return ConfigError(
             f"unknown {self.kind} {shorten(name)}. {known}" + did_you_mean(str(name), names)
