@@ -148,7 +148,7 @@ class Bench:
         recipe = replace(base, rules=(fewbits.Rule("*", method),), seed=self.seed)
         plan = make_plan(_network(), recipe)
         pipeline = Pipeline(plan, self.calibration, None, 1 << 30, silent, self.memory)
-        return pipeline.run(copy.deepcopy(_network()), "")
+        return pipeline.run(_network(), "")
 
     def folded(self) -> nn.Module:
         """Return the float network with its normalizations absorbed; probes are in the memory."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
     from .container import FileInfo, inspect
+    from .engine.network.paging import empty_weights
     from .errors import (
         BudgetError,
         CalibrationError,
@@ -91,6 +92,7 @@ __all__ = [
     "Transform",
     "Tuner",
     "compress",
+    "empty_weights",
     "ensemble",
     "export",
     "inspect",
@@ -122,6 +124,7 @@ _HOMES = {
     ),
     ".compression.coded_model": ("CodedModel",),
     ".compression.result": ("CompressionResult",),
+    ".engine.network.paging": ("empty_weights",),
     ".compression.sensitivity": ("LayerHarm", "sensitivity"),
     ".recipe.plan": ("Plan",),
     ".progress": ("ProgressEvent",),

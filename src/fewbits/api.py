@@ -51,10 +51,17 @@ def compress(
     activations: Activations | int | None = None,
     source: str = "",
     metadata: bool = True,
+    weights: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
     max_live_bytes: int = 1 << 30,
     progress: Progress = silent,
 ) -> CompressionResult:
     """Compress a trained network; ``model`` itself is not changed.
+
+    Memory: the network, one byte per weight for its codes, and another copy of its weights as
+    they become quantized; with ``weights``, none of these, but only what is worked on: the largest
+    layer (its weights in float32, their codes in 32 bits, and the moments of its inputs), the
+    activations of suspended passes (up to ``max_live_bytes``) and about 400 MB.
 
     With one of ``target_bytes``, ``target_bits`` and ``max_drop``, fewbits searches for the slope
     (the squared output error that one bit is worth), uses it in every rule whose method has one,
@@ -95,6 +102,13 @@ def compress(
             as the recipe says.
         source: how to build the network again ("module:callable"); stored in the file.
         metadata: whether to store recipe and source in the file, some 50 to 300 bytes.
+        weights: safetensors file, index of several, or folder (such as that of a Hugging Face
+            model) with the weights of ``model``, which needs none of its own: build it in
+            ``with fewbits.empty_weights():``. Weights are read when they are used, and those that
+            are quantized go to a temporary folder (the network's size), so the network may be
+            larger than memory. Weights have the dtype of the checkpoint.
+        resume: folder in which finished layers are kept. A run that was interrupted goes on after
+            the last one when called again with the same arguments, and gives the same file.
         max_live_bytes: largest number of bytes of activations held by suspended forward passes;
             batches beyond it are run again for every layer.
         progress: called after every layer, evaluation or training step.
@@ -134,6 +148,8 @@ def compress(
         training=training,
         source=source,
         metadata=metadata,
+        weights=weights,
+        resume=resume,
         max_live_bytes=max_live_bytes,
         progress=progress,
     )

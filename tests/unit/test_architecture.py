@@ -164,6 +164,7 @@ PUBLIC = [
     "Transform",
     "Tuner",
     "compress",
+    "empty_weights",
     "ensemble",
     "export",
     "inspect",

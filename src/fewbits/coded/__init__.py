@@ -2,6 +2,7 @@
 
 from .activation_sites import ActivationSite, site_name
 from .coverage import Coverage
+from .described import DescribedTensors, TensorFacts, facts_of
 from .display import html_table, printable, shortened
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .reasons import Cause, Reason
@@ -36,6 +37,7 @@ __all__ = [
     "CodedTensor",
     "Contents",
     "Coverage",
+    "DescribedTensors",
     "Energy",
     "GridTensor",
     "JSONValue",
@@ -46,10 +48,12 @@ __all__ = [
     "Reason",
     "SizeReport",
     "SizeRow",
+    "TensorFacts",
     "TransformTensor",
     "Use",
     "energy_of",
     "entropy_of",
+    "facts_of",
     "html_table",
     "network_values",
     "printable",

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .described import facts_of
 from .display import shortened
-from .tensors import WEIGHT_DTYPES, CodedTensor, RawTensor
+from .tensors import WEIGHT_DTYPES, CodedTensor
 
 __all__ = ["Coverage"]
 
@@ -60,9 +61,10 @@ class Coverage:
         cls, tensors: Mapping[str, CodedTensor], reasons: Mapping[str, str] | None = None
     ) -> Coverage:
         """Return the coverage of coded tensors."""
-        floats = {n: t for n, t in tensors.items() if t.dtype in WEIGHT_DTYPES}
-        sizes = {name: math.prod(tensor.shape) for name, tensor in floats.items()}
-        coded = {name for name, tensor in floats.items() if not isinstance(tensor, RawTensor)}
+        known = facts_of(tensors)
+        floats = {name: fact for name, fact in known.items() if fact.dtype in WEIGHT_DTYPES}
+        sizes = {name: math.prod(fact.shape) for name, fact in floats.items()}
+        coded = {name for name, fact in floats.items() if fact.kind != "raw"}
         return cls.of(sizes, coded, reasons)
 
     @property

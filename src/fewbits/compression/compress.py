@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from ..engine.activations.hooks import count_inputs
 from ..engine.layers.targets import check_finite
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
+from ..engine.network.paging import Pager
 from ..errors import ConfigError, LossWarning, require
 from ..methods import Activations, AnyMethod, TrainingMethod
 from ..progress import Progress
@@ -24,8 +26,10 @@ from ..recipe.training_config import Training
 from ..search import Goal
 from .budget import Budget
 from .coded_model import unwrapped
+from .fingerprint import fingerprint, fingerprint_run
 from .pipeline import Pipeline
 from .result import CompressionResult
+from .storage.workspace import Workspace
 
 __all__ = ["Request", "compress_network", "plan_request"]
 
@@ -48,6 +52,8 @@ class Request:
     metadata: bool
     max_live_bytes: int
     progress: Progress
+    pager: Pager | None = None
+    resume: str | PathLike[str] | None = None
 
     @classmethod
     def of(
@@ -60,6 +66,8 @@ class Request:
         seed: int | None,
         activations: Activations | int | None,
         training: Training | Mapping[str, Any] | None,
+        weights: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None,
         **others: Any,
     ) -> Request:
         """Check everything that can be checked before any work is done.
@@ -69,8 +77,11 @@ class Request:
             ModelError: NaN or infinite weights.
         """
         _check_arguments(model, **others)
+        Workspace.of(None, resume)
         goal = Goal.of(budget["target_bytes"], budget["target_bits"], budget["max_drop"])
-        model = unwrapped(model)
+        model, pager = unwrapped(model), None
+        if weights is not None:
+            model, pager = _on_disk(model, weights)
         recipe = Recipe.of(method, calibrated=calibration is not None)
         if seed is not None:
             recipe = replace(recipe, seed=seed)
@@ -78,8 +89,9 @@ class Request:
             recipe = replace(recipe, activations=Activations.of(activations))
         if training is not None:
             recipe = replace(recipe, train=_settings(training, recipe))
+        _check_recipe(recipe, {"weights": weights, "resume": resume})
         make_plan(model, recipe)
-        check_finite(model)
+        check_finite(model, _nothing if pager is None else pager.touch)
         if count := count_inputs(model):
             warnings.warn(
                 f"{count} inputs or outputs of layers were quantized by a file that was loaded. "
@@ -93,6 +105,8 @@ class Request:
             calibration=calibration,
             goal=goal,
             budget={k: budget[k] for k in ("evaluate", "evaluations", "time_budget", "trace")},
+            pager=pager,
+            resume=resume,
             **others,
         )
 
@@ -101,15 +115,25 @@ def compress_network(request: Request) -> CompressionResult:
     """Compress a copy of the network, as the recipe says or within the budget."""
     search_options, model = request.budget, request.model
     calibration, forward = request.calibration, request.forward
+    if calibration is not None:
+        calibration = as_batches(calibration, model if forward is None else None)
     memory: dict[str, Any] | None = None if request.goal is None else {}
     source = _stored(request.source)
+    keys = _Keys(request, calibration)
 
     def run(recipe: Recipe) -> CompressionResult:
-        plan = make_plan(model, recipe)
+        plan, (key, folder) = make_plan(model, recipe), keys.of(recipe)
         pipeline = Pipeline(
-            plan, calibration, forward, request.max_live_bytes, request.progress, memory
+            plan,
+            calibration,
+            forward,
+            request.max_live_bytes,
+            request.progress,
+            memory,
+            Workspace.of(request.pager, folder),
+            key,
         )
-        result = replace(pipeline.run(copied(model).eval(), source), effort=request.effort)
+        result = replace(pipeline.run(model, source), effort=request.effort)
         return result.with_skip_reason() if request.metadata else result.without_metadata()
 
     if request.goal is None:
@@ -119,8 +143,6 @@ def compress_network(request: Request) -> CompressionResult:
         budget = Budget(
             request.goal, **search_options, effort=request.effort, threads=request.threads
         )
-        if calibration is not None:
-            calibration = as_batches(calibration, model if forward is None else None)
         coded = budget.meet(model, request.recipe, run, calibration, request.progress)
     coded.warn_low_coverage(stacklevel=_USER)
     return coded
@@ -136,6 +158,40 @@ def plan_request(
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     plan = make_plan(unwrapped(model), Recipe.of(method, calibrated))
     return plan, next((entry.trained for entry in plan.entries if entry.trained), None)
+
+
+class _Keys:
+    """What identifies each run in the folder to resume from, and its part of that folder."""
+
+    def __init__(self, request: Request, calibration: Sequence[Any] | None) -> None:
+        self._folder = None if request.resume is None else Path(request.resume)
+        self._searches = request.goal is not None
+        self._base = ""
+        if self._folder is not None:
+            touch = _nothing if request.pager is None else request.pager.touch
+            self._base = fingerprint_run(request.model, calibration or (), touch)
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def of(self, recipe: Recipe) -> tuple[str, Path | None]:
+        """Return the key of a recipe, and the folder of its journal; None to keep none."""
+        if self._folder is None:
+            return "", None
+        key = fingerprint((), self._base, recipe.to_dict())
+        return key, self._folder / key if self._searches else self._folder
+
+
+def _nothing(size: int) -> None:
+    """Do nothing: a network in memory has no pages to give back."""
+
+
+def _on_disk(model: nn.Module, weights: str | PathLike[str]) -> tuple[nn.Module, Pager]:
+    """Return a copy of ``model`` whose weights are those of a checkpoint, read when used."""
+    from ..sources.checkpoints.mapped import attach, map_checkpoint  # noqa: PLC0415
+
+    require(isinstance(weights, (str, PathLike)), "weights", "a path", weights)
+    network, pager = copied(model), Pager()
+    attach(network, map_checkpoint(fspath(weights)), pager)
+    return network, pager
 
 
 def _stored(source: str) -> str:
@@ -160,6 +216,16 @@ def _check_no_search_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{name}= only applies to a search for a budget. Add target_bytes=, target_bits= "
                 "or max_drop=."
+            )
+
+
+def _check_recipe(recipe: Recipe, given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None and recipe.training_stage is not None:
+            raise ConfigError(
+                f"{name}= cannot be combined with a method that trains: training needs the network "
+                "in memory, and 'fewbits train --resume' continues one. Load the weights into the "
+                "network first."
             )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "fingerprint_run"]
 
 
 def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
@@ -23,3 +25,29 @@ def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
             flat = plain.contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_run(
+    model: nn.Module, calibration: Iterable[Any], touch: Callable[[int], None]
+) -> str:
+    """Hash all weights of a network, all tensors of its calibration data and this version.
+
+    ``touch`` is called with the size of every weight before it is read.
+    """
+
+    def weights() -> Iterator[tuple[str, object]]:
+        for name, tensor in model.state_dict().items():
+            if isinstance(tensor, Tensor):
+                touch(tensor.nbytes)
+            yield name, tensor
+
+    data = (("", tensor) for batch in calibration for tensor in _tensors(batch))
+    return fingerprint(chain(weights(), data), version("fewbits"))
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (list, tuple, Mapping)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)

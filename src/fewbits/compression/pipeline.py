@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..coded import ActivationSite, Cause, Contents, Reason
+from ..coded import ActivationSite, Contents, RawTensor, TensorFacts
 from ..engine.activations.hooks import remove_inputs
 from ..engine.batchnorm.fold import Folded, fold_batchnorm
 from ..engine.batchnorm.reestimate import reestimate_batchnorm
-from ..engine.layers.layer import Quantized, Sensitivity
-from ..engine.layers.pack import pack_state
-from ..engine.layers.targets import retie
+from ..engine.layers.layer import Sensitivity
+from ..engine.layers.pack import pack_raw
+from ..engine.layers.targets import dtype_of, retie
 from ..engine.lockstep.layer_check import LayerCheck, check_layers
-from ..engine.lockstep.lockstep import run_lockstep
-from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_blind
 from ..engine.network.batches import Forward, as_batches, as_forward, explained
-from ..engine.network.copying import copied
-from ..engine.network.shared_memory import same_values
+from ..engine.network.shared_memory import is_same, same_values
+from ..engine.network.sharing import CopyOnWrite, assign, assign_state, sharing
 from ..engine.sensitivity import probe
 from ..errors import CalibrationError
-from ..methods import Activations, PostTrainingMethod, calibrate_inputs
+from ..methods import Activations, calibrate_inputs
 from ..progress import Progress
-from ..recipe.plan import Plan, PlanEntry, fallback_of
+from ..recipe.plan import Plan
+from .quantization import Quantization, fall_back, needs_data, shared_weights
 from .result import CompressionResult
+from .storage.finished_tensors import FileTensors, FinishedWeights
+from .storage.workspace import Workspace
 
 __all__ = ["Pipeline"]
 
 _T = TypeVar("_T")
-_UNREPEATABLE = (
-    "calibrated on the inputs of the quantized network alone: two passes of the float network over "
-    "one batch give the layer different inputs (random numbers or state that cannot be restored)"
-)
+_SMALL = 1 << 20  # bytes of a tensor that is packed at once
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Pipeline:
 
     ``memory`` is shared by runs that differ only in the slopes of their recipe. Stages whose
     results do not depend on slopes store them there under their own name and reuse them in later
-    runs, unchanged. It is None if there are no other runs.
+    runs, unchanged. It is None if there are no other runs. ``key`` identifies the run in a journal.
     """
 
     plan: Plan
@@ -53,16 +50,21 @@ class Pipeline:
     max_live_bytes: int
     progress: Progress
     memory: dict[str, Any] | None = None
-    results: dict[str, Quantized] = field(default_factory=dict)
+    workspace: Workspace = field(default_factory=Workspace)
+    key: str = ""
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
     checked: LayerCheck = field(default_factory=LayerCheck)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
+    finished: FinishedWeights = field(default_factory=FinishedWeights)
+    _guard: CopyOnWrite = field(init=False, repr=False)
 
-    def run(self, reference: nn.Module, source: str) -> CompressionResult:
-        """Compress ``reference``, a copy in eval mode, which may be modified."""
+    def run(self, model: nn.Module, source: str) -> CompressionResult:
+        """Compress ``model``, which is not changed; weights are shared with it until they are."""
         recipe = self.plan.recipe
+        shared = shared_weights(self.plan)
+        reference = sharing(model, shared).eval()
         count = remove_inputs(reference)
         if count:
             self.notes.append(
@@ -71,24 +73,19 @@ class Pipeline:
             )
         batches = self._batches(reference)
         retie(reference, {**self.plan.aliases, **self.plan.bound})
-        original = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+        self._guard = CopyOnWrite(reference, shared)
         if "fold_batchnorm" in recipe.prepare:
             self._fold(reference, batches)
         self._check(reference, batches)
         self._probe(reference, batches)
-        network = copied(reference)
-        retie(network, {**self.plan.aliases, **self.plan.bound})
-        self._quantize_blind(network)
-        with_inputs = [e for e in self.plan.entries if _needs_inputs(e.method)]
-        if with_inputs:
-            self._quantize_with_inputs(reference, network, with_inputs, batches)
+        network = self._quantize(reference, shared - self._guard.written, batches)
         if "reestimate_batchnorm" in recipe.finish:
-            forward = explained(self._call, "stage reestimate_batchnorm")
+            forward = self._guarded("stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
             if self.measured:
                 count = len(self.measured)
                 self.notes.append(f"reestimate_batchnorm: {count} BatchNorm layers re-estimated")
-        coded = self._pack(self._final_state(network, original), source)
+        coded = self._pack(self._final_state(network, model), source)
         if recipe.activations is None:
             return coded
         return self._with_activations(coded, network, recipe.activations, batches)
@@ -106,14 +103,17 @@ class Pipeline:
                 "quantizing activations needs calibration data to find their ranges. Pass "
                 "calibration=, some batches of training data."
             )
+        for name in shared_weights(self.plan) - set(self.finished):
+            parameter = network.get_parameter(name)  # kept, and still that of the caller
+            assign(parameter, parameter)
         coded.load_into(network)
         failed = self.checked.failed
-        layers = {name: self.plan.modules_of(name) for name in self.results if name not in failed}
+        layers = {name: self.plan.modules_of(name) for name in self.finished if name not in failed}
         forward = explained(self._call, "activations")
         grids, left = calibrate_inputs(
             network, layers, settings, batches, forward, ends=self.plan.ends
         )
-        left = (*left, *(f"{name} ({failed[name]})" for name in self.results if name in failed))
+        left = (*left, *(f"{name} ({failed[name]})" for name in self.finished if name in failed))
         if left:
             self.notes.append(f"activations: inputs left in float: {', '.join(left)}")
         modules = dict(network.named_modules(remove_duplicate=False))
@@ -127,11 +127,20 @@ class Pipeline:
     def _call(self) -> Forward:
         return as_forward(self.forward)
 
+    def _guarded(self, stage: str) -> Forward:
+        """Return the forward function of a stage, during which shared weights are not changed."""
+
+        def call(network: nn.Module, batch: Any) -> Any:
+            with self._guard:
+                return self._call(network, batch)
+
+        return explained(call, stage)
+
     def _batches(self, reference: nn.Module) -> Sequence[Any]:
         if self.calibration is not None:
             return as_batches(self.calibration, reference if self.forward is None else None)
         methods = [entry.method for entry in self.plan.entries if entry.method]
-        data_users = [m.name for m in methods if _needs_data(m)]
+        data_users = [m.name for m in methods if needs_data(m)]
         data_users += [*self.plan.recipe.prepare, *self.plan.recipe.finish]
         if data_users:
             raise CalibrationError(
@@ -141,13 +150,13 @@ class Pipeline:
         return ()
 
     def _fold(self, reference: nn.Module, batches: Sequence[Any]) -> None:
-        forward = explained(self._call, "stage fold_batchnorm, batch 0")
+        forward = self._guarded("stage fold_batchnorm, batch 0")
         kept = {e.target.module for e in self.plan.entries if e.method is None}
         known = (self.memory or {}).get("fold_batchnorm")
         if known is not None:
             self.folded, states = known
             for name, state in states.items():
-                reference.get_submodule(name).load_state_dict(state)
+                assign_state(reference.get_submodule(name), state)
         else:
             self.folded = fold_batchnorm(reference, batches[0], forward, kept)
             if self.memory is not None:
@@ -157,16 +166,16 @@ class Pipeline:
 
     def _check(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         """Fall back to another method where a layer's inputs are not what its weight multiplies."""
-        data_driven = [e for e in self.plan.entries if _needs_data(e.method)]
+        data_driven = [e for e in self.plan.entries if needs_data(e.method)]
         checked = self.plan.entries if self.plan.recipe.activations and batches else data_driven
-        targets, forward = [e.target for e in checked], explained(self._call, "check of layers")
+        targets, forward = [e.target for e in checked], self._guarded("check of layers")
         if targets:
             self.checked = self._remembered(
                 "check", lambda: check_layers(reference, targets, batches, forward)
             )
         for entry in data_driven:
             if entry.target.name in self.checked.failed:
-                self._fall_back(entry, self.checked.failed[entry.target.name])
+                self.plan, _ = fall_back(self.plan, entry, self.checked.failed[entry.target.name])
 
     def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
         """Measure how errors of the weights affect the output, for methods that use it."""
@@ -188,7 +197,7 @@ class Pipeline:
         )
         for entry in probed:
             if entry.target.name not in self.sensitivities:
-                self._fall_back(entry, "no gradient reaches the weight")
+                self.plan, _ = fall_back(self.plan, entry, "no gradient reaches the weight")
 
     def _remembered(self, stage: str, run: Callable[[], _T]) -> _T:
         """Return the result of a stage that does not depend on slopes, computed once."""
@@ -198,91 +207,29 @@ class Pipeline:
         result: _T = memory[stage]
         return result
 
-    def _fall_back(self, entry: PlanEntry, why: str) -> PostTrainingMethod:
-        """Give one weight the method that needs no inputs, and note why in the plan."""
-        if entry.method is None:
-            raise ValueError(f"{entry.target.name!r} is kept: it has no method to fall back from")
-        method, reason = fallback_of(entry.method), Reason(Cause.FALLBACK, entry.method.name, why)
-        self.plan = self.plan.changed(entry.target.name, method, reason)
-        return method
-
-    def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
-        known = self.sensitivities.get(entry.target.name)
-        both = method.capabilities.needs_inputs == "both"
-        return Work(entry.target, method.encode, both, known)
-
-    def _quantize_blind(self, network: nn.Module) -> None:
-        """Quantize weights that need no inputs first, so later layers calibrate on the result."""
-        for entry in self.plan.entries:
-            if entry.method and not _needs_inputs(entry.method):
-                work = self._work(entry, entry.method)
-                name = entry.target.name
-                self.results[name] = quantize_blind(network, work, self.plan.recipe.seed)
-
-    def _quantize_with_inputs(
-        self,
-        reference: nn.Module,
-        network: nn.Module,
-        entries: Sequence[PlanEntry],
-        batches: Sequence[Any],
-    ) -> None:
-        work: dict[str, list[Work]] = defaultdict(list)
-        for entry in entries:
-            if entry.method:
-                work[entry.target.module].append(self._work(entry, entry.method))
-        observer = self._observer(network, work, len(batches))
-        report = run_lockstep(
+    def _quantize(
+        self, reference: nn.Module, shared: frozenset[str], batches: Sequence[Any]
+    ) -> nn.Module:
+        stage = Quantization(
+            self.plan,
             reference,
-            network,
-            list(work),
-            batches,
+            shared,
+            self.workspace,
+            self.key,
+            self.checked,
+            self.folded,
+            self.sensitivities,
             self._call,
-            observer,
-            max_live_bytes=self.max_live_bytes,
-            needs_reference=any(w.both for group in work.values() for w in group),
-            progress=self.progress,
+            self.max_live_bytes,
+            self.progress,
+            self.notes,
         )
-        if report.reruns:
-            self.notes.append(
-                f"calibration: memory holds {report.live_batches} of {len(batches)} batches at a "
-                f"time, so {report.reruns} forward passes were repeated"
-            )
-        self.results.update(observer.results)
-        for module in report.unrepeatable:
-            for item in work[module]:
-                observer.note(item.target.name, _UNREPEATABLE)
-        for name, note in observer.notes.items():
-            self.plan = self.plan.noted(name, note)
-        self._quantize_unreached(network, entries)
+        network = stage.run(batches)
+        self.plan, self.finished = stage.plan, stage.finished
+        return network
 
-    def _observer(
-        self, network: nn.Module, work: Mapping[str, Sequence[Work]], batches: int
-    ) -> LayerQuantizer:
-        recipe = self.plan.recipe
-        return LayerQuantizer(
-            network,
-            work,
-            batches,
-            recipe.seed,
-            recipe.calibration_rows,
-            sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
-            fixed_bias=self.checked.without_bias,
-        )
-
-    def _quantize_unreached(self, network: nn.Module, entries: Sequence[PlanEntry]) -> None:
-        unreached = [entry for entry in entries if entry.target.name not in self.results]
-        if len(unreached) == len(entries):
-            raise CalibrationError(
-                f"calibration reached none of the {len(entries)} layers to quantize. forward= must "
-                "call the network that is passed to it (a copy), not one that it captured."
-            )
-        for entry in unreached:
-            method = self._fall_back(entry, "no calibration batch calls the layer in both networks")
-            work = self._work(entry, method)
-            self.results[entry.target.name] = quantize_blind(network, work, self.plan.recipe.seed)
-
-    def _final_state(self, network: nn.Module, original: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the final state, and note in the plan which kept tensors have changed.
+    def _final_state(self, network: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+        """Return the final state, and note in the plan which kept tensors of ``model`` changed.
 
         Buffers are restored to their original values unless a stage changed them on purpose.
         """
@@ -290,43 +237,46 @@ class Pipeline:
         stages |= dict.fromkeys(self.measured, "re-estimated")
         layers = {pair.layer: "scaled with its absorbed BatchNorm" for pair in self.folded}
         buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
-        state = dict(network.state_dict())
+        state, original = dict(network.state_dict()), model.state_dict()
         for name in self.plan.kept:
             owner = name.rpartition(".")[0]
             if name in buffers and owner not in stages:
                 state[name] = original[name]  # a forward pass may count its calls
-            elif not same_values(state[name], original[name]):
+            elif not is_same(state[name], original[name]) and not same_values(
+                state[name], original[name]
+            ):
                 what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
                 self.plan = self.plan.kept_after(name, what)
         return state
 
     def _pack(self, state: dict[str, Tensor], source: str) -> CompressionResult:
         recipe = self.plan.recipe
-        targets = {entry.target.name: entry.target for entry in self.plan.entries}
-        tensors = pack_state(
-            state,
-            results=self.results,
-            targets=targets,
-            aliases=self.plan.aliases,
-            raw_dtype=recipe.raw_dtype,
-            exact=self.plan.exact,
-        )
+        names = [name for name in state if name not in self.plan.aliases]
+        raw: dict[str, Callable[[], RawTensor]] = {}
+        facts: dict[str, TensorFacts] = {}
+        for name in names:
+            if name not in self.finished:
+                form = "keep" if name in self.plan.exact else recipe.raw_dtype
+                raw[name] = self._raw(state[name].detach(), form)
+                facts[name] = TensorFacts(tuple(state[name].shape), dtype_of(state[name]), "raw")
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
         if source:
             metadata["source"] = source
+        tensors = FileTensors(names, self.finished, raw, facts, self.workspace.kept)
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
-        info = {name: dict(result.info) for name, result in self.results.items()}
         return CompressionResult(
-            contents=contents, plan=self.plan, info=info, notes=tuple(self.notes)
+            contents=contents,
+            plan=self.plan,
+            info={name: dict(values) for name, values in self.finished.info.items()},
+            notes=tuple(self.notes),
         )
 
-
-def _needs_data(method: PostTrainingMethod | None) -> bool:
-    return method is not None and method.capabilities.needs_data
-
-
-def _needs_inputs(method: PostTrainingMethod | None) -> bool:
-    return method is not None and method.capabilities.needs_inputs != "none"
+    def _raw(self, tensor: Tensor, form: str) -> Callable[[], RawTensor]:
+        """Return a function that packs a tensor; now, unless it is large and on disk."""
+        if self.workspace.pager is not None and tensor.nbytes > _SMALL:
+            return lambda: pack_raw(tensor, form)
+        packed = pack_raw(tensor, form)
+        return lambda: packed
 
 
 def _states(network: nn.Module, folded: Sequence[Folded]) -> dict[str, dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from ..layers.targets import survey
 from ..layers.views import WeightView
 from ..network.batches import Forward
 from ..network.isolation import isolated_pass
+from ..network.sharing import assign, assign_state
 
 __all__ = ["Folded", "affine_of", "fold_batchnorm", "is_batchnorm"]
 
@@ -140,7 +141,7 @@ def _save(model: nn.Module, pair: Folded) -> Callable[[], None]:
 
     def restore() -> None:
         for module, state in zip(modules, states, strict=True):
-            module.load_state_dict(state)
+            assign_state(module, state)
 
     return restore
 
@@ -150,7 +151,7 @@ def _absorb(model: nn.Module, pair: Folded, view: WeightView) -> Folded:
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     weight = layer.get_parameter(view.parameter)
     matrix = view.matrix(weight) * scale.reshape(view.groups, -1, 1)
-    weight.copy_(view.tensor(matrix, tuple(weight.shape)))
+    assign(weight, view.tensor(matrix, tuple(weight.shape)))  # its memory may be shared
     bias = getattr(layer, "bias", None)
     if isinstance(bias, Tensor):
         bias.mul_(scale)

@@ -6,7 +6,7 @@ matrix, an alias of a tied weight, or it is kept in float for a stated reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -146,8 +146,10 @@ def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]
     return tuple(targets)
 
 
-def check_finite(model: nn.Module) -> None:
+def check_finite(model: nn.Module, touch: Callable[[int], None] | None = None) -> None:
     """Check that a network has no NaN or infinite weights and no NaN buffers (masks may be -inf).
+
+    ``touch`` is called with the size of every tensor before it is read.
 
     Raises:
         ModelError: names the first such tensor, the number of bad values and the first one's index.
@@ -159,6 +161,8 @@ def check_finite(model: nn.Module) -> None:
         )
         if not floating:
             continue
+        if touch is not None:
+            touch(tensor.nbytes)
         # torch lacks isfinite for float8; casting keeps NaN.
         values = tensor.float() if tensor.element_size() < 2 else tensor
         exact = name in parameters or "running_" in name

@@ -16,7 +16,7 @@ but only for the batches beyond the limit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
     *,
     max_live_bytes: int = 1 << 30,
     needs_reference: bool = True,
+    finished: Collection[str] = (),
     progress: Progress = silent,
 ) -> LockstepReport:
     """Show ``observer`` the inputs of every target module, and let it quantize them one by one.
@@ -65,6 +66,8 @@ def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
         max_live_bytes: bound on the activations of suspended passes; at least one batch is in
             flight. It affects the cost, not the results.
         needs_reference: if False, one pass per batch; the observer gets one call twice.
+        finished: targets that an earlier run completed, in ``quantized`` as well: passes call them,
+            but the observer does not get to see them.
         progress: called for every completed module, stage "quantize".
 
     Raises:
@@ -81,7 +84,7 @@ def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
     with torch.no_grad(), fast_path_off(), preserved_draws(), _watched(streams, names):
         schedule = Schedule(streams, held, forward, observer)
         try:
-            report = schedule.run(names, max_live_bytes, progress)
+            report = schedule.run(names, max_live_bytes, progress, finished)
         except BaseException:
             stuck = schedule.close()
             if stuck:

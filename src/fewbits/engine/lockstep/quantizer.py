@@ -20,9 +20,14 @@ from ..network.batches import Call
 from ..network.isolation import autocast_off
 from .pairing import Pairing
 
-__all__ = ["LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
+__all__ = ["Completed", "LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
 
 Encode = Callable[[LayerMatrix], Quantized]
+Write = Callable[[str, Tensor, Tensor], None]
+
+
+def _in_place(name: str, parameter: Tensor, values: Tensor) -> None:
+    parameter.copy_(values.to(parameter.dtype))
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,29 @@ def layer_seed(seed: int, *parts: object) -> int:
     return crc32(":".join(map(str, (seed, *parts))).encode())
 
 
-def quantize_blind(network: nn.Module, work: Work, seed: int) -> Quantized:
-    """Quantize a weight from its values alone, and write the result into ``network``."""
+@dataclass(frozen=True)
+class Completed:
+    """What the completion of a module changed.
+
+    Attributes:
+        results: weight name to its quantized matrix.
+        shifted: names of biases that were corrected.
+        notes: weight name to notes for the user.
+        unpaired: weights whose rows of the two networks could not be paired.
+    """
+
+    results: Mapping[str, Quantized]
+    shifted: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    unpaired: tuple[str, ...] = ()
+
+
+def quantize_blind(
+    network: nn.Module, work: Work, seed: int, write: Write = _in_place
+) -> Quantized:
+    """Quantize a weight from its values alone, and ``write`` the result into ``network``."""
     with autocast_off():
-        return _quantize(network, work, None, seed)
+        return _quantize(network, work, None, seed, write)
 
 
 @dataclass
@@ -76,8 +100,11 @@ class LayerQuantizer:
         sinks: layer name to the parameter that takes its output shift, if the layer has no bias of
             its own but its folded batch normalization has.
         fixed_bias: weights whose layer has a bias that must not be shifted.
+        write: ``write(name, parameter, values)`` sets the values of a quantized weight.
+        keep: called with a module and its :class:`Completed`; None collects ``results``.
         results: weight name to its quantized matrix, filled as layers complete.
         notes: weight name to notes for the user.
+        unpaired: weights whose rows of the two networks could not be paired.
     """
 
     network: nn.Module
@@ -87,12 +114,14 @@ class LayerQuantizer:
     rows: int | None = None
     sinks: Mapping[str, str] = field(default_factory=dict)
     fixed_bias: Collection[str] = ()
+    write: Write = _in_place
+    keep: Callable[[str, Completed], None] | None = None
     results: dict[str, Quantized] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    unpaired: set[str] = field(default_factory=set)
     _calls: Mapping[str, int] = field(default_factory=dict)
     _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
     _pairings: dict[str, Pairing] = field(default_factory=dict)
-    _unpaired: set[str] = field(default_factory=set)
 
     def expect(self, calls: Mapping[str, int]) -> None:
         """Set the number of calls of each module per batch, over which the budget is spread."""
@@ -107,7 +136,7 @@ class LayerQuantizer:
                 continue
             seen = view.inputs(quantized)
             known = seen
-            if reference is not quantized and work.both and work.target.name not in self._unpaired:
+            if reference is not quantized and work.both and work.target.name not in self.unpaired:
                 known = view.inputs(reference)
                 if reference.chosen or known.count != seen.count:
                     known = self._paired(work.target.name, known, seen, batch, call)
@@ -118,14 +147,14 @@ class LayerQuantizer:
         """Return the float network's rows, or the quantized one's if they cannot be paired."""
         seed = layer_seed(self.seed, name, batch, call)
         pairing = self._pairings.setdefault(name, Pairing())
-        self._unpair(name, pairing.look(known, seen, seed, moved_before=bool(self._unpaired)))
-        return seen if name in self._unpaired else known
+        self._unpair(name, pairing.look(known, seen, seed, moved_before=bool(self.unpaired)))
+        return seen if name in self.unpaired else known
 
     def _unpair(self, name: str, cause: str) -> None:
         """Stop using the float network's rows of a weight, if there is a cause."""
         if not cause:
             return
-        self._unpaired.add(name)
+        self.unpaired.add(name)
         self.note(name, f"calibrated on the quantized network's inputs alone: {cause}")
         if name in self._sums:
             self._sums[name].forget_reference()
@@ -150,23 +179,33 @@ class LayerQuantizer:
     @autocast_off()
     def complete(self, module: str) -> None:
         """Quantize every weight of ``module`` from what was observed."""
+        results: dict[str, Quantized] = {}
+        shifted: list[str] = []
         for work in self.work[module]:
             name = work.target.name
             pairing = self._pairings.pop(name, None)
-            if pairing is not None and name not in self._unpaired:
-                self._unpair(name, pairing.judge(moved_before=bool(self._unpaired)))
+            if pairing is not None and name not in self.unpaired:
+                self._unpair(name, pairing.judge(moved_before=bool(self.unpaired)))
             sums = self._sums.pop(name, None)
             if sums is None:
                 continue
-            result = _quantize(self.network, work, sums, self.seed)
-            self.results[name] = result
+            result = results[name] = _quantize(self.network, work, sums, self.seed, self.write)
+            del sums  # its moments are as large as the layer
             if result.bias_shift is not None:
-                self._shift_bias(work.target, result.bias_shift)
+                shifted += self._shift_bias(work.target, result.bias_shift)
+        if self.keep is None:
+            self.results |= results
+            return
+        names = [work.target.name for work in self.work[module]]
+        notes = {name: self.notes[name] for name in names if name in self.notes}
+        unpaired = tuple(name for name in names if name in self.unpaired)
+        self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
 
-    def _shift_bias(self, target: Target, shift: Tensor) -> None:
+    def _shift_bias(self, target: Target, shift: Tensor) -> list[str]:
+        """Correct the bias of a weight; return its name in a list, or [] if there is none."""
         if target.name in self.fixed_bias:
             self.note(target.name, "bias not corrected: the layer does not add it to its output")
-            return
+            return []
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
@@ -175,8 +214,10 @@ class LayerQuantizer:
         elif sink in parameters:
             with torch.no_grad():
                 parameters[sink].add_(shift.to(parameters[sink]))
+            return [sink]
         else:
             self.note(target.name, "bias not corrected: the layer has none")
+        return []
 
     def note(self, name: str, text: str) -> None:
         """Add a note for the user about a weight."""
@@ -209,7 +250,7 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
 
 @torch.no_grad()
 def _quantize(
-    network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int
+    network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int, write: Write
 ) -> Quantized:
     target = work.target
     statistics = None if sums is None else sums.finish()
@@ -227,6 +268,5 @@ def _quantize(
         target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
     )
     result = work.encode(layer)
-    values = target.view.tensor(result.dequantize(), target.shape)
-    parameter.copy_(values.to(parameter.dtype))
+    write(target.name, parameter, target.view.tensor(result.dequantize(), target.shape))
     return result.on_cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -146,10 +146,15 @@ class Schedule:
         self._choices: dict[nn.Module, Choices] = {}
 
     def run(
-        self, targets: Sequence[str], max_live_bytes: int, progress: Progress
+        self,
+        targets: Sequence[str],
+        max_live_bytes: int,
+        progress: Progress,
+        finished: Collection[str] = (),
     ) -> LockstepReport:
-        """Observe and complete every target that some batch reaches."""
-        progress(ProgressEvent("quantize", 0, len(targets)))
+        """Observe and complete every target that some batch reaches and that is not finished."""
+        self._completed = set(finished)
+        progress(ProgressEvent("quantize", len(finished), len(targets)))
         lead = self._streams[0]
         copies = sum(plain_bytes(stream.network) for stream in self._streams)
         found = discover(self._survey, len(targets), len(self._batches), lead.network)
@@ -163,6 +168,8 @@ class Schedule:
         kept = live if live == len(self._batches) else live - 1
         self._kept = [self._pair(batch, batch) for batch in range(kept)]
         for module in found.order:
+            if module in finished:
+                continue
             self._turn(module)
             if self._observed.get(module):
                 self._observer.complete(module)

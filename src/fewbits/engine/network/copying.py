@@ -23,17 +23,18 @@ _PARAMETER = (
 )
 
 
-def copied(network: nn.Module) -> nn.Module:
+def copied(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return an independent copy, with all modules in their current modes.
 
     Tensors that a forward pass with gradients left in attributes are copied without their history,
-    which belongs to that pass.
+    which belongs to that pass. ``memo`` is that of ``copy.deepcopy``: objects by the identity of
+    the one that they stand for in the copy.
 
     Raises:
         ModelError: an attribute cannot be copied; names it and its module.
     """
     try:
-        return deepcopied(network, {})
+        return deepcopied(network, {} if memo is None else memo)
     except Exception as error:  # copying the user's objects may raise anything
         raise ModelError(_message(network, error)) from error
 

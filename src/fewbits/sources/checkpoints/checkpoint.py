@@ -14,7 +14,7 @@ from ...errors import ModelError, SourceError
 from .state_dicts import first_names, read_checkpoint, read_state_dict
 from .unreadable import shard_hint
 
-__all__ = ["load_weights", "read_state_dict"]
+__all__ = ["check_fit", "load_weights", "read_state_dict"]
 
 _FACTORY = "Use the factory with which the checkpoint was made."
 _COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged models
@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     loaded = _fill_optional(loaded, wanted)
     if targets is not None:
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        _check_fit(loaded, wanted, trained, Path(path), type(model).__name__)
+        check_fit(loaded, wanted, trained, Path(path), type(model).__name__)
     versions = fit_modules(checkpoint.versions, model, checkpoint.tensors)
     try:
         load_values(
@@ -76,13 +76,14 @@ def _fill_optional(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
     return known
 
 
-def _check_fit(
+def check_fit(
     loaded: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     trained: Collection[str],
     path: Path,
     kind: str,
 ) -> None:
+    """Raise a SourceError unless ``loaded`` has just the tensors ``wanted``, in their shapes."""
     both = {name: (loaded[name], tensor) for name, tensor in wanted.items() if name in loaded}
     missing = [name for name in wanted if name not in loaded]
     unexpected = [name for name in loaded if name not in wanted]

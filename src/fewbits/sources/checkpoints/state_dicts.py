@@ -19,7 +19,14 @@ from ..base.bounded import check_zip
 from .pickles import check_pickles
 from .unreadable import describe_other_file, how_to_resave
 
-__all__ = ["Checkpoint", "first_names", "read_checkpoint", "read_state_dict"]
+__all__ = [
+    "Checkpoint",
+    "checkpoint_file",
+    "first_names",
+    "read_checkpoint",
+    "read_state_dict",
+    "shards_of",
+]
 
 _PICKLED = {".pt", ".pth", ".th", ".bin", ".ckpt", ".tar"}
 _INDEX = ".index.json"
@@ -73,14 +80,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         SourceError: the file cannot be read; the message says what to do.
     """
+    path = checkpoint_file(path)
+    if path.name.endswith(_INDEX):
+        return _sharded(path)
+    return _single(path)
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the checkpoint file that a path names: itself, or the one in a folder.
+
+    Raises:
+        SourceError: there is none, or several.
+    """
     path = Path(path)
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
         raise SourceError(f"weights {str(path)!r} do not exist (looked in {Path.cwd()}).")
-    if path.name.endswith(_INDEX):
-        return _sharded(path)
-    return _single(path)
+    return path
+
+
+def shards_of(index: Path) -> dict[str, list[str]]:
+    """Return the names in each shard of an index.
+
+    Raises:
+        SourceError: a damaged index, or shards that are missing.
+    """
+    shards: dict[str, list[str]] = {}
+    for name, file in _weight_map(index).items():
+        shards.setdefault(file, []).append(name)
+    absent = [file for file in shards if not (index.parent / file).is_file()]
+    if absent:
+        raise SourceError(
+            f"{index}: {len(absent)} of {len(shards)} shards are missing: {first_names(absent)}. "
+            "Download the whole checkpoint."
+        )
+    return shards
 
 
 def first_names(names: Iterable[str]) -> str:
@@ -134,19 +169,10 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _sharded(index: Path) -> Checkpoint:
-    shards: dict[str, list[str]] = {}
-    for name, file in _weight_map(index).items():
-        shards.setdefault(file, []).append(name)
-    absent = [file for file in shards if not (index.parent / file).is_file()]
-    if absent:
-        raise SourceError(
-            f"{index}: {len(absent)} of {len(shards)} shards are missing: {first_names(absent)}. "
-            "Download the whole checkpoint."
-        )
     tensors: dict[str, Tensor] = {}
     mapped: dict[str, Tensor] = {}
     lost: list[str] = []
-    for file, names in shards.items():
+    for file, names in shards_of(index).items():
         content = _single(index.parent / file).tensors
         tensors |= content
         mapped |= {name: content[name] for name in names if name in content}

@@ -1,0 +1,242 @@
+"""Quantize the weights of a network one after the other, and keep each as soon as it is done."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coded import Cause, CodedTensor, RawTensor, Reason
+from ..engine.batchnorm.fold import Folded
+from ..engine.layers.layer import Quantized, Sensitivity
+from ..engine.layers.pack import pack, pack_raw, to_torch
+from ..engine.layers.targets import retie
+from ..engine.lockstep.layer_check import LayerCheck
+from ..engine.lockstep.lockstep import LockstepReport, run_lockstep
+from ..engine.lockstep.quantizer import Completed, LayerQuantizer, Work, quantize_blind
+from ..engine.network.batches import Forward
+from ..engine.network.sharing import sharing
+from ..errors import CalibrationError
+from ..methods import PostTrainingMethod
+from ..progress import Progress, ProgressEvent
+from ..recipe.plan import Plan, PlanEntry, fallback_of
+from .storage.finished_tensors import FinishedWeights
+from .storage.journal import Finished
+from .storage.workspace import Workspace
+
+__all__ = ["Quantization", "fall_back", "needs_data", "needs_inputs", "shared_weights"]
+
+_UNREPEATABLE = (
+    "calibrated on the inputs of the quantized network alone: two passes of the float network over "
+    "one batch give the layer different inputs (random numbers or state that cannot be restored)"
+)
+
+
+def needs_data(method: PostTrainingMethod | None) -> bool:
+    """Return whether a method needs calibration data; None does not."""
+    return method is not None and method.capabilities.needs_data
+
+
+def needs_inputs(method: PostTrainingMethod | None) -> bool:
+    """Return whether a method needs the inputs of a layer; None does not."""
+    return method is not None and method.capabilities.needs_inputs != "none"
+
+
+def fall_back(plan: Plan, entry: PlanEntry, why: str) -> tuple[Plan, PostTrainingMethod]:
+    """Give one weight the method that needs no inputs; return the plan, which says why, and it."""
+    if entry.method is None:
+        raise ValueError(f"{entry.target.name!r} is kept: it has no method to fall back from")
+    method, reason = fallback_of(entry.method), Reason(Cause.FALLBACK, entry.method.name, why)
+    return plan.changed(entry.target.name, method, reason), method
+
+
+def shared_weights(plan: Plan) -> frozenset[str]:
+    """Return the weights that the float and the quantized network can share.
+
+    Not those that share memory with other tensors, which must keep doing so.
+    """
+    tied = {*plan.exact, *plan.bound.values()}
+    targets = [entry.target for entry in plan.entries]
+    return frozenset(t.name for t in targets if not tied & {t.name, *t.also})
+
+
+@dataclass
+class Quantization:
+    """One quantization of all weights; see :class:`fewbits.compression.pipeline.Pipeline`.
+
+    Attributes:
+        plan: what to do with every weight; changed where something else was done.
+        reference: the float network.
+        shared: weights that ``reference`` may share with the quantized network.
+        workspace: where finished weights are kept.
+        key: identifies this run in a journal.
+        notes: what happened, for the user.
+        finished: the weights that are done.
+    """
+
+    plan: Plan
+    reference: nn.Module
+    shared: frozenset[str]
+    workspace: Workspace
+    key: str
+    checked: LayerCheck
+    folded: Sequence[Folded]
+    sensitivities: Mapping[str, Sensitivity]
+    forward: Forward
+    max_live_bytes: int
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+    finished: FinishedWeights = field(init=False)
+    network: nn.Module = field(init=False)
+    _done: dict[str, Finished] = field(default_factory=dict, init=False)
+
+    def run(self, batches: Sequence[Any]) -> nn.Module:
+        """Quantize every weight of the plan; return the quantized network."""
+        network = self.network = sharing(self.reference, self.shared)
+        retie(network, {**self.plan.aliases, **self.plan.bound})
+        journal = self.workspace.begin(self.key)
+        self.finished = FinishedWeights(journal)
+        coded = [e.target.name for e in self.plan.entries if e.method]
+        self.workspace.place({name: network.get_parameter(name) for name in coded})
+        for part in journal.finished if journal else ():
+            self._restore(part)
+        if self._done:
+            self.notes.append(
+                f"resumed after {len(self.finished.facts)} of {len(coded)} weights, which an "
+                "earlier run had finished"
+            )
+        self._quantize_blind()
+        with_inputs = [e for e in self.plan.entries if needs_inputs(e.method)]
+        if with_inputs:
+            self._quantize_with_inputs(with_inputs, batches)
+        return network
+
+    def _restore(self, part: Finished) -> None:
+        """Give the quantized network the values of a part that an earlier run finished."""
+        self._done[part.part] = part
+        for name in part.weights:
+            self._write(name, self.network.get_parameter(name), to_torch(self.finished[name]))
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name in part.changed:
+                parameters[name].copy_(to_torch(self.finished.changed(name)))
+        self.workspace.release()
+
+    def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
+        known = self.sensitivities.get(entry.target.name)
+        both = method.capabilities.needs_inputs == "both"
+        return Work(entry.target, method.encode, both, known)
+
+    def _quantize_blind(self) -> None:
+        """Quantize weights that need no inputs first, so later layers calibrate on the result."""
+        blind = [e for e in self.plan.entries if e.method and not needs_inputs(e.method)]
+        others = sum(needs_inputs(entry.method) for entry in self.plan.entries)
+        for place, entry in enumerate(blind):
+            if entry.method:
+                self._quantize_alone(entry, entry.method)
+            if not others:  # otherwise the layers that take long are counted
+                name = entry.target.name
+                self.progress(ProgressEvent("quantize", place + 1, len(blind), name))
+
+    def _quantize_alone(self, entry: PlanEntry, method: PostTrainingMethod) -> None:
+        name = entry.target.name
+        if name not in self.finished:
+            work, seed = self._work(entry, method), self.plan.recipe.seed
+            result = quantize_blind(self.network, work, seed, self._write)
+            self._keep(f"weight {name}", Completed({name: result}))
+
+    def _quantize_with_inputs(self, entries: Sequence[PlanEntry], batches: Sequence[Any]) -> None:
+        work: dict[str, list[Work]] = defaultdict(list)
+        for entry in entries:
+            if entry.method:
+                work[entry.target.module].append(self._work(entry, entry.method))
+        observer = self._observer(work, len(batches))
+        report = run_lockstep(
+            self.reference,
+            self.network,
+            list(work),
+            batches,
+            self.forward,
+            observer,
+            max_live_bytes=self.max_live_bytes,
+            needs_reference=any(w.both for group in work.values() for w in group),
+            finished=[module for module in work if f"module {module}" in self._done],
+            progress=self.progress,
+        )
+        self._note(report, observer, work)
+        self._quantize_unreached(entries)
+
+    def _observer(self, work: Mapping[str, Sequence[Work]], batches: int) -> LayerQuantizer:
+        recipe = self.plan.recipe
+        parts = [self._done[f"module {m}"] for m in work if f"module {m}" in self._done]
+        return LayerQuantizer(
+            self.network,
+            work,
+            batches,
+            recipe.seed,
+            recipe.calibration_rows,
+            sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
+            fixed_bias=self.checked.without_bias,
+            write=self._write,
+            keep=lambda module, done: self._keep(f"module {module}", done),
+            notes={name: note for part in parts for name, note in part.notes.items()},
+            unpaired={name for part in parts for name in part.unpaired},
+        )
+
+    def _note(
+        self, report: LockstepReport, observer: LayerQuantizer, work: Mapping[str, Sequence[Work]]
+    ) -> None:
+        if report.reruns:
+            self.notes.append(
+                f"calibration: memory holds {report.live_batches} of {observer.batches} batches at "
+                f"a time, so {report.reruns} forward passes were repeated"
+            )
+        for module in report.unrepeatable:
+            for item in work[module]:
+                observer.note(item.target.name, _UNREPEATABLE)
+        for name, note in observer.notes.items():
+            self.plan = self.plan.noted(name, note)
+
+    def _quantize_unreached(self, entries: Sequence[PlanEntry]) -> None:
+        reached = {n for key, p in self._done.items() if key[:7] == "module " for n in p.weights}
+        unreached = [entry for entry in entries if entry.target.name not in reached]
+        if len(unreached) == len(entries):
+            raise CalibrationError(
+                f"calibration reached none of the {len(entries)} layers to quantize. forward= must "
+                "call the network that is passed to it (a copy), not one that it captured."
+            )
+        for entry in unreached:
+            why = "no calibration batch calls the layer in both networks"
+            self.plan, method = fall_back(self.plan, entry, why)
+            self._quantize_alone(entry, method)
+
+    def _write(self, name: str, parameter: Tensor, values: Tensor) -> None:
+        """Set the values of a quantized weight, without changing the float network."""
+        if name in self.shared:
+            self.workspace.set_values(name, parameter, values)
+        else:
+            with torch.no_grad():
+                parameter.copy_(values)
+
+    def _keep(self, key: str, done: Completed) -> None:
+        """Keep weights that are done, in the form in which a file has them."""
+        targets = {e.target.name: e.target for e in self.plan.entries}
+        weights: dict[str, CodedTensor] = {}
+        for name, result in done.results.items():
+            dtype = self.network.get_parameter(name).dtype
+            weights[name] = pack(result, targets[name], dtype)
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
+        changed: dict[str, RawTensor] = {n: pack_raw(parameters[n]) for n in done.shifted}
+        info = {name: _numbers(result) for name, result in done.results.items()}
+        part = Finished(key, tuple(weights), tuple(changed), info, done.notes, done.unpaired)
+        self._done[key] = part
+        self.finished.add(part, weights, changed)
+        self.workspace.release()
+
+
+def _numbers(result: Quantized) -> dict[str, float]:
+    return {name: float(value) for name, value in result.info.items()}
