@@ -43,6 +43,7 @@ __all__ = [
 DATA_FREE_RADII = ("absmax", "mse", "median", "mean_max")
 
 _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
+_BLOCK = 1 << 22  # weights whose rounding errors are computed at once
 
 
 def is_whole(value: object) -> bool:
@@ -207,6 +208,11 @@ class Spacing:
         return weight.reshape(1, -1) if layerwise else weight.flatten(0, 1)
 
     def _rounding_clip(self, rows: Tensor, limit: Tensor) -> Tensor:
+        count = min(len(rows), max(1, rows.numel() // _BLOCK))
+        parts = zip(rows.tensor_split(count), limit.tensor_split(count), strict=True)
+        return torch.cat([self._clip_of(*part) for part in parts])
+
+    def _clip_of(self, rows: Tensor, limit: Tensor) -> Tensor:
         # Scaled by a power of two near the size of each row, so that no square leaves float32.
         size = torch.frexp(limit.clamp_min(torch.finfo(limit.dtype).tiny)).exponent[:, None]
 

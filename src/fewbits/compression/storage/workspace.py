@@ -80,4 +80,4 @@ class Workspace:
     def release(self) -> None:
         """Give back the memory of what has been read from disk."""
         if self.pager is not None:
-            self.pager.release()
+            self.pager.trim()

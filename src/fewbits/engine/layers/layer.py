@@ -100,8 +100,8 @@ class QuantizedMatrix:
             offset = self.offset
             if isinstance(offset, Tensor):
                 offset = offset.reshape(groups, rows, 1)
-            values, factor = self.index.float() - offset, self._step()
-        return values * factor.expand(groups * rows).reshape(groups, rows, 1)
+            values, factor = self.index.float().sub_(offset), self._step()
+        return values.mul_(factor.expand(groups * rows).reshape(groups, rows, 1))
 
     def _step(self) -> Tensor:
         if self.step is None:

@@ -268,5 +268,6 @@ def _quantize(
         target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
     )
     result = work.encode(layer)
+    del layer, matrix, statistics  # as large as the codes, or larger
     write(target.name, parameter, target.view.tensor(result.dequantize(), target.shape))
     return result.on_cpu()

@@ -8,6 +8,7 @@ whatever way it uses its weights; the memory that it takes at a time is that of 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -23,6 +24,7 @@ __all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping"]
 
 RESIDENT = 1 << 27  # bytes of weights that may be touched before pages are dropped
 _ALIGNED = 64
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _DROP = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
 
 
@@ -108,6 +110,12 @@ class Pager:
             return
         for mapping in self._mappings:
             mapping.madvise(_DROP)
+
+    def trim(self) -> None:
+        """Drop all pages, and give memory back that was freed: the C library may hoard it."""
+        self.release()
+        if _TRIM is not None:
+            _TRIM(0)
 
     def _counting(self, size: int) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, args: Any) -> None:
