@@ -165,15 +165,22 @@ def compress(
     return compress_by_training(request, train)
 
 
-def plan(model: nn.Module, method: HowToCompress, *, calibrated: bool = True) -> Plan:
+def plan(
+    model: nn.Module,
+    method: HowToCompress,
+    *,
+    calibrated: bool = True,
+    weights: str | PathLike[str] | None = None,
+) -> Plan:
     """Return what :func:`compress` would do with every tensor, without doing it.
 
     ``calibrated`` says whether there will be calibration data, as in :meth:`Recipe.of`. Layers that
-    calibration does not reach only become known during calibration.
+    calibration does not reach only become known during calibration. ``weights`` is the checkpoint
+    of a network without weights, as in :func:`compress`.
     """
     from .compression.compress import plan_request  # noqa: PLC0415
 
-    result, training_method = plan_request(model, method, calibrated)
+    result, training_method = plan_request(model, method, calibrated, weights)
     if training_method is None:
         return result
     from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (takes seconds)

@@ -152,11 +152,15 @@ def plan_request(
     model: nn.Module,
     method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
     calibrated: bool,
+    weights: str | PathLike[str] | None = None,
 ) -> tuple[Plan, TrainingMethod | None]:
     """Return the plan of a recipe, and its training method if there is one."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    plan = make_plan(unwrapped(model), Recipe.of(method, calibrated))
+    model = unwrapped(model)
+    if weights is not None:
+        model, _ = _on_disk(model, weights)
+    plan = make_plan(model, Recipe.of(method, calibrated))
     return plan, next((entry.trained for entry in plan.entries if entry.trained), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..engine.network.paging import empty_weights
 from ..errors import SourceError, did_you_mean
 from .base.dataset import DataSource, IndexedSplit, labels_from
 from .base.offline import NOT_FETCHED, offline
@@ -18,9 +20,10 @@ from .base.registries import DATA, MODELS
 from .base.spec import Spec, choice, is_path, optional_import, text
 from .data.images import IMAGE_OPTIONS, ImageReader
 
-__all__ = ["DatasetSplit", "datasets_data", "transformers_model"]
+__all__ = ["DatasetSplit", "datasets_data", "folder_of", "transformers_model", "without_weights"]
 
 _TEST_NAMES = ("test", "validation", "val")
+_OPTIONS = {"class": text, "weights": choice("pretrained", "random")}
 
 
 @MODELS.register("transformers")
@@ -33,10 +36,29 @@ def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
     Options: ``class=AutoModelForImageClassification`` (default: the class that the configuration
     names) and ``weights=random``, required for a ``config.json`` alone.
     """
-    options = spec.parsed({"class": text, "weights": choice("pretrained", "random")})
+    options = spec.parsed(_OPTIONS)
+    random = options.get("weights") == "random" or not pretrained
+    return _build(spec, options, "random" if random else "pretrained")
+
+
+def folder_of(spec: Spec) -> Path | None:
+    """Return the folder of safetensors files that a source names; None if it names none."""
+    if spec.parsed(_OPTIONS).get("weights") == "random" or not is_path(spec.target):
+        return None
+    folder = Path(spec.target).expanduser()
+    return folder if folder.is_dir() and any(folder.glob("*.safetensors")) else None
+
+
+def without_weights(spec: Spec) -> nn.Module:
+    """Build the network that a source names, with its parameters on the meta device."""
+    return _build(spec, spec.parsed(_OPTIONS), "none")
+
+
+def _build(spec: Spec, options: dict[str, Any], weights: str) -> nn.Module:
+    """Build a network with weights that are "pretrained", "random" or "none"."""
     name = spec.need_target("network", "transformers:distilbert-base-uncased")
     library = optional_import("transformers", "hf", f"model source {spec.text!r}")
-    random = options.get("weights") == "random" or not pretrained
+    random = weights != "pretrained"
     if name.endswith(".json") and not random:
         raise SourceError(
             f"source {spec.text!r} is a configuration without weights. Add ?weights=random for "
@@ -53,7 +75,8 @@ def transformers_model(spec: Spec, pretrained: bool) -> nn.Module:
             if not random:
                 model = builder.from_pretrained(name, **here)
             else:
-                model = builder.from_config(config) if automatic else builder(config)
+                with empty_weights() if weights == "none" else nullcontext():
+                    model = builder.from_config(config) if automatic else builder(config)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         hint = "" if spec.fetch else NOT_FETCHED.format(source=spec.text)
         raise SourceError(f"source {spec.text!r}: transformers failed: {error}{hint}") from error

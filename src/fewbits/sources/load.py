@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import SourceError
 from ..registry import Registry
 from .base.dataset import DataSource
 from .base.registries import DATA, MODELS
-from .base.spec import HUBS, as_path, parse, resolve
+from .base.spec import HUBS, as_path, is_path, parse, resolve
 from .checkpoints.checkpoint import load_weights
 from .data.idx import has_idx_files
 
@@ -28,12 +29,14 @@ class LoadedModel:
             metadata "source".
         weights: the checkpoint loaded on top, or None.
         untrained: whether it certainly has random weights; unknown, so False, for your own code.
+        on_disk: folder of the weights of ``module``, which has none; None if it has its weights.
     """
 
     module: nn.Module
     source: str
     weights: str | None = None
     untrained: bool = False
+    on_disk: Path | None = None
 
 
 def load_model(
@@ -42,30 +45,52 @@ def load_model(
     *,
     pretrained: bool = True,
     fetch: bool = True,
+    on_disk: bool = False,
 ) -> LoadedModel:
     """Build the network that ``source`` names, and load ``weights`` into it strictly.
 
     Args:
         source: ``module:callable``, ``builtin:NAME``, ``transformers:NAME``, ``timm:NAME`` or
-            ``torchvision:NAME``.
+            ``torchvision:NAME``; or the path of a Hugging Face model's folder.
         weights: a ``.safetensors`` or PyTorch checkpoint.
         pretrained: False builds the architecture only, if weights come from elsewhere.
         fetch: False forbids downloads, for a source named by a file rather than by the caller;
             hub names are then looked up in the local cache only.
+        on_disk: build the network without weights if they are in a folder from which they can be
+            read when they are used, as ``compress(..., weights=)`` does.
 
     Raises:
         SourceError: unknown name, failing import, or a checkpoint that does not fit.
         MissingExtraError: the scheme needs a package that is not installed.
     """
-    spec = replace(resolve(source, "model", MODELS), fetch=fetch)
+    spec = replace(resolve(_of_folder(source), "model", MODELS), fetch=fetch)
     if spec.scheme in HUBS:
         spec = as_path(spec)
+    if on_disk and weights is None and spec.scheme == "transformers":
+        from .huggingface import folder_of, without_weights  # noqa: PLC0415
+
+        if (folder := folder_of(spec)) is not None:
+            return LoadedModel(without_weights(spec).eval(), spec.text, on_disk=folder)
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
     if weights is not None:
         load_weights(module, weights)
     checkpoint = None if weights is None else str(weights)
     untrained = weights is None and spec.scheme == "builtin"
     return LoadedModel(module.eval(), spec.text, checkpoint, untrained)
+
+
+def _of_folder(source: str) -> str:
+    """Add the scheme to a model source that is just the path of a Hugging Face model's folder."""
+    path = Path(source.partition("?")[0])
+    if not path.is_dir() or parse(source).scheme in MODELS or source in MODELS:
+        return source
+    if not (path / "config.json").is_file():
+        raise SourceError(
+            f"the folder {source!r} has no config.json, so it is not that of a Hugging Face model. "
+            "Name the code that builds the network, and its weights: module:callable --weights "
+            f"{source}."
+        )
+    return f"transformers:{source}" if is_path(source) else f"transformers:./{source}"
 
 
 def code_of(source: str, kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ __all__ = [
     "untrained_notes",
     "with_selection_split",
 ]
+
+
+_TOLD = 4  # weights that are named one by one with the same reason
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,12 @@ class Job:
         *,
         batch_size: int = 128,
         budget: BudgetOptions | None = None,
+        on_disk: bool = False,
     ) -> None:
         self.recipe, self.batch_size = recipe, batch_size
         self.budget = budget or BudgetOptions()
         self.metric = self.budget.metric or "accuracy"
-        self.model = load_model(model, weights)
+        self.model = load_model(model, weights, on_disk=on_disk)
         self.data: DataSource | None = None if data is None else load_data(data)
         self.selection: Split | None = None
         if self.budget.needs_evaluation:
@@ -124,7 +129,7 @@ class Job:
 
     def plan(self) -> dict[str, Any]:
         """Return what compression would do with every tensor, without doing it."""
-        return api.plan(self.model.module, self.recipe).to_dict()
+        return api.plan(self.model.module, self.recipe, weights=self.model.on_disk).to_dict()
 
     def run(
         self,
@@ -136,6 +141,7 @@ class Job:
         threads: int,
         evaluate: bool,
         metadata: bool,
+        resume: Path | None = None,
         progress: Progress,
     ) -> CompressedFile:
         """Compress to the file ``out``; for a budget of accuracy, also evaluate on the test split.
@@ -150,7 +156,13 @@ class Job:
         before = self.accuracy(progress) if evaluate else None
         started = time.perf_counter()
         coded = self.compress(
-            samples, seed, progress, effort=effort, threads=threads, metadata=metadata
+            samples,
+            seed,
+            progress,
+            effort=effort,
+            threads=threads,
+            metadata=metadata,
+            resume=resume,
         )
         seconds = time.perf_counter() - started
         size = coded.save(out, threads=threads)
@@ -166,6 +178,7 @@ class Job:
         effort: str = "balanced",
         threads: int = 0,
         metadata: bool = True,
+        resume: Path | None = None,
     ) -> CompressionResult:
         """Compress, calibrated on at most ``samples`` training samples drawn with the seed."""
         batches = None
@@ -185,6 +198,8 @@ class Job:
             seed=seed,
             source=self.model.source,
             metadata=metadata,
+            weights=self.model.on_disk,
+            resume=resume,
             progress=progress,
             **budget,
         )
@@ -253,6 +268,17 @@ def summary(coded: CompressionResult) -> str:
 
 
 def plan_notes(coded: CompressionResult) -> list[str]:
-    """Return the notes of the stages that ran, and why weights deviate from the recipe."""
-    reasons = [(e.target.name, e.reason) for e in coded.plan.entries if e.reason]
-    return [*coded.notes, *(f"{name}: {reason}" for name, reason in reasons)]
+    """Return the notes of the stages that ran, and why weights deviate from the recipe.
+
+    A reason that many weights share is told once; the plan lists them.
+    """
+    weights: dict[str, list[str]] = defaultdict(list)
+    for entry in coded.plan.entries:
+        if entry.reason:
+            weights[entry.reason].append(entry.target.name)
+    notes = list(coded.notes)
+    for reason, names in weights.items():
+        if len(names) > _TOLD:
+            names = [f"{len(names)} weights, {names[0]} to {names[-1]}"]
+        notes += [f"{name}: {reason}" for name in names]
+    return notes

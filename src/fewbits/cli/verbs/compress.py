@@ -121,6 +121,13 @@ def compress(
         typer.Option("--evaluate", help="Measure accuracy before and after, on the test split."),
     ] = False,
     no_metadata: NoMetadata = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which finished layers are kept. After an interruption, the same "
+            "command goes on after the last one."
+        ),
+    ] = None,
     threads: Threads = 0,
     force: Force = False,
     as_json: Json = False,
@@ -139,6 +146,9 @@ def compress(
 
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --max-drop 0.5% -o digits.fewbits
+
+    The folder of a Hugging Face model is a network too. Its weights are read when they are used,
+    so it may be larger than memory.
 
     ('fewbits demo' writes these weights.)
     """
@@ -159,11 +169,17 @@ def compress(
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
         run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
+        if resume is not None:
+            raise typer.BadParameter(
+                "--resume keeps finished layers, and this command trains: its checkpoints go to "
+                f"{out}.run, and 'fewbits train --resume {out}.run' continues."
+            )
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
         return _train(out, sources, trained, run, budget=budget, force=force, threads=threads)
     from ..jobs.compress import Job, plan_notes  # noqa: PLC0415  (brings torch)
 
-    job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget)
+    on_disk = not (evaluate or budget.needs_evaluation)  # otherwise the whole network runs anyway
+    job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget, on_disk=on_disk)
     if dry_run or out is None:
         return _planned(job.plan())
     if evaluate:
@@ -177,6 +193,7 @@ def compress(
             threads=threads,
             evaluate=evaluate,
             metadata=not no_metadata,
+            resume=resume,
             progress=progress,
         )
     for text in plan_notes(result.coded):

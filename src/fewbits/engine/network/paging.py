@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 __all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping"]
 
-RESIDENT = 1 << 27  # bytes of weights that may be touched before pages are dropped
+RESIDENT = 1 << 26  # bytes of weights that may be touched before pages are dropped
 _ALIGNED = 64
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _DROP = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
