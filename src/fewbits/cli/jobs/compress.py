@@ -278,7 +278,6 @@ def plan_notes(coded: CompressionResult) -> list[str]:
             weights[entry.reason].append(entry.target.name)
     notes = list(coded.notes)
     for reason, names in weights.items():
-        if len(names) > _TOLD:
-            names = [f"{len(names)} weights, {names[0]} to {names[-1]}"]
-        notes += [f"{name}: {reason}" for name in names]
+        many = [f"{len(names)} weights, {names[0]} to {names[-1]}"]
+        notes += [f"{name}: {reason}" for name in (many if len(names) > _TOLD else names)]
     return notes
