@@ -126,6 +126,10 @@ def _peak_mb() -> float:
     return _status("self").get("VmHWM") or peak_rss_mb()
 
 
+class _FailedError(RuntimeError):
+    """A process that measures ended with an error; the message has the end of what it said."""
+
+
 class _Clock:
     """Wall and CPU seconds since it was made."""
 
@@ -156,7 +160,7 @@ def _compress(case: Case) -> dict[str, Any]:
     coded = fewbits.compress(model, METHODS[case.method], **options)
     found = {"rss_before_mb": before, **clock.told("compress"), "compress_peak_mb": _peak_mb()}
     clock = _Clock()
-    coded.save(case.file, case.effort)
+    coded.save(case.file, case.effort, threads=1)
     found |= clock.told("save") | {"peak_mb": _peak_mb()}
     size = Path(case.file).stat().st_size
     notes = [note[:300] for note in coded.notes]
@@ -174,7 +178,7 @@ def _run(case: Case) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(_config(case.network).vocab_size, (1, FORWARD), generator=generator)
     before, clock = _status("self").get("VmRSS", math.nan), _Clock()
-    model = fewbits.load(case.file, into=model, **({"lazy": True} if lazy else {}))
+    model = fewbits.load(case.file, into=model, threads=1, **({"lazy": True} if lazy else {}))
     found = {"rss_before_mb": before, **clock.told("load")}
     clock = _Clock()
     with torch.no_grad():
@@ -185,9 +189,12 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 def _child(case: Case) -> dict[str, Any]:
+    from transformers import LlamaForCausalLM  # noqa: F401, PLC0415  (its import is not measured)
+
     torch.set_num_threads(1)
     compiled_kernels.compiled()
-    return _compress(case) if case.task == "compress" else _run(case)
+    start = {"start_mb": _status("self").get("VmRSS", math.nan)}
+    return start | (_compress(case) if case.task == "compress" else _run(case))
 
 
 def _alone(case: Case) -> dict[str, Any]:
@@ -203,7 +210,7 @@ def _alone(case: Case) -> dict[str, Any]:
         told.seek(0)
         failed.seek(0)
         if process.returncode:
-            sys.exit(f"{case} failed:\n{failed.read()[-3000:]}")
+            raise _FailedError(f"{case} failed:\n{failed.read()[-3000:]}")
         row: dict[str, Any] = json.loads(told.read().splitlines()[-1])
     return row | {"anonymous_peak_mb": peaks["RssAnon"], "file_pages_peak_mb": peaks["RssFile"]}
 
@@ -300,15 +307,17 @@ def main() -> None:
     CACHE.mkdir(exist_ok=True)
     if not hasattr(fewbits, "empty_weights"):
         options.weights = ["memory"]
-    rows, absent = [], {}
+    rows, absent, failures = [], {}, []
     for case in _cases(options):
         try:
             _folder(case.network)
+            rows.append(_measured(case))
         except AbsentError as error:
             print(f"left out: {error}")
             absent[case.network] = str(error)
-            continue
-        rows.append(_measured(case))
+        except _FailedError as error:
+            print(error, file=sys.stderr)
+            failures.append(str(error))
     write(
         options.out or "memory",
         folder=CACHE if options.out or len(sys.argv) > 1 else None,
@@ -319,7 +328,10 @@ def main() -> None:
         effort=options.effort,
         absent=absent,
         measured=rows,
+        failures=failures,
     )
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
