@@ -1,4 +1,4 @@
-"""Tables of loading files and running exported networks, for summary.py."""
+"""Tables of loading, of memory and of running exported networks, for summary.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["loading", "onnx_processors", "onnx_w8a8"]
+__all__ = ["loading", "memory", "onnx_processors", "onnx_w8a8"]
 
 
 def loading(record: dict[str, Any]) -> str:
@@ -63,6 +63,31 @@ def _codecs(found: dict[str, Any]) -> str:
         for codec, row in found["codecs"].items()
     ]
     return table((f"codec in `{found['effort']}`", "bodies", "symbols", "decode, Msym/s"), rows)
+
+
+def memory(record: dict[str, Any]) -> str:
+    """Peak memory and time of compressing language models, and of loading their files."""
+    rows, loads = [], []
+    for row in record["measured"]:
+        case, told = (row["network"], row["method"], row["weights"]), row["compress"]
+        sizes = (told["peak_mb"], told["anonymous_peak_mb"], row["formula_mb"])
+        seconds = (told["compress_cpu_seconds"], told["save_cpu_seconds"])
+        rows.append((*case, *(f"{v:,.0f}" for v in (*sizes, *seconds, told["file_bytes"]))))
+        for task in ("eager", "lazy"):
+            if found := row.get(task):
+                values = (found["peak_mb"], found["anonymous_peak_mb"])
+                times = (found["load_cpu_seconds"], found["forward_cpu_seconds"])
+                same = {True: "yes", False: "no"}.get(found.get("identical"), "")
+                told_of = (*(f"{v:,.0f}" for v in values), *(f"{v:.2f}" for v in times), same)
+                loads.append((*case[:2], task, *told_of))
+    memories = ("peak MB", "anonymous MB")
+    head = ("network", "method", "weights in", *memories, "formula MB")
+    below = ("network", "method", "loading", *memories, "load, CPU s", "64 tokens, CPU s")
+    return (
+        f"{table((*head, 'compress, CPU s', 'save, CPU s', 'file bytes'), rows)}\n\n"
+        f"{table((*below, 'same bits as eager'), loads)}\n\n"
+        f"Activations held: at most {record['max_live_mib']} MiB. Effort `{record['effort']}`."
+    )
 
 
 def onnx_w8a8(record: dict[str, Any]) -> str:
