@@ -24,7 +24,13 @@ from ..errors import CalibrationError
 from ..methods import Activations, calibrate_inputs
 from ..progress import Progress
 from ..recipe.plan import Plan
-from .quantization import Quantization, fall_back, needs_data, shared_weights
+from .quantization import (
+    Quantization,
+    fall_back,
+    needs_data,
+    needs_inputs,
+    shared_weights,
+)
 from .result import CompressionResult
 from .storage.finished_tensors import FileTensors, FinishedWeights
 from .storage.workspace import Workspace
@@ -210,10 +216,13 @@ class Pipeline:
     def _quantize(
         self, reference: nn.Module, shared: frozenset[str], batches: Sequence[Any]
     ) -> nn.Module:
+        recipe = self.plan.recipe
+        later = bool(recipe.finish) or recipe.activations is not None
         stage = Quantization(
             self.plan,
             reference,
             shared,
+            later or any(needs_inputs(entry.method) for entry in self.plan.entries),
             self.workspace,
             self.key,
             self.checked,

@@ -72,6 +72,7 @@ class Quantization:
         plan: what to do with every weight; changed where something else was done.
         reference: the float network.
         shared: weights that ``reference`` may share with the quantized network.
+        runs: whether the quantized network will run, so that it needs its values.
         workspace: where finished weights are kept.
         key: identifies this run in a journal.
         notes: what happened, for the user.
@@ -81,6 +82,7 @@ class Quantization:
     plan: Plan
     reference: nn.Module
     shared: frozenset[str]
+    runs: bool
     workspace: Workspace
     key: str
     checked: LayerCheck
@@ -101,7 +103,8 @@ class Quantization:
         journal = self.workspace.begin(self.key)
         self.finished = FinishedWeights(journal)
         coded = [e.target.name for e in self.plan.entries if e.method]
-        self.workspace.place({name: network.get_parameter(name) for name in coded})
+        if self.runs:
+            self.workspace.place({name: network.get_parameter(name) for name in coded})
         for part in journal.finished if journal else ():
             self._restore(part)
         if self._done:
@@ -118,7 +121,7 @@ class Quantization:
     def _restore(self, part: Finished) -> None:
         """Give the quantized network the values of a part that an earlier run finished."""
         self._done[part.part] = part
-        for name in part.weights:
+        for name in part.weights if self.runs else ():
             self._write(name, self.network.get_parameter(name), to_torch(self.finished[name]))
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         with torch.no_grad():
@@ -146,7 +149,7 @@ class Quantization:
         name = entry.target.name
         if name not in self.finished:
             work, seed = self._work(entry, method), self.plan.recipe.seed
-            result = quantize_blind(self.network, work, seed, self._write)
+            result = quantize_blind(self.network, work, seed, self._write if self.runs else None)
             self._keep(f"weight {name}", Completed({name: result}))
 
     def _quantize_with_inputs(self, entries: Sequence[PlanEntry], batches: Sequence[Any]) -> None:

@@ -14,6 +14,7 @@ from .base.dataset import DataSource
 from .base.registries import DATA, MODELS
 from .base.spec import HUBS, as_path, is_path, parse, resolve
 from .checkpoints.checkpoint import load_weights
+from .checkpoints.mapped import misfit
 from .data.idx import has_idx_files
 
 __all__ = ["LoadedModel", "code_of", "load_data", "load_model"]
@@ -30,6 +31,7 @@ class LoadedModel:
         weights: the checkpoint loaded on top, or None.
         untrained: whether it certainly has random weights; unknown, so False, for your own code.
         on_disk: folder of the weights of ``module``, which has none; None if it has its weights.
+        note: why it has its weights although it was to have none.
     """
 
     module: nn.Module
@@ -37,6 +39,7 @@ class LoadedModel:
     weights: str | None = None
     untrained: bool = False
     on_disk: Path | None = None
+    note: str = ""
 
 
 def load_model(
@@ -66,17 +69,22 @@ def load_model(
     spec = replace(resolve(_of_folder(source), "model", MODELS), fetch=fetch)
     if spec.scheme in HUBS:
         spec = as_path(spec)
+    note = ""
     if on_disk and weights is None and spec.scheme == "transformers":
         from .huggingface import folder_of, without_weights  # noqa: PLC0415
 
         if (folder := folder_of(spec)) is not None:
-            return LoadedModel(without_weights(spec).eval(), spec.text, on_disk=folder)
+            module = without_weights(spec).eval()
+            note = misfit(module, folder)
+            if not note:
+                return LoadedModel(module, spec.text, on_disk=folder)
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
     if weights is not None:
         load_weights(module, weights)
     checkpoint = None if weights is None else str(weights)
     untrained = weights is None and spec.scheme == "builtin"
-    return LoadedModel(module.eval(), spec.text, checkpoint, untrained)
+    note = note and f"the whole network is loaded into memory: {note}"
+    return LoadedModel(module.eval(), spec.text, checkpoint, untrained, note=note)
 
 
 def _of_folder(source: str) -> str:

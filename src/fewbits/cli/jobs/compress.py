@@ -237,11 +237,13 @@ class Job:
 
 def untrained_notes(network: LoadedModel) -> tuple[str, ...]:
     """Return a note if the network has random weights, which makes the results meaningless."""
+    loaded = (network.note,) if network.note else ()
     if not network.untrained:
-        return ()
+        return loaded
     return (
         f"the network has random initial weights: {network.source} has no trained ones, and no "
         "--weights were given",
+        *loaded,
     )
 
 

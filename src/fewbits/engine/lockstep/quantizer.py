@@ -79,7 +79,7 @@ class Completed:
 
 
 def quantize_blind(
-    network: nn.Module, work: Work, seed: int, write: Write = _in_place
+    network: nn.Module, work: Work, seed: int, write: Write | None = _in_place
 ) -> Quantized:
     """Quantize a weight from its values alone, and ``write`` the result into ``network``."""
     with autocast_off():
@@ -250,7 +250,11 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
 
 @torch.no_grad()
 def _quantize(
-    network: nn.Module, work: Work, sums: StatisticsAccumulator | None, seed: int, write: Write
+    network: nn.Module,
+    work: Work,
+    sums: StatisticsAccumulator | None,
+    seed: int,
+    write: Write | None,
 ) -> Quantized:
     target = work.target
     statistics = None if sums is None else sums.finish()
@@ -269,5 +273,6 @@ def _quantize(
     )
     result = work.encode(layer)
     del layer, matrix, statistics  # as large as the codes, or larger
-    write(target.name, parameter, target.view.tensor(result.dequantize(), target.shape))
+    if write is not None:
+        write(target.name, parameter, target.view.tensor(result.dequantize(), target.shape))
     return result.on_cpu()

@@ -20,7 +20,7 @@ from ...errors import SourceError
 from .checkpoint import check_fit
 from .state_dicts import checkpoint_file, first_names, shards_of
 
-__all__ = ["MappedCheckpoint", "attach", "map_checkpoint"]
+__all__ = ["MappedCheckpoint", "attach", "map_checkpoint", "misfit"]
 
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _DTYPES = {
@@ -117,13 +117,7 @@ def attach(model: nn.Module, checkpoint: MappedCheckpoint, pager: Pager) -> None
         SourceError: tensors are missing, unexpected or misshapen, or buffers without values are not
             in the checkpoint. ``model`` is unchanged.
     """
-    wanted = model.state_dict()
-    names = fit_names(checkpoint.tensors, wanted, renamed=False)
-    loaded = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
-    _add_optional(model, loaded, wanted)
-    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    check_fit(loaded, wanted, trained, checkpoint.path, type(model).__name__)
-    _check_buffers(model, loaded)
+    loaded = _fitted(model, checkpoint)
     parameters: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf, old in list(module._parameters.items()):
@@ -138,6 +132,27 @@ def attach(model: nn.Module, checkpoint: MappedCheckpoint, pager: Pager) -> None
     for mapping in checkpoint.mappings:
         pager.add(mapping)
     pager.watch(model)
+
+
+def misfit(model: nn.Module, path: str | Path) -> str:
+    """Return why a checkpoint cannot be attached to ``model``; "" if it can."""
+    try:
+        _fitted(model, map_checkpoint(path))
+    except SourceError as error:
+        return str(error)
+    return ""
+
+
+def _fitted(model: nn.Module, checkpoint: MappedCheckpoint) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under the names of ``model``; raise if they do not fit."""
+    wanted = model.state_dict()
+    names = fit_names(checkpoint.tensors, wanted, renamed=False)
+    loaded = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
+    _add_optional(model, loaded, wanted)
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    check_fit(loaded, wanted, trained, checkpoint.path, type(model).__name__)
+    _check_buffers(model, loaded)
+    return loaded
 
 
 def _add_optional(
