@@ -33,6 +33,7 @@ from .storage.workspace import Workspace
 
 __all__ = ["Request", "compress_network", "plan_request"]
 
+_SEARCH = "search.json"  # in the folder to resume from
 _USER = 4  # frames from a check to the caller of fewbits.compress
 
 
@@ -140,6 +141,8 @@ def compress_network(request: Request) -> CompressionResult:
         _check_no_search_options(search_options)
         coded = run(request.recipe)
     else:
+        if request.resume is not None and search_options["trace"] is None:
+            search_options = {**search_options, "trace": Path(request.resume) / _SEARCH}
         budget = Budget(
             request.goal, **search_options, effort=request.effort, threads=request.threads
         )

@@ -158,7 +158,9 @@ def _fitted(model: nn.Module, checkpoint: MappedCheckpoint) -> dict[str, Tensor]
 def _add_optional(
     model: nn.Module, loaded: dict[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> None:
-    """Add tied names, and counters that no result depends on, which may be absent."""
+    """Add tied names and counters that may be absent; drop buffers that are not to be stored."""
+    for name in {name for name, _ in model.named_buffers()} - wanted.keys():
+        loaded.pop(name, None)  # checkpoints written by other versions of a network have them
     owners: dict[int, str] = {}
     tied: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
