@@ -1,8 +1,18 @@
 """The file format: SPEC.md is normative; writer and reader follow it. Knows nothing of networks."""
 
 from ..files.atomic_write import write
-from .files import FileInfo, inspect, measure, measure_file, read, read_lazily, read_tensor
+from .files import (
+    FileInfo,
+    inspect,
+    keep_open,
+    measure,
+    measure_file,
+    read,
+    read_lazily,
+    read_tensor,
+)
 from .reader import LazyTensors, decode
+from .threads import usable_threads
 from .writer import FileWriter, encode, write_contents
 
 __all__ = [
@@ -12,11 +22,13 @@ __all__ = [
     "decode",
     "encode",
     "inspect",
+    "keep_open",
     "measure",
     "measure_file",
     "read",
     "read_lazily",
     "read_tensor",
+    "usable_threads",
     "write",
     "write_contents",
 ]

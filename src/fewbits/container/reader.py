@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from threading import RLock
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from .assemble import (
     distribute,
     guard,
 )
-from .entries import Entry, leaves, rows_entry
+from .entries import Entry, RawEntry, leaves, rows_entry
 from .open_file import OpenFile, open_source
 from .streams import Chunk, Span, Stream
 from .threads import OrderedCalls, usable_threads
@@ -98,7 +100,8 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     Parts shared by many tensors are decoded once and kept: steps, scales, codebooks, and tensors of
     at most 64 KiB. A lookup raises :class:`CorruptFileError` if bodies of the tensor are damaged.
-    If ``calls`` has several threads, they decode ahead in the order of the file.
+    If ``calls`` has several threads, they decode ahead in the order of the file. Without ``calls``,
+    several threads may look up tensors at once.
 
     Attributes:
         shapes: name to shape, from the header alone.
@@ -121,6 +124,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._held: OrderedDict[Chunk, Symbols] = OrderedDict()
         self._held_bytes = 0
         self._checked: dict[str, CodedTensor] = {}
+        self._lock = RLock()  # for what lookups share: parts of several tensors, cached matrices
         self._index_spans()
 
     def _index_spans(self) -> None:
@@ -170,6 +174,36 @@ class LazyTensors(Mapping[str, CodedTensor]):
         """
         return self._build(name, self.entry(name, rows), rows)
 
+    def pieces(self, name: str) -> Iterator[tuple[slice, CodedTensor]]:
+        """Yield a tensor in pieces of one chunk each, with their places among its values in order.
+
+        Decoding a large tensor then takes the memory of a piece. There is one piece, of the whole
+        shape, if the tensor is a single chunk, or if its values are not in the order of its chunks
+        (a transform, a transposed convolution).
+        """
+        entry = self._entries[name]
+        own = [stream for stream in self._streams[name] if stream.is_own]
+        spans = self._bodies[own[0]] if len(own) == 1 else []
+        raw = isinstance(entry, RawEntry)
+        whole = entry.shape and rows_entry(entry, 0, entry.shape[0])
+        if len(spans) < 2 or not (raw or (whole and own[0].rows == entry.shape[0])):
+            yield slice(None), self[name]
+            return
+        values = 1 if raw else own[0].columns  # per row of the stream
+        for span in spans:
+            first, stop = span.chunks[0].first, span.chunks[0].stop
+            piece = self._raw_part(name, first, stop) if raw else self.part(name, (first, stop))
+            yield slice(values * first, values * stop), piece
+
+    def _raw_part(self, name: str, first: int, stop: int) -> CodedTensor:
+        """Return values [first, stop) of a raw tensor that has streams of its own."""
+        own: dict[Key, Symbols] = {}
+        (stream,) = self._streams[name]
+        distribute(stream, self._matrix(stream, first, stop), own)
+        entry = replace(self._entries[name], shape=(stop - first,))
+        with guard(f"the tensor {name!r}"):
+            return build_tensor(name, entry, own, [])
+
     def _build(self, name: str, entry: Entry, rows: tuple[int, int] | None = None) -> CodedTensor:
         own: dict[Key, Symbols] = {}
         for stream in self._streams[name]:
@@ -213,11 +247,12 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def codebooks(self) -> list[Codebook]:
         """Return the codebooks of the file; tensors that share one get the same object."""
-        if self._books is None:
-            for stream in self._side:
-                self._share(stream)
-            self._books = build_codebooks(self._opened.header, self._shared)
-        return self._books
+        with self._lock:
+            if self._books is None:
+                for stream in self._side:
+                    self._share(stream)
+                self._books = build_codebooks(self._opened.header, self._shared)
+            return self._books
 
     def activations(self) -> dict[str, ActivationGrid]:
         """Return the activation grids; decodes the side stream only if it contains clips."""
@@ -234,18 +269,19 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self.codebooks()
         room = HELD
         for name in self:
-            tensor = self[name]
-            room -= _nbytes(tensor)
-            if room > 0:
-                self._checked[name] = tensor
+            for place, tensor in self.pieces(name):
+                room -= _nbytes(tensor) if place == slice(None) else 0
+                if room > 0 and place == slice(None):
+                    self._checked[name] = tensor
 
     def _uses_codebook(self, name: str) -> bool:
         return any(leaf.codebook is not None for _, leaf in leaves(self._entries[name]))
 
     def _share(self, stream: Stream) -> None:
-        if stream not in self._shared_seen:
-            distribute(stream, self._matrix(stream, 0, stream.rows), self._shared)
-            self._shared_seen.add(stream)
+        with self._lock:
+            if stream not in self._shared_seen:
+                distribute(stream, self._matrix(stream, 0, stream.rows), self._shared)
+                self._shared_seen.add(stream)
 
     def _matrix(self, stream: Stream, first: int, stop: int) -> Symbols:
         """Return rows of a stream: indices as decoded, bytes as uint8."""
@@ -265,10 +301,11 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def _chunk(self, span: Span, stream: Stream) -> Symbols:
         """Return the only chunk of a stream; cache the other chunks of its body."""
         place = self._place[stream]
-        if span.chunks[place] in self._held:
-            matrix = self._held.pop(span.chunks[place])
-            self._held_bytes -= matrix.nbytes
-            return matrix
+        with self._lock:
+            held = self._held.pop(span.chunks[place], None)
+            if held is not None:
+                self._held_bytes -= held.nbytes
+                return held
         matrices = self._decode(span)
         self._hold(
             (chunk, matrix)
@@ -278,12 +315,13 @@ class LazyTensors(Mapping[str, CodedTensor]):
         return matrices[place]
 
     def _hold(self, pairs: Iterator[tuple[Chunk, Symbols]]) -> None:
-        for chunk, matrix in pairs:
-            old = self._held.pop(chunk, None)
-            self._held[chunk] = matrix
-            self._held_bytes += matrix.nbytes - (0 if old is None else old.nbytes)
-        while self._held_bytes > HELD:
-            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+        with self._lock:
+            for chunk, matrix in pairs:
+                old = self._held.pop(chunk, None)
+                self._held[chunk] = matrix
+                self._held_bytes += matrix.nbytes - (0 if old is None else old.nbytes)
+            while self._held_bytes > HELD:
+                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
 
     def _decode(self, span: Span) -> Sequence[Symbols]:
         stream = span.chunks[0].stream
