@@ -56,15 +56,16 @@ class LazyWeight(Tensor):
         cls, store: WeightStore, spec: WeightSpec, like: Tensor, steps: tuple[_Step, ...] = ()
     ) -> LazyWeight:
         """Return a handle of ``spec`` after ``steps``; ``like`` has its geometry and dtype."""
-        made: LazyWeight = Tensor._make_wrapper_subclass(
-            cls,
-            like.shape,
-            strides=like.stride(),
-            storage_offset=like.storage_offset(),
-            dtype=like.dtype,
-            device=spec.device,
-            requires_grad=False,
-        )
+        with torch.inference_mode(False):  # of use in every mode, wherever it was made
+            made: LazyWeight = Tensor._make_wrapper_subclass(
+                cls,
+                like.shape,
+                strides=like.stride(),
+                storage_offset=like.storage_offset(),
+                dtype=like.dtype,
+                device=spec.device,
+                requires_grad=False,
+            )
         made._store, made._spec, made._steps = store, spec, steps
         return made
 
