@@ -141,7 +141,7 @@ class CodedModel:
 
     @property
     def compression_ratio(self) -> float:
-        """Float32 bytes of all parameters and buffers divided by the bytes of the file."""
+        """Bytes of all parameters and buffers, each in its own dtype, over those of the file."""
         return self.size_report().compression_ratio
 
     def warn_low_coverage(self, stacklevel: int = 1) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ..coded import (
-    FLOAT_DTYPES,
     RAW_DTYPES,
     ActivationGrid,
     CodedTensor,
@@ -324,14 +323,13 @@ def _row_name(part: Part) -> str:
 
 def _tensor_row(name: str, entry: Entry, tally: _Tally) -> SizeRow:
     elements = math.prod(entry.shape)
-    width = 4 if entry.dtype in FLOAT_DTYPES else RAW_DTYPES[entry.dtype]
     return SizeRow(
         name=name,
         kind=entry.kind,
         shape=entry.shape,
         codecs="+".join(tally.codecs),
         elements=elements,
-        float_bytes=width * elements,
+        float_bytes=RAW_DTYPES[entry.dtype] * elements,
         payload=tally.payload,
         side=tally.side,
         dtype=entry.dtype,
