@@ -166,21 +166,20 @@ def read_tensor(
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
-    """Check header and checksums of the file at ``path``, and return what they say about it."""
+    """Check header and checksums of the file at ``path``, and return what they say about it.
 
-    def read_info(data: bytes) -> FileInfo:
-        with guard("the file"):
-            opened = open_file(data)
-            return FileInfo(
-                path=os.fspath(path),
-                version=opened.version,
-                report=replace(size_report(opened), reasons=_skipped(opened.header.metadata)),
-                aliases=opened.header.aliases,
-                activations=decode_activations(opened),
-                metadata=opened.header.metadata,
-            )
-
-    return _read_whole(path, read_info)
+    Reads the whole file, but holds only its index and one body at a time.
+    """
+    with _open(path, None) as opened, guard("the file"):
+        opened.verify()
+        return FileInfo(
+            path=os.fspath(path),
+            version=opened.version,
+            report=replace(size_report(opened), reasons=_skipped(opened.header.metadata)),
+            aliases=opened.header.aliases,
+            activations=decode_activations(opened),
+            metadata=opened.header.metadata,
+        )
 
 
 def measure(data: bytes) -> SizeReport:
