@@ -297,7 +297,8 @@ def test_evaluate_with_the_weights_left_in_the_file(here, monkeypatch):
 
     monkeypatch.setattr(filling, "SMALL_BYTES", 64)
     plain = run_json("evaluate", "net.fewbits", "--data", "digits")
-    assert run_json("evaluate", "net.fewbits", "--data", "digits", "--lazy") == plain
+    found = run_json("evaluate", "net.fewbits", "--data", "digits", "--lazy")
+    assert found | {"seconds": 0} == plain | {"seconds": 0}
     for other in (("--weight-noise", "0.1"), ("--transform-domain",)):
         run("evaluate", "net.fewbits", "--data", "digits", "--lazy", *other, code=2)
 
