@@ -8,21 +8,21 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
 from ..container import LazyTensors, encode, measure, measure_file, read, write_contents
 from ..engine.activations.hooks import check_inputs, load_inputs
-from ..engine.layers.pack import to_torch, torch_dtype
+from ..engine.layers.pack import torch_dtype
 from ..engine.network.loading import cast_loss, load_values, plain_targets
 from ..engine.network.naming import fit_names, fitted
 from ..engine.network.weight_store import WeightStore
 from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
+from .decoding import values_of
 
-__all__ = ["CodedModel", "load_into", "state_dict", "unwrapped", "values_of"]
+__all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
 
 _LISTED = 5
 
@@ -205,28 +205,12 @@ def _kind(tensor: CodedTensor) -> str:
     return f"{kind} {tensor.dtype}" if kind == "raw" else kind
 
 
-def state_dict(tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Dequantize all tensors by name; tied names share one tensor."""
-    state = {name: values_of(tensors, name) for name in tensors}
+def state_dict(
+    tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str], threads: int = 1
+) -> dict[str, Tensor]:
+    """Dequantize all tensors by name, large ones on ``threads``; tied names share one tensor."""
+    state = {name: values_of(tensors, name, threads) for name in tensors}
     return state | {alias: state[name] for alias, name in aliases.items()}
-
-
-def values_of(tensors: Mapping[str, CodedTensor], name: str) -> Tensor:
-    """Return the values of a tensor, in its shape and dtype, in new memory.
-
-    From a file, a large tensor is decoded piece by piece.
-    """
-    if not isinstance(tensors, LazyTensors):
-        return to_torch(tensors[name])
-    whole: Tensor | None = None
-    for place, piece in tensors.pieces(name):
-        values = to_torch(piece)
-        if place == slice(None):
-            return values
-        if whole is None:
-            whole = torch.empty(tensors.shapes[name], dtype=values.dtype, device="cpu")
-        whole.view(-1)[place] = values.reshape(-1)
-    return to_torch(tensors[name]) if whole is None else whole
 
 
 def load_into(
@@ -234,7 +218,9 @@ def load_into(
     aliases: Mapping[str, str],
     model: nn.Module,
     where: str,
+    *,
     store: WeightStore | None = None,
+    threads: int = 1,
 ) -> nn.Module:
     """Put ``tensors`` into the parameters and buffers of ``model``, all or nothing.
 
@@ -242,6 +228,7 @@ def load_into(
     are cast to the dtypes of the network. Tensors on meta get new memory. One tensor is decoded at
     a time, unless the network has its own loading hooks or methods: these then decide what fits,
     and buffers may take their sizes from the file. With ``store``, large weights become lazy.
+    Large tensors are dequantized on ``threads``.
 
     Raises:
         ModelError: names, shapes or dtypes differ (lists the first of each), the network has
@@ -265,7 +252,7 @@ def load_into(
     load_values(
         inner,
         matches,
-        lambda name: values_of(tensors, stored[matches[name]]),
+        lambda name: values_of(tensors, stored[matches[name]], threads),
         lambda name: stored[matches[name]],
         targets=targets,
         versions=getattr(inner.state_dict(), "_metadata", {}),

@@ -17,7 +17,8 @@ from ..engine.layers.transform_domain import into_transform_domain
 from ..engine.network.naming import fit_names, fit_sites
 from ..engine.network.weight_store import WeightSpec, WeightStore
 from ..errors import ConfigError, CorruptFileError, require
-from .coded_model import load_into, state_dict, unwrapped, values_of
+from .coded_model import load_into, state_dict, unwrapped
+from .decoding import values_of
 
 __all__ = ["read_into", "read_lazily_into", "read_rows", "read_state_dict"]
 
@@ -29,7 +30,7 @@ def read_state_dict(
     require(not transform_domain, "transform_domain", "False without into=", True)
     opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, threads=threads)
     with opening as (tensors, aliases):
-        return state_dict(tensors, aliases)
+        return state_dict(tensors, aliases, usable_threads(threads))
 
 
 @torch.inference_mode(False)  # new tensors of the network are ordinary ones
@@ -49,7 +50,8 @@ def read_into(
                 "the file quantizes inputs of layers, which transform_domain=True would replace. "
                 "Load it without transform_domain=True."
             )
-        load_into(tensors, aliases, model, f"file {fspath(path)!r}")
+        where = f"file {fspath(path)!r}"
+        load_into(tensors, aliases, model, where, threads=usable_threads(threads))
         load_inputs(unwrapped(model), grids)
         if transform_domain:
             inner = unwrapped(model)
@@ -77,7 +79,7 @@ def read_lazily_into(
         except BaseException:
             close()
             raise
-    load_into(tensors, aliases, model, f"file {fspath(path)!r}", store)
+    load_into(tensors, aliases, model, f"file {fspath(path)!r}", store=store)
     load_inputs(unwrapped(model), grids)
     return model
 
@@ -93,14 +95,14 @@ def _grids(
     return grids
 
 
-def _decoder(tensors: LazyTensors, path: str) -> Callable[[WeightSpec], Tensor]:
-    """Return a function that decodes a weight as the network has it; for several threads."""
+def _decoder(tensors: LazyTensors, path: str) -> Callable[[WeightSpec, int], Tensor]:
+    """Return a function that decodes a weight as the network has it, on some threads."""
 
-    def decode(spec: WeightSpec) -> Tensor:
+    def decode(spec: WeightSpec, threads: int) -> Tensor:
         try:
             # Whatever mode the forward pass is in, the values serve later ones too.
             with torch.inference_mode(False), torch.no_grad():
-                return spec.convert(values_of(tensors, spec.name))
+                return spec.convert(values_of(tensors, spec.name, threads))
         except (CorruptFileError, OSError) as error:
             raise CorruptFileError(
                 f"{path}: the weight {spec.name!r}, which was loaded lazily, cannot be read any "

@@ -12,13 +12,14 @@ from .files import (
     read_tensor,
 )
 from .reader import LazyTensors, decode
-from .threads import usable_threads
+from .threads import OrderedCalls, usable_threads
 from .writer import FileWriter, encode, write_contents
 
 __all__ = [
     "FileInfo",
     "FileWriter",
     "LazyTensors",
+    "OrderedCalls",
     "decode",
     "encode",
     "inspect",

@@ -23,7 +23,7 @@ from .assemble import (
     distribute,
     guard,
 )
-from .entries import Entry, RawEntry, leaves, rows_entry
+from .entries import Entry, MatrixEntry, RawEntry, leaves, rows_entry
 from .open_file import OpenFile, open_source
 from .streams import Chunk, Span, Stream
 from .threads import OrderedCalls, usable_threads
@@ -106,6 +106,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
     Attributes:
         shapes: name to shape, from the header alone.
         dtypes: name to dtype when restored, from the header alone.
+        is_concurrent: whether several threads may look up tensors at once: without ``calls``.
     """
 
     def __init__(self, opened: OpenFile, calls: OrderedCalls[list[Symbols]] | None = None) -> None:
@@ -113,6 +114,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._entries = opened.header.entries
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
+        self.is_concurrent = calls is None
         self._decoder = None if calls is None else _Decoder(opened, calls)
         self._streams: defaultdict[str, list[Stream]] = defaultdict(list)
         self._bodies: defaultdict[Stream, list[Span]] = defaultdict(list)
@@ -174,12 +176,12 @@ class LazyTensors(Mapping[str, CodedTensor]):
         """
         return self._build(name, self.entry(name, rows), rows)
 
-    def pieces(self, name: str) -> Iterator[tuple[slice, CodedTensor]]:
-        """Yield a tensor in pieces of one chunk each, with their places among its values in order.
+    def places(self, name: str) -> list[slice]:
+        """Return places among a tensor's values that :meth:`piece` can read alone, in order.
 
-        Decoding a large tensor then takes the memory of a piece. There is one piece, of the whole
-        shape, if the tensor is a single chunk, or if its values are not in the order of its chunks
-        (a transform, a transposed convolution).
+        Each is a chunk, so that decoding a large tensor takes the memory of one. There is a single
+        place, ``slice(None)``, if the tensor is a single chunk, or if its values are not in the
+        order of its chunks (a transform, a transposed convolution).
         """
         entry = self._entries[name]
         own = [stream for stream in self._streams[name] if stream.is_own]
@@ -187,13 +189,20 @@ class LazyTensors(Mapping[str, CodedTensor]):
         raw = isinstance(entry, RawEntry)
         whole = entry.shape and rows_entry(entry, 0, entry.shape[0])
         if len(spans) < 2 or not (raw or (whole and own[0].rows == entry.shape[0])):
-            yield slice(None), self[name]
-            return
-        values = 1 if raw else own[0].columns  # per row of the stream
-        for span in spans:
-            first, stop = span.chunks[0].first, span.chunks[0].stop
-            piece = self._raw_part(name, first, stop) if raw else self.part(name, (first, stop))
-            yield slice(values * first, values * stop), piece
+            return [slice(None)]
+        width = 1 if raw else own[0].columns
+        chunks = [span.chunks[0] for span in spans]
+        return [slice(width * chunk.first, width * chunk.stop) for chunk in chunks]
+
+    def piece(self, name: str, place: slice) -> CodedTensor:
+        """Return the part of a tensor at one of its :meth:`places`; of any shape but the whole."""
+        entry = self._entries[name]
+        if place == slice(None):
+            return self[name]
+        if isinstance(entry, RawEntry):
+            return self._raw_part(name, place.start, place.stop)
+        columns = entry.matrix[1] if isinstance(entry, MatrixEntry) else 1
+        return self.part(name, (place.start // columns, place.stop // columns))
 
     def _raw_part(self, name: str, first: int, stop: int) -> CodedTensor:
         """Return values [first, stop) of a raw tensor that has streams of its own."""
@@ -269,9 +278,12 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self.codebooks()
         room = HELD
         for name in self:
-            for place, tensor in self.pieces(name):
-                room -= _nbytes(tensor) if place == slice(None) else 0
-                if room > 0 and place == slice(None):
+            places = self.places(name)
+            for place in places:
+                tensor = self.piece(name, place)
+            if len(places) == 1:
+                room -= _nbytes(tensor)
+                if room > 0:
                     self._checked[name] = tensor
 
     def _uses_codebook(self, name: str) -> bool:

@@ -180,7 +180,8 @@ def test_looking_at_a_network_decodes_nothing(tmp_path, monkeypatch):
 def test_the_next_weights_are_decoded_ahead_in_the_order_of_use():
     started, order = [], []
 
-    def decode(spec):
+    def decode(spec, threads):
+        assert threads == 1
         started.append(spec.name)
         return torch.zeros(spec.shape)
 
@@ -402,6 +403,13 @@ def test_what_cannot_be_lazy(tmp_path):
     assert not lazy_ones(own)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+def test_compiling_is_refused(tmp_path):
+    lazy = fewbits.load(saved(tmp_path, lambda: Viewed("apart")), into=Viewed(), lazy=True)
+    with pytest.raises(ModelError, match="loaded lazily cannot be compiled"):
+        torch.compile(lazy, backend="eager")(torch.ones(2, WIDE))
+
+
 def test_a_damaged_file_is_refused_before_anything_is_changed(tmp_path):
     path = saved(tmp_path)
     data = bytearray(path.read_bytes())
@@ -454,6 +462,7 @@ def test_the_file_is_closed_with_the_network(tmp_path):
     assert count() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for its threads
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_process_decodes_for_itself(tmp_path):
     lazy = fewbits.load(saved(tmp_path), into=Residual().eval(), lazy=True, threads=2)

@@ -138,7 +138,7 @@ def check_empty(
             f"{len(left)} tensors of the network are on the meta device and not in the file, which "
             f"holds parameters and persistent buffers: {', '.join(left[:_LISTED])}{more}. Build "
             "the network so that only its parameters are on meta, or compute these tensors on a "
-            "real device first (docs: loading)."
+            "real device first (docs/loading.md)."
         )
     storages: dict[int, str] = {}
     for places in given.values():

@@ -76,6 +76,11 @@ class LazyWeight(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation on the decoded values, or note it if it is a view."""
+        if torch.compiler.is_compiling():
+            raise ModelError(
+                "weights that were loaded lazily cannot be compiled into a graph. Load the network "
+                "without lazy=True to use torch.compile or torch.export."
+            )
         kwargs = kwargs or {}
         traits = _traits(func)
         for place, name in traits.written:

@@ -52,7 +52,7 @@ class WeightSpec:
         return new.copy_(values)
 
 
-Decode: TypeAlias = Callable[[WeightSpec], Tensor]
+Decode: TypeAlias = Callable[[WeightSpec, int], Tensor]
 
 
 class WeightStore:
@@ -62,7 +62,8 @@ class WeightStore:
     that an operation is using live until it ends. Any number of threads may request weights.
 
     Args:
-        decode: returns the values of a weight; called on several threads at once.
+        decode: returns the values of a weight, decoded on that many threads; called on several
+            threads at once.
         threads: threads that decode ahead; with one, nothing is decoded ahead.
         close: called when the store is no longer in use.
 
@@ -119,7 +120,7 @@ class WeightStore:
                 self._hold(spec, future)
         if mine:
             try:
-                future.set_result(self._decode(spec))
+                future.set_result(self._decode(spec, self._share(spec)))
             except BaseException as error:
                 future.set_exception(error)
         return self._result(spec, future)
@@ -166,10 +167,14 @@ class WeightStore:
             found.append(following)
         return found[1:]
 
+    def _share(self, spec: WeightSpec) -> int:
+        """Return the threads that decode a weight: all, if it is so large that others must wait."""
+        return self._threads if 2 * spec.nbytes > self.limit else 1
+
     def _start(self, spec: WeightSpec) -> Future[Tensor]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="fewbits-decode")
-        return self._pool.submit(self._decode, spec)
+        return self._pool.submit(self._decode, spec, self._share(spec))
 
     def _drop(self, spec: WeightSpec) -> None:
         future = self._held.pop(spec, None)
