@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from threading import RLock
+from threading import Lock, RLock
 
 import numpy as np
 
@@ -127,6 +128,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._held_bytes = 0
         self._checked: dict[str, CodedTensor] = {}
         self._lock = RLock()  # for what lookups share: parts of several tensors, cached matrices
+        self._turns: dict[int, Lock] = {}  # by the start of a body
         self._index_spans()
 
     def _index_spans(self) -> None:
@@ -313,18 +315,31 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def _chunk(self, span: Span, stream: Stream) -> Symbols:
         """Return the only chunk of a stream; cache the other chunks of its body."""
         place = self._place[stream]
+        with self._turn(span):
+            held = self._take_held(span.chunks[place])
+            if held is not None:
+                return held
+            matrices = self._decode(span)
+            self._hold(
+                (chunk, matrix)
+                for at, (chunk, matrix) in enumerate(zip(span.chunks, matrices, strict=True))
+                if at != place
+            )
+            return matrices[place]
+
+    def _turn(self, span: Span) -> AbstractContextManager[object]:
+        """Let one thread at a time decode a body of several chunks: the others find theirs held."""
+        if len(span.chunks) == 1:
+            return nullcontext()
         with self._lock:
-            held = self._held.pop(span.chunks[place], None)
+            return self._turns.setdefault(span.start, Lock())
+
+    def _take_held(self, chunk: Chunk) -> Symbols | None:
+        with self._lock:
+            held = self._held.pop(chunk, None)
             if held is not None:
                 self._held_bytes -= held.nbytes
-                return held
-        matrices = self._decode(span)
-        self._hold(
-            (chunk, matrix)
-            for at, (chunk, matrix) in enumerate(zip(span.chunks, matrices, strict=True))
-            if at != place
-        )
-        return matrices[place]
+            return held
 
     def _hold(self, pairs: Iterator[tuple[Chunk, Symbols]]) -> None:
         with self._lock:

@@ -177,33 +177,6 @@ def test_looking_at_a_network_decodes_nothing(tmp_path, monkeypatch):
     assert sorted(set(made)) == sorted(lazy_ones(lazy))
 
 
-def test_the_next_weights_are_decoded_ahead_in_the_order_of_use():
-    started, order = [], []
-
-    def decode(spec, threads):
-        assert threads == 1
-        started.append(spec.name)
-        return torch.zeros(spec.shape)
-
-    store = weight_store.WeightStore(decode, 2, lambda: None)
-    specs = [
-        weight_store.WeightSpec(name, (100,), (1,), torch.float32, torch.device("cpu"))
-        for name in "abcdefghijklmnopqrst"
-    ]
-    store.expect(specs)
-    store.limit = 5 * 400  # of the last, four ahead
-    turned = specs[::-1]  # not as in the file
-    for _ in range(3):
-        for spec in turned:
-            order.append(spec.name)
-            store.get(spec)
-            assert store.held_bytes <= store.limit
-    store.get(turned[0])
-    ahead = list(store._held)
-    assert set(turned[:5]) == set(ahead)
-    assert len(started) < 4 * len(specs)  # nothing twice, but what was guessed before it was known
-
-
 def test_held_bytes_stay_within_the_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(weight_store, "HELD_BYTES", 1)
     lazy = fewbits.load(saved(tmp_path), into=Residual().eval(), lazy=True, threads=3)
