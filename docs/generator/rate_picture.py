@@ -163,6 +163,6 @@ def _runs(found: Row) -> list[Row]:
 
 
 def _float_bytes() -> float:
-    """Return the kB of all float32 parameters and buffers, which compression ratios are of."""
+    """Return the kB of all parameters and buffers, float32 here, that compression ratios are of."""
     run = record("resnet20_cifar10")["runs"][0]
     return float(run["compression_ratio"] * run["file_bytes"] / 1000)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.network.batches import Forward
-from .errors import ConfigError
+from .errors import ConfigError, require
 from .progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def load(
     max_decoded_bytes: int | None = None,
     threads: int = 0,
     transform_domain: bool = False,
+    lazy: bool = False,
 ) -> nn.Module: ...
 def load(
     path: str | PathLike[str],
@@ -212,16 +213,21 @@ def load(
     max_decoded_bytes: int | None = None,
     threads: int = 0,
     transform_domain: bool = False,
+    lazy: bool = False,
 ) -> dict[str, Tensor] | nn.Module:
     """Read a file into a network, which is returned, or as a plain state dict.
 
-    Tensors are decoded one at a time: besides the values themselves this takes some 64 MiB and 16
-    bytes per weight of the largest tensor.
+    Tensors are decoded one at a time, in pieces of some 2 million weights, while threads decode the
+    next pieces: besides the values themselves this takes some 64 MiB. (A tensor that is stored in
+    a basis, or transposed, is one piece, at 16 bytes per weight.)
 
     Args:
         path: a file written by :meth:`CodedModel.save`.
-        into: a network of the same architecture; either all of its values are replaced or none.
-            Its names may have the prefixes of wrappers (DataParallel, torch.compile). Layer inputs
+        into: a network of the same architecture; either all of its values are replaced or none. For
+            that, values that replace others wait until all are decoded, up to 1 GiB; a network
+            with more is decoded twice. Tensors on the meta device get new memory on the CPU, each
+            in the dtype that the network has for it, so building the network takes none. Its
+            names may have the prefixes of wrappers (DataParallel, torch.compile). Layer inputs
             that the file quantizes are quantized by forward pre-hooks, bit for bit as when the file
             was written; a file without quantized inputs removes such hooks.
         max_decoded_bytes: refuse a file that decodes to more; None sets a limit that every file
@@ -233,14 +239,27 @@ def load(
             stores in a basis by a pair of layers (nn.Sequential) that multiply by the basis and by
             the remaining coefficients. Outputs are the same up to rounding. Other layers are not
             changed.
+        lazy: with ``into``, leave weights above 64 KiB in the file, and decode each when it is
+            used, and the ones after it on other threads. At most 32 MiB of decoded weights are
+            kept, or those of the largest weight. Outputs are the same bit for bit. The weights are
+            frozen: they take no gradient, and writing to them is a ModelError. The file is read as
+            long as the network lives and must not be changed in place; a CorruptFileError in a
+            forward pass says if it was. Casting or moving the network (``model.half()``) and
+            ``torch.save`` decode every weight.
 
     Raises:
+        ConfigError: ``transform_domain`` or ``lazy`` without ``into``, or both of them.
         CorruptFileError: the file is truncated, damaged, or not a fewbits file.
-        ModelError: ``into`` has a different architecture; it is left unchanged.
+        ModelError: ``into`` has a different architecture, or tensors on the meta device that are
+            not in the file, such as non-persistent buffers; it is left unchanged.
     """
-    from .compression.load import read_into, read_state_dict  # noqa: PLC0415
+    from .compression.load import read_into, read_lazily_into, read_state_dict  # noqa: PLC0415
 
+    if lazy and into is not None:
+        require(not transform_domain, "transform_domain", "False with lazy=True", transform_domain)
+        return read_lazily_into(path, into, max_decoded_bytes, threads)
     if into is None:
+        require(not lazy, "lazy", "False without into=", lazy)
         return read_state_dict(path, max_decoded_bytes, threads, transform_domain)
     return read_into(path, into, max_decoded_bytes, threads, transform_domain)
 

@@ -22,7 +22,7 @@ class SizeRow:
         shape: shape of the tensor; empty for other parts.
         codecs: names of the codecs of its streams, joined by "+".
         elements: number of values it stands for (0 for other parts).
-        float_bytes: uncompressed bytes of the same tensor, with 4 per floating-point value.
+        float_bytes: bytes of the same tensor in the network, in its own dtype.
         payload: bytes of coded symbols (or raw data).
         side: bytes of side information (steps, offsets, scales, codebooks).
         dtype: dtype of the tensor; empty for other parts.
@@ -71,7 +71,7 @@ class SizeReport:
 
     @property
     def float_bytes(self) -> int:
-        """Bytes of the uncompressed parameters and buffers, floating point as float32."""
+        """Bytes of the network's parameters and buffers, each in its own dtype."""
         return sum(row.float_bytes for row in self.rows)
 
     @property
@@ -92,8 +92,18 @@ class SizeReport:
 
     @property
     def compression_ratio(self) -> float:
-        """Uncompressed bytes divided by the file's bytes."""
+        """Bytes of the network's tensors, each in its own dtype, divided by the file's bytes."""
         return self.float_bytes / max(1, self.file_bytes)
+
+    @property
+    def comparison(self) -> str:
+        """``compression_ratio`` as text, with what the file is compared to."""
+        dtypes = {row.dtype for row in self.rows if row.is_tensor and row.dtype in WEIGHT_DTYPES}
+        whole = "the network's own tensors"
+        if len(dtypes) == 1:
+            (dtype,) = dtypes
+            whole = dtype if dtype == "float32" else f"in {dtype}"
+        return f"{self.compression_ratio:.1f}x smaller than {whole}"
 
     @property
     def coverage(self) -> Coverage:
@@ -107,10 +117,7 @@ class SizeReport:
     @property
     def summary(self) -> str:
         """The totals in one line."""
-        return (
-            f"{self.file_bytes:,} bytes, {self.rate}, "
-            f"{self.compression_ratio:.1f}x smaller than float32; {self.coverage}"
-        )
+        return f"{self.file_bytes:,} bytes, {self.rate}, {self.comparison}; {self.coverage}"
 
     def to_dict(self) -> dict[str, object]:
         """Return the totals and the rows as JSON-ready values."""

@@ -14,11 +14,13 @@ from typing_extensions import Self
 from ..coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
 from ..container import LazyTensors, encode, measure, measure_file, read, write_contents
 from ..engine.activations.hooks import check_inputs, load_inputs
-from ..engine.layers.pack import to_torch, torch_dtype
+from ..engine.layers.pack import torch_dtype
 from ..engine.network.loading import cast_loss, load_values, plain_targets
 from ..engine.network.naming import fit_names, fitted
+from ..engine.network.weight_store import WeightStore
 from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
+from .decoding import values_of
 
 __all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
 
@@ -139,7 +141,7 @@ class CodedModel:
 
     @property
     def compression_ratio(self) -> float:
-        """Float32 bytes of all parameters and buffers divided by the bytes of the file."""
+        """Bytes of all parameters and buffers, each in its own dtype, over those of the file."""
         return self.size_report().compression_ratio
 
     def warn_low_coverage(self, stacklevel: int = 1) -> None:
@@ -182,7 +184,7 @@ class CodedModel:
 
     def __repr__(self) -> str:
         summary = f"{self.coverage}; not encoded yet"
-        if self.effort in self._files:  # encoding takes too long for a repr
+        if self._reports:  # encoding takes too long for a repr
             summary = self.size_report().summary
         inputs = len(self.contents.activations)
         also = f", {inputs} quantized inputs" if inputs else ""
@@ -203,25 +205,35 @@ def _kind(tensor: CodedTensor) -> str:
     return f"{kind} {tensor.dtype}" if kind == "raw" else kind
 
 
-def state_dict(tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Dequantize all tensors by name; tied names share one tensor."""
-    state = {name: to_torch(tensors[name]) for name in tensors}
+def state_dict(
+    tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str], threads: int = 1
+) -> dict[str, Tensor]:
+    """Dequantize all tensors by name, large ones on ``threads``; tied names share one tensor."""
+    state = {name: values_of(tensors, name, threads) for name in tensors}
     return state | {alias: state[name] for alias, name in aliases.items()}
 
 
 def load_into(
-    tensors: Mapping[str, CodedTensor], aliases: Mapping[str, str], model: nn.Module, where: str
+    tensors: Mapping[str, CodedTensor],
+    aliases: Mapping[str, str],
+    model: nn.Module,
+    where: str,
+    *,
+    store: WeightStore | None = None,
+    threads: int = 1,
 ) -> nn.Module:
-    """Copy ``tensors`` into the parameters and buffers of ``model``, all or nothing.
+    """Put ``tensors`` into the parameters and buffers of ``model``, all or nothing.
 
     Names may differ by the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``). Values
-    are cast to the dtypes of the network. One tensor is decoded at a time, unless the network has
-    its own loading hooks or methods: these then decide what fits, and buffers may take their sizes
-    from the file.
+    are cast to the dtypes of the network. Tensors on meta get new memory. One tensor is decoded at
+    a time, unless the network has its own loading hooks or methods: these then decide what fits,
+    and buffers may take their sizes from the file. With ``store``, large weights become lazy.
+    Large tensors are dequantized on ``threads``.
 
     Raises:
-        ModelError: names, shapes or dtypes differ (lists the first of each), the network holds no
-            values, or tensors that share memory have different values. ``model`` is unchanged.
+        ModelError: names, shapes or dtypes differ (lists the first of each), the network has
+            tensors without values that are not filled, or tensors that share memory have different
+            values. ``model`` is unchanged.
         CorruptFileError: a tensor cannot be decoded. ``model`` is unchanged.
     """
     if not isinstance(model, nn.Module):
@@ -231,16 +243,21 @@ def load_into(
     stored = {name: name for name in tensors} | dict(aliases)
     names = fit_names(stored, inner.state_dict(), renamed=targets is None)
     matches = {names.get(name, name): name for name in stored}
+    if targets is None and store is not None:
+        raise ModelError(
+            f"{type(inner).__name__} has its own way of loading a state dict, which needs all "
+            "values at once. Load it without lazy=True."
+        )
     _check_fit(tensors, stored, matches, inner, where, custom_loading=targets is None)
-    if isinstance(tensors, LazyTensors):
-        tensors.check()
     load_values(
         inner,
         matches,
-        lambda name: to_torch(tensors[stored[matches[name]]]),
+        lambda name: values_of(tensors, stored[matches[name]], threads),
         lambda name: stored[matches[name]],
         targets=targets,
         versions=getattr(inner.state_dict(), "_metadata", {}),
+        verify=tensors.check if isinstance(tensors, LazyTensors) else None,
+        store=store,
     )
     return model
 
@@ -260,12 +277,7 @@ def _check_fit(
     the file.
     """
     state = inner.state_dict()
-    empty = [name for name, tensor in state.items() if not _holds_values(tensor)]
-    if empty:
-        raise ModelError(
-            f"{_listed('without values', empty)} (meta or lazy). Build the network on a real "
-            "device first."
-        )
+    _check_values(state, custom_loading)
     if custom_loading:
         return
     facts = _facts(tensors)
@@ -301,6 +313,22 @@ def _check_fit(
         )
 
 
+def _check_values(state: Mapping[str, object], custom_loading: bool) -> None:
+    """Refuse tensors that cannot be filled: of lazy modules, or on meta with custom loading."""
+    empty = [
+        name
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+        and (nn.parameter.is_lazy(tensor) or (tensor.is_meta and custom_loading))
+    ]
+    if empty:
+        raise ModelError(
+            f"{_listed('without values', empty)}: those of lazy modules, or on the meta device in "
+            "a network that has its own way of loading. Build the network on a real device, and "
+            "run lazy modules once, first."
+        )
+
+
 def _facts(tensors: Mapping[str, CodedTensor]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and dtype of each tensor; for a file, from its index alone."""
     if isinstance(tensors, LazyTensors):
@@ -313,12 +341,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     own = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
     children = dict(model.named_children())
     return children["_orig_mod"] if list(children) == ["_orig_mod"] and not own else model
-
-
-def _holds_values(tensor: object) -> bool:
-    if not isinstance(tensor, Tensor):
-        return True
-    return not (tensor.is_meta or nn.parameter.is_lazy(tensor))
 
 
 def _listed(what: str, names: list[str]) -> str:

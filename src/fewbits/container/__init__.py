@@ -1,22 +1,35 @@
 """The file format: SPEC.md is normative; writer and reader follow it. Knows nothing of networks."""
 
 from ..files.atomic_write import write
-from .files import FileInfo, inspect, measure, measure_file, read, read_lazily, read_tensor
+from .files import (
+    FileInfo,
+    inspect,
+    keep_open,
+    measure,
+    measure_file,
+    read,
+    read_lazily,
+    read_tensor,
+)
 from .reader import LazyTensors, decode
+from .threads import OrderedCalls, usable_threads
 from .writer import FileWriter, encode, write_contents
 
 __all__ = [
     "FileInfo",
     "FileWriter",
     "LazyTensors",
+    "OrderedCalls",
     "decode",
     "encode",
     "inspect",
+    "keep_open",
     "measure",
     "measure_file",
     "read",
     "read_lazily",
     "read_tensor",
+    "usable_threads",
     "write",
     "write_contents",
 ]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from ..coded import (
-    FLOAT_DTYPES,
     RAW_DTYPES,
     ActivationGrid,
     CodedTensor,
@@ -37,6 +36,7 @@ from .threads import OrderedCalls, usable_threads
 __all__ = [
     "FileInfo",
     "inspect",
+    "keep_open",
     "measure",
     "measure_file",
     "read",
@@ -121,6 +121,23 @@ def read_lazily(
         yield LazyTensors(opened, calls), opened.header.aliases
 
 
+@contextmanager
+def keep_open(
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None
+) -> Iterator[tuple[LazyTensors, Mapping[str, str]]]:
+    """Open the file at ``path`` for lookups over a long time, by several threads at once.
+
+    Verifies all checksums first, which reads the file once. Yields as :func:`read_lazily` does;
+    the block may last as long as the tensors are needed. A lookup raises CorruptFileError if the
+    file has been changed in place since; a file that replaces it, or its removal, does no harm
+    where the system lets go of names only (all but Windows, which refuses both).
+    """
+    with _open(path, max_decoded_bytes, watched=True) as opened:
+        opened.admit(opened.spans, opened.header.entries.values())
+        opened.verify()
+        yield LazyTensors(opened), opened.header.aliases
+
+
 def read_tensor(
     path: str | os.PathLike[str],
     name: str,
@@ -149,21 +166,20 @@ def read_tensor(
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
-    """Check header and checksums of the file at ``path``, and return what they say about it."""
+    """Check header and checksums of the file at ``path``, and return what they say about it.
 
-    def read_info(data: bytes) -> FileInfo:
-        with guard("the file"):
-            opened = open_file(data)
-            return FileInfo(
-                path=os.fspath(path),
-                version=opened.version,
-                report=replace(size_report(opened), reasons=_skipped(opened.header.metadata)),
-                aliases=opened.header.aliases,
-                activations=decode_activations(opened),
-                metadata=opened.header.metadata,
-            )
-
-    return _read_whole(path, read_info)
+    Reads the whole file, but holds only its index and one body at a time.
+    """
+    with _open(path, None) as opened, guard("the file"):
+        opened.verify()
+        return FileInfo(
+            path=os.fspath(path),
+            version=opened.version,
+            report=replace(size_report(opened), reasons=_skipped(opened.header.metadata)),
+            aliases=opened.header.aliases,
+            activations=decode_activations(opened),
+            metadata=opened.header.metadata,
+        )
 
 
 def measure(data: bytes) -> SizeReport:
@@ -187,13 +203,39 @@ def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str], limit: int | None) -> Iterator[OpenFile]:
+def _open(
+    path: str | os.PathLike[str], limit: int | None, *, watched: bool = False
+) -> Iterator[OpenFile]:
     # Unbuffered: only the requested bytes are read.
     with Path(path).open("rb", buffering=0) as raw, _name_in_errors(path):
         file: BinaryIO = raw if raw.seekable() else io.BytesIO(raw.read())
+        fetch = _fetch_from(file)
+        if watched:
+            fetch = _while_unchanged(fetch, raw.fileno(), path)
         with guard("the file"):
-            opened = open_source(_fetch_from(file), file.seek(0, os.SEEK_END), limit)
+            opened = open_source(fetch, file.seek(0, os.SEEK_END), limit)
         yield opened
+
+
+def _while_unchanged(fetch: Fetch, descriptor: int, path: str | os.PathLike[str]) -> Fetch:
+    """Return ``fetch`` with a check that nobody has written to the file since now."""
+
+    def state() -> tuple[int, int]:
+        status = os.fstat(descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    before = state()
+
+    def checked(start: int, end: int) -> bytes:
+        if state() != before:
+            raise CorruptFileError(
+                f"{os.fspath(path)}: the file was changed after it was opened, and its weights are "
+                "still read from it. Load it again, and write changed files under another name or "
+                "atomically, as save does."
+            )
+        return fetch(start, end)
+
+    return checked
 
 
 def _fetch_from(file: BinaryIO) -> Fetch:
@@ -280,14 +322,13 @@ def _row_name(part: Part) -> str:
 
 def _tensor_row(name: str, entry: Entry, tally: _Tally) -> SizeRow:
     elements = math.prod(entry.shape)
-    width = 4 if entry.dtype in FLOAT_DTYPES else RAW_DTYPES[entry.dtype]
     return SizeRow(
         name=name,
         kind=entry.kind,
         shape=entry.shape,
         codecs="+".join(tally.codecs),
         elements=elements,
-        float_bytes=width * elements,
+        float_bytes=RAW_DTYPES[entry.dtype] * elements,
         payload=tally.payload,
         side=tally.side,
         dtype=entry.dtype,

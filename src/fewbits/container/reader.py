@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
+from threading import Lock, RLock
 
 import numpy as np
 
@@ -21,7 +24,7 @@ from .assemble import (
     distribute,
     guard,
 )
-from .entries import Entry, leaves, rows_entry
+from .entries import Entry, MatrixEntry, RawEntry, leaves, rows_entry
 from .open_file import OpenFile, open_source
 from .streams import Chunk, Span, Stream
 from .threads import OrderedCalls, usable_threads
@@ -98,11 +101,13 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     Parts shared by many tensors are decoded once and kept: steps, scales, codebooks, and tensors of
     at most 64 KiB. A lookup raises :class:`CorruptFileError` if bodies of the tensor are damaged.
-    If ``calls`` has several threads, they decode ahead in the order of the file.
+    If ``calls`` has several threads, they decode ahead in the order of the file. Without ``calls``,
+    several threads may look up tensors at once.
 
     Attributes:
         shapes: name to shape, from the header alone.
         dtypes: name to dtype when restored, from the header alone.
+        is_concurrent: whether several threads may look up tensors at once: without ``calls``.
     """
 
     def __init__(self, opened: OpenFile, calls: OrderedCalls[list[Symbols]] | None = None) -> None:
@@ -110,6 +115,7 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._entries = opened.header.entries
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
+        self.is_concurrent = calls is None
         self._decoder = None if calls is None else _Decoder(opened, calls)
         self._streams: defaultdict[str, list[Stream]] = defaultdict(list)
         self._bodies: defaultdict[Stream, list[Span]] = defaultdict(list)
@@ -121,6 +127,8 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self._held: OrderedDict[Chunk, Symbols] = OrderedDict()
         self._held_bytes = 0
         self._checked: dict[str, CodedTensor] = {}
+        self._lock = RLock()  # for what lookups share: parts of several tensors, cached matrices
+        self._turns: dict[int, Lock] = {}  # by the start of a body
         self._index_spans()
 
     def _index_spans(self) -> None:
@@ -170,6 +178,43 @@ class LazyTensors(Mapping[str, CodedTensor]):
         """
         return self._build(name, self.entry(name, rows), rows)
 
+    def places(self, name: str) -> list[slice]:
+        """Return places among a tensor's values that :meth:`piece` can read alone, in order.
+
+        Each is a chunk, so that decoding a large tensor takes the memory of one. There is a single
+        place, ``slice(None)``, if the tensor is a single chunk, or if its values are not in the
+        order of its chunks (a transform, a transposed convolution).
+        """
+        entry = self._entries[name]
+        own = [stream for stream in self._streams[name] if stream.is_own]
+        spans = self._bodies[own[0]] if len(own) == 1 else []
+        raw = isinstance(entry, RawEntry)
+        whole = entry.shape and rows_entry(entry, 0, entry.shape[0])
+        if len(spans) < 2 or not (raw or (whole and own[0].rows == entry.shape[0])):
+            return [slice(None)]
+        width = 1 if raw else own[0].columns
+        chunks = [span.chunks[0] for span in spans]
+        return [slice(width * chunk.first, width * chunk.stop) for chunk in chunks]
+
+    def piece(self, name: str, place: slice) -> CodedTensor:
+        """Return the part of a tensor at one of its :meth:`places`; of any shape but the whole."""
+        entry = self._entries[name]
+        if place == slice(None):
+            return self[name]
+        if isinstance(entry, RawEntry):
+            return self._raw_part(name, place.start, place.stop)
+        columns = entry.matrix[1] if isinstance(entry, MatrixEntry) else 1
+        return self.part(name, (place.start // columns, place.stop // columns))
+
+    def _raw_part(self, name: str, first: int, stop: int) -> CodedTensor:
+        """Return values [first, stop) of a raw tensor that has streams of its own."""
+        own: dict[Key, Symbols] = {}
+        (stream,) = self._streams[name]
+        distribute(stream, self._matrix(stream, first, stop), own)
+        entry = replace(self._entries[name], shape=(stop - first,))
+        with guard(f"the tensor {name!r}"):
+            return build_tensor(name, entry, own, [])
+
     def _build(self, name: str, entry: Entry, rows: tuple[int, int] | None = None) -> CodedTensor:
         own: dict[Key, Symbols] = {}
         for stream in self._streams[name]:
@@ -213,11 +258,12 @@ class LazyTensors(Mapping[str, CodedTensor]):
 
     def codebooks(self) -> list[Codebook]:
         """Return the codebooks of the file; tensors that share one get the same object."""
-        if self._books is None:
-            for stream in self._side:
-                self._share(stream)
-            self._books = build_codebooks(self._opened.header, self._shared)
-        return self._books
+        with self._lock:
+            if self._books is None:
+                for stream in self._side:
+                    self._share(stream)
+                self._books = build_codebooks(self._opened.header, self._shared)
+            return self._books
 
     def activations(self) -> dict[str, ActivationGrid]:
         """Return the activation grids; decodes the side stream only if it contains clips."""
@@ -234,18 +280,22 @@ class LazyTensors(Mapping[str, CodedTensor]):
         self.codebooks()
         room = HELD
         for name in self:
-            tensor = self[name]
-            room -= _nbytes(tensor)
-            if room > 0:
-                self._checked[name] = tensor
+            places = self.places(name)
+            for place in places:
+                tensor = self.piece(name, place)
+            if len(places) == 1:
+                room -= _nbytes(tensor)
+                if room > 0:
+                    self._checked[name] = tensor
 
     def _uses_codebook(self, name: str) -> bool:
         return any(leaf.codebook is not None for _, leaf in leaves(self._entries[name]))
 
     def _share(self, stream: Stream) -> None:
-        if stream not in self._shared_seen:
-            distribute(stream, self._matrix(stream, 0, stream.rows), self._shared)
-            self._shared_seen.add(stream)
+        with self._lock:
+            if stream not in self._shared_seen:
+                distribute(stream, self._matrix(stream, 0, stream.rows), self._shared)
+                self._shared_seen.add(stream)
 
     def _matrix(self, stream: Stream, first: int, stop: int) -> Symbols:
         """Return rows of a stream: indices as decoded, bytes as uint8."""
@@ -265,25 +315,40 @@ class LazyTensors(Mapping[str, CodedTensor]):
     def _chunk(self, span: Span, stream: Stream) -> Symbols:
         """Return the only chunk of a stream; cache the other chunks of its body."""
         place = self._place[stream]
-        if span.chunks[place] in self._held:
-            matrix = self._held.pop(span.chunks[place])
-            self._held_bytes -= matrix.nbytes
-            return matrix
-        matrices = self._decode(span)
-        self._hold(
-            (chunk, matrix)
-            for at, (chunk, matrix) in enumerate(zip(span.chunks, matrices, strict=True))
-            if at != place
-        )
-        return matrices[place]
+        with self._turn(span):
+            held = self._take_held(span.chunks[place])
+            if held is not None:
+                return held
+            matrices = self._decode(span)
+            self._hold(
+                (chunk, matrix)
+                for at, (chunk, matrix) in enumerate(zip(span.chunks, matrices, strict=True))
+                if at != place
+            )
+            return matrices[place]
+
+    def _turn(self, span: Span) -> AbstractContextManager[object]:
+        """Let one thread at a time decode a body of several chunks: the others find theirs held."""
+        if len(span.chunks) == 1:
+            return nullcontext()
+        with self._lock:
+            return self._turns.setdefault(span.start, Lock())
+
+    def _take_held(self, chunk: Chunk) -> Symbols | None:
+        with self._lock:
+            held = self._held.pop(chunk, None)
+            if held is not None:
+                self._held_bytes -= held.nbytes
+            return held
 
     def _hold(self, pairs: Iterator[tuple[Chunk, Symbols]]) -> None:
-        for chunk, matrix in pairs:
-            old = self._held.pop(chunk, None)
-            self._held[chunk] = matrix
-            self._held_bytes += matrix.nbytes - (0 if old is None else old.nbytes)
-        while self._held_bytes > HELD:
-            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+        with self._lock:
+            for chunk, matrix in pairs:
+                old = self._held.pop(chunk, None)
+                self._held[chunk] = matrix
+                self._held_bytes += matrix.nbytes - (0 if old is None else old.nbytes)
+            while self._held_bytes > HELD:
+                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
 
     def _decode(self, span: Span) -> Sequence[Symbols]:
         stream = span.chunks[0].stream

@@ -29,7 +29,7 @@ class Comparison:
         accuracy: top-1 on the test split, of the network as read back from the file.
         bytes: size of the file.
         bits_per_weight: all bits of the file per quantized weight.
-        ratio: float32 bytes of all tensors divided by the file's bytes.
+        ratio: bytes of the network's tensors, in their own dtypes, divided by the file's bytes.
         seconds: time to compress; None if nothing was compressed.
         file: name of the file.
         quantized: quantized share of the weights; None if nothing was compressed.
@@ -77,8 +77,7 @@ def size_table(report: SizeReport, title: str = "") -> Table:
     )
     total = ("total", "", "", "", "", "", f"{sum(r.side for r in report.rows):,}")
     footer = (
-        f"{human_bytes(report.file_bytes)}, {report.rate}, "
-        f"{report.compression_ratio:.1f}x smaller than float32; {report.coverage}"
+        f"{human_bytes(report.file_bytes)}, {report.rate}, {report.comparison}; {report.coverage}"
     )
     return Table(columns, (*rows, (*total, f"{report.file_bytes:,}")), title, footer)
 

@@ -292,6 +292,17 @@ def test_evaluate_in_the_transform_domain(here):
     assert "of the multiplications" in told
 
 
+def test_evaluate_with_the_weights_left_in_the_file(here, monkeypatch):
+    from fewbits.engine.network import filling
+
+    monkeypatch.setattr(filling, "SMALL_BYTES", 64)
+    plain = run_json("evaluate", "net.fewbits", "--data", "digits")
+    found = run_json("evaluate", "net.fewbits", "--data", "digits", "--lazy")
+    assert found | {"seconds": 0} == plain | {"seconds": 0}
+    for other in (("--weight-noise", "0.1"), ("--transform-domain",)):
+        run("evaluate", "net.fewbits", "--data", "digits", "--lazy", *other, code=2)
+
+
 def test_evaluate_uses_the_source_in_the_file(here):
     found = run_json("evaluate", "net.fewbits", "--data", "digits")
     model = fewbits.load("net.fewbits", into=load_model(MODEL).module)

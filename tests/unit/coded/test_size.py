@@ -55,3 +55,20 @@ def test_the_rate_says_what_it_divides_by_where_most_is_left_in_float():
     assert SizeReport((coded,)).rate == "4.000 bits per weight"
     assert SizeReport((coded, left)).rate == "324.000 bits per quantized weight"
     assert "324.000 bits per quantized weight" in SizeReport((coded, left)).summary
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "text"),
+    [
+        (["float32"], "4.0x smaller than float32"),
+        (["float32", "int64"], "4.0x smaller than float32"),
+        (["bfloat16"], "4.0x smaller than in bfloat16"),
+        (["float64", "int64"], "4.0x smaller than in float64"),
+        (["float32", "bfloat16"], "4.0x smaller than the network's own tensors"),
+        (["int64"], "4.0x smaller than the network's own tensors"),
+    ],
+)
+def test_the_ratio_says_what_it_compares_to(dtypes, text):
+    rows = [SizeRow(name, "raw", (10,), "", 10, 40, 10, 0, name) for name in dtypes]
+    assert SizeReport(tuple(rows)).comparison == text
+    assert text in SizeReport(tuple(rows)).summary

@@ -1,7 +1,9 @@
 """Index matrices that share a body: read alone or together, itemised, and refused if forged."""
 
+import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,6 +106,30 @@ def test_one_of_them_is_had_with_its_body_alone(tmp_path):
         tensors.check()
         for name in ("c", "a", "a"):
             same_index(tensors[name], name)
+
+
+def test_threads_that_need_one_body_decode_it_once():
+    """The first to come decodes while the others wait, and then find their matrices held."""
+    together, asked = threading.Barrier(3), []
+
+    def fetch(start, end):
+        asked.append((start, end))
+        time.sleep(0.05)  # long enough for the others to come
+        return DATA[start:end]
+
+    lazy = LazyTensors(open_source(fetch, len(DATA)))
+    lazy["bias"]
+    asked.clear()
+
+    def look_up(name):
+        together.wait()
+        return lazy[name]
+
+    with ThreadPoolExecutor(3) as pool:
+        for name, tensor in zip("abc", pool.map(look_up, "abc"), strict=True):
+            same_index(tensor, name)
+    span = open_file(DATA).spans[0]
+    assert asked.count((span.start, span.end + CHECKSUM)) == 1
 
 
 def test_the_shares_of_the_body_sum_to_it():

@@ -86,7 +86,7 @@ def compare(folder: Path, seed: int, progress: Progress) -> list[Comparison]:
 def _float_row(checkpoint: Path, network: nn.Module, test: Iterable[Any]) -> Comparison:
     size = checkpoint.stat().st_size
     weights = sum(math.prod(entry.target.shape) for entry in plan(network, Nearest()).entries)
-    values = sum(tensor.numel() for tensor in network.state_dict().values())
+    own = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     accuracy = evaluate(network, test).accuracy
     return Comparison(
         "float32",
@@ -94,7 +94,7 @@ def _float_row(checkpoint: Path, network: nn.Module, test: Iterable[Any]) -> Com
         accuracy,
         size,
         8 * size / weights,
-        4 * values / size,
+        own / size,
         None,
         checkpoint.name,
     )

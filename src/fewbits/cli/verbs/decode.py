@@ -59,8 +59,12 @@ def decode(
     limit = mib_to_bytes(max_decoded_mib)
     decoded = load(file, max_decoded_bytes=limit, threads=threads)
     _check_size(decoded, file, limit)
-    # Tied tensors share memory, which safetensors refuses, so every name gets its own copy.
-    state = {name: tensor.clone().contiguous() for name, tensor in decoded.items()}
+    # Tied tensors share memory, which safetensors refuses, so every further name gets a copy.
+    owners = {id(tensor): name for name, tensor in reversed(decoded.items())}
+    state = {
+        name: tensor if owners[id(tensor)] == name else tensor.clone()
+        for name, tensor in decoded.items()
+    }
     if out.suffix == ".safetensors":
         _check_safetensors(state, file)
         data = save(state)

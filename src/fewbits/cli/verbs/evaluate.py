@@ -56,6 +56,14 @@ def evaluate(
             help="Run each layer stored in a basis as a pair of layers, without leaving the basis.",
         ),
     ] = False,
+    lazy: Annotated[
+        bool,
+        typer.Option(
+            "--lazy",
+            help="Leave the weights in the file, and decode each when it is used: slower, in a "
+            "fraction of the memory, with the same result.",
+        ),
+    ] = False,
     weight_noise: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +85,11 @@ def evaluate(
     least = None if min_accuracy is None else _fraction(min_accuracy)
     sizes = [] if weight_noise is None else _sizes(weight_noise)
     known_metric(metric)
+    if lazy and (sizes or transform_domain):
+        raise typer.BadParameter(
+            "--lazy leaves the weights as they are in the file: leave out --weight-noise and "
+            "--transform-domain."
+        )
     source = model or stored_source(file, data)
     from ...api import load  # noqa: PLC0415
     from ...evaluation.metrics import evaluate as evaluate_network  # noqa: PLC0415
@@ -86,7 +99,7 @@ def evaluate(
     empty = load_model(source, pretrained=False, fetch=model is not None).module
     limits: Any = {"max_decoded_bytes": mib_to_bytes(max_decoded_mib), "threads": threads}
     before = _multiplications(empty, batches) if transform_domain else 0
-    network = load(file, into=empty, transform_domain=transform_domain, **limits)
+    network = load(file, into=empty, transform_domain=transform_domain, lazy=lazy, **limits)
     with progress_bars() as progress:
         noise: Any = {"draws": draws, "seed": seed, "progress": progress}
         result = evaluate_network(network, batches, metrics=(metric,), progress=progress)

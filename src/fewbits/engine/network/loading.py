@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from .filling import Filling, check_empty, lazy_names, without_memory
 from .shared_memory import Extent, copy_into, extent_of, is_same, overlaps, storage_problem, ties
+from .weight_store import WeightStore
 
 __all__ = ["cast_loss", "load_values", "plain_targets"]
 
@@ -41,20 +43,25 @@ def load_values(
     *,
     targets: Mapping[str, Tensor] | None,
     versions: Mapping[str, Any],
+    verify: Callable[[], None] | None = None,
+    store: WeightStore | None = None,
 ) -> None:
-    """Fill ``network`` with values of its tensors.
+    """Fill ``network`` with values of its tensors; those on meta get new memory.
 
     Args:
         network: the network to fill.
         names: names of the tensors in the network.
-        value: returns the values of a tensor, in its shape; called again for names that share
-            memory.
+        value: returns the values of a tensor, in its shape and in new memory; called again for
+            names that share memory.
         source: identifies the tensor that the values come from; names with the same source are
             loaded together.
         targets: result of :func:`plain_targets`; None lets the network load in its own way, with
             all values in memory at once.
         versions: format versions of layers in these values, by module, as ``state_dict()`` reports
             them, for networks that convert older formats.
+        verify: makes sure that ``value`` cannot fail for damage; None if it never does. Called if
+            there is too much to decode before anything is changed.
+        store: with it, large parameters become lazy weights, which it decodes by their source.
 
     Raises:
         ModelError: different values for the same memory, or values that the network refuses. It is
@@ -68,16 +75,15 @@ def load_values(
         _load_own_way(network, {name: value(name) for name in names}, versions)
         return
     for name, target in targets.items():
-        why = storage_problem(target)
+        why = "" if without_memory(target) else storage_problem(target)
         if why:
             raise ModelError(f"tensor {name!r} of the network {why}")
+    check_empty(network, targets, names, value, source)
     by_source: dict[Hashable, list[str]] = {}
     for name in names:
         by_source.setdefault(source(name), []).append(name)
-    for places in by_source.values():
-        values = value(places[0])
-        for place in places:
-            copy_into(targets[place], values)
+    lazy = frozenset() if store is None else lazy_names(network, targets)
+    Filling(network, targets, value, verify, store, lazy).fill(by_source)
 
 
 def cast_loss(theirs: torch.dtype, ours: torch.dtype, *, trained: bool) -> str:

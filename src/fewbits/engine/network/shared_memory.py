@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .lazy_weights import LazyWeight
+
 __all__ = [
     "Extent",
     "StorageWeakRef",
@@ -109,12 +111,8 @@ def storage_problem(tensor: Tensor, *, stored: bool = False) -> str:
 
     ``stored``: whether it belongs to a checkpoint rather than a network.
     """
-    if tensor.is_meta or nn.parameter.is_lazy(tensor):
-        return "has no values yet (lazy or meta). " + (
-            "Save the weights of a network that has values."
-            if stored
-            else "Run one forward pass, or load the weights, first."
-        )
+    if tensor.is_meta or nn.parameter.is_lazy(tensor) or isinstance(tensor, LazyWeight):
+        return _no_values(tensor, stored)
     if tensor.is_nested:
         return (
             "is a nested tensor, which a file cannot store. Replace it by to_padded_tensor(0), or "
@@ -134,6 +132,19 @@ def storage_problem(tensor: Tensor, *, stored: bool = False) -> str:
             "of its values: full_tensor() for a DTensor, dequantize() for a quantized one."
         )
     return ""
+
+
+def _no_values(tensor: Tensor, stored: bool) -> str:
+    if isinstance(tensor, LazyWeight):
+        return (
+            "was loaded lazily: its values stay in the file. Load the network without lazy=True, "
+            "or copy the weights with clone(), first."
+        )
+    return "has no values yet (lazy or meta). " + (
+        "Save the weights of a network that has values."
+        if stored
+        else "Run one forward pass, or load the weights, first."
+    )
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
