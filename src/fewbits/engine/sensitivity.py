@@ -143,8 +143,8 @@ class _Tap:
                 x = rows.take(picks).float().reshape(view.groups, count, places, columns)
                 g = gradients[picks.to(gradients.device)].float()
                 g = g.reshape(count, places, view.groups, neurons).permute(2, 0, 3, 1)
-                gradients = torch.cat([g @ x, g.sum(3, keepdim=True)], 3)
-                self.sums[target.name].add(gradients.cpu(), x.cpu())
+                joint = torch.cat([g @ x, g.sum(3, keepdim=True)], 3)
+                self.sums[target.name].add(joint.cpu(), x.cpu())
 
 
 def probe(
