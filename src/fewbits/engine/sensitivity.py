@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent, silent
 from .layers.layer import Sensitivity
+from .layers.rows import Rows
+from .layers.statistics import second_moments
 from .layers.targets import Target
 from .network.batches import Call, Forward, describe
 from .network.isolation import autocast_off, fast_path_off, isolated_pass
@@ -28,7 +30,8 @@ from .network.isolation import autocast_off, fast_path_off, isolated_pass
 __all__ = ["METRICS", "probe"]
 
 METRICS = ("logits", "fisher")
-_CHUNK = 1 << 25  # numbers processed at once: bounds the scratch memory of large inputs and layers
+_CHUNK = 1 << 24  # gradients held at once: bounds the scratch memory of large layers
+_PIECE = 1 << 20  # inputs gathered at once: few enough to stay in the processor's cache
 _FLOOR = 1e-3  # relative to the mean over a layer's rows: lower bound on a row's sensitivity
 
 
@@ -46,8 +49,11 @@ class _Sums:
             None  # weights of rows in `columns`, set by the first gradients
         )
 
-    def add(self, gradients: Tensor, inputs: Tensor) -> None:
-        """Add gradients (groups, samples, neurons, columns + 1) and inputs (.., .., ., columns)."""
+    def add(self, gradients: Tensor, energy: Tensor, positions: int) -> None:
+        """Add gradients (groups, samples, neurons, columns + 1), which may be overwritten.
+
+        ``energy`` (groups,) is the sum of squares of the inputs at ``positions`` positions.
+        """
         plain = gradients[..., :-1]
         squares = _squares(plain, 3).sum(1)
         shares = self._shares
@@ -56,14 +62,13 @@ class _Sums:
             shares = (mean / squares.clamp_min(_FLOOR * mean + _tiny())).float()
             if bool((mean > 0).all()):  # the first samples may have no gradient at all
                 self._shares = shares
-        weighted = (gradients * shares[:, None, :, None]).flatten(1, 2)
         self.rows = self.rows + squares
-        self.columns = self.columns + (weighted.mT @ gradients.flatten(1, 2)).double()
-        across = plain.transpose(1, 2).flatten(2)
-        self.outputs = self.outputs + (across @ across.mT).double()
-        self.energy = self.energy + _squares(inputs, (2, 3)).sum(1)
+        self.outputs = self.outputs + second_moments(plain.transpose(2, 3).flatten(1, 2))
+        weighted = gradients.mul_(shares.sqrt()[:, None, :, None]).flatten(1, 2)
+        self.columns = self.columns + second_moments(weighted)
+        self.energy = self.energy + energy
         self.drawn += gradients.shape[1]
-        self.positions += inputs.shape[1] * inputs.shape[2]
+        self.positions += positions
 
     @property
     def reached(self) -> bool:
@@ -73,7 +78,8 @@ class _Sums:
     def finish(self, probes: int) -> Sensitivity:
         """Return the moments."""
         rows, joint, outputs = (
-            torch.as_tensor(total) / self.drawn for total in (self.rows, self.columns, self.outputs)
+            torch.as_tensor(total).double() / self.drawn
+            for total in (self.rows, self.columns, self.outputs)
         )
         energy = (torch.as_tensor(self.energy) / self.positions).clamp_min(_tiny())
         trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1)
@@ -81,8 +87,8 @@ class _Sums:
         cross, bias = joint[:, :-1, -1:], joint[:, -1:, -1:].clamp_min(_tiny())
         return Sensitivity(
             rows=rows / energy[:, None],
-            columns=joint[:, :-1, :-1] - cross @ cross.mT / bias,
-            outputs=outputs,
+            columns=(joint[:, :-1, :-1] - cross @ cross.mT / bias).float(),
+            outputs=outputs.float(),
             samples=self.drawn // probes,
         )
 
@@ -130,21 +136,29 @@ class _Tap:
                 continue
             rows, gradients = view.inputs(call), view.outputs(gradient)
             samples = len(gradient) if rows.count % max(1, len(gradient)) == 0 else 1
-            if rows.count == 0 or len(gradients) != rows.count:
-                continue
-            places, columns = rows.count // samples, view.columns(target.shape)
-            neurons = view.rows // view.groups
-            cost = view.groups * max(places * columns, neurons * columns)
-            width = max(1, _CHUNK // cost)
-            for start in range(0, samples, width):
-                stop = min(start + width, samples)
-                picks = torch.arange(start * places, stop * places)
-                count = stop - start
-                x = rows.take(picks).float().reshape(view.groups, count, places, columns)
-                g = gradients[picks.to(gradients.device)].float()
-                g = g.reshape(count, places, view.groups, neurons).permute(2, 0, 3, 1)
-                gradients = torch.cat([g @ x, g.sum(3, keepdim=True)], 3)
-                self.sums[target.name].add(gradients.cpu(), x.cpu())
+            if rows.count and len(gradients) == rows.count:
+                self._add(target, rows, gradients, samples)
+
+    def _add(self, target: Target, rows: Rows, gradients: Tensor, samples: int) -> None:
+        """Add the gradients (rows, neurons of all groups) of a call with this many samples."""
+        view, sums = target.view, self.sums[target.name]
+        places, columns = rows.count // samples, view.columns(target.shape)
+        neurons = view.rows // view.groups
+        width = max(1, _CHUNK // (view.rows * columns))
+        piece = max(1, _PIECE // (view.groups * places * columns))
+        for start in range(0, samples, width):
+            stop = min(start + width, samples)
+            joint = torch.empty(stop - start, view.groups, neurons, columns + 1)
+            energy = torch.zeros(view.groups, dtype=torch.float64)
+            for first in range(start, stop, piece):
+                last = min(first + piece, stop)
+                x = rows.by_sample(samples, first, last).float()
+                g = gradients[first * places : last * places].float()
+                g = g.reshape(last - first, places, view.groups, neurons).permute(0, 2, 3, 1)
+                part = joint[first - start : last - start]
+                part[..., :-1], part[..., -1] = (g @ x.mT).cpu(), g.sum(3).cpu()
+                energy += _squares(x, (2, 3)).sum(0).cpu()
+            sums.add(joint.transpose(0, 1), energy, (stop - start) * places)
 
 
 def probe(

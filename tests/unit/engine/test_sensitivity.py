@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from fewbits.engine import sensitivity
 from fewbits.engine.layers.targets import survey
 from fewbits.engine.network.batches import call_model
 from fewbits.engine.sensitivity import probe
@@ -70,10 +71,10 @@ def test_a_thousand_probes_are_within_5_percent_of_all_logits(network, images, m
     found = probed(network, images, metric, probes=PROBES)
     for name, g in gradients.items():
         plain = g[..., :-1].double()
-        sensitivity = found[f"{name}.weight"]
+        own = found[f"{name}.weight"]
         outputs = torch.einsum("scik,scjk->ij", plain, plain) / len(images)
-        assert apart(sensitivity.outputs[0], outputs) < 0.05
-        rows = sensitivity.rows[0] / sensitivity.rows.sum()
+        assert apart(own.outputs[0], outputs) < 0.05
+        rows = own.rows[0] / own.rows.sum()
         assert apart(rows, outputs.diagonal() / outputs.trace()) < 0.05
 
 
@@ -147,3 +148,14 @@ def test_first_samples_without_gradients_do_not_stand_for_all():
         assert all(bool(s.columns.isfinite().all()) for s in found.values())
         assert float(found["0.weight"].columns.abs().sum()) > 0
     assert set(probe(net, survey(net).targets, [dead], call_model)) == set()
+
+
+def test_moments_do_not_depend_on_how_many_samples_are_processed_at_once(
+    network, images, monkeypatch
+):
+    whole = probed(network, images, "logits", probes=2)
+    monkeypatch.setattr(sensitivity, "_CHUNK", 1)
+    for name, found in probed(network, images, "logits", probes=2).items():
+        torch.testing.assert_close(found.rows, whole[name].rows, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.outputs, whole[name].outputs, rtol=1e-4, atol=1e-6)
+        assert found.samples == whole[name].samples

@@ -17,17 +17,17 @@ __all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform", 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """The effect of errors of one weight on the output of a sample, on average. All float64.
+    """The effect of errors of one weight on the output of a sample, on average.
 
     An error dW changes the output by about ``sum over o of rows_o dw_o columns dw_o'``.
 
     Attributes:
-        rows: (groups, neurons): squared output change per unit of a neuron's mean squared change
-            over its positions.
-        columns: (groups, columns, columns): ``E[g_o g_o'] / rows_o``, averaged over rows: second
-            moments of the inputs, weighted by their effect on the output. The part that a bias can
-            compensate is removed, so these are moments about a mean.
-        outputs: (groups, neurons, neurons): sum over columns of ``E[g g']``.
+        rows: (groups, neurons) float64: squared output change per unit of a neuron's mean squared
+            change over its positions.
+        columns: (groups, columns, columns) float32: ``E[g_o g_o'] / rows_o``, averaged over rows:
+            second moments of the inputs, weighted by their effect on the output. The part that a
+            bias can compensate is removed, so these are moments about a mean.
+        outputs: (groups, neurons, neurons) float32: sum over columns of ``E[g g']``.
         samples: number of samples seen.
     """
 

@@ -35,11 +35,28 @@ class Rows:
             columns).
         points: the input positions that rows are cut from, (1, r, channels) each, if these are
             fewer numbers than the rows; None if rows are the layer's inputs themselves.
+        samples: number of samples if the rows of each follow each other and ``block`` returns them;
+            0 if that is not known.
+        block: function of a range of samples that returns their rows, (samples, groups, columns,
+            rows of a sample), contiguous and much faster than ``take``.
     """
 
     count: int
     take: Callable[[Tensor | None], Tensor]
     points: Rows | None = None
+    samples: int = 0
+    block: Callable[[int, int], Tensor] | None = None
+
+    def by_sample(self, samples: int, start: int, stop: int) -> Tensor:
+        """Return the rows of samples ``start`` to ``stop`` of as many as there are.
+
+        The result is (stop - start, groups, columns, rows of a sample).
+        """
+        if self.block is not None and self.samples == samples:
+            return self.block(start, stop)
+        places = self.count // samples
+        rows = self.take(torch.arange(start * places, stop * places))
+        return rows.reshape(len(rows), stop - start, places, -1).permute(1, 0, 3, 2)
 
 
 def draw_rows(count: int, quota: int, seed: int) -> Tensor | None:
@@ -123,6 +140,18 @@ class _Window:
         axes = zip(space, self.kernel, self.strides, self.dilation, strict=True)
         return tuple(max(0, (size - d * (k - 1) - 1) // s + 1) for size, k, s, d in axes)
 
+    def view(self, x: Tensor) -> Tensor:
+        """Return a view (batch, channels, *kernel, *positions) of padded (batch, channels, *space).
+
+        A mirrored window flips it, which copies.
+        """
+        batch, channel, *along = x.stride()
+        taps = [stride * d for stride, d in zip(along, self.dilation, strict=True)]
+        moves = [stride * s for stride, s in zip(along, self.strides, strict=True)]
+        size = (*x.shape[:2], *self.kernel, *self.positions(x.shape[2:]))
+        window = x.as_strided(size, (batch, channel, *taps, *moves), x.storage_offset())
+        return window.flip(*range(2, 2 + len(taps))) if self.mirrored else window
+
     def offsets(self, space: Sequence[int]) -> Tensor:
         """Return the offset of each kernel element from the first, in flattened ``space``."""
         offsets = _flat_index([torch.arange(k) for k in self.kernel], self.dilation, space)
@@ -173,7 +202,12 @@ def _window_rows(x: Tensor, window: _Window, groups: int, points: Rows) -> Rows:
         patches = pixels.index_select(0, where).reshape(len(begins), -1, groups, channels // groups)
         return patches.permute(2, 0, 3, 1).reshape(groups, len(begins), columns)
 
-    return Rows(count, take, points)
+    def block(start: int, stop: int) -> Tensor:
+        if count == 0:
+            return x.new_zeros(stop - start, groups, columns, 0)
+        return window.view(x[start:stop]).reshape(stop - start, groups, columns, -1)
+
+    return Rows(count, take, points, batch, block)
 
 
 def _sizes(module: nn.Module, name: str) -> tuple[int, ...]:

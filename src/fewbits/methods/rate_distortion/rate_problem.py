@@ -12,8 +12,8 @@ from ...coding.mix.mix import Mix
 from ...engine.layers.layer import LayerMatrix, Sensitivity
 from ...engine.layers.statistics import Statistics
 from ...ops.rate_distortion.cheapest_levels import PricedLevels, level_bits, total_bits
+from ...ops.rate_distortion.descent import Descent
 from ...ops.rounding.path_following import (
-    descend_gram,
     descending,
     follow_gram,
     permute_columns,
@@ -124,38 +124,42 @@ class RateProblem:
 
     def _trial(self, steps: Tensor, slope: float, priced: bool) -> list[float]:
         """Return the cost at each of ``steps`` (trials,), all of which are processed at once."""
-        bits = slope if priced else 0.0
+        bits, trials = slope if priced else 0.0, len(steps)
         levels = self._greedy(steps, bits, rounds=2)
-        levels = self._descend(levels, steps, bits, level_bits(levels.flatten(1), _TOP))
-        cost = self.distortion(levels, steps) + slope * total_bits(levels.flatten(1), _TOP)
-        return [float(value) for value in cost]
+        descent = self._descent(levels, steps)
+        self._sweep(descent, steps, bits, level_bits(levels.flatten(1), _TOP))
+        errors = descent.errors().reshape(trials, *self.rows.shape).to(self.rows)
+        distortion = (errors * self.rows).sum((1, 2)) * steps.to(self.rows).square()
+        size = total_bits(descent.levels.reshape(trials, -1), _TOP).to(distortion)
+        return [float(value) for value in distortion + slope * size]
 
     def quantize(self, step: Tensor, slope: float, rate: str) -> Tensor:
         """Return the levels (groups, neurons, columns) with the least distortion + slope * bits."""
         steps, price = step.reshape(1), slope if rate != "none" else 0.0
-        levels = self._greedy(steps, price, rounds=3)
+        descent = self._descent(self._greedy(steps, price, rounds=3), steps)
         for _ in range(2):
-            bits = level_bits(levels.flatten(1), _TOP)
+            bits = level_bits(descent.levels.reshape(1, -1), _TOP)
             for _ in range(2):
-                levels = self._descend(levels, steps, price, bits)
+                self._sweep(descent, steps, price, bits)
         if rate == "adaptive":
-            levels = self._with_tables(levels, steps, price)
-        return levels[0]
+            self._sweep_with_tables(descent, steps, price)
+        return descent.levels.to(self.target)
 
-    def _with_tables(self, levels: Tensor, steps: Tensor, slope: float) -> Tensor:
+    def _sweep_with_tables(self, descent: Descent, steps: Tensor, slope: float) -> None:
         """Descend with the probabilities of the coder's model, queried again after each change."""
-        mean = None
+        mean: _Table | None = None
+        price = _ADAPTATION * self._price(steps, slope)
         for _ in range(_TABLES):
-            symbols, layout = self._stored_matrix(levels[0])
+            symbols, layout = self._stored_matrix(descent.levels)
             if symbols.size * (2 * _TOP + 1) > _LARGEST_TABLE or symbols.min() == symbols.max():
-                return levels
+                return
             lowest, prices = Mix().prices(symbols, layout)
-            bits = _extended(torch.from_numpy(prices), lowest)
-            mean = bits if mean is None else (mean + bits) / 2
-            table = self._from_stored(_ADAPTATION * mean).to(levels.device)
+            table = _Table(torch.from_numpy(prices), lowest)
+            mean = table if mean is None else mean.averaged(table)
+            wide = mean.reaching(lowest - _REACH, lowest + prices.shape[2] - 1 + _REACH)
+            bits = self._from_stored(wide.bits)
             for _ in range(2):
-                levels = self._descend_coupled(levels, steps, slope, table)
-        return levels
+                descent.sweep(price, bits, wide.lowest, coupling=self.coupling, sets=_INTERLEAVE)
 
     def _stored_matrix(self, levels: Tensor) -> tuple[Symbols, Layout]:
         """Return levels (groups, neurons, columns) as the matrix stored in a file."""
@@ -175,62 +179,34 @@ class RateProblem:
         parts = table.reshape(len(table), groups, neurons, self.taps, -1)
         return parts.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
-    def _descend_coupled(
-        self, levels: Tensor, steps: Tensor, slope: float, table: Tensor
-    ) -> Tensor:
-        """Return ``levels`` (1, ...) after a sweep in which rows compensate each other's errors.
-
-        Every fourth row is updated together. These rows do not see each other's changes, and would
-        overshoot if all rows were updated at once.
-        """
-        if self.coupling is None:
-            return self._descend(levels, steps, slope, table)
-        levels = levels.clone()
-        for first in range(min(_INTERLEAVE, levels.shape[2])):
-            rows = slice(first, None, _INTERLEAVE)
-            error = self.target - levels[0] * steps.reshape(-1, 1, 1).to(levels)
-            target = self.target[:, rows] + self.coupling[:, rows] @ error
-            part = replace(self, target=target, rows=self.rows[:, rows], coupling=None)
-            levels[:, :, rows] = part._descend(levels[:, :, rows], steps, slope, table[:, rows])
-        return levels
-
     def _greedy(self, steps: Tensor, slope: float, rounds: int) -> Tensor:
         """Return the levels (trials, groups, neurons, columns) chosen by path following."""
         units = self._units(steps)
-        trials, groups = units.shape[:2]
+        trials, groups, neurons, columns = units.shape
         levels = units.round().clamp(-_TOP, _TOP)
-        factor = self._tiled(self.factor, trials).mT
+        factor = self.factor.mT
         energy = factor.diagonal(dim1=1, dim2=2).square()
-        order = self._tiled(self.order, trials)
-        start = permute_columns(units.flatten(0, 1), order)
-        for _ in range(rounds):
-            bits = level_bits(levels.flatten(1), _TOP).repeat_interleave(groups, 0)
-            allowed, bits = _allowed_levels(levels, bits)
-            chooser = PricedLevels(allowed, energy, _GREEDY * self._price(steps, slope), bits)
+        start = permute_columns(units.transpose(0, 1).flatten(1, 2), self.order)
+        price = _GREEDY * self._price(steps, slope).reshape(trials, groups, neurons)
+        for _ in range(rounds):  # the trials are further neurons
+            allowed, bits = _allowed_levels(levels, level_bits(levels.flatten(1), _TOP))
+            each = bits.repeat_interleave(neurons, 0).expand(groups, -1, -1)
+            chooser = PricedLevels(allowed, energy, price.transpose(0, 1).flatten(1), each)
             chosen = follow_gram(start, factor, factor, chooser.project_)
-            levels = restore_columns(chosen, order).reshape(units.shape)
+            chosen = restore_columns(chosen, self.order)
+            levels = chosen.reshape(groups, trials, neurons, columns).transpose(0, 1)
         return levels
 
-    def _descend(self, levels: Tensor, steps: Tensor, slope: float, bits: Tensor) -> Tensor:
-        """Return ``levels`` after a sweep of coordinate descent.
+    def _descent(self, levels: Tensor, steps: Tensor) -> Descent:
+        """Return a descent from ``levels`` (trials, groups, neurons, columns)."""
+        parts = self._units(steps).flatten(0, 1), levels.flatten(0, 1)
+        return Descent(*parts, self.metric, self.order)
 
-        ``bits`` are (trials, levels), or a table (groups, neurons, columns, levels) of one trial.
-        """
-        units = self._units(steps)
-        trials, groups = units.shape[:2]
-        metric, order = self._tiled(self.metric, trials), self._tiled(self.order, trials)
-        energy = metric.diagonal(dim1=1, dim2=2).gather(1, order)
-        allowed, bits = _allowed_levels(levels, bits)
-        if bits.dim() == 2:
-            bits = bits.repeat_interleave(groups, 0)
-        else:
-            index = order[:, None, :, None].expand(-1, bits.shape[1], -1, bits.shape[3])
-            bits = bits.gather(2, index)
-        chooser = PricedLevels(allowed, energy, self._price(steps, slope), bits)
-        chosen = descend_gram(
-            units.flatten(0, 1), levels.flatten(0, 1), metric, chooser.project_, order=order
-        )
-        return chosen.reshape(units.shape)
+    def _sweep(self, descent: Descent, steps: Tensor, slope: float, bits: Tensor) -> None:
+        """Improve the levels of a descent, with ``bits`` (trials, levels)."""
+        allowed, bits = _allowed_levels(descent.levels, bits)
+        bits = bits.repeat_interleave(len(self.rows), 0)
+        descent.sweep(self._price(steps, slope), bits, int(allowed[0]))
 
     def distortion(self, levels: Tensor, steps: Tensor) -> Tensor:
         """Return the distortion (trials,) of ``levels`` (trials, groups, neurons, columns)."""
@@ -243,10 +219,6 @@ class RateProblem:
     def _price(self, steps: Tensor, slope: float) -> Tensor:
         price = slope / (self.rows * steps.reshape(-1, 1, 1).to(self.rows).square())
         return price.flatten(0, 1)
-
-    @staticmethod
-    def _tiled(part: Tensor, trials: int) -> Tensor:
-        return part.repeat(trials, *[1] * (part.dim() - 1))
 
 
 def _blend(metric: Tensor, damped: Tensor) -> Tensor:
@@ -295,13 +267,29 @@ def _allowed_levels(levels: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(lowest, highest + 1), bits[..., lowest + _TOP : highest + _TOP + 1]
 
 
-def _extended(bits: Tensor, lowest: int) -> Tensor:
-    """Extend bits of the symbols in use to all levels, (rows, columns, 2 top + 1).
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Bits (rows, columns, levels) float32 of consecutive levels, from ``lowest`` on."""
 
-    Each level beyond those in use costs 4 bits more than the one before.
-    """
-    size = bits.shape[2]
-    ramp = torch.arange(-_TOP, _TOP + 1) - lowest
-    inside = ramp.clamp(0, size - 1)
-    distance = (ramp - inside).abs().to(bits)
-    return bits[..., inside] + 4 * distance
+    bits: Tensor
+    lowest: int
+
+    @property
+    def highest(self) -> int:
+        return self.lowest + self.bits.shape[2] - 1
+
+    def averaged(self, other: _Table) -> _Table:
+        """Return the mean of two tables."""
+        lowest, highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
+        first, second = (table.reaching(lowest, highest) for table in (self, other))
+        return _Table((first.bits + second.bits) / 2, lowest)
+
+    def reaching(self, lowest: int, highest: int) -> _Table:
+        """Return a table of these levels; beyond those in use each costs 4 bits more."""
+        lowest, highest = max(lowest, -_TOP), min(highest, _TOP)
+        if (lowest, highest) == (self.lowest, self.highest):
+            return self
+        ramp = torch.arange(lowest, highest + 1) - self.lowest
+        inside = ramp.clamp(0, self.bits.shape[2] - 1)
+        distance = (ramp - inside).abs().to(self.bits)
+        return _Table(self.bits[..., inside] + 4 * distance, lowest)

@@ -12,8 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..compiled.kernels import arrays, compiled
 
 __all__ = [
     "FLOAT32_MAX",
@@ -58,6 +61,25 @@ class Grid:
         values.round_().clamp_(self.offset - self.top, self.offset + self.top)
         if self.offset:
             values.sub_(self.offset)
+
+    def settle_(
+        self, pending: Tensor, feedback: Tensor, levels: Tensor, begin: int, end: int
+    ) -> None:
+        """Round columns ``begin`` to ``end`` of (groups, columns, neurons) in order, compiled.
+
+        Every level changes the later columns by ``feedback`` (groups, columns, columns); all
+        tensors are contiguous, in main memory and of one float dtype.
+        """
+        number = np.float32 if pending.dtype == torch.float32 else np.float64
+        low, high = self.offset - self.top, self.offset + self.top
+        compiled().settle_grid(
+            *arrays(pending, feedback, levels),
+            begin,
+            end,
+            number(self.offset),
+            number(low),
+            number(high),
+        )
 
     def index(self, levels: Tensor) -> Tensor:
         """Return the int32 indices of levels, contiguous."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..compiled.kernels import arrays, compiled
+
 __all__ = ["PricedLevels", "level_bits", "total_bits"]
 
 _UNSEEN = 12.0  # bits, at least, of a level that does not occur
@@ -28,22 +30,28 @@ class PricedLevels:
         levels: (levels,) any codebook, increasing; consecutive integers for a grid.
         energy: (groups, columns), in the order of the calls.
         price: (groups, neurons): squared error, in grid units, per bit.
-        bits: (groups, levels) if all columns share a distribution, or (groups, neurons, columns,
-            levels) with columns in the order of the calls; copied in its own dtype.
+        bits: (groups, levels) if all columns share a distribution, (groups, neurons, levels) if
+            those of a neuron do, or (groups, neurons, columns, levels) with columns in the order of
+            the calls; copied in its own dtype.
     """
 
     def __init__(self, levels: Tensor, energy: Tensor, price: Tensor, bits: Tensor) -> None:
         self._levels = levels.to(energy)
+        self._given = energy, price, bits
         shape = (*price.shape, len(levels))
         self._squares = self._levels.square().expand(shape)
         self._slopes = (-2 * self._levels).expand(len(energy), 1, -1)
         self._energies = energy.mT[..., None, None].unbind()
-        if bits.dim() == 2:
-            self._paid = (price[..., None] * bits[:, None],) * energy.shape[1]
+        if bits.dim() < 4:
+            wide = bits[:, None] if bits.dim() == 2 else bits
+            self._paid: tuple[Tensor, ...] = (price[..., None] * wide,) * energy.shape[1]
         else:
             turned = bits.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
             self._paid = turned.mul_(price[..., None]).unbind()
         self._column = 0
+        whole = self._levels.round() == self._levels
+        steady = len(levels) < 2 or bool((self._levels.diff() == 1).all())
+        self.settle_ = self._settle_ if bool(whole.all()) and steady and bits.dim() < 4 else None
 
     def project_(self, values: Tensor) -> None:
         """Overwrite one column (groups, 1, neurons) with levels; after the last, start over."""
@@ -53,6 +61,30 @@ class PricedLevels:
         cost = torch.baddbmm(self._squares, values.mT, self._slopes)
         cost.mul_(self._energies[column]).add_(self._paid[column])
         values.copy_(torch.take(self._levels, cost.argmin(2))[:, None])
+
+    def _settle_(
+        self, pending: Tensor, feedback: Tensor, levels: Tensor, begin: int, end: int
+    ) -> None:
+        """Do the same for columns ``begin`` to ``end`` of a block, compiled; see ``Grid.settle_``.
+
+        The levels must be consecutive integers.
+        """
+        energy, price, bits = self._given
+        first = self._column - begin
+        self._column = (self._column + end - begin) % len(self._paid)
+        places = torch.arange(bits.shape[:-1].numel()).reshape(*bits.shape[:-1], -1)
+        compiled().settle_priced(
+            *arrays(pending, feedback, levels),
+            begin,
+            end,
+            *arrays(
+                energy[:, first : first + pending.shape[1]].to(pending).contiguous(),
+                price.to(pending).contiguous(),
+                bits.to(pending).reshape(-1, bits.shape[-1]).contiguous(),
+                places.reshape(len(price), -1).expand(price.shape).contiguous(),
+            ),
+            int(self._levels[0]),
+        )
 
 
 def level_bits(levels: Tensor, top: int) -> Tensor:
@@ -83,7 +115,8 @@ def total_bits(levels: Tensor, top: int) -> Tensor:
 
 def _count_levels(levels: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Return the position of every level (groups, n), and counts of each (groups, levels)."""
-    groups = len(levels)
+    groups, size = len(levels), 2 * top + 1
     places = levels.reshape(groups, -1).long() + top
-    counts = torch.zeros(groups, 2 * top + 1, dtype=torch.float64, device=levels.device)
-    return places, counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float64))
+    first = torch.arange(groups, device=levels.device)[:, None] * size
+    counts = torch.bincount((places + first).flatten(), minlength=groups * size)
+    return places, counts.reshape(groups, size).double()

@@ -17,9 +17,12 @@ leading dimension of groups. Results depend on block sizes only through float ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ..compiled.kernels import runs_compiled
 from ..levels.grid import Project
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
 
 _OUTER = 128  # columns per matrix product with the past
 _INNER = 16  # columns per step of the sequential loop
+_COMPILED = 32  # and of the compiled one
 
 
 def follow_gram(
@@ -250,13 +254,32 @@ def _solve_block(
         pending = torch.where(live[..., None], pending, analog)
     feedback = (second * -scale).tril_(-1)
     levels = torch.zeros_like(pending)
-    for a in range(0, pending.shape[1], _INNER):
-        stop = a + _INNER
+    settle_ = _compiled_form(project_) if runs_compiled(pending) else None
+    inner = _INNER if settle_ is None else _COMPILED
+    if settle_ is not None:
+        pending, feedback = pending.contiguous(), feedback.contiguous()
+    for a in range(0, pending.shape[1], inner):
+        stop = min(a + inner, pending.shape[1])
         todo = pending[:, a:stop]
         if a:
             todo.baddbmm_(feedback[:, a:stop, :a], levels[:, :a])
-        _solve_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_)
+        if settle_ is not None:
+            settle_(pending, feedback, levels, a, stop)
+        else:
+            _solve_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_)
     return levels
+
+
+def _compiled_form(project_: Project) -> Callable[[Tensor, Tensor, Tensor, int, int], None] | None:
+    """Return ``settle_`` of the object whose ``project_`` this is; None if it has none."""
+    owner = getattr(project_, "__self__", None)
+    own = getattr(type(owner), "project_", None)
+    if own is None or getattr(project_, "__func__", None) is not own:
+        return None
+    settle_: Callable[[Tensor, Tensor, Tensor, int, int], None] | None = getattr(
+        owner, "settle_", None
+    )
+    return settle_
 
 
 def _solve_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Project) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewbits.engine.layers.statistics import Statistics, StatisticsAccumulator
+from fewbits.engine.layers.statistics import Statistics, StatisticsAccumulator, second_moments
 from fewbits.errors import CalibrationError
 from fewbits.ops.levels.grid import Grid
 from fewbits.ops.rounding.path_following import follow_gram, follow_samples
@@ -95,14 +95,32 @@ def test_totals_are_double_precision():
     assert accumulator.finish().moments()[0].item() == 2 * 4096.0**2 + 100
 
 
-@pytest.mark.parametrize("rows", [10, 50])
-def test_reference_energy_is_the_analog_output(rows):
+@pytest.mark.parametrize("neurons", [2, 7, 30])  # from X w or from X^T X
+@pytest.mark.parametrize(("rows", "same"), [(10, 0), (50, 0), (50, 20), (50, 47)])
+def test_reference_energy_is_the_analog_output(neurons, rows, same):
     x, y = data(rows=rows)
-    w = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(1))
-    found = collect(x, y, [rows // 2, rows - rows // 2], weight=w)
+    w = torch.randn(2, neurons, 12, generator=torch.Generator().manual_seed(1))
+    accumulator = StatisticsAccumulator(2, 12, w)
+    for start, stop in ((0, same), (same, rows - 2), (rows - 2, rows)):
+        part = x[:, start:stop]  # alike in both networks in the first and in the last batch
+        accumulator.add(part, y[:, start:stop] if start == same else part)
     expected = (x @ w.mT).double().square().sum(1)
-    torch.testing.assert_close(found.reference_energy, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(accumulator.finish().reference_energy, expected, rtol=1e-5, atol=0)
     assert collect(x, y, [rows]).reference_energy is None
+
+
+def test_without_mismatch_the_energy_is_left_to_the_moments():
+    x, _ = data(rows=50)
+    w = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1))
+    assert collect(x, x, [20, 30], weight=w).reference_energy is None
+
+
+@pytest.mark.parametrize(("groups", "columns"), [(1, 500), (1, 192), (3, 200), (1, 193)])
+def test_second_moments_are_the_product(groups, columns):
+    x = torch.randn(groups, 40, columns, generator=torch.Generator().manual_seed(2))
+    found = second_moments(x)
+    torch.testing.assert_close(found, x.mT @ x, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found, found.mT)
 
 
 def test_half_precision_is_cast_before_any_product():

@@ -1,0 +1,1 @@
+"""Loops that visit one value at a time, compiled by numba."""
