@@ -14,7 +14,7 @@ from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
 from ..layers.layer import LayerMatrix, Quantized, Sensitivity
 from ..layers.rows import Rows, draw_rows
-from ..layers.statistics import StatisticsAccumulator
+from ..layers.statistics import Statistics, StatisticsAccumulator
 from ..layers.targets import Target
 from ..network.batches import Call
 from ..network.isolation import autocast_off
@@ -189,8 +189,10 @@ class LayerQuantizer:
             sums = self._sums.pop(name, None)
             if sums is None:
                 continue
-            result = results[name] = _quantize(self.network, work, sums, self.seed, self.write)
-            del sums  # its moments are as large as the layer
+            statistics = sums.finish()
+            del sums  # moments in float64
+            result = _quantize(self.network, work, statistics, self.seed, self.write)
+            results[name] = result
             if result.bias_shift is not None:
                 shifted += self._shift_bias(work.target, result.bias_shift)
         if self.keep is None:
@@ -252,12 +254,11 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
 def _quantize(
     network: nn.Module,
     work: Work,
-    sums: StatisticsAccumulator | None,
+    statistics: Statistics | None,
     seed: int,
     write: Write | None,
 ) -> Quantized:
     target = work.target
-    statistics = None if sums is None else sums.finish()
     matrix = _matrix(network, target)
     parameter = network.get_parameter(target.name)
     limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)

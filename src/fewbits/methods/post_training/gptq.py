@@ -67,7 +67,8 @@ class GPTQ(FeedbackMethod):
         levels, factor = gptq(units, second, grid.project_, damping=damping, order=order)
         info = factor_info(factor)
         squared = gram_error(units, levels, second, second) * _squares(step, weight)
-        total = gram_error(units, torch.zeros_like(units), second, second) * _squares(step, weight)
+        nothing = units.new_zeros(()).expand_as(units)
+        total = gram_error(units, nothing, second, second) * _squares(step, weight)
         if float(total.sum()) > 0:
             info["objective"] = float(squared.sum().clamp_min(0) / total.sum()) ** 0.5
         shift = mean_error(statistics, weight, levels.to(weight) * per_row(step, weight))

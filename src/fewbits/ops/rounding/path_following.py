@@ -26,6 +26,7 @@ from ..compiled.kernels import runs_compiled
 from ..levels.grid import Project
 
 __all__ = [
+    "by_neurons",
     "descend_gram",
     "descending",
     "follow_gram",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+_PART = 1 << 22  # weights that are treated together where neurons are split
 _OUTER = 128  # columns per matrix product with the past
 _INNER = 16  # columns per step of the sequential loop
 _COMPILED = 32  # and of the compiled one
@@ -82,6 +84,23 @@ def follow_gram(
             start = (cross @ analog).baddbmm_(second, values, alpha=-1)
         _sweep_gram_(values, second, second, live, project_, start=start, block=block)
     return _from_columns(values, order)
+
+
+def by_neurons(weight: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``solve(weight)`` for (groups, neurons, columns), called with parts of the neurons."""
+    count = min(weight.shape[1], weight.numel() // _PART)
+    if count < 2:
+        return solve(weight)
+    parts = weight.tensor_split(count, 1)
+    first = solve(parts[0])
+    shape = (len(weight), weight.shape[1], *first.shape[2:])
+    whole = first.new_empty(shape)
+    done = parts[0].shape[1]
+    whole[:, :done] = first
+    for part in parts[1:]:
+        whole[:, done : done + part.shape[1]] = solve(part)
+        done += part.shape[1]
+    return whole
 
 
 def descend_gram(
@@ -149,6 +168,12 @@ def gram_error(weight: Tensor, levels: Tensor, second: Tensor, cross: Tensor) ->
 
     If X is X~ (``cross is second``), the error itself is returned.
     """
+    count = max(1, min(weight.shape[1], weight.numel() // _PART))
+    parts = zip(weight.tensor_split(count, 1), levels.tensor_split(count, 1), strict=True)
+    return torch.cat([_gram_error(*part, second, cross) for part in parts], 1)
+
+
+def _gram_error(weight: Tensor, levels: Tensor, second: Tensor, cross: Tensor) -> Tensor:
     if cross is second:
         gap = weight - levels
         return ((gap @ second) * gap).sum(-1, dtype=torch.float64)

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from ..levels.grid import Project
-from .path_following import follow_gram, permute_columns, permute_moments, restore_columns
+from .path_following import (
+    by_neurons,
+    follow_gram,
+    permute_columns,
+    permute_moments,
+    restore_columns,
+)
 
 __all__ = ["Factor", "backward_cholesky", "gptq", "largest_eigenvalue", "qronos"]
 
@@ -51,8 +57,10 @@ def backward_cholesky(second: Tensor, damping: Tensor, attempts: int = 6) -> Fac
     for retries in range(attempts):
         if retries:
             damping = torch.where(bad, torch.maximum(damping * 10, floor), damping)
-        damped = second + torch.diag_embed(damping[:, None].expand_as(energy))
-        lower, status = torch.linalg.cholesky_ex(damped.flip(1, 2))
+        damped = second.flip(1, 2)  # a copy
+        damped.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+        lower, status = torch.linalg.cholesky_ex(damped)
+        del damped
         upper, bad = lower.flip(1, 2), status != 0
         if not bool(bad.any()):
             break
@@ -84,11 +92,15 @@ def gptq(
 
     Cost: ``N^3 / 3 + n N^2`` flops.
     """
-    if order is not None:
-        weight, second = permute_columns(weight, order), permute_moments(second, order)
-    factor = backward_cholesky(second, damping)
-    levels = follow_gram(weight, factor.upper.mT, factor.upper.mT, project_)
-    return (levels if order is None else restore_columns(levels, order)), factor
+    factor = backward_cholesky(second if order is None else permute_moments(second, order), damping)
+
+    def solve(part: Tensor) -> Tensor:
+        if order is None:
+            return follow_gram(part, factor.upper.mT, factor.upper.mT, project_)
+        part = permute_columns(part, order)
+        return restore_columns(follow_gram(part, factor.upper.mT, factor.upper.mT, project_), order)
+
+    return by_neurons(weight, solve), factor
 
 
 def qronos(
