@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import fewbits
 from fewbits.container import LazyTensors
 from fewbits.engine.network import filling
+from fewbits.engine.network.lazy_weights import LazyWeight
 from fewbits.errors import CorruptFileError, ModelError
 
 
@@ -168,6 +170,58 @@ def test_what_is_not_in_the_file_must_not_be_on_meta(tmp_path):
     assert fewbits.load(path, into=network).angles.sum() == 24
 
 
+def parameters_on_meta(build):
+    """Build a network as docs/loading.md says: with only its parameters on meta."""
+
+    def to_meta(module, name, parameter):
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)
+    try:
+        return build().eval()
+    finally:
+        hook.remove()
+
+
+def test_only_parameters_on_meta(tmp_path):
+    path, network = saved(tmp_path, Rotary), parameters_on_meta(Rotary)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    fewbits.load(path, into=network)
+    assert network.head.weight is network.embed.weight
+    assert torch.equal(network(IDS), fewbits.load(path, into=Rotary().eval())(IDS))
+
+
+@torch.no_grad()
+def test_a_llama(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=500,
+        tie_word_embeddings=True,
+    )
+
+    def build():
+        return transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+
+    path = saved(tmp_path, build)
+    eager = fewbits.load(path, into=build().eval()).requires_grad_(False)
+    filled = fewbits.load(path, into=parameters_on_meta(build)).requires_grad_(False)
+    lazy = fewbits.load(path, into=parameters_on_meta(build), lazy=True)
+    assert sum(isinstance(weight, LazyWeight) for weight in lazy.parameters()) > 10
+    for network in (filled, lazy):
+        assert network.lm_head.weight is network.model.embed_tokens.weight
+        assert torch.equal(network(IDS).logits, eager(IDS).logits)
+    wanted = eager.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    found = lazy.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert torch.equal(found, wanted)
+
+
 def test_memory_shared_on_meta_is_not_parted(tmp_path):
     network = meta()
     network.head.weight = nn.Parameter(network.embed.weight.data)
@@ -180,11 +234,6 @@ def test_own_ways_of_loading_need_memory(tmp_path):
     network.register_load_state_dict_post_hook(lambda *_: None)
     with pytest.raises(ModelError, match="on the meta device in a network that has its own way"):
         fewbits.load(saved(tmp_path), into=network)
-
-
-def test_uninitialized_parameters_are_refused(tmp_path):
-    with pytest.raises(ModelError, match="without values: weight, bias: those of lazy modules"):
-        fewbits.load(saved(tmp_path), into=nn.LazyLinear(3))
 
 
 @pytest.mark.parametrize("staged", [True, False])

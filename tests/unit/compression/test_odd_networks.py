@@ -151,7 +151,7 @@ def test_networks_that_cannot_take_values(tmp_path):
     path = tmp_path / "net.fewbits"
     fewbits.compress(nn.Linear(4, 3), GPFQ, calibration=_data(4)).save(path)
     with pytest.raises(fewbits.ModelError, match="without values: weight, bias"):
-        fewbits.load(path, into=nn.Linear(4, 3, device="meta"))
+        fewbits.load(path, into=nn.LazyLinear(3))
     stretched = nn.Linear(4, 3)
     stretched.bias = nn.Parameter(torch.zeros(1).expand(3))
     before = stretched.weight.clone()

@@ -3,13 +3,14 @@
 import json
 import os
 import stat
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from fewbits.coded import ActivationGrid, Contents, GridTensor
+from fewbits.coded import ActivationGrid, Contents, GridTensor, RawTensor
 from fewbits.coding import CODECS
-from fewbits.container import encode, inspect, measure, read, write
+from fewbits.container import encode, inspect, keep_open, measure, read, write
 from fewbits.errors import CorruptFileError
 from forging import index_of
 
@@ -116,6 +117,41 @@ def test_inspect_tells_everything_and_decodes_no_weight(tmp_path, monkeypatch):
     values = json.loads(json.dumps(info.to_dict()))
     assert values["size"]["file_bytes"] == len(data)
     assert values["activations"] == {"layer": {"bits": 8, "clip": 0.5, "signed": True, "zero": 0}}
+
+
+def test_inspect_holds_little_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {str(n): RawTensor((1 << 20,), "uint8", random_bytes(rng)) for n in range(8)}
+    path = tmp_path / "net.fewbits"
+    write(encode(Contents(values)), path)
+    inspect(path)
+    tracemalloc.start()
+    try:
+        inspect(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 8 << 20
+    assert peak < 4 << 20
+
+
+def random_bytes(rng):
+    return rng.integers(0, 256, 1 << 20, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "touched"])
+def test_a_file_that_is_kept_open_must_not_change(tmp_path, change):
+    path = tmp_path / "net.fewbits"
+    write(encode(Contents({"a": RawTensor((4,), "uint8", np.arange(4, dtype=np.uint8))})), path)
+    with keep_open(path) as (tensors, _):
+        if change == "longer":
+            path.write_bytes(path.read_bytes() + b"x")
+        elif change == "shorter":
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            os.utime(path, ns=(1, 1))
+        with pytest.raises(CorruptFileError, match=r"net.fewbits: the file was changed after"):
+            tensors["a"]
 
 
 def test_inspect_checks_every_checksum(tmp_path):
