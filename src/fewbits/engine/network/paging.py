@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +84,11 @@ class Pager:
     def __init__(self, limit: int = RESIDENT) -> None:
         self._limit = limit
         self._touched = 0
-        self._mappings: list[mmap.mmap] = []
+        self._mappings: WeakSet[mmap.mmap] = WeakSet()  # a tensor over one keeps it
 
     def add(self, mapping: mmap.mmap) -> None:
-        """Manage another mapped file."""
-        self._mappings.append(mapping)
+        """Manage another mapped file, as long as something refers to it."""
+        self._mappings.add(mapping)
 
     def watch(self, network: nn.Module) -> None:
         """Count the parameters of every module of ``network`` that is called, from now on."""
@@ -108,7 +109,7 @@ class Pager:
         self._touched = 0
         if _DROP is None:  # other systems take pages back when memory runs short
             return
-        for mapping in self._mappings:
+        for mapping in list(self._mappings):
             mapping.madvise(_DROP)
 
     def trim(self) -> None:
@@ -138,11 +139,13 @@ class Scratch:
     def __init__(self, folder: str | os.PathLike[str], sizes: Mapping[str, int]) -> None:
         self._offsets, length = _offsets(sizes.items())
         path = Path(folder) / "quantized.bin"
-        with path.open("w+b") as file:
-            _reserve(file, max(1, length))
-            self.mapping = open_mapping(file, shared=True)
-        with suppress(OSError):  # not every system lets go of a mapped file
-            path.unlink()
+        try:
+            with path.open("w+b") as file:
+                _reserve(file, max(1, length))
+                self.mapping = open_mapping(file, shared=True)
+        finally:
+            with suppress(OSError):  # not every system lets go of a mapped file
+                path.unlink()
 
     def put(self, name: str, values: Tensor) -> Tensor:
         """Store the values of a weight; return them as a tensor over the file."""
