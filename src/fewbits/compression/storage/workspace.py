@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -18,6 +20,14 @@ from .journal import Journal
 __all__ = ["Workspace"]
 
 
+class _Temporary:
+    """A temporary folder that goes with this object, or when the process ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="fewbits-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass
 class Workspace:
     """The memory and the folders of one compression.
@@ -25,12 +35,11 @@ class Workspace:
     Attributes:
         pager: drops the pages of a network that is read from disk; None if it is in memory.
         resume: folder that keeps what is done; None if the compression cannot be resumed.
-        folder: a folder that is removed with this object, or None.
     """
 
     pager: Pager | None = None
     resume: Path | None = None
-    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _temporary: _Temporary | None = field(default=None, repr=False)
     _scratch: Scratch | None = field(default=None, repr=False)
 
     @classmethod
@@ -52,8 +61,8 @@ class Workspace:
             return Journal(self.resume, key)
         if self.pager is None:
             return None
-        self._temporary = tempfile.TemporaryDirectory(prefix="fewbits-")
-        return Journal(Path(self._temporary.name) / "journal", key)
+        self._temporary = _Temporary()
+        return Journal(self._temporary.path / "journal", key)
 
     @property
     def kept(self) -> object:
@@ -64,9 +73,7 @@ class Workspace:
         """Reserve room on disk for the values of these weights, if the network is on disk."""
         if self.pager is None:
             return
-        home = self.resume or Path(
-            self._temporary.name if self._temporary else tempfile.gettempdir()
-        )
+        home = self.resume or (self._temporary and self._temporary.path) or tempfile.gettempdir()
         self._scratch = Scratch(home, {name: weight.nbytes for name, weight in weights.items()})
         self.pager.add(self._scratch.mapping)
 
