@@ -59,7 +59,7 @@ def test_one_file_whatever_the_way(options, on_disk, encoded, tmp_path):
         fewbits.compress(interrupted.network(), **options, progress=interrupted.Interrupt(1))
     first = len(encoded)
     with pytest.raises(KeyboardInterrupt):
-        stop = interrupted.Interrupt(3)
+        stop = interrupted.Interrupt(2)
         fewbits.compress(interrupted.empty(), **options, weights=on_disk, progress=stop)
     second = len(encoded)
     assert 1 <= first < second < 6
@@ -76,7 +76,8 @@ def test_a_finished_run_only_reads(on_disk, encoded, tmp_path):
     encoded.clear()
     again = fewbits.compress(interrupted.empty(), **options, weights=on_disk)
     assert not encoded
-    assert interrupted.outcome(again) == interrupted.outcome(first)
+    expected = _without_reruns(interrupted.outcome(first))
+    assert _without_reruns(interrupted.outcome(again)) == expected
 
 
 def _without_reruns(outcome):
@@ -88,7 +89,9 @@ def _without_reruns(outcome):
 def test_other_arguments_are_refused(on_disk, tmp_path):
     net, data = interrupted.network(), interrupted.batches()
     fewbits.compress(net, MADE["gptq"], data, resume=tmp_path / "a")
-    fewbits.compress(interrupted.empty(), MADE["gptq"], data, weights=on_disk, resume=tmp_path / "a")
+    fewbits.compress(
+        interrupted.empty(), MADE["gptq"], data, weights=on_disk, resume=tmp_path / "a"
+    )
     others = (
         {"method": MADE["gpfq"]},
         {"seed": 1},

@@ -47,8 +47,8 @@ def test_a_budget_gives_the_same_file_from_disk_and_after_an_interruption(on_dis
     options = {
         "method": SLOPED,
         "calibration": interrupted.batches(),
-        "target_bytes": 900,
-        "evaluations": 4,
+        "target_bytes": 950,
+        "evaluations": 3,
     }
     whole = fewbits.compress(interrupted.network(), **options)
     assert len(whole.trace.trials) > 1
@@ -68,7 +68,7 @@ import sys, time
 import interrupted, fewbits
 
 def progress(event):
-    time.sleep(1 if event.done else 0)  # the parent looks every few milliseconds
+    time.sleep(0.5 if event.done else 0)  # the parent looks every few milliseconds
 
 fewbits.compress(
     interrupted.network(), fewbits.GPTQ(bits=4), interrupted.batches(), resume=sys.argv[1],
@@ -89,12 +89,35 @@ def test_a_process_that_is_killed_resumes(tmp_path):
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait(30) == -signal.SIGKILL
-    resumed = fewbits.compress(
-        interrupted.network(), GPTQ, interrupted.batches(), resume=folder
-    )
+    resumed = fewbits.compress(interrupted.network(), GPTQ, interrupted.batches(), resume=folder)
     assert any(note.startswith("resumed after 3 of 6") for note in resumed.notes), resumed.notes
     whole = fewbits.compress(interrupted.network(), GPTQ, interrupted.batches())
     assert interrupted.outcome(resumed) == interrupted.outcome(whole)
+
+
+class Drifting(nn.Module):
+    """Its passes differ, by state that cannot be restored."""
+
+    passes = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        Drifting.passes += 1
+        return self.c(self.b(self.a(x + Drifting.passes)))
+
+
+def test_notes_on_finished_layers_are_kept(tmp_path):
+    options = {"method": fewbits.GPFQ(bits=4), "calibration": [torch.randn(8, 4)]}
+    options["resume"] = tmp_path / "a"
+    with pytest.raises(KeyboardInterrupt):
+        fewbits.compress(Drifting().eval(), **options, progress=interrupted.Interrupt(1))
+    plan = fewbits.compress(Drifting().eval(), **options).plan
+    for entry in plan.entries:
+        assert "give the layer different inputs" in entry.reason, entry.target.name
 
 
 def facts(net):
@@ -120,7 +143,7 @@ MODES = {
     "nearest with activations": {"method": fewbits.Nearest(bits=4), "activations": 8},
     "probed": {"method": interrupted.recipe(fewbits.Transform(slope=1e-4)), "activations": 8},
     "most kept": {"method": fewbits.Recipe((fewbits.Rule("between", GPTQ),)), "activations": 8},
-    "budget": {"method": SLOPED, "target_bytes": 900, "evaluations": 2},
+    "budget": {"method": SLOPED, "target_bytes": 1000, "evaluations": 2},
 }
 
 
@@ -135,12 +158,8 @@ def test_the_callers_network_stays_as_it_was(options, resume, tmp_path):
     options = {**options, "resume": tmp_path / "a"} if resume else options
     coded = fewbits.compress(net, **options, calibration=interrupted.batches())
     assert facts(net) == before
-    data = coded.data
-    with torch.no_grad():
-        for parameter in net.parameters():  # nor does the file depend on the network afterwards
-            parameter.zero_()
-    assert coded.encode() == data if hasattr(coded, "encode") else True
-    assert fewbits.compress(interrupted.network(), **options, calibration=interrupted.batches())
+    assert coded.load_into(interrupted.network())(interrupted.batches()[0]).isfinite().all()
+    assert facts(net) == before
 
 
 def test_a_result_does_not_see_later_changes_of_the_network():
@@ -156,10 +175,9 @@ def test_a_result_does_not_see_later_changes_of_the_network():
 
 def test_the_network_given_with_weights_is_not_filled(on_disk):
     net = interrupted.empty()
-    hooks = facts(net.cpu().to("meta"))["hooks"] if False else None
     fewbits.compress(net, GPTQ, interrupted.batches(), weights=on_disk)
     assert all(parameter.is_meta for parameter in net.parameters())
-    assert not any(module._forward_pre_hooks for module in net.modules()) and hooks is None
+    assert not any(module._forward_pre_hooks for module in net.modules())
 
 
 def test_in_inference_mode_and_of_inference_tensors(tmp_path):
@@ -184,12 +202,12 @@ class Overlapping(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(6, 4)
-        self.half = nn.Parameter(self.table.weight.data[:3])
+        self.part = nn.Parameter(self.table.weight.data[:3])
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
         self.register_buffer("bound", self.a.weight.data, persistent=False)
 
     def forward(self, x):
-        return self.b(self.a(self.table(x) + self.half[0]) @ self.bound)
+        return self.b(self.a(self.table(x) + self.part[0]) @ self.bound)
 
 
 def test_views_and_bound_buffers(tmp_path):
@@ -205,7 +223,7 @@ def test_views_and_bound_buffers(tmp_path):
     assert kept.data == again.data == whole.data
     twin = whole.load_into(Overlapping().eval())
     assert torch.equal(twin.bound, twin.a.weight)
-    assert torch.equal(twin.half, net.half)
+    assert torch.equal(twin.part, net.part)
 
 
 def test_parameters_in_one_flat_storage():

@@ -21,7 +21,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping"]
+__all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping", "trim_heap"]
 
 RESIDENT = 1 << 27  # bytes of weights that may be touched before pages are dropped
 _ALIGNED = 64
@@ -74,6 +74,15 @@ def mapped_tensor(
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).reshape(shape)
 
 
+def trim_heap() -> None:
+    """Give memory back to the system that was freed: the C library may hoard it.
+
+    Cost: a few milliseconds; does nothing where the C library has no such function.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
+
+
 class Pager:
     """Drops the pages of mapped files while forward passes go on.
 
@@ -111,12 +120,6 @@ class Pager:
             return
         for mapping in list(self._mappings):
             mapping.madvise(_DROP)
-
-    def trim(self) -> None:
-        """Drop all pages, and give memory back that was freed: the C library may hoard it."""
-        self.release()
-        if _TRIM is not None:
-            _TRIM(0)
 
     def _counting(self, size: int) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, args: Any) -> None:

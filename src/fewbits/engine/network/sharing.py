@@ -204,7 +204,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     if not tensor.numel():
         return 0, 0
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return start * size, (start + 1 + sum((n - 1) * step for n, step in steps)) * size
+    last = start + sum((n - 1) * step for n, step in steps)
+    return int(start * size), int((last + 1) * size)
 
 
 def _address(tensor: Tensor) -> int:

@@ -80,7 +80,8 @@ def test_finished_weights_come_back_as_they_were(tensor, on_disk, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "size"), [(-128, 127, 1), (0, 255, 1), (-129, 0, 2), (0, 65535, 2), (0, 65536, 4)]
+    ("low", "high", "size"),
+    [(-128, 127, 1), (0, 255, 1), (-129, 0, 2), (0, 65535, 2), (0, 65536, 4)],
 )
 def test_indices_are_held_in_the_narrowest_integers(low, high, size):
     finished = FinishedWeights()
@@ -91,7 +92,9 @@ def test_indices_are_held_in_the_narrowest_integers(low, high, size):
 
 def test_an_empty_weight():
     finished = FinishedWeights()
-    empty = GridTensor((0, 4), "float32", np.zeros((0, 4), np.int32), np.ones(1, F4), np.ones(1, F4))
+    empty = GridTensor(
+        (0, 4), "float32", np.zeros((0, 4), np.int32), np.ones(1, F4), np.ones(1, F4)
+    )
     finished.add(Finished("", ("a",), info={"a": {}}), {"a": empty}, {})
     same(finished["a"], empty)
 
