@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import interrupted
 import pytest
 from safetensors.torch import save_model
 
 import fewbits
+import interrupted
 from fewbits.engine.lockstep import quantizer
 from fewbits.methods import post_training_methods
 
@@ -48,7 +48,8 @@ def test_one_file_whatever_the_way(options, on_disk, encoded, tmp_path):
     options = {**options, "calibration": interrupted.batches()}
     whole = fewbits.compress(interrupted.network(), **options)
     expected, once = interrupted.outcome(whole), dict(encoded)
-    assert len(once) == len(whole.plan.entries) == 6 and set(once.values()) == {1}
+    assert len(once) == len(whole.plan.entries) == 6
+    assert set(once.values()) == {1}
 
     read = fewbits.compress(interrupted.empty(), **options, weights=on_disk)
     assert interrupted.outcome(read) == expected

@@ -41,7 +41,7 @@ print((size("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
 def test_compressing_in_memory_needs_little_more_than_the_quantized_network():
     path = os.pathsep.join(filter(None, sys.path))
     run = subprocess.run(
-        [sys.executable, "-c", CHILD.replace("\", "\\")],
+        [sys.executable, "-c", CHILD],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -11,13 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import interrupted
 import pytest
 import torch
 from safetensors.torch import save_model
 from torch import nn
 
 import fewbits
+import interrupted
 from fewbits.errors import ConfigError
 
 SLOPED = fewbits.RDOQ()

@@ -167,9 +167,7 @@ def _targets(name: str, args: tuple[Any, ...], given: Mapping[str, Any]) -> list
     """Return what a torch function of this name writes to, perhaps in lists."""
     first = args[0] if args else given.get("input", given.get("tensor"))
     targets = [given["out"]] if given.get("out") is not None else []
-    if (name.endswith("_") and not name.endswith("__")) or name in _WRITERS:
-        targets.append(first)
-    elif given.get("inplace") is True:
+    if (name.endswith("_") and not name.endswith("__")) or name in _WRITERS or given.get("inplace") is True:
         targets.append(first)
     elif given.get("max_norm") is not None and name in ("embedding", "embedding_bag"):
         targets.append(args[1] if len(args) > 1 else given.get("weight"))

@@ -76,7 +76,9 @@ def test_finished_weights_come_back_as_they_were(tensor, on_disk, tmp_path):
     same(finished["a.weight"], tensor)
     assert finished.facts["a.weight"] == TensorFacts.of(tensor)
     assert finished.info == {"a.weight": {"error": 0.5}}
-    assert list(finished) == ["a.weight"] and "a.weight" in finished and "b" not in finished
+    assert list(finished) == ["a.weight"]
+    assert "a.weight" in finished
+    assert "b" not in finished
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,8 @@ def test_a_journal_of_an_earlier_run_is_taken_over(tmp_path):
     weights = {"b": grid(0, 9), "a": codebook()}
     FinishedWeights(Journal(tmp_path, "k")).add(part, weights, {"bias": bias})
     again = FinishedWeights(Journal(tmp_path, "k"))
-    assert list(again) == ["b", "a"] and again.info == {"a": {"x": 1.0}, "b": {}}
+    assert list(again) == ["b", "a"]
+    assert again.info == {"a": {"x": 1.0}, "b": {}}
     same(again["a"], weights["a"])
     same(again.changed("bias"), bias)
     with pytest.raises(ValueError, match="'a' is not in the journal"):
@@ -132,12 +135,16 @@ def test_the_tensors_of_a_file_are_a_mapping_in_their_order():
         return bias
 
     tensors = FileTensors(["b", "w"], finished, {"b": make}, {"b": TensorFacts.of(bias)})
-    assert list(tensors) == list(tensors.facts) == ["b", "w"] and len(tensors) == 2
+    assert list(tensors) == list(tensors.facts) == ["b", "w"]
+    assert len(tensors) == 2
     assert facts_of(tensors) is tensors.facts
     assert tensors.facts["w"] == TensorFacts((2, 3), "float16", "grid")
-    assert "w" in tensors and "x" not in tensors and tensors.get("x") is None
+    assert "w" in tensors
+    assert "x" not in tensors
+    assert tensors.get("x") is None
     assert not made  # nothing is made before it is looked up
-    assert tensors["b"] is bias and made == [1]
+    assert tensors["b"] is bias
+    assert made == [1]
     assert [name for name, _ in tensors.items()] == ["b", "w"]
     same(tensors["w"], grid(0, 9))
     with pytest.raises(KeyError):

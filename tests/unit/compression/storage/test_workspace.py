@@ -16,12 +16,14 @@ from fewbits.errors import ConfigError
 
 def test_a_network_in_memory_needs_no_folder_and_gets_new_memory():
     workspace = Workspace.of(None, None)
-    assert workspace.begin("k") is None and workspace.kept is None
+    assert workspace.begin("k") is None
+    assert workspace.kept is None
     layer = nn.Linear(3, 3)
     workspace.place({"weight": layer.weight})
     before = layer.weight.data
     workspace.set_values("weight", layer.weight, torch.zeros(3, 3))
-    assert not layer.weight.any() and before.any()
+    assert not layer.weight.any()
+    assert before.any()
     workspace.release()
 
 
@@ -35,7 +37,8 @@ def test_a_network_on_disk_has_a_temporary_folder_that_goes_with_it():
     workspace.place({"weight": layer.weight})
     workspace.set_values("weight", layer.weight, torch.full((3, 3), 2.0))
     workspace.release()
-    assert layer.weight.dtype == torch.float16 and bool((layer.weight == 2).all())
+    assert layer.weight.dtype == torch.float16
+    assert bool((layer.weight == 2).all())
     assert not list(folder.glob("*.bin"))
     del workspace, journal
     gc.collect()

@@ -52,8 +52,10 @@ def test_the_state_of_a_module_is_assigned_in_new_memory():
     network = nn.Sequential(nn.BatchNorm1d(4))
     twin = sharing(network, ["0.weight"])
     assign_state(twin[0], {"weight": torch.zeros(4), "running_var": torch.zeros(4)})
-    assert bool((network[0].weight == 1).all()) and bool((network[0].running_var == 1).all())
-    assert not twin[0].weight.any() and not twin[0].running_var.any()
+    assert bool((network[0].weight == 1).all())
+    assert bool((network[0].running_var == 1).all())
+    assert not twin[0].weight.any()
+    assert not twin[0].running_var.any()
 
 
 class Special(nn.Parameter):
@@ -138,7 +140,8 @@ def test_a_tensor_over_the_memory_sees_what_is_written_through_it():
     with CopyOnWrite(twin, ["0.weight"]):
         view = twin[0].weight.data
         view.mul_(2)
-    assert torch.equal(view, 2 * original[0].weight) and torch.equal(view, twin[0].weight)
+    assert torch.equal(view, 2 * original[0].weight)
+    assert torch.equal(view, twin[0].weight)
 
 
 def test_reading_copies_nothing():

@@ -120,7 +120,8 @@ class ByMemory(nn.Module):
 def test_what_is_tied_by_memory_stays_tied(tmp_path):
     save_file({"a.weight": torch.ones(4, 4)}, tmp_path / "a.safetensors")
     net = attached(tmp_path / "a.safetensors", ByMemory())
-    assert bool((net.a.weight == 1).all()) and bool((net.seen == 1).all())
+    assert bool((net.a.weight == 1).all())
+    assert bool((net.seen == 1).all())
     assert net.a.weight.data_ptr() == net.b.weight.data_ptr() == net.seen.data_ptr()
 
 
@@ -129,7 +130,8 @@ def test_a_module_under_two_names(tmp_path):
     net = nn.Sequential(layer, nn.ReLU(), layer)
     save_file({"0.weight": torch.ones(3, 3), "0.bias": torch.ones(3)}, tmp_path / "a.safetensors")
     attached(tmp_path / "a.safetensors", net)
-    assert net[0] is net[2] and bool((net[0].weight == 1).all())
+    assert net[0] is net[2]
+    assert bool((net[0].weight == 1).all())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
