@@ -59,8 +59,8 @@ def test_one_file_whatever_the_way(options, on_disk, encoded, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fewbits.compress(interrupted.network(), **options, progress=interrupted.Interrupt(1))
     first = len(encoded)
+    stop = interrupted.Interrupt(2)
     with pytest.raises(KeyboardInterrupt):
-        stop = interrupted.Interrupt(2)
         fewbits.compress(interrupted.empty(), **options, weights=on_disk, progress=stop)
     second = len(encoded)
     assert 1 <= first < second < 6

@@ -1,9 +1,9 @@
 """Weights that two networks share until one of them changes: memory is used once, not twice.
 
-A copy made by :func:`~.copying.copied` with ``shared`` names has parameters of its own over the
-memory of the original. Replacing the values of such a parameter (:func:`assign`) leaves the
-original as it is. A forward pass that writes to its weights would not: :class:`CopyOnWrite` gives
-a weight memory of its own before it is written to.
+A copy made by :func:`sharing` has parameters of its own over the memory of the original. Replacing
+the values of such a parameter (:func:`assign`) leaves the original as it is. A forward pass that
+writes to its weights would not: a :class:`Guard` gives a weight memory of its own before it is
+written to.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def _targets(name: str, args: tuple[Any, ...], given: Mapping[str, Any]) -> list
     """Return what a torch function of this name writes to, perhaps in lists."""
     first = args[0] if args else given.get("input", given.get("tensor"))
     targets = [given["out"]] if given.get("out") is not None else []
-    if (name.endswith("_") and not name.endswith("__")) or name in _WRITERS or given.get("inplace") is True:
+    in_place = name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
+    if in_place or given.get("inplace") is True:
         targets.append(first)
     elif given.get("max_norm") is not None and name in ("embedding", "embedding_bag"):
         targets.append(args[1] if len(args) > 1 else given.get("weight"))

@@ -60,7 +60,8 @@ def same(one, other):
     for entry in fields(one):
         a, b = getattr(one, entry.name), getattr(other, entry.name)
         if isinstance(a, np.ndarray):
-            assert a.dtype == b.dtype and np.array_equal(a, b), entry.name
+            assert a.dtype == b.dtype, entry.name
+            assert np.array_equal(a, b), entry.name
         elif isinstance(a, (GridTensor, Codebook)):
             same(a, b)
         else:

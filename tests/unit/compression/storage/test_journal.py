@@ -125,7 +125,7 @@ def test_a_part_that_is_missing(tmp_path):
 def test_a_folder_that_was_removed_is_missed_when_it_is_read(tmp_path):
     journal = filled(tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
-    with pytest.raises(ConfigError, match="was removed.*until the network is saved"):
+    with pytest.raises(ConfigError, match=r"was removed.*until the network is saved"):
         journal.read("8.weight")
 
 

@@ -55,11 +55,16 @@ def test_parameters_are_on_meta_and_buffers_have_values():
 
 def test_networks_are_built_as_usual_after_the_block():
     before = nn.Module.register_parameter
-    with pytest.raises(KeyError, match="mine"), empty_weights():
+
+    def build():
         with empty_weights():
-            assert nn.Linear(2, 2).weight.is_meta
-        assert nn.Linear(2, 2).weight.is_meta  # the outer block goes on
-        raise KeyError("mine")
+            with empty_weights():
+                assert nn.Linear(2, 2).weight.is_meta
+            assert nn.Linear(2, 2).weight.is_meta  # the outer block goes on
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        build()
     assert nn.Module.register_parameter is before
     assert not nn.Linear(2, 2).weight.is_meta
 
