@@ -108,7 +108,8 @@ def compress(
             are quantized go to a temporary folder (the network's size), so the network may be
             larger than memory. Weights have the dtype of the checkpoint.
         resume: folder in which finished layers are kept. A run that was interrupted goes on after
-            the last one when called again with the same arguments, and gives the same file.
+            the last one when called again with the same arguments, and gives the same file. Keep
+            the folder until the result is saved, which is read from there.
         max_live_bytes: largest number of bytes of activations held by suspended forward passes;
             batches beyond it are run again for every layer.
         progress: called after every layer, evaluation or training step.

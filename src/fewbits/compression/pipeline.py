@@ -18,7 +18,7 @@ from ..engine.layers.targets import dtype_of, retie
 from ..engine.lockstep.layer_check import LayerCheck, check_layers
 from ..engine.network.batches import Forward, as_batches, as_forward, explained
 from ..engine.network.shared_memory import is_same, same_values
-from ..engine.network.sharing import CopyOnWrite, assign, assign_state, sharing
+from ..engine.network.sharing import Guard, assign, assign_state, sharing
 from ..engine.sensitivity import probe
 from ..errors import CalibrationError
 from ..methods import Activations, calibrate_inputs
@@ -64,7 +64,7 @@ class Pipeline:
     checked: LayerCheck = field(default_factory=LayerCheck)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
     finished: FinishedWeights = field(default_factory=FinishedWeights)
-    _guard: CopyOnWrite = field(init=False, repr=False)
+    _guard: Guard = field(default_factory=lambda: Guard(()), init=False, repr=False)
 
     def run(self, model: nn.Module, source: str) -> CompressionResult:
         """Compress ``model``, which is not changed; weights are shared with it until they are."""
@@ -79,14 +79,15 @@ class Pipeline:
             )
         batches = self._batches(reference)
         retie(reference, {**self.plan.aliases, **self.plan.bound})
-        self._guard = CopyOnWrite(reference, shared)
+        self._guard = Guard(shared)
         if "fold_batchnorm" in recipe.prepare:
             self._fold(reference, batches)
         self._check(reference, batches)
         self._probe(reference, batches)
-        network = self._quantize(reference, shared - self._guard.written, batches)
+        self._guard = Guard(shared - self._guard.written)
+        network = self._quantize(reference, self._guard.names, batches)
         if "reestimate_batchnorm" in recipe.finish:
-            forward = self._guarded("stage reestimate_batchnorm")
+            forward = explained(self._call, "stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
             if self.measured:
                 count = len(self.measured)
@@ -131,16 +132,8 @@ class Pipeline:
 
     @property
     def _call(self) -> Forward:
-        return as_forward(self.forward)
-
-    def _guarded(self, stage: str) -> Forward:
-        """Return the forward function of a stage, during which shared weights are not changed."""
-
-        def call(network: nn.Module, batch: Any) -> Any:
-            with self._guard:
-                return self._call(network, batch)
-
-        return explained(call, stage)
+        """The forward function, during which no memory changes that networks share."""
+        return self._guard.around(as_forward(self.forward))
 
     def _batches(self, reference: nn.Module) -> Sequence[Any]:
         if self.calibration is not None:
@@ -156,7 +149,7 @@ class Pipeline:
         return ()
 
     def _fold(self, reference: nn.Module, batches: Sequence[Any]) -> None:
-        forward = self._guarded("stage fold_batchnorm, batch 0")
+        forward = explained(self._call, "stage fold_batchnorm, batch 0")
         kept = {e.target.module for e in self.plan.entries if e.method is None}
         known = (self.memory or {}).get("fold_batchnorm")
         if known is not None:
@@ -174,7 +167,7 @@ class Pipeline:
         """Fall back to another method where a layer's inputs are not what its weight multiplies."""
         data_driven = [e for e in self.plan.entries if needs_data(e.method)]
         checked = self.plan.entries if self.plan.recipe.activations and batches else data_driven
-        targets, forward = [e.target for e in checked], self._guarded("check of layers")
+        targets, forward = [e.target for e in checked], explained(self._call, "check of layers")
         if targets:
             self.checked = self._remembered(
                 "check", lambda: check_layers(reference, targets, batches, forward)

@@ -30,11 +30,6 @@ from .storage.workspace import Workspace
 
 __all__ = ["Quantization", "fall_back", "needs_data", "needs_inputs", "shared_weights"]
 
-_UNREPEATABLE = (
-    "calibrated on the inputs of the quantized network alone: two passes of the float network over "
-    "one batch give the layer different inputs (random numbers or state that cannot be restored)"
-)
-
 
 def needs_data(method: PostTrainingMethod | None) -> bool:
     """Return whether a method needs calibration data; None does not."""
@@ -170,7 +165,7 @@ class Quantization:
             finished=[module for module in work if f"module {module}" in self._done],
             progress=self.progress,
         )
-        self._note(report, observer, work)
+        self._note(report, observer)
         self._quantize_unreached(entries)
 
     def _observer(self, work: Mapping[str, Sequence[Work]], batches: int) -> LayerQuantizer:
@@ -190,17 +185,12 @@ class Quantization:
             unpaired={name for part in parts for name in part.unpaired},
         )
 
-    def _note(
-        self, report: LockstepReport, observer: LayerQuantizer, work: Mapping[str, Sequence[Work]]
-    ) -> None:
+    def _note(self, report: LockstepReport, observer: LayerQuantizer) -> None:
         if report.reruns:
             self.notes.append(
                 f"calibration: memory holds {report.live_batches} of {observer.batches} batches at "
                 f"a time, so {report.reruns} forward passes were repeated"
             )
-        for module in report.unrepeatable:
-            for item in work[module]:
-                observer.note(item.target.name, _UNREPEATABLE)
         for name, note in observer.notes.items():
             self.plan = self.plan.noted(name, note)
 

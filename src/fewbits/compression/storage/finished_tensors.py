@@ -134,7 +134,9 @@ def _matrix(tensor: _Matrix) -> Callable[[], _Matrix]:
 
 def _narrow(index: NDArray[np.int32]) -> NDArray[Any]:
     low, high = (int(index.min()), int(index.max())) if index.size else (0, 0)
-    return index.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+    kinds = (np.int8, np.uint8, np.int16, np.uint16)
+    fitting = (k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    return index.astype(next(fitting, np.int32))
 
 
 def _fields(value: Any, *without: str) -> dict[str, Any]:

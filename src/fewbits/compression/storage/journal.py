@@ -109,6 +109,10 @@ class Journal:
         else:
             write(json.dumps({"version": _VERSION, "key": key}).encode(), about)
 
+    @property
+    def _next(self) -> str:
+        return f"{len(self.finished):06d}.fewbits"
+
     def write(
         self,
         part: Finished,
@@ -117,14 +121,27 @@ class Journal:
     ) -> None:
         """Store a part that is done; after this call it survives the process."""
         contents = Contents({**weights, **changed}, metadata=part.to_dict())
-        path = self._folder / f"{len(self.finished):06d}.fewbits"
+        path = self._folder / self._next
         write(encode(contents, "fast", threads=1), path)
         self.finished.append(part)
         self._places |= dict.fromkeys((*weights, *changed), path)
 
     def read(self, name: str) -> CodedTensor:
-        """Return a tensor of a finished part, as last written."""
-        return read_tensor(self._places[name], name)
+        """Return a tensor of a finished part, as last written.
+
+        Raises:
+            ConfigError: its file is damaged, or was removed.
+        """
+        path = self._places[name]
+        try:
+            return read_tensor(path, name)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{path} was removed, but the compressed network still reads it. Keep the folder "
+                "until the network is saved; compress again now."
+            ) from error
+        except CorruptFileError as error:
+            raise _damaged(path, error) from error
 
     def _check(self, about: Path, key: str) -> None:
         try:
@@ -143,13 +160,21 @@ class Journal:
             )
 
     def _add(self, path: Path) -> None:
+        if path.name != self._next:
+            raise ConfigError(
+                f"the folder {str(self._folder)!r} has {path.name!r}, but not {self._next!r}, "
+                "which comes before it. Remove it and all files with a higher number, then resume."
+            )
         try:
             about = inspect(path)
             part = Finished.of_dict(about.metadata)
         except (CorruptFileError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{path} is damaged: {error}. Remove it and all files with a higher number, then "
-                "resume."
-            ) from error
+            raise _damaged(path, error) from error
         self.finished.append(part)
         self._places |= dict.fromkeys((*part.weights, *part.changed), path)
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path} is damaged: {error}. Remove it and all files with a higher number, then resume."
+    )

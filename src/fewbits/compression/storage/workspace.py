@@ -12,16 +12,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...engine.network.paging import Pager, Scratch
+from ...engine.network.paging import Pager, Scratch, trim_heap
 from ...engine.network.sharing import assign
 from ...errors import ConfigError, require
 from .journal import Journal
 
 __all__ = ["Workspace"]
 
+_HOARD = 1 << 24  # bytes of weights in memory after which freed memory is given back
+
 
 class _Temporary:
-    """A new folder for temporary files, which is removed when nothing refers to this object."""
+    """A temporary folder that goes with this object, or when the process ends."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="fewbits-"))
@@ -35,13 +37,13 @@ class Workspace:
     Attributes:
         pager: drops the pages of a network that is read from disk; None if it is in memory.
         resume: folder that keeps what is done; None if the compression cannot be resumed.
-        folder: a folder that is removed with this object, or None.
     """
 
     pager: Pager | None = None
     resume: Path | None = None
     _temporary: _Temporary | None = field(default=None, repr=False)
     _scratch: Scratch | None = field(default=None, repr=False)
+    _written: int = field(default=0, repr=False)
 
     @classmethod
     def of(cls, pager: Pager | None, resume: str | PathLike[str] | None) -> Workspace:
@@ -82,12 +84,17 @@ class Workspace:
 
     def set_values(self, name: str, parameter: Tensor, values: Tensor) -> None:
         """Set the values of a weight whose memory is shared with the float network."""
+        self._written += parameter.nbytes
         if self._scratch is None:
             assign(parameter, values)
         else:
             parameter.data = self._scratch.put(name, values.to(parameter.dtype))
 
     def release(self) -> None:
-        """Give back the memory of what has been read from disk."""
+        """Give back the memory of what has been read from disk, and of what was freed."""
         if self.pager is not None:
-            self.pager.trim()
+            self.pager.release()
+        elif self._written < _HOARD:
+            return
+        self._written = 0
+        trim_heap()

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ...errors import CalibrationError
+from ...errors import CalibrationError, ModelError
 from ..network.batches import Call
 from ..network.isolation import CallerState, Draws, preserved_draws
 
@@ -191,8 +191,8 @@ class PassTask:
         self.ended = True
 
     def _raise(self, error: BaseException) -> NoReturn:
-        if not isinstance(error, Exception):
-            raise error
+        if not isinstance(error, Exception) or isinstance(error, ModelError):
+            raise error  # a ModelError says itself what to do
         where = f"after entering layer {self.last!r}" if self.last else "before the first layer"
         hint = "Check the shape and dtype of this batch, and that forward= calls the network right."
         if isinstance(error, MemoryError) or "memory" in str(error):

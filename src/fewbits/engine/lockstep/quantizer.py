@@ -22,6 +22,11 @@ from .pairing import Pairing
 
 __all__ = ["Completed", "LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
 
+_UNREPEATABLE = (
+    "calibrated on the inputs of the quantized network alone: two passes of the float network over "
+    "one batch give the layer different inputs (random numbers or state that cannot be restored)"
+)
+
 Encode = Callable[[LayerMatrix], Quantized]
 Write = Callable[[str, Tensor, Tensor], None]
 
@@ -175,6 +180,11 @@ class LayerQuantizer:
             analog = _matrix(self.network, work.target)
             self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
         self._sums[name].add(reference, quantized)
+
+    def unrepeatable(self, module: str) -> None:
+        """Note that the float network's inputs of ``module`` cannot be used."""
+        for work in self.work[module]:
+            self.note(work.target.name, _UNREPEATABLE)
 
     @autocast_off()
     def complete(self, module: str) -> None:

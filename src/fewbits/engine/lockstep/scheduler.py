@@ -22,6 +22,7 @@ from .forward_task import PassTask
 from .pairing import alike, sampled, unified
 
 __all__ = [
+    "Comparing",
     "Discovery",
     "Expecting",
     "LiveBytes",
@@ -59,6 +60,14 @@ class Expecting(Protocol):
 
     def expect(self, calls: Mapping[str, int]) -> None:
         """Get the largest number of calls of each module per batch, before the first call."""
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """An observer that wants to know where the two networks cannot be compared."""
+
+    def unrepeatable(self, module: str) -> None:
+        """Note that passes of the reference network differ; called before ``complete``."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,8 @@ class Schedule:
                 continue
             self._turn(module)
             if self._observed.get(module):
+                if module in self._unrepeatable and isinstance(self._observer, Comparing):
+                    self._observer.unrepeatable(module)
                 self._observer.complete(module)
                 self._completed.add(module)
                 torch.clear_autocast_cache()  # may hold a half-precision copy of the old weight

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...errors import CalibrationError, ConfigError
+from ...errors import CalibrationError, ConfigError, ModelError
 
 __all__ = [
     "Call",
@@ -150,6 +150,8 @@ def explained(forward: Forward, stage: str) -> Forward:
     def call(model: nn.Module, batch: Any) -> Any:
         try:
             return forward(model, batch)
+        except ModelError:  # says itself what to do
+            raise
         except Exception as error:
             raise CalibrationError(
                 f"{stage}: the network's forward raised {type(error).__name__}: {error} on a "

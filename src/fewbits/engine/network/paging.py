@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping"]
+__all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping", "trim_heap"]
 
 RESIDENT = 1 << 26  # bytes of weights that may be touched before pages are dropped
 _ALIGNED = 64
@@ -73,6 +74,15 @@ def mapped_tensor(
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).reshape(shape)
 
 
+def trim_heap() -> None:
+    """Give memory back to the system that was freed: the C library may hoard it.
+
+    Cost: a few milliseconds; does nothing where the C library has no such function.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
+
+
 class Pager:
     """Drops the pages of mapped files while forward passes go on.
 
@@ -83,11 +93,11 @@ class Pager:
     def __init__(self, limit: int = RESIDENT) -> None:
         self._limit = limit
         self._touched = 0
-        self._mappings: list[mmap.mmap] = []
+        self._mappings: WeakSet[mmap.mmap] = WeakSet()  # a tensor over one keeps it
 
     def add(self, mapping: mmap.mmap) -> None:
-        """Manage another mapped file."""
-        self._mappings.append(mapping)
+        """Manage another mapped file, as long as something refers to it."""
+        self._mappings.add(mapping)
 
     def watch(self, network: nn.Module) -> None:
         """Count the parameters of every module of ``network`` that is called, from now on."""
@@ -108,14 +118,8 @@ class Pager:
         self._touched = 0
         if _DROP is None:  # other systems take pages back when memory runs short
             return
-        for mapping in self._mappings:
+        for mapping in list(self._mappings):
             mapping.madvise(_DROP)
-
-    def trim(self) -> None:
-        """Drop all pages, and give memory back that was freed: the C library may hoard it."""
-        self.release()
-        if _TRIM is not None:
-            _TRIM(0)
 
     def _counting(self, size: int) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, args: Any) -> None:
@@ -138,11 +142,13 @@ class Scratch:
     def __init__(self, folder: str | os.PathLike[str], sizes: Mapping[str, int]) -> None:
         self._offsets, length = _offsets(sizes.items())
         path = Path(folder) / "quantized.bin"
-        with path.open("w+b") as file:
-            _reserve(file, max(1, length))
-            self.mapping = open_mapping(file, shared=True)
-        with suppress(OSError):  # not every system lets go of a mapped file
-            path.unlink()
+        try:
+            with path.open("w+b") as file:
+                _reserve(file, max(1, length))
+                self.mapping = open_mapping(file, shared=True)
+        finally:
+            with suppress(OSError):  # not every system lets go of a mapped file
+                path.unlink()
 
     def put(self, name: str, values: Tensor) -> Tensor:
         """Store the values of a weight; return them as a tensor over the file."""

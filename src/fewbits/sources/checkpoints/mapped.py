@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...engine.network.naming import fit_names
 from ...engine.network.paging import Pager, mapped_tensor, open_mapping
+from ...engine.network.shared_memory import extent_of
 from ...errors import SourceError
 from .checkpoint import check_fit
 from .state_dicts import checkpoint_file, first_names, shards_of
@@ -24,6 +25,7 @@ __all__ = ["MappedCheckpoint", "attach", "map_checkpoint", "misfit"]
 
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _DTYPES = {
+    "C64": torch.complex64,
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -33,9 +35,14 @@ _DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 
 
@@ -118,17 +125,21 @@ def attach(model: nn.Module, checkpoint: MappedCheckpoint, pager: Pager) -> None
             in the checkpoint. ``model`` is unchanged.
     """
     loaded = _fitted(model, checkpoint)
-    parameters: dict[int, nn.Parameter] = {}
+    olds = dict(model.named_parameters(remove_duplicate=False))
+    news: dict[object, nn.Parameter] = {}
+    for name, old in olds.items():
+        news.setdefault(_identity(old), nn.Parameter(loaded[name], old.requires_grad))
     for path, module in model.named_modules(remove_duplicate=False):
-        for leaf, old in list(module._parameters.items()):
-            if old is not None:
-                new = nn.Parameter(loaded[_joined(path, leaf)], old.requires_grad)
-                setattr(module, leaf, parameters.setdefault(id(old), new))
         for leaf, buffer in list(module._buffers.items()):
             values = loaded.get(_joined(path, leaf))
-            if buffer is not None and values is not None:
+            if buffer is not None and _identity(buffer) in news:
+                module._buffers[leaf] = news[_identity(buffer)].data
+            elif buffer is not None and values is not None:
                 dtype = values.dtype if buffer.is_meta else buffer.dtype
                 module._buffers[leaf] = values.to(dtype, copy=True)
+    for name, old in olds.items():  # names and modules may be several for one parameter
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, news[_identity(old)])
     for mapping in checkpoint.mappings:
         pager.add(mapping)
     pager.watch(model)
@@ -145,36 +156,56 @@ def misfit(model: nn.Module, path: str | Path) -> str:
 
 def _fitted(model: nn.Module, checkpoint: MappedCheckpoint) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under the names of ``model``; raise if they do not fit."""
-    wanted = model.state_dict()
+    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     names = fit_names(checkpoint.tensors, wanted, renamed=False)
     loaded = {names.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
     _add_optional(model, loaded, wanted)
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     check_fit(loaded, wanted, trained, checkpoint.path, type(model).__name__)
-    _check_buffers(model, loaded)
+    _check_names(model, loaded)
     return loaded
 
 
 def _add_optional(
     model: nn.Module, loaded: dict[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> None:
-    """Add tied names and counters that may be absent; drop buffers that are not to be stored."""
+    """Add tied names, and counters that no result depends on, which may be absent.
+
+    Averaging counters of no module are dropped, and buffers that are not to be stored, which
+    checkpoints of other versions of a network have.
+    """
     for name in {name for name, _ in model.named_buffers()} - wanted.keys():
-        loaded.pop(name, None)  # checkpoints written by other versions of a network have them
-    owners: dict[int, str] = {}
-    tied: dict[str, list[str]] = {}
+        loaded.pop(name, None)
+    for name in [n for n in loaded if n not in wanted and n.rpartition(".")[2] == "n_averaged"]:
+        del loaded[name]
+    tied: dict[object, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        tied.setdefault(owners.setdefault(id(parameter), name), []).append(name)
+        tied.setdefault(_identity(parameter), []).append(name)
     for names in tied.values():
         known = next((loaded[name] for name in names if name in loaded), None)
         if known is not None:
-            loaded.update(dict.fromkeys(names, known))
+            for name in names:
+                loaded.setdefault(name, known)
     for name, tensor in wanted.items():
         if name not in loaded and name.endswith(_COUNTERS):
             loaded[name] = torch.zeros_like(tensor, device="cpu")
 
 
-def _check_buffers(model: nn.Module, loaded: Mapping[str, Tensor]) -> None:
+def _identity(tensor: Tensor) -> object:
+    """Return what is equal for tensors that are one: their memory, or the object if it has none."""
+    return extent_of(tensor) or id(tensor)
+
+
+def _check_names(model: nn.Module, loaded: Mapping[str, Tensor]) -> None:
+    """Check that every parameter, and every buffer without values, is in the checkpoint."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    hidden = [name for name in names if name not in loaded]
+    if hidden:
+        raise SourceError(
+            f"{len(hidden)} parameters of the network have other names in its state dict: "
+            f"{first_names(hidden)}. Load the checkpoint into the network instead of passing it "
+            "as weights=."
+        )
     empty = [n for n, b in model.named_buffers() if b.is_meta and n not in loaded]
     if empty:
         raise SourceError(
