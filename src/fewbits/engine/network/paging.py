@@ -20,6 +20,8 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping", "trim_heap"]
 
@@ -36,21 +38,23 @@ def empty_weights() -> Iterator[None]:
     Inside the block, every parameter that a module registers is replaced by one on the ``meta``
     device before it is initialized, which takes neither memory nor time. Buffers, such as tables of
     positions, have values, unlike those of a network that is built on ``torch.device("meta")``.
-    For ``compress(..., weights=)`` and ``load(..., into=)``.
+    A parameter that several modules register stays one. The block affects all threads. For
+    ``compress(..., weights=)`` and ``load(..., into=)``.
     """
-    before = nn.Module.register_parameter
+    known = WeakTensorKeyDictionary()  # parameter to the one that stands for it
 
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        before(module, name, parameter)
-        held = module._parameters.get(name)
-        if held is not None and not nn.parameter.is_lazy(held) and not held.is_meta:
-            module._parameters[name] = nn.Parameter(held.to("meta"), held.requires_grad)
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta or nn.parameter.is_lazy(parameter):
+            return None
+        if parameter not in known:
+            known[parameter] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        return known[parameter]
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    hook = register_module_parameter_registration_hook(emptied)
     try:
         yield
     finally:
-        nn.Module.register_parameter = before  # type: ignore[method-assign]
+        hook.remove()
 
 
 def open_mapping(file: BinaryIO, *, shared: bool) -> mmap.mmap:

@@ -221,3 +221,13 @@ def test_no_room_is_an_error_at_once_and_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         Scratch(tmp_path, {"a": 1 << 20})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parameter_that_two_modules_register_stays_one():
+    with empty_weights():
+        weight = nn.Parameter(torch.empty(3, 2))
+        first, second = nn.Linear(2, 3, bias=False), nn.Linear(2, 3, bias=False)
+        first.weight = weight
+        second.weight = weight
+    assert first.weight is second.weight
+    assert first.weight.is_meta
