@@ -208,7 +208,7 @@ class Spacing:
         return weight.reshape(1, -1) if layerwise else weight.flatten(0, 1)
 
     def _rounding_clip(self, rows: Tensor, limit: Tensor) -> Tensor:
-        count = min(len(rows), max(1, rows.numel() // _BLOCK))
+        count = max(1, min(len(rows), rows.numel() // _BLOCK))
         parts = zip(rows.tensor_split(count), limit.tensor_split(count), strict=True)
         return torch.cat([self._clip_of(*part) for part in parts])
 

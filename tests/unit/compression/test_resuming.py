@@ -18,6 +18,8 @@ from torch import nn
 
 import fewbits
 import interrupted
+from fewbits.compression import compress
+from fewbits.engine.network.paging import Pager
 from fewbits.errors import ConfigError
 
 SLOPED = fewbits.RDOQ()
@@ -29,6 +31,48 @@ def on_disk(tmp_path):
     path = tmp_path / "net.safetensors"
     save_model(interrupted.network(), str(path))
     return path
+
+
+@pytest.mark.parametrize("activations", [None, 8])
+def test_pages_that_are_dropped_all_the_time_change_nothing(activations, on_disk, monkeypatch):
+    drops = []
+
+    class Often(Pager):
+        def __init__(self) -> None:
+            super().__init__(300)
+
+        def release(self) -> None:
+            drops.append(1)
+            super().release()
+
+    monkeypatch.setattr(compress, "Pager", Often)
+    options = {"method": interrupted.recipe(GPTQ), "activations": activations}
+    options["calibration"] = interrupted.batches()
+    read = fewbits.compress(interrupted.empty(), **options, weights=on_disk)
+    assert len(drops) > 20
+    whole = fewbits.compress(interrupted.network(), **options)
+    assert interrupted.outcome(read) == interrupted.outcome(whole)
+
+
+class Halving(interrupted.Many):
+    """Writes to a weight in every pass."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.between.weight.mul_(0.5)
+        return super().forward(x)
+
+
+def test_a_forward_pass_that_writes_to_weights_on_disk(on_disk):
+    before = on_disk.read_bytes()
+    net = Halving().eval()
+    net.load_state_dict(interrupted.network().state_dict())
+    whole = fewbits.compress(net, GPTQ, interrupted.batches())
+    with fewbits.empty_weights():
+        blank = Halving().eval()
+    read = fewbits.compress(blank, GPTQ, interrupted.batches(), weights=on_disk)
+    assert read.data == whole.data
+    assert on_disk.read_bytes() == before
 
 
 class Later:

@@ -8,7 +8,7 @@ from fewbits.coded import Codebook, CodebookTensor, GridTensor
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
 from fewbits.engine.layers.statistics import StatisticsAccumulator, check_float64
 from fewbits.errors import CalibrationError, ConfigError, ModelError
-from fewbits.methods import GPFQ, GPTQ, Nearest, Qronos, from_settings, to_settings
+from fewbits.methods import GPFQ, GPTQ, Nearest, Qronos, from_settings, to_settings, uniform
 
 
 def layer(*, rows=300, columns=64, neurons=24, groups=1, noise=0.1, energy=True, seed=0):
@@ -302,3 +302,15 @@ def test_settings_that_do_not_go_together():
         GPFQ(levels=3, threshold="hard", threshold_size=1.0)
     with pytest.raises(ConfigError, match="levels=3"):
         GPFQ(bits=1)
+
+
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+def test_clips_of_rows_in_blocks_are_those_of_all_rows(per, monkeypatch):
+    weight = torch.randn(2, 50, 24, generator=torch.Generator().manual_seed(0))
+    layer = LayerMatrix("layer.weight", weight, None, 0)
+    method = Nearest(bits=3, radius="mse", per=per)
+    whole = method.encode(layer)
+    monkeypatch.setattr(uniform, "_BLOCK", 100)
+    parts = method.encode(layer)
+    assert torch.equal(parts.index, whole.index)
+    assert torch.equal(parts.step, whole.step)
