@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +9,15 @@ from torch import Tensor
 
 from ..engine.layers.statistics import Statistics
 from ..ops.levels.grid import Project, row_radius
-from ..ops.rounding.path_following import descending, follow_gram, follow_samples, gram_error
+from ..ops.rounding.path_following import (
+    descending,
+    follow_gram,
+    follow_samples,
+    gram_error,
+    neuron_parts,
+)
 
-__all__ = ["PreparedInputs", "mean_error", "per_row"]
-
-_CHUNK = 1 << 24  # weights processed at a time, which bounds scratch memory of very wide layers
+__all__ = ["PreparedInputs", "mean_error", "mean_error_of_levels", "per_row"]
 
 
 def per_row(step: Tensor, weight: Tensor) -> Tensor:
@@ -30,11 +33,16 @@ def mean_error(statistics: Statistics, weight: Tensor, quantized: Tensor) -> Ten
     return (wanted - actual).flatten().float()
 
 
-def _parts(weight: Tensor) -> Iterator[slice]:
-    """Split the neurons, which do not interact, into parts that bound scratch memory."""
-    groups, neurons, columns = weight.shape
-    width = max(256, _CHUNK // max(1, groups * columns))
-    return (slice(a, a + width) for a in range(0, neurons, width))
+def mean_error_of_levels(
+    statistics: Statistics, weight: Tensor, levels: Tensor, step: Tensor
+) -> Tensor:
+    """Return :func:`mean_error` of ``levels`` (groups, neurons, columns) in units of ``step``."""
+    steps = per_row(step, weight)
+    parts = [
+        mean_error(statistics, weight[:, part], levels[:, part].to(weight) * steps[:, part])
+        for part in neuron_parts(weight)
+    ]
+    return torch.cat([part.reshape(len(weight), -1) for part in parts], 1).flatten()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,7 @@ class PreparedInputs:
         steps = per_row(step, weight)
         levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
         error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
-        for part in _parts(weight):
+        for part in neuron_parts(weight):
             size = steps[:, part]
             chosen, squared = self._sweep_part(weight[:, part] / size, project_, passes)
             levels[:, part] = chosen
@@ -97,7 +105,7 @@ class PreparedInputs:
     def error(self, weight: Tensor, quantized: Tensor) -> Tensor:
         """Return the error of any quantized weight, defined as in :meth:`sweep`."""
         error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
-        for part in _parts(weight):
+        for part in neuron_parts(weight):
             error[:, part] = self._error_part(weight[:, part], quantized[:, part])
         return error
 

@@ -235,31 +235,45 @@ def result(
     info: dict[str, float],
     bias_shift: Tensor | None = None,
 ) -> QuantizedMatrix:
-    """Convert ``levels`` (groups, neurons, columns) in grid units to integers.
+    """Convert ``levels`` (groups, neurons, columns) in grid units to integers, in their memory.
 
-    Adds to ``info``: "levels" (their number), "zeros" (fraction of zero weights) and "saturation"
-    (fraction on the outermost levels).
+    ``levels`` must not be used afterwards. Adds to ``info``: "levels" (their number), "zeros"
+    (fraction of zero weights) and "saturation" (fraction on the outermost levels).
     """
     if not all_finite(levels):
         raise CalibrationError(
             f"layer {layer.name!r}: its inputs are too large or too small for float32 arithmetic. "
             "Scale the calibration data, or keep this layer in float."
         )
-    index = alphabet.index(levels)
     codebook = alphabet.levels.to(step) if isinstance(alphabet, HardThreshold) else None
     count = alphabet.levels if isinstance(alphabet, Grid) else len(alphabet.levels)
     top = alphabet.top if isinstance(alphabet, Grid) else alphabet.grid.top
     total = max(1, levels.numel())
-    outermost = torch.count_nonzero(levels >= top) + torch.count_nonzero(levels <= -top)
+    outermost = sum(
+        int(torch.count_nonzero(part >= top) + torch.count_nonzero(part <= -top))
+        for part in torch.split(levels.flatten(), _BLOCK)
+    )
     facts = {
         "levels": float(count),
         "zeros": (levels.numel() - int(torch.count_nonzero(levels))) / total,
-        "saturation": int(outermost) / total,
+        "saturation": outermost / total,
         **info,
     }
+    index = _index_of(levels, alphabet)
     if codebook is not None:
         return QuantizedMatrix(
             index, None, levels=codebook, scale=step, bias_shift=bias_shift, info=facts
         )
     offset = alphabet.offset if isinstance(alphabet, Grid) else 0.0
     return QuantizedMatrix(index, step, offset, bias_shift=bias_shift, info=facts)
+
+
+def _index_of(levels: Tensor, alphabet: Grid | HardThreshold) -> Tensor:
+    """Return the int32 indices of ``levels``, in their memory if they are contiguous float32."""
+    if levels.dtype != torch.float32 or not levels.is_contiguous():
+        return alphabet.index(levels)
+    index = levels.view(torch.int32)
+    parts = (torch.split(x.flatten(), _BLOCK) for x in (levels, index))
+    for values, places in zip(*parts, strict=True):
+        places.copy_(alphabet.index(values))
+    return index

@@ -21,7 +21,7 @@ from ...errors import require
 from ...ops.levels.grid import Grid, Project, best_clip
 from ...ops.rounding.projections import HardThreshold, SoftThreshold, StochasticRounding
 from ..base import METHODS, Capabilities
-from ..path_inputs import PreparedInputs, mean_error, per_row
+from ..path_inputs import PreparedInputs, mean_error_of_levels
 from ..uniform import (
     DATA_FREE_RADII,
     FeedbackMethod,
@@ -110,7 +110,7 @@ class GPFQ(FeedbackMethod):
         info = {} if relative is None else {"objective": relative}
         shift = None
         if self.bias_correction:
-            shift = mean_error(inputs.statistics, weight, levels * per_row(step, weight))
+            shift = mean_error_of_levels(inputs.statistics, weight, levels, step)
         return result(layer, levels, step, alphabet, info=info, bias_shift=shift)
 
     @property

@@ -17,7 +17,7 @@ from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...ops.rounding.path_following import descending, gram_error
 from ...ops.rounding.second_order import Factor, gptq
 from ..base import METHODS, Capabilities
-from ..path_inputs import mean_error, per_row
+from ..path_inputs import mean_error_of_levels, per_row
 from ..uniform import (
     FeedbackMethod,
     Spacing,
@@ -71,8 +71,9 @@ class GPTQ(FeedbackMethod):
         total = gram_error(units, nothing, second, second) * _squares(step, weight)
         if float(total.sum()) > 0:
             info["objective"] = float(squared.sum().clamp_min(0) / total.sum()) ** 0.5
-        shift = mean_error(statistics, weight, levels.to(weight) * per_row(step, weight))
-        bias_shift = shift if self.bias_correction else None
+        bias_shift = None
+        if self.bias_correction:
+            bias_shift = mean_error_of_levels(statistics, weight, levels, step)
         return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..levels.grid import Project
 from .path_following import (
-    by_neurons,
     follow_gram,
+    neuron_parts,
     permute_columns,
     permute_moments,
     restore_columns,
@@ -93,14 +93,12 @@ def gptq(
     Cost: ``N^3 / 3 + n N^2`` flops.
     """
     factor = backward_cholesky(second if order is None else permute_moments(second, order), damping)
-
-    def solve(part: Tensor) -> Tensor:
-        if order is None:
-            return follow_gram(part, factor.upper.mT, factor.upper.mT, project_)
-        part = permute_columns(part, order)
-        return restore_columns(follow_gram(part, factor.upper.mT, factor.upper.mT, project_), order)
-
-    return by_neurons(weight, solve), factor
+    levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    for part in neuron_parts(weight):
+        chosen = weight[:, part] if order is None else permute_columns(weight[:, part], order)
+        chosen = follow_gram(chosen, factor.upper.mT, factor.upper.mT, project_)
+        levels[:, part] = chosen if order is None else restore_columns(chosen, order)
+    return levels, factor
 
 
 def qronos(
