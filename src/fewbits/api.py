@@ -125,6 +125,8 @@ def compress(
         CalibrationError: calibration data is missing, empty or not finite, or the forward raises.
         BudgetError: no evaluated file is within the budget.
         MissingExtraError: training without the extra ``train``.
+        SourceError: ``weights`` cannot be read, or does not fit the network.
+        OSError: ``resume`` or the temporary folder cannot be written, or has no room.
     """
     from .compression.compress import Request, compress_network  # noqa: PLC0415
 

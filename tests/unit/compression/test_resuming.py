@@ -224,6 +224,19 @@ def test_the_network_given_with_weights_is_not_filled(on_disk):
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize("method", [GPTQ, SLOPED, fewbits.Transform()], ids=lambda m: m.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_other_dtypes_resume(dtype, method, tmp_path):
+    options = {"method": method, "calibration": interrupted.batches()}
+    whole = fewbits.compress(interrupted.network().to(dtype), **options)
+    options["resume"] = tmp_path / "a"
+    stop = interrupted.Interrupt(1)
+    with pytest.raises(KeyboardInterrupt):
+        fewbits.compress(interrupted.network().to(dtype), **options, progress=stop)
+    resumed = fewbits.compress(interrupted.network().to(dtype), **options)
+    assert interrupted.outcome(resumed) == interrupted.outcome(whole)
+
+
 def test_in_inference_mode_and_of_inference_tensors(tmp_path):
     expected = fewbits.compress(interrupted.network(), GPTQ, interrupted.batches()).data
     net = interrupted.network()
