@@ -38,11 +38,11 @@ def mean_error_of_levels(
 ) -> Tensor:
     """Return :func:`mean_error` of ``levels`` (groups, neurons, columns) in units of ``step``."""
     steps = per_row(step, weight)
-    parts = [
-        mean_error(statistics, weight[:, part], levels[:, part].to(weight) * steps[:, part])
-        for part in neuron_parts(weight)
-    ]
-    return torch.cat([part.reshape(len(weight), -1) for part in parts], 1).flatten()
+    shift = torch.zeros(weight.shape[:2], device=weight.device)
+    for part in neuron_parts(weight):
+        quantized = levels[:, part].to(weight) * steps[:, part]
+        shift[:, part] = mean_error(statistics, weight[:, part], quantized).reshape(len(weight), -1)
+    return shift.flatten()
 
 
 @dataclass(frozen=True, eq=False)

@@ -207,7 +207,7 @@ def test_a_matrix_without_step_or_levels_says_so():
 def test_very_wide_layers_are_cut_into_parts_of_neurons(monkeypatch):
     matrix, *_ = layer(neurons=600, rows=40)
     whole = GPFQ(bits=3).encode(matrix)
-    monkeypatch.setattr("fewbits.methods.path_inputs._CHUNK", 1)
+    monkeypatch.setattr("fewbits.ops.rounding.path_following._PART", 1)
     parts = GPFQ(bits=3).encode(matrix)
     assert (whole.index != parts.index).double().mean() < 1e-3
     assert parts.info["objective"] == pytest.approx(whole.info["objective"], rel=1e-4)
