@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any
 
 import torch
@@ -32,30 +33,38 @@ __all__ = ["METRICS", "probe"]
 METRICS = ("logits", "fisher")
 _CHUNK = 1 << 24  # gradients held at once: bounds the scratch memory of large layers
 _PIECE = 1 << 20  # inputs gathered at once: few enough to stay in the processor's cache
+_PER_COLUMN, _LEAST = 16, 16384  # gradient rows that moments need, as of inputs
 _FLOOR = 1e-3  # relative to the mean over a layer's rows: lower bound on a row's sensitivity
 
 
 class _Sums:
-    """Moments of one weight, accumulated over samples; the last column is the bias."""
+    """Moments of one weight, accumulated over samples; the last column is the bias.
 
-    def __init__(self) -> None:
+    A sample has as many gradient rows as neurons, and as many columns of them. Where that is more
+    than the moments of the other side need, evenly spaced ones are used, others in every call.
+
+    Args:
+        passes: number of backward passes, over which the rows to use are spread.
+    """
+
+    def __init__(self, passes: int) -> None:
         self.drawn = 0  # number of per-sample gradients
         self.positions = 0
         self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
         self.rows: Tensor | float = 0.0
         self.columns: Tensor | float = 0.0
         self.outputs: Tensor | float = 0.0
+        self._passes, self._calls = passes, 0
         self._shares: Tensor | None = (
             None  # weights of rows in `columns`, set by the first gradients
         )
 
-    def add(self, gradients: Tensor, energy: Tensor, positions: int) -> None:
-        """Add gradients (groups, samples, neurons, columns + 1), which may be overwritten.
+    def add(self, gradients: Tensor, energy: Tensor, positions: int, samples: int) -> None:
+        """Add gradients (groups, samples, neurons, columns + 1), of ``samples`` in this pass.
 
         ``energy`` (groups,) is the sum of squares of the inputs at ``positions`` positions.
         """
-        plain = gradients[..., :-1]
-        squares = _squares(plain, 3).sum(1)
+        squares = _squares(gradients[..., :-1], 3).sum(1)
         shares = self._shares
         if shares is None:
             mean = squares.mean(1, keepdim=True)
@@ -63,12 +72,31 @@ class _Sums:
             if bool((mean > 0).all()):  # the first samples may have no gradient at all
                 self._shares = shares
         self.rows = self.rows + squares
-        self.outputs = self.outputs + second_moments(plain.transpose(2, 3).flatten(1, 2))
-        weighted = gradients.mul_(shares.sqrt()[:, None, :, None]).flatten(1, 2)
-        self.columns = self.columns + second_moments(weighted)
+        self._add_columns(gradients, shares, samples * self._passes)
+        self._add_outputs(gradients[..., :-1], samples * self._passes)
         self.energy = self.energy + energy
         self.drawn += gradients.shape[1]
         self.positions += positions
+        self._calls += 1
+
+    def _add_columns(self, gradients: Tensor, shares: Tensor, samples: int) -> None:
+        _, count, neurons, columns = gradients.shape
+        step = _stride(samples * neurons, columns, neurons)
+        picks = torch.arange(self._calls % step, count * neurons, step)
+        rows = gradients.flatten(1, 2)[:, self._calls % step :: step]
+        weighted = rows * shares.sqrt()[:, picks % neurons, None]
+        self.columns = self.columns + step * second_moments(weighted)
+
+    def _add_outputs(self, plain: Tensor, samples: int) -> None:
+        groups, count, neurons, columns = plain.shape
+        step = _stride(samples * columns, neurons, columns)
+        if step == 1:
+            rows = plain.transpose(2, 3).flatten(1, 2)
+        else:
+            picks = torch.arange(self._calls % step, count * columns, step)
+            rows = plain[:, picks // columns, :, picks % columns]  # (picks, groups, neurons)
+            rows = rows.reshape(len(picks), groups, neurons).transpose(0, 1)
+        self.outputs = self.outputs + step * second_moments(rows)
 
     @property
     def reached(self) -> bool:
@@ -91,6 +119,17 @@ class _Sums:
             outputs=outputs.float(),
             samples=self.drawn // probes,
         )
+
+
+def _stride(rows: int, columns: int, cycle: int) -> int:
+    """Return the distance between the rows to use of ``rows``, for moments of ``columns``.
+
+    It has no factor in common with ``cycle``, so that every place in it is used equally often.
+    """
+    step = max(1, rows // max(_PER_COLUMN * columns, _LEAST))
+    while gcd(step, cycle) > 1:
+        step += 1
+    return step
 
 
 def _squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
@@ -158,7 +197,7 @@ class _Tap:
                 part = joint[first - start : last - start]
                 part[..., :-1], part[..., -1] = (g @ x.mT).cpu(), g.sum(3).cpu()
                 energy += _squares(x, (2, 3)).sum(0).cpu()
-            sums.add(joint.transpose(0, 1), energy, (stop - start) * places)
+            sums.add(joint.transpose(0, 1), energy, (stop - start) * places, samples)
 
 
 def probe(
@@ -191,7 +230,8 @@ def probe(
     Cost: per batch one forward pass, and per probe one backward pass plus the per-sample gradients
     of the weights, which take as much again: ``2 n N`` flops per position.
     """
-    sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+    passes = len(batches) * probes
+    sums: defaultdict[str, _Sums] = defaultdict(lambda: _Sums(passes))
     by_module: defaultdict[str, list[Target]] = defaultdict(list)
     for target in targets:
         by_module[target.module].append(target)

@@ -159,3 +159,15 @@ def test_moments_do_not_depend_on_how_many_samples_are_processed_at_once(
         torch.testing.assert_close(found.rows, whole[name].rows, rtol=1e-5, atol=0)
         torch.testing.assert_close(found.outputs, whole[name].outputs, rtol=1e-4, atol=1e-6)
         assert found.samples == whole[name].samples
+
+
+def test_some_of_the_gradient_rows_give_the_same_moments_on_average(network, images, monkeypatch):
+    """Evenly spaced rows, others in every call, estimate what all rows give."""
+    whole = probed(network, images, "logits", PROBES)
+    monkeypatch.setattr(sensitivity, "_PER_COLUMN", 0)
+    monkeypatch.setattr(sensitivity, "_LEAST", 8000)  # of 48,000 and more
+    for name, found in probed(network, images, "logits", PROBES).items():
+        assert apart(found.columns, whole[name].columns) < 0.1
+        assert apart(found.outputs, whole[name].outputs) < 0.1
+        assert not torch.equal(found.columns, whole[name].columns)
+        torch.testing.assert_close(found.rows, whole[name].rows, rtol=1e-5, atol=0)
