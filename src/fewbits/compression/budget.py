@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..methods import with_slope as at_slope
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
 from ..search import Goal, SlopeSearch, Trace, Trial, as_seconds
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, tensors_in, weights_of
 from .result import CompressionResult
 
 __all__ = ["Budget", "Evaluate", "methods_with_slope", "with_slope"]
@@ -77,9 +78,13 @@ class Budget:
         recipe: Recipe,
         compress: Callable[[Recipe], CompressionResult],
         calibration: Sequence[Any] | None,
+        *,
         progress: Progress,
+        touch: Callable[[int], None],
     ) -> CompressionResult:
         """Search for the slope and return the best network; ``compress`` runs a recipe.
+
+        ``touch`` is called with the size of each weight before it is read.
 
         Raises:
             ConfigError: no method of the recipe has a slope, or the trace is of another search.
@@ -87,7 +92,9 @@ class Budget:
         """
         start = _start(recipe)
         metric = getattr(self.evaluate, "metric", "accuracy")
-        trace = self._trace(_key(model, recipe, calibration, self.effort, metric))
+        trace = self._trace(
+            _key(model, recipe, calibration, effort=self.effort, metric=metric, touch=touch)
+        )
         run = _Run(self, model, recipe, compress)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
 
@@ -194,8 +201,10 @@ def _key(
     model: nn.Module,
     recipe: Recipe,
     calibration: Sequence[Any] | None,
+    *,
     effort: str,
     metric: str,
+    touch: Callable[[int], None],
 ) -> str:
     """Return a fingerprint of everything a trial depends on, except the slope.
 
@@ -203,18 +212,10 @@ def _key(
     and the first of them, and the metric unless it is accuracy.
     """
     count = None if calibration is None else len(calibration)
-    first = [] if calibration is None else list(_tensors(calibration[0]))
-    tensors = [*model.state_dict().items(), *(("", tensor) for tensor in first)]
+    first = [] if calibration is None else list(tensors_in(calibration[0]))
+    tensors = chain(weights_of(model, touch), (("", tensor) for tensor in first))
     other = [] if metric == "accuracy" else [metric]
     return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *other)
-
-
-def _tensors(batch: Any) -> Iterable[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, (list, tuple, Mapping)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)
 
 
 def _start(recipe: Recipe) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -92,7 +92,7 @@ class Request:
             recipe = replace(recipe, train=_settings(training, recipe))
         _check_recipe(recipe, {"weights": weights, "resume": resume})
         make_plan(model, recipe)
-        check_finite(model, _nothing if pager is None else pager.touch)
+        check_finite(model, _touch(pager))
         if count := count_inputs(model):
             warnings.warn(
                 f"{count} inputs or outputs of layers were quantized by a file that was loaded. "
@@ -146,7 +146,14 @@ def compress_network(request: Request) -> CompressionResult:
         budget = Budget(
             request.goal, **search_options, effort=request.effort, threads=request.threads
         )
-        coded = budget.meet(model, request.recipe, run, calibration, request.progress)
+        coded = budget.meet(
+            model,
+            request.recipe,
+            run,
+            calibration,
+            progress=request.progress,
+            touch=_touch(request.pager),
+        )
     coded.warn_low_coverage(stacklevel=_USER)
     return coded
 
@@ -175,7 +182,7 @@ class _Keys:
         self._searches = request.goal is not None
         self._base = ""
         if self._folder is not None:
-            touch = _nothing if request.pager is None else request.pager.touch
+            touch = _touch(request.pager)
             self._base = fingerprint_run(request.model, calibration or (), touch)
             self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -187,8 +194,9 @@ class _Keys:
         return key, self._folder / key if self._searches else self._folder
 
 
-def _nothing(size: int) -> None:
-    """Do nothing: a network in memory has no pages to give back."""
+def _touch(pager: Pager | None) -> Callable[[int], None]:
+    """Return a function to call before a weight is read; it does nothing for those in memory."""
+    return (lambda size: None) if pager is None else pager.touch
 
 
 def _on_disk(model: nn.Module, weights: str | PathLike[str]) -> tuple[nn.Module, Pager]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "fingerprint_run"]
+__all__ = ["fingerprint", "fingerprint_run", "tensors_in", "weights_of"]
 
 
 def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
@@ -35,19 +35,22 @@ def fingerprint_run(
     ``touch`` is called with the size of every weight before it is read.
     """
 
-    def weights() -> Iterator[tuple[str, object]]:
-        for name, tensor in model.state_dict().items():
-            if isinstance(tensor, Tensor):
-                touch(tensor.nbytes)
-            yield name, tensor
-
-    data = (("", tensor) for batch in calibration for tensor in _tensors(batch))
-    return fingerprint(chain(weights(), data), version("fewbits"))
+    data = (("", tensor) for batch in calibration for tensor in tensors_in(batch))
+    return fingerprint(chain(weights_of(model, touch), data), version("fewbits"))
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def weights_of(model: nn.Module, touch: Callable[[int], None]) -> Iterator[tuple[str, object]]:
+    """Yield the state dict of a network; ``touch`` is told the size of each tensor before."""
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            touch(tensor.nbytes)
+        yield name, tensor
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, in tuples, lists and mappings at any depth."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (list, tuple, Mapping)):
         for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)
+            yield from tensors_in(part)

@@ -143,7 +143,8 @@ def _no_values(tensor: Tensor, stored: bool) -> str:
     return "has no values yet (lazy or meta). " + (
         "Save the weights of a network that has values."
         if stored
-        else "Run one forward pass, or load the weights, first."
+        else "Run one forward pass, or load the weights, first; compress(..., weights=) reads them "
+        "from a checkpoint."
     )
 
 
