@@ -188,11 +188,12 @@ def price_bits(
 
 @kernel
 def price_magnitudes(
-    model: Model, state: Ints, prices: Prices, zero: int, negative: int, most: int
+    model: Model, state: Ints, prices: Prices, zero: int, negative: int, most: int, bound: int
 ) -> None:
     """Fill in the bits of all magnitudes (minus 1) up to ``most``, starting from the first.
 
-    The flags are those of :func:`code_magnitude`.
+    The flags are those of :func:`code_magnitude`. Classes that begin beyond ``bound`` are not
+    modelled: to the bits that all of them share come those of an Elias gamma code.
     """
     sign = -1 if negative else 1
     size, more = 0, True
@@ -207,11 +208,24 @@ def price_magnitudes(
             price_flag(model, state, prices, CLASS, node, negative, cut, span, without, having)
         price_bits(model, state, prices, zero, negative, most, size)
         size += 1
+        if more and following > bound:
+            more = False
+            shared = prices[zero + sign * (following + 1)]
+            bits = 1
+            for magnitude in range(following, most + 1):
+                if magnitude - following + 1 >= 1 << (bits + 1) // 2:
+                    bits += 2
+                prices[zero + sign * (magnitude + 1)] = shared + bits
 
 
 @kernel
-def price_numbers(model: Model, state: Ints, prices: Prices, zero: int) -> None:
-    """Fill in the bits of every number in the alphabet; the number 0 is at position ``zero``."""
+def price_numbers(
+    model: Model, state: Ints, prices: Prices, zero: int, known: int, reach: int
+) -> None:
+    """Fill in the bits of every number in the alphabet; the number 0 is at position ``zero``.
+
+    Those of numbers further than ``reach`` from 0 and from ``known`` may be rough.
+    """
     lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
     prices[zero] = 0
     if lowest == highest:
@@ -223,6 +237,6 @@ def price_numbers(model: Model, state: Ints, prices: Prices, zero: int) -> None:
     if lowest < 0 < highest:
         price_flag(model, state, prices, SIGN, 1, 0, below, below + above, side, zero - 1)
     if highest > 0:
-        price_magnitudes(model, state, prices, zero, 0, highest - 1)
+        price_magnitudes(model, state, prices, zero, 0, highest - 1, max(known, 0) + reach)
     if lowest < 0:
-        price_magnitudes(model, state, prices, zero, 1, -lowest - 1)
+        price_magnitudes(model, state, prices, zero, 1, -lowest - 1, max(-known, 0) + reach)

@@ -168,9 +168,14 @@ class _Stream:
         self.means: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def walk(
-        self, values: Values, layout: Layout, settings: Settings, prices: Prices | None = None
+        self,
+        values: Values,
+        layout: Layout,
+        settings: Settings,
+        prices: Prices | None = None,
+        reach: int = 1 << 30,
     ) -> None:
-        """Code the next matrix; fill ``prices`` if given."""
+        """Code the next matrix; fill ``prices`` if given, exact up to ``reach``."""
         if settings.pictures:
             layout = replace(layout, taps=1, width=math.isqrt(layout.columns))
         near = neighbours(layout)
@@ -193,7 +198,7 @@ class _Stream:
         if prices is None:
             self.kernels.walk(*own)
         else:
-            self.kernels.walk_priced(*own, prices)
+            self.kernels.walk_priced(*own, prices, reach)
 
 
 def _most_flags(symbols: int, length: int) -> int:
@@ -228,17 +233,20 @@ class Mix:
         stream.walk(values, replace(layout, rows=rows), settings)
         return 8 * len(settings.to_bytes(None)) + bits_of(stream.state) * layout.rows / rows + 8
 
-    def prices(self, symbols: Symbols, layout: Layout) -> tuple[int, Prices]:
+    def prices(self, symbols: Symbols, layout: Layout, reach: int = 1 << 30) -> tuple[int, Prices]:
         """Return the lowest symbol, and the bits of every alternative (rows, columns, alphabet).
 
         These are the model's costs at each position, given all symbols before it as they are. Use
-        them to choose symbols by rate, and ask again after some changes. Memory: 4 bytes per
-        position and alternative; cost: one mixed flag each.
+        them to choose symbols by rate, and ask again after some changes. Alternatives further than
+        ``reach`` from the symbol and from the most frequent one may be rough, which saves most of
+        the time of large alphabets. Memory: 4 bytes per position and alternative; cost: one mixed
+        flag each, of those within reach.
         """
         values = _values(symbols)
         settings = _settings(values, layout)
         prices = np.empty((*values.shape, settings.highest - settings.lowest + 1), np.float32)
-        _Stream(MEASURE, prices.size).walk(values, layout, settings, prices.reshape(-1))
+        stream = _Stream(MEASURE, prices.size)
+        stream.walk(values, layout, settings, prices.reshape(-1), reach)
         return settings.lowest, prices
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:

@@ -261,6 +261,7 @@ def walk(
 def walk_priced(
     values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
     model: Values, state: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
+    reach: int,
 ) -> None:  # fmt: skip
     """Measure a matrix; fill ``prices`` (rows * columns * alphabet,) with the bits of alternatives.
 
@@ -275,6 +276,7 @@ def walk_priced(
                 state[reg.FILTER] = state[reg.SEEN] = 0
             expected = expect(values, near, tallies, means, distances, state, row, column)
             zero = (row * columns + column) * alphabet - int(state[reg.LOWEST])
-            price_numbers(model, state, prices, zero)
-            number = code_number(model, state, buffer, value_at(values, state, row, column))
+            known = value_at(values, state, row, column)
+            price_numbers(model, state, prices, zero, known, reach)
+            number = code_number(model, state, buffer, known)
             update(values, near, tallies, means, distances, state, expected, number, row, column)

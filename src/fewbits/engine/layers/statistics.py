@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from ...errors import CalibrationError, ModelError
+from ...ops.compiled.kernels import arrays, compiled, runs_compiled
 from ...ops.levels.grid import all_finite
 
 __all__ = ["Statistics", "StatisticsAccumulator", "check_float64", "second_moments"]
 
+_MANY, _TINY = 8, 32  # groups, at least, and their columns, at most, of a compiled product
 _STRIP = 192  # columns per product: wide enough to be fast, narrow enough to skip the other half
 
 
@@ -93,8 +95,10 @@ class StatisticsAccumulator:
             CalibrationError: shapes differ from those declared, or a value is not finite.
         """
         same = quantized is reference
-        reference = self._checked(reference, "float network")
-        quantized = reference if same else self._checked(quantized, "quantized network")
+        reference, sums = self._checked(reference, "float network")
+        quantized, others = (
+            (reference, sums) if same else self._checked(quantized, "quantized network")
+        )
         if reference.shape != quantized.shape:
             raise CalibrationError(
                 f"{self._where}the float network gives inputs of shape {tuple(reference.shape)}, "
@@ -103,7 +107,7 @@ class StatisticsAccumulator:
         self._rows += reference.shape[1]
         if quantized.dtype == torch.float64:
             self._dtype = torch.float64
-        self._add_sums(reference, quantized)
+        self._add_sums(sums, others)
         folds = self._totals is not None or self._rows > self._columns
         if not folds:  # copy, since kept rows may be views of activations that change
             reference = reference.clone()
@@ -132,25 +136,26 @@ class StatisticsAccumulator:
             return Statistics(self._rows, *means, None, pair, energy)
         return Statistics(self._rows, *means, self._joined(), None, energy)
 
-    def _checked(self, rows: Tensor, network: str) -> Tensor:
+    def _checked(self, rows: Tensor, network: str) -> tuple[Tensor, Tensor]:
+        """Return rows in the dtype of the products, and their column sums, float64."""
         expected = (self._groups, self._columns)
         if rows.ndim != 3 or (rows.shape[0], rows.shape[2]) != expected:
             raise CalibrationError(
                 f"{self._where}inputs must have shape ({self._groups}, rows, {self._columns}). "
                 f"Got {tuple(rows.shape)} from the {network}."
             )
-        if not all_finite(rows):
+        check_float64(rows.device, self._where.rstrip(": ") or "statistics of a layer")
+        rows = rows.detach()
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        sums = _column_sums(rows)
+        if not bool(sums.isfinite().all()) and not all_finite(rows):
             raise CalibrationError(
                 f"{self._where}its inputs in the {network} contain NaN or infinity. "
                 "Check the calibration data and the weights of the layers before it."
             )
-        check_float64(rows.device, self._where.rstrip(": ") or "statistics of a layer")
-        rows = rows.detach()
-        return rows if rows.dtype == torch.float64 else rows.float()
+        return rows, sums if bool(sums.isfinite().all()) else rows.sum(1, dtype=torch.float64)
 
-    def _add_sums(self, reference: Tensor, quantized: Tensor) -> None:
-        first = reference.sum(1).double()  # torch sums pairwise; in float64 it would be far slower
-        second = first if quantized is reference else quantized.sum(1).double()
+    def _add_sums(self, first: Tensor, second: Tensor) -> None:
         if self._sums is None:
             self._sums = (first, second)
         else:
@@ -160,8 +165,8 @@ class StatisticsAccumulator:
 
     def _fold(self) -> None:
         for reference, quantized in self._buffer:
-            second = second_moments(quantized).double()
-            cross = second if reference is quantized else (quantized.mT @ reference).double()
+            second = _product(quantized, quantized)
+            cross = second if reference is quantized else _product(quantized, reference)
             if self._weight is not None:
                 self._add_energy(reference, second if reference is quantized else None)
             self._add_moments(second, cross)
@@ -234,6 +239,32 @@ class StatisticsAccumulator:
         if all(pair[0] is pair[1] for pair in self._buffer):
             return reference, reference
         return reference, torch.cat([pair[1] for pair in self._buffer], 1)
+
+
+def _column_sums(rows: Tensor) -> Tensor:
+    """Return the sums (groups, columns) of rows (groups, m, columns), float64.
+
+    They are finite only if all rows are. torch adds float32 pairwise, which is accurate, and much
+    faster than in float64; for many groups a product is faster still.
+    """
+    groups, count, _ = rows.shape
+    if groups >= _MANY:
+        return (rows.new_ones(1, count).expand(groups, 1, -1) @ rows)[:, 0].double()
+    return rows.sum(1).double()
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """Return A^T B of rows A and B (groups, rows, columns), float64.
+
+    For the many tiny groups of depthwise convolutions, matrix products are slower than a loop.
+    """
+    groups, _, columns = first.shape
+    if groups >= _MANY and columns <= _TINY and runs_compiled(first):
+        moments = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        compiled().grouped_moments(*arrays(first.contiguous(), second.contiguous(), moments))
+        return moments
+    same = first is second
+    return (second_moments(first) if same else first.mT @ second).double()
 
 
 def second_moments(rows: Tensor) -> Tensor:

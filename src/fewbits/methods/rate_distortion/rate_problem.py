@@ -38,6 +38,7 @@ _COUPLING = 0.3  # factor on the coupling of rows, whose estimate from gradients
 _INTERLEAVE = 4  # rows are updated in this many interleaved sets
 _CONTRACTION = 0.5  # largest overshoot of rows that are updated together
 _TABLES = 4  # times the coder's model is queried
+_EXACT = 2  # levels from the present one with exact prices; hardly any level moves further
 _ADAPTATION = 1.25  # a symbol costs more than its own bits: it also shifts later probabilities
 _LARGEST_TABLE = 1 << 27  # entries of a table of bits
 
@@ -153,7 +154,7 @@ class RateProblem:
             symbols, layout = self._stored_matrix(descent.levels)
             if symbols.size * (2 * _TOP + 1) > _LARGEST_TABLE or symbols.min() == symbols.max():
                 return
-            lowest, prices = Mix().prices(symbols, layout)
+            lowest, prices = Mix().prices(symbols, layout, _EXACT)
             table = _Table(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
             wide = mean.reaching(lowest - _REACH, lowest + prices.shape[2] - 1 + _REACH)

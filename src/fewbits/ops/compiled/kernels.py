@@ -188,7 +188,18 @@ def descend(
                         residual[p, n, j] += change * metric[g, t, j]
 
 
-_SOURCES = (cheapest, settle_grid, settle_priced, descend)
+def grouped_moments(first: Floats, second: Floats, moments: NDArray[np.float64]) -> None:
+    """Add A^T B of rows A and B (groups, rows, columns) to ``moments`` of every group, float64."""
+    groups, rows, columns = first.shape
+    for g in range(groups):
+        for row in range(rows):
+            for i in range(columns):
+                factor = float(first[g, row, i])
+                for j in range(columns):
+                    moments[g, i, j] += factor * second[g, row, j]
+
+
+_SOURCES = (cheapest, settle_grid, settle_priced, descend, grouped_moments)
 
 
 def plain() -> SimpleNamespace:

@@ -101,6 +101,24 @@ def test_a_price_is_what_coding_another_symbol_takes(bounds):
     assert found == pytest.approx(np.array(costs) - min(costs), abs=1e-3)
 
 
+@pytest.mark.parametrize("reach", [0, 1, 2, 5])
+def test_prices_within_reach_are_exact_and_no_others_are_low(reach):
+    values = _laplace(12, 18, 9)
+    values[0, :2] = -40, 30
+    layout = Layout(12, 18, 9, 3)
+    lowest, exact = MIX.prices(values, layout)
+    _, found = MIX.prices(values, layout, reach)
+    settings = mix._settings(values, layout)
+    symbols, centre = np.arange(lowest, lowest + exact.shape[2]), settings.centre
+    low = np.minimum(values, centre)[..., None] - reach
+    high = np.maximum(values, centre)[..., None] + reach
+    inside = (symbols >= low) & (symbols <= high)
+    np.testing.assert_allclose(found[inside], exact[inside], rtol=1e-6)
+    assert np.isfinite(found).all()
+    shares = np.exp2(-found.astype(float)).sum(axis=2)
+    assert shares.max() < 1.01  # no more than all chances
+
+
 def test_a_single_symbol_has_no_alternatives():
     lowest, prices = MIX.prices(np.full((3, 4), 7), Layout(3, 4))
     assert lowest == 7

@@ -123,6 +123,17 @@ def test_second_moments_are_the_product(groups, columns):
     assert torch.equal(found, found.mT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("same", [True, False])
+def test_many_tiny_groups_have_the_same_moments(dtype, same):
+    x, y = data(groups=12, rows=200, columns=9, dtype=dtype)
+    found = collect(x, x if same else y, [80, 120])
+    actual = x if same else y
+    for ours, wanted in zip(found.moments(), (actual.mT @ actual, actual.mT @ x), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+    assert (found.moments()[0] is found.moments()[1]) == same
+
+
 def test_half_precision_is_cast_before_any_product():
     x = torch.full((1, 3, 2), 300.0, dtype=torch.float16)  # its square is infinite in float16
     accumulator = StatisticsAccumulator(1, 2)

@@ -85,6 +85,15 @@ def test_descend(tabled, shifted):
         np.testing.assert_allclose(ours, twin, rtol=1e-9, atol=1e-9)
 
 
+def test_grouped_moments():
+    x, y = draws(3, 20, 5, dtype=np.float32), draws(3, 20, 5, seed=1, dtype=np.float32)
+    for ours, twin in both("grouped_moments", [x, y, np.ones((3, 5, 5))]):
+        np.testing.assert_allclose(ours, twin, rtol=1e-9)
+    moments = np.ones((3, 5, 5))
+    kernels.plain().grouped_moments(x, y, moments)
+    np.testing.assert_allclose(moments, 1 + x.transpose(0, 2, 1) @ y, rtol=1e-4, atol=1e-5)
+
+
 class _Slow:
     """A projection without a compiled form."""
 
