@@ -89,9 +89,14 @@ def load_model(
 
 def _of_folder(source: str) -> str:
     """Add the scheme to a model source that is just the path of a Hugging Face model's folder."""
-    path = Path(source.partition("?")[0])
-    if not path.is_dir() or parse(source).scheme in MODELS or source in MODELS:
+    path = Path(source.partition("?")[0]).expanduser()
+    if ":" in source or source in MODELS or not (is_path(source) or path.is_dir()):
         return source
+    if not path.is_dir():
+        raise SourceError(
+            f"model source {source!r} is a path, but there is no such folder. Name the folder of a "
+            "Hugging Face model, or the code that builds the network: module:callable."
+        )
     if not (path / "config.json").is_file():
         raise SourceError(
             f"the folder {source!r} has no config.json, so it is not that of a Hugging Face model. "

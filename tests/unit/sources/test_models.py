@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+import fewbits
 from fewbits.errors import MissingExtraError, SourceError
 from fewbits.sources import load_data, load_model
 from fewbits.sources.builtin import BUILTIN
@@ -281,6 +283,66 @@ def test_transformers(monkeypatch, tmp_path):
         load_model("transformers:bert?class=AutoModelForY")
     with pytest.raises(SourceError, match="no such model"):
         load_model("transformers:nowhere")
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """A Hugging Face model's folder, and a library that builds such models."""
+
+    class Net(nn.Linear):
+        @classmethod
+        def from_pretrained(cls, name):
+            net = cls(2, 3)
+            state = {k: v for k, v in load_file(f"{name}/model.safetensors").items() if k != "old"}
+            net.load_state_dict(state)
+            return net
+
+        @classmethod
+        def from_config(cls, config):
+            return cls(2, 3)
+
+    config = SimpleNamespace(from_pretrained=lambda name: SimpleNamespace(architectures=["Net"]))
+    fake = SimpleNamespace(AutoConfig=config, Net=Net, AutoModel=Net)
+    monkeypatch.setitem(sys.modules, "transformers", fake)
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "net"
+    home.mkdir()
+    (home / "config.json").write_text("{}")
+    save_file(nn.Linear(2, 3).state_dict(), home / "model.safetensors")
+    return home
+
+
+@pytest.mark.parametrize("source", ["net", "./net", "transformers:./net", "transformers:net"])
+def test_the_folder_of_a_model_is_a_source(folder, source):
+    whole = load_model(source)
+    assert whole.source == "transformers:./net"
+    assert torch.equal(whole.module.weight, load_file(folder / "model.safetensors")["weight"])
+    empty = load_model(source, on_disk=True)
+    assert empty.source == whole.source
+    assert empty.on_disk == Path("net")
+    assert empty.module.weight.is_meta
+    coded = [
+        fewbits.compress(net.module, "nearest", weights=net.on_disk).encode()
+        for net in (whole, empty)
+    ]
+    assert coded[0] == coded[1]
+
+
+def test_a_folder_that_does_not_fit_is_loaded_and_a_note_says_why(folder):
+    state = {**nn.Linear(2, 3).state_dict(), "old": torch.zeros(1)}
+    save_file(state, folder / "model.safetensors")
+    network = load_model("./net", on_disk=True)
+    assert network.on_disk is None
+    assert not network.module.weight.is_meta
+    assert "1 unexpected (old)" in network.note
+
+
+def test_other_folders_are_no_models(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(SourceError, match=r"no config\.json.*module:callable --weights"):
+        load_model("./net")
+    with pytest.raises(SourceError, match="no such folder"):
+        load_model("./nett")
 
 
 def test_training_learns_repeats_itself_and_leaves_the_random_state():
