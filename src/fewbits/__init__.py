@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
     from .container import FileInfo, inspect
-    from .engine.network.paging import empty_weights
+    from .engine.paged.paging import empty_weights
     from .errors import (
         BudgetError,
         CalibrationError,
@@ -124,7 +124,7 @@ _HOMES = {
     ),
     ".compression.coded_model": ("CodedModel",),
     ".compression.result": ("CompressionResult",),
-    ".engine.network.paging": ("empty_weights",),
+    ".engine.paged.paging": ("empty_weights",),
     ".compression.sensitivity": ("LayerHarm", "sensitivity"),
     ".recipe.plan": ("Plan",),
     ".progress": ("ProgressEvent",),

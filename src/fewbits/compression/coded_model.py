@@ -17,7 +17,7 @@ from ..engine.activations.hooks import check_inputs, load_inputs
 from ..engine.layers.pack import torch_dtype
 from ..engine.network.loading import cast_loss, load_values, plain_targets
 from ..engine.network.naming import fit_names, fitted
-from ..engine.network.weight_store import WeightStore
+from ..engine.paged.weight_store import WeightStore
 from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
 from .decoding import values_of

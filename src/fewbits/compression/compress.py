@@ -16,7 +16,7 @@ from ..engine.activations.hooks import count_inputs
 from ..engine.layers.targets import check_finite
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
-from ..engine.network.paging import Pager
+from ..engine.paged.paging import Pager
 from ..errors import ConfigError, LossWarning, require
 from ..methods import Activations, AnyMethod, TrainingMethod
 from ..progress import Progress

@@ -15,7 +15,7 @@ from ..engine.activations.hooks import check_inputs, load_inputs
 from ..engine.layers.pack import to_torch
 from ..engine.layers.transform_domain import into_transform_domain
 from ..engine.network.naming import fit_names, fit_sites
-from ..engine.network.weight_store import WeightSpec, WeightStore
+from ..engine.paged.weight_store import WeightSpec, WeightStore
 from ..errors import ConfigError, CorruptFileError, require
 from .coded_model import load_into, state_dict, unwrapped
 from .decoding import values_of

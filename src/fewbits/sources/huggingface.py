@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..engine.network.paging import empty_weights
+from ..engine.paged.paging import empty_weights
 from ..errors import SourceError, did_you_mean
 from .base.dataset import DataSource, IndexedSplit, labels_from
 from .base.offline import NOT_FETCHED, offline

@@ -17,7 +17,7 @@ from torch import nn
 
 import fewbits
 from fewbits.engine.network import weight_store
-from fewbits.engine.network.lazy_weights import LazyWeight
+from fewbits.engine.paged.lazy_weights import LazyWeight
 from fewbits.errors import ConfigError, CorruptFileError, ModelError
 
 OPEN = Path("/proc/self/fd")

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 import fewbits
 from fewbits.container import LazyTensors
 from fewbits.engine.network import filling
-from fewbits.engine.network.lazy_weights import LazyWeight
+from fewbits.engine.paged.lazy_weights import LazyWeight
 from fewbits.errors import CorruptFileError, ModelError
 
 

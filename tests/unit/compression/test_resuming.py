@@ -19,7 +19,7 @@ from torch import nn
 import fewbits
 import interrupted
 from fewbits.compression import compress
-from fewbits.engine.network.paging import Pager
+from fewbits.engine.paged.paging import Pager
 from fewbits.errors import ConfigError
 
 SLOPED = fewbits.RDOQ()

@@ -111,10 +111,12 @@ class Job:
         *,
         batch_size: int = 128,
         budget: BudgetOptions | None = None,
-        on_disk: bool = False,
+        scored: bool = True,
     ) -> None:
+        """Load the network; if it is not ``scored`` as a whole, its weights may stay on disk."""
         self.recipe, self.batch_size = recipe, batch_size
         self.budget = budget or BudgetOptions()
+        on_disk = not (scored or self.budget.needs_evaluation)
         self.metric = self.budget.metric or "accuracy"
         self.model = load_model(model, weights, on_disk=on_disk)
         self.data: DataSource | None = None if data is None else load_data(data)

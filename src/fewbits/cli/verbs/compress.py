@@ -141,14 +141,14 @@ def compress(
     'train' section. Checkpoints go to OUT.run; 'fewbits train --resume OUT.run' continues an
     interrupted run.
 
+    The folder of a Hugging Face model is a network too. Its weights are read when they are used,
+    so it may be larger than memory.
+
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --method gpfq --bits 4 -o digits.fewbits
 
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --max-drop 0.5% -o digits.fewbits
-
-    The folder of a Hugging Face model is a network too. Its weights are read when they are used,
-    so it may be larger than memory.
 
     ('fewbits demo' writes these weights.)
     """
@@ -156,9 +156,8 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     if out is None and not dry_run:
         raise typer.BadParameter("no output file: add -o FILE.")
-    if data is None and (evaluate or (max_drop is not None and selection is None)):
-        option = "--evaluate" if evaluate else "--max-drop"
-        raise typer.BadParameter(f"{option} needs labelled data: add --data.")
+    if data is None:
+        _check_needs_no_data(evaluate, max_drop is not None and selection is None)
     shared.check_effort(effort)
     has_data = data is not None or dry_run
     chosen = choose_recipe(method, bits, settings or (), recipe, has_data, searching=bool(budget))
@@ -169,17 +168,12 @@ def compress(
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
         run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
-        if resume is not None:
-            raise typer.BadParameter(
-                "--resume keeps finished layers, and this command trains: its checkpoints go to "
-                f"{out}.run, and 'fewbits train --resume {out}.run' continues."
-            )
+        _check_no_resume(resume, out)
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
         return _train(out, sources, trained, run, budget=budget, force=force, threads=threads)
     from ..jobs.compress import Job, plan_notes  # noqa: PLC0415  (brings torch)
 
-    on_disk = not (evaluate or budget.needs_evaluation)  # otherwise the whole network runs anyway
-    job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget, on_disk=on_disk)
+    job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget, scored=evaluate)
     if dry_run or out is None:
         return _planned(job.plan())
     if evaluate:
@@ -199,6 +193,20 @@ def compress(
     for text in plan_notes(result.coded):
         note(f"note: {text}")
     return Outcome(result.to_dict(), result.shown())
+
+
+def _check_needs_no_data(evaluate: bool, searches_drop: bool) -> None:
+    if evaluate or searches_drop:
+        option = "--evaluate" if evaluate else "--max-drop"
+        raise typer.BadParameter(f"{option} needs labelled data: add --data.")
+
+
+def _check_no_resume(resume: Path | None, out: Path | None) -> None:
+    if resume is not None:
+        raise typer.BadParameter(
+            "--resume keeps finished layers, and this command trains: its checkpoints go to "
+            f"{out}.run, and 'fewbits train --resume {out}.run' continues."
+        )
 
 
 def _planned(plan: dict[str, Any]) -> Outcome:

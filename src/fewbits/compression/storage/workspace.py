@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...engine.network.paging import Pager, Scratch, trim_heap
 from ...engine.network.sharing import assign
+from ...engine.paged.paging import Pager, Scratch, trim_heap
 from ...errors import ConfigError, require
 from .journal import Journal
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from .lazy_weights import LazyWeight, lazy_parameter
+from ..paged.lazy_weights import LazyWeight, lazy_parameter
+from ..paged.weight_store import WeightSpec, WeightStore
 from .shared_memory import copy_into, overlaps, same_values, ties
-from .weight_store import WeightSpec, WeightStore
 
 __all__ = ["SMALL_BYTES", "Filling", "as_spec", "check_empty", "lazy_names", "without_memory"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from ..paged.weight_store import WeightStore
 from .filling import Filling, check_empty, lazy_names, without_memory
 from .shared_memory import Extent, copy_into, extent_of, is_same, overlaps, storage_problem, ties
-from .weight_store import WeightStore
 
 __all__ = ["cast_loss", "load_values", "plain_targets"]
 

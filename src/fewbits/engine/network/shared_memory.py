@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .lazy_weights import LazyWeight
+from ..paged.lazy_weights import LazyWeight
 
 __all__ = [
     "Extent",

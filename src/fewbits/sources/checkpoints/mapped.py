@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...engine.network.naming import fit_names
-from ...engine.network.paging import Pager, mapped_tensor, open_mapping
 from ...engine.network.shared_memory import extent_of
+from ...engine.paged.paging import Pager, mapped_tensor, open_mapping
 from ...errors import SourceError
 from .checkpoint import check_fit
 from .state_dicts import checkpoint_file, first_names, shards_of

@@ -10,7 +10,7 @@ from torch import nn
 
 from fewbits.compression.storage.journal import Finished
 from fewbits.compression.storage.workspace import Workspace
-from fewbits.engine.network.paging import Pager
+from fewbits.engine.paged.paging import Pager
 from fewbits.errors import ConfigError
 
 

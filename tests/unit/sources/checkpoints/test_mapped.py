@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fewbits
-from fewbits.engine.network.paging import Pager
+from fewbits.engine.paged.paging import Pager
 from fewbits.errors import SourceError
 from fewbits.sources.checkpoints.mapped import attach, map_checkpoint
 

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from fewbits.engine.network import weight_store
-from fewbits.engine.network.weight_store import WeightSpec, WeightStore
+from fewbits.engine.paged import weight_store
+from fewbits.engine.paged.weight_store import WeightSpec, WeightStore
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.engine.network.paging import (
+from fewbits.engine.paged.paging import (
     Pager,
     Scratch,
     empty_weights,
