@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fewbits
-from fewbits.engine.network import weight_store
+from fewbits.engine.paged import weight_store
 from fewbits.engine.paged.lazy_weights import LazyWeight
 from fewbits.errors import ConfigError, CorruptFileError, ModelError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,9 @@ from ..options.choice import choose_recipe, with_activations
 from ..options.metric import Metric
 from ..options.training import with_training
 from .train import make_request
+
+if TYPE_CHECKING:
+    from ..jobs.compress import CompressedFile
 
 __all__ = ["compress"]
 
@@ -171,7 +174,7 @@ def compress(
         _check_no_resume(resume, out)
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
         return _train(out, sources, trained, run, budget=budget, force=force, threads=threads)
-    from ..jobs.compress import Job, plan_notes  # noqa: PLC0415  (brings torch)
+    from ..jobs.compress import Job  # noqa: PLC0415  (brings torch)
 
     job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget, scored=evaluate)
     if dry_run or out is None:
@@ -190,6 +193,12 @@ def compress(
             resume=resume,
             progress=progress,
         )
+    return _shown(result)
+
+
+def _shown(result: CompressedFile) -> Outcome:
+    from ..jobs.compress import plan_notes  # noqa: PLC0415  (brings torch)
+
     for text in plan_notes(result.coded):
         note(f"note: {text}")
     return Outcome(result.to_dict(), result.shown())
