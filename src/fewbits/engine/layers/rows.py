@@ -198,6 +198,9 @@ def _window_rows(x: Tensor, window: _Window, groups: int, points: Rows) -> Rows:
             return x.new_zeros(groups, 0, columns)
         begins = window.places(picks, batch, space)
         where = (begins[:, None] + window.offsets(space)).reshape(-1).to(x.device)
+        if channels == groups:  # depthwise: contiguous for each group, as its moments need them
+            planes = x.movedim(1, 0).reshape(channels, -1)
+            return planes.index_select(1, where).reshape(groups, len(begins), columns)
         pixels = x.movedim(1, -1).reshape(-1, channels)
         patches = pixels.index_select(0, where).reshape(len(begins), -1, groups, channels // groups)
         return patches.permute(2, 0, 3, 1).reshape(groups, len(begins), columns)
