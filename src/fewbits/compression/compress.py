@@ -114,7 +114,7 @@ class Request:
 
 def compress_network(request: Request) -> CompressionResult:
     """Compress a copy of the network, as the recipe says or within the budget."""
-    search_options, model = request.budget, request.model
+    model = request.model
     calibration, forward = request.calibration, request.forward
     if calibration is not None:
         calibration = as_batches(calibration, model if forward is None else None)
@@ -138,15 +138,10 @@ def compress_network(request: Request) -> CompressionResult:
         return result.with_skip_reason() if request.metadata else result.without_metadata()
 
     if request.goal is None:
-        _check_no_search_options(search_options)
+        _check_no_search_options(request.budget)
         coded = run(request.recipe)
     else:
-        if request.resume is not None and search_options["trace"] is None:
-            search_options = {**search_options, "trace": Path(request.resume) / _SEARCH}
-        budget = Budget(
-            request.goal, **search_options, effort=request.effort, threads=request.threads
-        )
-        coded = budget.meet(
+        coded = _budget(request, request.goal).meet(
             model,
             request.recipe,
             run,
@@ -172,6 +167,13 @@ def plan_request(
         model, _ = _on_disk(model, weights)
     plan = make_plan(model, Recipe.of(method, calibrated))
     return plan, next((entry.trained for entry in plan.entries if entry.trained), None)
+
+
+def _budget(request: Request, goal: Goal) -> Budget:
+    options = request.budget
+    if request.resume is not None and options["trace"] is None:
+        options = {**options, "trace": Path(request.resume) / _SEARCH}
+    return Budget(goal, **options, effort=request.effort, threads=request.threads)
 
 
 class _Keys:
