@@ -78,7 +78,7 @@ class LockstepReport:
         order: completed modules, in order.
         calls: number of observed calls of each, over all batches.
         unreached: targets without an observed call; they were not completed.
-        live_batches: most batches in flight at once.
+        live_batches: most batches in flight at once where the passes hold most.
         reruns: forward passes beyond one per batch and network (and beyond the discovery).
         pair_bytes: most bytes held by the suspended passes of one batch, as far as Python sees,
             including the copies of plain tensors (tables, caches) in its module trees.
@@ -172,14 +172,12 @@ class Schedule:
             self._observer.expect(found.calls)
         if lead is not self._streams[-1]:  # paths of a network that changes are unknown
             self._itineraries.update(found.itineraries)
-        pair_bytes = found.live_bytes * len(self._streams) + copies
-        live = self._room(pair_bytes, max_live_bytes)
-        kept = live if live == len(self._batches) else live - 1
-        self._kept = [self._pair(batch, batch) for batch in range(kept)]
+        pair_bytes = {m: found.live_bytes[m] * len(self._streams) + copies for m in found.order}
+        rooms = self._rooms(pair_bytes, max_live_bytes)
         for module in found.order:
             if module in finished:
                 continue
-            self._turn(module)
+            self._turn(module, rooms[module])
             if self._observed.get(module):
                 if module in self._unrepeatable and isinstance(self._observer, Comparing):
                     self._observer.unrepeatable(module)
@@ -193,9 +191,9 @@ class Schedule:
             order,
             self._observed,
             missed,
-            live,
+            min(rooms.values(), default=len(self._batches)),
             self._reruns,
-            pair_bytes,
+            max(pair_bytes.values(), default=copies),
             self._unmatched,
             tuple(module for module in order if module in self._unrepeatable),
         )
@@ -225,7 +223,7 @@ class Schedule:
                 self._pass(lead, lead.network, batch)
 
         def probe(module: str, call: Call) -> None:
-            meter.sample(call)
+            meter.sample(module, call)
             if batch == 0 and lead is not self._streams[-1] and module not in self._seen:
                 with meter.paused():
                     self._seen[module] = sampled(call)
@@ -235,18 +233,32 @@ class Schedule:
         self._alive.discard(task)
         return task.counts
 
-    def _room(self, pair_bytes: int, max_live_bytes: int) -> int:
-        """Return how many pairs may be alive at once, after creating module trees for them."""
-        streams = len(self._streams)
-        by_memory = max_live_bytes // max(1, pair_bytes)
-        by_threads = _MOST_THREADS // (streams * (1 + torch.get_num_threads()))
-        live = max(1, min(len(self._batches), by_memory, by_threads))
-        return live if all(stream.provide(live) for stream in self._streams) else 1
+    def _rooms(self, pair_bytes: Mapping[str, int], max_live_bytes: int) -> dict[str, int]:
+        """Return how many pairs may be alive while each module is observed.
+
+        Pairs wait there, or at the module before it. Creates the module trees that they need.
+        """
+        by_threads = _MOST_THREADS // (len(self._streams) * (1 + torch.get_num_threads()))
+        most = max(1, min(len(self._batches), by_threads))
+        rooms, before = {}, 1
+        for module, size in pair_bytes.items():
+            rooms[module] = max(1, min(most, max_live_bytes // max(size, before)))
+            before = max(1, size)
+        trees = max(rooms.values(), default=1)
+        provided = all(stream.provide(trees) for stream in self._streams)
+        return rooms if provided else dict.fromkeys(rooms, 1)
 
     def _pair(self, batch: int, place: int) -> _Pair:
         return _Pair(batch, {stream.name: stream.trees[place] for stream in self._streams})
 
-    def _turn(self, module: str) -> None:
+    def _turn(self, module: str, room: int) -> None:
+        """Show a module's inputs for all batches; keep the passes of as many as there is room."""
+        kept = room if room == len(self._batches) else room - 1
+        for pair in self._kept[kept:]:
+            for task in pair.tasks.values():
+                self._drop(task)
+        self._kept = self._kept[:kept]
+        self._kept += [self._pair(batch, batch) for batch in range(len(self._kept), kept)]
         for pair in self._kept:
             self._visit(pair, module)
         for batch in range(len(self._kept), len(self._batches)):
@@ -365,13 +377,13 @@ class Discovery:
         order: modules reached, ordered by their last call in a pass.
         calls: number of calls of each module in the first pass that reached it.
         itineraries: by batch, the number of calls of each module in the whole pass.
-        live_bytes: most bytes that a pass held when it entered one of the modules.
+        live_bytes: most bytes that a pass held when it entered each of the modules.
     """
 
     order: tuple[str, ...]
     calls: Mapping[str, int]
     itineraries: dict[int, Mapping[str, int]]
-    live_bytes: int
+    live_bytes: Mapping[str, int]
 
 
 def discover(
@@ -411,7 +423,7 @@ def _merge(order: list[str], trail: list[str]) -> None:
 
 
 class LiveBytes(TorchFunctionMode):
-    """Counts the bytes that a forward pass holds: live results of torch functions.
+    """Counts the bytes that a forward pass holds at each module: results of torch functions.
 
     Sees all tensors that Python code in the thread gets, on any device, through weak references to
     their storage. What ``network`` held before (parameters, buffers, tables) is not counted. This
@@ -420,7 +432,7 @@ class LiveBytes(TorchFunctionMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.most = 0
+        self.most: dict[str, int] = {}
         kept = (*network.parameters(), *network.buffers(), *plain_tensors(network))
         self._known = {ref for tensor in kept if (ref := storage_of(tensor)) is not None}
         self._made: dict[StorageWeakRef, int] = {}
@@ -448,13 +460,13 @@ class LiveBytes(TorchFunctionMode):
         finally:
             self._paused = False
 
-    def sample(self, call: Call) -> None:
-        """Measure at a call, whose inputs are alive wherever they were created."""
+    def sample(self, module: str, call: Call) -> None:
+        """Measure at a call of a module, whose inputs are alive wherever they were created."""
         self._note((call.args, dict(call.kwargs)))
         gone = [ref for ref in self._made if ref.expired()]  # type: ignore[no-untyped-call, unused-ignore]
         for ref in gone:
             del self._made[ref]
-        self.most = max(self.most, sum(self._made.values()))
+        self.most[module] = max(self.most.get(module, 0), sum(self._made.values()))
 
     def _note(self, value: Any) -> None:
         for leaf in tree_leaves(value):

@@ -130,6 +130,40 @@ def test_more_room_never_costs_more_passes():
     assert all(r.reruns == 2 * 5 * (7 - r.live_batches) for r in results if r.live_batches < 6)
 
 
+def test_passes_are_only_repeated_where_they_hold_much():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 1000), nn.Linear(1000, 4), *(nn.Linear(4, 4) for _ in range(6))]
+    network = nn.Sequential(*layers).eval()
+
+    class Narrowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)  # what came before is gone
+            return x
+
+    names, batches = [f"layers.{i}" for i in range(8)], list(torch.randn(6, 20, 4))
+
+    def count(room: int) -> tuple[int, LockstepReport]:
+        net = Narrowing().eval()
+        recorder = Recorder(copy.deepcopy(net))
+        report = run_lockstep(
+            net, recorder.network, names, batches, plain, recorder, max_live_bytes=room
+        )
+        assert_same(recorder.seen, expected.seen)
+        return report.reruns, report
+
+    net = Narrowing().eval()
+    expected = Recorder(copy.deepcopy(net))
+    whole = run_lockstep(net, expected.network, names, batches, plain, expected)
+    reruns, report = count(2 * whole.pair_bytes)
+    assert report.live_batches == 2
+    assert 0 < reruns <= 2 * 5 * 3  # five batches, once for each of the first layers
+
+
 def test_a_batch_that_misses_a_layer_costs_one_more_pass_however_many_it_misses():
     class Detour(nn.Module):
         def __init__(self) -> None:
