@@ -11,8 +11,9 @@ layer. Then the written file is loaded, at once and lazily, and runs 64 tokens.
 
 Memory is that of the whole process with Python, torch and transformers: its high-water mark of
 resident memory, which counts pages of mapped files, and the peak of its anonymous memory, sampled
-every 10 ms from outside. ``formula_mb`` is what reading layer by layer should take: the largest
-layer, the activations that may be held, and 400 MB for the rest.
+every 10 ms from outside. ``formula_mb`` is what reading layer by layer should take (see
+docs/large_networks.md): the largest layer, the activations that may be held, and 600 MB for the
+rest.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ WEIGHTS = ("memory", "folder")
 IN_MEMORY = ("llama-110m", "smollm2")  # the networks small enough to be held for comparison
 SEQUENCES, LENGTH, FORWARD = 8, 256, 64
 INTERVAL = 0.01  # seconds between samples
-REST_MB = 400  # Python, torch, transformers, compiled kernels
+REST_MB = 600  # Python, torch, transformers and compiled kernels (some 450), pages, scratch
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,15 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 def _formula(case: Case) -> dict[str, Any]:
     """Return the memory that compressing layer by layer should take, in MB, and its largest layer.
 
-    A layer: its weights in float32 and their codes in int32; for GPTQ the moments of its inputs in
-    both networks in float64 as well. An embedding has no inputs.
+    A layer: its weights in float32 and their codes in int32; for GPTQ the weights in units of the
+    step and three matrices of 8 bytes an entry for the moments as well. An embedding has no inputs.
     """
     layers = {}
     for name, shape in _shapes(_folder(case.network)).items():
         if len(shape) == 2:
             moments = case.method == "gptq" and "embed" not in name
-            layers[name] = 8 * math.prod(shape) + (16 * shape[1] ** 2 if moments else 0)
+            weights = (12 if moments else 8) * math.prod(shape)
+            layers[name] = weights + (24 * shape[1] ** 2 if moments else 0)
     largest = max(layers, key=lambda name: layers[name])
     live = case.max_live_mib * 2**20 if case.method == "gptq" else 0
     return {

@@ -43,7 +43,7 @@ __all__ = [
 DATA_FREE_RADII = ("absmax", "mse", "median", "mean_max")
 
 _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
-_BLOCK = 1 << 22  # weights whose rounding errors are computed at once
+_BLOCK = 1 << 20  # weights whose rounding errors are computed at once
 
 
 def is_whole(value: object) -> bool:

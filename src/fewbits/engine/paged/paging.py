@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Pager", "Scratch", "empty_weights", "mapped_tensor", "open_mapping", "trim_heap"]
 
-RESIDENT = 1 << 26  # bytes of weights that may be touched before pages are dropped
+RESIDENT = 1 << 25  # bytes of weights that may be touched before pages are dropped
 _ALIGNED = 64
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _DROP = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
