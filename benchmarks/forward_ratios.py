@@ -259,7 +259,7 @@ def _divergence(model: nn.Module, coded: Any, batches: list[Tensor]) -> float:
     return float((actual - wanted).norm() / wanted.norm())
 
 
-def _fresh_process(network: str, case: str, options: argparse.Namespace) -> dict[str, Any] | None:
+def _fresh_process(network: str, case: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", network, case]
     for name in ("threads", "seed", "repeats", "batches"):
         command += [f"--{name}", str(getattr(options, name))]
@@ -268,8 +268,7 @@ def _fresh_process(network: str, case: str, options: argparse.Namespace) -> dict
             command, stdout=subprocess.PIPE, text=True, check=False, timeout=options.limit
         )
     except subprocess.TimeoutExpired:
-        print(f"{network:12} {case:8}: stopped after {options.limit} s", flush=True)
-        return None
+        return {"network": network, "case": case, "stopped_after_seconds": options.limit}
     if done.returncode:
         sys.exit(f"{network}, {case} failed; its error is above.")
     return json.loads(done.stdout.splitlines()[-1])
@@ -280,6 +279,10 @@ def _missing(network: str) -> list[str]:
 
 
 def _show(row: dict[str, Any]) -> None:
+    if "stopped_after_seconds" in row:
+        told = f"stopped after {row['stopped_after_seconds']} s"
+        print(f"{row['network']:12} {row['case']:8}: {told}", flush=True)
+        return
     more = f", {100 * row['divergence']:.2f} % output error"
     if "accuracy" in row:
         more += f", {row['accuracy']['test']:.2f} % top-1"
@@ -321,10 +324,8 @@ def main() -> None:
             skipped[network] = missing
             continue
         for case in (case for case in CASES[network] if case in options.cases):
-            row = _fresh_process(network, case, options)
-            if row is not None:
-                _show(row)
-                rows.append(row)
+            rows.append(_fresh_process(network, case, options))
+            _show(rows[-1])
     whole = len(rows) == sum(map(len, CASES.values())) and not (options.batches or options.seed)
     write(
         "forward_ratios" if whole else "forward_ratios_explored",

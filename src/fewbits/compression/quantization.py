@@ -189,7 +189,7 @@ class Quantization:
         if report.reruns:
             self.notes.append(
                 f"calibration: memory holds {report.live_batches} of {observer.batches} batches at "
-                f"a time, so {report.reruns} forward passes were repeated"
+                f"the layers that need most, so {report.reruns} forward passes were repeated"
             )
         for name, note in observer.notes.items():
             self.plan = self.plan.noted(name, note)
