@@ -12,7 +12,7 @@ layer. Then the written file is loaded, at once and lazily, and runs 64 tokens.
 Memory is that of the whole process with Python, torch and transformers: its high-water mark of
 resident memory, which counts pages of mapped files, and the peak of its anonymous memory, sampled
 every 10 ms from outside. ``formula_mb`` is what reading layer by layer should take (see
-docs/large_networks.md): the largest layer, the activations that may be held, and 600 MB for the
+docs/large_networks.md): the largest layer, the activations that may be held, and 700 MB for the
 rest.
 """
 
@@ -48,7 +48,8 @@ WEIGHTS = ("memory", "folder")
 IN_MEMORY = ("llama-110m", "smollm2")  # the networks small enough to be held for comparison
 SEQUENCES, LENGTH, FORWARD = 8, 256, 64
 INTERVAL = 0.01  # seconds between samples
-REST_MB = 600  # Python, torch, transformers and compiled kernels (some 450), pages, scratch
+REST_MB = 700  # Python, torch, transformers and compiled kernels (some 450), pages, scratch
+CHECKPOINT = 2  # bytes of a weight in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -227,14 +228,15 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 def _formula(case: Case) -> dict[str, Any]:
     """Return the memory that compressing layer by layer should take, in MB, and its largest layer.
 
-    A layer: its weights in float32 and their codes in int32; for GPTQ the weights in units of the
-    step and three matrices of 8 bytes an entry for the moments as well. An embedding has no inputs.
+    A layer: its weights in float32 and in the checkpoint's dtype, and their codes in int32; for GPTQ
+    the weights in units of the step and three matrices of 8 bytes an entry for the moments as well.
+    An embedding has no inputs.
     """
     layers = {}
     for name, shape in _shapes(_folder(case.network)).items():
         if len(shape) == 2:
             moments = case.method == "gptq" and "embed" not in name
-            weights = (12 if moments else 8) * math.prod(shape)
+            weights = ((12 if moments else 8) + CHECKPOINT) * math.prod(shape)
             layers[name] = weights + (24 * shape[1] ** 2 if moments else 0)
     largest = max(layers, key=lambda name: layers[name])
     live = case.max_live_mib * 2**20 if case.method == "gptq" else 0

@@ -14,7 +14,14 @@ from summary_coding import coding, coding_large, coding_sources
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
 from summary_pwfn import pwfn_clustering, pwfn_resnet
-from summary_running import loading, memory, onnx_processors, onnx_w8a8
+from summary_running import (
+    forward_ratios,
+    loading,
+    memory,
+    onnx_processors,
+    onnx_w8a8,
+    resume,
+)
 from summary_training import hemp_mnist, hemp_resnet, step_cost
 from summary_transform import (
     transform_baselines,
@@ -239,6 +246,8 @@ PRINTERS = {
         coding_large,
         loading,
         memory,
+        forward_ratios,
+        resume,
         fuzz,
         fuzz_cost,
         fuzz_coverage,

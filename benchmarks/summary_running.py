@@ -6,7 +6,7 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["loading", "memory", "onnx_processors", "onnx_w8a8"]
+__all__ = ["forward_ratios", "loading", "memory", "onnx_processors", "onnx_w8a8", "resume"]
 
 
 def loading(record: dict[str, Any]) -> str:
@@ -87,6 +87,40 @@ def memory(record: dict[str, Any]) -> str:
         f"{table((*head, 'compress, CPU s', 'save, CPU s', 'file bytes'), rows)}\n\n"
         f"{table((*below, 'same bits as eager'), loads)}\n\n"
         f"Activations held: at most {record['max_live_mib']} MiB. Effort `{record['effort']}`."
+    )
+
+
+def forward_ratios(record: dict[str, Any]) -> str:
+    """Cost of compressing real networks, in passes of the float network over the same batches."""
+    rows = []
+    for row in record["measured"]:
+        if "stopped_after_seconds" in row:
+            told = f"stopped after {row['stopped_after_seconds']:.0f} s"
+            rows.append((row["network"], row["case"], told, "", "", "", ""))
+            continue
+        goal = f"{row['at_most_passes']}"
+        if "at_most_cpu_seconds" in row:
+            goal += f", or {row['at_most_cpu_seconds']} CPU s"
+        numbers = (f"{row['forward_passes']:.1f}", goal, f"{row['compress_cpu_seconds']:.0f}")
+        rest = (f"{row['evaluations']}", f"{row['process_peak_rss_mb']:,.0f}")
+        rows.append((row["network"], row["case"], *numbers, *rest))
+    head = ("network", "method", "passes", "aim", "CPU s", "evaluations", "peak MB")
+    return table(head, rows)
+
+
+def resume(record: dict[str, Any]) -> str:
+    """Compressions that were killed and resumed."""
+    named = [("without interruption", record["uninterrupted"])]
+    named += [(f"run {place + 1}", run) for place, run in enumerate(record["interrupted"])]
+    rows = [
+        (name, f"{r['parts_before']} to {r['parts_after']}", r["exit_code"], r["cpu_seconds"])
+        for name, r in named
+    ]
+    same = "the same bytes" if record["same_bytes"] else "OTHER BYTES"
+    size = record["files"]["resumed"]["file_bytes"]
+    return (
+        f"{table(('run', 'parts finished', 'exit code', 'CPU s'), rows)}\n\n"
+        f"The resumed file has {same}: {size:,}."
     )
 
 

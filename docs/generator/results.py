@@ -24,9 +24,17 @@ def results() -> str:
         **_trained(),
         **_coding(),
         **_costs(),
+        **_tables(),
         **_trust(),
     }
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(figures)
+
+
+def _tables() -> dict[str, str]:
+    import summary  # noqa: PLC0415  (a script beside the benchmarks, found by generator.records)
+
+    names = {"ratios": "forward_ratios", "large": "memory", "resumed": "resume"}
+    return {key: summary.PRINTERS[name](record(name)) for key, name in names.items()}
 
 
 def _budgets() -> str:

@@ -60,8 +60,9 @@ def compress(
 
     Memory: the network, one byte per weight for its codes, and another copy of its weights as
     they become quantized; with ``weights``, none of these, but only what is worked on: the largest
-    layer (8 bytes for each weight; 12, and 24 N^2 bytes for the moments of N inputs, if the method
-    needs inputs), the activations of suspended passes (up to ``max_live_bytes``) and about 600 MB.
+    layer (8 bytes for each weight and those of the checkpoint; if the method needs inputs, 4 more,
+    and 24 N^2 bytes for the moments of N inputs), the activations of suspended passes (up to
+    ``max_live_bytes``) and about 700 MB.
 
     With one of ``target_bytes``, ``target_bits`` and ``max_drop``, fewbits searches for the slope
     (the squared output error that one bit is worth), uses it in every rule whose method has one,
