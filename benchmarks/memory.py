@@ -228,7 +228,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 def _formula(case: Case) -> dict[str, Any]:
     """Return the memory that compressing layer by layer should take, in MB, and its largest layer.
 
-    A layer: its weights in float32 and in the checkpoint's dtype, and their codes in int32; for GPTQ
+    A layer: weights in float32 and in the checkpoint's dtype, and their codes in int32; for GPTQ
     the weights in units of the step and three matrices of 8 bytes an entry for the moments as well.
     An embedding has no inputs.
     """
