@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,7 @@ class Journal:
         """
         path = self._places[name]
         try:
-            return read_tensor(path, name)
+            return read_tensor(path, name, max_decoded_bytes=sys.maxsize)  # it was written here
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{path} was removed, but the compressed network still reads it. Keep the folder "
