@@ -341,8 +341,11 @@ def test_other_folders_are_no_models(folder):
     (folder / "config.json").unlink()
     with pytest.raises(SourceError, match=r"no config\.json.*module:callable --weights"):
         load_model("./net")
-    with pytest.raises(SourceError, match="no such folder"):
-        load_model("./nett")
+    for path in ("./nett", r"C:\\nett", "C:/nett"):
+        with pytest.raises(SourceError, match="no such folder"):
+            load_model(path)
+    with pytest.raises(SourceError, match="or the folder of a Hugging Face model"):
+        load_model("nett")  # may be a mistyped folder
 
 
 def test_training_learns_repeats_itself_and_leaves_the_random_state():
