@@ -25,6 +25,7 @@ __all__ = ["Finished", "Journal"]
 
 _VERSION = 1
 _ABOUT = "journal.json"
+_DIGITS = 6  # of the number in a file's name; others are not of the journal
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Journal:
         about = folder / _ABOUT
         if about.exists():
             self._check(about, key)
-            for path in sorted(folder.glob("*.fewbits")):
+            for path in sorted(folder.glob(f"{'[0-9]' * _DIGITS}.fewbits")):
                 self._add(path)
         elif any(folder.iterdir()):
             raise ConfigError(
@@ -112,7 +113,7 @@ class Journal:
 
     @property
     def _next(self) -> str:
-        return f"{len(self.finished):06d}.fewbits"
+        return f"{len(self.finished):0{_DIGITS}d}.fewbits"
 
     def write(
         self,
@@ -177,5 +178,6 @@ class Journal:
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{path} is damaged: {error}. Remove it and all files with a higher number, then resume."
+        f"{path} is damaged: {str(error).rstrip('.')}. Remove it and all files with a higher "
+        "number, then resume."
     )

@@ -74,6 +74,12 @@ def test_weights_that_are_almost_all_zero(tmp_path):
     assert not Journal(tmp_path, "k").read("a").index.any()
 
 
+def test_a_result_that_is_saved_in_the_folder_is_not_a_part(tmp_path):
+    filled(tmp_path)
+    shutil.copy(tmp_path / "000001.fewbits", tmp_path / "net.fewbits")
+    assert len(Journal(tmp_path, "k").finished) == 3
+
+
 def test_a_part_without_weights(tmp_path):
     Journal(tmp_path, "k").write(Finished("module a", ()), {}, {})
     assert Journal(tmp_path, "k").finished == [Finished("module a", ())]
