@@ -30,13 +30,25 @@ def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
 def fingerprint_run(
     model: nn.Module, calibration: Iterable[Any], touch: Callable[[int], None]
 ) -> str:
-    """Hash all weights of a network, all tensors of its calibration data and this version.
+    """Hash a network, all tensors of its calibration data and this version.
 
-    ``touch`` is called with the size of every weight before it is read.
+    Of the network, all weights and buffers count, and the kinds of its modules with the settings
+    of those of torch; not the code of its forward pass. ``touch`` is called with the size of every
+    weight before it is read.
     """
-
+    state = model.state_dict().keys()
+    buffers = ((name, tensor) for name, tensor in model.named_buffers() if name not in state)
     data = (("", tensor) for batch in calibration for tensor in tensors_in(batch))
-    return fingerprint(chain(weights_of(model, touch), data), version("fewbits"))
+    modules = [(name, *_kind(module)) for name, module in model.named_modules()]
+    tensors = chain(weights_of(model, touch), buffers, data)
+    return fingerprint(tensors, version("fewbits"), modules)
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    """Return the class of a module, and its settings if they are known to have a stable text."""
+    kind = type(module)
+    known = kind.__module__.startswith("torch.nn.")
+    return kind.__qualname__, module.extra_repr() if known else ""
 
 
 def weights_of(model: nn.Module, touch: Callable[[int], None]) -> Iterator[tuple[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .checkpoints.mapped import misfit
 from .data.idx import has_idx_files
 
 __all__ = ["LoadedModel", "code_of", "load_data", "load_model"]
+
+_DRIVE = re.compile(r"[A-Za-z]:[/\\]")  # how paths begin on Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,8 @@ def load_model(
 def _of_folder(source: str) -> str:
     """Add the scheme to a model source that is just the path of a Hugging Face model's folder."""
     path = Path(source.partition("?")[0]).expanduser()
-    if ":" in source or source in MODELS or not (is_path(source) or path.is_dir()):
+    scheme = ":" in source and not _DRIVE.match(source)
+    if scheme or source in MODELS or not (is_path(source) or path.is_dir()):
         return source
     if not path.is_dir():
         raise SourceError(

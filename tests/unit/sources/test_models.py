@@ -337,12 +337,22 @@ def test_a_folder_that_does_not_fit_is_loaded_and_a_note_says_why(folder):
     assert "1 unexpected (old)" in network.note
 
 
+def test_a_folder_with_a_damaged_file(folder):
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    for on_disk in (False, True):
+        with pytest.raises(SourceError, match="transformers failed.*header"):
+            load_model("./net", on_disk=on_disk)
+
+
 def test_other_folders_are_no_models(folder):
     (folder / "config.json").unlink()
     with pytest.raises(SourceError, match=r"no config\.json.*module:callable --weights"):
         load_model("./net")
-    with pytest.raises(SourceError, match="no such folder"):
-        load_model("./nett")
+    for path in ("./nett", r"C:\\nett", "C:/nett"):
+        with pytest.raises(SourceError, match="no such folder"):
+            load_model(path)
+    with pytest.raises(SourceError, match="or the folder of a Hugging Face model"):
+        load_model("nett")  # may be a mistyped folder
 
 
 def test_training_learns_repeats_itself_and_leaves_the_random_state():

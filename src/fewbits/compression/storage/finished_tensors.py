@@ -117,6 +117,14 @@ class FileTensors(DescribedTensors):
     def __getitem__(self, name: str) -> CodedTensor:
         return self._finished[name] if name in self._finished else self._raw[name]()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FileTensors:
+        """Return the same tensors: nothing changes them, and their folder lives as long."""
+        return self
+
+    def __reduce__(self) -> tuple[type[dict[str, CodedTensor]], tuple[dict[str, CodedTensor]]]:
+        """Pickle the tensors themselves: another process may not have their folder."""
+        return dict, (dict(self),)
+
 
 def _held(tensor: CodedTensor) -> Callable[[], CodedTensor]:
     """Return a function that gives ``tensor``, and holds its indices in narrow integers."""

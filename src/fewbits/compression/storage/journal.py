@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["Finished", "Journal"]
 
 _VERSION = 1
 _ABOUT = "journal.json"
+_DIGITS = 6  # of the number in a file's name; others are not of the journal
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Journal:
         about = folder / _ABOUT
         if about.exists():
             self._check(about, key)
-            for path in sorted(folder.glob("*.fewbits")):
+            for path in sorted(folder.glob(f"{'[0-9]' * _DIGITS}.fewbits")):
                 self._add(path)
         elif any(folder.iterdir()):
             raise ConfigError(
@@ -111,7 +113,7 @@ class Journal:
 
     @property
     def _next(self) -> str:
-        return f"{len(self.finished):06d}.fewbits"
+        return f"{len(self.finished):0{_DIGITS}d}.fewbits"
 
     def write(
         self,
@@ -134,7 +136,7 @@ class Journal:
         """
         path = self._places[name]
         try:
-            return read_tensor(path, name)
+            return read_tensor(path, name, max_decoded_bytes=sys.maxsize)  # it was written here
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{path} was removed, but the compressed network still reads it. Keep the folder "
@@ -176,5 +178,6 @@ class Journal:
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{path} is damaged: {error}. Remove it and all files with a higher number, then resume."
+        f"{path} is damaged: {str(error).rstrip('.')}. Remove it and all files with a higher "
+        "number, then resume."
     )

@@ -27,6 +27,8 @@ _UNREPEATABLE = (
     "one batch give the layer different inputs (random numbers or state that cannot be restored)"
 )
 
+_ALIGNED = 64  # bytes to which torch aligns memory of its own
+
 Encode = Callable[[LayerMatrix], Quantized]
 Write = Callable[[str, Tensor, Tensor], None]
 
@@ -257,7 +259,9 @@ def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
 
 def _matrix(network: nn.Module, target: Target) -> Tensor:
     weight = network.get_parameter(target.name).detach()
-    return target.view.matrix(weight).to(torch.float32).contiguous()
+    matrix = target.view.matrix(weight).to(torch.float32).contiguous()
+    # Products round differently in memory of another alignment, which mapped checkpoints have.
+    return matrix.clone() if matrix.data_ptr() % _ALIGNED else matrix
 
 
 @torch.no_grad()

@@ -148,7 +148,7 @@ class Scratch:
         path = Path(folder) / "quantized.bin"
         try:
             with path.open("w+b") as file:
-                _reserve(file, max(1, length))
+                _reserve(file, max(1, length), folder)
                 self.mapping = open_mapping(file, shared=True)
         finally:
             with suppress(OSError):  # not every system lets go of a mapped file
@@ -169,9 +169,14 @@ def _offsets(sizes: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
     return offsets, length
 
 
-def _reserve(file: BinaryIO, length: int) -> None:
+def _reserve(file: BinaryIO, length: int, folder: str | os.PathLike[str]) -> None:
     """Give a file its length on disk: writing to a mapped file that finds none is fatal."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, length)
-    else:
-        file.truncate(length)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, length)
+        else:
+            file.truncate(length)
+    except OSError as error:
+        what = f"{error.strerror}: the quantized weights take {length:,} bytes there"
+        advice = "Make room, or set TMPDIR (or resume=) to a folder on another disk"
+        raise OSError(error.errno, f"{what}. {advice}", os.fspath(folder)) from error

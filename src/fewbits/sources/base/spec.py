@@ -145,9 +145,10 @@ def resolve(source: str, kind: str, known: Registry[Any]) -> Spec:
         return Spec(spec.text, "module", f"{spec.scheme}:{spec.target}", spec.options)
     name = spec.scheme or spec.target
     listing = ", ".join(sorted(name for name in known if name != "module"))
+    folder = ", or the folder of a Hugging Face model" if kind == "model" else ""
     raise SourceError(
         f"unknown {kind} source {source!r}. Known schemes: {listing}; or 'module:callable' "
-        f"for your own code." + (module_of_file(spec.target) or did_you_mean(name, known))
+        f"for your own code{folder}." + (module_of_file(spec.target) or did_you_mean(name, known))
     )
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...engine.network.naming import fit_names
-from ...engine.network.shared_memory import extent_of
+from ...engine.network.shared_memory import extent_of, same_values
 from ...engine.paged.paging import Pager, mapped_tensor, open_mapping
 from ...errors import SourceError
 from .checkpoint import check_fit
@@ -182,13 +182,25 @@ def _add_optional(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(_identity(parameter), []).append(name)
     for names in tied.values():
-        known = next((loaded[name] for name in names if name in loaded), None)
-        if known is not None:
-            for name in names:
-                loaded.setdefault(name, known)
+        given = [name for name in names if name in loaded]
+        for name in given[1:]:
+            _check_tied(loaded, given[0], name)
+        for name in names if given else ():
+            loaded.setdefault(name, loaded[given[0]])
     for name, tensor in wanted.items():
         if name not in loaded and name.endswith(_COUNTERS):
             loaded[name] = torch.zeros_like(tensor, device="cpu")
+
+
+def _check_tied(loaded: Mapping[str, Tensor], first: str, other: str) -> None:
+    """Check that two names of one parameter have the same values, if both have its shape."""
+    one, two = loaded[first], loaded[other]
+    if one.shape == two.shape and not (one.dtype == two.dtype and same_values(one, two)):
+        raise SourceError(
+            f"{first!r} and {other!r} are one parameter in the network, but have different values "
+            "in the checkpoint. Build the network with a parameter for each (for a Hugging Face "
+            "model, tie_word_embeddings=False)."
+        )
 
 
 def _identity(tensor: Tensor) -> object:

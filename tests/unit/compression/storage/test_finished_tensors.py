@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 from dataclasses import fields
 
 import numpy as np
@@ -19,6 +22,7 @@ from fewbits.coded import (
 )
 from fewbits.compression.storage.finished_tensors import FileTensors, FinishedWeights
 from fewbits.compression.storage.journal import Finished, Journal
+from fewbits.compression.storage.workspace import _Temporary
 
 F4 = np.float32
 
@@ -150,3 +154,20 @@ def test_the_tensors_of_a_file_are_a_mapping_in_their_order():
     same(tensors["w"], grid(0, 9))
     with pytest.raises(KeyError):
         tensors["x"]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_of_the_tensors_of_a_file_outlive_it(copied, on_disk, tmp_path):
+    folder = _Temporary() if on_disk else None
+    finished = FinishedWeights(Journal(folder.path / "j", "k") if folder else None)
+    finished.add(Finished("", ("w",), info={"w": {}}), {"w": grid(0, 9)}, {})
+    bias = RawTensor((1,), "float32", np.ones(1, F4).view(np.uint8), "float32")
+    facts = {"b": TensorFacts.of(bias)}
+    copy_of = copied(FileTensors(["b", "w"], finished, {"b": lambda: bias}, facts, folder))
+    del folder, finished
+    gc.collect()
+    assert list(copy_of) == ["b", "w"]
+    same(copy_of["w"], grid(0, 9))
+    same(copy_of["b"], bias)
+    assert facts_of(copy_of)["w"] == TensorFacts.of(grid(0, 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,19 @@ def test_writing_goes_on_after_the_last_part(tmp_path):
     journal.write(Finished("module new", ("9.weight",)), {"9.weight": grid(5)}, {})
     assert len(list(tmp_path.glob("*.fewbits"))) == 4
     assert np.array_equal(Journal(tmp_path, "k").read("9.weight").index, grid(5).index)
+
+
+def test_weights_that_are_almost_all_zero(tmp_path):
+    """They take so little that files from elsewhere would be refused as bombs."""
+    zeros = replace(grid(rows=4200, columns=4200), index=np.zeros((4200, 4200), np.int32))
+    Journal(tmp_path, "k").write(Finished("module a", ("a",), info={"a": {}}), {"a": zeros}, {})
+    assert not Journal(tmp_path, "k").read("a").index.any()
+
+
+def test_a_result_that_is_saved_in_the_folder_is_not_a_part(tmp_path):
+    filled(tmp_path)
+    shutil.copy(tmp_path / "000001.fewbits", tmp_path / "net.fewbits")
+    assert len(Journal(tmp_path, "k").finished) == 3
 
 
 def test_a_part_without_weights(tmp_path):

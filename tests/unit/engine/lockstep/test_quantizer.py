@@ -84,3 +84,20 @@ def test_autocast_of_the_caller_does_not_reach_the_methods():
         quantize_blind(copy.deepcopy(net), Work(target, encode), 0)
         quantized(net, [numbers(40, 6)], GPFQ(bits=4).encode)
     assert set(products) == {torch.float32}
+
+
+@pytest.mark.parametrize("elements", [0, 2, 6])
+def test_methods_get_aligned_memory_whatever_a_checkpoint_has(elements):
+    """Products round differently in memory of another alignment."""
+    net = nn.Linear(40, 40)
+    memory = torch.empty(net.weight.numel() + elements)[elements:].view_as(net.weight)
+    net.weight.data = memory.copy_(net.weight.data)
+    assert net.weight.data_ptr() % 64 == 4 * elements
+    seen: list[LayerMatrix] = []
+
+    def encode(layer: LayerMatrix) -> QuantizedMatrix:
+        seen.append(layer)
+        return Nearest(bits=4).encode(layer)
+
+    quantize_blind(net, Work(survey(net).targets[0], encode), 0)
+    assert seen[0].weight.data_ptr() % 64 == 0

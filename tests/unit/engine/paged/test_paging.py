@@ -218,8 +218,9 @@ def test_no_room_is_an_error_at_once_and_leaves_no_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left.*take 1,048,576 bytes.*set TMPDIR") as raised:
         Scratch(tmp_path, {"a": 1 << 20})
+    assert raised.value.filename == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

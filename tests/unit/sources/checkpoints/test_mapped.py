@@ -117,6 +117,14 @@ class ByMemory(nn.Module):
         self.register_buffer("seen", self.a.weight.data, persistent=False)
 
 
+def test_tied_names_with_different_values_are_refused(tmp_path):
+    save_file({**FULL, "head.weight": FULL["head.weight"] + 1}, tmp_path / "a.safetensors")
+    network = empty()
+    with pytest.raises(SourceError, match=r"'table\.weight' and 'head\.weight' are one parameter"):
+        attach(network, map_checkpoint(tmp_path / "a.safetensors"), Pager())
+    assert network.table.weight.is_meta
+
+
 def test_what_is_tied_by_memory_stays_tied(tmp_path):
     save_file({"a.weight": torch.ones(4, 4)}, tmp_path / "a.safetensors")
     net = attached(tmp_path / "a.safetensors", ByMemory())
