@@ -111,8 +111,8 @@ def compress(
         resume: folder in which finished layers are kept. A run that was interrupted goes on after
             the last one when called again with the same arguments, and gives the same file. Keep
             the folder until the result is saved, which is read from there.
-        max_live_bytes: largest number of bytes of activations held by suspended forward passes;
-            batches beyond it are run again for every layer.
+        max_live_bytes: largest number of bytes of activations held by suspended forward passes; at
+            layers where they hold more, the batches beyond it are run again.
         progress: called after every layer, evaluation or training step.
 
     Returns:

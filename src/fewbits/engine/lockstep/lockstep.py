@@ -10,7 +10,7 @@ The observed inputs are by definition the same as if both networks were run from
 layer. So a pass is rerun if its past no longer matches the network: when a module that it called
 more than once has been quantized, when it ended without reaching a layer, and when
 ``max_live_bytes`` leaves no room to keep it suspended. The last costs a pass per batch and layer,
-but only for the batches beyond the limit.
+but only for the batches beyond the limit at layers where passes hold that much.
 """
 
 from __future__ import annotations
