@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..engine.paged.paging import empty_weights
-from ..errors import SourceError, did_you_mean
+from ..errors import FewbitsError, SourceError, did_you_mean
 from .base.dataset import DataSource, IndexedSplit, labels_from
 from .base.offline import NOT_FETCHED, offline
 from .base.registries import DATA, MODELS
@@ -77,7 +77,9 @@ def _build(spec: Spec, options: dict[str, Any], weights: str) -> nn.Module:
             else:
                 with empty_weights() if weights == "none" else nullcontext():
                     model = builder.from_config(config) if automatic else builder(config)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except FewbitsError:
+        raise
+    except Exception as error:  # the library raises whatever its own libraries do
         hint = "" if spec.fetch else NOT_FETCHED.format(source=spec.text)
         raise SourceError(f"source {spec.text!r}: transformers failed: {error}{hint}") from error
     if not isinstance(model, nn.Module):

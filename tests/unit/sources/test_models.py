@@ -337,6 +337,13 @@ def test_a_folder_that_does_not_fit_is_loaded_and_a_note_says_why(folder):
     assert "1 unexpected (old)" in network.note
 
 
+def test_a_folder_with_a_damaged_file(folder):
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    for on_disk in (False, True):
+        with pytest.raises(SourceError, match=r"transformers failed.*header"):
+            load_model("./net", on_disk=on_disk)
+
+
 def test_other_folders_are_no_models(folder):
     (folder / "config.json").unlink()
     with pytest.raises(SourceError, match=r"no config\.json.*module:callable --weights"):
