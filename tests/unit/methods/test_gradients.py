@@ -89,9 +89,9 @@ def test_a_linear_layer_has_the_sensitivity_of_its_jacobian():
     # y = Wx, less the shift common to all three: E[g_o g_p] = (1[o = p] - 1/3) |x|^2
     energy = float(x.square().sum(1).mean())
     expected = energy * (torch.eye(3) - 1 / 3).double()
-    assert torch.allclose(found.outputs[0], expected, rtol=0.05, atol=0.05 * energy)
+    assert torch.allclose(found.outputs[0].double(), expected, rtol=0.05, atol=0.05 * energy)
     covariance = (x - x.mean(0)).mT @ (x - x.mean(0)) / 4000
-    assert torch.allclose(found.columns[0], covariance.double(), rtol=0.15, atol=0.1)
+    assert torch.allclose(found.columns[0].double(), covariance.double(), rtol=0.15, atol=0.1)
 
 
 def test_a_network_without_gradients_is_refused_with_the_reason():
