@@ -326,13 +326,17 @@ def main() -> None:
         for case in (case for case in CASES[network] if case in options.cases):
             rows.append(_fresh_process(network, case, options))
             _show(rows[-1])
-    whole = len(rows) == sum(map(len, CASES.values())) and not (options.batches or options.seed)
+    left = sorted({case for cases in CASES.values() for case in cases} - set(options.cases))
+    usual = (list(NETWORKS), 0, 0, 1, {})
+    now = (options.networks, options.batches, options.seed, options.threads, skipped)
+    whole = now == usual
     write(
         "forward_ratios" if whole else "forward_ratios_explored",
         folder=None if whole else CACHE,
         model="all-MiniLM-L6-v2, EfficientNet-Lite0, ResNet-32 (CIFAR-10)",
         data="WikiText-2 (128 tokens), imagenet_sample (even labels), CIFAR-10 training images",
         skipped=skipped,
+        left_out=left,
         measured=rows,
     )
 

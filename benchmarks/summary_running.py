@@ -105,7 +105,8 @@ def forward_ratios(record: dict[str, Any]) -> str:
         rest = (f"{row['evaluations']}", f"{row['process_peak_rss_mb']:,.0f}")
         rows.append((row["network"], row["case"], *numbers, *rest))
     head = ("network", "method", "passes", "aim", "CPU s", "evaluations", "peak MB")
-    return table(head, rows)
+    left = f"\n\nNot measured: {', '.join(record['left_out'])}." if record["left_out"] else ""
+    return table(head, rows) + left
 
 
 def resume(record: dict[str, Any]) -> str:
