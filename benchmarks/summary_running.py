@@ -114,7 +114,12 @@ def resume(record: dict[str, Any]) -> str:
     named = [("without interruption", record["uninterrupted"])]
     named += [(f"run {place + 1}", run) for place, run in enumerate(record["interrupted"])]
     rows = [
-        (name, f"{r['parts_before']} to {r['parts_after']}", r["exit_code"], r["cpu_seconds"])
+        (
+            name,
+            f"{r['parts_before']} to {r['parts_after']}",
+            f"{r['exit_code']}",
+            f"{r['cpu_seconds']:.0f}",
+        )
         for name, r in named
     ]
     same = "the same bytes" if record["same_bytes"] else "OTHER BYTES"
