@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ...coded import FLOAT_DTYPES, RAW_DTYPES, Cause, Reason
 from ...errors import ModelError
 from ...ops.levels.grid import all_finite
+from ..network.naming import joined
 from ..network.shared_memory import overlaps, storage_problem, ties
 from .views import WeightView, kind_of
 
@@ -97,7 +98,7 @@ def survey(model: nn.Module) -> Survey:
         if kind is None:
             continue
         for view in kind.views(module):
-            name = _joined(prefix, view.parameter)
+            name = joined(prefix, view.parameter)
             tensor = state.get(name)
             first = aliases.get(name, name)
             if tensor is None or first in found or not _is_trained(homes, name, tensor):
@@ -233,10 +234,6 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _joined(path: str, leaf: str) -> str:
-    return f"{path}.{leaf}" if path else leaf
-
-
 def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
     """Map each tensor name to the first name of its module, the module, and the leaf name."""
     first: dict[int, str] = {}  # by object: modules may define equality
@@ -244,7 +241,7 @@ def _homes(model: nn.Module) -> dict[str, tuple[str, nn.Module, str]]:
     for path, module in model.named_modules(remove_duplicate=False):
         own = first.setdefault(id(module), path)
         for leaf in (*module._parameters.keys(), *module._buffers.keys()):  # scripts have no dicts
-            found[_joined(path, leaf)] = (own, module, leaf)
+            found[joined(path, leaf)] = (own, module, leaf)
     return found
 
 

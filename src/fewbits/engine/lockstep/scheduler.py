@@ -83,8 +83,6 @@ class LockstepReport:
         pair_bytes: most bytes held by the suspended passes of one batch, as far as Python sees,
             including the copies of plain tensors (tables, caches) in its module trees.
         unmatched: calls of the reference network that the quantized one did not make; dropped.
-        unrepeatable: modules whose inputs differ between two passes of the reference network over
-            one batch; the observer got the quantized network's calls twice.
     """
 
     order: tuple[str, ...]
@@ -94,7 +92,6 @@ class LockstepReport:
     reruns: int
     pair_bytes: int = 0
     unmatched: int = 0
-    unrepeatable: tuple[str, ...] = ()
 
 
 class Stream:
@@ -195,7 +192,6 @@ class Schedule:
             self._reruns,
             max(pair_bytes.values(), default=copies),
             self._unmatched,
-            tuple(module for module in order if module in self._unrepeatable),
         )
 
     def close(self) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...coded import ActivationGrid, ActivationSite, Contents, site_name
 
-__all__ = ["fit_modules", "fit_names", "fit_sites", "fitted"]
+__all__ = ["fit_modules", "fit_names", "fit_sites", "fitted", "joined"]
 
 # DataParallel and DistributedDataParallel, torch.compile, trainers, FSDP, checkpointed activations
 _GIVEN = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
@@ -203,8 +203,13 @@ def _unique(bare: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
 def _tensor(name: str, words: frozenset[str] = _WRAPPERS) -> str:
     path, dot, leaf = name.rpartition(".")
     path = _bare(path, words)
-    return f"{path}.{leaf}" if dot and path else leaf
+    return joined(path, leaf) if dot else leaf
 
 
 def _bare(path: str, words: frozenset[str] = _WRAPPERS) -> str:
     return ".".join(part for part in path.split(".") if part not in words)
+
+
+def joined(path: str, leaf: str) -> str:
+    """Return the name of a tensor from the path of its module, "" for the network, and its leaf."""
+    return f"{path}.{leaf}" if path else leaf

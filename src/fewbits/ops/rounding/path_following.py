@@ -26,7 +26,6 @@ from ..compiled.kernels import runs_compiled
 from ..levels.grid import Project
 
 __all__ = [
-    "descend_gram",
     "descending",
     "follow_gram",
     "follow_samples",
@@ -94,31 +93,6 @@ def neuron_parts(weight: Tensor) -> Iterator[slice]:
     groups, neurons, columns = weight.shape
     width = max(256, _PART // max(1, groups * columns))
     return (slice(a, a + width) for a in range(0, neurons, width))
-
-
-def descend_gram(
-    weight: Tensor,
-    levels: Tensor,
-    second: Tensor,
-    project_: Project,
-    *,
-    order: Tensor | None = None,
-    block: int = _OUTER,
-) -> Tensor:
-    """Improve ``levels`` (groups, neurons, columns) by one sweep of coordinate descent.
-
-    Each level in turn becomes the projection of the best value given all others, in the metric
-    ``second`` (groups, columns, columns). The error never increases if ``project_`` takes the level
-    of least error, nor does error plus rate if it takes that of least error plus rate. ``weight``
-    is in grid units; other arguments and cost as in :func:`follow_gram`.
-    """
-    analog, values = _to_columns(weight, order), _to_columns(levels, order)
-    if order is not None:
-        second = permute_moments(second, order)
-    live = _live(second.diagonal(dim1=1, dim2=2))
-    start = second @ (analog - values)
-    _sweep_gram_(values, second, second, live, project_, start=start, block=block)
-    return _from_columns(values, order)
 
 
 def follow_samples(

@@ -14,10 +14,10 @@ from ...errors import ModelError, SourceError
 from .state_dicts import first_names, read_checkpoint, read_state_dict
 from .unreadable import shard_hint
 
-__all__ = ["check_fit", "load_weights", "read_state_dict"]
+__all__ = ["COUNTERS", "check_fit", "load_weights", "read_state_dict"]
 
 _FACTORY = "Use the factory with which the checkpoint was made."
-_COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged models
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged models
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -71,7 +71,7 @@ def _fill_optional(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
         owner = present.get(first.get(name, name))
         if owner is not None:
             known[name] = known[owner]
-        elif name.endswith(_COUNTERS):
+        elif name.endswith(COUNTERS):
             known[name] = tensor
     return known
 

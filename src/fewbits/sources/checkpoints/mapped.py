@@ -14,16 +14,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ...engine.network.naming import fit_names
+from ...engine.network.naming import fit_names, joined
 from ...engine.network.shared_memory import extent_of, same_values
 from ...engine.paged.paging import Pager, mapped_tensor, open_mapping
 from ...errors import SourceError
-from .checkpoint import check_fit
+from .checkpoint import COUNTERS, check_fit
 from .state_dicts import checkpoint_file, first_names, shards_of
 
 __all__ = ["MappedCheckpoint", "attach", "map_checkpoint", "misfit"]
 
-_COUNTERS = ("num_batches_tracked", "n_averaged")
 _DTYPES = {
     "C64": torch.complex64,
     "F64": torch.float64,
@@ -131,7 +130,7 @@ def attach(model: nn.Module, checkpoint: MappedCheckpoint, pager: Pager) -> None
         news.setdefault(_identity(old), nn.Parameter(loaded[name], old.requires_grad))
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf, buffer in list(module._buffers.items()):
-            values = loaded.get(_joined(path, leaf))
+            values = loaded.get(joined(path, leaf))
             if buffer is not None and _identity(buffer) in news:
                 module._buffers[leaf] = news[_identity(buffer)].data
             elif buffer is not None and values is not None:
@@ -188,7 +187,7 @@ def _add_optional(
         for name in names if given else ():
             loaded.setdefault(name, loaded[given[0]])
     for name, tensor in wanted.items():
-        if name not in loaded and name.endswith(_COUNTERS):
+        if name not in loaded and name.endswith(COUNTERS):
             loaded[name] = torch.zeros_like(tensor, device="cpu")
 
 
@@ -225,7 +224,3 @@ def _check_names(model: nn.Module, loaded: Mapping[str, Tensor]) -> None:
             f"{first_names(empty)}. Build the network in 'with fewbits.empty_weights():', which "
             "leaves out parameters only, instead of on the meta device."
         )
-
-
-def _joined(path: str, leaf: str) -> str:
-    return f"{path}.{leaf}" if path else leaf

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fewbits.ops.rate_distortion.cheapest_levels import PricedLevels, level_bits, total_bits
-from fewbits.ops.rounding.path_following import descend_gram, follow_gram
+from fewbits.ops.rounding.path_following import follow_gram
+from slow_descent import descend
 
 TOP = 6
 GRID = torch.arange(-TOP, TOP + 1)
@@ -84,7 +85,7 @@ def test_any_codebook_will_do():
     last = total(levels)
     for _ in range(4):
         chooser = PricedLevels(book, energy, price, bits)
-        levels = descend_gram(weight, levels, second, chooser.project_)
+        levels = descend(weight, levels, second, chooser.project_)
         assert (total(levels) <= last + 1e-9).all()
         last = total(levels)
 
@@ -101,7 +102,7 @@ def test_descent_never_costs_more_and_ends_where_no_single_change_helps(ordered)
     last = cost(weight, levels, second, price, bits)
     for _ in range(12):
         chooser = PricedLevels(GRID, sorted_energy, price, bits)
-        levels = descend_gram(weight, levels, second, chooser.project_, order=order)
+        levels = descend(weight, levels, second, chooser.project_, order=order)
         now = cost(weight, levels, second, price, bits)
         assert (now <= last + 1e-9).all()
         last = now
@@ -116,7 +117,7 @@ def test_without_a_price_it_is_coordinate_descent_to_the_nearest_level():
     weight, second = problem(1, 3, 5)
     energy = second.diagonal(dim1=1, dim2=2)
     chooser = PricedLevels(torch.arange(-40, 41), energy, torch.zeros(1, 3), torch.zeros(1, 81))
-    got = descend_gram(weight, weight.round(), second, chooser.project_)
+    got = descend(weight, weight.round(), second, chooser.project_)
     want = weight.round()
     for column in range(5):
         rest = second[0, column] @ (weight - want)[0].T + energy[0, column] * want[0, :, column]
