@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.network.batches import Forward
+from .engine.network.padding import Mask
 from .errors import ConfigError, require
 from .progress import Progress, silent
 
@@ -36,6 +37,7 @@ def compress(
     calibration: Iterable[Any] | Tensor | None = None,
     forward: Forward | None = None,
     *,
+    mask: Mask | None = None,
     train: Iterable[Any] | None = None,
     training: Training | Mapping[str, Any] | None = None,
     target_bytes: float | str | None = None,
@@ -77,6 +79,9 @@ def compress(
             one tensor of stacked samples. Required by methods that use activations. Never pass
             evaluation data.
         forward: ``forward(model, batch)`` runs the network, if the default call does not suit it.
+        mask: ``mask(batch)`` returns which tokens of a batch are real: a tensor (samples, tokens),
+            zero for padding, several of them (encoder and decoder), or None. Padding is left out of
+            the statistics. By default ``attention_mask`` and ``decoder_attention_mask`` of a dict.
         train: labelled training data for methods that train: a ``DataLoader`` or any other
             iterable over batches of (inputs, labels) that can be iterated repeatedly, or a
             ``fewbits.sources`` data source. Needs the extra ``train``.
@@ -136,6 +141,7 @@ def compress(
         method,
         calibration,
         forward=forward,
+        mask=mask,
         budget={
             "target_bytes": target_bytes,
             "target_bits": target_bits,

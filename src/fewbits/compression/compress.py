@@ -16,6 +16,7 @@ from ..engine.activations.hooks import count_inputs
 from ..engine.layers.targets import check_finite
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
+from ..engine.network.padding import Mask, as_mask
 from ..engine.paged.paging import Pager
 from ..errors import ConfigError, LossWarning, require
 from ..methods import Activations, AnyMethod, TrainingMethod
@@ -45,6 +46,7 @@ class Request:
     recipe: Recipe
     calibration: Iterable[Any] | Tensor | None
     forward: Forward | None
+    mask: Mask
     goal: Goal | None
     budget: Mapping[str, Any]
     effort: str
@@ -63,6 +65,7 @@ class Request:
         method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
         calibration: Iterable[Any] | Tensor | None,
         *,
+        mask: Mask | None,
         budget: Mapping[str, Any],
         seed: int | None,
         activations: Activations | int | None,
@@ -104,6 +107,7 @@ class Request:
             model=model,
             recipe=recipe,
             calibration=calibration,
+            mask=as_mask(mask),
             goal=goal,
             budget={k: budget[k] for k in ("evaluate", "evaluations", "time_budget", "trace")},
             pager=pager,
@@ -128,6 +132,7 @@ def compress_network(request: Request) -> CompressionResult:
             plan,
             calibration,
             forward,
+            request.mask,
             request.max_live_bytes,
             request.progress,
             memory,

@@ -17,10 +17,11 @@ from ..engine.layers.pack import pack_raw
 from ..engine.layers.targets import dtype_of, retie
 from ..engine.lockstep.layer_check import LayerCheck, check_layers
 from ..engine.network.batches import Forward, as_batches, as_forward, explained
+from ..engine.network.padding import Mask, masks_of
 from ..engine.network.shared_memory import is_same, same_values
 from ..engine.network.sharing import Guard, assign, assign_state, sharing
 from ..engine.sensitivity import probe
-from ..errors import CalibrationError
+from ..errors import CalibrationError, ConfigError
 from ..methods import Activations, calibrate_inputs
 from ..progress import Progress
 from ..recipe.plan import Plan
@@ -53,6 +54,7 @@ class Pipeline:
     plan: Plan
     calibration: Iterable[Any] | Tensor | None
     forward: Forward | None
+    mask: Mask
     max_live_bytes: int
     progress: Progress
     memory: dict[str, Any] | None = None
@@ -83,9 +85,10 @@ class Pipeline:
         if "fold_batchnorm" in recipe.prepare:
             self._fold(reference, batches)
         self._check(reference, batches)
-        self._probe(reference, batches)
+        masks = [masks_of(batch, place, self.mask) for place, batch in enumerate(batches)]
+        self._probe(reference, batches, masks)
         self._guard = Guard(shared - self._guard.written)
-        network = self._quantize(reference, self._guard.names, batches)
+        network = self._quantize(reference, self._guard.names, batches, masks)
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
@@ -176,13 +179,20 @@ class Pipeline:
             if entry.target.name in self.checked.failed:
                 self.plan, _ = fall_back(self.plan, entry, self.checked.failed[entry.target.name])
 
-    def _probe(self, reference: nn.Module, batches: Sequence[Any]) -> None:
+    def _probe(
+        self, reference: nn.Module, batches: Sequence[Any], masks: Sequence[Sequence[Tensor]]
+    ) -> None:
         """Measure how errors of the weights affect the output, for methods that use it."""
         probed = [
             e for e in self.plan.entries if e.method and e.method.capabilities.needs_gradients
         ]
         if not probed:
             return
+        metrics = {entry.method.output_metric for entry in probed if entry.method}
+        if len(metrics) > 1:
+            raise ConfigError(
+                f"the rules of a recipe must agree on 'metric'. Got {', '.join(sorted(metrics))}."
+            )
         self.sensitivities = self._remembered(
             "probe",
             lambda: probe(
@@ -190,6 +200,8 @@ class Pipeline:
                 [entry.target for entry in probed],
                 batches,
                 explained(self._call, "gradient probes"),
+                masks=masks,
+                metric=next(iter(metrics)),
                 seed=self.plan.recipe.seed,
                 progress=self.progress,
             ),
@@ -207,7 +219,11 @@ class Pipeline:
         return result
 
     def _quantize(
-        self, reference: nn.Module, shared: frozenset[str], batches: Sequence[Any]
+        self,
+        reference: nn.Module,
+        shared: frozenset[str],
+        batches: Sequence[Any],
+        masks: Sequence[Sequence[Tensor]],
     ) -> nn.Module:
         recipe = self.plan.recipe
         later = bool(recipe.finish) or recipe.activations is not None
@@ -222,6 +238,7 @@ class Pipeline:
             self.folded,
             self.sensitivities,
             self._call,
+            masks if any(masks) else (),
             self.max_live_bytes,
             self.progress,
             self.notes,

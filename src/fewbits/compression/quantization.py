@@ -14,10 +14,12 @@ from ..coded import Cause, CodedTensor, RawTensor, Reason
 from ..engine.batchnorm.fold import Folded
 from ..engine.layers.layer import Quantized, Sensitivity
 from ..engine.layers.pack import pack, pack_raw, to_torch
-from ..engine.layers.targets import retie
+from ..engine.layers.statistics import Statistics
+from ..engine.layers.targets import Target, retie
+from ..engine.lockstep.float_inputs import float_inputs
 from ..engine.lockstep.layer_check import LayerCheck
 from ..engine.lockstep.lockstep import LockstepReport, run_lockstep
-from ..engine.lockstep.quantizer import Completed, LayerQuantizer, Work, quantize_blind
+from ..engine.lockstep.quantizer import Completed, LayerQuantizer, Work, quantize_alone
 from ..engine.network.batches import Forward
 from ..engine.network.sharing import sharing
 from ..errors import CalibrationError
@@ -28,7 +30,15 @@ from .storage.finished_tensors import FinishedWeights
 from .storage.journal import Finished
 from .storage.workspace import Workspace
 
-__all__ = ["Quantization", "fall_back", "needs_data", "needs_inputs", "shared_weights"]
+__all__ = [
+    "Quantization",
+    "codes_lookups",
+    "fall_back",
+    "in_lockstep",
+    "needs_data",
+    "needs_inputs",
+    "shared_weights",
+]
 
 
 def needs_data(method: PostTrainingMethod | None) -> bool:
@@ -39,6 +49,21 @@ def needs_data(method: PostTrainingMethod | None) -> bool:
 def needs_inputs(method: PostTrainingMethod | None) -> bool:
     """Return whether a method needs the inputs of a layer; None does not."""
     return method is not None and method.capabilities.needs_inputs != "none"
+
+
+def codes_lookups(method: PostTrainingMethod | None) -> bool:
+    """Return whether a method codes embeddings from their sensitivity; None does not."""
+    return method is not None and method.capabilities.codes_lookups
+
+
+def in_lockstep(entry: PlanEntry) -> bool:
+    """Return whether a weight is quantized when the forward passes reach its layer.
+
+    Embeddings, and weights tied to them, are not: they are quantized before any pass.
+    """
+    target: Target = entry.target
+    seen = target.view.inputs is not None and not target.looked_up
+    return needs_inputs(entry.method) and seen
 
 
 def fall_back(plan: Plan, entry: PlanEntry, why: str) -> tuple[Plan, PostTrainingMethod]:
@@ -84,6 +109,7 @@ class Quantization:
     folded: Sequence[Folded]
     sensitivities: Mapping[str, Sensitivity]
     forward: Forward
+    masks: Sequence[Sequence[Tensor]]
     max_live_bytes: int
     progress: Progress
     notes: list[str] = field(default_factory=list)
@@ -108,7 +134,8 @@ class Quantization:
                 "earlier run had finished"
             )
         self._quantize_blind()
-        with_inputs = [e for e in self.plan.entries if needs_inputs(e.method)]
+        self._quantize_ahead(batches)
+        with_inputs = [e for e in self.plan.entries if in_lockstep(e)]
         if with_inputs:
             self._quantize_with_inputs(with_inputs, batches)
         return network
@@ -132,7 +159,7 @@ class Quantization:
     def _quantize_blind(self) -> None:
         """Quantize weights that need no inputs first, so later layers calibrate on the result."""
         blind = [e for e in self.plan.entries if e.method and not needs_inputs(e.method)]
-        others = sum(needs_inputs(entry.method) for entry in self.plan.entries)
+        others = len(blind) < sum(entry.method is not None for entry in self.plan.entries)
         for place, entry in enumerate(blind):
             if entry.method:
                 self._quantize_alone(entry, entry.method)
@@ -140,11 +167,38 @@ class Quantization:
                 name = entry.target.name
                 self.progress(ProgressEvent("quantize", place + 1, len(blind), name))
 
-    def _quantize_alone(self, entry: PlanEntry, method: PostTrainingMethod) -> None:
+    def _quantize_ahead(self, batches: Sequence[Any]) -> None:
+        """Quantize embeddings and what is tied to them, which the passes use first of all."""
+        ahead = [e for e in self.plan.entries if needs_inputs(e.method) and not in_lockstep(e)]
+        ahead = [e for e in ahead if e.target.name not in self.finished]
+        recipe, lookups = self.plan.recipe, [e.target for e in ahead if not codes_lookups(e.method)]
+        known: dict[str, Statistics] = {}
+        if lookups:
+            known = float_inputs(
+                self.reference,
+                lookups,
+                batches,
+                self.forward,
+                masks=self.masks,
+                seed=recipe.seed,
+                rows=recipe.calibration_rows,
+            )
+        for entry in ahead:
+            name, method = entry.target.name, entry.method
+            if method and not codes_lookups(method) and name not in known:
+                why = "no calibration batch calls the layer that multiplies with it"
+                self.plan, method = fall_back(self.plan, entry, why)
+            if method:
+                self._quantize_alone(entry, method, known.get(name))
+
+    def _quantize_alone(
+        self, entry: PlanEntry, method: PostTrainingMethod, known: Statistics | None = None
+    ) -> None:
         name = entry.target.name
         if name not in self.finished:
             work, seed = self._work(entry, method), self.plan.recipe.seed
-            result = quantize_blind(self.network, work, seed, self._write if self.runs else None)
+            write = self._write if self.runs else None
+            result = quantize_alone(self.network, work, seed, write, known)
             self._keep(f"weight {name}", Completed({name: result}))
 
     def _quantize_with_inputs(self, entries: Sequence[PlanEntry], batches: Sequence[Any]) -> None:
@@ -179,6 +233,7 @@ class Quantization:
             recipe.calibration_rows,
             sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
             fixed_bias=self.checked.without_bias,
+            masks=self.masks,
             write=self._write,
             keep=lambda module, done: self._keep(f"module {module}", done),
             notes={name: note for part in parts for name, note in part.notes.items()},

@@ -18,7 +18,7 @@ from ..engine.layers.pack import pack
 from ..engine.layers.targets import Target, check_finite, retie
 from ..engine.lockstep.layer_check import check_layers
 from ..engine.lockstep.lockstep import run_lockstep
-from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_blind
+from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_alone
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
 from ..engine.network.isolation import isolated_pass
@@ -214,7 +214,7 @@ def _quantize_without_inputs(
 ) -> None:
     parameter = network.get_parameter(target.name)
     before = parameter.detach().clone()
-    quantize_blind(network, Work(target, encoder.encode), seed)
+    quantize_alone(network, Work(target, encoder.encode), seed)
     with torch.no_grad():
         parameter.copy_(before)
 

@@ -22,18 +22,23 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..progress import Progress, ProgressEvent, silent
 from .layers.layer import Sensitivity
+from .layers.lookups import LookupSums, joined
 from .layers.rows import Rows
 from .layers.statistics import second_moments
 from .layers.targets import Target
+from .layers.views import WeightView
 from .network.batches import Call, Forward, describe
 from .network.isolation import autocast_off, fast_path_off, isolated_pass
+from .network.padding import keep_real
 
 __all__ = ["METRICS", "probe"]
 
-METRICS = ("logits", "fisher")
+METRICS = ("auto", "logits", "fisher")
+_NAMES = ("logits", "last_hidden_state")
 _CHUNK = 1 << 24  # gradients held at once: bounds the scratch memory of large layers
 _PIECE = 1 << 20  # inputs gathered at once: few enough to stay in the processor's cache
 _PER_COLUMN, _LEAST = 16, 16384  # gradient rows that moments need, as of inputs
+_MOST_OUTPUTS = 4096  # neurons of a layer whose joint moments are kept
 _FLOOR = 1e-3  # relative to the mean over a layer's rows: lower bound on a row's sensitivity
 
 
@@ -53,7 +58,7 @@ class _Sums:
         self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
         self.rows: Tensor | float = 0.0
         self.columns: Tensor | float = 0.0
-        self.outputs: Tensor | float = 0.0
+        self.outputs: Tensor | float | None = 0.0
         self._passes, self._calls = passes, 0
         self._shares: Tensor | None = (
             None  # weights of rows in `columns`, set by the first gradients
@@ -89,6 +94,9 @@ class _Sums:
 
     def _add_outputs(self, plain: Tensor, samples: int) -> None:
         groups, count, neurons, columns = plain.shape
+        if self.outputs is None or neurons > _MOST_OUTPUTS:
+            self.outputs = None
+            return
         step = _stride(samples * columns, neurons, columns)
         if step == 1:
             rows = plain.transpose(2, 3).flatten(1, 2)
@@ -105,10 +113,12 @@ class _Sums:
 
     def finish(self, probes: int) -> Sensitivity:
         """Return the moments."""
-        rows, joint, outputs = (
-            torch.as_tensor(total).double() / self.drawn
-            for total in (self.rows, self.columns, self.outputs)
+        rows, joint = (
+            torch.as_tensor(total).double() / self.drawn for total in (self.rows, self.columns)
         )
+        outputs = None
+        if self.outputs is not None:
+            outputs = (torch.as_tensor(self.outputs).double() / self.drawn).float()
         energy = (torch.as_tensor(self.energy) / self.positions).clamp_min(_tiny())
         trace = joint[:, :-1, :-1].diagonal(dim1=1, dim2=2).sum(1)
         joint = joint * torch.where(trace > 0, energy / trace, 0.0)[:, None, None]
@@ -116,7 +126,7 @@ class _Sums:
         return Sensitivity(
             rows=rows / energy[:, None],
             columns=(joint[:, :-1, :-1] - cross @ cross.mT / bias).float(),
-            outputs=outputs.float(),
+            outputs=outputs,
             samples=self.drawn // probes,
         )
 
@@ -146,8 +156,10 @@ def _tiny() -> float:
 class _Tap:
     """Hooks on one module: its inputs in a pass, and the gradients of its output."""
 
-    targets: Sequence[Target]
+    uses: Sequence[tuple[Target, WeightView]]
     sums: Mapping[str, _Sums]
+    tables: dict[str, LookupSums]
+    samples: list[int]
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
     used: bool = False
 
@@ -169,18 +181,28 @@ class _Tap:
     @autocast_off()
     def take(self, call: Call, gradient: Tensor) -> None:
         """Add the per-sample gradients of every weight: output gradients times input rows."""
-        for target in self.targets:
-            view = target.view
+        for target, view in self.uses:
+            if view.lookup is not None:
+                self._look_up(target, view.lookup(call), gradient)
             if view.inputs is None or view.outputs is None:
                 continue
             rows, gradients = view.inputs(call), view.outputs(gradient)
             samples = len(gradient) if rows.count % max(1, len(gradient)) == 0 else 1
             if rows.count and len(gradients) == rows.count:
-                self._add(target, rows, gradients, samples)
+                self._add(target, view, rows, gradients, samples)
 
-    def _add(self, target: Target, rows: Rows, gradients: Tensor, samples: int) -> None:
+    def _look_up(self, target: Target, places: Tensor, gradient: Tensor) -> None:
+        """Add the gradients of vectors that were looked up."""
+        rows, columns = target.view.rows, target.view.columns(target.shape)
+        if gradient.shape == (*places.shape, columns):
+            table = self.tables.setdefault(target.name, LookupSums(rows, columns))
+            table.add(places, gradient, self.samples[0])
+
+    def _add(
+        self, target: Target, view: WeightView, rows: Rows, gradients: Tensor, samples: int
+    ) -> None:
         """Add the gradients (rows, neurons of all groups) of a call with this many samples."""
-        view, sums = target.view, self.sums[target.name]
+        sums = self.sums[target.name]
         places, columns = rows.count // samples, view.columns(target.shape)
         neurons = view.rows // view.groups
         width = max(1, _CHUNK // (view.rows * columns))
@@ -206,7 +228,8 @@ def probe(
     batches: Sequence[Any],
     forward: Forward,
     *,
-    metric: str = "logits",
+    masks: Sequence[Sequence[Tensor]] = (),
+    metric: str = "auto",
     probes: int = 1,
     seed: int = 0,
     progress: Progress = silent,
@@ -218,8 +241,12 @@ def probe(
         targets: weights; those whose inputs or outputs cannot be seen are left out.
         batches: calibration batches, without labels.
         forward: calls the network on a batch and returns its output (logits, samples first).
-        metric: "logits" (squared error of the logits, up to a common shift) or "fisher"
-            (Kullback-Leibler divergence of the class probabilities, for small errors).
+        masks: of each batch, bool (samples, tokens) that are False for padding, whose outputs do
+            not count.
+        metric: "logits" (squared error of the output, up to a common shift), "fisher" (the
+            Kullback-Leibler divergence of the class probabilities, for small errors), or "auto":
+            "fisher" for logits of every token (samples, tokens, classes), which a network returns
+            under that name, else "logits".
         probes: backward passes per batch.
         seed: seed of the probes.
         progress: called after each batch.
@@ -232,10 +259,13 @@ def probe(
     """
     passes = len(batches) * probes
     sums: defaultdict[str, _Sums] = defaultdict(lambda: _Sums(passes))
-    by_module: defaultdict[str, list[Target]] = defaultdict(list)
+    tables: dict[str, LookupSums] = {}
+    by_module: defaultdict[str, list[tuple[Target, WeightView]]] = defaultdict(list)
     for target in targets:
-        by_module[target.module].append(target)
-    taps = {name: _Tap(own, sums) for name, own in by_module.items()}
+        for module, view in target.uses or ((target.module, target.view),):
+            by_module[module].append((target, view))
+    samples = [1]
+    taps = {name: _Tap(own, sums, tables, samples) for name, own in by_module.items()}
     modules = dict(network.named_modules())
     handles = [
         modules[name].register_forward_hook(tap, with_kwargs=True) for name, tap in taps.items()
@@ -248,12 +278,20 @@ def probe(
                 anchors = [tap.anchor for tap in taps.values() if tap.used]
                 if anchors:
                     number = (seed * 7919 + place) * 64
-                    _propagate(_logits(answer), anchors, metric, range(number, number + probes))
+                    logits = keep_real(_logits(answer), masks[place] if masks else ())
+                    chosen = _metric_of(answer, logits) if metric == "auto" else metric
+                    samples[0] = len(logits) if logits.dim() else 1
+                    _propagate(logits, anchors, chosen, range(number, number + probes))
                 progress(ProgressEvent("probe", place + 1, len(batches)))
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total.finish(probes) for name, total in sums.items() if total.reached}
+    found = {name: total.finish(probes) for name, total in sums.items() if total.reached}
+    for name, table in tables.items():
+        if table.reached:
+            looked_up = table.finish(probes)
+            found[name] = joined(found[name], looked_up) if name in found else looked_up
+    return found
 
 
 def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
@@ -265,7 +303,7 @@ def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: ra
 
 
 def _logits(output: Any) -> Tensor:
-    logits = output.get("logits") if isinstance(output, Mapping) else output
+    logits = _named(output) if isinstance(output, Mapping) else output
     logits = getattr(logits, "logits", logits)
     if isinstance(logits, (tuple, list)) and logits:
         logits = logits[0]
@@ -275,6 +313,18 @@ def _logits(output: Any) -> Tensor:
         "gradient probes need the output of the network: forward= must return its logits, with "
         f"gradients. {_explain(logits, output)}"
     )
+
+
+def _named(output: Mapping[str, Any]) -> Any:
+    """Return the logits of a dict, or the states that a network without a head returns."""
+    return next((output[name] for name in _NAMES if output.get(name) is not None), None)
+
+
+def _metric_of(output: Any, logits: Tensor) -> str:
+    """Return the metric of an output: tokens have probabilities where logits are so called."""
+    named = output if not isinstance(output, Mapping) else output.get("logits")
+    tokens = (named is not output or hasattr(output, "logits")) and named is not None
+    return "fisher" if tokens and logits.dim() > 2 else "logits"
 
 
 def _explain(logits: Any, output: Any) -> str:

@@ -43,6 +43,8 @@ class Capabilities:
         needs_inputs: the inputs of a layer that it uses: "none"; "quantized", those in the network
             as quantized so far; or "both", those in the float network too.
         needs_gradients: whether it uses ``LayerMatrix.sensitivity``, from gradients of the output.
+        codes_lookups: whether sensitivity is all that it needs of a weight whose rows are looked up
+            (an embedding, or one that is tied to the output layer); else it needs inputs.
         needs_labels: whether it needs labelled data, for the training loss.
         trains: whether it trains (:class:`TrainingMethod`) or rounds (:class:`PostTrainingMethod`).
         has_slope: whether it has the setting ``slope``, which a search for a budget varies.
@@ -54,6 +56,7 @@ class Capabilities:
 
     needs_inputs: str = "none"
     needs_gradients: bool = False
+    codes_lookups: bool = False
     needs_labels: bool = False
     trains: bool = False
     has_slope: bool = False
@@ -112,6 +115,11 @@ class PostTrainingMethod(Method, Protocol):
     def absorbs_scales(self) -> bool:
         """Whether scaling a row does not affect its relative error, so BatchNorm can be folded."""
         return self.capabilities.needs_gradients
+
+    @property
+    def output_metric(self) -> str:
+        """The metric of the output that sensitivities are measured in."""
+        return "auto"
 
     @property
     def fallback_settings(self) -> Mapping[str, Any]:

@@ -246,10 +246,18 @@ def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:
         return PlanEntry(target, None, Reason(Cause.RULE, repr(rule.match)))
     if trains(rule.method):
         return PlanEntry(target, None, "", rule.method)
-    if target.view.inputs is None and rule.method.capabilities.needs_inputs != "none":
+    if not _can_see(target, rule.method):
         reason = Reason(Cause.FALLBACK, rule.method.name, target.view.blind)
         return PlanEntry(target, fallback_of(rule.method), reason)
     return PlanEntry(target, rule.method)
+
+
+def _can_see(target: Target, method: PostTrainingMethod) -> bool:
+    """Return whether calibration shows the method what it needs of a weight."""
+    needs = method.capabilities
+    if needs.needs_inputs == "none" or target.view.inputs is not None:
+        return True
+    return target.seen_at is not None or (target.looked_up and needs.codes_lookups)
 
 
 def _short(method: AnyMethod | None) -> str:

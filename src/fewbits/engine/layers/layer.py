@@ -27,13 +27,14 @@ class Sensitivity:
         columns: (groups, columns, columns) float32: ``E[g_o g_o'] / rows_o``, averaged over rows:
             second moments of the inputs, weighted by their effect on the output. The part that a
             bias can compensate is removed, so these are moments about a mean.
-        outputs: (groups, neurons, neurons) float32: sum over columns of ``E[g g']``.
+        outputs: (groups, neurons, neurons) float32: sum over columns of ``E[g g']``; None if there
+            are too many neurons, or if they are those of an embedding, which never add up.
         samples: number of samples seen.
     """
 
     rows: Tensor
     columns: Tensor
-    outputs: Tensor
+    outputs: Tensor | None
     samples: int
 
 

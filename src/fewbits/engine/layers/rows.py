@@ -22,6 +22,7 @@ __all__ = [
     "draw_rows",
     "feature_rows",
     "stacked_rows",
+    "without_padding",
 ]
 
 
@@ -39,6 +40,8 @@ class Rows:
             0 if that is not known.
         block: function of a range of samples that returns their rows, (samples, groups, columns,
             rows of a sample), contiguous and much faster than ``take``.
+        places: the axes that the rows are counted along, such as (samples, tokens); () if they
+            are not known.
     """
 
     count: int
@@ -46,6 +49,7 @@ class Rows:
     points: Rows | None = None
     samples: int = 0
     block: Callable[[int, int], Tensor] | None = None
+    places: tuple[int, ...] = ()
 
     def by_sample(self, samples: int, start: int, stop: int) -> Tensor:
         """Return the rows of samples ``start`` to ``stop`` of as many as there are.
@@ -74,7 +78,7 @@ def feature_rows(x: Tensor) -> Rows:
     def take(picks: Tensor | None) -> Tensor:
         return (flat if picks is None else flat[picks.to(flat.device)]).unsqueeze(0)
 
-    return Rows(len(flat), take)
+    return Rows(len(flat), take, places=tuple(x.shape[:-1]))
 
 
 def stacked_rows(parts: Sequence[Rows]) -> Rows:
@@ -85,7 +89,30 @@ def stacked_rows(parts: Sequence[Rows]) -> Rows:
         chosen = torch.arange(count) if picks is None else picks
         return torch.cat([part.take(chosen) for part in parts])
 
-    return Rows(count, take)
+    same = all(part.places == parts[0].places for part in parts)
+    return Rows(count, take, places=parts[0].places if same else ())
+
+
+def without_padding(rows: Rows, masks: Sequence[Tensor]) -> Rows:
+    """Return the rows at the places that the masks keep.
+
+    Args:
+        rows: rows of a call, counted along samples and tokens, in this order or the other.
+        masks: bool (samples, tokens) each, False for padding. Those of another shape belong to
+            another sequence, such as that of the other half of an encoder-decoder, and are ignored;
+            of several that fit, all must keep a place.
+    """
+    fitting = [mask for mask in masks if rows.places == tuple(mask.shape)]
+    fitting = fitting or [mask.mT for mask in masks if rows.places == tuple(mask.mT.shape)]
+    fitting = fitting or [mask for mask in masks if rows.places == (mask.numel(),)]
+    if not fitting or all(bool(mask.all()) for mask in fitting):
+        return rows
+    kept = torch.stack([mask.reshape(-1) for mask in fitting]).all(0).nonzero().flatten()
+
+    def take(picks: Tensor | None) -> Tensor:
+        return rows.take(kept if picks is None else kept[picks])
+
+    return Rows(len(kept), take, rows.points)
 
 
 def conv_rows(x: Tensor, module: nn.Module) -> Rows:
@@ -210,7 +237,8 @@ def _window_rows(x: Tensor, window: _Window, groups: int, points: Rows) -> Rows:
             return x.new_zeros(stop - start, groups, columns, 0)
         return window.view(x[start:stop]).reshape(stop - start, groups, columns, -1)
 
-    return Rows(count, take, points, batch, block)
+    places = (batch, *window.positions(space))
+    return Rows(count, take, points, batch, block, places)
 
 
 def _sizes(module: nn.Module, name: str) -> tuple[int, ...]:

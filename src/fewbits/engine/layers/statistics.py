@@ -2,7 +2,8 @@
 
 Memory is bounded by the layer, not by the calibration set. While there are at most as many rows
 as columns, the rows themselves are kept (exact, and smaller); beyond that they are folded into
-H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch.
+H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch. Of layers with very
+many inputs, the totals are float32 as well, and are added to in place.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from ...errors import CalibrationError, ModelError
 from ...ops.compiled.kernels import arrays, compiled, runs_compiled
 from ...ops.levels.grid import all_finite
 
-__all__ = ["Statistics", "StatisticsAccumulator", "check_float64", "second_moments"]
+__all__ = ["WIDE", "Statistics", "StatisticsAccumulator", "check_float64", "second_moments"]
 
 _MANY, _TINY = 8, 32  # groups, at least, and their columns, at most, of a compiled product
+WIDE = 8192  # columns beyond which totals of moments are float32, half as large
 _STRIP = 192  # columns per product: wide enough to be fast, narrow enough to skip the other half
 
 
@@ -165,12 +167,33 @@ class StatisticsAccumulator:
 
     def _fold(self) -> None:
         for reference, quantized in self._buffer:
+            if self._columns > WIDE:
+                self._fold_wide(reference, quantized)
+                continue
             second = _product(quantized, quantized)
             cross = second if reference is quantized else _product(quantized, reference)
             if self._weight is not None:
                 self._add_energy(reference, second if reference is quantized else None)
             self._add_moments(second, cross)
         self._buffer.clear()
+
+    def _fold_wide(self, reference: Tensor, quantized: Tensor) -> None:
+        """Add rows to float32 totals, without a product of their size."""
+        same = reference is quantized
+        if self._weight is not None:  # not from X^T X, which would be as large again
+            self._mismatched = self._mismatched or not same
+            outputs = reference @ self._weight.to(reference).mT
+            self._energy = self._energy + outputs.square().sum(1).double()
+        if self._totals is None:
+            second = quantized.new_zeros(self._groups, self._columns, self._columns)
+            self._totals = (second, second if same else second.clone())
+        second, cross = self._totals
+        if cross is second and not same:
+            cross = second.clone()
+        second.baddbmm_(quantized.mT, quantized)
+        if cross is not second:
+            cross.baddbmm_(quantized.mT, reference)
+        self._totals = (second, cross)
 
     def _add_energy(self, reference: Tensor, second: Tensor | None) -> None:
         """Add the energy of rows; ``second`` is their X^T X if they are the same in X~.

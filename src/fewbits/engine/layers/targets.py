@@ -6,8 +6,9 @@ matrix, an alias of a tied weight, or it is kept in float for a stated reason.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _ENDINGS = ("orig", "g", "v", "u", "mask")
+_Use: TypeAlias = "tuple[str, WeightView]"
 _Homes: TypeAlias = "Mapping[str, tuple[str, nn.Module, str]]"
 
 
@@ -48,6 +50,7 @@ class Target:
     also: other state-dict names of the same tensor (tied weights).
     places: one name per module and parameter; of a module with two names, only the first.
     homes: the modules that hold it, each once, under its first name.
+    uses: the modules that hold it as a weight of a known kind, each with its own view of it.
     """
 
     name: str
@@ -58,6 +61,17 @@ class Target:
     also: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     homes: tuple[str, ...] = ()
+    uses: tuple[_Use, ...] = ()
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether some layer looks rows of the weight up, rather than multiply with it."""
+        return any(view.lookup is not None for _, view in self.uses)
+
+    @property
+    def seen_at(self) -> _Use | None:
+        """The first layer that multiplies the weight with inputs that can be seen, and its view."""
+        return next((use for use in self.uses if use[1].inputs is not None), None)
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,7 @@ def survey(model: nn.Module) -> Survey:
     bound = {alias: owner for alias, owner in tied.items() if alias not in state}
     targets: list[Target] = []
     found: set[str] = set()
+    uses: defaultdict[str, list[_Use]] = defaultdict(list)
     for prefix, module in model.named_modules():
         kind = kind_of(module)
         if kind is None:
@@ -101,6 +116,7 @@ def survey(model: nn.Module) -> Survey:
             name = joined(prefix, view.parameter)
             tensor = state.get(name)
             first = aliases.get(name, name)
+            uses[first].append((prefix, view))
             if tensor is None or first in found or not _is_trained(homes, name, tensor):
                 continue
             found.add(first)
@@ -111,6 +127,7 @@ def survey(model: nn.Module) -> Survey:
             owners = (homes[other][0] for other in places[1:])
             held = tuple(dict.fromkeys((prefix, *owners)))
             targets.append(Target(name, prefix, kind_name, shape, view, names, places, held))
+    targets = [replace(t, uses=_alike(uses[aliases.get(t.name, t.name)], t)) for t in targets]
     coded = {target.name: target for target in targets}
     renamed = {other: t.name for t in targets for other in t.also}
     others = {
@@ -120,6 +137,12 @@ def survey(model: nn.Module) -> Survey:
     }
     kept = {alias: owner for alias, owner in aliases.items() if owner in others}
     return Survey(tuple(targets), others, renamed | kept, overlaps(everything), bound)
+
+
+def _alike(uses: Iterable[_Use], target: Target) -> tuple[_Use, ...]:
+    """Return the uses that see the same matrix as the target's own view."""
+    form = target.view.rows, target.view.groups, target.view.layout
+    return tuple(use for use in uses if (use[1].rows, use[1].groups, use[1].layout) == form)
 
 
 def biases_beside(weights: Iterable[str], names: Iterable[str]) -> list[str]:

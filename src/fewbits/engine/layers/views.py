@@ -40,6 +40,8 @@ class WeightView:
             None if the output has another form.
         kernel: sizes of a convolution's kernel, the last axes of a neuron's columns; each input
             channel has as many columns as there are taps.
+        lookup: function from a call to the rows that it looks up, int64 (samples, positions); None
+            if the weight multiplies its inputs.
     """
 
     parameter: str
@@ -51,6 +53,7 @@ class WeightView:
     bias: str = ""
     outputs: Callable[[Tensor], Tensor] | None = None
     kernel: tuple[int, ...] = ()
+    lookup: Callable[[Call], Tensor] | None = None
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """Return the weight as (groups, rows / groups, columns)."""
@@ -170,7 +173,9 @@ def _transposed_linear(module: nn.Module) -> list[WeightView]:
 
 def _embedding(module: nn.Module) -> list[WeightView]:
     rows = _shape(module, "weight")[0]
-    return [WeightView("weight", rows, blind="a lookup multiplies no inputs")]
+    bags = isinstance(module, nn.EmbeddingBag)  # their outputs are sums over several rows
+    lookup = None if bags else lambda call: _argument(call, 0, "input")
+    return [WeightView("weight", rows, blind="a lookup multiplies no inputs", lookup=lookup)]
 
 
 def _recurrent(module: nn.Module) -> list[WeightView]:

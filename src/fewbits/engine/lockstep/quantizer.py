@@ -13,14 +13,22 @@ from torch import Tensor, nn
 from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
 from ..layers.layer import LayerMatrix, Quantized, Sensitivity
-from ..layers.rows import Rows, draw_rows
-from ..layers.statistics import Statistics, StatisticsAccumulator
+from ..layers.rows import Rows, draw_rows, without_padding
+from ..layers.statistics import WIDE, Statistics, StatisticsAccumulator
 from ..layers.targets import Target
 from ..network.batches import Call
 from ..network.isolation import autocast_off
 from .pairing import Pairing
 
-__all__ = ["Completed", "LayerQuantizer", "Work", "layer_seed", "quantize_blind", "row_budget"]
+__all__ = [
+    "Completed",
+    "LayerQuantizer",
+    "Work",
+    "layer_seed",
+    "quantize_alone",
+    "row_budget",
+    "share_of",
+]
 
 _UNREPEATABLE = (
     "calibrated on the inputs of the quantized network alone: two passes of the float network over "
@@ -85,12 +93,19 @@ class Completed:
     unpaired: tuple[str, ...] = ()
 
 
-def quantize_blind(
-    network: nn.Module, work: Work, seed: int, write: Write | None = _in_place
+def quantize_alone(
+    network: nn.Module,
+    work: Work,
+    seed: int,
+    write: Write | None = _in_place,
+    statistics: Statistics | None = None,
 ) -> Quantized:
-    """Quantize a weight from its values alone, and ``write`` the result into ``network``."""
+    """Quantize a weight outside the lockstep, and ``write`` the result into ``network``.
+
+    It is quantized from its values alone, or with ``statistics`` that are known beforehand.
+    """
     with autocast_off():
-        return _quantize(network, work, None, seed, write)
+        return _quantize(network, work, statistics, seed, write)
 
 
 @dataclass
@@ -107,6 +122,8 @@ class LayerQuantizer:
         sinks: layer name to the parameter that takes its output shift, if the layer has no bias of
             its own but its folded batch normalization has.
         fixed_bias: weights whose layer has a bias that must not be shifted.
+        masks: of each batch, bool (samples, tokens) that are False for padding, whose rows are left
+            out; () if there is none in any batch.
         write: ``write(name, parameter, values)`` sets the values of a quantized weight.
         keep: called with a module and its :class:`Completed`; None collects ``results``.
         results: weight name to its quantized matrix, filled as layers complete.
@@ -121,6 +138,7 @@ class LayerQuantizer:
     rows: int | None = None
     sinks: Mapping[str, str] = field(default_factory=dict)
     fixed_bias: Collection[str] = ()
+    masks: Sequence[Sequence[Tensor]] = ()
     write: Write = _in_place
     keep: Callable[[str, Completed], None] | None = None
     results: dict[str, Quantized] = field(default_factory=dict)
@@ -141,10 +159,11 @@ class LayerQuantizer:
             view = work.target.view
             if view.inputs is None:
                 continue
-            seen = view.inputs(quantized)
+            masks = self.masks[batch] if self.masks else ()
+            seen = without_padding(view.inputs(quantized), masks)
             known = seen
             if reference is not quantized and work.both and work.target.name not in self.unpaired:
-                known = view.inputs(reference)
+                known = without_padding(view.inputs(reference), masks)
                 if reference.chosen or known.count != seen.count:
                     known = self._paired(work.target.name, known, seen, batch, call)
             if seen.count:
@@ -170,7 +189,7 @@ class LayerQuantizer:
         view, name = work.target.view, work.target.name
         columns = view.columns(work.target.shape)
         calls = max(call + 1, self._calls.get(work.target.module, 1))
-        quota = _share(row_budget(columns, self.rows), batch * calls + call, self.batches * calls)
+        quota = share_of(row_budget(columns, self.rows), batch * calls + call, self.batches * calls)
         if quota == 0:
             return
         picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, batch, call))
@@ -180,6 +199,9 @@ class LayerQuantizer:
             reference = _checked(known.take(picks), work.target, columns, batch)
         if name not in self._sums:
             analog = _matrix(self.network, work.target)
+            if columns > WIDE:
+                size = columns**2 * 4 * (1 + work.both) >> 20
+                self.note(name, f"moments of {columns:,} inputs take {size:,} MiB")
             self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
         self._sums[name].add(reference, quantized)
 
@@ -243,7 +265,7 @@ def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
     return sum(p is parameter for p in held) > 1
 
 
-def _share(budget: int, place: int, places: int) -> int:
+def share_of(budget: int, place: int, places: int) -> int:
     """Return the share of a budget for one of its places; all shares sum to the budget."""
     return budget * (place + 1) // places - budget * place // places
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +24,7 @@ from ...ops.rounding.path_following import (
 from ...ops.rounding.second_order import backward_cholesky
 from ...ops.transforms import unfold
 
-__all__ = ["RateProblem"]
+__all__ = ["TALL", "RateProblem"]
 
 _TOP = 31  # levels on each side of zero
 _REACH = 2  # levels beyond those in use that one sweep may add on each side
@@ -31,6 +32,10 @@ _DAMPING = 0.01  # of the target, relative to the mean input energy
 _GRADIENTS = 0.7  # share of the gradients in the metric; the rest comes from the inputs alone
 _RIDGE = 0.3  # added to the gradients' metric, relative to its mean energy
 _FLOOR = 0.01  # least sensitivity of a row, relative to the mean
+_LOOKUP_FLOOR = 1e-4  # the same, of rows that are looked up
+TALL = 4096  # neurons of a layer that is split into blocks of similar sensitivity
+_SIMILAR = 2.0  # ratio of the sensitivities in a block
+_LEAST_ROWS = 64  # in a block
 _GREEDY = 0.5  # share of the slope in the greedy pass, where later columns can still compensate
 _FINEST = 0.5  # of the step at which no weight is clipped: the search starts no lower
 _THIRDS = 3  # steps are tried a third of an octave apart
@@ -83,8 +88,15 @@ class RateProblem:
         return cls(target, metric, rows, order, factor, coupling)
 
     @classmethod
-    def of(cls, layer: LayerMatrix, weight: Tensor, statistics: Statistics) -> RateProblem:
-        """Build the problem from statistics of the inputs and the sensitivity of the output."""
+    def of(cls, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None) -> RateProblem:
+        """Build the problem from statistics of the inputs and the sensitivity of the output.
+
+        Without statistics, of an embedding, from the sensitivity alone.
+        """
+        if statistics is None and layer.sensitivity is not None:
+            return cls._of_lookups(layer.sensitivity, weight)
+        if statistics is None:
+            raise ValueError(f"layer {layer.name!r}: neither statistics nor sensitivity")
         second, cross = _centred(statistics, weight)
         columns = second.shape[1]
         mean = second.diagonal(dim1=1, dim2=2).mean(1)
@@ -98,9 +110,48 @@ class RateProblem:
         if layer.sensitivity is not None:
             metric = _blend(layer.sensitivity.columns.to(damped), damped)
             rows, coupling = _output_metric(layer.sensitivity, damped)
-            coupling = coupling * wide.any(2)[..., None]  # dead neurons stay as they are
+            if coupling is not None:  # dead neurons stay as they are
+                coupling = coupling * wide.any(2)[..., None]
         problem = cls.at(target, metric, rows, coupling)
         return replace(problem, taps=layer.kernel, width=layer.width)
+
+    @classmethod
+    def _of_lookups(cls, sensitivity: Sensitivity, weight: Tensor) -> RateProblem:
+        metric = sensitivity.columns.double()
+        energy = metric.diagonal(dim1=1, dim2=2).mean(1)
+        plain = torch.diag_embed(energy[:, None].expand(-1, metric.shape[1]))
+        rows = sensitivity.rows.to(metric)
+        rows = rows.clamp_min(_LOOKUP_FLOOR * float(rows.mean()) + torch.finfo(rows.dtype).tiny)
+        return cls.at(weight.double(), _blend(metric, plain), rows)
+
+    def blocks(self, tall: int) -> list[Tensor]:
+        """Split more than ``tall`` neurons into blocks of similar sensitivity: indices of each.
+
+        Those of other layers are one block. The sensitivities of a vocabulary differ by a factor of
+        a thousand, which one step cannot serve, and rows without coupling do not need each other.
+        """
+        groups, neurons, columns = self.target.shape
+        if groups > 1 or neurons <= tall or self.coupling is not None:
+            return [torch.arange(neurons)]
+        order = self.rows[0].argsort(descending=True)
+        weights = self.rows[0][order]
+        most = max(_LEAST_ROWS, _LARGEST_TABLE // ((2 * _TOP + 1) * columns))
+        found, first = [], 0
+        while first < neurons:
+            similar = int((weights[first:] > weights[first] / _SIMILAR).sum())
+            size = min(max(similar, _LEAST_ROWS), most)
+            found.append(order[first : first + size])
+            first += size
+        return found
+
+    def part(self, neurons: Tensor) -> RateProblem:
+        """Return the problem of some neurons of a layer whose neurons are not coupled."""
+        return replace(self, target=self.target[:, neurons], rows=self.rows[:, neurons])
+
+    def sampled(self, most: int) -> RateProblem:
+        """Return the problem of at most so many neurons, evenly spread, that are not coupled."""
+        neurons = self.target.shape[1]
+        return self.part(torch.arange(0, neurons, math.ceil(neurons / most)))
 
     def search(self, slope: float, ratio: float, priced: bool) -> Tensor:
         """Search a geometric series for the step () with the least distortion + slope * bits."""
@@ -229,10 +280,12 @@ def _blend(metric: Tensor, damped: Tensor) -> Tensor:
     return _GRADIENTS * ridged + (1 - _GRADIENTS) * damped
 
 
-def _output_metric(sensitivity: Sensitivity, like: Tensor) -> tuple[Tensor, Tensor]:
+def _output_metric(sensitivity: Sensitivity, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the sensitivity of the output to each row, and the relative coupling of rows."""
     rows = sensitivity.rows.to(like)
     rows = rows.clamp_min(_FLOOR * float(rows.mean()) + torch.finfo(rows.dtype).tiny)
+    if sensitivity.outputs is None:
+        return rows, None
     outputs = sensitivity.outputs.to(like)
     own = outputs.diagonal(dim1=1, dim2=2)
     own = own.clamp_min(_FLOOR * float(own.mean()) + torch.finfo(own.dtype).tiny)

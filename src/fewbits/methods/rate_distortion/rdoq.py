@@ -20,11 +20,15 @@ from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...errors import CalibrationError
 from ...ops.levels.grid import all_finite
 from ..base import METHODS, Capabilities, PostTrainingMethod
-from ..path_inputs import mean_error
+from ..path_inputs import mean_error, per_row
 from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
-from .rate_problem import RateProblem
+from .rate_problem import TALL, RateProblem
 
 __all__ = ["RDOQ"]
+
+
+_VOCABULARY = 256  # rows of an embedding that is split into blocks
+_SEARCHED = 512  # neurons of a block that are enough to find its step
 
 
 @METHODS.register("rdoq")
@@ -42,25 +46,35 @@ class RDOQ(PostTrainingMethod):
             alone; only the step follows the slope).
         bias_correction: whether to correct the bias by the mean output error on the calibration
             data.
+        metric: what distortion is measured in: "logits" (squared error of the output), "fisher"
+            (divergence of the predicted probabilities), or "auto": "fisher" for language models,
+            which return logits for every token, else "logits".
     """
 
     name: ClassVar[str] = "rdoq"
     summary: ClassVar[str] = "distortion and coded bits at one slope; smallest files"
     paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with a metric from gradients"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        needs_inputs="both", needs_gradients=True, has_slope=True
+        needs_inputs="both", needs_gradients=True, codes_lookups=True, has_slope=True
     )
 
     slope: float = 2e-4
     ratio: float = 0.25
     rate: str = "adaptive"
     bias_correction: bool = True
+    metric: str = "auto"
 
     def __post_init__(self) -> None:
         check_number("slope", self.slope, 0)
         check_number("ratio", self.ratio, 0)
         check_one_of("rate", self.rate, ("adaptive", "static", "none"))
         check_switch("bias_correction", self.bias_correction)
+        check_one_of("metric", self.metric, ("auto", "logits", "fisher"))
+
+    @property
+    def output_metric(self) -> str:
+        """The metric of the output that sensitivities are measured in."""
+        return self.metric
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight.
@@ -69,27 +83,43 @@ class RDOQ(PostTrainingMethod):
         25 sweeps of ``n N^2``; the loop over columns is sequential, 0.1 ms each.
         """
         weight = checked_weight(layer)
-        statistics = checked_statistics(layer, self.name)
+        statistics = None
+        if layer.statistics is not None or layer.sensitivity is None:
+            statistics = checked_statistics(layer, self.name)
         if not bool(weight.any()):
             return _all_zero(weight)
         problem = RateProblem.of(layer, weight, statistics)
-        step = problem.search(self.slope, self.ratio, self.rate != "none")
-        step = step.bfloat16().to(step)  # so that two of its bytes are zero in the file
-        levels = problem.quantize(step, self.slope, self.rate)
-        if not all_finite(levels):
-            raise CalibrationError(
-                f"layer {layer.name!r}: its inputs are too large or too small for float32 "
-                "arithmetic. Scale the calibration data, or keep this layer in float."
-            )
-        size = step.reshape(1).float()
-        quantized = levels.float() * size
-        shift = mean_error(statistics, weight, quantized) if self.bias_correction else None
+        blocks = problem.blocks(TALL if statistics is not None else _VOCABULARY)
+        levels = torch.empty_like(weight, dtype=torch.int32)
+        size, distortion = weight.new_ones(weight.shape[1] if len(blocks) > 1 else 1), 0.0
+        for neurons in blocks:
+            part = problem.part(neurons) if len(blocks) > 1 else problem
+            sample = part.sampled(_SEARCHED) if len(blocks) > 1 else part
+            step = sample.search(self.slope, self.ratio, self.rate != "none")
+            step = step.bfloat16().to(step)  # so that two of its bytes are zero in the file
+            chosen = part.quantize(step, self.slope, self.rate)
+            _check(layer, chosen)
+            distortion += float(part.distortion(chosen[None], step.reshape(1)))
+            levels[:, neurons] = chosen.to(torch.int32)
+            size[neurons if len(blocks) > 1 else 0] = step.float()
+        shift = None
+        if self.bias_correction and statistics is not None:
+            quantized = levels.float() * per_row(size, weight)
+            shift = mean_error(statistics, weight, quantized)
         info = {
             "levels": float(2 * levels.abs().max() + 1),
             "zeros": float((levels == 0).double().mean()),
-            "distortion": float(problem.distortion(levels[None], step.reshape(1))),
+            "distortion": distortion,
         }
-        return QuantizedMatrix(levels.to(torch.int32), size, bias_shift=shift, info=info)
+        return QuantizedMatrix(levels, size, bias_shift=shift, info=info)
+
+
+def _check(layer: LayerMatrix, levels: Tensor) -> None:
+    if not all_finite(levels):
+        raise CalibrationError(
+            f"layer {layer.name!r}: its inputs are too large or too small for float32 "
+            "arithmetic. Scale the calibration data, or keep this layer in float."
+        )
 
 
 def _all_zero(weight: Tensor) -> QuantizedMatrix:

@@ -28,7 +28,8 @@ from ..uniform import (
 )
 from .candidate import Candidate, CandidateSettings, candidate_at_slope
 from .domains import Domain, ErrorMetric, plain_domain, transformed
-from .rate_problem import RateProblem
+from .rate_problem import TALL, RateProblem
+from .rdoq import RDOQ
 
 __all__ = ["Transform"]
 
@@ -58,6 +59,9 @@ class Transform(PostTrainingMethod):
             Only with ``form="entropy"``.
         bias_correction: whether to correct the bias by the mean output error on the calibration
             data.
+        metric: what distortion is measured in: "logits" (squared error of the output), "fisher"
+            (divergence of the predicted probabilities), or "auto": "fisher" for language models,
+            which return logits for every token, else "logits".
     """
 
     name: ClassVar[str] = "transform"
@@ -75,6 +79,7 @@ class Transform(PostTrainingMethod):
     feedback: bool = True
     rate: str = "adaptive"
     bias_correction: bool = True
+    metric: str = "auto"
 
     def __post_init__(self) -> None:
         check_number("slope", self.slope, 0)
@@ -91,6 +96,12 @@ class Transform(PostTrainingMethod):
         clash = blocks and self.rate != "none"
         require(not clash, "rate", "'none' with form='blocks'", self.rate)
         check_switch("bias_correction", self.bias_correction)
+        check_one_of("metric", self.metric, ("auto", "logits", "fisher"))
+
+    @property
+    def output_metric(self) -> str:
+        """The metric of the output that sensitivities are measured in."""
+        return self.metric
 
     def encode(self, layer: LayerMatrix) -> Quantized:
         """Quantize one weight.
@@ -105,8 +116,11 @@ class Transform(PostTrainingMethod):
                 "got none. Pass calibration data, or use a method that needs none, such as "
                 "'nearest'."
             )
-        statistics = checked_statistics(layer, self.name)
         weight = checked_weight(layer)
+        if weight.shape[1] > TALL:  # a basis of so many outputs is larger than what it saves
+            plain = RDOQ(slope=self.slope, rate=self.rate, bias_correction=self.bias_correction)
+            return plain.encode(layer)
+        statistics = checked_statistics(layer, self.name)
         problem = RateProblem.of(layer, weight, statistics)
         target = problem.target if self.feedback else weight.double()
         settings = CandidateSettings(

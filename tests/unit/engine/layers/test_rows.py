@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fewbits.engine.layers.rows import conv_rows, conv_transpose_rows, draw_rows
+from fewbits.engine.layers.rows import (
+    conv_rows,
+    conv_transpose_rows,
+    draw_rows,
+    feature_rows,
+    without_padding,
+)
 
 
 def test_rows_are_drawn_without_replacement_and_by_seed():
@@ -50,3 +56,37 @@ def test_the_block_of_some_samples_holds_their_rows(layer):
     wanted = every.reshape(len(every), 5, -1, every.shape[2]).permute(1, 0, 3, 2)
     assert torch.equal(rows.by_sample(5, 1, 4), wanted[1:4])
     assert torch.equal(replace(rows, block=None).by_sample(5, 1, 4), wanted[1:4])
+
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3), (3, 2), (6,)], ids=["samples first", "tokens first", "flattened"]
+)
+def test_rows_of_padding_are_left_out(shape):
+    x = torch.arange(6.0).reshape(2, 3, 1)
+    given = x.transpose(0, 1) if shape == (3, 2) else x.reshape(*shape, 1)
+    rows = without_padding(feature_rows(given), [MASK])
+    assert rows.count == 3
+    assert sorted(rows.take(None).flatten().tolist()) == [0, 1, 3]
+    assert rows.take(torch.tensor([2])).shape == (1, 1, 1)
+
+
+def test_masks_of_another_sequence_are_ignored():
+    rows = feature_rows(torch.zeros(2, 5, 1))
+    assert without_padding(rows, [MASK]) is rows
+    assert without_padding(rows, []) is rows
+    assert without_padding(feature_rows(torch.zeros(2, 3, 1)), [torch.ones_like(MASK)]).count == 6
+
+
+def test_of_several_masks_that_fit_all_must_keep_a_row():
+    rows = feature_rows(torch.zeros(2, 3, 1))
+    other = torch.tensor([[False, True, True], [True, True, True]])
+    assert without_padding(rows, [MASK, other]).count == 2
+
+
+def test_positions_of_a_convolution_over_a_sequence_are_left_out():
+    x = torch.arange(6.0).reshape(2, 1, 3)
+    rows = without_padding(conv_rows(x, nn.Conv1d(1, 1, 3, padding=1)), [MASK])
+    assert rows.take(None)[0, :, 1].tolist() == [0, 1, 3]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fewbits.engine.layers import statistics
 from fewbits.engine.layers.statistics import Statistics, StatisticsAccumulator, second_moments
 from fewbits.errors import CalibrationError
 from fewbits.ops.levels.grid import Grid
@@ -182,3 +183,24 @@ def test_statistics_of_neither_form_say_so():
     mean = torch.zeros(1, 2)
     with pytest.raises(CalibrationError, match="collect"):
         Statistics(0, mean, mean, None).moments()
+
+
+def test_totals_of_very_wide_layers_are_float32_and_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(1, 3, 6, generator=generator)
+    batches = [torch.randn(1, 9, 6, generator=generator) for _ in range(4)]
+    pairs = [(x, x) if place < 2 else (x, x + 0.1) for place, x in enumerate(batches)]
+
+    def collected():
+        sums = StatisticsAccumulator(1, 6, weight)
+        for reference, quantized in pairs:
+            sums.add(reference, quantized)
+        return sums.finish()
+
+    plain = collected()
+    monkeypatch.setattr(statistics, "WIDE", 5)
+    wide = collected()
+    for ours, theirs in zip(wide.moments(), plain.moments(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.allclose(wide.reference_energy, plain.reference_energy, rtol=1e-5)

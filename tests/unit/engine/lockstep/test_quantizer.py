@@ -10,7 +10,7 @@ from torch import nn
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
 from fewbits.engine.layers.targets import survey
 from fewbits.engine.lockstep.lockstep import run_lockstep
-from fewbits.engine.lockstep.quantizer import LayerQuantizer, Work, quantize_blind
+from fewbits.engine.lockstep.quantizer import LayerQuantizer, Work, quantize_alone
 from fewbits.engine.network.batches import call_model
 from fewbits.methods import GPFQ, Nearest
 
@@ -81,7 +81,7 @@ def test_autocast_of_the_caller_does_not_reach_the_methods():
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         quantized(net, [numbers(40, 6)], encode)
-        quantize_blind(copy.deepcopy(net), Work(target, encode), 0)
+        quantize_alone(copy.deepcopy(net), Work(target, encode), 0)
         quantized(net, [numbers(40, 6)], GPFQ(bits=4).encode)
     assert set(products) == {torch.float32}
 
@@ -99,5 +99,5 @@ def test_methods_get_aligned_memory_whatever_a_checkpoint_has(elements):
         seen.append(layer)
         return Nearest(bits=4).encode(layer)
 
-    quantize_blind(net, Work(survey(net).targets[0], encode), 0)
+    quantize_alone(net, Work(survey(net).targets[0], encode), 0)
     assert seen[0].weight.data_ptr() % 64 == 0

@@ -1,0 +1,125 @@
+"""Networks of sequences: padding, embeddings, and what is tied to them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fewbits
+from fewbits.methods import post_training_methods
+from fewbits.methods.base import METHODS
+
+
+class Reader(nn.Module):
+    def __init__(self, tied=True, words=40):
+        super().__init__()
+        self.embed = nn.Embedding(words, 8)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, words, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens, attention_mask=None):
+        return self.head(torch.tanh(self.mix(self.embed(tokens))))
+
+
+def reader(tied=True, words=40):
+    torch.manual_seed(0)
+    return Reader(tied, words).eval()
+
+
+def tokens(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, 40, (1, length), generator=generator) for length in lengths]
+
+
+def padded(sequences):
+    length = max(one.shape[1] for one in sequences)
+    ids = torch.cat([nn.functional.pad(one, (0, length - one.shape[1])) for one in sequences])
+    mask = torch.cat([torch.arange(length)[None] < one.shape[1] for one in sequences])
+    return {"tokens": ids, "attention_mask": mask.long()}
+
+
+SEQUENCES = tokens(17, 30, 24, 9)
+
+
+def filled(coded, model):
+    coded.load_into(model)
+    return model
+
+
+def values(model, method, calibration, **options):
+    coded = fewbits.compress(model, method, calibration, **options)
+    return filled(coded, copy.deepcopy(model)).state_dict()
+
+
+@pytest.mark.parametrize("method", [fewbits.GPTQ(bits=3), fewbits.GPFQ(bits=3), fewbits.RDOQ()])
+def test_padding_changes_nothing(method):
+    alone = [{"tokens": one} for one in SEQUENCES]
+    first = values(reader(), method, alone)
+    second = values(reader(), method, [padded(SEQUENCES)])
+    unmasked = values(reader(), method, [{"tokens": padded(SEQUENCES)["tokens"]}])
+    if not isinstance(method, fewbits.RDOQ):  # the probes of other batches draw other signs
+        assert torch.allclose(first["mix.weight"], second["mix.weight"])
+    assert not torch.equal(second["mix.weight"], unmasked["mix.weight"])
+
+
+def test_a_mask_of_the_callers_own_is_used():
+    batch = padded(SEQUENCES)
+    pair = [(batch["tokens"], batch["attention_mask"])]
+    options = {"forward": lambda model, one: model(one[0])}
+    method = fewbits.GPTQ(bits=3)
+    masked = values(reader(), method, pair, mask=lambda one: one[1], **options)
+    again = values(reader(), method, [batch])
+    assert torch.equal(masked["mix.weight"], again["mix.weight"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", post_training_methods())
+def test_every_method_takes_embeddings(name, tied):
+    model = reader(tied)
+    coded = fewbits.compress(model, METHODS[name](), [{"tokens": one} for one in SEQUENCES])
+    loaded = filled(coded, reader(tied))
+    if tied:
+        assert loaded.head.weight is loaded.embed.weight
+    assert torch.isfinite(loaded(SEQUENCES[0])).all()
+
+
+def output_error(model, loaded):
+    with torch.no_grad():
+        gaps = [loaded(one) - model(one) for one in SEQUENCES]
+        return sum(float(gap.square().sum()) for gap in gaps)
+
+
+def test_a_tied_embedding_is_calibrated_on_the_inputs_of_the_head():
+    model = reader()
+    calibration = [{"tokens": one} for one in SEQUENCES]
+    recipe = fewbits.Recipe((fewbits.Rule("embed", fewbits.GPTQ(bits=3)),))
+    coded = fewbits.compress(model, recipe, calibration)
+    assert "gptq" in str(coded.plan).splitlines()[0]
+    plain = fewbits.Recipe((fewbits.Rule("embed", fewbits.Nearest(bits=3)),))
+    nearest = filled(fewbits.compress(model, plain), reader())
+    assert output_error(model, filled(coded, reader())) < output_error(model, nearest)
+
+
+def test_rate_goes_to_the_rows_of_an_embedding_that_are_used():
+    model = reader(tied=False)
+    rare = [{"tokens": one.clamp(max=12)} for one in SEQUENCES]
+    recipe = fewbits.Recipe((fewbits.Rule("embed", fewbits.RDOQ(slope=0.005)),))
+    loaded = filled(fewbits.compress(model, recipe, rare), reader(tied=False))
+    gaps = (loaded.embed.weight - model.embed.weight).square().sum(1)
+    assert gaps[2:13].mean() < 0.5 * gaps[13:].mean()
+
+
+def test_rows_of_a_large_vocabulary_have_steps_of_their_own():
+    model = reader(tied=False, words=5000)
+    recipe = fewbits.Recipe((fewbits.Rule("embed", fewbits.RDOQ(slope=0.02)),))
+    coded = fewbits.compress(model, recipe, [{"tokens": one} for one in SEQUENCES])
+    steps = coded.contents.tensors["embed.weight"].step
+    assert len(steps) == 5000
+    used = torch.cat(SEQUENCES, 1).unique()
+    unused = [row for row in range(5000) if row not in used.tolist()]
+    assert steps[used.numpy()].mean() < steps[unused].mean()
