@@ -154,7 +154,7 @@ class Quantization:
     def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
         known = self.sensitivities.get(entry.target.name)
         both = method.capabilities.needs_inputs == "both"
-        return Work(entry.target, method.encode, both, known)
+        return Work(entry.target, method.encode, both, known, entry.rows)
 
     def _quantize_blind(self) -> None:
         """Quantize weights that need no inputs first, so later layers calibrate on the result."""
@@ -171,17 +171,16 @@ class Quantization:
         """Quantize embeddings and what is tied to them, which the passes use first of all."""
         ahead = [e for e in self.plan.entries if needs_inputs(e.method) and not in_lockstep(e)]
         ahead = [e for e in ahead if e.target.name not in self.finished]
-        recipe, lookups = self.plan.recipe, [e.target for e in ahead if not codes_lookups(e.method)]
+        recipe, lookups = self.plan.recipe, [e for e in ahead if not codes_lookups(e.method)]
         known: dict[str, Statistics] = {}
         if lookups:
             known = float_inputs(
                 self.reference,
-                lookups,
+                {e.target: e.rows or recipe.calibration_rows for e in lookups},
                 batches,
                 self.forward,
                 masks=self.masks,
                 seed=recipe.seed,
-                rows=recipe.calibration_rows,
             )
         for entry in ahead:
             name, method = entry.target.name, entry.method

@@ -28,13 +28,15 @@ class PlanEntry:
     """One weight that can be coded, and its method (None keeps it in float).
 
     ``reason`` explains a method other than the recipe's, or why the weight is kept. ``trained`` is
-    the method that trains the weight, after ``method`` if there are both.
+    the method that trains the weight, after ``method`` if there are both. ``rows`` are the input
+    rows kept for its layer; None for those of the recipe.
     """
 
     target: Target
     method: PostTrainingMethod | None
     reason: str = ""
     trained: TrainingMethod | None = None
+    rows: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -249,7 +251,7 @@ def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:
     if not _can_see(target, rule.method):
         reason = Reason(Cause.FALLBACK, rule.method.name, target.view.blind)
         return PlanEntry(target, fallback_of(rule.method), reason)
-    return PlanEntry(target, rule.method)
+    return PlanEntry(target, rule.method, rows=rule.calibration_rows)
 
 
 def _can_see(target: Target, method: PostTrainingMethod) -> bool:

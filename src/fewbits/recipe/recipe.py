@@ -61,21 +61,29 @@ class Rule:
     """Apply ``method`` to the weights that ``match`` selects; None keeps them in float.
 
     ``match`` is a name of a weight or layer, a glob, a layer class, or a regular expression after
-    ``re:``.
+    ``re:``. ``calibration_rows`` are the input rows kept for each of these layers; None for those
+    of the recipe.
     """
 
     match: str
     method: AnyMethod | None
+    calibration_rows: int | None = None
 
     def __post_init__(self) -> None:
         require(isinstance(self.match, str), "match", "a pattern (a string)", self.match)
+        _check_rows(self.calibration_rows)
         if self.method is not None:
             _check_method(self.method)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as written in a recipe file."""
         settings = {"method": "keep"} if self.method is None else to_settings(self.method)
-        return {"match": self.match, **settings}
+        rows = self.calibration_rows
+        return {
+            "match": self.match,
+            **settings,
+            **({} if rows is None else {"calibration_rows": rows}),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ class Recipe:
         seed: random seed.
         raw_dtype: storage of tensors that are not quantized: "keep", "float16" or "bfloat16". A
             tensor of which a value would change by more than 2**-8 of itself keeps its dtype.
-        calibration_rows: input rows kept per layer; None for 16 per column, at least 16384 and at
-            most 65536.
+        calibration_rows: input rows kept per layer, unless its rule says otherwise; None for 16 per
+            column, at least 16384 and at most 65536.
         train: how to train, if a rule or ``train`` itself names a method that trains; None for no
             training.
         activations: how to quantize the inputs of quantized layers, from calibration data; None
@@ -118,10 +126,7 @@ class Recipe:
                 require(stage in known, f"{name} stage", f"one of {', '.join(known)}", stage)
         require(_is_whole(self.seed, 0), "seed", "an integer in [0, 2**63)", self.seed)
         require(self.raw_dtype in _RAW, "raw_dtype", f"one of {', '.join(_RAW)}", self.raw_dtype)
-        rows = self.calibration_rows
-        require(
-            rows is None or _is_whole(rows, 1), "calibration_rows", "an integer > 0, or None", rows
-        )
+        _check_rows(self.calibration_rows)
         if self.activations is not None:
             object.__setattr__(self, "activations", Activations.of(self.activations))
         self._check_train()
@@ -257,6 +262,11 @@ def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
+def _check_rows(rows: object) -> None:
+    sound = rows is None or _is_whole(rows, 1)
+    require(sound, "calibration_rows", "an integer > 0, or None", rows)
+
+
 def _check_method(method: object) -> None:
     if not is_method(method):
         raise ConfigError(
@@ -299,12 +309,13 @@ def _rule(position: int, entry: Any) -> Rule:
         raise ConfigError(
             f"{where} must be a mapping with 'match: PATTERN'. Got {shorten(entry)} instead."
         )
-    settings = {key: value for key, value in entry.items() if key != "match"}
+    own = ("match", "calibration_rows")
+    settings = {key: value for key, value in entry.items() if key not in own}
     if settings.get("method") == "keep":
         _check_keys(settings, ("method",), f"{where} (keep takes no settings)")
         return Rule(entry["match"], None)
     try:
-        return Rule(entry["match"], from_settings(settings))
+        return Rule(entry["match"], from_settings(settings), entry.get("calibration_rows"))
     except ConfigError as error:
         raise ConfigError(f"{where} (match: {shorten(entry['match'])}): {error}") from None
 

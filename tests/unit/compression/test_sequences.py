@@ -123,3 +123,41 @@ def test_rows_of_a_large_vocabulary_have_steps_of_their_own():
     used = torch.cat(SEQUENCES, 1).unique()
     unused = [row for row in range(5000) if row not in used.tolist()]
     assert steps[used.numpy()].mean() < steps[unused].mean()
+
+
+def test_a_rule_says_how_many_rows_calibrate_its_layers(tmp_path):
+    rule = fewbits.Rule("mix", fewbits.GPTQ(bits=3), calibration_rows=5)
+    recipe = fewbits.Recipe((rule,))
+    assert fewbits.Recipe.from_dict(recipe.to_dict()) == recipe
+    calibration = [{"tokens": one} for one in SEQUENCES]
+    few = values(reader(), recipe, calibration)
+    every = values(
+        reader(), fewbits.Recipe((fewbits.Rule("mix", fewbits.GPTQ(bits=3)),)), calibration
+    )
+    assert not torch.equal(few["mix.weight"], every["mix.weight"])
+    with pytest.raises(fewbits.ConfigError, match="calibration_rows"):
+        fewbits.Rule("mix", fewbits.GPTQ(), calibration_rows=0)
+
+
+def test_a_layer_that_few_tokens_reach_says_so():
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 3))
+    plan = fewbits.compress(model, fewbits.GPTQ(), [torch.randn(4, 64)]).plan
+    reasons = {entry.target.name: entry.reason for entry in plan.entries}
+    assert "few data: 4 rows for 64 inputs" in reasons["0.weight"]
+    assert "few data" not in reasons["1.weight"]
+
+
+def test_experts_in_one_tensor_are_quantized():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config).eval()
+    coded = fewbits.compress(model, fewbits.GPTQ(bits=4), [{"input_ids": SEQUENCES[0]}])
+    told = {e.target.name: e for e in coded.plan.entries}
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert told[name].method.name == "nearest"
+    assert "out of sight" in told[name].reason
+    gap = filled(coded, copy.deepcopy(model)).get_parameter(name) - model.get_parameter(name)
+    assert 0 < gap.norm() < 0.2 * model.get_parameter(name).norm()

@@ -219,6 +219,20 @@ def _attention(module: nn.Module) -> list[WeightView]:
     return views
 
 
+def _experts(module: nn.Module) -> list[WeightView]:
+    views = []
+    for name, weight in module.named_parameters(recurse=False):
+        if weight.dim() == 3 and name.endswith("_proj"):
+            count, rows = weight.shape[:2]
+            reason = "tokens are sent to the experts inside the layer, out of sight"
+            views.append(WeightView(name, count * rows, count, blind=reason))
+    return views
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Experts") and bool(_experts(module))
+
+
 def _is_transposed_linear(module: nn.Module) -> bool:
     kind = type(module)  # recognized by name, so that transformers stays an optional dependency
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
@@ -260,6 +274,14 @@ KINDS.register("recurrent")(
         _recurrent,
         "RNN, LSTM, GRU, cells: input weights of the first layer follow the sequence, both "
         "directions; all others fall back",
+    )
+)
+KINDS.register("experts")(
+    LayerKind(
+        _holds_experts,
+        _experts,
+        "experts of transformers in one tensor (Mixtral, Qwen, DeepSeek): fall back; experts that "
+        "are layers of their own follow the tokens they get",
     )
 )
 KINDS.register("transposed_linear")(

@@ -7,7 +7,7 @@ inputs that it will be multiplied with are then only known from the float networ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,13 +25,12 @@ __all__ = ["float_inputs"]
 
 def float_inputs(
     network: nn.Module,
-    targets: Sequence[Target],
+    targets: Mapping[Target, int | None],
     batches: Sequence[Any],
     forward: Forward,
     *,
     masks: Sequence[Sequence[Tensor]] = (),
     seed: int = 0,
-    rows: int | None = None,
 ) -> dict[str, Statistics]:
     """Return the statistics of the first layer of each target whose inputs can be seen.
 
@@ -39,12 +38,12 @@ def float_inputs(
 
     Args:
         network: in evaluation mode; unchanged afterwards.
-        targets: weights; their layers are given by ``Target.seen_at``.
+        targets: weights, whose layers are given by ``Target.seen_at``, with the row budget of each;
+            None for :func:`row_budget`.
         batches: calibration batches.
         forward: calls the network on a batch.
         masks: of each batch, bool (samples, tokens) that are False for padding.
         seed: seed of the rows that are drawn.
-        rows: row budget of every layer; None for :func:`row_budget`.
 
     Cost: one forward pass per batch, and the moments.
     """
@@ -57,7 +56,7 @@ def float_inputs(
             return
         view, columns = module_view[1], target.view.columns(target.shape)
         seen = without_padding(module_view[1].inputs(call), masks[place] if masks else ())
-        quota = share_of(row_budget(columns, rows), place, len(batches))
+        quota = share_of(row_budget(columns, targets[target]), place, len(batches))
         if quota and seen.count:
             picks = draw_rows(seen.count, quota, layer_seed(seed, target.name, place, 0))
             if target.name not in sums:

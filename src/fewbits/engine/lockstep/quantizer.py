@@ -35,6 +35,7 @@ _UNREPEATABLE = (
     "one batch give the layer different inputs (random numbers or state that cannot be restored)"
 )
 
+_FEW = 4  # times fewer rows than columns is said
 _ALIGNED = 64  # bytes to which torch aligns memory of its own
 
 Encode = Callable[[LayerMatrix], Quantized]
@@ -54,12 +55,14 @@ class Work:
         encode: encoder of the method.
         both: whether the method also needs the float network's inputs.
         sensitivity: effect of the weight's errors on the output, if the method needs it.
+        rows: row budget; None for that of all layers.
     """
 
     target: Target
     encode: Encode
     both: bool = True
     sensitivity: Sensitivity | None = None
+    rows: int | None = None
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
@@ -189,7 +192,9 @@ class LayerQuantizer:
         view, name = work.target.view, work.target.name
         columns = view.columns(work.target.shape)
         calls = max(call + 1, self._calls.get(work.target.module, 1))
-        quota = share_of(row_budget(columns, self.rows), batch * calls + call, self.batches * calls)
+        quota = share_of(
+            row_budget(columns, work.rows or self.rows), batch * calls + call, self.batches * calls
+        )
         if quota == 0:
             return
         picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, batch, call))
@@ -224,6 +229,9 @@ class LayerQuantizer:
             if sums is None:
                 continue
             statistics = sums.finish()
+            columns = work.target.view.columns(work.target.shape)
+            if statistics.rows * _FEW < columns:
+                self.note(name, f"few data: {statistics.rows} rows for {columns} inputs")
             del sums  # moments in float64
             result = _quantize(self.network, work, statistics, self.seed, self.write)
             results[name] = result

@@ -41,7 +41,7 @@ def test_a_tied_embedding_has_a_layer_whose_inputs_can_be_seen():
 
 def test_moments_are_those_of_the_inputs_of_the_head():
     network = tied()
-    targets = survey(network).targets[:1]
+    targets = dict.fromkeys(survey(network).targets[:1])
     found = float_inputs(network, targets, BATCHES, call_model)["embed.weight"]
     rows = torch.cat([network.states(batch).flatten(0, 1) for batch in BATCHES]).detach()
     assert found.rows == 9
@@ -52,11 +52,12 @@ def test_moments_are_those_of_the_inputs_of_the_head():
 def test_padding_is_left_out():
     network = tied()
     masks = [[torch.tensor([[True, False, False], [True, True, False]])], [torch.ones(1, 3) > 0]]
-    found = float_inputs(network, survey(network).targets[:1], BATCHES, call_model, masks=masks)
+    targets = dict.fromkeys(survey(network).targets[:1])
+    found = float_inputs(network, targets, BATCHES, call_model, masks=masks)
     assert found["embed.weight"].rows == 6
 
 
 def test_an_untied_embedding_is_left_out():
     network = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
-    targets = survey(network).targets[:1]
+    targets = dict.fromkeys(survey(network).targets[:1])
     assert float_inputs(network, targets, [torch.tensor([[0, 1]])], call_model) == {}
