@@ -203,7 +203,7 @@ def test_the_descriptor(name):
         setattr(kind(), fields(kind)[0].name, 3)
     with pytest.raises(TypeError):
         kind(4)
-    assert len(fields(kind)) <= 11
+    assert len(fields(kind)) <= 12
 
 
 @NAMES

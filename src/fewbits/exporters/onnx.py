@@ -183,7 +183,9 @@ def _translations(*, unsigned: bool) -> dict[Any, Any]:
         middle = scalar("zero", kind, zero + shift)
         return op.DequantizeLinear(op.QuantizeLinear(values, step, middle), step, middle)
 
-    def from_grid(index: Any, step: Any, zero: Any) -> Any:
+    def from_grid(index: Any, step: Any, zero: Any, group: int) -> Any:
+        if group:
+            return op.DequantizeLinear(index, step, zero, axis=1, block_size=group)
         return op.DequantizeLinear(index, step, zero, axis=0)
 
     ops = torch.ops.fewbits
