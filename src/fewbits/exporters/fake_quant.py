@@ -62,6 +62,7 @@ class Marked:
         floats: weight name to why it is exported in floats.
         wide: weights of 8 bits that a processor without VNNI may multiply wrongly when signed.
         unsigned: those of them that are unsigned, around 128.
+        grouped: weights with steps for groups of columns.
     """
 
     network: nn.Module
@@ -70,6 +71,7 @@ class Marked:
     floats: dict[str, str] = field(default_factory=dict)
     wide: list[str] = field(default_factory=list)
     unsigned: list[str] = field(default_factory=list)
+    grouped: list[str] = field(default_factory=list)
 
 
 class _FromGrid(nn.Module):
@@ -135,7 +137,11 @@ def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> M
         index, step, width = whole
         found.widths[name] = width
         group = tensor.index.shape[1] if isinstance(tensor, GridTensor) and tensor.blocks > 1 else 0
-        wide = bool(contents.activations) and width == 8 and pairs_may_overflow(index)
+        if group:
+            found.grouped.append(name)
+        # Runtimes multiply blocks in floats, where nothing overflows.
+        whole_rows = bool(contents.activations) and not group
+        wide = whole_rows and width == 8 and pairs_may_overflow(index)
         if wide:
             found.wide.append(name)
         made = _FromGrid(index, step, group, unsigned=wide and unsigned)

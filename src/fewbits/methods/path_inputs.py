@@ -57,7 +57,8 @@ class Units:
         if blocks_of(step, weight.shape) == 1:
             return cls(steps)
         tiny = torch.finfo(torch.float32).tiny
-        exponent = torch.frexp(row_radius(weight).clamp_min(tiny)).exponent.clamp(-125, 126)
+        largest = row_radius(weight)
+        exponent = torch.frexp(torch.where(largest > 0, largest, 1)).exponent.clamp(-125, 126)
         size = torch.ldexp(torch.ones_like(steps[..., :1]), exponent[..., None])
         return cls(size, (steps / size).clamp_min(tiny))
 

@@ -259,9 +259,9 @@ class Spacing:
     def _nonzero(self, limit: Tensor, neurons: int) -> Tensor:
         """Return radii where blocks of zeros have the smallest of their neuron.
 
-        On a grid without a zero they become half a step, which must not be large beside the rest.
+        Feedback moves zeros too, and on a grid without a zero they become half a step.
         """
-        if not (self.group and self.grid.offset and neurons):
+        if not (self.group and neurons):
             return limit
         blocks = limit.reshape(neurons, -1)
         least = torch.where(blocks > 0, blocks, torch.inf).amin(1, keepdim=True)
