@@ -101,8 +101,8 @@ class GridTensor:
     Attributes:
         shape: shape of the tensor it stands for.
         dtype: dtype of that tensor (a key of ``FLOAT_DTYPES``); values are computed in float32.
-        index: int32 (rows, columns); a row is a neuron (output channel), or one of several blocks of
-            adjacent inputs of a neuron that have a step each.
+        index: int32 (rows, columns); a row is a neuron (output channel), or one of several blocks
+            of adjacent inputs of a neuron that have a step each.
         step: float32 (1,) or (rows,), finite.
         offset: float32 (1,) or (rows,), a multiple of 1/2 (1/2 for a grid without a zero).
         layout: how the matrix becomes the tensor; None if a reshape is enough.

@@ -132,9 +132,7 @@ class UniformMethod(PostTrainingMethod):
         """Return the range of the grid on a layer, by these settings."""
         columns = layer.weight.shape[2]
         group = self.group if self.group and columns and columns % self.group == 0 else 0
-        return Spacing(
-            self.grid, self.radius, self.clip, self.per, percentile, layer.limit, group
-        )
+        return Spacing(self.grid, self.radius, self.clip, self.per, percentile, layer.limit, group)
 
     @property
     def absorbs_scales(self) -> bool:

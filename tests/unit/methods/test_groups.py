@@ -117,17 +117,26 @@ def test_groups_of_zeros_and_extremes(kind, levels):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 2), st.integers(1, 4), st.integers(1, 3), st.sampled_from([8, 10, 32]),
-    st.floats(-20, 20), st.integers(0, 100),
-)  # fmt: skip
-def test_units_are_exact(groups, neurons, blocks, group, size, seed):
+    groups=st.integers(1, 2),
+    neurons=st.integers(1, 4),
+    blocks=st.integers(1, 3),
+    group=st.sampled_from([8, 10, 32]),
+    size=st.floats(-20, 20),
+    seed=st.integers(0, 100),
+)
+def test_units_are_exact(groups, neurons, blocks, *, group, size, seed):
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(groups, neurons, blocks * group, generator=g) * 2.0**size
-    step = Nearest(group=8).spacing(LayerMatrix("w", weight)).step(weight)[: groups * neurons]
-    step = step.repeat_interleave(blocks) if blocks > 1 else step
+    step = (
+        Nearest()
+        .spacing(LayerMatrix("w", weight.reshape(1, -1, group)))
+        .step(weight.reshape(1, -1, group))
+    )
     units = Units.of(step, weight)
     steps = 1.0 if units.steps is None else units.steps
-    assert torch.equal((units.size * steps).expand_as(weight), expand_step(step, weight).expand_as(weight))
+    assert torch.equal(
+        (units.size * steps).expand_as(weight), expand_step(step, weight).expand_as(weight)
+    )
     assert torch.equal(weight / units.size * units.size, weight) or units.steps is None
 
 

@@ -72,8 +72,9 @@ def integer_network(
     if not done:
         raise ModelError(
             "no layer has both its weight and its input on grids, with one step for a neuron, so "
-            "nothing can be computed in integers. Quantize activations at the inputs of layers too; if they are quantized at "
-            "ReLUs (placement='output'), pass example=, a batch of inputs."
+            "nothing can be computed in integers. Quantize activations at the inputs of layers "
+            "too; if they are quantized at ReLUs (placement='output'), pass example=, a batch of "
+            "inputs."
         )
     for name, module in network.named_modules():
         if name in done:

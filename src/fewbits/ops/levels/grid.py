@@ -88,6 +88,7 @@ class Grid:
         levels: Tensor,
         begin: int,
         end: int,
+        *,
         steps: Tensor,
     ) -> None:
         """Do the same where each value has a step: ``levels`` become levels times steps.

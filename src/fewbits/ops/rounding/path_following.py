@@ -90,9 +90,7 @@ def follow_gram(
             start = second @ (analog - values)
         else:
             start = (cross @ analog).baddbmm_(second, values, alpha=-1)
-        _sweep_gram_(
-            values, second, second, live, project_, start=start, block=block, steps=sizes
-        )
+        _sweep_gram_(values, second, second, live, project_, start=start, block=block, steps=sizes)
     return _from_columns(values, order)
 
 
@@ -220,7 +218,7 @@ def _sweep_gram_(
             values[:, a:b],
             live[:, a:b],
             project_,
-            None if steps is None else steps[:, a:b].contiguous(),
+            steps=None if steps is None else steps[:, a:b].contiguous(),
         )
         values[:, a:b] = levels
         if same:
@@ -252,7 +250,7 @@ def _sweep_samples_(
             pending = (inputs.mT @ targets).tril() @ analog
         pending.baddbmm_(inputs.mT, residual)
         sizes = None if steps is None else steps[:, a:b].contiguous()
-        levels = _solve_block(pending, second, analog, live[:, a:b], project_, sizes)
+        levels = _solve_block(pending, second, analog, live[:, a:b], project_, steps=sizes)
         if reference is quantized:
             residual.baddbmm_(inputs, analog - levels)
         else:
@@ -266,6 +264,7 @@ def _solve_block(
     analog: Tensor,
     live: Tensor,
     project_: Project,
+    *,
     steps: Tensor | None,
 ) -> Tensor:
     """Return the levels of one block (groups, width, neurons); ``pending`` is overwritten.

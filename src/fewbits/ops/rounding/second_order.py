@@ -134,7 +134,7 @@ def qronos(
         cross = second if same else permute_moments(cross, order)
     factor = backward_cholesky(second, damping)
     sizes = None if steps is None else steps.mT
-    levels = _qronos_sweep(weight.mT, second, cross, factor, project_, sizes)
+    levels = _qronos_sweep(weight.mT, second, cross, factor, project_, steps=sizes)
     return (levels if order is None else restore_columns(levels, order)), factor
 
 
@@ -144,6 +144,7 @@ def _qronos_sweep(
     cross: Tensor,
     factor: Factor,
     project_: Project,
+    *,
     steps: Tensor | None,
 ) -> Tensor:
     """Round ``weight`` (groups, columns, neurons) in the given column order."""

@@ -53,8 +53,8 @@ def simplify_neurons(
         notes.append(f"neurons: those of {count} layers sorted")
         if count < len(neurons.chains):
             notes.append(
-                f"neurons: those of {len(neurons.chains) - count} layers not sorted, because groups "
-                "of the next layer's columns have steps of their own"
+                f"neurons: those of {len(neurons.chains) - count} layers not sorted, because "
+                "groups of the next layer's columns have steps of their own"
             )
     return notes
 

@@ -14,7 +14,7 @@ F64 = torch.float64
 GROUP = 8
 
 
-def problem(rows=120, columns=48, neurons=40, groups=2, noise=0.2, seed=0):
+def problem(rows=120, columns=48, neurons=40, *, groups=2, noise=0.2, seed=0):
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(groups, neurons, columns, generator=g, dtype=F64)
     mix = torch.randn(groups, columns, columns, generator=g, dtype=F64) / columns**0.5
@@ -30,7 +30,7 @@ def nearest(value, step, grid):
     return levels * step
 
 
-def one_column_at_a_time(w, x, y, steps, grid, order, passes):
+def one_column_at_a_time(w, x, y, steps, *, grid, order, passes):
     """For one group: each column becomes the best level, given the error so far."""
     q = torch.zeros_like(w)
     for sweep in range(1 + passes):
@@ -69,7 +69,9 @@ def test_both_forms_of_path_following(levels, kind, noise, passes):
     grid, (order, given) = Grid(levels), orders(y, kind)
     expected = torch.stack(
         [
-            one_column_at_a_time(w[g], x[g], y[g], steps[g], grid, order[g], passes)
+            one_column_at_a_time(
+                w[g], x[g], y[g], steps[g], grid=grid, order=order[g], passes=passes
+            )
             for g in range(len(w))
         ]
     )
@@ -105,11 +107,15 @@ def test_qronos(kind):
     w, x, y, steps = problem()
     second, cross, (order, given) = y.mT @ y, y.mT @ x, orders(y, kind)
     damping = torch.full((2,), 1e-3, dtype=F64)
-    levels, _ = qronos(w, second, cross, Grid(7).project_, damping=damping, order=given, steps=steps)
+    levels, _ = qronos(
+        w, second, cross, Grid(7).project_, damping=damping, order=given, steps=steps
+    )
     for g in range(2):
         first, later = order[g, 0], order[g, 1:]
         target = w[g] @ cross[g].mT
-        value = (target[:, first] - w[g][:, later] @ second[g][first, later]) / second[g][first, first]
+        value = (target[:, first] - w[g][:, later] @ second[g][first, later]) / second[g][
+            first, first
+        ]
         q = nearest(value, steps[g][:, first], Grid(7))
         assert torch.allclose(levels[g][:, first], q, atol=1e-12)
         damped = (second[g] + 1e-3 * torch.eye(48, dtype=F64))[later][:, later]
@@ -135,7 +141,8 @@ def test_the_compiled_loop_gives_what_the_plain_one_gives(dtype):
     w, x, y, steps = (part.to(dtype) for part in problem(neurons=60, columns=96))
     grid = Grid(15)
     second, cross = y.mT @ y, y.mT @ x
-    plain = follow_gram(w, second, cross, lambda values: grid.project_(values), steps=steps)
+    # A threshold of nothing, which has no compiled form
+    plain = follow_gram(w, second, cross, SoftThreshold(0.0, grid.project_).project_, steps=steps)
     compiled = follow_gram(w, second, cross, grid.project_, steps=steps)
     assert float((plain != compiled).double().mean()) < (0.01 if dtype == torch.float32 else 1e-9)
 

@@ -56,7 +56,9 @@ class Levels:
         """Convert a (groups, neurons, columns) weight to (rows, columns) units."""
         groups, neurons, columns = self.shape
         width = self.group or columns
-        rows = matrix.reshape(groups * neurons * (columns // self.group if self.group else 1), width)
+        rows = matrix.reshape(
+            groups * neurons * (columns // self.group if self.group else 1), width
+        )
         return rows / self.scale[:, None] + self.offset[:, None]
 
     def matrix(self, units: Tensor) -> Tensor:
@@ -157,9 +159,7 @@ def levels_of(start: Quantized) -> Levels:
         scale = start.levels.new_ones(1) if start.scale is None else start.scale
         groups, rows, columns = start.index.shape
         zero = scale.new_zeros(1)
-        return Levels(
-            start.levels, scale, (groups, rows, columns), False, zero, group=start.group
-        )
+        return Levels(start.levels, scale, (groups, rows, columns), False, zero, group=start.group)
     if start.step is None:
         raise ValueError("a quantized weight must have a step or levels")
     step = start.step
