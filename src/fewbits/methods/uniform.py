@@ -44,7 +44,7 @@ DATA_FREE_RADII = ("absmax", "mse", "median", "mean_max")
 
 _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
-_SMALLEST_GROUP = 8  # below, steps take as many bytes as indices
+_SMALLEST_GROUP = 8  # below, steps take about as many bytes as indices of 4 bits
 _GROUP_LEVELS = 1 << 15  # levels times steps of 8 bits are then exact in float32
 
 
@@ -118,7 +118,9 @@ class UniformMethod(PostTrainingMethod):
         require(good, "group", f"None or an integer from {_SMALLEST_GROUP} up", group)
         require(self.per == "channel", "per", "'channel' with a group", self.per)
         one_step = self.radius in ("median", "mean_max")
-        require(not one_step, "radius", "one for each row with a group", self.radius)
+        require(
+            not one_step, "radius", "'absmax' or another rule for rows with a group", self.radius
+        )
         few = self.levels is None or self.levels <= _GROUP_LEVELS
         require(few, "levels", f"at most {_GROUP_LEVELS} with a group", self.levels)
 

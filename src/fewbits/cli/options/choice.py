@@ -62,13 +62,7 @@ def choose_recipe(
     elif searching and method is None and not given and not settings:
         chosen = RECIPES["smallest"]
     else:
-        values = parse_settings(settings)
-        for name in given:
-            if name in values:
-                raise typer.BadParameter(
-                    f"{name} is given twice, by --{name} and by --set: drop one."
-                )
-        values |= given
+        values = _joined(given, parse_settings(settings))
         if searching and method is None:
             chosen = _default_budget_recipe(values, has_data)
         else:
@@ -165,6 +159,17 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--set {shorten(key)}: {shorten(value)} is not a YAML value."
             ) from None
     return values
+
+
+def _joined(given: dict[str, int], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of both: of options of their own, and of --set."""
+    for name in given:
+        if name in values:
+            verb = "are" if name == "bits" else "is"
+            raise typer.BadParameter(
+                f"{name} {verb} given twice, by --{name} and by --set: drop one."
+            )
+    return values | given
 
 
 def _default_budget_recipe(values: dict[str, Any], has_data: bool) -> Recipe:

@@ -170,9 +170,8 @@ def compress(
         _check_needs_no_data(evaluate, max_drop is not None and selection is None)
     shared.check_effort(effort)
     has_data = data is not None or dry_run
-    chosen = choose_recipe(
-        method, bits, settings or (), recipe, has_data, group=group, searching=bool(budget)
-    )
+    how = (method, bits, settings or (), recipe, has_data)
+    chosen = choose_recipe(*how, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if out is not None and not dry_run:
         check_output(out, force)

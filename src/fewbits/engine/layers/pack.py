@@ -112,7 +112,8 @@ def unpack(coded: CodedTensor, target: Target) -> Quantized | None:
     if isinstance(coded, TransformTensor):
         return _unpack_transform(coded, target, shape)
     index = torch.from_numpy(coded.index).reshape(shape)
-    group = coded.index.shape[1] if len(coded.index) > view.rows else 0
+    blocks = len(coded.index) // view.rows if view.rows else 1
+    group = coded.index.shape[1] if blocks > 1 and blocks * view.rows == len(coded.index) else 0
     if isinstance(coded, CodebookTensor):
         levels, scale = torch.from_numpy(coded.codebook.values), torch.from_numpy(coded.scale)
         return QuantizedMatrix(index, None, levels=levels, scale=scale, group=group)
