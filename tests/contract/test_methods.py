@@ -32,6 +32,8 @@ SHAPES = {
 VARIANTS = [
     {},
     {"bits": 2, "per": "tensor"},
+    {"bits": 4, "group": 10},
+    {"levels": 4, "group": 9, "radius": "mse"},
     {"levels": 4},
     {"levels": 256, "radius": "mse"},
     {"slope": 1e-2},
@@ -101,7 +103,10 @@ def check(method, matrix):
         spacing = result.step if result.levels is None else result.scale
         if result.levels is not None and spacing is None:
             spacing = torch.ones(1)  # the levels are the values
-        assert spacing.shape in ((1,), (matrix.weight.shape[0] * matrix.weight.shape[1],))
+        groups, neurons, columns = matrix.weight.shape
+        blocks = columns // result.group if result.group else 1
+        assert blocks * (result.group or columns) == columns
+        assert spacing.shape in ((1,), (groups * neurons * blocks,))
         inside(result)
     assert spacing.dtype == torch.float32
     assert spacing.isfinite().all()
@@ -203,7 +208,7 @@ def test_the_descriptor(name):
         setattr(kind(), fields(kind)[0].name, 3)
     with pytest.raises(TypeError):
         kind(4)
-    assert len(fields(kind)) <= 11
+    assert len(fields(kind)) <= 12
 
 
 @NAMES

@@ -41,7 +41,7 @@ class Embedded(nn.Module):
         return self.inner(x)
 
 
-def _conv1d_of_transformers():
+def _conv1d_of_transformers(inputs=6):
     kind = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})
 
     def forward(self, x):
@@ -49,7 +49,7 @@ def _conv1d_of_transformers():
 
     kind.forward = forward
     layer = kind()
-    layer.weight = nn.Parameter(torch.randn(6, 9))
+    layer.weight = nn.Parameter(torch.randn(inputs, 9))
     layer.bias = nn.Parameter(torch.zeros(9))
     return layer
 
@@ -106,6 +106,49 @@ def test_every_method_on_every_layer_kind(method, layer, tmp_path):
     fewbits.load(tmp_path / "net.fewbits", into=net)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, state[name])
+
+
+GROUPED = {
+    "linear": (lambda: nn.Linear(16, 5), (30, 16), ()),
+    "conv": (lambda: nn.Conv2d(8, 6, 3, 2, 1, groups=2), (5, 8, 6, 6), ()),
+    "conv_transpose": (lambda: nn.ConvTranspose2d(16, 6, 3, 2, groups=2), (5, 16, 4, 4), ()),
+    "transposed_linear": (lambda: _conv1d_of_transformers(16), (30, 16), ()),
+    "does not divide": (lambda: nn.Linear(18, 5), (30, 18), ("weight",)),
+    "one group": (lambda: nn.Linear(12, 5), (30, 12), ()),
+}
+
+
+def _has_group(method):
+    return "group" in {entry.name for entry in fields(fewbits.METHODS[method])}
+
+
+@pytest.mark.parametrize("layer", GROUPED)
+@pytest.mark.parametrize("method", [m for m in post_training_methods() if _has_group(m)])
+def test_groups_on_every_layer_kind(method, layer, tmp_path):
+    torch.manual_seed(0)
+    make, shape, whole = GROUPED[layer]
+    net, batches = make().eval(), [torch.randn(shape)] * 2
+    group = 12 if "conv" in layer or layer == "one group" else 8
+    coded = fewbits.compress(net, fewbits.METHODS[method](group=group), calibration=batches)
+    tensor = coded.tensors["weight"]
+    noted = {e.target.name: e.reason for e in coded.plan.entries if "group=" in e.reason}
+    assert set(noted) == set(whole)
+    neurons = coded.plan.entries[0].target.view.rows
+    blocks = 1 if whole or layer == "one group" else tensor.index.size // neurons // group
+    assert tensor.blocks == blocks
+    assert tensor.step.size == neurons * blocks
+    size = coded.save(tmp_path / "net.fewbits")
+    assert size == sum(row.bytes for row in coded.size_report().rows)
+    state = fewbits.load(tmp_path / "net.fewbits")
+    assert torch.equal(state["weight"], coded.state_dict()["weight"])
+    weight = net.weight.detach().clone()
+    fewbits.load(tmp_path / "net.fewbits", into=net, lazy=True)
+    assert torch.equal(net(batches[0]), coded.load_into(make().eval())(batches[0]))
+    if method == "nearest" and blocks > 1:  # groups are adjacent inputs of one neuron
+        matrix = coded.plan.entries[0].target.view.matrix(weight).reshape(-1, group)
+        ends = matrix.abs().amax(1) / 7
+        assert bool((torch.from_numpy(tensor.step) >= ends).all())
+        assert bool((torch.from_numpy(tensor.step) <= 1.01 * ends).all())
 
 
 def test_every_kind_is_here():

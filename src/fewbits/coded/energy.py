@@ -160,7 +160,8 @@ def _layer(
     size, rows = place.size, len(place)
     many = terms >= _MANY
     plain = int(by_level[many].sum()) * use.outputs
-    shared = _shared(place, many, tensor.shape, use.groups) * use.inputs
+    neurons = place.reshape(rows // tensor.blocks, -1) if size else place
+    shared = _shared(neurons, many, tensor.shape, use.groups) * use.inputs
     scaled = bool((terms_of(np.atleast_1d(factor)) > 1).any())
     return LayerEnergy(
         name=name,

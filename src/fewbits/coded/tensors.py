@@ -83,6 +83,13 @@ def _check_index(index: Int32, shape: tuple[int, ...], layout: Layout | None, dt
         require(split == size, "layout.split", f"of size {size}", layout.split)
 
 
+def _blocks(index: Int32, shape: tuple[int, ...], layout: Layout | None) -> int:
+    """Return into how many blocks, each a row of ``index``, a neuron is divided."""
+    sizes = layout.split[: 1 + len(layout.split) - len(shape)] if layout else shape[:1]
+    neurons = math.prod(sizes)
+    return len(index) // neurons if neurons and len(index) % neurons == 0 else 1
+
+
 def _order(layout: Layout | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return None if layout is None else (layout.split, layout.axes)
 
@@ -94,7 +101,8 @@ class GridTensor:
     Attributes:
         shape: shape of the tensor it stands for.
         dtype: dtype of that tensor (a key of ``FLOAT_DTYPES``); values are computed in float32.
-        index: int32 (rows, columns); a row is a neuron (output channel).
+        index: int32 (rows, columns); a row is a neuron (output channel), or one of several blocks
+            of adjacent inputs of a neuron that have a step each.
         step: float32 (1,) or (rows,), finite.
         offset: float32 (1,) or (rows,), a multiple of 1/2 (1/2 for a grid without a zero).
         layout: how the matrix becomes the tensor; None if a reshape is enough.
@@ -114,6 +122,11 @@ class GridTensor:
         with np.errstate(over="ignore"):  # beyond 2^23 every float32 is a multiple of 1/2
             halves = self.offset * np.float32(2)
         require(bool((halves == np.rint(halves)).all()), "offset", "multiples of 1/2", self.offset)
+
+    @property
+    def blocks(self) -> int:
+        """Rows of the index for each neuron: more than 1 if groups of its inputs have steps."""
+        return max(1, _blocks(self.index, self.shape, self.layout))
 
     def dequantize(self) -> Float32:
         """Return the float32 values in ``shape``: one subtraction and one product per weight."""
@@ -165,6 +178,11 @@ class CodebookTensor:
         levels = self.codebook.values.size
         inside = self.index.size == 0 or (self.index.min() >= 0 and self.index.max() < levels)
         require(bool(inside), "index", f"in [0, {levels})", "values outside the codebook")
+
+    @property
+    def blocks(self) -> int:
+        """Rows of the index for each neuron; as in :class:`GridTensor`."""
+        return max(1, _blocks(self.index, self.shape, self.layout))
 
     def dequantize(self) -> Float32:
         """Return the float32 values in ``shape``: one lookup and one product per weight."""

@@ -34,14 +34,20 @@ def _(values: Tensor, clip: float, bits: int, signed: bool, zero: int) -> Tensor
 
 
 @torch.library.custom_op("fewbits::from_grid", mutates_args=())
-def from_grid(index: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """Return ``(index - zero) * step``, both for each entry of the first axis, or one."""
+def from_grid(index: Tensor, step: Tensor, zero: Tensor, group: int) -> Tensor:
+    """Return ``(index - zero) * step``, both for each entry of the first axis, or one.
+
+    With a ``group`` of an index (rows, columns), both are (rows, columns / group).
+    """
+    if group:
+        step, zero = (part.repeat_interleave(group, 1) for part in (step, zero))
+        return (index.float() - zero.float()) * step
     ones = [1] * (index.dim() - 1)
     return (index.float() - zero.float().reshape(-1, *ones)) * step.reshape(-1, *ones)
 
 
 @from_grid.register_fake
-def _(index: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+def _(index: Tensor, step: Tensor, zero: Tensor, group: int) -> Tensor:
     return torch.empty(index.shape, dtype=torch.float32)
 
 
@@ -56,6 +62,7 @@ class Marked:
         floats: weight name to why it is exported in floats.
         wide: weights of 8 bits that a processor without VNNI may multiply wrongly when signed.
         unsigned: those of them that are unsigned, around 128.
+        grouped: weights with steps for groups of columns.
     """
 
     network: nn.Module
@@ -64,14 +71,18 @@ class Marked:
     floats: dict[str, str] = field(default_factory=dict)
     wide: list[str] = field(default_factory=list)
     unsigned: list[str] = field(default_factory=list)
+    grouped: list[str] = field(default_factory=list)
 
 
 class _FromGrid(nn.Module):
-    def __init__(self, index: Tensor, step: Tensor, *, unsigned: bool) -> None:
+    def __init__(self, index: Tensor, step: Tensor, group: int, *, unsigned: bool) -> None:
         super().__init__()
         self.index: Tensor
         self.step: Tensor
         self.zero: Tensor
+        self.group = group
+        if group:
+            step = step.reshape(len(index), -1)
         middle = 128 if unsigned else 0
         dtype = torch.uint8 if unsigned else index.dtype
         self.register_buffer("index", (index.int() + middle).to(dtype))
@@ -79,7 +90,7 @@ class _FromGrid(nn.Module):
         self.register_buffer("zero", torch.full_like(step, middle, dtype=dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
-        made: Tensor = torch.ops.fewbits.from_grid(self.index, self.step, self.zero)
+        made: Tensor = torch.ops.fewbits.from_grid(self.index, self.step, self.zero, self.group)
         return made
 
 
@@ -125,10 +136,15 @@ def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> M
             continue
         index, step, width = whole
         found.widths[name] = width
-        wide = bool(contents.activations) and width == 8 and pairs_may_overflow(index)
+        group = tensor.index.shape[1] if isinstance(tensor, GridTensor) and tensor.blocks > 1 else 0
+        if group:
+            found.grouped.append(name)
+        # Runtimes multiply blocks in floats, where nothing overflows.
+        whole_rows = bool(contents.activations) and not group
+        wide = whole_rows and width == 8 and pairs_may_overflow(index)
         if wide:
             found.wide.append(name)
-        made = _FromGrid(index, step, unsigned=wide and unsigned)
+        made = _FromGrid(index, step, group, unsigned=wide and unsigned)
         parametrize.register_parametrization(modules[path], leaf, made, unsafe=True)
     found.unsigned = found.wide if unsigned else []
     return found
@@ -144,6 +160,8 @@ def _hindrance(
         return "its layer is neither linear nor a convolution"
     if tensor.layout is not None:
         return "its rows are not its first axis"
+    if tensor.blocks > 1 and len(tensor.shape) != 2:
+        return "groups of a neuron's inputs have steps, which graphs have for linear layers only"
     if name in aliases.values():
         return "it is tied to another weight"
     return ""

@@ -183,7 +183,9 @@ def _translations(*, unsigned: bool) -> dict[Any, Any]:
         middle = scalar("zero", kind, zero + shift)
         return op.DequantizeLinear(op.QuantizeLinear(values, step, middle), step, middle)
 
-    def from_grid(index: Any, step: Any, zero: Any) -> Any:
+    def from_grid(index: Any, step: Any, zero: Any, group: int) -> Any:
+        if group:
+            return op.DequantizeLinear(index, step, zero, axis=1, block_size=group)
         return op.DequantizeLinear(index, step, zero, axis=0)
 
     ops = torch.ops.fewbits
@@ -202,6 +204,11 @@ def _notes(found: Marked, contents: Contents) -> list[str]:
         notes.append(
             f"{len(narrow)} weights are 4-bit integers: half a byte each in the file; onnxruntime "
             "unpacks them to floats before it computes, there is no 4-bit convolution."
+        )
+    if found.grouped:
+        notes.append(
+            f"{len(found.grouped)} weights have a step for each group of a neuron's inputs: blocks "
+            "of DequantizeLinear. Products with them are of floats."
         )
     broad = [name for name, bits in found.widths.items() if bits == 16]
     if broad:
@@ -240,7 +247,8 @@ def _form(found: Marked, contents: Contents) -> list[str]:
             f"{len(found.wide)} weights are signed, for processors with VNNI: on x86 without it "
             "onnxruntime may lose sums of two of their products, and answers are wrong."
         )
-    narrow = sum(bits == 8 for bits in found.widths.values()) - len(found.wide)
+    whole = [bits for name, bits in found.widths.items() if name not in found.grouped]
+    narrow = whole.count(8) - len(found.wide)
     if narrow:
         notes.append(
             f"{narrow} weights are signed, for any processor: no sum of two of their products "

@@ -126,6 +126,10 @@ class PostTrainingMethod(Method, Protocol):
         """Settings of ``Nearest`` for weights whose inputs cannot be observed."""
         return {}
 
+    def remark(self, columns: int) -> str:
+        """Return what the user should know of a weight with so many columns; "" for nothing."""
+        return ""
+
 
 class TrainingMethod(Method, Protocol):
     """A method that trains. Subclass it to get the defaults."""

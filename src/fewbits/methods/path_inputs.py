@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engine.layers.layer import blocks_of
 from ..engine.layers.statistics import Statistics
 from ..ops.levels.grid import Project, row_radius
 from ..ops.rounding.path_following import (
@@ -17,13 +18,61 @@ from ..ops.rounding.path_following import (
     neuron_parts,
 )
 
-__all__ = ["PreparedInputs", "mean_error", "mean_error_of_levels", "per_row"]
+__all__ = ["PreparedInputs", "Units", "expand_step", "mean_error", "mean_error_of_levels"]
 
 
-def per_row(step: Tensor, weight: Tensor) -> Tensor:
-    """Reshape a (1,) or (groups * neurons,) step to (groups, neurons, 1), to match ``weight``."""
-    groups, neurons, _ = weight.shape
-    return step.expand(groups * neurons).reshape(groups, neurons, 1)
+def expand_step(step: Tensor, weight: Tensor) -> Tensor:
+    """Reshape a step to match ``weight`` (groups, neurons, columns).
+
+    A step per layer or neuron, (1,) or (groups * neurons,), becomes (groups, neurons, 1); steps of
+    several equal blocks of each neuron's columns become (groups, neurons, columns).
+    """
+    groups, neurons, columns = weight.shape
+    blocks = blocks_of(step, weight.shape)
+    if blocks == 1:
+        return step.expand(groups * neurons).reshape(groups, neurons, 1)
+    return step.reshape(groups, neurons, blocks).repeat_interleave(columns // blocks, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units in which errors of a weight are fed back; all columns of a neuron share one.
+
+    They are steps, where a neuron has one. Where blocks of its columns have steps of their own, a
+    unit is a power of two near the largest weight of the neuron: so units, and levels times steps,
+    are exact.
+
+    Attributes:
+        size: (groups, neurons, 1), one unit.
+        steps: (groups, neurons, columns) in units; None: all are 1.
+    """
+
+    size: Tensor
+    steps: Tensor | None = None
+
+    @classmethod
+    def of(cls, step: Tensor, weight: Tensor) -> Units:
+        """Choose the units of ``weight`` (groups, neurons, columns) for its steps."""
+        steps = expand_step(step, weight)
+        if blocks_of(step, weight.shape) == 1:
+            return cls(steps)
+        tiny = torch.finfo(torch.float32).tiny
+        largest = row_radius(weight)
+        exponent = torch.frexp(torch.where(largest > 0, largest, 1)).exponent.clamp(-125, 126)
+        size = torch.ldexp(torch.ones_like(steps[..., :1]), exponent[..., None])
+        return cls(size, (steps / size).clamp_min(tiny))
+
+    def __getitem__(self, part: slice) -> Units:
+        """Return the units of some of the neurons."""
+        return Units(self.size[:, part], None if self.steps is None else self.steps[:, part])
+
+    def to(self, like: Tensor) -> Units:
+        """Return the units in the dtype of ``like``."""
+        return Units(self.size.to(like), None if self.steps is None else self.steps.to(like))
+
+    def levels(self, values: Tensor) -> Tensor:
+        """Return the levels of ``values``, which are levels times steps."""
+        return values if self.steps is None else values / self.steps
 
 
 def mean_error(statistics: Statistics, weight: Tensor, quantized: Tensor) -> Tensor:
@@ -37,7 +86,7 @@ def mean_error_of_levels(
     statistics: Statistics, weight: Tensor, levels: Tensor, step: Tensor
 ) -> Tensor:
     """Return :func:`mean_error` of ``levels`` (groups, neurons, columns) in units of ``step``."""
-    steps = per_row(step, weight)
+    steps = expand_step(step, weight)
     shift = torch.zeros(weight.shape[:2], device=weight.device)
     for part in neuron_parts(weight):
         quantized = levels[:, part].to(weight) * steps[:, part]
@@ -80,27 +129,40 @@ class PreparedInputs:
         (groups, neurons) float64. In Gram form with different X and X~, ``||X w||^2`` is subtracted
         from it.
         """
-        steps = per_row(step, weight)
+        units = Units.of(step, weight)
         levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
         error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
         for part in neuron_parts(weight):
-            size = steps[:, part]
-            chosen, squared = self._sweep_part(weight[:, part] / size, project_, passes)
+            own = units[part]
+            chosen, squared = self._sweep_part(weight[:, part], own, project_, passes)
             levels[:, part] = chosen
-            error[:, part] = squared * size[..., 0].double().square()
+            error[:, part] = squared * own.size[..., 0].double().square()
         return levels, error
 
-    def _sweep_part(self, units: Tensor, project_: Project, passes: int) -> tuple[Tensor, Tensor]:
+    def _sweep_part(
+        self, weight: Tensor, units: Units, project_: Project, passes: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the levels, and the squared error in units."""
+        values = weight / units.size
         if self.gram is None and self.statistics.samples is not None:
             reference, quantized = self.statistics.samples
-            levels, residual = follow_samples(
-                units.to(quantized), reference, quantized, project_, order=self.order, passes=passes
+            units = units.to(quantized)
+            chosen, residual = follow_samples(
+                values.to(quantized),
+                reference,
+                quantized,
+                project_,
+                order=self.order,
+                passes=passes,
+                steps=units.steps,
             )
-            return levels, residual.square().sum(1, dtype=torch.float64)
+            return units.levels(chosen), residual.square().sum(1, dtype=torch.float64)
         second, cross = self.gram or self.statistics.moments()
-        units = units.to(second)
-        levels = follow_gram(units, second, cross, project_, order=self.order, passes=passes)
-        return levels, gram_error(units, levels, second, cross)
+        values, units = values.to(second), units.to(second)
+        chosen = follow_gram(
+            values, second, cross, project_, order=self.order, passes=passes, steps=units.steps
+        )
+        return units.levels(chosen), gram_error(values, chosen, second, cross)
 
     def error(self, weight: Tensor, quantized: Tensor) -> Tensor:
         """Return the error of any quantized weight, defined as in :meth:`sweep`."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ..engine.layers.layer import LayerMatrix, QuantizedMatrix, blocks_of
 from ..engine.layers.statistics import Statistics, check_float64
 from ..errors import CalibrationError, ConfigError, ModelError, is_number, require
 from ..ops.levels.grid import (
@@ -44,6 +44,8 @@ DATA_FREE_RADII = ("absmax", "mse", "median", "mean_max")
 
 _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
+_SMALLEST_GROUP = 8  # below, steps take about as many bytes as indices of 4 bits
+_GROUP_LEVELS = 1 << 15  # levels times steps of 8 bits are then exact in float32
 
 
 def is_whole(value: object) -> bool:
@@ -83,6 +85,9 @@ class UniformMethod(PostTrainingMethod):
             The last two are usually combined with ``clip`` and give one step per layer.
         clip: factor by which the radius is multiplied.
         per: how many steps a layer has: "channel" (one per output neuron) or "tensor" (just one).
+        group: columns (inputs of a neuron) that share a step, with ``per="channel"``: adjacent
+            ones, such as the 32 or 128 of runtimes for 4 bits. Where it does not divide a layer's
+            columns, and with None, a neuron has one step.
     """
 
     radii: ClassVar[tuple[str, ...]] = DATA_FREE_RADII
@@ -92,6 +97,7 @@ class UniformMethod(PostTrainingMethod):
     radius: str = "absmax"
     clip: float = 1.0
     per: str = "channel"
+    group: int | None = None
 
     def __post_init__(self) -> None:
         good_bits = is_whole(self.bits) and 2 <= self.bits <= 8
@@ -103,6 +109,32 @@ class UniformMethod(PostTrainingMethod):
         check_one_of("radius", self.radius, self.radii)
         check_number("clip", self.clip, 0)
         check_one_of("per", self.per, ("channel", "tensor"))
+        if self.group is not None:
+            self._check_group()
+
+    def _check_group(self) -> None:
+        group = self.group
+        good = isinstance(group, int) and is_whole(group) and group >= _SMALLEST_GROUP
+        require(good, "group", f"None or an integer from {_SMALLEST_GROUP} up", group)
+        require(self.per == "channel", "per", "'channel' with a group", self.per)
+        one_step = self.radius in ("median", "mean_max")
+        require(
+            not one_step, "radius", "'absmax' or another rule for rows with a group", self.radius
+        )
+        few = self.levels is None or self.levels <= _GROUP_LEVELS
+        require(few, "levels", f"at most {_GROUP_LEVELS} with a group", self.levels)
+
+    def remark(self, columns: int) -> str:
+        """Return what to say about a weight of so many columns: that the group does not fit."""
+        if self.group is None or columns % self.group == 0:
+            return ""
+        return f"one step per channel: its {columns} columns are no multiple of group={self.group}"
+
+    def spacing(self, layer: LayerMatrix, percentile: float = 100.0) -> Spacing:
+        """Return the range of the grid on a layer, by these settings."""
+        columns = layer.weight.shape[2]
+        group = self.group if self.group and columns and columns % self.group == 0 else 0
+        return Spacing(self.grid, self.radius, self.clip, self.per, percentile, layer.limit, group)
 
     @property
     def absorbs_scales(self) -> bool:
@@ -112,7 +144,12 @@ class UniformMethod(PostTrainingMethod):
     @property
     def fallback_settings(self) -> Mapping[str, Any]:
         """Settings for the same grid."""
-        return {"bits": self.bits, "levels": self.levels, "per": self.per}
+        return {
+            "bits": self.bits,
+            "levels": self.levels,
+            "per": self.per,
+            "group": self.group,
+        }
 
     @property
     def grid(self) -> Grid:
@@ -170,6 +207,8 @@ def checked_statistics(layer: LayerMatrix, method: str) -> Statistics:
 class Spacing:
     """The range of a grid: the rule for its radius, a factor, and one step per row or layer.
 
+    A row is a neuron, or with a group that many adjacent columns of one.
+
     Attributes:
         grid: the levels.
         radius: "absmax", "percentile", "mse" or "objective" (a search over multiples of absmax), by
@@ -178,6 +217,7 @@ class Spacing:
         per: "channel" or "tensor".
         percentile: percentile of ``|w|``, for the rule of that name.
         limit: bound that no level may exceed.
+        group: columns that share a step, a divisor of their number; 0: all of a neuron's.
     """
 
     grid: Grid
@@ -186,11 +226,17 @@ class Spacing:
     per: str
     percentile: float = 100.0
     limit: float = FLOAT32_MAX
+    group: int = 0
 
     def step(self, weight: Tensor, factor: Tensor | float = 1.0) -> Tensor:
-        """Return the (1,) or (groups * neurons,) float32 step; ``factor`` multiplies the radius."""
+        """Return the (1,) or (rows,) float32 step; ``factor`` multiplies the radius.
+
+        A factor is a number, or has the form of a step, or is one for each neuron.
+        """
         rows = self._rows(weight)
         limit = row_radius(rows)
+        if isinstance(factor, Tensor) and 1 < factor.numel() < len(rows):
+            factor = factor.repeat_interleave(len(rows) // factor.numel())
         if self.radius == "percentile":
             radius = percentile_radius(rows, self.percentile)
         elif self.radius == "median":
@@ -201,11 +247,26 @@ class Spacing:
             radius = limit * self._rounding_clip(rows, limit)
         else:
             radius = limit
-        return steps(radius * (self.clip * factor), limit * self.clip, self.grid, self.limit)
+        least = self._nonzero(limit, len(weight) * weight.shape[1])
+        return steps(radius * (self.clip * factor), least * self.clip, self.grid, self.limit)
 
     def _rows(self, weight: Tensor) -> Tensor:
         layerwise = self.per == "tensor" or self.radius in ("median", "mean_max")
-        return weight.reshape(1, -1) if layerwise else weight.flatten(0, 1)
+        if layerwise:
+            return weight.reshape(1, -1)
+        return weight.reshape(-1, self.group) if self.group else weight.flatten(0, 1)
+
+    def _nonzero(self, limit: Tensor, neurons: int) -> Tensor:
+        """Return radii where blocks of zeros have the smallest of their neuron.
+
+        Feedback moves zeros too, and on a grid without a zero they become half a step.
+        """
+        if not (self.group and neurons):
+            return limit
+        blocks = limit.reshape(neurons, -1)
+        least = torch.where(blocks > 0, blocks, torch.inf).amin(1, keepdim=True)
+        least = torch.where(least.isfinite(), least, 0)
+        return torch.where(blocks > 0, blocks, least).flatten()
 
     def _rounding_clip(self, rows: Tensor, limit: Tensor) -> Tensor:
         count = max(1, min(len(rows), rows.numel() // _BLOCK))
@@ -259,13 +320,15 @@ def result(
         "saturation": outermost / total,
         **info,
     }
+    blocks, columns = blocks_of(step, levels.shape), levels.shape[2]
+    group = columns // blocks if blocks > 1 else 0
     index = _index_of(levels, alphabet)
     if codebook is not None:
         return QuantizedMatrix(
-            index, None, levels=codebook, scale=step, bias_shift=bias_shift, info=facts
+            index, None, levels=codebook, scale=step, bias_shift=bias_shift, info=facts, group=group
         )
     offset = alphabet.offset if isinstance(alphabet, Grid) else 0.0
-    return QuantizedMatrix(index, step, offset, bias_shift=bias_shift, info=facts)
+    return QuantizedMatrix(index, step, offset, bias_shift=bias_shift, info=facts, group=group)
 
 
 def _index_of(levels: Tensor, alphabet: Grid | HardThreshold) -> Tensor:

@@ -27,9 +27,9 @@ _REASONS = 2  # number of reasons listed if no weight can be coded
 class PlanEntry:
     """One weight that can be coded, and its method (None keeps it in float).
 
-    ``reason`` explains a method other than the recipe's, or why the weight is kept. ``trained`` is
-    the method that trains the weight, after ``method`` if there are both. ``rows`` are the input
-    rows kept for its layer; None for those of the recipe.
+    ``reason`` explains a method other than the recipe's, why the weight is kept, or what the method
+    does otherwise with it. ``trained`` is the method that trains the weight, after ``method`` if
+    there are both. ``rows`` are the input rows kept for its layer; None for those of the recipe.
     """
 
     target: Target
@@ -104,9 +104,10 @@ class Plan:
         return replace(self, entries=entries)
 
     def noted(self, name: str, note: str) -> Plan:
-        """Return the plan with a note on one weight, whose method stays the same."""
-        method = next(e.method for e in self.entries if e.target.name == name)
-        return self.changed(name, method, note)
+        """Return the plan with one more note on a weight, whose method stays the same."""
+        entry = next(e for e in self.entries if e.target.name == name)
+        reason = f"{entry.reason}; {note}" if entry.reason else note
+        return self.changed(name, entry.method, reason)
 
     def kept_after(self, name: str, what: str) -> Plan:
         """Return the plan with a note on how a tensor changed that is not quantized.
@@ -250,8 +251,11 @@ def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:
         return PlanEntry(target, None, "", rule.method)
     if not _can_see(target, rule.method):
         reason = Reason(Cause.FALLBACK, rule.method.name, target.view.blind)
-        return PlanEntry(target, fallback_of(rule.method), reason)
-    return PlanEntry(target, rule.method, rows=rule.calibration_rows)
+        method = fallback_of(rule.method)
+        remark = method.remark(target.view.columns(target.shape))
+        return PlanEntry(target, method, reason.noted(remark) if remark else reason)
+    remark = rule.method.remark(target.view.columns(target.shape))
+    return PlanEntry(target, rule.method, remark, rows=rule.calibration_rows)
 
 
 def _can_see(target: Target, method: PostTrainingMethod) -> bool:

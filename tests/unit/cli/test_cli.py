@@ -142,6 +142,14 @@ def test_compress_and_evaluate(here):
     assert "compressed: accuracy 9" in result.stdout
 
 
+def test_steps_for_groups(here):
+    command = [*COMPRESS, "--bits", 4, "--group", 48, "--dry-run"]
+    plan = run_json(*command)["plan"]
+    assert plan["recipe"]["rules"][0] == {"match": "*", "method": "gpfq", "bits": 4, "group": 48}
+    assert "no multiple of group=48" in run(*command).stdout
+    assert "group must be" in run(*COMPRESS, "--group", 4, "--dry-run", code=2).stderr
+
+
 def test_compress_json_says_everything(here):
     found = run_json(*COMPRESS, "--bits", 3, "--set", "radius=mse", "-o", "n.fewbits", "--evaluate")
     assert found["bytes"] == (here / "n.fewbits").stat().st_size == found["size"]["file_bytes"]
@@ -241,6 +249,8 @@ def test_what_compress_refuses(here, arguments, message):
         ["-o", "n.fewbits", "--data", "digits", "--set", "method=gptq"],
         ["-o", "n.fewbits", "--data", "digits", "--set", "clip=[1"],
         ["-o", "n.fewbits", "--data", "digits", "--bits", "3", "--set", "bits=4"],
+        ["-o", "n.fewbits", "--data", "digits", "--group", "32", "--set", "group=64"],
+        ["-o", "n.fewbits", "--data", "digits", "--recipe", "r.yaml", "--group", "32"],
         ["-o", "n.fewbits", "--data", "digits", "--batch-size", "0"],
         ["-o", "n.fewbits", "--bits", "x"],
         ["-o", "n.fewbits", "--seed", "-3"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,21 @@ def slow_energy(matrix, taps, use):
                 shared.add((r // rows, c // taps, abs(v)))
     plain = use.outputs * sum(t >= 2 for _, t in flat)
     return adds, shift_adds, multipliers, min(plain, use.inputs * len(shared))
+
+
+@pytest.mark.parametrize(("shape", "group"), [((6, 8), 4), ((4, 4, 3), 6), ((4, 4, 3), 4)])
+def test_groups_change_no_count_of_energy_but_the_scalings(shape, group):
+    index = np.random.default_rng(0).integers(-7, 8, (shape[0], int(np.prod(shape[1:]))))
+    index = index.astype(np.int32)
+    steps = np.full(index.size // group, 3, np.float32)
+    parts = GridTensor(shape, "float32", index.reshape(-1, group), steps)
+    assert parts.blocks == index.shape[1] // group
+    use = {"w": Use(9, 11, 2)}
+    whole = GridTensor(shape, "float32", index, steps[: len(index)])
+    one, many = (energy_of({"w": tensor}, {}, use).layers[0] for tensor in (whole, parts))
+    assert many.scalings == one.scalings * parts.blocks
+    assert replace(many, scalings=one.scalings) == one
+    assert np.array_equal(parts.dequantize(), whole.dequantize())
 
 
 def test_the_energy_table_is_recounted():

@@ -91,6 +91,47 @@ def test_onnxruntime_computes_the_same_logits(case, net, tmp_path):
     assert set(told.weights.values()) == ({8} if case == "w8a8" else {4})
 
 
+@pytest.mark.parametrize(("bits", "activations"), [(4, None), (8, None), (8, 8)])
+def test_groups_are_blocks_of_linear_layers(bits, activations, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 48), nn.ReLU()),
+        *(nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 10)),
+    ).eval()
+    x = torch.randn(64, 1, 8, 8)
+    with torch.no_grad():
+        net[3].weight[:, :16] *= 20  # one step for all would show
+    method = fewbits.GPFQ(bits=bits, group=16)
+    coded = fewbits.compress(net, method, x, activations=activations)
+    told = export(coded, tmp_path / "n.onnx", model=net, inputs=x[:2])
+    ours = coded.load_into(copy.deepcopy(net))(x).detach().numpy()
+    close = np.isclose(run(tmp_path / "n.onnx", x), ours, rtol=0, atol=1e-4).all(1).mean()
+    assert close > (0.85 if activations else 0.999)
+    graph = onnx.load(tmp_path / "n.onnx").graph
+    sizes = [
+        attribute.i
+        for node in graph.node
+        for attribute in node.attribute
+        if node.op_type == "DequantizeLinear" and attribute.name == "block_size" and attribute.i
+    ]
+    assert sizes == [16, 16]  # the last has one group
+    assert set(told.weights.values()) == {bits}
+    assert not {"3.weight", "5.weight"} & set(told.unsigned)
+    assert any(note.startswith("2 weights have a step for each group") for note in told.notes)
+
+
+def test_groups_of_a_convolution_are_floats(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(24, 4)).eval()
+    x = torch.randn(8, 8, 4, 4)
+    coded = fewbits.compress(net, fewbits.Nearest(group=36))
+    told = export(coded, tmp_path / "n.onnx", model=net, inputs=x[:2])
+    ours = coded.load_into(copy.deepcopy(net))(x).detach().numpy()
+    np.testing.assert_allclose(run(tmp_path / "n.onnx", x), ours, rtol=0, atol=1e-4)
+    assert set(told.weights) == {"2.weight"}
+    assert any(note.startswith("0.weight: in floats, groups of") for note in told.notes)
+
+
 def test_tensors_without_integers_are_told(net, tmp_path):
     coded = fewbits.compress(net, fewbits.Transform(), X)
     told = export(coded, tmp_path / "net.onnx", model=net, inputs=X[:2])

@@ -32,6 +32,7 @@ def choose_recipe(
     recipe: str | None,
     has_data: bool,
     *,
+    group: int | None = None,
     searching: bool = False,
 ) -> Recipe:
     """Build the recipe described by the options; a search uses "smallest" by default.
@@ -44,26 +45,24 @@ def choose_recipe(
     from ...methods import METHODS  # noqa: PLC0415
     from ...recipe.recipe import RECIPES, Recipe  # noqa: PLC0415
 
+    given = {k: v for k, v in (("bits", bits), ("group", group)) if v is not None}
     if recipe is not None:
-        if method is not None or bits is not None or settings:
+        if method is not None or given or settings:
             raise typer.BadParameter(
-                "--recipe replaces --method, --bits and --set: leave them out."
+                "--recipe replaces --method, --bits, --group and --set: leave them out."
             )
         chosen = _uniform_recipe(recipe, {}, has_data) if recipe in METHODS else Recipe.of(recipe)
     elif method in RECIPES:
-        if bits is not None or settings:
+        if given or settings:
             raise typer.BadParameter(
-                f"{method!r} is a recipe, which takes no settings: leave out --bits and --set."
+                f"{method!r} is a recipe, which takes no settings: leave out --bits, --group and "
+                "--set."
             )
         chosen = RECIPES[str(method)]
-    elif searching and method is None and bits is None and not settings:
+    elif searching and method is None and not given and not settings:
         chosen = RECIPES["smallest"]
     else:
-        values = parse_settings(settings)
-        if bits is not None:
-            if "bits" in values:
-                raise typer.BadParameter("bits are given twice, by --bits and by --set: drop one.")
-            values["bits"] = bits
+        values = _joined(given, parse_settings(settings))
         if searching and method is None:
             chosen = _default_budget_recipe(values, has_data)
         else:
@@ -160,6 +159,17 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--set {shorten(key)}: {shorten(value)} is not a YAML value."
             ) from None
     return values
+
+
+def _joined(given: dict[str, int], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of both: of options of their own, and of --set."""
+    for name in given:
+        if name in values:
+            verb = "are" if name == "bits" else "is"
+            raise typer.BadParameter(
+                f"{name} {verb} given twice, by --{name} and by --set: drop one."
+            )
+    return values | given
 
 
 def _default_budget_recipe(values: dict[str, Any], has_data: bool) -> Recipe:

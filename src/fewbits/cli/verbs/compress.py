@@ -64,6 +64,13 @@ def compress(
         int | None,
         typer.Option(help="Bits per index. \\[default: the method's, 4]", rich_help_panel=_METHOD),
     ] = None,
+    group: Annotated[
+        int | None,
+        typer.Option(
+            help="Inputs of a neuron that share a step, such as 32 or 128. \\[default: all]",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     settings: shared.MethodSettings = None,
     recipe: Annotated[
         str | None,
@@ -163,7 +170,8 @@ def compress(
         _check_needs_no_data(evaluate, max_drop is not None and selection is None)
     shared.check_effort(effort)
     has_data = data is not None or dry_run
-    chosen = choose_recipe(method, bits, settings or (), recipe, has_data, searching=bool(budget))
+    how = (method, bits, settings or (), recipe, has_data)
+    chosen = choose_recipe(*how, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if out is not None and not dry_run:
         check_output(out, force)

@@ -46,6 +46,7 @@ def integer_network(
 
     Everything else, such as shortcuts between layers, is computed in float64, and so is the output.
     The listed layers compute every call in integers; a call in which they cannot is a ModelError.
+    A layer with several steps for a neuron is not among them.
 
     Args:
         model: the network with the values and hooks of ``contents`` (``load_into``), on any
@@ -70,9 +71,10 @@ def integer_network(
         done |= _reached_by_integers(network, rest, example)
     if not done:
         raise ModelError(
-            "no layer has both its weight and its input on grids, so nothing can be computed in "
-            "integers. Quantize activations at the inputs of layers too; if they are quantized at "
-            "ReLUs (placement='output'), pass example=, a batch of inputs."
+            "no layer has both its weight and its input on grids, with one step for a neuron, so "
+            "nothing can be computed in integers. Quantize activations at the inputs of layers "
+            "too; if they are quantized at ReLUs (placement='output'), pass example=, a batch of "
+            "inputs."
         )
     for name, module in network.named_modules():
         if name in done:
@@ -88,7 +90,7 @@ def _layers_of(network: nn.Module, contents: Contents) -> dict[str, _IntegerLaye
     layers = {}
     for name, module in network.named_modules():
         weight = contents.tensors.get(f"{name}.weight")
-        if isinstance(module, _LAYERS) and isinstance(weight, GridTensor):
+        if isinstance(module, _LAYERS) and isinstance(weight, GridTensor) and weight.blocks == 1:
             layers[name] = _IntegerLayer(name, module, weight, grids)
     return layers
 

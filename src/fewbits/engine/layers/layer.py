@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -12,7 +12,23 @@ from ...ops.levels.grid import FLOAT32_MAX
 from ...ops.transforms import fold
 from .statistics import Statistics
 
-__all__ = ["LayerMatrix", "Quantized", "QuantizedMatrix", "QuantizedTransform", "Sensitivity"]
+__all__ = [
+    "LayerMatrix",
+    "Quantized",
+    "QuantizedMatrix",
+    "QuantizedTransform",
+    "Sensitivity",
+    "blocks_of",
+]
+
+
+def blocks_of(step: Tensor, shape: Sequence[int]) -> int:
+    """Return into how many equal blocks ``step`` divides the columns of (groups, neurons, columns).
+
+    A (1,) or (groups * neurons,) step is one for all of a neuron's columns: 1.
+    """
+    rows = shape[0] * shape[1]
+    return step.numel() // rows if rows and step.numel() > rows else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +90,15 @@ class QuantizedMatrix:
 
     Attributes:
         index: (groups, neurons, columns) int32.
-        step: (1,) or (groups * neurons,) float32; None with a codebook.
-        offset: multiple of 1/2; 1/2 for a grid without a zero. A (groups * neurons,) float32 tensor
-            if rows differ.
+        step: (1,) or (groups * neurons,) float32, or (groups * neurons * blocks,) where each block
+            of ``group`` adjacent columns has a step of its own; None with a codebook.
+        offset: multiple of 1/2; 1/2 for a grid without a zero. A float32 tensor of one for each
+            row or block if they differ.
         levels: strictly increasing (levels,) float32 codebook; None with a step.
-        scale: (1,) or (groups * neurons,) float32, with ``levels``.
+        scale: float32 of the same form as a step, with ``levels``.
         bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
         info: measurements of the method, for reports ("objective", "saturation", "zeros", ...).
+        group: columns that share a step; 0: all of a neuron's.
     """
 
     index: Tensor
@@ -90,19 +108,28 @@ class QuantizedMatrix:
     scale: Tensor | None = None
     bias_shift: Tensor | None = None
     info: Mapping[str, float] = field(default_factory=dict)
+    group: int = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """The index with a row for each neuron, or for each block of its columns if grouped."""
+        groups, neurons, columns = self.index.shape
+        if not self.group:
+            return self.index.reshape(groups * neurons, columns)
+        return self.index.reshape(groups * neurons * (columns // self.group), self.group)
 
     def dequantize(self) -> Tensor:
         """Return the (groups, neurons, columns) float32 values, bit-exact as from the file."""
-        groups, rows, _ = self.index.shape
+        index = self.rows
         if self.levels is not None:
             scale = self.levels.new_ones(1) if self.scale is None else self.scale
-            values, factor = self.levels[self.index.long()], scale
+            values, factor = self.levels[index.long()], scale
         else:
             offset = self.offset
             if isinstance(offset, Tensor):
-                offset = offset.reshape(groups, rows, 1)
-            values, factor = self.index.float().sub_(offset), self._step()
-        return values.mul_(factor.expand(groups * rows).reshape(groups, rows, 1))
+                offset = offset.expand(len(index))[:, None]
+            values, factor = index.float().sub_(offset), self._step()
+        return values.mul_(factor.expand(len(index))[:, None]).reshape(self.index.shape)
 
     def _step(self) -> Tensor:
         if self.step is None:

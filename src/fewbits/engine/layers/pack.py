@@ -41,8 +41,9 @@ def pack(
     """
     if isinstance(result, QuantizedTransform):
         return _pack_transform(result, target, dtype)
-    index = result.index.reshape(target.view.rows, -1).to(torch.int32).cpu().numpy()
-    index = np.ascontiguousarray(index)
+    # Blocks of columns with steps of their own are rows of the file's matrix; its layout reshapes
+    # a matrix first, so it is the same.
+    index = np.ascontiguousarray(result.rows.to(torch.int32).cpu().numpy())
     name, layout = _name(dtype), target.view.layout
     if result.levels is not None:
         scale = np.ones(1, np.float32) if result.scale is None else _vector(result.scale)
@@ -111,10 +112,13 @@ def unpack(coded: CodedTensor, target: Target) -> Quantized | None:
     if isinstance(coded, TransformTensor):
         return _unpack_transform(coded, target, shape)
     index = torch.from_numpy(coded.index).reshape(shape)
+    blocks = len(coded.index) // view.rows if view.rows else 1
+    group = coded.index.shape[1] if blocks > 1 and blocks * view.rows == len(coded.index) else 0
     if isinstance(coded, CodebookTensor):
         levels, scale = torch.from_numpy(coded.codebook.values), torch.from_numpy(coded.scale)
-        return QuantizedMatrix(index, None, levels=levels, scale=scale)
-    return QuantizedMatrix(index, torch.from_numpy(coded.step), torch.from_numpy(coded.offset))
+        return QuantizedMatrix(index, None, levels=levels, scale=scale, group=group)
+    step, offset = torch.from_numpy(coded.step), torch.from_numpy(coded.offset)
+    return QuantizedMatrix(index, step, offset, group=group)
 
 
 def _unpack_transform(

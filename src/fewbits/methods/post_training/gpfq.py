@@ -25,7 +25,6 @@ from ..path_inputs import PreparedInputs, mean_error_of_levels
 from ..uniform import (
     DATA_FREE_RADII,
     FeedbackMethod,
-    Spacing,
     check_number,
     check_one_of,
     checked_statistics,
@@ -136,9 +135,7 @@ class GPFQ(FeedbackMethod):
 
     def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
         """Return the step given by the radius rule, searching for it with "objective"."""
-        grid = self.grid
-        weight = layer.weight
-        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
+        weight, spacing = layer.weight, self.spacing(layer)
         if self.radius != "objective":
             return spacing.step(weight)
         groups, neurons, _ = weight.shape

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...ops.rounding.path_following import descending, gram_error
 from ...ops.rounding.second_order import Factor, gptq
 from ..base import METHODS, Capabilities
-from ..path_inputs import mean_error_of_levels, per_row
+from ..path_inputs import Units, mean_error_of_levels
 from ..uniform import (
     FeedbackMethod,
-    Spacing,
     check_number,
     checked_statistics,
     checked_weight,
@@ -57,28 +55,27 @@ class GPTQ(FeedbackMethod):
         statistics = checked_statistics(layer, self.name)
         second, _ = statistics.moments()
         grid = self.grid
-        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
-        step = spacing.step(weight)
-        units = (weight / per_row(step, weight)).to(second)
+        step = self.spacing(layer).step(weight)
+        units = Units.of(step, weight)
+        values, sizes = (weight / units.size).to(second), units.to(second).steps
         energy = second.diagonal(dim1=1, dim2=2)
         mean = energy.mean(1)
         damping = self.damping * torch.where(mean > 0, mean, 1)
         order = descending(energy) if self.order == "descending" else None
-        levels, factor = gptq(units, second, grid.project_, damping=damping, order=order)
+        chosen, factor = gptq(
+            values, second, grid.project_, damping=damping, order=order, steps=sizes
+        )
         info = factor_info(factor)
-        squared = gram_error(units, levels, second, second) * _squares(step, weight)
-        nothing = units.new_zeros(()).expand_as(units)
-        total = gram_error(units, nothing, second, second) * _squares(step, weight)
+        squares = units.size[..., 0].double().square()
+        squared = gram_error(values, chosen, second, second) * squares
+        nothing = values.new_zeros(()).expand_as(values)
+        total = gram_error(values, nothing, second, second) * squares
         if float(total.sum()) > 0:
             info["objective"] = float(squared.sum().clamp_min(0) / total.sum()) ** 0.5
-        bias_shift = None
+        levels, bias_shift = units.levels(chosen), None
         if self.bias_correction:
             bias_shift = mean_error_of_levels(statistics, weight, levels, step)
         return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)
-
-
-def _squares(step: Tensor, weight: Tensor) -> Tensor:
-    return per_row(step, weight)[..., 0].double().square()
 
 
 def factor_info(factor: Factor) -> dict[str, float]:

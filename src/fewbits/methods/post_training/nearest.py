@@ -12,8 +12,8 @@ from typing import ClassVar
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...errors import require
 from ..base import METHODS, Capabilities
-from ..path_inputs import per_row
-from ..uniform import DATA_FREE_RADII, Spacing, UniformMethod, check_number, checked_weight, result
+from ..path_inputs import expand_step
+from ..uniform import DATA_FREE_RADII, UniformMethod, check_number, checked_weight, result
 
 __all__ = ["Nearest"]
 
@@ -45,8 +45,7 @@ class Nearest(UniformMethod):
         """Quantize one weight. Cost: a few passes over it."""
         weight = checked_weight(layer)
         grid = self.grid
-        spacing = Spacing(grid, self.radius, self.clip, self.per, self.percentile, layer.limit)
-        step = spacing.step(weight)
-        levels = weight / per_row(step, weight)
+        step = self.spacing(layer, self.percentile).step(weight)
+        levels = weight / expand_step(step, weight)
         grid.project_(levels)
         return result(layer, levels, step, grid, info={})

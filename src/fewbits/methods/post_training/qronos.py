@@ -15,10 +15,9 @@ import torch
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...ops.rounding.second_order import largest_eigenvalue, qronos
 from ..base import METHODS, Capabilities
-from ..path_inputs import PreparedInputs, mean_error, per_row
+from ..path_inputs import PreparedInputs, Units, mean_error
 from ..uniform import (
     FeedbackMethod,
-    Spacing,
     check_number,
     checked_statistics,
     checked_weight,
@@ -58,20 +57,24 @@ class Qronos(FeedbackMethod):
         second = small.double()
         cross = second if small_cross is small else small_cross.double()
         grid = self.grid
-        spacing = Spacing(grid, self.radius, self.clip, self.per, limit=layer.limit)
-        step = spacing.step(weight)
-        scale = per_row(step, weight).double()
-        units = weight / scale
+        step = self.spacing(layer).step(weight)
+        units = Units.of(step, weight).to(second)
         largest = largest_eigenvalue(second)
         damping = self.damping * torch.where(largest > 0, largest, 1)
-        levels, factor = qronos(
-            units, second, cross, grid.project_, damping=damping, order=inputs.order
+        chosen, factor = qronos(
+            weight / units.size,
+            second,
+            cross,
+            grid.project_,
+            damping=damping,
+            order=inputs.order,
+            steps=units.steps,
         )
         info = factor_info(factor)
-        quantized = levels * scale
+        quantized = chosen * units.size
         objective = inputs.relative_error(weight, inputs.error(weight, quantized))
         if objective is not None:
             info["objective"] = objective
         shift = mean_error(inputs.statistics, weight.double(), quantized)
         bias_shift = shift if self.bias_correction else None
-        return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)
+        return result(layer, units.levels(chosen), step, grid, info=info, bias_shift=bias_shift)

@@ -75,6 +75,36 @@ def settle_grid(
                     levels[g, t, n] = value - offset
 
 
+def settle_steps(
+    pending: Floats,
+    feedback: Floats,
+    levels: Floats,
+    steps: Floats,
+    begin: int,
+    end: int,
+    offset: Any,
+    low: Any,
+    high: Any,
+) -> None:
+    """Like ``settle_grid``, with a step for each value: ``levels`` become levels times steps."""
+    groups, _, neurons = pending.shape
+    for g in range(groups):
+        for first in range(0, neurons, 128):
+            last = min(first + 128, neurons)
+            for t in range(begin, end):
+                for j in range(begin, t):
+                    factor = feedback[g, t, j]
+                    for n in range(first, last):
+                        pending[g, t, n] += factor * levels[g, j, n]
+                for n in range(first, last):
+                    value = np.rint(pending[g, t, n] / steps[g, t, n] + offset)
+                    if value < low:
+                        value = low
+                    elif value > high:
+                        value = high
+                    levels[g, t, n] = (value - offset) * steps[g, t, n]
+
+
 def cheapest(value: Any, energy: Any, price: Any, bits: Floats, lowest: int) -> int:
     """Return the place of the integer with the least energy * squared error + price * bits.
 
@@ -199,7 +229,7 @@ def grouped_moments(first: Floats, second: Floats, moments: NDArray[np.float64])
                     moments[g, i, j] += factor * second[g, row, j]
 
 
-_SOURCES = (cheapest, settle_grid, settle_priced, descend, grouped_moments)
+_SOURCES = (cheapest, settle_grid, settle_steps, settle_priced, descend, grouped_moments)
 
 
 def plain() -> SimpleNamespace:

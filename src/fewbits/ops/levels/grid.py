@@ -81,6 +81,31 @@ class Grid:
             number(high),
         )
 
+    def settle_steps_(
+        self,
+        pending: Tensor,
+        feedback: Tensor,
+        levels: Tensor,
+        begin: int,
+        end: int,
+        *,
+        steps: Tensor,
+    ) -> None:
+        """Do the same where each value has a step: ``levels`` become levels times steps.
+
+        ``steps`` has the shape of ``pending``.
+        """
+        number = np.float32 if pending.dtype == torch.float32 else np.float64
+        low, high = self.offset - self.top, self.offset + self.top
+        compiled().settle_steps(
+            *arrays(pending, feedback, levels, steps.to(pending)),
+            begin,
+            end,
+            number(self.offset),
+            number(low),
+            number(high),
+        )
+
     def index(self, levels: Tensor) -> Tensor:
         """Return the int32 indices of levels, contiguous."""
         shifted = levels + self.offset if self.offset else levels

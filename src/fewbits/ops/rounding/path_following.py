@@ -13,11 +13,16 @@ layer advances one column at a time, and groups (depthwise convolutions) advance
 
 Weights and levels are in grid units (see :mod:`fewbits.ops.levels.grid`) and all tensors have a
 leading dimension of groups. Results depend on block sizes only through float rounding.
+
+Where the step of a neuron changes from column to column, weights are in any unit that its columns
+share, a table has the steps in that unit, and the results are levels times steps: the feedback of a
+column on a later one then needs no ratio of their steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,6 +57,7 @@ def follow_gram(
     order: Tensor | None = None,
     passes: int = 0,
     block: int = _OUTER,
+    steps: Tensor | None = None,
 ) -> Tensor:
     """Quantize ``weight`` to levels (groups, neurons, columns), given second moments.
 
@@ -64,24 +70,27 @@ def follow_gram(
         passes: further sweeps of cyclic coordinate descent; none of them increases ``||XW - X~Q||``
             if ``project_`` rounds to the nearest level.
         block: columns per outer block.
+        steps: (groups, neurons, columns) steps in the unit of ``weight``; the result is then levels
+            times steps. None: all are 1.
 
     With n neurons and N columns a sweep costs ``2 n N^2`` flops (``n N^2`` if X is X~), a further
     pass ``3 n N^2`` (``5 n N^2`` if X is not X~).
     """
     analog = _to_columns(weight, order)
+    sizes = None if steps is None else _to_columns(steps, order)
     if order is not None:
         same = cross is second
         second = permute_moments(second, order)
         cross = second if same else permute_moments(cross, order)
     live = _live(second.diagonal(dim1=1, dim2=2))
     values = analog.clone()
-    _sweep_gram_(values, second, cross, live, project_, start=None, block=block)
+    _sweep_gram_(values, second, cross, live, project_, start=None, block=block, steps=sizes)
     for _ in range(passes):
         if cross is second:
             start = second @ (analog - values)
         else:
             start = (cross @ analog).baddbmm_(second, values, alpha=-1)
-        _sweep_gram_(values, second, second, live, project_, start=start, block=block)
+        _sweep_gram_(values, second, second, live, project_, start=start, block=block, steps=sizes)
     return _from_columns(values, order)
 
 
@@ -104,6 +113,7 @@ def follow_samples(
     order: Tensor | None = None,
     passes: int = 0,
     block: int = _OUTER,
+    steps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the levels (groups, neurons, columns) and the error u (groups, rows, neurons).
 
@@ -111,7 +121,7 @@ def follow_samples(
         weight: (groups, neurons, columns) in grid units; not changed.
         reference: X, (groups, rows, columns).
         quantized: X~, likewise; pass ``reference`` itself if X is X~, which saves a third.
-        project_, order, passes, block: as in :func:`follow_gram`.
+        project_, order, passes, block, steps: as in :func:`follow_gram`.
 
     With m rows a sweep costs ``6 m n N`` flops (``4 m n N`` if X is X~) and needs, beyond the
     result, m n numbers and one block of columns: prefer this form if m <= N.
@@ -120,12 +130,18 @@ def follow_samples(
     residual = values.new_zeros(values.shape[0], reference.shape[1], values.shape[2])
     energy = quantized.square().sum(1)
     live = _live(energy if order is None else energy.gather(1, order))
-    _sweep_samples_(
-        values, residual, reference, quantized, project_, order=order, live=live, block=block
-    )
-    for _ in range(passes):
+    sizes = None if steps is None else _to_columns(steps, order)
+    for sweep in range(1 + passes):
         _sweep_samples_(
-            values, residual, quantized, quantized, project_, order=order, live=live, block=block
+            values,
+            residual,
+            quantized if sweep else reference,
+            quantized,
+            project_,
+            order=order,
+            live=live,
+            block=block,
+            steps=sizes,
         )
     return _from_columns(values, order), residual
 
@@ -182,6 +198,7 @@ def _sweep_gram_(
     *,
     start: Tensor | None,
     block: int,
+    steps: Tensor | None,
 ) -> None:
     """Overwrite ``values`` (groups, columns, neurons) with levels; ``start`` is X~^T u."""
     same = cross is second
@@ -195,7 +212,14 @@ def _sweep_gram_(
             pending.baddbmm_(cross[:, a:b, :a], before[:, :a])
             if not same:
                 pending.baddbmm_(second[:, a:b, :a], values[:, :a], alpha=-1)
-        levels = _solve_block(pending, second[:, a:b, a:b], values[:, a:b], live[:, a:b], project_)
+        levels = _solve_block(
+            pending,
+            second[:, a:b, a:b],
+            values[:, a:b],
+            live[:, a:b],
+            project_,
+            steps=None if steps is None else steps[:, a:b].contiguous(),
+        )
         values[:, a:b] = levels
         if same:
             before[:, a:b] -= levels
@@ -211,6 +235,7 @@ def _sweep_samples_(
     order: Tensor | None,
     live: Tensor,
     block: int,
+    steps: Tensor | None,
 ) -> None:
     """Overwrite ``values`` (groups, columns, neurons) with levels, updating ``residual``."""
     for a in range(0, values.shape[1], block):
@@ -224,7 +249,8 @@ def _sweep_samples_(
             targets = _columns(reference, order, a, b)
             pending = (inputs.mT @ targets).tril() @ analog
         pending.baddbmm_(inputs.mT, residual)
-        levels = _solve_block(pending, second, analog, live[:, a:b], project_)
+        sizes = None if steps is None else steps[:, a:b].contiguous()
+        levels = _solve_block(pending, second, analog, live[:, a:b], project_, steps=sizes)
         if reference is quantized:
             residual.baddbmm_(inputs, analog - levels)
         else:
@@ -233,12 +259,19 @@ def _sweep_samples_(
 
 
 def _solve_block(
-    pending: Tensor, second: Tensor, analog: Tensor, live: Tensor, project_: Project
+    pending: Tensor,
+    second: Tensor,
+    analog: Tensor,
+    live: Tensor,
+    project_: Project,
+    *,
+    steps: Tensor | None,
 ) -> Tensor:
     """Return the levels of one block (groups, width, neurons); ``pending`` is overwritten.
 
     ``pending`` holds ``<X~_t, u + sum of w_j X_j over the block up to t>``; only the feedback of
     the block's own levels, through the strictly lower triangle of ``second``, is still missing.
+    ``steps`` has the shape of ``pending``, contiguous.
     """
     energy = second.diagonal(dim1=1, dim2=2)
     scale = torch.where(live, energy, 1).reciprocal_().mul_(live)[..., None]
@@ -247,7 +280,7 @@ def _solve_block(
         pending = torch.where(live[..., None], pending, analog)
     feedback = (second * -scale).tril_(-1)
     levels = torch.zeros_like(pending)
-    settle_ = _compiled_form(project_) if runs_compiled(pending) else None
+    settle_ = _compiled_form(project_, steps) if runs_compiled(pending) else None
     inner = _INNER if settle_ is None else _COMPILED
     if settle_ is not None:
         pending, feedback = pending.contiguous(), feedback.contiguous()
@@ -259,32 +292,46 @@ def _solve_block(
         if settle_ is not None:
             settle_(pending, feedback, levels, a, stop)
         else:
-            _solve_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_)
+            sizes = None if steps is None else steps[:, a:stop]
+            _solve_columns(todo, feedback[:, a:stop, a:stop], levels[:, a:stop], project_, sizes)
     return levels
 
 
-def _compiled_form(project_: Project) -> Callable[[Tensor, Tensor, Tensor, int, int], None] | None:
-    """Return ``settle_`` of the object whose ``project_`` this is; None if it has none."""
+def _compiled_form(
+    project_: Project, steps: Tensor | None
+) -> Callable[[Tensor, Tensor, Tensor, int, int], None] | None:
+    """Return ``settle_`` of the object whose ``project_`` this is; None if it has none.
+
+    With ``steps``, it is ``settle_steps_`` for these.
+    """
     owner = getattr(project_, "__self__", None)
     own = getattr(type(owner), "project_", None)
     if own is None or getattr(project_, "__func__", None) is not own:
         return None
-    settle_: Callable[[Tensor, Tensor, Tensor, int, int], None] | None = getattr(
-        owner, "settle_", None
-    )
-    return settle_
+    name = "settle_" if steps is None else "settle_steps_"
+    settle_: Callable[..., None] | None = getattr(owner, name, None)
+    if steps is None or settle_ is None:
+        return settle_
+    return partial(settle_, steps=steps)
 
 
-def _solve_columns(todo: Tensor, feedback: Tensor, levels: Tensor, project_: Project) -> None:
+def _solve_columns(
+    todo: Tensor, feedback: Tensor, levels: Tensor, project_: Project, steps: Tensor | None
+) -> None:
     """Fill ``levels``, initially zero, column by column.
 
     Each product covers the full width, where unfinished columns are zero: in this loop, which runs
     once per column, a few wasted flops cost less than slicing views.
     """
     rows, weights, results = (torch.split(part, 1, 1) for part in (todo, feedback, levels))
-    for row, weight, level in zip(rows, weights, results, strict=True):
+    sizes = [None] * len(rows) if steps is None else torch.split(steps, 1, 1)
+    for row, weight, level, size in zip(rows, weights, results, sizes, strict=True):
         row.baddbmm_(weight, levels)
-        project_(row)
+        if size is None:
+            project_(row)
+        else:
+            project_(row.div_(size))
+            row.mul_(size)
         level.copy_(row)
 
 

@@ -77,6 +77,7 @@ def gptq(
     *,
     damping: Tensor,
     order: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> tuple[Tensor, Factor]:
     """Return the levels (groups, neurons, columns) of GPTQ, and the factor used.
 
@@ -89,14 +90,19 @@ def gptq(
         project_: overwrites values with levels; called once per column, in order.
         damping: (groups,) added to the diagonal of H; raised if that is not enough.
         order: (groups, columns) permutation: the order in which columns are visited.
+        steps: (groups, neurons, columns) steps in the unit of ``weight``; the result is then levels
+            times steps. None: all are 1.
 
     Cost: ``N^3 / 3 + n N^2`` flops.
     """
     factor = backward_cholesky(second if order is None else permute_moments(second, order), damping)
     levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for part in neuron_parts(weight):
-        chosen = weight[:, part] if order is None else permute_columns(weight[:, part], order)
-        chosen = follow_gram(chosen, factor.upper.mT, factor.upper.mT, project_)
+        chosen, sizes = weight[:, part], None if steps is None else steps[:, part]
+        if order is not None:
+            chosen = permute_columns(chosen, order)
+            sizes = None if sizes is None else permute_columns(sizes, order)
+        chosen = follow_gram(chosen, factor.upper.mT, factor.upper.mT, project_, steps=sizes)
         levels[:, part] = chosen if order is None else restore_columns(chosen, order)
     return levels, factor
 
@@ -109,6 +115,7 @@ def qronos(
     *,
     damping: Tensor,
     order: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> tuple[Tensor, Factor]:
     """Return the levels (groups, neurons, columns) of Qronos, and the factor used.
 
@@ -123,14 +130,22 @@ def qronos(
     if order is not None:
         same = cross is second
         weight, second = permute_columns(weight, order), permute_moments(second, order)
+        steps = None if steps is None else permute_columns(steps, order)
         cross = second if same else permute_moments(cross, order)
     factor = backward_cholesky(second, damping)
-    levels = _qronos_sweep(weight.mT, second, cross, factor, project_)
+    sizes = None if steps is None else steps.mT
+    levels = _qronos_sweep(weight.mT, second, cross, factor, project_, steps=sizes)
     return (levels if order is None else restore_columns(levels, order)), factor
 
 
 def _qronos_sweep(
-    weight: Tensor, second: Tensor, cross: Tensor, factor: Factor, project_: Project
+    weight: Tensor,
+    second: Tensor,
+    cross: Tensor,
+    factor: Factor,
+    project_: Project,
+    *,
+    steps: Tensor | None,
 ) -> Tensor:
     """Round ``weight`` (groups, columns, neurons) in the given column order."""
     energy = second.diagonal(dim1=1, dim2=2)[..., None]
@@ -138,14 +153,19 @@ def _qronos_sweep(
     target = cross @ weight
     first = target[:, :1] - second[:, :1, 1:] @ weight[:, 1:]
     first = torch.where(live[:, :1], first / torch.where(live, energy, 1)[:, :1], weight[:, :1])
-    project_(first)
+    if steps is None:
+        project_(first)
+    else:
+        project_(first.div_(steps[:, :1]))
+        first.mul_(steps[:, :1])
     pending = target[:, 1:].baddbmm_(second[:, 1:, :1], first, alpha=-1)
     upper = factor.upper[:, 1:, 1:]
     pending = torch.linalg.solve_triangular(upper, pending, upper=True)
     pending = torch.linalg.solve_triangular(upper.mT, pending, upper=False)
     usable = live[:, 1:] & ~factor.failed[:, None, None]
     moved = torch.where(usable, pending, weight[:, 1:])
-    rest = follow_gram(moved.mT, upper.mT, upper.mT, project_)
+    sizes = None if steps is None else steps[:, 1:].mT
+    rest = follow_gram(moved.mT, upper.mT, upper.mT, project_, steps=sizes)
     return torch.cat([first.mT, rest], 2)
 
 

@@ -49,7 +49,13 @@ def simplify_neurons(
     notes = [f"neurons: {neurons.fold()} dead ones folded"] if fold else []
     if sort:
         neurons.sort()
-        notes.append(f"neurons: those of {len(neurons.chains)} layers sorted")
+        count = len(neurons.sortable)
+        notes.append(f"neurons: those of {count} layers sorted")
+        if count < len(neurons.chains):
+            notes.append(
+                f"neurons: those of {len(neurons.chains) - count} layers not sorted, because "
+                "groups of the next layer's columns have steps of their own"
+            )
     return notes
 
 
@@ -94,12 +100,18 @@ class Neurons:
     @torch.no_grad()
     def sort(self) -> None:
         """Sort neurons by their number of nonzero weights, in and out, in descending order."""
-        for chain in self.chains:
+        for chain in self.sortable:
             count = (self._incoming(chain) != 0).sum(1) + (self._outgoing(chain) != 0).sum((0, 2))
             order = count.argsort(descending=True, stable=True)
             for name in (f"{chain.layer}.weight", *self._vectors(chain)):
                 self._take_rows(name, order)
             self._take_columns(chain, order)
+
+    @property
+    def sortable(self) -> list[Chain]:
+        """The chains whose neurons may change places: no blocks of columns have their own steps."""
+        readers = [(chain, self.results[f"{chain.reader}.weight"]) for chain in self.chains]
+        return [chain for chain, code in readers if not getattr(code, "group", 0)]
 
     def _fold_constants(self, chain: Chain) -> None:
         reader = f"{chain.reader}.weight"
@@ -186,7 +198,10 @@ class Neurons:
         if result.levels is not None:
             place = (result.levels == 0).nonzero()
             return place[:1].int().expand(rows, 1).to(device) if len(place) else None
-        offset = torch.as_tensor(result.offset, device=device).reshape(-1, 1).expand(rows, 1)
+        offset = torch.as_tensor(result.offset, device=device).reshape(-1, 1)
+        if len(offset) not in (1, rows):  # one for each block of columns
+            return None
+        offset = offset.expand(rows, 1)
         return offset.int() if bool((offset == offset.round()).all()) else None
 
     def _clear(self, name: str, where: Tensor, zero: Tensor | None) -> None:
@@ -226,8 +241,8 @@ class Neurons:
 
 
 def _reordered(values: Tensor, order: Tensor) -> Tensor:
-    """Reorder values per row; a single value for all rows stays."""
-    return values.reshape(-1)[order] if values.numel() > 1 else values
+    """Reorder values of rows, or of blocks of rows; a single value for all rows stays."""
+    return values.reshape(len(order), -1)[order].flatten() if values.numel() > 1 else values
 
 
 def _has_dead(results: Iterable[Quantized]) -> bool:

@@ -62,6 +62,16 @@ def test_post_training_activations(net):
     assert torch.equal(whole(X).argmax(1), loaded(X).argmax(1))
 
 
+def test_layers_with_steps_for_groups_stay_floats(net):
+    coded = fewbits.compress(net, fewbits.GPFQ(bits=8, group=16), X, activations=8)
+    loaded = coded.load_into(copy.deepcopy(net))
+    whole, layers = integer_network(loaded, coded.contents)
+    assert layers == ["0", "3"]
+    exact = fake_quantized_network(loaded, coded.contents)(X)
+    assert torch.allclose(exact, whole(X), rtol=0, atol=1e-12)
+    assert torch.allclose(exact.float(), loaded(X), rtol=0, atol=0.1)
+
+
 def test_a_network_without_quantized_inputs(net):
     coded = fewbits.compress(net, fewbits.Nearest(bits=8))
     with pytest.raises(ModelError, match="both"):

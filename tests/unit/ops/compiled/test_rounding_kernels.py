@@ -36,6 +36,19 @@ def test_settle_grid(dtype, levels):
         np.testing.assert_allclose(ours, twin, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("levels", [4, 5])
+def test_settle_steps(dtype, levels):
+    grid, number = Grid(levels), dtype
+    pending, feedback = draws(2, 9, 150, dtype=dtype), 0.3 * draws(2, 9, 9, seed=1, dtype=dtype)
+    steps = np.exp(draws(2, 9, 150, seed=2, dtype=dtype))
+    low, high = grid.offset - grid.top, grid.offset + grid.top
+    ends = (number(grid.offset), number(low), number(high))
+    own = [pending, feedback, np.zeros_like(pending), steps, 2, 8, *ends]
+    for ours, twin in both("settle_steps", own):
+        np.testing.assert_allclose(ours, twin, rtol=1e-5, atol=1e-6)
+
+
 def test_cheapest_is_the_least_of_all():
     rng = np.random.default_rng(0)
     for _ in range(500):

@@ -90,6 +90,29 @@ def test_the_function_stays_and_the_file_holds_it(case, method, bits, sort, tmp_
     assert any("dead ones folded" in note for note in coded.notes)
 
 
+def test_neurons_that_groups_of_the_next_layer_read_keep_their_places(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5))
+    ).eval()
+    with torch.no_grad():
+        net[0].weight[3] = 0
+        net[2].weight[5] = 0
+    x = torch.randn(64, 16)
+    start = fewbits.compress(net, fewbits.Nearest(bits=3, group=8))
+    plain, sorted_ = copy.deepcopy(net), copy.deepcopy(net)
+    how = HEMP(rate_weight=0, forward="quantized")
+    fewbits.prepare(plain, how, start=start).finish(fold=False)
+    coded = fewbits.prepare(sorted_, how, start=start).finish(sort=True)
+    torch.testing.assert_close(outputs(sorted_, x), outputs(plain, x), rtol=1e-5, atol=1e-5)
+    assert "neurons: those of 1 layers sorted" in coded.notes  # the last layer has no groups
+    assert any("1 layers not sorted" in note for note in coded.notes)
+    coded.save(tmp_path / "net.fewbits")
+    loaded = fewbits.load(tmp_path / "net.fewbits", into=copy.deepcopy(net))
+    assert torch.equal(outputs(loaded, x), outputs(sorted_, x))
+    assert coded.tensors["2.weight"].blocks == 2
+
+
 def test_dead_neurons_have_no_weights_left():
     net = mlp()
     coded = finished(net)

@@ -40,8 +40,11 @@ def fine_tune(net, tuner, data, steps=30, lr=0.1):
 
 @pytest.mark.parametrize(
     "method",
-    [Nearest(bits=3), GPFQ(bits=4), GPFQ(bits=3, threshold="hard"), KLT],
-    ids=["nearest", "gpfq", "codebook", "transform"],
+    [
+        *(Nearest(bits=3), GPFQ(bits=4), GPFQ(bits=3, threshold="hard"), KLT),
+        *(GPFQ(bits=3, group=8), GPFQ(bits=3, threshold="hard", group=8)),
+    ],
+    ids=["nearest", "gpfq", "codebook", "transform", "groups", "codebook of groups"],
 )
 def test_what_starts_coded_ends_with_the_same_codes_where_nothing_is_trained(
     method, digits_net, digits, tmp_path

@@ -6,7 +6,7 @@ units, the whole tensor has one increasing table of levels, which is all that en
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -23,12 +23,15 @@ __all__ = ["Levels", "TransformLevels", "fit_codebook", "fit_grid", "levels_of"]
 class Levels:
     """A grid or a codebook: ``value = scale * (unit - offset)``.
 
+    A row is a neuron, or with a group that many adjacent columns of one.
+
     Attributes:
         values: (levels,) float32, increasing: the levels in units. Integers for a grid.
-        scale: (1,) or (groups * neurons,) float32.
+        scale: (1,) or (rows,) float32.
         shape: (groups, neurons, columns), shape of the weight.
         even: whether this is a grid, stored as a step and integers; otherwise a codebook.
-        offset: (1,) or (groups * neurons,) multiples of 1/2; zero for a codebook.
+        offset: (1,) or (rows,) multiples of 1/2; zero for a codebook.
+        group: columns that share a scale; 0: all of a neuron's.
     """
 
     values: Tensor
@@ -36,6 +39,7 @@ class Levels:
     shape: tuple[int, int, int]
     even: bool
     offset: Tensor
+    group: int = field(default=0, kw_only=True)
 
     @property
     def zero(self) -> int:
@@ -50,7 +54,11 @@ class Levels:
 
     def units(self, matrix: Tensor) -> Tensor:
         """Convert a (groups, neurons, columns) weight to (rows, columns) units."""
-        rows = matrix.reshape(self.shape[0] * self.shape[1], self.shape[2])
+        groups, neurons, columns = self.shape
+        width = self.group or columns
+        rows = matrix.reshape(
+            groups * neurons * (columns // self.group if self.group else 1), width
+        )
         return rows / self.scale[:, None] + self.offset[:, None]
 
     def matrix(self, units: Tensor) -> Tensor:
@@ -73,12 +81,14 @@ class Levels:
         """Return the quantized weight whose unit (r, c) is on level ``position[r, c]``."""
         if not self.even:
             index = position.reshape(self.shape).int()
-            return QuantizedMatrix(index, None, levels=self.values, scale=self.scale, info=info)
+            return QuantizedMatrix(
+                index, None, levels=self.values, scale=self.scale, info=info, group=self.group
+            )
         index = self.values[position].round().int().reshape(self.shape)
         offset = self.offset if bool(self.offset.any()) else 0.0
         if isinstance(offset, Tensor) and len(offset) == 1:
             offset = float(offset)
-        return QuantizedMatrix(index, self.scale, offset, info=info)
+        return QuantizedMatrix(index, self.scale, offset, info=info, group=self.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +158,8 @@ def levels_of(start: Quantized) -> Levels:
     if isinstance(start, QuantizedMatrix) and start.levels is not None:
         scale = start.levels.new_ones(1) if start.scale is None else start.scale
         groups, rows, columns = start.index.shape
-        return Levels(start.levels, scale, (groups, rows, columns), False, scale.new_zeros(1))
+        zero = scale.new_zeros(1)
+        return Levels(start.levels, scale, (groups, rows, columns), False, zero, group=start.group)
     if start.step is None:
         raise ValueError("a quantized weight must have a step or levels")
     step = start.step
@@ -158,4 +169,4 @@ def levels_of(start: Quantized) -> Levels:
     if isinstance(start, QuantizedTransform):
         return TransformLevels(levels, step, start.shape, True, offset, start)
     groups, rows, columns = start.index.shape
-    return Levels(levels, step, (groups, rows, columns), True, offset)
+    return Levels(levels, step, (groups, rows, columns), True, offset, group=start.group)
