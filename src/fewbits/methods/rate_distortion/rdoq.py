@@ -20,7 +20,7 @@ from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...errors import CalibrationError
 from ...ops.levels.grid import all_finite
 from ..base import METHODS, Capabilities, PostTrainingMethod
-from ..path_inputs import mean_error, per_row
+from ..path_inputs import expand_step, mean_error
 from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
 from .rate_problem import TALL, RateProblem
 
@@ -104,7 +104,7 @@ class RDOQ(PostTrainingMethod):
             size[neurons if len(blocks) > 1 else 0] = step.float()
         shift = None
         if self.bias_correction and statistics is not None:
-            quantized = levels.float() * per_row(size, weight)
+            quantized = levels.float() * expand_step(size, weight)
             shift = mean_error(statistics, weight, quantized)
         info = {
             "levels": float(2 * levels.abs().max() + 1),
