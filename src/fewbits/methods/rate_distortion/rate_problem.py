@@ -36,6 +36,8 @@ _LOOKUP_FLOOR = 1e-4  # the same, of rows that are looked up
 TALL = 4096  # neurons of a layer that is split into blocks of similar sensitivity
 _SIMILAR = 2.0  # ratio of the sensitivities in a block
 _LEAST_ROWS = 64  # in a block
+_LARGE = 1 << 19  # weights of a layer beyond which levels have one distribution
+_SAMPLED = 512  # neurons of a large layer that are enough to find its step
 _GREEDY = 0.5  # share of the slope in the greedy pass, where later columns can still compensate
 _FINEST = 0.5  # of the step at which no weight is clipped: the search starts no lower
 _THIRDS = 3  # steps are tried a third of an octave apart
@@ -145,13 +147,24 @@ class RateProblem:
         return found
 
     def part(self, neurons: Tensor) -> RateProblem:
-        """Return the problem of some neurons of a layer whose neurons are not coupled."""
-        return replace(self, target=self.target[:, neurons], rows=self.rows[:, neurons])
+        """Return the problem of some neurons, without coupling."""
+        target, rows = self.target[:, neurons], self.rows[:, neurons]
+        return replace(self, target=target, rows=rows, coupling=None)
 
-    def sampled(self, most: int) -> RateProblem:
-        """Return the problem of at most so many neurons, evenly spread, that are not coupled."""
+    @property
+    def is_large(self) -> bool:
+        """Whether the layer has so many weights that few of them tell as much.
+
+        Networks of such layers are not written by the adaptive coder, whose prices take longest.
+        """
+        return self.target.numel() > _LARGE
+
+    def sampled(self) -> RateProblem:
+        """Return the problem of some neurons of a large layer, evenly spread, without coupling."""
+        if not self.is_large:
+            return self
         neurons = self.target.shape[1]
-        return self.part(torch.arange(0, neurons, math.ceil(neurons / most)))
+        return self.part(torch.arange(0, neurons, math.ceil(neurons / _SAMPLED)))
 
     def search(self, slope: float, ratio: float, priced: bool) -> Tensor:
         """Search a geometric series for the step () with the least distortion + slope * bits."""
@@ -193,8 +206,12 @@ class RateProblem:
             bits = level_bits(descent.levels.reshape(1, -1), _TOP)
             for _ in range(2):
                 self._sweep(descent, steps, price, bits)
-        if rate == "adaptive":
+        if rate == "adaptive" and not self.is_large:
             self._sweep_with_tables(descent, steps, price)
+        elif rate == "adaptive" and self.coupling is not None:
+            bits = level_bits(descent.levels.reshape(1, -1), _TOP)
+            for _ in range(2):
+                self._sweep(descent, steps, price, bits, self.coupling)
         return descent.levels.to(self.target)
 
     def _sweep_with_tables(self, descent: Descent, steps: Tensor, slope: float) -> None:
@@ -254,11 +271,19 @@ class RateProblem:
         parts = self._units(steps).flatten(0, 1), levels.flatten(0, 1)
         return Descent(*parts, self.metric, self.order)
 
-    def _sweep(self, descent: Descent, steps: Tensor, slope: float, bits: Tensor) -> None:
+    def _sweep(
+        self,
+        descent: Descent,
+        steps: Tensor,
+        slope: float,
+        bits: Tensor,
+        coupling: Tensor | None = None,
+    ) -> None:
         """Improve the levels of a descent, with ``bits`` (trials, levels)."""
         allowed, bits = _allowed_levels(descent.levels, bits)
         bits = bits.repeat_interleave(len(self.rows), 0)
-        descent.sweep(self._price(steps, slope), bits, int(allowed[0]))
+        price = self._price(steps, slope)
+        descent.sweep(price, bits, int(allowed[0]), coupling=coupling, sets=_INTERLEAVE)
 
     def distortion(self, levels: Tensor, steps: Tensor) -> Tensor:
         """Return the distortion (trials,) of ``levels`` (trials, groups, neurons, columns)."""

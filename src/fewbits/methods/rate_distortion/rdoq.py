@@ -28,7 +28,6 @@ __all__ = ["RDOQ"]
 
 
 _VOCABULARY = 256  # rows of an embedding that is split into blocks
-_SEARCHED = 512  # neurons of a block that are enough to find its step
 
 
 @METHODS.register("rdoq")
@@ -94,8 +93,7 @@ class RDOQ(PostTrainingMethod):
         size, distortion = weight.new_ones(weight.shape[1] if len(blocks) > 1 else 1), 0.0
         for neurons in blocks:
             part = problem.part(neurons) if len(blocks) > 1 else problem
-            sample = part.sampled(_SEARCHED) if len(blocks) > 1 else part
-            step = sample.search(self.slope, self.ratio, self.rate != "none")
+            step = part.sampled().search(self.slope, self.ratio, self.rate != "none")
             step = step.bfloat16().to(step)  # so that two of its bytes are zero in the file
             chosen = part.quantize(step, self.slope, self.rate)
             _check(layer, chosen)
