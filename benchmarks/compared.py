@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import math
 import tempfile
 import time
@@ -87,7 +88,7 @@ def _recipe(case: str, raw_dtype: str, start: float) -> tuple[fewbits.Recipe, di
 
 
 def _ours(
-    case: str,
+    job: Any,
     model: nn.Module,
     calibration: Sequence[Any],
     folder: Path,
@@ -95,14 +96,15 @@ def _ours(
 ) -> dict[str, Any]:
     """Compress and save in this process."""
     told = environment()
-    recipe, budget = _recipe(case, settings["raw_dtype"], settings["start"])
+    recipe, budget = _recipe(job.case, settings["raw_dtype"], settings["start"])
     if "target_bits" in budget:
         count = sum(p.numel() for p in model.parameters())
         budget["target_bytes"] = int(budget.pop("target_bits") * count / 8)
     if "max_drop" in budget:
         budget["evaluate"] = settings["score"]
     if budget and not told["uncommitted_changes"]:
-        budget["trace"] = CACHE / settings["name"] / f"{case}-{told['commit'][:12]}.trace.json"
+        key = hashlib.sha256(f"{job} {told['commit']}".encode()).hexdigest()[:16]
+        budget["trace"] = CACHE / settings["name"] / f"{key}.trace.json"
         budget["trace"].parent.mkdir(parents=True, exist_ok=True)
     cpu = time.process_time()
     coded = fewbits.compress(
@@ -110,13 +112,13 @@ def _ours(
         recipe,
         calibration=calibration,
         forward=settings.get("forward"),
-        effort="smallest",
+        effort=job.effort,
         threads=1,
-        seed=settings["seed"],
+        seed=job.seed,
         **budget,
     )
     seconds, cpu = time.process_time() - cpu, time.process_time()
-    coded.save(folder / "net.fewbits", effort="smallest", threads=1)
+    coded.save(folder / "net.fewbits", effort=job.effort, threads=1)
     more = {"slopes": [[t.slope, t.bytes] for t in coded.trace.trials]} if coded.trace else {}
     return more | {
         "compress_cpu_seconds": round(seconds, 1),
@@ -127,7 +129,7 @@ def _ours(
 
 
 def measure(
-    case: str,
+    job: Any,
     build: Build,
     dtype: torch.dtype,
     calibration: Callable[[], Sequence[Any]],
@@ -137,9 +139,11 @@ def measure(
     """Run one case in this process and return its row.
 
     ``build(dtype)`` makes the network; ``dtype`` is that of the checkpoint, which peers get, while
-    fewbits gets the same values in float32. ``settings``: name, seed, raw_dtype, start, forward,
-    score (of searches for a drop), and ``float_bytes`` of the checkpoint.
+    fewbits gets the same values in float32. ``job``: a dataclass with ``case``, ``seed``,
+    ``effort`` and what else decides the row. ``settings``: name, raw_dtype, start, forward, score
+    (of searches for a drop), and ``float_bytes`` of the checkpoint.
     """
+    case = job.case
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -156,7 +160,7 @@ def measure(
             model = fill(build(torch.float32), peer.read(build(dtype), folder))
         else:
             model, batches = build(torch.float32), calibration()
-            row |= _ours(case, model, batches, folder, settings)
+            row |= _ours(job, model, batches, folder, settings)
             row["peak_mb"] = _peak_mb()
             size = _bytes(folder)
             model = fewbits.load(folder / "net.fewbits", into=blank_copy(model))
@@ -260,5 +264,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", default="*", help="names or patterns, with commas between")
     parser.add_argument("--seed", type=int, default=0, help="of the calibration data")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--effort", default="balanced", help="of fewbits' coding")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after")
     parser.add_argument("--quick", action="store_true", help="little data, to try the whole path")

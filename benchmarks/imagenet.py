@@ -47,6 +47,7 @@ class Job:
     calibration: int
     evaluation: int
     seed: int
+    effort: str
 
 
 def _build(dtype: torch.dtype) -> nn.Module:
@@ -70,13 +71,12 @@ def _judged(model: nn.Module, count: int) -> dict[str, Any]:
 
 def _one(job: Job) -> dict[str, Any]:
     row = measure(
-        job.case,
+        job,
         _build,
         torch.float32,
         lambda: efficientnet_images("calibration", job.calibration, job.seed)[0].split(BATCH),
         partial(_judged, count=job.evaluation),
         name="imagenet",
-        seed=job.seed,
         raw_dtype="float16",
         start=START,
         float_bytes=4 * sum(t.numel() for t in _build(torch.float32).state_dict().values()),
@@ -108,12 +108,12 @@ def main() -> None:
         efficientnet_lite0()
     except AbsentError as error:
         raise SystemExit(str(error)) from None
-    shared = (options.calibration, options.evaluation, options.seed)
+    shared = (options.calibration, options.evaluation, options.seed, options.effort)
     jobs = [Job(case, *shared) for case in chosen(CASES, options.cases)]
     found = run(
         "imagenet", partial(guarded, _one), jobs, workers=options.jobs, minutes=options.minutes
     )
-    whole = shared == (256, 500, 0) and options.cases == "*"
+    whole = shared == (256, 500, 0, "balanced") and options.cases == "*"
     write(
         "imagenet",
         folder=None if whole else CACHE,
@@ -121,6 +121,7 @@ def main() -> None:
         data=f"imagenet_sample: {options.calibration} images with even labels calibrate, "
         f"{options.evaluation} with odd labels evaluate; one thread",
         seed=options.seed,
+        effort=options.effort,
         interpolated={
             metric: interpolated(found["measured"], metric, BYTES)
             for metric in ("accuracy", "agreement")

@@ -55,6 +55,7 @@ class Job:
     sequences: int
     windows: int
     seed: int
+    effort: str
     layers: int
 
 
@@ -89,13 +90,12 @@ def perplexity(model: nn.Module, windows: int) -> dict[str, Any]:
 
 def _one(job: Job) -> dict[str, Any]:
     row = measure(
-        job.case,
+        job,
         partial(_build, layers=job.layers),
         torch.bfloat16,
         lambda: smollm2_tokens("calibration", job.sequences, LENGTH, seed=job.seed).split(1),
         partial(perplexity, windows=job.windows),
         name="language_model",
-        seed=job.seed,
         raw_dtype="bfloat16",
         start=START,
         forward=_forward,
@@ -147,7 +147,7 @@ def main() -> None:
     cases = chosen(CASES, options.cases)
     cases += [f"smallest-slope-{slope:g}" for slope in options.slopes]
     cases += [f"smallest-bits-{bits:g}" for bits in options.target_bits]
-    shared = (options.sequences, options.windows, options.seed, options.layers)
+    shared = (options.sequences, options.windows, options.seed, options.effort, options.layers)
     jobs = [Job(case, *shared) for case in dict.fromkeys(cases)]
     found = run(
         "language_model",
@@ -158,7 +158,7 @@ def main() -> None:
     )
     model = _build(torch.bfloat16, options.layers)
     count = sum(p.numel() for p in model.parameters())
-    whole = shared == (128, 64, 0, 0) and options.cases == "*"
+    whole = shared == (128, 64, 0, "balanced", 0) and options.cases == "*"
     write(
         "language_model",
         folder=None if whole else CACHE,
@@ -167,6 +167,7 @@ def main() -> None:
         data=f"WikiText-2: {options.sequences} x {LENGTH} tokens of the validation text calibrate, "
         f"the first {options.windows} x {WINDOW} of the test text evaluate; float32, one thread",
         seed=options.seed,
+        effort=options.effort,
         interpolated=interpolated(
             found["measured"], "perplexity", [bits * count / 8 for bits in TARGET_BITS]
         ),

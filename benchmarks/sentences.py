@@ -62,6 +62,7 @@ class Job:
     calibration: int
     evaluation: int
     seed: int
+    effort: str
 
 
 def _build(dtype: torch.dtype) -> nn.Module:
@@ -100,13 +101,12 @@ def _one(job: Job) -> dict[str, Any]:
         wanted = minilm_embeddings(_build(torch.float32), drawn[1::2])
         score = partial(_cosine, batches=drawn[1::2], wanted=wanted)
     row = measure(
-        job.case,
+        job,
         _build,
         torch.float32,
         lambda: drawn[::2],
         partial(_kept, batches=evaluation),
         name="sentences",
-        seed=job.seed,
         raw_dtype="float16",
         start=START,
         forward=_embedded,
@@ -136,12 +136,12 @@ def _options() -> argparse.Namespace:
 
 def main() -> None:
     options = _options()
-    shared = (options.calibration, options.evaluation, options.seed)
+    shared = (options.calibration, options.evaluation, options.seed, options.effort)
     jobs = [Job(case, *shared) for case in chosen(CASES, options.cases)]
     found = run(
         "sentences", partial(guarded, _one), jobs, workers=options.jobs, minutes=options.minutes
     )
-    whole = shared == (256, 500, 0) and options.cases == "*"
+    whole = shared == (256, 500, 0, "balanced") and options.cases == "*"
     write(
         "sentences",
         folder=None if whole else CACHE,
@@ -149,6 +149,7 @@ def main() -> None:
         data=f"WikiText-2: {options.calibration} sentences of the validation text calibrate, "
         f"{options.evaluation} of the test text evaluate; one thread",
         seed=options.seed,
+        effort=options.effort,
         bytes_at={f"cosine {REACHED}": size_at(found["measured"], "cosine", REACHED)},
         interpolated=interpolated(found["measured"], "cosine", BYTES),
         **found,
