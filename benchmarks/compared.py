@@ -152,6 +152,7 @@ def measure(
             model, size = build(torch.float32), settings["float_bytes"]
         elif case in PEERS:
             peer, start = PEERS[case], build(dtype)
+            find_tool(peer)  # its import is not measured
             cpu = time.process_time()
             peer.write(start, folder)
             row["compress_cpu_seconds"] = round(time.process_time() - cpu, 1)
