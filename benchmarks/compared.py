@@ -186,10 +186,14 @@ def guarded(work: Callable[[Any], dict[str, Any]], job: Any) -> dict[str, Any]:
 
 def chosen(cases: Iterable[str], patterns: str) -> list[str]:
     """Return the cases that match one of the patterns, and patterns that are new words of ours."""
-    cases, asked = list(cases), patterns.split(",")
-    found = [case for case in cases if any(fnmatch.fnmatch(case, p) for p in asked)]
-    found += [p for p in asked if p.split("-")[0] in (*METHODS, "smallest") and p not in cases]
-    return [case for case in dict.fromkeys(found) if "*" not in case]
+    cases, found = list(cases), []
+    for pattern in patterns.split(","):
+        matching = fnmatch.filter(cases, pattern)
+        ours = pattern.split("-")[0] in (*METHODS, "smallest") and "*" not in pattern
+        if not matching and not ours:
+            raise SystemExit(f"--cases: {pattern!r} is none of {', '.join(cases)}")
+        found += matching or [pattern]
+    return list(dict.fromkeys(found))
 
 
 def run(

@@ -34,9 +34,9 @@ from peers import GPTQ_ELSEWHERE, PEERS
 from record import write
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
-SLOPES = (0.003, 0.01, 0.03, 0.1, 0.3)
+SLOPES = (0.03, 0.1, 0.3, 1, 3)
 TARGET_BITS = (4, 3.25, 3, 2.5, 2)
-START = 0.03  # the slope that searches begin with
+START = 0.3  # the slope that searches begin with
 LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (
