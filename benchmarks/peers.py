@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -139,8 +140,17 @@ def _keys(state: Values, name: str) -> list[str]:
 # --- quanto --------------------------------------------------------------------------------------
 
 
-def _write_quanto(model: nn.Module, folder: Path, kind: str) -> None:
+def _quanto_kit() -> Any:
+    """Return quanto, unpacking by its own Python instead of C++ that it would compile first."""
     kit = library("optimum.quanto", "optimum-quanto")
+    python = library("optimum.quanto.library.unpack", "optimum-quanto")
+    extensions = library("optimum.quanto.library.extensions", "optimum-quanto")
+    extensions.get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=python.unpack)
+    return kit
+
+
+def _write_quanto(model: nn.Module, folder: Path, kind: str) -> None:
+    kit = _quanto_kit()
     kit.quantize(model, weights=getattr(kit, kind), include=quantized_names(model, tied=False))
     kit.freeze(model)
     state, seen = {}, set()
@@ -154,7 +164,7 @@ def _write_quanto(model: nn.Module, folder: Path, kind: str) -> None:
 
 
 def _read_quanto(model: nn.Module, folder: Path) -> Values:
-    kit = library("optimum.quanto", "optimum-quanto")
+    kit = _quanto_kit()
     told = json.loads((folder / "quanto_qmap.json").read_text())
     names = [name for name, _ in model.named_parameters()]
     kit.requantize(model, load_file(folder / "model.safetensors"), told)
