@@ -141,12 +141,16 @@ def _keys(state: Values, name: str) -> list[str]:
 
 
 def _quanto_kit() -> Any:
-    """Return quanto, unpacking by its own Python instead of C++ that it would compile first."""
+    """Return quanto, unpacking its bytes in Python instead of C++ that it would compile first."""
     kit = library("optimum.quanto", "optimum-quanto")
-    python = library("optimum.quanto.library.unpack", "optimum-quanto")
     extensions = library("optimum.quanto.library.extensions", "optimum-quanto")
-    extensions.get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=python.unpack)
+    extensions.get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=_unpack)
     return kit
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    """Return the first values of all bytes, from the lowest bits, then the next ones."""
+    return torch.cat([packed >> shift & 2**bits - 1 for shift in range(0, 8, bits)])
 
 
 def _write_quanto(model: nn.Module, folder: Path, kind: str) -> None:
