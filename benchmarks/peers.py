@@ -32,9 +32,10 @@ __all__ = ["GPTQ_ELSEWHERE", "PEERS", "Peer", "fill", "find_tool", "quantized_na
 
 Values = dict[str, Tensor]
 
-# GPTQ by other tools, tried on a machine without a GPU, Python 3.11, torch 2.13, transformers 5.24.
+# Why GPTQ by other tools is missing: no GPU, Python 3.11, torch 2.13, transformers 5.24. Only
+# auto-gptq and llmcompressor were imported; the others are told by their source and archive.
 GPTQ_ELSEWHERE = {
-    "torchao 0.18.0, prototype.gptq": "AssertionError: GPTQ only supports CUDA currently",
+    "torchao 0.18.0": "its source asserts 'GPTQ only supports CUDA currently'",
     "auto-gptq 0.7.1": "ImportError: cannot import name 'no_init_weights' from "
     "'transformers.modeling_utils'",
     "llmcompressor 0.14.0.1": "requires transformers<=5.17.0, auto-round<=0.15.1, datasets and "
