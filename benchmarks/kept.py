@@ -10,7 +10,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
@@ -30,11 +31,14 @@ def kept_runs(
     *,
     workers: int = 1,
     minutes: float = 1e6,
+    fresh: bool = False,
 ) -> list[Any]:
     """Return what ``work`` gives for each job; None for those that could not begin in time.
 
     ``work`` is a function of a module, jobs are dataclasses, results are of JSON. Jobs begin in
-    their order, ``workers`` at a time, and none after ``minutes``.
+    their order, ``workers`` at a time, and none after ``minutes``. With ``fresh``, each has a
+    process of its own, so that its memory can be measured, and one that is killed gives
+    {"failed": why}. Results with that key are not kept.
     """
     told = environment()
     folder = CACHE / name
@@ -42,13 +46,13 @@ def kept_runs(
     known = not told["uncommitted_changes"]
     found = [json.loads(p.read_text()) if known and p.exists() else None for p in paths]
     missing = [number for number, result in enumerate(found) if result is None]
-    begin = partial(_in_time, work, time.time() + 60 * minutes)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    begin = partial(_in_time, partial(_alone, work) if fresh else work, time.time() + 60 * minutes)
+    with ThreadPoolExecutor(workers) if fresh else _processes(workers) as pool:
         asked = {pool.submit(begin, jobs[number]): number for number in missing}
         for done in as_completed(asked):
             number = asked[done]
             found[number] = _named(done.result(), told["commit"])
-            if known and found[number] is not None:
+            if known and _is_whole(found[number]):
                 folder.mkdir(parents=True, exist_ok=True)
                 paths[number].write_text(json.dumps(found[number]))
     return found
@@ -57,6 +61,23 @@ def kept_runs(
 def _place(folder: Path, job: Any, commit: str | None) -> Path:
     told = json.dumps([asdict(job), commit], sort_keys=True)
     return folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+
+
+def _is_whole(result: Any) -> bool:
+    return result is not None and not (isinstance(result, dict) and "failed" in result)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def _alone(work: Callable[[Any], Any], job: Any) -> Any:
+    """Run one job in a process that ends with it."""
+    try:
+        with _processes(1) as pool:
+            return pool.submit(work, job).result()
+    except BrokenProcessPool:
+        return {"failed": "the process was killed, perhaps because memory ran out"}
 
 
 def _named(result: Any, commit: str | None) -> Any:
