@@ -179,6 +179,7 @@ class Quantization:
             recipe.calibration_rows,
             sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
             fixed_bias=self.checked.without_bias,
+            reference=self.reference,
             write=self._write,
             keep=lambda module, done: self._keep(f"module {module}", done),
             notes={name: note for part in parts for name, note in part.notes.items()},

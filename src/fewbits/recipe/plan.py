@@ -246,7 +246,7 @@ def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:
         return PlanEntry(target, None, Reason(Cause.RULE, repr(rule.match)))
     if trains(rule.method):
         return PlanEntry(target, None, "", rule.method)
-    if target.view.inputs is None and rule.method.capabilities.needs_inputs != "none":
+    if not target.view.in_sight and rule.method.capabilities.needs_inputs != "none":
         reason = Reason(Cause.FALLBACK, rule.method.name, target.view.blind)
         return PlanEntry(target, fallback_of(rule.method), reason)
     return PlanEntry(target, rule.method)
