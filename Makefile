@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernel_speed.py
 	$(BIN)/python benchmarks/coding.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/recurrent.py
 	$(BIN)/python benchmarks/mnist_mlp.py
 	$(BIN)/python benchmarks/resnet20_cifar10.py
 	$(BIN)/python benchmarks/speed.py

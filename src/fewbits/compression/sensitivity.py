@@ -151,19 +151,6 @@ class _EveryWidth:
         return result
 
 
-class _RestoringQuantizer(LayerQuantizer):
-    """A quantizer for the lockstep that restores every weight, so all others stay in float."""
-
-    def complete(self, module: str) -> None:
-        """Quantize the weights of a module, then restore them."""
-        parameters = [self.network.get_parameter(w.target.name) for w in self.work[module]]
-        before = [parameter.detach().clone() for parameter in parameters]
-        super().complete(module)
-        with torch.no_grad():
-            for parameter, values in zip(parameters, before, strict=True):
-                parameter.copy_(values)
-
-
 def _at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
     """Return the method at every width, without bias correction."""
     known = {entry.name for entry in fields(method)}  # type: ignore[arg-type]
@@ -190,10 +177,10 @@ def _quantize_alone(
     work: defaultdict[str, list[Work]] = defaultdict(list)
     failed = check_layers(network, targets, batches, forward).failed
     for target in targets:
-        if target.view.inputs is not None and target.name not in failed:
+        if target.view.in_sight and target.name not in failed:
             work[target.module].append(Work(target, encoders[target.name].encode, False))
     if work:
-        observer = _RestoringQuantizer(network, work, len(batches), seed)
+        observer = LayerQuantizer(network, work, len(batches), seed, write=None)
         run_lockstep(
             network, network, list(work), batches, forward, observer, needs_reference=False
         )

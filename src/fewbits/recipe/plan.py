@@ -261,7 +261,7 @@ def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:
 def _can_see(target: Target, method: PostTrainingMethod) -> bool:
     """Return whether calibration shows the method what it needs of a weight."""
     needs = method.capabilities
-    if needs.needs_inputs == "none" or target.view.inputs is not None:
+    if needs.needs_inputs == "none" or target.view.in_sight:
         return True
     return target.seen_at is not None or (target.looked_up and needs.codes_lookups)
 

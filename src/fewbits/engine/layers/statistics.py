@@ -293,7 +293,8 @@ def _ordinary(rows: Tensor) -> Tensor | None:
     most = _OUTSIZED * (energy.sum() - largest[:-1].sum()) / (count - few)
     if bool(largest[0] <= most) or not bool(most > 0):
         return None
-    return (most / energy).clamp(max=1).sqrt().to(rows)[None, :, None]
+    factors: Tensor = (most / energy).clamp(max=1).sqrt().to(rows)
+    return factors[None, :, None]
 
 
 def _column_sums(rows: Tensor) -> Tensor:

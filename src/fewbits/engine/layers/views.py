@@ -19,6 +19,7 @@ from ...coded import Layout
 from ...errors import CalibrationError
 from ...registry import Registry
 from ..network.batches import Call
+from .recurrent import Recurrence, recurrence_of
 from .rows import Rows, conv_rows, conv_transpose_rows, feature_rows, stacked_rows
 
 __all__ = ["KINDS", "LayerKind", "WeightView", "kind_of"]
@@ -34,7 +35,9 @@ class WeightView:
         groups: number of matrices with different inputs.
         layout: how the matrix becomes the tensor; None if a reshape is enough.
         inputs: function from a call to its rows; None if a forward pre-hook cannot see them.
-        blind: why it cannot.
+        inner: what runs the module again to get its rows, if the module computes them itself; None
+            if it does not, or if that cannot be done.
+        blind: why neither can be had.
         bias: parameter of the module to which an output shift is added; "" if there is none.
         outputs: function from the module's output to (rows of inputs, neurons), in their order;
             None if the output has another form.
@@ -49,11 +52,17 @@ class WeightView:
     groups: int = 1
     layout: Layout | None = None
     inputs: Callable[[Call], Rows] | None = None
+    inner: Recurrence | None = None
     blind: str = ""
     bias: str = ""
     outputs: Callable[[Tensor], Tensor] | None = None
     kernel: tuple[int, ...] = ()
     lookup: Callable[[Call], Tensor] | None = None
+
+    @property
+    def in_sight(self) -> bool:
+        """Whether the rows can be had, from a call or by running the module again."""
+        return self.inputs is not None or self.inner is not None
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """Return the weight as (groups, rows / groups, columns)."""
@@ -179,22 +188,38 @@ def _embedding(module: nn.Module) -> list[WeightView]:
 
 
 def _recurrent(module: nn.Module) -> list[WeightView]:
-    views = []
+    """Return the views of the weights, in the order in which each gets the inputs it will have."""
+    structure, views = recurrence_of(module), []
+    cell = isinstance(module, nn.RNNCellBase)
     for name, weight in module.named_parameters(recurse=False):
         if not name.startswith("weight"):
             continue
-        rows = weight.shape[0]
-        if name.startswith("weight_ih") and not _is_upper(module, name):
-            bias = name.replace("weight", "bias") if getattr(module, "bias", False) else ""
+        rows, bias = weight.shape[0], name.replace("weight", "bias")
+        bias = bias if bias in module._parameters else ""
+        if name.startswith("weight_ih") and (cell or name.startswith("weight_ih_l0")):
             views.append(WeightView(name, rows, inputs=_features(), bias=bias))
+        elif name == "weight_hh" and cell:
+            views.append(WeightView(name, rows, inputs=_hidden(module), bias=bias))
+        elif structure is not None and name in structure.parameters:
+            views.append(WeightView(name, rows, inner=structure, bias=bias))
         else:
             reason = "its inputs are computed inside the recurrent layer, out of sight"
             views.append(WeightView(name, rows, blind=reason))
     return views
 
 
-def _is_upper(module: nn.Module, name: str) -> bool:
-    return isinstance(module, nn.RNNBase) and not name.startswith("weight_ih_l0")
+def _hidden(module: nn.Module) -> Callable[[Call], Rows]:
+    """Return a function from a call of a cell to its hidden states, zero if it gets none."""
+    size = int(getattr(module, "hidden_size"))  # noqa: B009
+
+    def inputs(call: Call) -> Rows:
+        state = call.args[1] if len(call.args) > 1 else call.kwargs.get("hx")
+        if state is None:
+            x = _argument(call, 0, "input")
+            return feature_rows(x.new_zeros(*x.shape[:-1], size))
+        return feature_rows(state[0] if isinstance(state, tuple) else state)
+
+    return inputs
 
 
 def _attention(module: nn.Module) -> list[WeightView]:
@@ -272,8 +297,8 @@ KINDS.register("recurrent")(
     LayerKind(
         _is(nn.RNNBase, nn.RNNCellBase),
         _recurrent,
-        "RNN, LSTM, GRU, cells: input weights of the first layer follow the sequence, both "
-        "directions; all others fall back",
+        "RNN, LSTM, GRU, cells: all weights follow the sequences, layer by layer, in both "
+        "directions",
     )
 )
 KINDS.register("experts")(

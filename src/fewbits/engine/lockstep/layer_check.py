@@ -61,7 +61,7 @@ def check_layers(
     checked = LayerCheck()
     waiting: defaultdict[str, list[Target]] = defaultdict(list)
     for target in targets:
-        if target.view.inputs is not None:
+        if target.view.in_sight:
             waiting[target.module].append(target)
     for place, batch in enumerate(batches):
         if place and not any(_is_custom(network.get_submodule(name)) for name in waiting):
@@ -108,13 +108,13 @@ def _check_pass(
 
 def _check(module: nn.Module, target: Target, call: Call, output: Any, checked: LayerCheck) -> None:
     kind, view = type(module).__name__, target.view
-    if view.inputs is None:
-        return
     if view.outputs is None:  # attention, recurrent layers: their output is not a product
         if _is_custom(module):
             checked.failed[target.name] = (
                 f"{kind} has a custom forward, so the inputs of its weights are out of sight"
             )
+        return
+    if view.inputs is None:
         return
     try:
         rows = view.inputs(call)

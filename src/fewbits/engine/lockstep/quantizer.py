@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
 from ..layers.layer import LayerMatrix, Quantized, Sensitivity
+from ..layers.recurrent import Replay
 from ..layers.rows import Rows, draw_rows, without_padding
 from ..layers.statistics import WIDE, Statistics, StatisticsAccumulator
 from ..layers.targets import Target
 from ..network.batches import Call
 from ..network.isolation import autocast_off
 from .pairing import Pairing
+from .replays import KeptCall
 
 __all__ = [
     "Completed",
@@ -127,7 +129,10 @@ class LayerQuantizer:
         fixed_bias: weights whose layer has a bias that must not be shifted.
         masks: of each batch, bool (samples, tokens) that are False for padding, whose rows are left
             out; () if there is none in any batch.
-        write: ``write(name, parameter, values)`` sets the values of a quantized weight.
+        write: ``write(name, parameter, values)`` sets the values of a quantized weight; None leaves
+            every weight in float.
+        reference: the float network, to run layers that compute inputs of their weights
+            themselves; None if no method needs the float network's inputs.
         keep: called with a module and its :class:`Completed`; None collects ``results``.
         results: weight name to its quantized matrix, filled as layers complete.
         notes: weight name to notes for the user.
@@ -142,7 +147,8 @@ class LayerQuantizer:
     sinks: Mapping[str, str] = field(default_factory=dict)
     fixed_bias: Collection[str] = ()
     masks: Sequence[Sequence[Tensor]] = ()
-    write: Write = _in_place
+    write: Write | None = _in_place
+    reference: nn.Module | None = None
     keep: Callable[[str, Completed], None] | None = None
     results: dict[str, Quantized] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -150,6 +156,7 @@ class LayerQuantizer:
     _calls: Mapping[str, int] = field(default_factory=dict)
     _sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
     _pairings: dict[str, Pairing] = field(default_factory=dict)
+    _kept: dict[str, list[KeptCall]] = field(default_factory=dict)
 
     def expect(self, calls: Mapping[str, int]) -> None:
         """Set the number of calls of each module per batch, over which the budget is spread."""
@@ -171,6 +178,55 @@ class LayerQuantizer:
                     known = self._paired(work.target.name, known, seen, batch, call)
             if seen.count:
                 self._add(work, seen, known, batch, call)
+        inner = [work for work in self.work[module] if work.target.view.inner is not None]
+        if inner:
+            self._keep_call(module, inner, batch, call, reference, quantized)
+
+    def _keep_call(  # noqa: PLR0917 - a call, and whose
+        self,
+        module: str,
+        inner: Sequence[Work],
+        batch: int,
+        call: int,
+        reference: Call,
+        quantized: Call,
+    ) -> None:
+        """Keep sequences of a call for weights whose inputs the module computes itself."""
+        structure = inner[0].target.view.inner
+        columns = max(work.target.view.columns(work.target.shape) for work in inner)
+        quota = self._quota(module, columns, batch, call, inner[0].rows)
+        if structure is None or quota == 0:
+            return
+        seed = layer_seed(self.seed, module, batch, call)
+        seen = known = structure.keep(quantized, quota, seed)
+        if reference is not quantized:
+            known = structure.keep(reference, quota, seed)
+            for work in inner:
+                self._pair_call(work, known, seen, batch, call, chosen=bool(reference.chosen))
+        kept = KeptCall(batch, call, known.again(), seen)
+        self._kept.setdefault(module, []).append(kept)
+
+    def _pair_call(
+        self, work: Work, known: Replay, seen: Replay, batch: int, call: int, *, chosen: bool
+    ) -> None:
+        """Stop using the float network's rows of a weight if the sequences do not correspond."""
+        name = work.target.name
+        if not work.both or name in self.unpaired:
+            return
+        if chosen or known.inputs.count != seen.inputs.count:
+            self._paired(name, known.inputs, seen.inputs, batch, call)
+        elif not known.same_lengths(seen):
+            self._unpair(name, "the lengths of its sequences depend on values")
+
+    def _replay(self, work: Work) -> None:
+        """Add the rows of a weight whose inputs the module computes from those of its calls."""
+        module, parameter = work.target.module, work.target.view.parameter
+        for kept in self._kept.get(module, ()):
+            seen = kept.quantized.rows(self.network.get_submodule(module), parameter)
+            known = seen
+            if work.both and self.reference is not None and work.target.name not in self.unpaired:
+                known = kept.reference.rows(self.reference.get_submodule(module), parameter)
+            self._add(work, seen, known, kept.batch, kept.call)
 
     def _paired(self, name: str, known: Rows, seen: Rows, batch: int, call: int) -> Rows:
         """Return the float network's rows, or the quantized one's if they cannot be paired."""
@@ -191,10 +247,7 @@ class LayerQuantizer:
     def _add(self, work: Work, seen: Rows, known: Rows, batch: int, call: int) -> None:
         view, name = work.target.view, work.target.name
         columns = view.columns(work.target.shape)
-        calls = max(call + 1, self._calls.get(work.target.module, 1))
-        quota = share_of(
-            row_budget(columns, work.rows or self.rows), batch * calls + call, self.batches * calls
-        )
+        quota = self._quota(work.target.module, columns, batch, call, work.rows)
         if quota == 0:
             return
         picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, batch, call))
@@ -209,6 +262,12 @@ class LayerQuantizer:
                 self.note(name, f"moments of {columns:,} inputs take {size:,} MiB")
             self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
         self._sums[name].add(reference, quantized)
+
+    def _quota(self, module: str, columns: int, batch: int, call: int, rows: int | None) -> int:
+        """Return the number of rows to use of one call, for weights of so many columns."""
+        calls = max(call + 1, self._calls.get(module, 1))
+        budget = row_budget(columns, rows or self.rows)
+        return share_of(budget, batch * calls + call, self.batches * calls)
 
     def unrepeatable(self, module: str) -> None:
         """Note that the float network's inputs of ``module`` cannot be used."""
@@ -225,6 +284,8 @@ class LayerQuantizer:
             pairing = self._pairings.pop(name, None)
             if pairing is not None and name not in self.unpaired:
                 self._unpair(name, pairing.judge(moved_before=bool(self.unpaired)))
+            if work.target.view.inner is not None:
+                self._replay(work)
             sums = self._sums.pop(name, None)
             if sums is None:
                 continue
@@ -235,6 +296,7 @@ class LayerQuantizer:
             results[name] = result
             if result.bias_shift is not None:
                 shifted += self._shift_bias(work.target, result.bias_shift)
+        self._kept.pop(module, None)
         if self.keep is None:
             self.results |= results
             return
