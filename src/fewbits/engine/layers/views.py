@@ -290,7 +290,8 @@ KINDS.register("embedding")(
     LayerKind(
         _is(nn.Embedding, nn.EmbeddingBag),
         _embedding,
-        "Embedding, EmbeddingBag: a lookup has no inputs to follow; falls back",
+        "Embedding: RDOQ codes rows by how they are used; one that is tied to an output layer "
+        "follows the inputs of that layer; else, and EmbeddingBag, falls back",
     )
 )
 KINDS.register("recurrent")(
