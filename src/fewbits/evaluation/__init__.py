@@ -1,6 +1,7 @@
 """Metrics by name, and metrics under noise on the weights."""
 
-from .base import METRICS, Metric
+from .base import METRICS, Metric, OwnMetric
 from .classification import Accuracy, Loss
+from .perplexity import Perplexity
 
-__all__ = ["METRICS", "Accuracy", "Loss", "Metric"]
+__all__ = ["METRICS", "Accuracy", "Loss", "Metric", "OwnMetric", "Perplexity"]

@@ -197,7 +197,14 @@ def _probabilities(
     model: nn.Module, batches: Sequence[Any], forward: Forward
 ) -> tuple[Tensor, Tensor]:
     """Return labels (n,) and float64 probabilities (n, classes), on the CPU."""
-    parts = [(y.cpu(), z.double().softmax(1).cpu()) for y, z in answers(model, batches, forward)]
+    parts = []
+    for y, z in answers(model, batches, forward):
+        if y.dim() != 1:
+            raise CalibrationError(
+                "noise on weights is measured on classifiers, one label for each sample; this data "
+                "has one for each token."
+            )
+        parts.append((y.cpu(), z.double().softmax(1).cpu()))
     if not parts:
         raise CalibrationError("nothing to evaluate: the data yielded no batches.")
     labels, probabilities = (torch.cat(column) for column in zip(*parts, strict=True))

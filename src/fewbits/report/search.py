@@ -11,8 +11,11 @@ from .table import Column, Table
 __all__ = ["sensitivity_table", "sweep_table", "trace_table"]
 
 
-def trace_table(trace: Mapping[str, Any], title: str = "") -> Table:
-    """Return one line per trial of ``Trace.to_dict()``; a star marks the chosen one."""
+def trace_table(trace: Mapping[str, Any], title: str = "", dtype: str = "float32") -> Table:
+    """Return one line per trial of ``Trace.to_dict()``; a star marks the chosen one.
+
+    ``dtype`` is that of the network before it was compressed.
+    """
     names = ("", "slope", "bytes", "bits/weight", "score", "seconds")
     rows = tuple(
         (
@@ -28,7 +31,7 @@ def trace_table(trace: Mapping[str, Any], title: str = "") -> Table:
     columns = tuple(Column(name, bool(name)) for name in names)
     ended = f"search: {trace['ended']}"
     if trace["reference"] is not None:
-        ended += f"; float32 scores {score_text(trace['reference'])}"
+        ended += f"; {dtype} scores {score_text(trace['reference'])}"
     return Table(columns, rows, title, ended)
 
 
@@ -84,7 +87,8 @@ def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
         rows.append((*line, score_text(point.get("score")), *size, share, took))
     columns = tuple(Column(name, place > 2) for place, name in enumerate(names))
     exact = sweep["float"]
-    footer = f"float32: {exact['bytes']:,} bytes, score {score_text(exact['score'])}"
+    footer = f"{exact.get('dtype', 'float32')}: {exact['bytes']:,} bytes"
+    footer += f", score {score_text(exact['score'])}"
     if coverages:
         footer += f"; {min(coverages.values(), key=lambda one: one.share)}"
     return Table(columns, tuple(rows), title, footer)

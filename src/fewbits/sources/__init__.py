@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import builtin, huggingface, module, vision
 from .base.dataset import ArraySplit, DataSource, IndexedSplit, Normalization, Split, StreamSplit
 from .base.registries import DATA, MODELS
-from .data import arrays, digits, folder, idx
+from .data import arrays, digits, folder, idx, text
 from .data.selection import held_out, selection_of, with_selection
 from .load import LoadedModel, code_of, load_data, load_model
 
@@ -27,4 +27,4 @@ __all__ = [
     "with_selection",
 ]
 
-del arrays, builtin, digits, folder, huggingface, idx, module, vision
+del arrays, builtin, digits, folder, huggingface, idx, module, text, vision

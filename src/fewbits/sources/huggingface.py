@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def _build(spec: Spec, options: dict[str, Any], weights: str) -> nn.Module:
             if not random:
                 model = builder.from_pretrained(name, **here)
             else:
-                with empty_weights() if weights == "none" else nullcontext():
+                empty = empty_weights() if weights == "none" else nullcontext()
+                with empty, _default_dtype(getattr(config, "dtype", None)):
                     model = builder.from_config(config) if automatic else builder(config)
     except FewbitsError:
         raise
@@ -85,6 +87,18 @@ def _build(spec: Spec, options: dict[str, Any], weights: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise SourceError(f"source {spec.text!r} gave a {type(model).__name__}, not a network.")
     return model
+
+
+@contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    """Build parameters in the dtype of a configuration, which is that of its checkpoint."""
+    before = torch.get_default_dtype()
+    known = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    torch.set_default_dtype(dtype if known else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _existing(name: str, spec: Spec) -> str:

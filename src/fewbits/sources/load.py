@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class LoadedModel:
         weights: the checkpoint loaded on top, or None.
         untrained: whether it certainly has random weights; unknown, so False, for your own code.
         on_disk: folder of the weights of ``module``, which has none; None if it has its weights.
-        note: why it has its weights although it was to have none.
+        note: why it has its weights although it was to have none, or what dtype it took from the
+            checkpoint.
     """
 
     module: nn.Module
@@ -44,6 +46,15 @@ class LoadedModel:
     on_disk: Path | None = None
     note: str = ""
 
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype that most floating-point weights of ``module`` have."""
+        counts: Counter[str] = Counter()
+        for parameter in self.module.parameters():
+            if parameter.is_floating_point():
+                counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+        return next((dtype for dtype, _ in counts.most_common(1)), "float32")
+
 
 def load_model(
     source: str,
@@ -52,6 +63,7 @@ def load_model(
     pretrained: bool = True,
     fetch: bool = True,
     on_disk: bool = False,
+    keep_dtype: bool = True,
 ) -> LoadedModel:
     """Build the network that ``source`` names, and load ``weights`` into it strictly.
 
@@ -64,6 +76,8 @@ def load_model(
             hub names are then looked up in the local cache only.
         on_disk: build the network without weights if they are in a folder from which they can be
             read when they are used, as ``compress(..., weights=)`` does.
+        keep_dtype: whether a float32 network takes float16 or bfloat16 from ``weights``; False
+            casts these to float32, as training wants them.
 
     Raises:
         SourceError: unknown name, failing import, or a checkpoint that does not fit.
@@ -82,12 +96,11 @@ def load_model(
             if not note:
                 return LoadedModel(module, spec.text, on_disk=folder)
     module = MODELS[spec.scheme](spec, pretrained and weights is None)
-    if weights is not None:
-        load_weights(module, weights)
+    kept = "" if weights is None else load_weights(module, weights, keep_dtype=keep_dtype)
     checkpoint = None if weights is None else str(weights)
     untrained = weights is None and spec.scheme == "builtin"
     note = note and f"the whole network is loaded into memory: {note}"
-    return LoadedModel(module.eval(), spec.text, checkpoint, untrained, note=note)
+    return LoadedModel(module.eval(), spec.text, checkpoint, untrained, note=note or kept)
 
 
 def _of_folder(source: str) -> str:
@@ -123,17 +136,22 @@ def code_of(source: str, kind: str) -> str:
     return spec.target.partition(":")[0] if spec.scheme == "module" else ""
 
 
-def load_data(source: str) -> DataSource:
+def load_data(source: str, model: str = "") -> DataSource:
     """Load data by name.
 
-    ``digits``, ``npz:FILE``, ``idx:FOLDER``, ``folder:PATH``, ``datasets:NAME`` or
+    ``digits``, ``npz:FILE``, ``text:FILE``, ``idx:FOLDER``, ``folder:PATH``, ``datasets:NAME`` or
     ``module:callable``; the path of a ``.npz`` file or of a folder needs no scheme.
+
+    Args:
+        source: names the data.
+        model: source of the network that it is for. Text is tokenized with the tokenizer in its
+            folder.
 
     Raises:
         SourceError: unknown name, missing or damaged files, labels out of range.
         MissingExtraError: the scheme needs a package that is not installed.
     """
-    spec = resolve(_with_scheme(source), "data", DATA)
+    spec = replace(resolve(_with_scheme(source), "data", DATA), model=model)
     return DATA[spec.scheme](spec)
 
 

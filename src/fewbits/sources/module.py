@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .base.dataset import SPLITS, DataSource, StreamSplit
 from .base.registries import DATA, MODELS
 from .base.spec import Spec, module_of_file
 
-__all__ = ["load_callable", "module_data", "module_model"]
+__all__ = ["load_callable", "module_data", "module_model", "module_spec"]
 
 
 @MODELS.register("module")
@@ -67,6 +68,13 @@ def module_data(spec: Spec) -> DataSource:
         return DataSource(spec.text, train, test)
     only = _split(data, spec)
     return DataSource(spec.text, only, only, one_loader=True)
+
+
+def module_spec(spec: Spec) -> Spec:
+    """Return the spec of ``module:callable``, whose module was parsed as a scheme."""
+    if spec.scheme in ("", "module"):
+        return spec
+    return replace(spec, scheme="module", target=f"{spec.scheme}:{spec.target}")
 
 
 def load_callable(spec: Spec) -> Any:

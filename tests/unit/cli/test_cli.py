@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -466,9 +467,20 @@ def test_decode_of_tied_tensors(here):
             self.b.weight = self.a.weight
 
     fewbits.compress(Tied(), fewbits.Nearest()).save("tied.fewbits")
-    run("decode", "tied.fewbits", "-o", "tied.safetensors")
+    told = run_json("decode", "tied.fewbits", "-o", "tied.safetensors")
+    assert told["tied"] == {"b.weight": "a.weight"}
     state = load_file("tied.safetensors")
+    assert set(state) == {"a.weight", "a.bias", "b.bias"}
+    safetensors.torch.load_model(Tied(), "tied.safetensors")  # ties again, and is content
+    line = run("decode", "tied.fewbits", "-o", "tied.safetensors", "--force").stdout
+    assert "tied weights are written once: b.weight = a.weight" in line
+    run("decode", "tied.fewbits", "-o", "all.safetensors", "--all-names")
+    state = load_file("all.safetensors")
     assert torch.equal(state["a.weight"], state["b.weight"])
+    run("decode", "tied.fewbits", "-o", "tied.pt")
+    state = torch.load("tied.pt", weights_only=True)
+    assert state["a.weight"].data_ptr() == state["b.weight"].data_ptr()
+    Tied().load_state_dict(state)
 
 
 def test_decode_refuses(here):

@@ -30,10 +30,15 @@ def test_names_that_are_tied_do_not_multiply_what_decode_writes(here):
     tensor = raw(1000, 1000)
     aliases = {f"w{k}": "w" for k in range(400)}
     write(encode(Contents({"w": tensor}, aliases)), "net.fewbits")
-    refused = run("decode", "net.fewbits", "-o", "net.pt", code=1).stderr
+    words = ("decode", "net.fewbits", "-o", "net.safetensors")
+    refused = run(*words, "--all-names", code=1).stderr
     assert "401 tensors" in refused
     assert "--max-decoded-mib" in refused
-    assert not (here / "net.pt").exists()
+    assert not (here / "net.safetensors").exists()
+    run(*words)
+    assert (here / "net.safetensors").stat().st_size < 4_100_000
+    run("decode", "net.fewbits", "-o", "net.pt")
+    assert (here / "net.pt").stat().st_size < 4_100_000
 
 
 def test_metadata_of_a_file_is_abbreviated(here):

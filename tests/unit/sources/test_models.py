@@ -158,6 +158,21 @@ def test_counters_and_tied_names_may_be_absent(tmp_path, own):
     assert load_model("persons_net:Tied", tmp_path / "t.safetensors").module.b.weight.sum() == 9
 
 
+def test_half_precision_of_a_checkpoint_is_kept_and_told(tmp_path):
+    state = {
+        name: v.half() for name, v in load_model("builtin:digits-mlp").module.state_dict().items()
+    }
+    save_file(state, tmp_path / "n.safetensors")
+    loaded = load_model("builtin:digits-mlp", tmp_path / "n.safetensors")
+    assert loaded.dtype == "float16"
+    assert f"{len(state)} tensors of the network are float16, as in" in loaded.note
+    for name, tensor in loaded.module.state_dict().items():
+        assert torch.equal(tensor, state[name])
+        assert tensor.dtype == torch.float16
+    cast = load_model("builtin:digits-mlp", tmp_path / "n.safetensors", keep_dtype=False)
+    assert (cast.dtype, cast.note) == ("float32", "")
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("unpickled",))

@@ -10,11 +10,10 @@ from typing import Any
 
 from ... import api
 from ...compression.result import CompressionResult
+from ...engine.network.batches import Forward, as_forward
 from ...errors import SourceError
-from ...evaluation import METRICS
-from ...evaluation.base import shown
-from ...evaluation.metrics import Evaluation, Score
-from ...evaluation.metrics import evaluate as evaluate_network
+from ...evaluation.base import Measure, shown
+from ...evaluation.metrics import Result, Score, evaluate_by
 from ...progress import Progress
 from ...recipe.recipe import Recipe
 from ...report import Table, trace_table
@@ -29,10 +28,12 @@ from ...sources import (
 )
 from ..console.outcome import note
 from ..options.budget import BudgetOptions
+from ..options.metric import has_own_data, known_metric
 
 __all__ = [
     "CompressedFile",
     "Job",
+    "home_of",
     "plan_notes",
     "summary",
     "untrained_notes",
@@ -51,18 +52,19 @@ class CompressedFile:
     coded: CompressionResult
     bytes: int
     seconds: float
-    before: Evaluation | None = None
-    after: Evaluation | None = None
+    metric: Measure
+    dtype: str
+    before: Result | None = None
+    after: Result | None = None
     notes: tuple[str, ...] = ()
-    metric: str = "accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         coded = self.coded
         facts = {"file": str(self.out), "bytes": self.bytes, "seconds": self.seconds}
         if self.before and self.after:
-            both = {"float32": self.before.to_dict(), "compressed": self.after.to_dict()}
-            facts["accuracy"] = both
+            both = {self.dtype: self.before.to_dict(), "compressed": self.after.to_dict()}
+            facts |= {"accuracy": both, "dtype": self.dtype}
         if coded.trace is not None:
             facts["trace"] = coded.trace.to_dict()
         report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
@@ -73,29 +75,29 @@ class CompressedFile:
         """Return the output for people: the trace of a search, the size and the accuracies."""
         parts: list[Table | str] = []
         if self.coded.trace is not None:
-            parts.append(trace_table(self.coded.trace.to_dict()))
+            parts.append(trace_table(self.coded.trace.to_dict(), dtype=self.dtype))
         parts.append(f"{self.out}: {summary(self.coded)} ({self.seconds:.1f} s)")
         best = None if self.coded.trace is None else self.coded.trace.best
         reference = None if self.coded.trace is None else self.coded.trace.reference
-        sign = 1 if METRICS[self.metric].higher_is_better else -1
+        sign = 1 if self.metric.higher_is_better else -1
         if best is not None and best.score is not None and reference is not None:
             after, before = sign * best.score, sign * reference
-            both = f"{shown(self.metric, after)}, float32 {shown(self.metric, before)}"
-            parts.append(f"selection:  {self.metric} {both}: {_change(self.metric, before, after)}")
+            both = f"{shown(self.metric, after)}, {self.dtype} {shown(self.metric, before)}"
+            change = _change(self.metric, before, after)
+            parts.append(f"selection:  {self.metric.name} {both}: {change}")
         if self.before and self.after:
-            parts += [f"float32:    {self.before}", f"compressed: {self.after}"]
-            before, after = (result.value(self.metric) for result in (self.before, self.after))
+            parts += [f"{self.dtype + ':':11} {self.before}", f"compressed: {self.after}"]
+            before, after = (one.value(self.metric.name) for one in (self.before, self.after))
             if best is not None:
                 parts.append(f"test:       {_change(self.metric, before, after)}")
         return tuple(parts)
 
 
-def _change(metric: str, before: float, after: float) -> str:
+def _change(metric: Measure, before: float, after: float) -> str:
     """Describe by how much a metric got worse."""
-    kind = METRICS[metric]
-    worse = before - after if kind.higher_is_better else after - before
-    word = "drop" if kind.higher_is_better else "rise"
-    figure = f"{100 * worse:.2f} points" if kind.unit == "%" else shown(metric, worse)
+    worse = before - after if metric.higher_is_better else after - before
+    word = "drop" if metric.higher_is_better else "rise"
+    figure = f"{100 * worse:.2f} points" if metric.unit == "%" else shown(metric, worse)
     return f"a {word} of {figure}"
 
 
@@ -109,20 +111,38 @@ class Job:
         data: str | None,
         recipe: Recipe,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         budget: BudgetOptions | None = None,
         scored: bool = True,
+        calibration: str | None = None,
+        forward: Forward | None = None,
+        trains: bool = False,
     ) -> None:
-        """Load the network; if it is not ``scored`` as a whole, its weights may stay on disk."""
-        self.recipe, self.batch_size = recipe, batch_size
+        """Load the network and its data.
+
+        A network that is not ``scored`` as a whole may keep its weights on disk; one that
+        ``trains`` has them in float32. ``calibration`` names data for calibration only.
+        """
+        self.recipe, self.batch_size, self.forward = recipe, batch_size, forward
         self.budget = budget or BudgetOptions()
         on_disk = not (scored or self.budget.needs_evaluation)
-        self.metric = self.budget.metric or "accuracy"
-        self.model = load_model(model, weights, on_disk=on_disk)
-        self.data: DataSource | None = None if data is None else load_data(data)
+        self.metric = known_metric(self.budget.metric or "accuracy")
+        self.model = load_model(model, weights, on_disk=on_disk, keep_dtype=not trains)
+        self.home = home_of(model, weights)
+        self.data = None if data is None else load_data(data, self.home)
+        self.calibration = self.data if calibration is None else load_data(calibration, self.home)
         self.selection: Split | None = None
         if self.budget.needs_evaluation:
-            self.data, self.selection = with_selection_split(self.data, self.budget.selection)
+            self._set_selection(calibration is not None)
+
+    def _set_selection(self, calibrates_elsewhere: bool) -> None:
+        """Choose what a search scores on; a metric of one's own may do without."""
+        name = self.budget.selection
+        if name is None and self.data is None and has_own_data(self.budget.metric):
+            return
+        divided, self.selection = with_selection_split(self.data, name, self.home, self.calibration)
+        self.calibration = self.calibration if calibrates_elsewhere else divided
+        self.data = divided
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -153,7 +173,7 @@ class Job:
         for text in self.notes:
             note(f"note: {text}")
         has_test = self.data is not None and self.data.test is not None
-        if self.budget.max_drop is not None and has_test and not self._one_loader:
+        if self.budget.max_drop is not None and has_test and not self._is_used:
             evaluate = True
         before = self.accuracy(progress) if evaluate else None
         started = time.perf_counter()
@@ -169,7 +189,8 @@ class Job:
         seconds = time.perf_counter() - started
         size = coded.save(out, threads=threads)
         after = self.accuracy(progress, out, threads) if evaluate else None
-        return CompressedFile(out, coded, size, seconds, before, after, self.notes, self.metric)
+        facts = (self.metric, self.model.dtype, before, after, self.notes)
+        return CompressedFile(out, coded, size, seconds, *facts)
 
     def compress(
         self,
@@ -184,17 +205,19 @@ class Job:
     ) -> CompressionResult:
         """Compress, calibrated on at most ``samples`` training samples drawn with the seed."""
         batches = None
-        if self.data is not None:
+        if self.calibration is not None:
             sample_seed = self.recipe.seed if seed is None else seed
-            batches = self.data.batches("calibration", self.batch_size, samples, sample_seed)
+            batches = self.calibration.batches("calibration", self.batch_size, samples, sample_seed)
         budget = self.budget.settings()
-        if self.selection is not None:
-            chosen = self.selection.batches(self.batch_size, None, None)
-            budget["evaluate"] = Score(self.metric, chosen)
+        if self.budget.needs_evaluation:
+            split = self.selection
+            chosen = None if split is None else split.batches(self.batch_size, None, None)
+            budget["evaluate"] = Score(self.metric, chosen, as_forward(self.forward))
         return api.compress(
             self.model.module,
             self.recipe,
             batches,
+            self.forward,
             effort=effort,
             threads=threads,
             seed=seed,
@@ -207,8 +230,13 @@ class Job:
         )
 
     @property
-    def _one_loader(self) -> bool:
-        return self.data is not None and self.data.one_loader
+    def _is_used(self) -> bool:
+        """Whether the samples to evaluate on also calibrate, or choose in the search."""
+        if self.data is None or not self.data.one_loader:
+            return False
+        chooses = self.selection is not None and self.budget.selection in (None, self.data.source)
+        calibrates = self.calibration is not None and self.data.shares_samples(self.calibration)
+        return chooses or calibrates
 
     def check_can_evaluate(self) -> None:
         """Refuse to evaluate on the samples used for calibration.
@@ -216,9 +244,16 @@ class Job:
         Raises:
             SourceError: the data has no separate test split.
         """
-        if self.data is not None:
-            self.data.split("test")
-        if self.data is not None and self._one_loader:
+        if self.data is None:
+            return
+        self.data.split("test")
+        if self._is_used and self.data.file is not None:
+            raise SourceError(
+                f"data {self.data.source!r} is one file, so evaluation would use the samples that "
+                "calibrate or choose. Name another file for these, with --calibration and "
+                "--selection, or evaluate on another file afterwards."
+            )
+        if self._is_used:
             raise SourceError(
                 f"data {self.data.source!r} is a single loader, so evaluation would use the "
                 "calibration samples. Return (train, test), or evaluate on other data afterwards."
@@ -226,15 +261,16 @@ class Job:
 
     def accuracy(
         self, progress: Progress, file: Path | None = None, threads: int = 0
-    ) -> Evaluation | None:
+    ) -> Result | None:
         """Evaluate the network, or the one in ``file``, on the test split; None without data."""
-        if self.data is None:
+        if self.data is None and not has_own_data(self.metric.name):
             return None
         module = self.model.module
         if file is not None:
             module = api.load(file, into=module, threads=threads)
-        batches = self.data.batches("test", self.batch_size)
-        return evaluate_network(module, batches, metrics=(self.metric,), progress=progress)
+        batches = None if self.data is None else self.data.batches("test", self.batch_size)
+        forward = as_forward(self.forward)
+        return evaluate_by(self.metric, module, batches, forward, progress=progress)
 
 
 def untrained_notes(network: LoadedModel) -> tuple[str, ...]:
@@ -249,15 +285,34 @@ def untrained_notes(network: LoadedModel) -> tuple[str, ...]:
     )
 
 
+def home_of(model: str, weights: Path | None) -> str:
+    """Return where the tokenizer of a network is looked for: with its weights, if in a folder."""
+    return str(weights) if weights is not None and weights.is_dir() else model
+
+
 def with_selection_split(
-    data: DataSource | None, selection: str | None
+    data: DataSource | None,
+    selection: str | None,
+    home: str = "",
+    calibration: DataSource | None = None,
 ) -> tuple[DataSource | None, Split]:
     """Return the data and the split that a search evaluates on.
 
     The split is that of the source ``selection``, or else is taken from the training split.
+    ``home`` is where its tokenizer is, ``calibration`` the data for calibration.
+
+    Raises:
+        SourceError: ``selection`` is the one file or loader that calibrates, or that of ``data``.
     """
     if selection is not None and (data is None or selection != data.source):
-        return data, selection_of(load_data(selection))
+        chosen = load_data(selection, home)
+        for other in (calibration, data):
+            if other is not None and chosen.shares_samples(other):
+                raise SourceError(
+                    f"--selection {selection} has the samples of {other.source!r}, which calibrate "
+                    "or are reported on. Name another file."
+                )
+        return data, selection_of(chosen)
     if data is None:
         raise SourceError(
             "measuring accuracy during a search needs labelled data: add --data or --selection."

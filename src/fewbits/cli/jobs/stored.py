@@ -64,7 +64,7 @@ def uses_of(file: Path, data: str, model: str | None) -> dict[str, Use]:
     from ...sources import load_data, load_model  # noqa: PLC0415
 
     network = load(file, into=load_model(source, pretrained=False, fetch=model is not None).module)
-    batch = next(iter(load_data(data).batches("test", 1)), None)
+    batch = next(iter(load_data(data, source).batches("test", 1)), None)
     if batch is None:
         raise ConfigError(f"data {data!r} has no sample to run the network on.")
     uses = count_uses(network, batch, 1, as_forward(None))

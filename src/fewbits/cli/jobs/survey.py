@@ -16,6 +16,7 @@ from ...compression.coded_model import CodedModel
 from ...compression.fingerprint import fingerprint
 from ...compression.sensitivity import LayerHarm
 from ...compression.sensitivity import sensitivity as measure_layers
+from ...engine.network.batches import Forward, as_forward
 from ...engine.network.copying import copied
 from ...errors import BudgetError, ConfigError
 from ...evaluation.metrics import evaluate as evaluate_network
@@ -30,7 +31,7 @@ from ...sources import load_data, load_model, with_selection
 from ..console.outcome import check_output, note
 from ..options.budget import BudgetOptions
 from ..options.choice import choose_recipe, refuse_training
-from .compress import Job, untrained_notes, with_selection_split
+from .compress import Job, home_of, untrained_notes, with_selection_split
 
 __all__ = ["Curve", "layer_rows"]
 
@@ -45,9 +46,10 @@ def layer_rows(
     *,
     selection: str | None,
     samples: int,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     effort: str,
+    forward: Forward | None = None,
     progress: Progress,
 ) -> tuple[list[LayerHarm], Coverage]:
     """Quantize each layer alone; return the rows and the share of the network that they cover.
@@ -56,16 +58,17 @@ def layer_rows(
     """
     name, widths = quantizer
     refuse_training(name)
-    network, data = load_model(*source[:2]), load_data(source[2])
+    network, home = load_model(*source[:2]), home_of(*source[:2])
+    data = load_data(source[2], home)
     for text in untrained_notes(network):
         note(f"note: {text}")
     score = None
     if selection is not None:
-        _, split = with_selection_split(data, selection)
+        _, split = with_selection_split(data, selection, home)
         batches = split.batches(batch_size, None, None)
 
         def score(model: Any) -> float:
-            return evaluate_network(model, batches).accuracy
+            return evaluate_network(model, batches, as_forward(forward)).accuracy
 
         data = with_selection(data) if selection == data.source else data
     chosen = from_settings({"method": name})
@@ -74,6 +77,7 @@ def layer_rows(
         chosen,
         data.batches("calibration", batch_size, samples, seed),
         widths,
+        forward,
         evaluate=score,
         effort=effort,
         seed=seed,
@@ -86,7 +90,7 @@ class Curve:
     """Accuracy over bytes of one network on one data set, point by point."""
 
     def __init__(
-        self, source: Source, request: SweepRequest, split: str, *, batch_size: int
+        self, source: Source, request: SweepRequest, split: str, *, batch_size: int | None
     ) -> None:
         self.source, self.split, self.batch_size = source, split, batch_size
         self.points = _points(request)
@@ -96,7 +100,7 @@ class Curve:
         if split == "test":
             self.job.check_can_evaluate()
         elif self.job.data is not None:
-            self.job.data = with_selection(self.job.data)
+            self.job.data = self.job.calibration = with_selection(self.job.data)
 
     def measure(self, out: Path, options: Mapping[str, Any], progress: Progress) -> Sweep:
         """Measure the points missing from the file ``out``, which is written after each of them."""
@@ -155,15 +159,15 @@ class Curve:
         network = self.job.model.module
         if coded is not None:
             network = coded.load_into(copied(network))
-        data = self.job.data or load_data(self.source[2])
+        data = self.job.data or load_data(self.source[2], self.job.home)
         return evaluate_network(network, data.batches(self.split, self.batch_size)).accuracy
 
     def _float(self) -> dict[str, Any]:
         tied = self.job.plan()["aliases"]
         state = self.job.model.module.state_dict()
         tensors = [tensor for name, tensor in state.items() if name not in tied]
-        sizes = (t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors)
-        return {"bytes": sum(sizes), "score": self._score(None)}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return {"bytes": size, "score": self._score(None), "dtype": self.job.model.dtype}
 
 
 def recipe_name(recipe: Recipe) -> str:

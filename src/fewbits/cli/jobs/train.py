@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...compression.result import CompressionResult
-from ...evaluation.metrics import Evaluation
+from ...evaluation.metrics import Result
 from ...progress import Progress, silent
 from ...recipe.recipe import Recipe
 from ...report import Table
@@ -38,8 +38,9 @@ class _TrainedFile:
     fitted: Fitted
     bytes: int
     seconds: float
-    before: Evaluation | None
-    after: Evaluation | None
+    dtype: str
+    before: Result | None
+    after: Result | None
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,8 +51,8 @@ class _TrainedFile:
             "seconds": self.seconds,
         }
         if self.before and self.after:
-            both = {"float32": self.before.to_dict(), "compressed": self.after.to_dict()}
-            facts["accuracy"] = both
+            both = {self.dtype: self.before.to_dict(), "compressed": self.after.to_dict()}
+            facts |= {"accuracy": both, "dtype": self.dtype}
         facts["training"] = {
             "folder": self.request.folder,
             "epochs": self.fitted.epochs,
@@ -76,7 +77,7 @@ class _TrainedFile:
             )
         parts.append(f"{kept}; checkpoints and logs in {self.request.folder}")
         if self.before and self.after:
-            parts += [f"float32:    {self.before}", f"compressed: {self.after}"]
+            parts += [f"{self.dtype + ':':11} {self.before}", f"compressed: {self.after}"]
         return tuple(parts)
 
 
@@ -109,6 +110,7 @@ def _run_training(
         request.data,
         recipe,
         batch_size=size,
+        trains=True,
     )
     if request.evaluate:
         job.check_can_evaluate()
@@ -132,9 +134,8 @@ def _run_training(
     seconds = time.perf_counter() - started
     release(fabric)
     after = job.accuracy(progress, out, threads) if request.evaluate else None
-    trained = _TrainedFile(
-        request, coded, fitted, out.stat().st_size, seconds, before, after, notes
-    )
+    facts = (out.stat().st_size, seconds, job.model.dtype, before, after, notes)
+    trained = _TrainedFile(request, coded, fitted, *facts)
     return Outcome(trained.to_dict(), trained.shown())
 
 

@@ -75,8 +75,8 @@ def choose_recipe(
     data_users += [*chosen.prepare, *chosen.finish]
     if data_users and not has_data:
         raise typer.BadParameter(
-            f"{data_users[0]} needs calibration data: add --data, such as --data digits. "
-            "The method 'nearest' needs none."
+            f"{data_users[0]} needs calibration data: add --data, such as --data digits, "
+            "or --calibration. The method 'nearest' needs none."
         )
     return chosen
 
@@ -105,7 +105,9 @@ def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: 
     elif outputs:
         raise typer.BadParameter("--outputs needs --activations BITS.")
     if recipe.activations is not None and not has_data:
-        raise typer.BadParameter("quantizing activations needs calibration data: add --data.")
+        raise typer.BadParameter(
+            "quantizing activations needs calibration data: add --data or --calibration."
+        )
     return recipe
 
 

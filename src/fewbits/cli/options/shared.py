@@ -15,6 +15,7 @@ from .budget import quantity
 
 __all__ = [
     "BatchSize",
+    "Calibration",
     "CalibrationSamples",
     "Data",
     "Effort",
@@ -42,12 +43,16 @@ Network: TypeAlias = Annotated[str, typer.Argument(help=_SOURCES)]
 NetworkOrNone: TypeAlias = Annotated[str | None, typer.Argument(help=_SOURCES)]
 OutFile: TypeAlias = Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.")]
 Weights: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Checkpoint to load into it: .safetensors, .pt or .pth.")
+    Path | None,
+    typer.Option(
+        help="Checkpoint to load into it: .safetensors, .pt or .pth, or a folder with one. Its "
+        "float16 and bfloat16 stay."
+    ),
 ]
 Data: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="The data: digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or "
+        help="The data: digits, npz:FILE, text:FILE, idx:FOLDER, folder:PATH, datasets:NAME or "
         "module:callable. A bare path works too. See docs/sources.md."
     ),
 ]
@@ -63,7 +68,16 @@ MethodSettings: TypeAlias = Annotated[
 CalibrationSamples: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Number of training samples to calibrate on.")
 ]
-BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
+BatchSize: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Samples per batch. \\[default: 128, or 8 of text]")
+]
+Calibration: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Data used for calibration only, such as text:FILE:tokens=512,samples=128. "
+        "\\[default: the training split of --data]"
+    ),
+]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Random seed.")]
 RecipeSeed: TypeAlias = Annotated[
     int | None, typer.Option(min=0, help="Random seed. \\[default: the recipe's]")

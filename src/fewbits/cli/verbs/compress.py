@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ from ..options.budget import (
     TraceFile,
 )
 from ..options.choice import choose_recipe, with_activations
-from ..options.metric import Metric
+from ..options.metric import ForwardName, Metric, has_own_data, known_forward
 from ..options.training import with_training
 from .train import make_request
 
@@ -52,6 +53,7 @@ def compress(
     out: shared.OutFile = None,
     weights: shared.Weights = None,
     data: shared.Data = None,
+    calibration: shared.Calibration = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +85,7 @@ def compress(
         typer.Option(
             min=2,
             max=8,
-            help="Also quantize the inputs of layers to this many bits, calibrated on --data.",
+            help="Also quantize the inputs of layers to this many bits, calibrated on the data.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -114,7 +116,8 @@ def compress(
     time_budget: TimeBudget = None,
     trace: TraceFile = None,
     calibration_samples: shared.CalibrationSamples = 1024,
-    batch_size: shared.BatchSize = 128,
+    batch_size: shared.BatchSize = None,
+    forward: ForwardName = None,
     seed: shared.RecipeSeed = None,
     effort: Annotated[
         str,
@@ -160,18 +163,18 @@ def compress(
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --max-drop 0.5% -o digits.fewbits
 
+    A language model is calibrated on a text file: fewbits compress FOLDER --calibration
+    text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
+
     ('fewbits demo' writes these weights.)
     """
     search = (selection, evaluations, time_budget, trace, metric)
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
-    if out is None and not dry_run:
-        raise typer.BadParameter("no output file: add -o FILE.")
-    if data is None:
-        _check_needs_no_data(evaluate, max_drop is not None and selection is None)
+    _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
-    has_data = data is not None or dry_run
-    how = (method, bits, settings or (), recipe, has_data)
-    chosen = choose_recipe(*how, group=group, searching=bool(budget))
+    has_data = data is not None or calibration is not None or dry_run
+    settled = (method, bits, settings or (), recipe, has_data)
+    chosen = choose_recipe(*settled, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if out is not None and not dry_run:
         check_output(out, force)
@@ -179,17 +182,20 @@ def compress(
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
         run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
-        _check_no_resume(resume, out)
+        _check_trains({"resume": resume, "calibration": calibration, "forward": forward}, out)
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
-        return _train(out, sources, trained, run, budget=budget, force=force, threads=threads)
+        work: dict[str, Any] = {"force": force, "threads": threads, "quiet": as_json}
+        return _train(out, sources, trained, run, budget=budget, **work)
     from ..jobs.compress import Job  # noqa: PLC0415  (brings torch)
 
-    job = Job(model, weights, data, chosen, batch_size=batch_size, budget=budget, scored=evaluate)
+    how: dict[str, Any] = {"calibration": calibration, "forward": known_forward(forward)}
+    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate}
+    job = Job(model, weights, data, chosen, **how)
     if dry_run or out is None:
         return _planned(job.plan())
     if evaluate:
         job.check_can_evaluate()
-    with progress_bars() as progress:
+    with progress_bars(quiet=as_json) as progress:
         result = job.run(
             out,
             samples=calibration_samples,
@@ -212,14 +218,27 @@ def _shown(result: CompressedFile) -> Outcome:
     return Outcome(result.to_dict(), result.shown())
 
 
-def _check_needs_no_data(evaluate: bool, searches_drop: bool) -> None:
-    if evaluate or searches_drop:
+def _check_given(
+    out: Path | None, data: str | None, budget: BudgetOptions, *, evaluate: bool, dry_run: bool
+) -> None:
+    """Refuse a command without its output file, or without data to evaluate on."""
+    if out is None and not dry_run:
+        raise typer.BadParameter("no output file: add -o FILE.")
+    searches_drop = budget.max_drop is not None and budget.selection is None
+    if data is None and not has_own_data(budget.metric) and (evaluate or searches_drop):
         option = "--evaluate" if evaluate else "--max-drop"
         raise typer.BadParameter(f"{option} needs labelled data: add --data.")
 
 
-def _check_no_resume(resume: Path | None, out: Path | None) -> None:
-    if resume is not None:
+def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:
+    """Refuse options of a command that does not train."""
+    for name in ("calibration", "forward"):
+        if given[name] is not None:
+            raise typer.BadParameter(
+                f"--{name} does not apply to training, which calibrates on the training split of "
+                "--data and calls the network on its inputs. Leave it out."
+            )
+    if given["resume"] is not None:
         raise typer.BadParameter(
             "--resume keeps finished layers, and this command trains: its checkpoints go to "
             f"{out}.run, and 'fewbits train --resume {out}.run' continues."
@@ -241,6 +260,7 @@ def _train(
     budget: BudgetOptions,
     force: bool,
     threads: int,
+    quiet: bool,
 ) -> Outcome:
     if budget:
         raise typer.BadParameter(
@@ -250,7 +270,7 @@ def _train(
     request = make_request(out, sources, recipe, options, force=force)
     from ..jobs.train import run_training  # noqa: PLC0415
 
-    with progress_bars() as progress:
+    with progress_bars(quiet=quiet) as progress:
         return run_training(
             request, resume=False, device="auto", devices=1, threads=threads, progress=progress
         )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["decode"]
 
 _RESERVED = "__metadata__"
+_TOLD = 4  # tied names that the output lists
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -39,12 +40,24 @@ def decode(
         Path, typer.Option("-o", "--out", help="The .safetensors, .pt or .pth file to write.")
     ],
     *,
+    all_names: Annotated[
+        bool,
+        typer.Option(
+            "--all-names",
+            help="In .safetensors, write a tied weight under each of its names, for tools that do "
+            "not tie weights themselves.",
+        ),
+    ] = False,
     max_decoded_mib: MaxDecoded = None,
     threads: DecodeThreads = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
     """Dequantize the tensors of a file and write them as a plain checkpoint.
+
+    A tied weight is written once. A .safetensors file has it under its first name, as Hugging Face
+    and safetensors.torch.save_model do, and lists the others in its metadata; whoever loads it ties
+    them again. A .pt file has all names, which share memory.
 
     Example: fewbits decode digits.fewbits -o digits.safetensors
     """
@@ -58,25 +71,39 @@ def decode(
 
     limit = mib_to_bytes(max_decoded_mib)
     decoded = load(file, max_decoded_bytes=limit, threads=threads)
-    _check_size(decoded, file, limit)
-    # Tied tensors share memory, which safetensors refuses, so every further name gets a copy.
-    owners = {id(tensor): name for name, tensor in reversed(decoded.items())}
-    state = {
-        name: tensor if owners[id(tensor)] == name else tensor.clone()
-        for name, tensor in decoded.items()
-    }
+    tied = _tied(decoded)
+    once = {name: tensor for name, tensor in decoded.items() if name not in tied}
     if out.suffix == ".safetensors":
-        _check_safetensors(state, file)
-        data = save(state)
+        # Tied tensors share memory, which safetensors refuses: further names are left out, or get
+        # a copy.
+        if all_names:
+            _check_size(decoded, file, limit)
+            once |= {name: decoded[name].clone() for name in tied}
+        _check_safetensors(once, file)
+        data = save(once, {"format": "pt", **({} if all_names else tied)})
     else:
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(decoded, buffer)
         data = buffer.getvalue()
     write(data, out)
-    values = sum(tensor.numel() for tensor in state.values())
-    facts = {"file": str(out), "bytes": len(data), "tensors": len(state), "values": values}
-    line = f"{out}: {len(state)} tensors, {values:,} values, {len(data):,} bytes"
-    return Outcome(facts, (line,))
+    values = sum(tensor.numel() for tensor in once.values())
+    facts = {"file": str(out), "bytes": len(data), "tensors": len(once), "values": values}
+    line = f"{out}: {len(once)} tensors, {values:,} values, {len(data):,} bytes"
+    if not tied or all_names:
+        return Outcome({**facts, "tied": {}}, (line,))
+    return Outcome({**facts, "tied": tied}, (f"{line}; {_told(tied)}",))
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return further names of tensors, with the first name of each."""
+    owners = {id(tensor): name for name, tensor in reversed(list(state.items()))}
+    return {name: owners[id(t)] for name, t in state.items() if owners[id(t)] != name}
+
+
+def _told(tied: Mapping[str, str]) -> str:
+    names = [f"{name} = {owner}" for name, owner in list(tied.items())[:_TOLD]]
+    more = f" and {len(tied) - _TOLD} more" if len(tied) > _TOLD else ""
+    return f"tied weights are written once: {', '.join(names)}{more}"
 
 
 def _check_size(state: Mapping[str, Tensor], file: Path, limit: int | None) -> None:

@@ -36,7 +36,7 @@ def demo(
     from ..jobs.demo import compare, one_thread, train  # noqa: PLC0415  (brings torch)
 
     out.mkdir(parents=True, exist_ok=True)
-    with progress_bars() as progress, one_thread():
+    with progress_bars(quiet=as_json) as progress, one_thread():
         seconds = train(out, seed, progress)
         note(f"trained builtin:digits-cnn in {seconds:.1f} s")
         rows = compare(out, seed, progress)

@@ -88,6 +88,6 @@ def _network(file: Path, data: str | None, model: str | None) -> dict[str, Any]:
     network = load_model(source, pretrained=False, fetch=model is not None).module
     if data is None:
         return {"model": network}
-    batch = next(iter(load_data(data).batches("test", _SAMPLES, _SAMPLES)))
+    batch = next(iter(load_data(data, source).batches("test", _SAMPLES, _SAMPLES)))
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     return {"model": network, "inputs": inputs}

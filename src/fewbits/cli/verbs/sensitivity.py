@@ -10,6 +10,7 @@ from ...report import sensitivity_table
 from ..console.outcome import Json, Outcome, verb, warn_low_coverage
 from ..console.progress import progress_bars
 from ..options import shared
+from ..options.metric import ForwardName, known_forward
 from ..options.shared import whole_numbers
 
 __all__ = ["sensitivity"]
@@ -31,7 +32,8 @@ def sensitivity(
         ),
     ] = None,
     calibration_samples: shared.CalibrationSamples = 512,
-    batch_size: shared.BatchSize = 128,
+    batch_size: shared.BatchSize = None,
+    forward: ForwardName = None,
     seed: shared.Seed = 0,
     effort: shared.Effort = "balanced",
     as_json: Json = False,
@@ -49,7 +51,7 @@ def sensitivity(
     widths = whole_numbers("--bits", bits)
     from ..jobs.survey import layer_rows  # noqa: PLC0415  (brings torch)
 
-    with progress_bars() as progress:
+    with progress_bars(quiet=as_json) as progress:
         rows, coverage = layer_rows(
             (model, weights, data),
             (method, widths),
@@ -58,6 +60,7 @@ def sensitivity(
             batch_size=batch_size,
             seed=seed,
             effort=effort,
+            forward=known_forward(forward),
             progress=progress,
         )
     plain = [row.to_dict() for row in rows]

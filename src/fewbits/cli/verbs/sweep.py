@@ -50,7 +50,7 @@ def sweep(
         str, typer.Option(help="Split to measure accuracy on: test or selection.")
     ] = "test",
     calibration_samples: shared.CalibrationSamples = 1024,
-    batch_size: shared.BatchSize = 128,
+    batch_size: shared.BatchSize = None,
     seed: shared.Seed = 0,
     effort: shared.Effort = "balanced",
     plot: Annotated[
@@ -84,7 +84,7 @@ def sweep(
 
     curve = Curve((model, weights, data), request, split, batch_size=batch_size)
     options = {"samples": calibration_samples, "seed": seed, "effort": effort}
-    with progress_bars() as progress:
+    with progress_bars(quiet=as_json) as progress:
         points = curve.measure(out, options, progress).to_dict()
     if plot is not None:
         curve.draw(points, plot)

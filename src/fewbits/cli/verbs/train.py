@@ -148,7 +148,7 @@ def train(
     from ..jobs.train import run_training  # noqa: PLC0415  (brings torch)
 
     placement: _Options = {"device": device, "devices": devices, "threads": threads}
-    with progress_bars() as progress:
+    with progress_bars(quiet=as_json) as progress:
         return run_training(request, resume=resume is not None, progress=progress, **placement)
 
 

@@ -23,11 +23,14 @@ __all__ = [
     "call_model",
     "describe",
     "explained",
+    "is_encoder_decoder",
     "labels_of",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
 _LABELS = ("labels", "label")
+_DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
+_HALVES = (torch.float16, torch.bfloat16)
 _STACK = 128  # samples per batch when a tensor of stacked samples is split
 _TOLD = 6  # entries of a batch that a message describes
 
@@ -115,21 +118,27 @@ def as_forward(forward: Forward | None) -> Forward:
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Call ``model`` on a tensor, tuple, list or dict; ``forward=`` replaces this.
 
-    A dict is passed as keywords, without its labels. Of a tuple, as many leading entries are passed
-    as ``model.forward`` requires (at least one), so (inputs, labels) calls it on the inputs.
-    Tensors are moved to the device of the network.
+    A dict is passed as keywords, without its labels; an encoder-decoder, which makes the inputs of
+    its decoder of them, gets labels of tokens. Of a tuple, as many leading entries are passed as
+    ``model.forward`` requires (at least one), so (inputs, labels) calls it on the inputs. Tensors
+    are moved to the device of the network. If all its parameters are float16 or bfloat16, so become
+    its first input and, of a dict, entries of two or more dimensions, masks aside, that are
+    float32.
     """
     device = next((t.device for t in chain(model.parameters(), model.buffers())), None)
+    half = _half(model)
 
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) and device is not None else value
+    def moved(value: Any, data: bool) -> Any:
+        if not isinstance(value, Tensor) or device is None:
+            return value
+        return value.to(device, half if data and value.dtype == torch.float32 else None)
 
     passed = _passed(model, batch)
     if isinstance(passed, Mapping):
-        return model(**{key: moved(value) for key, value in passed.items()})
+        return model(**{key: moved(value, _is_data(key, value)) for key, value in passed.items()})
     if isinstance(passed, (list, tuple)):
-        return model(*map(moved, passed))
-    return model(moved(passed))
+        return model(*(moved(value, place == 0) for place, value in enumerate(passed)))
+    return model(moved(passed, True))
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -196,10 +205,37 @@ def _check_is_series(batches: Any) -> None:
 def _passed(model: nn.Module, batch: Any) -> Any:
     """Return the part of a batch that :func:`call_model` passes to the network."""
     if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in _LABELS}
+        left_out = _LABELS[1:] if _decodes_labels(model, batch) else _LABELS
+        return {key: value for key, value in batch.items() if key not in left_out}
     if isinstance(batch, (list, tuple)):
         return batch[: _required(model)]
     return batch
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Return whether a network says of itself that it has an encoder and a decoder."""
+    config = getattr(_inside(model), "config", None)
+    return getattr(config, "is_encoder_decoder", False) is True
+
+
+def _decodes_labels(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Return whether the labels of a batch are the inputs of the network's decoder."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.dim() < 2 or not is_encoder_decoder(model):
+        return False
+    given = any(batch.get(name) is not None for name in _DECODER_INPUTS)
+    return not given and "labels" in inspect.signature(_inside(model).forward).parameters
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Return whether an entry of a batch is data, rather than a mask or a step of time."""
+    return isinstance(value, Tensor) and value.dim() >= 2 and "mask" not in name
+
+
+def _half(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of all floating-point parameters, if that is float16 or bfloat16."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return next((half for half in _HALVES if dtypes == {half}), None)
 
 
 def _inside(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from ...errors import SourceError, require
 
 __all__ = [
+    "BATCH_SIZE",
     "SPLITS",
     "ArraySplit",
     "DataSource",
@@ -29,16 +31,18 @@ __all__ = [
     "StreamSplit",
     "divide",
     "labels_from",
+    "permutation",
 ]
 
 
 SPLITS = ("train", "calibration", "selection", "test")
+BATCH_SIZE = 128  # samples, unless a split says otherwise
 
 
 class Split(Protocol):
     """Batches that can be iterated any number of times."""
 
-    def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
+    def batches(self, batch_size: int | None, limit: int | None, seed: int | None) -> Iterable[Any]:
         """Return a re-iterable of batches; see :meth:`DataSource.batches`."""
 
 
@@ -47,7 +51,9 @@ class DataSource:
     """Named splits of images (or other inputs) and labels.
 
     A batch is ``(inputs, labels)``: float32 ``(n, channels, height, width)`` for images, and int64
-    ``(n,)`` class numbers from 0. Batches of your own loader are passed through unchanged.
+    ``(n,)`` class numbers from 0; only the inputs if there are no labels. A batch of text is a dict
+    with int64 ``input_ids`` ``(n, tokens)``. Batches of your own loader are passed through
+    unchanged.
 
     Attributes:
         source: the string it was loaded from.
@@ -59,6 +65,7 @@ class DataSource:
         one_loader: the same samples serve as every split, so results calibrated on them must not
             be scored on them.
         selection: split on which a search may score; shares no sample with calibration and test.
+        file: the file that all samples come from, if one serves as every split.
     """
 
     source: str
@@ -69,6 +76,14 @@ class DataSource:
     preprocessing: str = "inputs as they are"
     one_loader: bool = False
     selection: Split | None = None
+    file: Path | None = None
+
+    def shares_samples(self, other: DataSource) -> bool:
+        """Return whether both are one loader or file, under whatever options."""
+        if not (self.one_loader and other.one_loader):
+            return False
+        same = self.file is not None and self.file == other.file
+        return same or self.source == other.source
 
     def split(self, name: str) -> Split:
         """Return the split "train", "calibration", "selection" or "test".
@@ -88,18 +103,23 @@ class DataSource:
         return part
 
     def batches(
-        self, split: str, batch_size: int = 128, limit: int | None = None, seed: int | None = None
+        self,
+        split: str,
+        batch_size: int | None = None,
+        limit: int | None = None,
+        seed: int | None = None,
     ) -> Iterable[Any]:
         """Return a re-iterable of batches of one split.
 
         Args:
             split: "train", "calibration", "selection" or "test".
-            batch_size: samples per batch; the last may be smaller. Your own loaders ignore it.
+            batch_size: samples per batch; the last may be smaller. None stands for 128, or 8 of
+                text. Your own loaders ignore it.
             limit: at most this many samples.
             seed: shuffles, the same way every time; None keeps the stored order. With a limit,
                 a seed draws the samples at random instead of taking the first ones.
         """
-        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(batch_size is None or batch_size >= 1, "batch_size", "at least 1", batch_size)
         require(limit is None or limit >= 1, "limit", "at least 1", limit)
         return self.split(split).batches(batch_size, limit, seed)
 
@@ -113,7 +133,7 @@ class _IndexedBatches:
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self.order), self.batch_size):
             yield self.split.fetch(self.order[start : start + self.batch_size])
 
@@ -121,18 +141,23 @@ class _IndexedBatches:
 class IndexedSplit(ABC):
     """A split of known length whose samples can be fetched in any order."""
 
+    @property
+    def usual_batch(self) -> int:
+        """Samples per batch where none are asked for."""
+        return BATCH_SIZE
+
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of samples."""
 
     @abstractmethod
-    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of these samples, in the given order."""
+    def fetch(self, indices: NDArray[np.int64]) -> Any:
+        """Return the batch of these samples, in the given order: inputs and labels, or a dict."""
 
-    def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
-        """Return a re-iterable of ``(inputs, labels)`` with a length."""
-        order = np.arange(len(self)) if seed is None else _permutation(len(self), seed)
-        return _IndexedBatches(self, order[:limit], batch_size)
+    def batches(self, batch_size: int | None, limit: int | None, seed: int | None) -> Iterable[Any]:
+        """Return a re-iterable of batches with a length."""
+        order = np.arange(len(self)) if seed is None else permutation(len(self), seed)
+        return _IndexedBatches(self, order[:limit], batch_size or self.usual_batch)
 
 
 @dataclass(frozen=True)
@@ -175,20 +200,26 @@ class Normalization:
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit(IndexedSplit):
-    """Samples in memory in their stored dtype; batches are normalized when fetched."""
+    """Samples in memory in their stored dtype; batches are normalized when fetched.
+
+    Without a normalization they stay as they are, as token numbers must; without labels, a batch is
+    only the inputs.
+    """
 
     inputs: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    normalization: Normalization = Normalization()
+    labels: Tensor | None = field(repr=False)
+    normalization: Normalization | None = Normalization()
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.labels)
+        return len(self.inputs)
 
-    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of these samples."""
+    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor] | Tensor:
+        """Return inputs and labels of these samples, or only the inputs."""
         where = torch.from_numpy(np.ascontiguousarray(indices))
-        return self.normalization(self.inputs[where]), self.labels[where]
+        chosen = self.inputs[where]
+        inputs = chosen if self.normalization is None else self.normalization(chosen)
+        return inputs if self.labels is None else (inputs, self.labels[where])
 
 
 @dataclass(frozen=True)
@@ -218,14 +249,14 @@ class StreamSplit:
 
     make: Callable[[], Iterable[Any]]
 
-    def batches(self, batch_size: int, limit: int | None, seed: int | None) -> Iterable[Any]:
+    def batches(self, batch_size: int | None, limit: int | None, seed: int | None) -> Iterable[Any]:
         """Return the loader's batches, truncated after ``limit`` samples."""
         return _Stream(self.make, limit)
 
 
 def divide(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return disjoint indices (train, test) of ``count`` samples; reproducible forever."""
-    order = _permutation(count, seed)
+    order = permutation(count, seed)
     held_out = max(1, round(count * fraction))
     if held_out >= count:
         raise SourceError(f"{count} samples are too few to hold out a test split of {fraction:g}.")
@@ -262,7 +293,8 @@ def labels_from(values: Sequence[int] | NDArray[Any], classes: int | None, where
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _permutation(count: int, seed: int) -> NDArray[np.int64]:
+def permutation(count: int, seed: int) -> NDArray[np.int64]:
+    """Return the numbers below ``count`` in a random order; reproducible forever."""
     # RandomState's stream is frozen forever; newer generators may change between releases.
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 

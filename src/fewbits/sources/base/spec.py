@@ -1,7 +1,8 @@
 """Syntax of sources: ``scheme:target?option=value&option=value``.
 
-:meth:`Spec.parsed` converts options to typed values, so that all schemes report unknown options in
-the same way.
+Schemes whose options are plain words also take ``scheme:target:option=value,option=value``
+(:meth:`Spec.with_short_options`), which needs no quotes in a shell. :meth:`Spec.parsed` converts
+options to typed values, so that all schemes report unknown options in the same way.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "fraction",
     "is_path",
     "module_of_file",
+    "natural",
     "numbers",
     "optional_import",
     "parse",
@@ -44,6 +46,7 @@ OptionParser: TypeAlias = Callable[[str], Any]
 # A single letter before the colon is a drive ("C:\..."), not a scheme.
 _SCHEME = re.compile(r"([A-Za-z][\w.-]+):(.*)", re.DOTALL)
 _PATH = re.compile(r"\.{0,2}[/\\]|\.{1,2}$|~|[A-Za-z]:[/\\]")
+_SHORT = re.compile(r"(.*):(\w+(?:=[^,]*)?(?:,\w+(?:=[^,]*)?)*)", re.DOTALL)
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -57,6 +60,8 @@ class Spec:
         target: the part after the scheme: a path, a name or ``module:callable``; may be empty.
         options: the part after the question mark.
         fetch: whether downloads are allowed; False for sources named by a file.
+        model: source of the network that the data is for, whose folder has its tokenizer; may be
+            empty.
     """
 
     text: str
@@ -64,6 +69,26 @@ class Spec:
     target: str
     options: Mapping[str, str]
     fetch: bool = True
+    model: str = ""
+
+    def with_short_options(self) -> Spec:
+        """Return the spec with ``:option=value,option=value`` at the end of the target read.
+
+        A part of the path of an existing file is never taken for options.
+
+        Raises:
+            SourceError: options in both forms.
+        """
+        match = _SHORT.fullmatch(self.target)
+        if match is None or "=" not in match[2] or Path(self.target).exists():
+            return self
+        if self.options:
+            raise SourceError(
+                f"source {self.text!r} has options after '?' and after ':'. Give all of them after "
+                "one of the two."
+            )
+        pairs = (part.partition("=") for part in match[2].split(","))
+        return replace(self, target=match[1], options={name: value for name, _, value in pairs})
 
     def parsed(self, allowed: Mapping[str, OptionParser]) -> dict[str, Any]:
         """Return the options as typed values.
@@ -186,6 +211,13 @@ def whole(value: str) -> int:
     """Parse an integer >= 1."""
     if not value.isdecimal() or int(value) < 1:
         raise ValueError("an integer >= 1")
+    return int(value)
+
+
+def natural(value: str) -> int:
+    """Parse an integer >= 0."""
+    if not value.isdecimal():
+        raise ValueError("an integer >= 0")
     return int(value)
 
 

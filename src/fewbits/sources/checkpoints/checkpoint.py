@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ...engine.network.loading import cast_loss, load_values, plain_targets
@@ -20,8 +21,11 @@ _FACTORY = "Use the factory with which the checkpoint was made."
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm and of averaged models
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, keep_dtype: bool = False) -> str:
     """Load a checkpoint into ``model`` in place; every tensor must be present and fit.
+
+    With ``keep_dtype``, float32 tensors of the network that are float16 or bfloat16 in the
+    checkpoint become so. Returns a note if any did, else "".
 
     Names may differ by the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``) on either
     side. Two kinds of tensors may be absent: other names of a tied weight, and counters such as
@@ -45,6 +49,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if targets is not None:
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         check_fit(loaded, wanted, trained, Path(path), type(model).__name__)
+    kept = _keep_halves(targets, loaded) if keep_dtype and targets is not None else []
     versions = fit_modules(checkpoint.versions, model, checkpoint.tensors)
     try:
         load_values(
@@ -58,6 +63,21 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     except ModelError as error:
         hint = shard_hint(Path(path)) if wanted.keys() - loaded.keys() else ""
         raise SourceError(f"{path}: {error} {hint}".rstrip()) from error
+    if not kept:
+        return ""
+    halves = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in kept}))
+    return f"{len(kept)} tensors of the network are {halves}, as in {path}"
+
+
+def _keep_halves(targets: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[torch.dtype]:
+    """Give float32 tensors of the network the half dtype of the checkpoint; return the dtypes."""
+    kept = []
+    for name, tensor in targets.items():
+        dtype = loaded[name].dtype if name in loaded else tensor.dtype
+        if tensor.dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16):
+            tensor.data = tensor.data.to(dtype)
+            kept.append(dtype)
+    return kept
 
 
 def _fill_optional(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...errors import SourceError
 from ..base.dataset import DataSource, IndexedSplit, Split, divide
@@ -29,8 +29,13 @@ class Subset(IndexedSplit):
         """Return the number of samples."""
         return len(self.indices)
 
-    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of these samples of the subset."""
+    @property
+    def usual_batch(self) -> int:
+        """Samples per batch where none are asked for."""
+        return self.whole.usual_batch
+
+    def fetch(self, indices: NDArray[np.int64]) -> Any:
+        """Return the batch of these samples of the subset."""
         return self.whole.fetch(self.indices[indices])
 
 

@@ -102,7 +102,10 @@ def test_the_drop_is_that_of_the_metric_that_is_named(here):
 
 def test_metrics_that_are_none_or_judge_nothing(here):
     for options, message in (
-        (("--metric", "los", "--max-drop", "1"), "unknown metric 'los'. Known: accuracy, loss."),
+        (
+            ("--metric", "los", "--max-drop", "1"),
+            "unknown metric 'los'. Known: accuracy, loss, perplexity.",
+        ),
         (
             ("--metric", "loss", "--max-drop", "1%"),
             "--max-drop takes a number for loss, such as 0.05",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,3 +93,51 @@ def test_a_failing_forward_is_explained():
 def test_describe():
     text = describe({"a": torch.zeros(2, 3), "b": (torch.zeros(1, dtype=torch.int64), "x")})
     assert text == "dict of a: float32 tensor (2, 3), b: tuple of int64 tensor (1,), str"
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self, encodes=True):
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=encodes)
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, input_ids, labels=None, decoder_input_ids=None):
+        return labels
+
+
+@pytest.mark.parametrize(
+    ("encodes", "labels", "more", "passed"),
+    [
+        (True, torch.zeros(2, 3), {}, True),
+        (False, torch.zeros(2, 3), {}, False),
+        (True, torch.zeros(2), {}, False),  # of classes
+        (True, torch.zeros(2, 3), {"decoder_input_ids": X}, False),
+    ],
+)
+def test_labels_are_inputs_of_an_encoder_decoder(encodes, labels, more, passed):
+    found = call_model(EncoderDecoder(encodes), {"input_ids": X, "labels": labels, **more})
+    assert (found is not None) == passed
+
+
+class Told(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, pixels, mask, step, ids):
+        return [value.dtype for value in (pixels, mask, step, ids)]
+
+
+def test_float32_inputs_follow_a_network_in_half_precision():
+    half = nn.Linear(3, 2).to(torch.bfloat16)
+    assert call_model(half, X).dtype == torch.bfloat16
+    told = call_model(
+        Told().to(torch.float16), {"pixels": X, "mask": X, "step": torch.ones(2), "ids": X.long()}
+    )
+    assert told == [torch.float16, torch.float32, torch.float32, torch.int64]
+    mixed = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).to(torch.bfloat16))
+    with pytest.raises(RuntimeError):
+        call_model(mixed, X)
+    assert call_model(nn.Identity(), X).dtype == torch.float32
+    double = nn.Linear(3, 2).double()
+    assert call_model(double, X.double()).dtype == torch.float64

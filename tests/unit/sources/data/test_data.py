@@ -132,6 +132,28 @@ def test_npz_with_its_own_splits_keeps_float_values(tmp_path):
     assert data.classes == 2
 
 
+def test_npz_of_tokens_stays_integers(tmp_path):
+    x = RNG.integers(0, 50_000, (40, 3)).astype(np.int32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(40) % 4)
+    data = load_data(f"{tmp_path / 'd.npz'}?test=0.25")
+    inputs, _ = _all(data, "train")
+    assert inputs.dtype == torch.int64
+    assert {tuple(row) for row in inputs.tolist()} < {tuple(row) for row in x.tolist()}
+    for query in ("?mean=0", "?dtype=float32"):
+        inputs, _ = _all(load_data(f"{tmp_path / 'd.npz'}{query}"), "train")
+        assert inputs.dtype == torch.float32
+
+
+def test_npz_without_labels_gives_inputs_only(tmp_path):
+    x = np.arange(12).reshape(6, 2)
+    np.savez(tmp_path / "d.npz", x_train=x, x_test=x + 100)
+    data = load_data(str(tmp_path / "d.npz"))
+    assert data.classes is None
+    assert "no labels" in data.preprocessing
+    (batch,) = data.batches("train")
+    assert torch.equal(batch, torch.from_numpy(x))
+
+
 @pytest.mark.parametrize(
     ("arrays", "query", "message"),
     [
@@ -140,7 +162,7 @@ def test_npz_with_its_own_splits_keeps_float_values(tmp_path):
         ({"x": np.zeros((3, 2)), "y": [0, 0.5, 0]}, "", "not integer class numbers"),
         ({"x": np.zeros((3, 2)), "y": [[0], [1], [1]]}, "", "labels have shape"),
         ({"x": np.zeros((3, 2)), "y": [0, 1]}, "", "3 samples but y has 2"),
-        ({"x": np.zeros((3, 2))}, "", "no labels 'y'; it has: x"),
+        ({"x": np.zeros((0, 2))}, "", "0 samples but no labels"),
         ({"x": np.array(["a", "b"]), "y": [0, 1]}, "", "expected numbers"),
         ({"labels": [0], "inputs": [0]}, "", "no array x or x_train; it has: inputs, labels"),
         ({}, "", "it has: none"),
