@@ -9,6 +9,7 @@ import fewbits
 from fewbits.coding import Layout, measure
 from fewbits.engine.layers.layer import LayerMatrix, Sensitivity
 from fewbits.engine.layers.statistics import StatisticsAccumulator
+from fewbits.methods.rate_distortion import rate_problem
 from fewbits.methods.rate_distortion.rate_problem import RateProblem
 
 
@@ -140,3 +141,31 @@ def test_a_recipe_by_name_makes_a_smaller_file(digits_net, digits):
     assert alone.plan.recipe.rules == small.plan.recipe.rules
     with pytest.raises(fewbits.ConfigError, match=r"unknown method or recipe.*'smallest'"):
         fewbits.compress(digits_net, "smalest", calibration=x)
+
+
+@pytest.mark.parametrize("slope", [3e-3, 3e-2])
+def test_large_layers_cost_little_more_with_one_distribution(slope, monkeypatch):
+    matrix = layer(neurons=48)
+    exact = fewbits.RDOQ(slope=slope).encode(matrix)
+    monkeypatch.setattr(rate_problem, "_LARGE", 100)
+    monkeypatch.setattr(rate_problem, "_SAMPLED", 12)
+    quick = fewbits.RDOQ(slope=slope).encode(matrix)
+    costs = [harm(matrix, found) + slope * bits(found) for found in (exact, quick)]
+    assert costs[1] < 1.15 * costs[0]
+
+
+def test_blocks_of_a_tall_layer_hold_rows_of_similar_sensitivity():
+    matrix = layer(neurons=500, columns=6)
+    weights = torch.logspace(0, 3, 500, dtype=torch.float64)[None]
+    problem = RateProblem.of(matrix, matrix.weight, matrix.statistics)
+    problem = replace(problem, rows=weights, coupling=None)
+    blocks = problem.blocks(tall=100)
+    assert sorted(torch.cat(blocks).tolist()) == list(range(500))
+    for block in blocks[:-1]:
+        most, least = weights[0, block].max(), weights[0, block].min()
+        assert most <= 2 * least or len(block) == 64
+    assert len(problem.blocks(tall=500)) == 1
+    whole = problem.distortion(torch.zeros(1, *problem.target.shape), torch.ones(1))
+    parts = [problem.part(b) for b in blocks]
+    each = [p.distortion(torch.zeros(1, *p.target.shape), torch.ones(1)) for p in parts]
+    assert float(sum(each)) == pytest.approx(float(whole))
