@@ -3,7 +3,8 @@
 A case is a word. Of fewbits:
 
 - ``METHOD-BITS`` or ``METHOD-BITS-gGROUP``: a method at fixed bits, such as ``gptq-3-g64``;
-- ``smallest-slope-S``: the recipe ``smallest`` at a slope;
+- ``smallest-slope-S``: the recipe ``smallest`` at a slope; ``smallest-slope-S+T+...`` at several,
+  in one process that measures gradients once, as a search does, with a row for each;
 - ``smallest-bits-B`` and ``smallest-bytes-N``: the search for a size; B counts all bits of the file
   over all parameters of the network. ``smallest-drop-D``: the search for a drop of a score.
 
@@ -21,7 +22,7 @@ import math
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,11 @@ from torch import Tensor, nn
 
 import fewbits
 from fewbits.compression.budget import with_slope
+from fewbits.compression.pipeline import Pipeline
+from fewbits.compression.result import CompressionResult
+from fewbits.engine.network.padding import own_masks
+from fewbits.progress import silent
+from fewbits.recipe.plan import make_plan
 from images import CACHE
 from kept import kept_runs
 from packaged import AbsentError
@@ -46,6 +52,7 @@ __all__ = [
     "guarded",
     "interpolated",
     "measure",
+    "measure_slopes",
     "run",
     "size_at",
     "spearman",
@@ -126,6 +133,56 @@ def _ours(
         "notes": len(coded.notes),
         "first_notes": [note[:300] for note in coded.notes[:5]],
     }
+
+
+def _slopes(
+    job: Any, model: nn.Module, calibration: Sequence[Any], settings: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], CompressionResult]]:
+    """Compress at one slope after the other; stages that no slope changes run once."""
+    memory: dict[str, Any] = {}
+    for slope in map(float, job.case.removeprefix("smallest-slope-").split("+")):
+        recipe = replace(with_slope(fewbits.Recipe.of("smallest"), slope), seed=job.seed)
+        cpu = time.process_time()
+        pipeline = Pipeline(
+            make_plan(model, recipe),
+            calibration,
+            settings.get("forward"),
+            own_masks,
+            1 << 30,
+            silent,
+            memory,
+        )
+        coded = pipeline.run(model, "")
+        seconds = round(time.process_time() - cpu, 1)
+        yield {"case": f"smallest-slope-{slope:g}", "compress_cpu_seconds": seconds}, coded
+
+
+def measure_slopes(
+    job: Any,
+    build: Build,
+    calibration: Callable[[], Sequence[Any]],
+    evaluate: Callable[[nn.Module], dict[str, Any]],
+    report: Callable[[dict[str, Any]], None],
+    **settings: Any,
+) -> dict[str, Any]:
+    """Run a case of several slopes in this process; return its rows as ``points``."""
+    torch.set_num_threads(1)
+    model, points = build(torch.float32), []
+    count = sum(p.numel() for p in model.parameters())
+    for row, coded in _slopes(job, model, calibration(), settings):
+        with tempfile.TemporaryDirectory() as text:
+            path, cpu = Path(text) / "net.fewbits", time.process_time()
+            coded.save(path, effort=job.effort, threads=1)
+            row |= {"save_cpu_seconds": round(time.process_time() - cpu, 1)}
+            row |= {"notes": len(coded.notes), "peak_mb": _peak_mb()}
+            size, loaded = path.stat().st_size, fewbits.load(path, into=blank_copy(model))
+        row |= {"file_bytes": size, "bits_per_parameter": 8 * size / count}
+        cpu = time.process_time()
+        row |= evaluate(loaded.eval())
+        row |= {"evaluate_cpu_seconds": round(time.process_time() - cpu, 1)}
+        report(row)
+        points.append(row)
+    return {"case": job.case, "points": points}
 
 
 def measure(
@@ -218,8 +275,9 @@ def run(
     failed = {case: row["failed"] for case, row in done if "failed" in row}
     for case, why in (absent | failed).items():
         print(f"{case}: {why}", flush=True)
+    whole = [row for _, row in done if "failed" not in row]
     return {
-        "measured": [row for _, row in done if "failed" not in row],
+        "measured": [point for row in whole for point in row.get("points", [row])],
         "absent": absent,
         "failed": failed,
         "missing": len(rows) - len(done),

@@ -4,9 +4,9 @@
     python benchmarks/language_model.py --cases 'gptq-3*,hqq-*' --minutes 60
     python benchmarks/language_model.py --cases smallest-slope-0.02,smallest-bits-2.75
 
-Cases are the words that ``compared.py`` and ``peers.py`` explain. Calibration: 128 x 512 tokens of
-the WikiText-2 validation text. Evaluation: the first 64 windows of 1,024 tokens of the test text,
-each on its own, in float32. Peers get the checkpoint's bfloat16 weights; fewbits gets the same
+Cases are the words that ``compared.py`` and ``peers.py`` explain. Calibration: 16 x 512 tokens of
+the WikiText-2 validation text. Evaluation: the first 16 windows of 1,024 tokens of the test text,
+each on its own, in float32; ``--sequences`` and ``--windows`` take more of both. Peers get the checkpoint's bfloat16 weights; fewbits gets the same
 values in float32 and stores what it does not quantize in 16 bits. Tokenizers are in no file.
 
 The linear weights were published on grids of 4 bits (GGUF Q4_1): figures at 4 bits and more say
@@ -27,22 +27,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peers_gguf
-from compared import add_options, chosen, guarded, interpolated, measure, run
+from compared import (
+    add_options,
+    chosen,
+    guarded,
+    interpolated,
+    measure,
+    measure_slopes,
+    run,
+)
 from images import CACHE
 from packaged import AbsentError, library, smollm2, smollm2_folder, smollm2_tokens
 from peers import GPTQ_ELSEWHERE, PEERS
 from record import write
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
-SLOPES = (0.03, 0.1, 0.3, 1, 3)
+SLOPES = (1e-7, 2e-7, 4e-7, 8e-7, 2e-6)
 TARGET_BITS = (4, 3.25, 3, 2.5, 2)
-START = 0.3  # the slope that searches begin with
+START = 4e-7  # the slope that searches begin with
 LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (
     "float",
     *(f"{m}-{bits}{group}" for bits in (4, 3) for group in ("", "-g64") for m in METHODS),
-    *(f"smallest-slope-{slope:g}" for slope in SLOPES),
+    "smallest-slope-" + "+".join(f"{slope:g}" for slope in SLOPES),
     *(name for name in PEERS if name != "quanto-int8"),
 )
 
@@ -88,12 +96,25 @@ def perplexity(model: nn.Module, windows: int) -> dict[str, Any]:
     return {"perplexity": math.exp(total / (tokens.shape[0] * (tokens.shape[1] - 1)))}
 
 
+def _calibration(job: Job) -> tuple[Tensor, ...]:
+    return smollm2_tokens("calibration", job.sequences, LENGTH, seed=job.seed).split(1)
+
+
 def _one(job: Job) -> dict[str, Any]:
+    if "+" in job.case:
+        return measure_slopes(
+            job,
+            partial(_build, layers=job.layers),
+            lambda: _calibration(job),
+            partial(perplexity, windows=job.windows),
+            lambda row: print(_line(row), flush=True),
+            forward=_forward,
+        )
     row = measure(
         job,
         partial(_build, layers=job.layers),
         torch.bfloat16,
-        lambda: smollm2_tokens("calibration", job.sequences, LENGTH, seed=job.seed).split(1),
+        lambda: _calibration(job),
         partial(perplexity, windows=job.windows),
         name="language_model",
         raw_dtype="bfloat16",
@@ -131,8 +152,8 @@ def _sizes_only(model: nn.Module) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--sequences", type=int, default=128, help="of 512 calibration tokens")
-    parser.add_argument("--windows", type=int, default=64, help="of 1,024 evaluation tokens")
+    parser.add_argument("--sequences", type=int, default=16, help="of 512 calibration tokens")
+    parser.add_argument("--windows", type=int, default=16, help="of 1,024 evaluation tokens")
     parser.add_argument("--slopes", type=float, nargs="*", default=[], help="more of `smallest`")
     parser.add_argument("--target-bits", type=float, nargs="*", default=[], help="searches")
     parser.add_argument("--layers", type=int, default=0, help="keep only the first ones")
@@ -158,7 +179,7 @@ def main() -> None:
     )
     model = _build(torch.bfloat16, options.layers)
     count = sum(p.numel() for p in model.parameters())
-    whole = shared == (128, 64, 0, "balanced", 0) and options.cases == "*"
+    whole = shared == (16, 16, 0, "balanced", 0) and options.cases == "*"
     write(
         "language_model",
         folder=None if whole else CACHE,
