@@ -169,17 +169,17 @@ def measure_slopes(
     torch.set_num_threads(1)
     model, points = build(torch.float32), []
     count = sum(p.numel() for p in model.parameters())
-    for row, coded in _slopes(job, model, calibration(), settings):
+    for told, coded in _slopes(job, model, calibration(), settings):
         with tempfile.TemporaryDirectory() as text:
             path, cpu = Path(text) / "net.fewbits", time.process_time()
             coded.save(path, effort=job.effort, threads=1)
-            row |= {"save_cpu_seconds": round(time.process_time() - cpu, 1)}
-            row |= {"notes": len(coded.notes), "peak_mb": _peak_mb()}
+            seconds = round(time.process_time() - cpu, 1)
             size, loaded = path.stat().st_size, fewbits.load(path, into=blank_copy(model))
-        row |= {"file_bytes": size, "bits_per_parameter": 8 * size / count}
+        row = told | {"save_cpu_seconds": seconds, "notes": len(coded.notes)}
+        row |= {"peak_mb": _peak_mb(), "file_bytes": size, "bits_per_parameter": 8 * size / count}
         cpu = time.process_time()
         row |= evaluate(loaded.eval())
-        row |= {"evaluate_cpu_seconds": round(time.process_time() - cpu, 1)}
+        row["evaluate_cpu_seconds"] = round(time.process_time() - cpu, 1)
         report(row)
         points.append(row)
     return {"case": job.case, "points": points}

@@ -6,8 +6,9 @@
 
 Cases are the words that ``compared.py`` and ``peers.py`` explain. Calibration: 16 x 512 tokens of
 the WikiText-2 validation text. Evaluation: the first 16 windows of 1,024 tokens of the test text,
-each on its own, in float32; ``--sequences`` and ``--windows`` take more of both. Peers get the checkpoint's bfloat16 weights; fewbits gets the same
-values in float32 and stores what it does not quantize in 16 bits. Tokenizers are in no file.
+each on its own, in float32; ``--sequences`` and ``--windows`` take more of both. Peers get the
+checkpoint's bfloat16 weights; fewbits gets the same values in float32 and stores what it does not
+quantize in 16 bits. Tokenizers are in no file.
 
 The linear weights were published on grids of 4 bits (GGUF Q4_1): figures at 4 bits and more say
 nothing about other networks. ``sizes_only`` are files that llama.cpp would write and that nothing
