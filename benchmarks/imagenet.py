@@ -21,21 +21,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compared import add_options, chosen, guarded, interpolated, measure, run
+from compared import (
+    add_options,
+    chosen,
+    guarded,
+    interpolated,
+    measure,
+    measure_slopes,
+    run,
+)
 from forward_ratios import plain_convolutions
 from images import CACHE
 from packaged import AbsentError, efficientnet_images, efficientnet_lite0
 from record import write
 
-SLOPES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+SLOPES = (3e-5, 1e-4, 3e-4)
 BYTES = (2_000_000, 1_600_000, 1_300_000, 1_000_000)
 START = 3e-5  # the slope that searches begin with
 BATCH = 16
 CASES = (
     "float",
     *(f"{m}-{bits}" for bits in (4, 3) for m in ("nearest", "gpfq", "gptq", "qronos")),
-    *(f"smallest-slope-{slope:g}" for slope in SLOPES),
-    *(f"smallest-bytes-{size}" for size in BYTES),
+    "smallest-slope-" + "+".join(f"{slope:g}" for slope in SLOPES),
 )
 
 
@@ -69,18 +76,30 @@ def _judged(model: nn.Module, count: int) -> dict[str, Any]:
     return {name: 100 * float(right.float().mean()) for name, right in shares.items()}
 
 
+def _calibration(job: Job) -> tuple[Tensor, ...]:
+    return efficientnet_images("calibration", job.calibration, job.seed)[0].split(BATCH)
+
+
 def _one(job: Job) -> dict[str, Any]:
+    judged = partial(_judged, count=job.evaluation)
+    if "+" in job.case:
+        return measure_slopes(job, _build, lambda: _calibration(job), judged, _tell)
     row = measure(
         job,
         _build,
         torch.float32,
-        lambda: efficientnet_images("calibration", job.calibration, job.seed)[0].split(BATCH),
-        partial(_judged, count=job.evaluation),
+        lambda: _calibration(job),
+        judged,
         name="imagenet",
         raw_dtype="float16",
         start=START,
         float_bytes=4 * sum(t.numel() for t in _build(torch.float32).state_dict().values()),
     )
+    _tell(row)
+    return row
+
+
+def _tell(row: dict[str, Any]) -> None:
     print(
         f"{row['case']:22} {row['file_bytes']:12,} bytes, {row['bits_per_parameter']:6.3f} bits, "
         f"{row['accuracy']:.1f} % right, {row['agreement']:.1f} % as the float network; "
@@ -88,7 +107,6 @@ def _one(job: Job) -> dict[str, Any]:
         f"evaluated in {row['evaluate_cpu_seconds']:.0f}, peak {row.get('peak_mb', 0):.0f} MB",
         flush=True,
     )
-    return row
 
 
 def _options() -> argparse.Namespace:

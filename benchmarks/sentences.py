@@ -30,6 +30,7 @@ from compared import (
     guarded,
     interpolated,
     measure,
+    measure_slopes,
     run,
     size_at,
     spearman,
@@ -40,16 +41,15 @@ from record import write
 
 Batch = dict[str, Tensor]
 
-SLOPES = (3e-9, 1e-8, 3e-8, 1e-7, 3e-7)
+SLOPES = (1e-10, 4e-10, 1.2e-9, 3e-9)
 BYTES = (9_400_000, 7_000_000)
 REACHED = 0.999
-START = 5e-8  # the slope that searches begin with
+START = 2e-9  # the slope that searches begin with
 CASES = (
     "float",
     *(f"{method}-4" for method in ("nearest", "gptq", "gpfq", "qronos")),
-    *(f"smallest-slope-{slope:g}" for slope in SLOPES),
-    *(f"smallest-bytes-{size}" for size in BYTES),
-    f"smallest-drop-{1 - REACHED:g}",
+    "smallest-slope-" + "+".join(f"{slope:g}" for slope in SLOPES),
+    f"smallest-bytes-{BYTES[0]}",
     *("quanto-int4", "quanto-int8", "hqq-4", "hqq-4-all"),
 )
 
@@ -100,12 +100,15 @@ def _one(job: Job) -> dict[str, Any]:
     if job.case.startswith("smallest-drop"):
         wanted = minilm_embeddings(_build(torch.float32), drawn[1::2])
         score = partial(_cosine, batches=drawn[1::2], wanted=wanted)
+    judged = partial(_kept, batches=evaluation)
+    if "+" in job.case:
+        return measure_slopes(job, _build, lambda: drawn[::2], judged, _tell, forward=_embedded)
     row = measure(
         job,
         _build,
         torch.float32,
         lambda: drawn[::2],
-        partial(_kept, batches=evaluation),
+        judged,
         name="sentences",
         raw_dtype="float16",
         start=START,
@@ -113,6 +116,11 @@ def _one(job: Job) -> dict[str, Any]:
         score=score,
         float_bytes=4 * sum(p.numel() for p in _build(torch.float32).parameters()),
     )
+    _tell(row)
+    return row
+
+
+def _tell(row: dict[str, Any]) -> None:
     print(
         f"{row['case']:22} {row['file_bytes']:12,} bytes, {row['bits_per_parameter']:6.3f} bits, "
         f"cosine {row['cosine']:.5f}, Spearman {row['spearman']:.5f}; "
@@ -120,7 +128,6 @@ def _one(job: Job) -> dict[str, Any]:
         f"evaluated in {row['evaluate_cpu_seconds']:.0f}, peak {row.get('peak_mb', 0):.0f} MB",
         flush=True,
     )
-    return row
 
 
 def _options() -> argparse.Namespace:
