@@ -43,9 +43,9 @@ from peers import GPTQ_ELSEWHERE, PEERS
 from record import write
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
-SLOPES = (1e-7, 2e-7, 4e-7, 8e-7, 2e-6)
+SLOPES = (5e-5, 1e-4, 2e-4, 4e-4, 1e-3)
 TARGET_BITS = (4, 3.25, 3, 2.5, 2)
-START = 4e-7  # the slope that searches begin with
+START = 2e-4  # the slope that searches begin with
 LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (

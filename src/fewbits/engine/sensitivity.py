@@ -240,7 +240,8 @@ def probe(
         network: in evaluation mode; unchanged afterwards.
         targets: weights; those whose inputs or outputs cannot be seen are left out.
         batches: calibration batches, without labels.
-        forward: calls the network on a batch and returns its output (logits, samples first).
+        forward: calls the network on a batch and returns its output (logits, samples first). Of
+            sequences (samples, tokens, classes), sensitivity is that of one token, on average.
         masks: of each batch, bool (samples, tokens) that are False for padding, whose outputs do
             not count.
         metric: "logits" (squared error of the output, up to a common shift), "fisher" (the
@@ -278,10 +279,12 @@ def probe(
                 anchors = [tap.anchor for tap in taps.values() if tap.used]
                 if anchors:
                     number = (seed * 7919 + place) * 64
-                    logits = keep_real(_logits(answer), masks[place] if masks else ())
+                    own = masks[place] if masks else ()
+                    logits = keep_real(_logits(answer), own)
                     chosen = _metric_of(answer, logits) if metric == "auto" else metric
                     samples[0] = len(logits) if logits.dim() else 1
-                    _propagate(logits, anchors, chosen, range(number, number + probes))
+                    share = _tokens(logits, own) ** -0.5
+                    _propagate(logits, anchors, chosen, share, range(number, number + probes))
                 progress(ProgressEvent("probe", place + 1, len(batches)))
     finally:
         for handle in handles:
@@ -294,11 +297,13 @@ def probe(
     return found
 
 
-def _propagate(output: Tensor, anchors: Sequence[Tensor], metric: str, seeds: range) -> None:
-    """Backpropagate one random probe per seed through the network, to the hooks on the way."""
+def _propagate(
+    output: Tensor, anchors: Sequence[Tensor], metric: str, share: float, seeds: range
+) -> None:
+    """Backpropagate one random probe per seed, times ``share``, to the hooks on the way."""
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        aim = (_direction(output.detach(), metric, generator) * output).sum()
+        aim = share * (_direction(output.detach(), metric, generator) * output).sum()
         torch.autograd.grad(aim, anchors, retain_graph=seed != seeds[-1], allow_unused=True)
 
 
@@ -318,6 +323,15 @@ def _logits(output: Any) -> Tensor:
 def _named(output: Mapping[str, Any]) -> Any:
     """Return the logits of a dict, or the states that a network without a head returns."""
     return next((output[name] for name in _NAMES if output.get(name) is not None), None)
+
+
+def _tokens(output: Tensor, masks: Sequence[Tensor]) -> float:
+    """Return the mean number of tokens of outputs (samples, tokens, ...); of others, 1."""
+    if output.dim() != 3:
+        return 1.0
+    fits = [mask for mask in masks if mask.shape == output.shape[:2]]
+    tokens = float(fits[0].sum()) / len(output) if fits else output.shape[1]
+    return max(1.0, tokens)
 
 
 def _metric_of(output: Any, logits: Tensor) -> str:

@@ -171,3 +171,47 @@ def test_some_of_the_gradient_rows_give_the_same_moments_on_average(network, ima
         assert apart(found.outputs, whole[name].outputs) < 0.1
         assert not torch.equal(found.columns, whole[name].columns)
         torch.testing.assert_close(found.rows, whole[name].rows, rtol=1e-5, atol=0)
+
+
+class Tokens(nn.Module):
+    """Returns logits of every token under that name, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self, x, attention_mask=None):
+        return {"logits": self.layer(x)}
+
+
+@pytest.mark.parametrize("length", [2, 8])
+def test_a_sequence_counts_as_one_of_its_tokens(length):
+    torch.manual_seed(2)
+    model = Tokens().eval()
+    token = torch.randn(1, 1, 4)
+    targets = survey(model).targets
+    batch = {"x": token.expand(3, length, 4).contiguous()}
+    one = probe(model, targets, [{"x": token}], call_model, probes=400)["layer.weight"]
+    many = probe(model, targets, [batch], call_model, probes=400)["layer.weight"]
+    assert torch.allclose(many.rows, one.rows, rtol=0.35)
+    # the metric is the divergence of the predictions: p (1 - p) of every class
+    shares = model.layer(token)[0, 0].softmax(0).detach()
+    wanted = (shares * (1 - shares)).double()
+    assert torch.allclose(one.rows[0] / one.rows.sum(), wanted / wanted.sum(), atol=0.06)
+
+
+def test_tokens_of_padding_do_not_count():
+    torch.manual_seed(2)
+    model = Tokens().eval()
+    x = torch.randn(2, 3, 4)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    batch = {"x": x, "attention_mask": mask.long()}
+    targets = survey(model).targets
+    seen = probe(model, targets, [batch], call_model, masks=[[mask]], probes=1)["layer.weight"]
+    changed = x + 7 * torch.randn(2, 3, 4) * ~mask[..., None]
+    again = probe(model, targets, [{**batch, "x": changed}], call_model, masks=[[mask]], probes=1)[
+        "layer.weight"
+    ]
+    product = seen.rows.sum() * seen.columns[0].diagonal().sum()
+    other = again.rows.sum() * again.columns[0].diagonal().sum()
+    assert float(product) == pytest.approx(float(other), rel=1e-4)

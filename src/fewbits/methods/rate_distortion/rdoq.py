@@ -36,8 +36,9 @@ class RDOQ(PostTrainingMethod):
     """Rate-distortion optimized quantization.
 
     Attributes:
-        slope: squared change of the output (centred logits of one sample) that one bit is worth. A
-            larger slope gives a smaller file. A search for a budget sets it.
+        slope: squared change of the output (centred logits of one sample, or of one token of a
+            sequence) that one bit is worth. A larger slope gives a smaller file. A search for a
+            budget sets it.
         ratio: starting point of the search for the step: slope divided by squared step, in units of
             distortion.
         rate: how to estimate the bits of a level: "adaptive" (from the coder's adaptive model),
