@@ -4,10 +4,6 @@ Memory is bounded by the layer, not by the calibration set. While there are at m
 as columns, the rows themselves are kept (exact, and smaller); beyond that they are folded into
 H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch. Of layers with very
 many inputs, the totals are float32 as well, and are added to in place.
-
-Language models give the first token, and few others, inputs that are hundreds of times larger than
-all the rest at some layers. Such rows would own the moments, and the damping that is relative to
-them, although normalizations later make them equal; so they count as the largest ordinary ones do.
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ __all__ = ["WIDE", "Statistics", "StatisticsAccumulator", "check_float64", "seco
 
 _MANY, _TINY = 8, 32  # groups, at least, and their columns, at most, of a compiled product
 WIDE = 8192  # columns beyond which totals of moments are float32, half as large
-_OUTSIZED, _LARGEST = 32, 100
 _STRIP = 192  # columns per product: wide enough to be fast, narrow enough to skip the other half
 
 
@@ -43,7 +38,6 @@ class Statistics:
             if X is X~. None in sample form: use :meth:`moments`.
         reference_energy: (groups, neurons) float64, ``||X w||^2`` of the float weight; None if the
             accumulator did not get the weight, or if X is X~: then H gives it.
-        outsized: number of rows that were scaled down, because they were far larger than the rest.
     """
 
     rows: int
@@ -52,7 +46,6 @@ class Statistics:
     samples: tuple[Tensor, Tensor] | None
     gram: tuple[Tensor, Tensor] | None = None
     reference_energy: Tensor | None = None
-    outsized: int = 0
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return ``(H, G) = (X~^T X~, X~^T X)``, each (groups, columns, columns).
@@ -94,7 +87,6 @@ class StatisticsAccumulator:
         self._energy: Tensor | float = 0.0  # of rows that are not in `_plain`
         self._plain: Tensor | None = None  # X^T X, once it differs from H
         self._mismatched = False
-        self._outsized = 0
 
     def add(self, reference: Tensor, quantized: Tensor) -> None:
         """Add rows of X and X~, each (groups, rows, columns); pass one object twice if X is X~.
@@ -114,13 +106,6 @@ class StatisticsAccumulator:
                 f"{self._where}the float network gives inputs of shape {tuple(reference.shape)}, "
                 f"the quantized network {tuple(quantized.shape)}. Both must see the same batches."
             )
-        scale = _ordinary(quantized)
-        if scale is not None:
-            reference, sums = reference * scale, _column_sums(reference * scale)
-            quantized, others = (
-                (reference, sums) if same else (quantized * scale, _column_sums(quantized * scale))
-            )
-            self._outsized += int((scale < 1).sum())
         self._rows += reference.shape[1]
         if quantized.dtype == torch.float64:
             self._dtype = torch.float64
@@ -150,8 +135,8 @@ class StatisticsAccumulator:
             second, cross = self._totals
             gram = second.to(self._dtype)
             pair = (gram, gram if cross is second else cross.to(self._dtype))
-            return Statistics(self._rows, *means, None, pair, energy, self._outsized)
-        return Statistics(self._rows, *means, self._joined(), None, energy, self._outsized)
+            return Statistics(self._rows, *means, None, pair, energy)
+        return Statistics(self._rows, *means, self._joined(), None, energy)
 
     def _checked(self, rows: Tensor, network: str) -> tuple[Tensor, Tensor]:
         """Return rows in the dtype of the products, and their column sums, float64."""
@@ -277,24 +262,6 @@ class StatisticsAccumulator:
         if all(pair[0] is pair[1] for pair in self._buffer):
             return reference, reference
         return reference, torch.cat([pair[1] for pair in self._buffer], 1)
-
-
-def _ordinary(rows: Tensor) -> Tensor | None:
-    """Return factors (1, m, 1) that make outsized rows (1, m, columns) ordinary; None if all are.
-
-    A row is outsized if its energy exceeds 32 times the mean over all but the largest hundredth.
-    """
-    groups, count, _ = rows.shape
-    few = count // _LARGEST
-    if groups > 1 or few == 0:
-        return None
-    energy = torch.linalg.vector_norm(rows[0], dim=1).double().square()
-    largest = energy.topk(few + 1).values
-    most = _OUTSIZED * (energy.sum() - largest[:-1].sum()) / (count - few)
-    if bool(largest[0] <= most) or not bool(most > 0):
-        return None
-    factors: Tensor = (most / energy).clamp(max=1).sqrt().to(rows)
-    return factors[None, :, None]
 
 
 def _column_sums(rows: Tensor) -> Tensor:

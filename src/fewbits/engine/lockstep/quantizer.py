@@ -290,7 +290,9 @@ class LayerQuantizer:
             if sums is None:
                 continue
             statistics = sums.finish()
-            self._note_rows(work.target, statistics)
+            columns = work.target.view.columns(work.target.shape)
+            if statistics.rows * _FEW < columns:
+                self.note(name, f"few data: {statistics.rows} rows for {columns} inputs")
             del sums  # moments in float64
             result = _quantize(self.network, work, statistics, self.seed, self.write)
             results[name] = result
@@ -304,13 +306,6 @@ class LayerQuantizer:
         notes = {name: self.notes[name] for name in names if name in self.notes}
         unpaired = tuple(name for name in names if name in self.unpaired)
         self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
-
-    def _note_rows(self, target: Target, statistics: Statistics) -> None:
-        columns = target.view.columns(target.shape)
-        if statistics.rows * _FEW < columns:
-            self.note(target.name, f"few data: {statistics.rows} rows for {columns} inputs")
-        if statistics.outsized:
-            self.note(target.name, "rows of inputs far larger than the others' count less")
 
     def _shift_bias(self, target: Target, shift: Tensor) -> list[str]:
         """Correct the bias of a weight; return its name in a list, or [] if there is none."""
