@@ -49,7 +49,6 @@ CASES = (
     "float",
     *(f"{method}-4" for method in ("nearest", "gptq", "gpfq", "qronos")),
     "smallest-slope-" + "+".join(f"{slope:g}" for slope in SLOPES),
-    f"smallest-bytes-{BYTES[0]}",
     *("quanto-int4", "quanto-int8", "hqq-4", "hqq-4-all"),
 )
 
