@@ -170,24 +170,39 @@ class Quantization:
         """Quantize embeddings and what is tied to them, which the passes use first of all."""
         ahead = [e for e in self.plan.entries if needs_inputs(e.method) and not in_lockstep(e)]
         ahead = [e for e in ahead if e.target.name not in self.finished]
-        recipe, lookups = self.plan.recipe, [e for e in ahead if not codes_lookups(e.method)]
-        known: dict[str, Statistics] = {}
-        if lookups:
-            known = float_inputs(
-                self.reference,
-                {e.target: e.rows or recipe.calibration_rows for e in lookups},
-                batches,
-                self.forward,
-                masks=self.masks,
-                seed=recipe.seed,
-            )
-        for entry in ahead:
+        known = self._known_inputs(ahead, batches)
+        for place, entry in enumerate(ahead):
+            self.progress(ProgressEvent("embed", place, len(ahead), entry.target.name))
             name, method = entry.target.name, entry.method
             if method and not codes_lookups(method) and name not in known:
                 why = "no calibration batch calls the layer that multiplies with it"
                 self.plan, method = fall_back(self.plan, entry, why)
             if method:
                 self._quantize_alone(entry, method, known.get(name))
+        if ahead:
+            self.progress(ProgressEvent("embed", len(ahead), len(ahead)))
+
+    def _known_inputs(
+        self, ahead: Sequence[PlanEntry], batches: Sequence[Any]
+    ) -> dict[str, Statistics]:
+        """Return the float network's inputs of weights whose methods use them."""
+        recipe = self.plan.recipe
+        rows = {
+            e.target: e.rows or recipe.calibration_rows
+            for e in ahead
+            if not codes_lookups(e.method)
+        }
+        if not rows:
+            return {}
+        return float_inputs(
+            self.reference,
+            rows,
+            batches,
+            self.forward,
+            masks=self.masks,
+            seed=recipe.seed,
+            progress=self.progress,
+        )
 
     def _quantize_alone(
         self, entry: PlanEntry, method: PostTrainingMethod, known: Statistics | None = None

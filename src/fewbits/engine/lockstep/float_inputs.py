@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...progress import Progress, ProgressEvent, silent
 from ..layers.rows import draw_rows, without_padding
 from ..layers.statistics import Statistics, StatisticsAccumulator
 from ..layers.targets import Target
@@ -31,6 +32,7 @@ def float_inputs(
     *,
     masks: Sequence[Sequence[Tensor]] = (),
     seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, Statistics]:
     """Return the statistics of the first layer of each target whose inputs can be seen.
 
@@ -44,6 +46,7 @@ def float_inputs(
         forward: calls the network on a batch.
         masks: of each batch, bool (samples, tokens) that are False for padding.
         seed: seed of the rows that are drawn.
+        progress: called after each batch, stage "inputs".
 
     Cost: one forward pass per batch, and the moments.
     """
@@ -81,8 +84,10 @@ def float_inputs(
     ]
     try:
         with torch.no_grad(), fast_path_off():
+            progress(ProgressEvent("inputs", 0, len(batches)))
             for place, batch in enumerate(batches):
                 isolated_pass(forward, network, batch, place)
+                progress(ProgressEvent("inputs", place + 1, len(batches)))
     finally:
         for handle in handles:
             handle.remove()
