@@ -80,7 +80,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
         ("demo", "with every method that needs no training"),
         ("compress", "gpfq; with a budget, the recipe smallest"),
         ("compress", "[default: the method's, 4]"),
-        ("compress", "digits, npz:FILE, idx:FOLDER, folder:PATH, datasets:NAME or module:callable"),
+        ("compress", "digits, npz:FILE, text:FILE, idx:FOLDER, folder:PATH, datasets:NAME or"),
         ("compress", "timm:NAME or torchvision:NAME"),
         ("compress", "Threads to encode tensors with"),
         ("decode", "Threads to decode tensors with"),

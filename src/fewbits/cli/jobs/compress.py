@@ -217,7 +217,7 @@ class Job:
             self.model.module,
             self.recipe,
             batches,
-            self.forward,
+            forward=self.forward,
             effort=effort,
             threads=threads,
             seed=seed,
