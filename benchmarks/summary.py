@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from summary_coding import coding, coding_large, coding_sources
+from summary_compared import imagenet, language_model, sentences
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
 from summary_pwfn import pwfn_clustering, pwfn_resnet
@@ -248,6 +249,9 @@ PRINTERS = {
         loading,
         memory,
         forward_ratios,
+        language_model,
+        sentences,
+        imagenet,
         recurrent,
         resume,
         fuzz,

@@ -34,6 +34,8 @@ def _tables() -> dict[str, str]:
     import summary  # noqa: PLC0415  (a script beside the benchmarks, found by generator.records)
 
     names = {"ratios": "forward_ratios", "large": "memory", "resumed": "resume"}
+    same = ("language_model", "sentences", "imagenet", "recurrent")
+    names |= {name: name for name in same}
     return {key: summary.PRINTERS[name](record(name)) for key, name in names.items()}
 
 
