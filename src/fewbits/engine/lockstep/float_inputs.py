@@ -7,21 +7,54 @@ inputs that it will be multiplied with are then only known from the float networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...progress import Progress, ProgressEvent, silent
-from ..layers.rows import draw_rows, without_padding
+from ..layers.rows import Rows, draw_rows, without_padding
 from ..layers.statistics import Statistics, StatisticsAccumulator
 from ..layers.targets import Target
+from ..layers.views import WeightView
 from ..network.batches import Call, Forward
 from ..network.isolation import autocast_off, fast_path_off, isolated_pass
 from .quantizer import layer_seed, row_budget, share_of
 
 __all__ = ["float_inputs"]
+
+
+@dataclass
+class _Watcher:
+    """Hooks that add the inputs of layers to the statistics of their weights."""
+
+    rows: Mapping[Target, int | None]
+    batches: int
+    masks: Sequence[Sequence[Tensor]]
+    seed: int
+    place: int = 0
+    sums: dict[str, StatisticsAccumulator] = field(default_factory=dict)
+
+    def hook(self, target: Target, view: WeightView) -> Callable[..., None]:
+        @torch.no_grad()
+        @autocast_off()
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if view.inputs is not None:
+                self._add(target, view.groups, view.inputs(Call(args, kwargs)))
+
+        return enter
+
+    def _add(self, target: Target, groups: int, rows: Rows) -> None:
+        name, columns = target.name, target.view.columns(target.shape)
+        seen = without_padding(rows, self.masks[self.place] if self.masks else ())
+        quota = share_of(row_budget(columns, self.rows[target]), self.place, self.batches)
+        if quota and seen.count:
+            picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, self.place, 0))
+            sums = self.sums.setdefault(name, StatisticsAccumulator(groups, columns, None, name))
+            values = seen.take(picks)
+            sums.add(values, values)
 
 
 def float_inputs(
@@ -50,45 +83,22 @@ def float_inputs(
 
     Cost: one forward pass per batch, and the moments.
     """
-    sums: dict[str, StatisticsAccumulator] = {}
-    place = 0
-
-    def add(target: Target, call: Call) -> None:
-        module_view = target.seen_at
-        if module_view is None or module_view[1].inputs is None:
-            return
-        view, columns = module_view[1], target.view.columns(target.shape)
-        seen = without_padding(module_view[1].inputs(call), masks[place] if masks else ())
-        quota = share_of(row_budget(columns, targets[target]), place, len(batches))
-        if quota and seen.count:
-            picks = draw_rows(seen.count, quota, layer_seed(seed, target.name, place, 0))
-            if target.name not in sums:
-                sums[target.name] = StatisticsAccumulator(view.groups, columns, None, target.name)
-            values = seen.take(picks)
-            sums[target.name].add(values, values)
-
-    def watch(target: Target) -> Any:
-        @torch.no_grad()
-        @autocast_off()
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            add(target, Call(args, kwargs))
-
-        return hook
-
+    watcher = _Watcher(targets, len(batches), masks, seed)
     handles = [
         network.get_submodule(target.seen_at[0]).register_forward_pre_hook(
-            watch(target), with_kwargs=True
+            watcher.hook(target, target.seen_at[1]), with_kwargs=True
         )
         for target in targets
         if target.seen_at is not None
     ]
+    progress(ProgressEvent("inputs", 0, len(batches)))
     try:
         with torch.no_grad(), fast_path_off():
-            progress(ProgressEvent("inputs", 0, len(batches)))
             for place, batch in enumerate(batches):
+                watcher.place = place
                 isolated_pass(forward, network, batch, place)
                 progress(ProgressEvent("inputs", place + 1, len(batches)))
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total.finish() for name, total in sums.items()}
+    return {name: total.finish() for name, total in watcher.sums.items()}
