@@ -65,6 +65,7 @@ METHODS = {
     "gpfq": fewbits.GPFQ,
 }
 EVALUATIONS = 8  # of a search
+LARGEST = 1 << 33  # bytes of a network, however small its file
 Build = Callable[[torch.dtype], nn.Module]
 
 
@@ -174,7 +175,10 @@ def measure_slopes(
             path, cpu = Path(text) / "net.fewbits", time.process_time()
             coded.save(path, effort=job.effort, threads=1)
             seconds = round(time.process_time() - cpu, 1)
-            size, loaded = path.stat().st_size, fewbits.load(path, into=blank_copy(model))
+            size, loaded = (
+                path.stat().st_size,
+                fewbits.load(path, into=blank_copy(model), max_decoded_bytes=LARGEST),
+            )
         row = told | {"save_cpu_seconds": seconds, "notes": len(coded.notes)}
         row |= {"peak_mb": _peak_mb(), "file_bytes": size, "bits_per_parameter": 8 * size / count}
         cpu = time.process_time()
@@ -221,7 +225,9 @@ def measure(
             row |= _ours(job, model, batches, folder, settings)
             row["peak_mb"] = _peak_mb()
             size = _bytes(folder)
-            model = fewbits.load(folder / "net.fewbits", into=blank_copy(model))
+            model = fewbits.load(
+                folder / "net.fewbits", into=blank_copy(model), max_decoded_bytes=LARGEST
+            )
         count = sum(p.numel() for p in model.parameters())
         row |= {"file_bytes": size, "bits_per_parameter": 8 * size / count}
         cpu = time.process_time()

@@ -43,9 +43,9 @@ from peers import GPTQ_ELSEWHERE, PEERS
 from record import write
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
-SLOPES = (5e-5, 1e-4, 2e-4, 4e-4, 1e-3)
+SLOPES = (4e-10, 1.5e-9, 5e-9)
 TARGET_BITS = (4, 3.25, 3, 2.5, 2)
-START = 2e-4  # the slope that searches begin with
+START = 1.5e-9  # the slope that searches begin with
 LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (
