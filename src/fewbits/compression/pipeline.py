@@ -39,6 +39,7 @@ from .storage.workspace import Workspace
 __all__ = ["Pipeline"]
 
 _T = TypeVar("_T")
+_BARE = 0.97  # share of weights that are zero, where hardly any network is left
 _SMALL = 1 << 20  # bytes of a tensor that is packed at once
 
 
@@ -245,7 +246,22 @@ class Pipeline:
         )
         network = stage.run(batches)
         self.plan, self.finished = stage.plan, stage.finished
+        self._note_zeros()
         return network
+
+    def _note_zeros(self) -> None:
+        """Note if a slope left next to nothing, as one for small networks does in a large one."""
+        sloped = {
+            e.target.name for e in self.plan.entries if e.method and e.method.capabilities.has_slope
+        }
+        sizes = {name: self.plan.sizes.get(name, 0) for name in sloped}
+        total = sum(sizes.values())
+        zeros = sum(self.finished.info.get(n, {}).get("zeros", 0.0) * k for n, k in sizes.items())
+        if total and zeros > _BARE * total:
+            self.notes.append(
+                f"{zeros / total:.1%} of the weights became zero: the slope is too large for this "
+                "network. Pass a smaller slope, or a budget: target_bytes, target_bits or max_drop"
+            )
 
     def _final_state(self, network: nn.Module, model: nn.Module) -> dict[str, Tensor]:
         """Return the final state, and note in the plan which kept tensors of ``model`` changed.

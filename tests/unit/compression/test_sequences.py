@@ -108,7 +108,7 @@ def test_a_tied_embedding_is_calibrated_on_the_inputs_of_the_head():
 def test_rate_goes_to_the_rows_of_an_embedding_that_are_used():
     model = reader(tied=False)
     rare = [{"tokens": one.clamp(max=12)} for one in SEQUENCES]
-    recipe = fewbits.Recipe((fewbits.Rule("embed", fewbits.RDOQ(slope=0.005)),))
+    recipe = fewbits.Recipe((fewbits.Rule("embed", fewbits.RDOQ(slope=2e-4)),))
     loaded = filled(fewbits.compress(model, recipe, rare), reader(tied=False))
     gaps = (loaded.embed.weight - model.embed.weight).square().sum(1)
     assert gaps[2:13].mean() < 0.5 * gaps[13:].mean()
@@ -161,3 +161,11 @@ def test_experts_in_one_tensor_are_quantized():
     assert "out of sight" in told[name].reason
     gap = filled(coded, copy.deepcopy(model)).get_parameter(name) - model.get_parameter(name)
     assert 0 < gap.norm() < 0.2 * model.get_parameter(name).norm()
+
+
+def test_a_slope_that_leaves_next_to_nothing_says_so():
+    calibration = [{"tokens": one} for one in SEQUENCES]
+    bare = fewbits.compress(reader(), fewbits.RDOQ(slope=10.0), calibration)
+    assert any("became zero: the slope is too large" in note for note in bare.notes)
+    usual = fewbits.compress(reader(), fewbits.RDOQ(slope=1e-4), calibration)
+    assert not any("became zero" in note for note in usual.notes)
