@@ -169,16 +169,20 @@ class Quantization:
     def _quantize_ahead(self, batches: Sequence[Any]) -> None:
         """Quantize embeddings and what is tied to them, which the passes use first of all."""
         ahead = [e for e in self.plan.entries if needs_inputs(e.method) and not in_lockstep(e)]
-        ahead = [e for e in ahead if e.target.name not in self.finished]
-        known = self._known_inputs(ahead, batches)
+        todo = [e for e in ahead if e.target.name not in self.finished]
+        known = self._known_inputs(todo, batches)
         for place, entry in enumerate(ahead):
             self.progress(ProgressEvent("embed", place, len(ahead), entry.target.name))
             name, method = entry.target.name, entry.method
-            if method and not codes_lookups(method) and name not in known:
+            part, why = self._done.get(f"weight {name}"), ""
+            if part is not None:
+                why = part.notes.get(name, "")
+            elif not codes_lookups(method) and name not in known:
                 why = "no calibration batch calls the layer that multiplies with it"
+            if why:
                 self.plan, method = fall_back(self.plan, entry, why)
             if method:
-                self._quantize_alone(entry, method, known.get(name))
+                self._quantize_alone(entry, method, known.get(name), why)
         if ahead:
             self.progress(ProgressEvent("embed", len(ahead), len(ahead)))
 
@@ -205,14 +209,19 @@ class Quantization:
         )
 
     def _quantize_alone(
-        self, entry: PlanEntry, method: PostTrainingMethod, known: Statistics | None = None
+        self,
+        entry: PlanEntry,
+        method: PostTrainingMethod,
+        known: Statistics | None = None,
+        why: str = "",
     ) -> None:
         name = entry.target.name
         if name not in self.finished:
             work, seed = self._work(entry, method), self.plan.recipe.seed
             write = self._write if self.runs else None
             result = quantize_alone(self.network, work, seed, write, known)
-            self._keep(f"weight {name}", Completed({name: result}))
+            notes = {name: why} if why else {}
+            self._keep(f"weight {name}", Completed({name: result}, notes=notes))
 
     def _quantize_with_inputs(self, entries: Sequence[PlanEntry], batches: Sequence[Any]) -> None:
         work: dict[str, list[Work]] = defaultdict(list)

@@ -263,7 +263,7 @@ def _can_see(target: Target, method: PostTrainingMethod) -> bool:
     needs = method.capabilities
     if needs.needs_inputs == "none" or target.view.in_sight:
         return True
-    return target.seen_at is not None or (target.looked_up and needs.codes_lookups)
+    return target.looked_up and (target.seen_at is not None or needs.codes_lookups)
 
 
 def _short(method: AnyMethod | None) -> str:
