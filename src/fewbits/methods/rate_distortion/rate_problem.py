@@ -36,6 +36,7 @@ _LOOKUP_FLOOR = 1e-4  # the same, of rows that are looked up
 TALL = 4096  # neurons of a layer that is split into blocks of similar sensitivity
 _SIMILAR = 2.0  # ratio of the sensitivities in a block
 _LEAST_ROWS = 64  # in a block
+_OUTLIER = 12.0  # times the root mean square of a layer
 _LARGE = 1 << 18  # weights of a layer beyond which levels have one distribution
 _SAMPLED = 512  # neurons of a large layer that are enough to find its step
 _GREEDY = 0.5  # share of the slope in the greedy pass, where later columns can still compensate
@@ -67,6 +68,10 @@ class RateProblem:
         taps: columns per input channel, which are adjacent.
         width: width of the kernel in columns; 0 if it has no rows.
         transposed: whether the rows of the stored matrix are the input channels.
+        outliers: (groups, neurons, columns) bool: the few values that are far larger than all
+            others, as transformers have them; None if there are none. A step that serves the others
+            puts them on far more levels than are searched, so they keep the level next to them, and
+            the search moves them by a few levels at most.
     """
 
     target: Tensor
@@ -78,6 +83,7 @@ class RateProblem:
     taps: int = 1
     width: int = 0
     transposed: bool = False
+    outliers: Tensor | None = None
 
     @classmethod
     def at(
@@ -87,7 +93,10 @@ class RateProblem:
         order = descending(metric.diagonal(dim1=1, dim2=2))
         permuted = permute_moments(metric, order)
         factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
-        return cls(target, metric, rows, order, factor, coupling)
+        size = target.abs()
+        outliers = size > _OUTLIER * target.square().mean().sqrt()
+        found = outliers if bool(outliers.any()) else None
+        return cls(target, metric, rows, order, factor, coupling, outliers=found)
 
     @classmethod
     def of(cls, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None) -> RateProblem:
@@ -149,7 +158,8 @@ class RateProblem:
     def part(self, neurons: Tensor) -> RateProblem:
         """Return the problem of some neurons, without coupling."""
         target, rows = self.target[:, neurons], self.rows[:, neurons]
-        return replace(self, target=target, rows=rows, coupling=None)
+        outliers = None if self.outliers is None else self.outliers[:, neurons]
+        return replace(self, target=target, rows=rows, coupling=None, outliers=outliers)
 
     @property
     def is_large(self) -> bool:
@@ -170,7 +180,8 @@ class RateProblem:
         """Search a geometric series for the step () with the least distortion + slope * bits."""
         volume = self.factor.diagonal(dim1=1, dim2=2).log().mul(2).mean()
         base = (slope / (ratio * (self.rows.log().mean() + volume).exp())).sqrt()
-        largest = self.target.abs().max()
+        usual = self.target if self.outliers is None else self.target[~self.outliers]
+        largest = usual.abs().max()
         base = torch.minimum(base, largest)  # so that at least one level is not zero
         too_fine = (_FINEST * largest / (_TOP * base)).log2().clamp_min(0)  # and few are clipped
         base = base * 2.0 ** ((too_fine * _THIRDS).ceil() / _THIRDS)
@@ -212,7 +223,8 @@ class RateProblem:
             bits = level_bits(descent.levels.reshape(1, -1), _TOP)
             for _ in range(2):
                 self._sweep(descent, steps, price, bits, self.coupling)
-        return descent.levels.to(self.target)
+        levels = descent.levels.to(self.target)
+        return levels if self.outliers is None else levels + self._next_levels(steps)[0]
 
     def _sweep_with_tables(self, descent: Descent, steps: Tensor, slope: float) -> None:
         """Descend with the probabilities of the coder's model, queried again after each change."""
@@ -291,7 +303,14 @@ class RateProblem:
         return (((error @ self.metric) * error).sum(3) * self.rows).sum((1, 2))
 
     def _units(self, steps: Tensor) -> Tensor:
-        return self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
+        """Return the target in units of steps (trials, ...); of outliers, what rounding leaves."""
+        units = self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
+        return units if self.outliers is None else units - self._next_levels(steps)
+
+    def _next_levels(self, steps: Tensor) -> Tensor:
+        """Return the levels (trials, groups, neurons, columns) next to outliers, 0 elsewhere."""
+        units = self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
+        return torch.where(torch.as_tensor(self.outliers), units.round(), 0.0)
 
     def _price(self, steps: Tensor, slope: float) -> Tensor:
         price = slope / (self.rows * steps.reshape(-1, 1, 1).to(self.rows).square())

@@ -169,3 +169,19 @@ def test_blocks_of_a_tall_layer_hold_rows_of_similar_sensitivity():
     parts = [problem.part(b) for b in blocks]
     each = [p.distortion(torch.zeros(1, *p.target.shape), torch.ones(1)) for p in parts]
     assert float(sum(each)) == pytest.approx(float(whole))
+
+
+def test_a_few_huge_weights_do_not_cost_all_others_their_levels():
+    matrix = layer()
+    weight = matrix.weight.clone()
+    weight[0, 3, 5], weight[0, 7, 2] = 300.0, -200.0
+    plain = fewbits.RDOQ(slope=1e-2).encode(matrix)
+    huge = fewbits.RDOQ(slope=1e-2).encode(replace(matrix, weight=weight))
+    assert bits(huge) < 1.2 * bits(plain) + 100
+    gap = (huge.dequantize() - weight).abs()
+    assert gap.max() < 30 * float(
+        huge.step.max()
+    )  # others compensate for them, and they for others
+    assert float((huge.index != 0).double().mean()) > 0.8 * float(
+        (plain.index != 0).double().mean()
+    )
