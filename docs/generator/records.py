@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BENCHMARKS", "OLD", "ROOT", "fill", "from_old_coder", "note", "printed", "record"]
+__all__ = [
+    "BENCHMARKS",
+    "OLD",
+    "ROOT",
+    "fill",
+    "from_old_coder",
+    "has_record",
+    "note",
+    "printed",
+    "record",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -25,6 +35,11 @@ def record(name: str) -> Record:
     path = BENCHMARKS / "results" / f"{name}.json"
     found: Record = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def has_record(name: str) -> bool:
+    """Return whether the record ``benchmarks/results/NAME.json`` has been made."""
+    return (BENCHMARKS / "results" / f"{name}.json").is_file()
 
 
 def from_old_coder(found: Record) -> bool:

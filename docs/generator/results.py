@@ -7,11 +7,28 @@ from statistics import mean
 from string import Template
 from typing import Any
 
-from .records import BENCHMARKS, from_old_coder, note, record
+from .records import BENCHMARKS, from_old_coder, has_record, note, record
 
 __all__ = ["results"]
 
 Row = dict[str, Any]
+_COMPARED = {
+    "language_model": """### A language model
+
+SmolLM2-135M: bytes of the whole file, and perplexity on windows of 1,024 tokens of the test text of
+WikiText-2, computed in float32. Windows of the validation text calibrate. The linear weights were
+published on grids of 4 bits: figures at 4 bits and more say nothing about other networks. `g64`:
+groups of 64, since 128 does not divide 576.""",
+    "sentences": """### Sentence embeddings
+
+all-MiniLM-L6-v2: cosine of the embeddings of sentences of the test text with those of the float
+network, and rank correlation of the similarities of all pairs.""",
+    "imagenet": """### ImageNet
+
+EfficientNet-Lite0 on the images of `imagenet_sample` with odd labels; those with even labels
+calibrate.""",
+    "recurrent": "### Recurrent networks",
+}
 _PAGE = Path(__file__).with_name("results.template")
 
 
@@ -34,9 +51,18 @@ def _tables() -> dict[str, str]:
     import summary  # noqa: PLC0415  (a script beside the benchmarks, found by generator.records)
 
     names = {"ratios": "forward_ratios", "large": "memory", "resumed": "resume"}
-    same = ("language_model", "sentences", "imagenet", "recurrent")
-    names |= {name: name for name in same}
-    return {key: summary.PRINTERS[name](record(name)) for key, name in names.items()}
+    tables = {key: summary.PRINTERS[name](record(name)) for key, name in names.items()}
+    return {**tables, "compared": _compared()}
+
+
+def _compared() -> str:
+    """Return the tables of networks beside other tools, as far as they have been measured."""
+    import summary  # noqa: PLC0415  (a script beside the benchmarks, found by generator.records)
+
+    made = {name: text for name, text in _COMPARED.items() if has_record(name)}
+    tables = {name: summary.PRINTERS[name](record(name)) for name in made}
+    parts = [f"{made[name]}\n\n{table}\n\n" for name, table in tables.items()]
+    return "## Sequences, and other tools\n\n" + "".join(parts) if parts else ""
 
 
 def _budgets() -> str:
