@@ -143,7 +143,11 @@ def test_under_autocast(tmp_path):
     lazy = fewbits.load(path, into=on_meta(Residual), lazy=True)
     alike_in_gradients(eager, lazy)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(lazy(IDS), eager(IDS))
+        try:
+            expected = eager(IDS)
+        except RuntimeError as error:
+            pytest.skip(f"no LSTM in bfloat16 on this processor: {error}")
+        assert torch.equal(lazy(IDS), expected)
 
 
 # nothing is decoded before it is used

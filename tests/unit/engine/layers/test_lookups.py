@@ -38,7 +38,7 @@ TOKENS = torch.randint(0, 9, (6, 5), generator=torch.Generator().manual_seed(1))
 
 
 def exact_energy(network, name, tokens):
-    """Return (rows,) the expected squared change of a sample's output per unit of each row."""
+    """Return (rows,) the expected squared change of a token's output per unit of each row."""
     total = 0
     for sample in tokens:
         output = network(sample[None])[0]
@@ -47,7 +47,7 @@ def exact_energy(network, name, tokens):
                 (g,) = torch.autograd.grad(
                     logit, network.get_parameter(name), retain_graph=True, allow_unused=True
                 )
-                total = total + g.square().sum(1) / len(tokens)
+                total = total + g.square().sum(1) / tokens.numel()
     return total
 
 
