@@ -105,7 +105,7 @@ def test_what_is_not_plain_is_refused_at_once_and_says_where(name, tmp_path):
     with pytest.raises(ConfigError, match=r"recipe\.yaml'") as error:
         fewbits.Recipe.from_file(path)
     assert len(str(error.value)) < 1000
-    assert time.process_time() - before < 10
+    assert time.process_time() - before < 40
 
 
 def test_aliases_merges_and_dates_are_read():
