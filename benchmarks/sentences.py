@@ -41,7 +41,7 @@ from record import write
 
 Batch = dict[str, Tensor]
 
-SLOPES = (1e-10, 4e-10, 1.2e-9, 3e-9)
+SLOPES = (3e-10, 1e-9, 3e-9)
 BYTES = (9_400_000, 7_000_000)
 REACHED = 0.999
 START = 2e-9  # the slope that searches begin with
