@@ -336,9 +336,8 @@ def _tokens(output: Tensor, masks: Sequence[Tensor]) -> float:
 
 def _metric_of(output: Any, logits: Tensor) -> str:
     """Return the metric of an output: tokens have probabilities where logits are so called."""
-    named = output if not isinstance(output, Mapping) else output.get("logits")
-    tokens = (named is not output or hasattr(output, "logits")) and named is not None
-    return "fisher" if tokens and logits.dim() > 2 else "logits"
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return "fisher" if named is not None and logits.dim() > 2 else "logits"
 
 
 def _explain(logits: Any, output: Any) -> str:

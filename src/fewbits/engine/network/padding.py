@@ -18,10 +18,12 @@ _KEYS = ("attention_mask", "decoder_attention_mask")
 
 
 def own_masks(batch: Any) -> list[Tensor]:
-    """Return the masks that a batch carries: ``attention_mask`` and the decoder's, of a dict."""
-    if not isinstance(batch, Mapping):
-        return []
-    return [batch[key] for key in _KEYS if isinstance(batch.get(key), Tensor)]
+    """Return the masks that a batch carries: ``attention_mask`` and the decoder's, of a dict.
+
+    Those of more axes are left out: they say who sees whom rather than what is real.
+    """
+    given = [batch.get(key) for key in _KEYS] if isinstance(batch, Mapping) else []
+    return [mask for mask in given if isinstance(mask, Tensor) and mask.dim() == 2]
 
 
 def as_mask(mask: Mask | None) -> Mask:
@@ -43,16 +45,11 @@ def as_mask(mask: Mask | None) -> Mask:
 def masks_of(batch: Any, place: int, mask: Mask) -> list[Tensor]:
     """Return the masks of a batch as bool (samples, tokens), False for padding.
 
-    Masks that ``mask`` finds in the batch by default are left out if they have more axes, which
-    says who sees whom rather than what is real.
-
     Raises:
         CalibrationError: a function of the caller returned anything but matrices.
     """
     found = mask(batch)
     given = [found] if isinstance(found, Tensor) else list(found or ())
-    if mask is own_masks:
-        given = [one for one in given if one.dim() == 2]
     for one in given:
         if not isinstance(one, Tensor) or one.dim() != 2:
             raise CalibrationError(

@@ -224,7 +224,7 @@ class RateProblem:
             for _ in range(2):
                 self._sweep(descent, steps, price, bits, self.coupling)
         levels = descent.levels.to(self.target)
-        return levels if self.outliers is None else levels + self._next_levels(steps)[0]
+        return levels if self.outliers is None else levels + self._next_levels(self.target / step)
 
     def _sweep_with_tables(self, descent: Descent, steps: Tensor, slope: float) -> None:
         """Descend with the probabilities of the coder's model, queried again after each change."""
@@ -305,11 +305,10 @@ class RateProblem:
     def _units(self, steps: Tensor) -> Tensor:
         """Return the target in units of steps (trials, ...); of outliers, what rounding leaves."""
         units = self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
-        return units if self.outliers is None else units - self._next_levels(steps)
+        return units if self.outliers is None else units - self._next_levels(units)
 
-    def _next_levels(self, steps: Tensor) -> Tensor:
-        """Return the levels (trials, groups, neurons, columns) next to outliers, 0 elsewhere."""
-        units = self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
+    def _next_levels(self, units: Tensor) -> Tensor:
+        """Return the levels (..., groups, neurons, columns) next to outliers, 0 elsewhere."""
         return torch.where(torch.as_tensor(self.outliers), units.round(), 0.0)
 
     def _price(self, steps: Tensor, slope: float) -> Tensor:
