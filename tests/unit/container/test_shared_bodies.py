@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from cpu_time import within
 from fewbits.coded import Contents, GridTensor, RawTensor, TransformTensor
 from fewbits.coding import CODECS, Layout
 from fewbits.container import decode, encode, measure, read_lazily, read_tensor, streams, write
@@ -230,9 +231,8 @@ def test_thousands_that_share_a_body_take_time_in_proportion():
     matrices[0] = np.zeros((1, 1), np.int32)
     body = CODECS["mix"].encode_group(matrices, [Layout(1, 1)] * count)
     data = _many(count, [1], body)
-    begin = time.process_time()
-    assert len(decode(data).tensors) == count
-    assert time.process_time() - begin < 2
+    with within(3):
+        assert len(decode(data).tensors) == count
     tracemalloc.start()
     lazy = LazyTensors(open_source(lambda start, end: data[start:end], len(data)))
     assert lazy[f"{count // 2:x}"].index.tolist() == [[1]]

@@ -1,11 +1,10 @@
 """Numbers with exponents are numbers; what else YAML says stays as it is."""
 
-import time
-
 import pytest
 import yaml
 
 import fewbits
+from cpu_time import within
 from fewbits.errors import ConfigError, SourceError
 from fewbits.files.yaml_text import read_yaml
 
@@ -96,16 +95,15 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_not_plain_is_refused_at_once_and_says_where(name, tmp_path):
     text, told = HOSTILE[name]
-    before = time.process_time()
-    with pytest.raises(ConfigError, match=told) as error:
-        read_yaml(text)
-    assert len(str(error.value)) < 500
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"recipe\.yaml'") as error:
-        fewbits.Recipe.from_file(path)
-    assert len(str(error.value)) < 1000
-    assert time.process_time() - before < 40
+    with within(10):
+        with pytest.raises(ConfigError, match=told) as error:
+            read_yaml(text)
+        with pytest.raises(ConfigError, match=r"recipe\.yaml'") as whole:
+            fewbits.Recipe.from_file(path)
+    assert len(str(error.value)) < 500
+    assert len(str(whole.value)) < 1000
 
 
 def test_aliases_merges_and_dates_are_read():
