@@ -187,7 +187,8 @@ def test_settings_round_trip(name):
     for settings in variants(name):
         method = kind(**settings)
         assert from_settings(to_settings(method)) == method
-    told = {key: getattr(kind(), key) for key in ("bits", "slope") if hasattr(kind, key)}
+    told = {key: getattr(kind(), key, None) for key in ("bits", "slope")}
+    told = {key: value for key, value in told.items() if value is not None}
     assert to_settings(kind()) == {"method": name, **told}
     if hasattr(kind, "levels"):
         assert to_settings(kind(levels=3)) == {"method": name, "levels": 3}
@@ -234,7 +235,7 @@ BAD = {
     "threshold": ["firm", None, 3],
     "threshold_size": [0, -1, math.nan, "x"],
     "rounding": ["up", None],
-    "slope": [0, -1, math.nan, math.inf, "1", None, True],
+    "slope": [0, -1, math.nan, math.inf, "1", [], True],
     "ratio": [0, -1, math.nan, "1"],
     "rate": ["exact", None, 3],
     "passes": [-1, 1.5, 101, "1", True],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -137,4 +139,6 @@ def test_python_names_exist(page):
             for name in dotted.split(".")[1:]:
                 if isinstance(found, type) and name not in dir(found):
                     break  # set by an instance
+                if isinstance(found, ModuleType) and not hasattr(found, name):
+                    importlib.import_module(f"{found.__name__}.{name}")
                 found = getattr(found, name)

@@ -17,7 +17,7 @@ from ..engine.network.copying import copied
 from ..errors import ConfigError, require
 from ..files.atomic_write import check_target, write
 from ..files.json_values import read_text
-from ..methods import METHODS
+from ..methods import METHODS, slope_of
 from ..methods import with_slope as at_slope
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
@@ -79,18 +79,20 @@ class Budget:
         compress: Callable[[Recipe], CompressionResult],
         calibration: Sequence[Any] | None,
         *,
+        settled: Callable[[Recipe], Recipe],
         progress: Progress,
         touch: Callable[[int], None],
     ) -> CompressionResult:
         """Search for the slope and return the best network; ``compress`` runs a recipe.
 
-        ``touch`` is called with the size of each weight before it is read.
+        ``settled`` returns a recipe with the slopes that the network suggests. ``touch`` is called
+        with the size of each weight before it is read.
 
         Raises:
             ConfigError: no method of the recipe has a slope, or the trace is of another search.
             BudgetError: no evaluated network is within the budget.
         """
-        start = _start(recipe)
+        slopes = _slopes(recipe)
         metric = getattr(self.evaluate, "metric", "accuracy")
         trace = self._trace(
             _key(model, recipe, calibration, effort=self.effort, metric=metric, touch=touch)
@@ -109,6 +111,10 @@ class Budget:
 
         if trace.reference is None and self.evaluate is not None:
             trace.reference = run.score(None)
+        if trace.trials:
+            start = trace.trials[0].slope
+        else:
+            start = _mean(_slopes(settled(recipe)) if None in slopes else slopes)
         search = SlopeSearch(self.goal, start, trace, self.evaluations, self._seconds, record)
         best = search.run(run.evaluate)
         return run.result(best, trace)
@@ -218,10 +224,10 @@ def _key(
     return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *other)
 
 
-def _start(recipe: Recipe) -> float:
-    """Return the slope to start from: the geometric mean of those in the recipe."""
+def _slopes(recipe: Recipe) -> list[float | None]:
+    """Return the slopes of a recipe; None for those that are open."""
     methods = [rule.method for rule in recipe.rules if rule.method is not None]
-    slopes = [float(method.slope) for method in methods if method.capabilities.has_slope]  # type: ignore[union-attr]
+    slopes = [slope_of(method) for method in methods if method.capabilities.has_slope]
     if not slopes:
         names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
         known = ", ".join(map(repr, methods_with_slope())) or "none is registered"
@@ -229,4 +235,10 @@ def _start(recipe: Recipe) -> float:
             f"a budget needs a method with the setting 'slope', but the recipe has {names}. "
             f"Methods with a slope: {known}."
         )
-    return math.exp(sum(map(math.log, slopes)) / len(slopes))
+    return slopes
+
+
+def _mean(slopes: Sequence[float | None]) -> float:
+    """Return the geometric mean of the slopes that are set; the search starts there."""
+    known = [slope for slope in slopes if slope is not None]
+    return math.exp(sum(map(math.log, known)) / max(1, len(known)))

@@ -118,27 +118,15 @@ class Request:
 
 def compress_network(request: Request) -> CompressionResult:
     """Compress a copy of the network, as the recipe says or within the budget."""
-    model = request.model
-    calibration, forward = request.calibration, request.forward
+    model, calibration = request.model, request.calibration
     if calibration is not None:
-        calibration = as_batches(calibration, model if forward is None else None)
+        calibration = as_batches(calibration, model if request.forward is None else None)
     memory: dict[str, Any] | None = None if request.goal is None else {}
     source = _stored(request.source)
     keys = _Keys(request, calibration)
 
     def run(recipe: Recipe) -> CompressionResult:
-        plan, (key, folder) = make_plan(model, recipe), keys.of(recipe)
-        pipeline = Pipeline(
-            plan,
-            calibration,
-            forward,
-            request.mask,
-            request.max_live_bytes,
-            request.progress,
-            memory,
-            Workspace.of(request.pager, folder),
-            key,
-        )
+        pipeline = _pipeline(request, recipe, calibration, memory, keys.of(recipe))
         result = replace(pipeline.run(model, source), effort=request.effort)
         return result.with_skip_reason() if request.metadata else result.without_metadata()
 
@@ -151,11 +139,34 @@ def compress_network(request: Request) -> CompressionResult:
             request.recipe,
             run,
             calibration,
+            settled=lambda r: _pipeline(request, r, calibration, memory).settled(model),
             progress=request.progress,
             touch=_touch(request.pager),
         )
     coded.warn_low_coverage(stacklevel=_USER)
     return coded
+
+
+def _pipeline(
+    request: Request,
+    recipe: Recipe,
+    calibration: Sequence[Any] | None,
+    memory: dict[str, Any] | None,
+    journal: tuple[str, Path | None] = ("", None),
+) -> Pipeline:
+    """Return the run of a recipe; ``journal`` are its key and the folder to resume from."""
+    key, folder = journal
+    return Pipeline(
+        make_plan(request.model, recipe),
+        calibration,
+        request.forward,
+        request.mask,
+        request.max_live_bytes,
+        request.progress,
+        memory,
+        Workspace.of(request.pager, folder),
+        key,
+    )
 
 
 def plan_request(

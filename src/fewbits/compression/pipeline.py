@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,9 +22,10 @@ from ..engine.network.shared_memory import is_same, same_values
 from ..engine.network.sharing import Guard, assign, assign_state, sharing
 from ..engine.sensitivity import probe
 from ..errors import CalibrationError, ConfigError
-from ..methods import Activations, calibrate_inputs
+from ..methods import Activations, calibrate_inputs, has_open_slope, suggested_slope
 from ..progress import Progress
 from ..recipe.plan import Plan
+from ..recipe.recipe import Recipe
 from .quantization import (
     Quantization,
     fall_back,
@@ -65,29 +66,15 @@ class Pipeline:
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
     checked: LayerCheck = field(default_factory=LayerCheck)
-    sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     finished: FinishedWeights = field(default_factory=FinishedWeights)
     _guard: Guard = field(default_factory=lambda: Guard(()), init=False, repr=False)
 
     def run(self, model: nn.Module, source: str) -> CompressionResult:
         """Compress ``model``, which is not changed; weights are shared with it until they are."""
-        recipe = self.plan.recipe
         shared = shared_weights(self.plan)
-        reference = sharing(model, shared).eval()
-        count = remove_inputs(reference)
-        if count:
-            self.notes.append(
-                f"activations: {count} inputs or outputs that were quantized before are in float "
-                "again"
-            )
-        batches = self._batches(reference)
-        retie(reference, {**self.plan.aliases, **self.plan.bound})
-        self._guard = Guard(shared)
-        if "fold_batchnorm" in recipe.prepare:
-            self._fold(reference, batches)
-        self._check(reference, batches)
-        masks = [masks_of(batch, place, self.mask) for place, batch in enumerate(batches)]
-        self._probe(reference, batches, masks)
+        reference, batches, masks = self._prepared(model, shared)
+        recipe = self.plan.recipe
         self._guard = Guard(shared - self._guard.written)
         network = self._quantize(reference, self._guard.names, batches, masks)
         if "reestimate_batchnorm" in recipe.finish:
@@ -100,6 +87,32 @@ class Pipeline:
         if recipe.activations is None:
             return coded
         return self._with_activations(coded, network, recipe.activations, batches)
+
+    def settled(self, model: nn.Module) -> Recipe:
+        """Return the recipe with the slopes that the network suggests for those that are open."""
+        self._prepared(model, shared_weights(self.plan))
+        return self.plan.recipe
+
+    def _prepared(
+        self, model: nn.Module, shared: frozenset[str]
+    ) -> tuple[nn.Module, Sequence[Any], Sequence[Sequence[Tensor]]]:
+        """Return the float network as it is quantized, batches and masks; find sensitivities."""
+        reference = sharing(model, shared).eval()
+        count = remove_inputs(reference)
+        if count:
+            self.notes.append(
+                f"activations: {count} inputs or outputs that were quantized before are in float "
+                "again"
+            )
+        batches = self._batches(reference)
+        retie(reference, {**self.plan.aliases, **self.plan.bound})
+        self._guard = Guard(shared)
+        if "fold_batchnorm" in self.plan.recipe.prepare:
+            self._fold(reference, batches)
+        self._check(reference, batches)
+        masks = [masks_of(batch, place, self.mask) for place, batch in enumerate(batches)]
+        self._probe(reference, batches, masks)
+        return reference, batches, masks
 
     def _with_activations(
         self,
@@ -194,7 +207,7 @@ class Pipeline:
             raise ConfigError(
                 f"the rules of a recipe must agree on 'metric'. Got {', '.join(sorted(metrics))}."
             )
-        self.sensitivities = self._remembered(
+        found = self._remembered(
             "probe",
             lambda: probe(
                 reference,
@@ -207,6 +220,13 @@ class Pipeline:
                 progress=self.progress,
             ),
         )
+        self.sensitivities = found.layers
+        names = [e.target.name for e in probed if e.method and has_open_slope(e.method)]
+        weights = sum(self.plan.sizes.get(n, 0) for n in names if n in self.sensitivities)
+        if weights:
+            slope = suggested_slope(found.energy, weights)
+            self.notes.append(f"slope: {slope:.2g}, from the size of the network's output")
+            self.plan = self.plan.with_open_slopes(slope)
         for entry in probed:
             if entry.target.name not in self.sensitivities:
                 self.plan, _ = fall_back(self.plan, entry, "no gradient reaches the weight")

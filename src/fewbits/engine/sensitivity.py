@@ -31,7 +31,7 @@ from .network.batches import Call, Forward, describe
 from .network.isolation import autocast_off, fast_path_off, isolated_pass
 from .network.padding import keep_real
 
-__all__ = ["METRICS", "probe"]
+__all__ = ["METRICS", "Probed", "probe"]
 
 METRICS = ("auto", "logits", "fisher")
 _NAMES = ("logits", "last_hidden_state")
@@ -40,6 +40,20 @@ _PIECE = 1 << 20  # inputs gathered at once: few enough to stay in the processor
 _PER_COLUMN, _LEAST = 16, 16384  # gradient rows that moments need, as of inputs
 _MOST_OUTPUTS = 4096  # neurons of a layer whose joint moments are kept
 _FLOOR = 1e-3  # relative to the mean over a layer's rows: lower bound on a row's sensitivity
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What gradients tell of a network.
+
+    Attributes:
+        layers: sensitivity of every weight with a nonzero gradient, by name.
+        energy: size of the output in the unit of distortions: the mean over samples (over tokens,
+            of sequences) of the squared centred output; with the metric "fisher", 1 nat.
+    """
+
+    layers: Mapping[str, Sensitivity]
+    energy: float
 
 
 class _Sums:
@@ -233,8 +247,8 @@ def probe(
     probes: int = 1,
     seed: int = 0,
     progress: Progress = silent,
-) -> dict[str, Sensitivity]:
-    """Return the sensitivity of every weight with a nonzero gradient, by name.
+) -> Probed:
+    """Measure how errors of each weight change the output.
 
     Args:
         network: in evaluation mode; unchanged afterwards.
@@ -265,7 +279,7 @@ def probe(
     for target in targets:
         for module, view in target.uses or ((target.module, target.view),):
             by_module[module].append((target, view))
-    samples = [1]
+    samples, energies = [1], []
     taps = {name: _Tap(own, sums, tables, samples) for name, own in by_module.items()}
     modules = dict(network.named_modules())
     handles = [
@@ -284,6 +298,7 @@ def probe(
                     chosen = _metric_of(answer, logits) if metric == "auto" else metric
                     samples[0] = len(logits) if logits.dim() else 1
                     share = _tokens(logits, own) ** -0.5
+                    energies.append(_energy(logits.detach(), chosen, share))
                     _propagate(logits, anchors, chosen, share, range(number, number + probes))
                 progress(ProgressEvent("probe", place + 1, len(batches)))
     finally:
@@ -294,7 +309,16 @@ def probe(
         if table.reached:
             looked_up = table.finish(probes)
             found[name] = joined(found[name], looked_up) if name in found else looked_up
-    return found
+    return Probed(found, sum(energies) / max(1, len(energies)))
+
+
+def _energy(output: Tensor, metric: str, share: float) -> float:
+    """Return the energy of outputs, per sample or, where ``share`` says so, per token."""
+    if metric == "fisher":
+        return 1.0
+    centred = output - output.mean(-1, keepdim=True) if output.dim() else output
+    samples = len(output) if output.dim() > 1 else 1
+    return share**2 * float(_squares(centred.float(), tuple(range(output.dim())))) / samples
 
 
 def _propagate(

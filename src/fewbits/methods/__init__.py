@@ -15,7 +15,6 @@ from .base import (
     to_settings,
     training_methods,
     trains,
-    with_slope,
 )
 from .post_training.gpfq import GPFQ
 from .post_training.gptq import GPTQ
@@ -23,6 +22,7 @@ from .post_training.nearest import Nearest
 from .post_training.qronos import Qronos
 from .rate_distortion.rdoq import RDOQ
 from .rate_distortion.transform import Transform
+from .slopes import has_open_slope, slope_of, suggested_slope, with_open_slope, with_slope
 from .trained.base import InputSession, Session, Switchable, TunedWeight
 from .trained.hemp.hemp import HEMP
 from .trained.lowbit.lowbit import LowBit
@@ -52,10 +52,14 @@ __all__ = [
     "as_method",
     "calibrate_inputs",
     "from_settings",
+    "has_open_slope",
     "is_method",
     "post_training_methods",
+    "slope_of",
+    "suggested_slope",
     "to_settings",
     "training_methods",
     "trains",
+    "with_open_slope",
     "with_slope",
 ]

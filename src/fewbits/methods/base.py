@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from typing_extensions import TypeIs
@@ -29,7 +29,6 @@ __all__ = [
     "to_settings",
     "training_methods",
     "trains",
-    "with_slope",
 ]
 
 INPUTS = ("none", "quantized", "both")
@@ -47,7 +46,8 @@ class Capabilities:
             (an embedding, or one that is tied to the output layer); else it needs inputs.
         needs_labels: whether it needs labelled data, for the training loss.
         trains: whether it trains (:class:`TrainingMethod`) or rounds (:class:`PostTrainingMethod`).
-        has_slope: whether it has the setting ``slope``, which a search for a budget varies.
+        has_slope: whether it has the setting ``slope``, which a search for a budget varies. If it
+            needs gradients, None may stand for the slope that they suggest.
         quantizes_activations: whether it can also quantize the inputs of layers.
         keeps_levels: for training methods: whether weights that start quantized keep their levels.
         merges_batchnorm: for training methods: whether BatchNorm's running statistics are merged
@@ -228,13 +228,6 @@ def training_methods() -> list[str]:
 def trains(method: AnyMethod | None) -> TypeIs[TrainingMethod]:
     """Return whether ``method`` trains; None does not."""
     return method is not None and method.capabilities.trains
-
-
-def with_slope(method: AnyMethod, slope: float) -> AnyMethod:
-    """Return the method with another slope, or unchanged if it has none."""
-    if not method.capabilities.has_slope:
-        return method
-    return replace(method, slope=slope)  # type: ignore[type-var]
 
 
 def to_settings(method: AnyMethod) -> dict[str, Any]:

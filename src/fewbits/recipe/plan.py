@@ -14,7 +14,15 @@ from torch import nn
 from ..coded import WEIGHT_DTYPES, Cause, Coverage, Reason, html_table
 from ..engine.layers.targets import Survey, Target, dtype_of, survey
 from ..errors import ModelError, TargetError, did_you_mean
-from ..methods import AnyMethod, Nearest, PostTrainingMethod, TrainingMethod, to_settings, trains
+from ..methods import (
+    AnyMethod,
+    Nearest,
+    PostTrainingMethod,
+    TrainingMethod,
+    to_settings,
+    trains,
+    with_open_slope,
+)
 from .recipe import Recipe, Rule
 
 __all__ = ["Plan", "PlanEntry", "fallback_of", "make_plan", "selected", "unmatched"]
@@ -102,6 +110,14 @@ class Plan:
             for e in self.entries
         )
         return replace(self, entries=entries)
+
+    def with_open_slopes(self, slope: float) -> Plan:
+        """Return the plan in which every method whose slope is open has this one."""
+        rules = tuple(
+            replace(rule, method=with_open_slope(rule.method, slope)) for rule in self.recipe.rules
+        )
+        entries = tuple(replace(e, method=with_open_slope(e.method, slope)) for e in self.entries)
+        return replace(self, recipe=replace(self.recipe, rules=rules), entries=entries)
 
     def noted(self, name: str, note: str) -> Plan:
         """Return the plan with one more note on a weight, whose method stays the same."""

@@ -58,7 +58,9 @@ def exact(network, images, metric):
 def probed(network, images, metric, probes, seed=0):
     targets = survey(network).targets
     forward = lambda net, batch: net(batch)  # noqa: E731
-    return probe(network, targets, [images], forward, metric=metric, probes=probes, seed=seed)
+    return probe(
+        network, targets, [images], forward, metric=metric, probes=probes, seed=seed
+    ).layers
 
 
 def apart(found, wanted):
@@ -144,10 +146,10 @@ def test_first_samples_without_gradients_do_not_stand_for_all():
         net[0].bias.fill_(-5)
     dead, alive = torch.zeros(3, 6), 9 * torch.randn(40, 6)
     for batches in ([dead, alive], [alive, dead]):
-        found = probe(net, survey(net).targets, batches, call_model)
+        found = probe(net, survey(net).targets, batches, call_model).layers
         assert all(bool(s.columns.isfinite().all()) for s in found.values())
         assert float(found["0.weight"].columns.abs().sum()) > 0
-    assert set(probe(net, survey(net).targets, [dead], call_model)) == set()
+    assert set(probe(net, survey(net).targets, [dead], call_model).layers) == set()
 
 
 def test_moments_do_not_depend_on_how_many_samples_are_processed_at_once(
@@ -191,8 +193,8 @@ def test_a_sequence_counts_as_one_of_its_tokens(length):
     token = torch.randn(1, 1, 4)
     targets = survey(model).targets
     batch = {"x": token.expand(3, length, 4).contiguous()}
-    one = probe(model, targets, [{"x": token}], call_model, probes=400)["layer.weight"]
-    many = probe(model, targets, [batch], call_model, probes=400)["layer.weight"]
+    one = probe(model, targets, [{"x": token}], call_model, probes=400).layers["layer.weight"]
+    many = probe(model, targets, [batch], call_model, probes=400).layers["layer.weight"]
     assert torch.allclose(many.rows, one.rows, rtol=0.35)
     # the metric is the divergence of the predictions: p (1 - p) of every class
     shares = model.layer(token)[0, 0].softmax(0).detach()
@@ -207,11 +209,29 @@ def test_tokens_of_padding_do_not_count():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     batch = {"x": x, "attention_mask": mask.long()}
     targets = survey(model).targets
-    seen = probe(model, targets, [batch], call_model, masks=[[mask]], probes=1)["layer.weight"]
+    seen = probe(model, targets, [batch], call_model, masks=[[mask]]).layers["layer.weight"]
     changed = x + 7 * torch.randn(2, 3, 4) * ~mask[..., None]
-    again = probe(model, targets, [{**batch, "x": changed}], call_model, masks=[[mask]], probes=1)[
-        "layer.weight"
-    ]
+    other = [{**batch, "x": changed}]
+    again = probe(model, targets, other, call_model, masks=[[mask]]).layers["layer.weight"]
     product = seen.rows.sum() * seen.columns[0].diagonal().sum()
     other = again.rows.sum() * again.columns[0].diagonal().sum()
     assert float(product) == pytest.approx(float(other), rel=1e-4)
+
+
+def test_the_energy_of_an_output_is_that_of_a_sample_or_of_a_token():
+    """Padding counts for nothing; predictions are in nats."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(6, 5))
+    images = torch.randn(40, 6)
+    whole = plain(images).detach()
+    centred = whole - whole.mean(1, keepdim=True)
+    targets = survey(plain).targets
+    found = probe(plain, targets, images.split(10), call_model).energy
+    assert found == pytest.approx(float(centred.square().sum(1).mean()))
+    assert probe(plain, targets, [images], call_model, metric="fisher").energy == 1.0
+    tokens, mask = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.bool)
+    mask[1, 4:] = False
+    real = plain(tokens).detach()[mask]
+    wanted = (real - real.mean(1, keepdim=True)).square().sum(1).mean()
+    found = probe(plain, targets, [tokens], call_model, masks=[[mask]]).energy
+    assert found == pytest.approx(float(wanted))

@@ -23,6 +23,7 @@ from ...ops.rounding.path_following import (
 )
 from ...ops.rounding.second_order import backward_cholesky
 from ...ops.transforms import unfold
+from ..slopes import suggested_slope
 
 __all__ = ["TALL", "RateProblem"]
 
@@ -175,6 +176,13 @@ class RateProblem:
             return self
         neurons = self.target.shape[1]
         return self.part(torch.arange(0, neurons, math.ceil(neurons / _SAMPLED)))
+
+    @property
+    def slope(self) -> float:
+        """The slope that suits this layer if it were the whole network."""
+        none = torch.zeros_like(self.target)[None]
+        energy = float(self.distortion(none, self.target.new_ones(1)))
+        return suggested_slope(energy, self.target.numel())
 
     def search(self, slope: float, ratio: float, priced: bool) -> Tensor:
         """Search a geometric series for the step () with the least distortion + slope * bits."""

@@ -21,6 +21,7 @@ from ...errors import CalibrationError
 from ...ops.levels.grid import all_finite
 from ..base import METHODS, Capabilities, PostTrainingMethod
 from ..path_inputs import expand_step, mean_error
+from ..slopes import check_slope
 from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
 from .rate_problem import TALL, RateProblem
 
@@ -37,8 +38,8 @@ class RDOQ(PostTrainingMethod):
 
     Attributes:
         slope: squared change of the output (centred logits of one sample, or of one token of a
-            sequence) that one bit is worth. A larger slope gives a smaller file. A search for a
-            budget sets it.
+            sequence) that one bit is worth. A larger slope gives a smaller file. None: that at
+            which the output changes by a few percent of its energy. A search for a budget sets it.
         ratio: starting point of the search for the step: slope divided by squared step, in units of
             distortion.
         rate: how to estimate the bits of a level: "adaptive" (from the coder's adaptive model),
@@ -58,14 +59,14 @@ class RDOQ(PostTrainingMethod):
         needs_inputs="both", needs_gradients=True, codes_lookups=True, has_slope=True
     )
 
-    slope: float = 2e-4
+    slope: float | None = None
     ratio: float = 0.25
     rate: str = "adaptive"
     bias_correction: bool = True
     metric: str = "auto"
 
     def __post_init__(self) -> None:
-        check_number("slope", self.slope, 0)
+        check_slope(self.slope)
         check_number("ratio", self.ratio, 0)
         check_one_of("rate", self.rate, ("adaptive", "static", "none"))
         check_switch("bias_correction", self.bias_correction)
@@ -89,14 +90,15 @@ class RDOQ(PostTrainingMethod):
         if not bool(weight.any()):
             return _all_zero(weight)
         problem = RateProblem.of(layer, weight, statistics)
+        slope = self.slope or problem.slope
         blocks = problem.blocks(TALL if statistics is not None else _VOCABULARY)
         levels = torch.empty_like(weight, dtype=torch.int32)
         size, distortion = weight.new_ones(weight.shape[1] if len(blocks) > 1 else 1), 0.0
         for neurons in blocks:
             part = problem.part(neurons) if len(blocks) > 1 else problem
-            step = part.sampled().search(self.slope, self.ratio, self.rate != "none")
+            step = part.sampled().search(slope, self.ratio, self.rate != "none")
             step = step.bfloat16().to(step)  # so that two of its bytes are zero in the file
-            chosen = part.quantize(step, self.slope, self.rate)
+            chosen = part.quantize(step, slope, self.rate)
             _check(layer, chosen)
             distortion += float(part.distortion(chosen[None], step.reshape(1)))
             levels[:, neurons] = chosen.to(torch.int32)

@@ -18,8 +18,8 @@ from ...errors import CalibrationError, ConfigError, require
 from ...ops.transforms import SIDES
 from ..base import METHODS, Capabilities, PostTrainingMethod
 from ..path_inputs import mean_error
+from ..slopes import check_slope
 from ..uniform import (
-    check_number,
     check_one_of,
     check_switch,
     checked_statistics,
@@ -43,7 +43,8 @@ class Transform(PostTrainingMethod):
 
     Attributes:
         slope: squared error of the network's output (summed over the logits) that one bit is worth.
-            It is the same for all layers, which allocates the bits among them.
+            It is the same for all layers, which allocates the bits among them. None: that at which
+            the output changes by a few percent of its energy.
         basis: the transform: "elt" (decorrelates weights and output errors), "klt" (decorrelates
             weights only) or "none".
         side: the channels that the basis mixes: "row" (inputs), "column" (outputs), or "best",
@@ -71,7 +72,7 @@ class Transform(PostTrainingMethod):
         needs_inputs="both", needs_gradients=True, has_slope=True
     )
 
-    slope: float = 1e-4
+    slope: float | None = None
     basis: str = "elt"
     side: str = "best"
     form: str = "entropy"
@@ -82,7 +83,7 @@ class Transform(PostTrainingMethod):
     metric: str = "auto"
 
     def __post_init__(self) -> None:
-        check_number("slope", self.slope, 0)
+        check_slope(self.slope)
         check_one_of("basis", self.basis, ("elt", "klt", "none"))
         check_one_of("side", self.side, ("best", "row", "column"))
         check_one_of("form", self.form, ("entropy", "blocks"))
@@ -124,7 +125,11 @@ class Transform(PostTrainingMethod):
         problem = RateProblem.of(layer, weight, statistics)
         target = problem.target if self.feedback else weight.double()
         settings = CandidateSettings(
-            self.slope, self.form == "blocks", self.feedback, self.rate, layer.limit
+            self.slope or problem.slope,
+            self.form == "blocks",
+            self.feedback,
+            self.rate,
+            layer.limit,
         )
         best = self._best(target, ErrorMetric.of(problem), settings)
         if best is None:

@@ -55,7 +55,7 @@ def exact_energy(network, name, tokens):
 def test_probes_find_how_much_each_row_of_an_embedding_matters(tied):
     network = reader(tied)
     targets = survey(network).targets
-    found = probe(network, targets, [TOKENS], call_model, metric="logits", probes=600)
+    found = probe(network, targets, [TOKENS], call_model, metric="logits", probes=600).layers
     rows = found["embed.weight"].rows[0]
     size = found["embed.weight"].columns[0].diagonal().sum()
     wanted = exact_energy(network, "embed.weight", TOKENS)
