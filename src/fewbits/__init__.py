@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         FewbitsError,
         MissingExtraError,
         ModelError,
+        RankError,
         SourceError,
         TargetError,
     )
@@ -84,6 +85,7 @@ __all__ = [
     "ProgressEvent",
     "Qronos",
     "Ramp",
+    "RankError",
     "Recipe",
     "Rule",
     "SourceError",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine.network.batches import Forward
+from .engine.network.distributed import shared_work
 from .engine.network.padding import Mask
 from .errors import ConfigError, require
 from .progress import Progress, silent
@@ -56,6 +57,7 @@ def compress(
     weights: str | PathLike[str] | None = None,
     resume: str | PathLike[str] | None = None,
     max_live_bytes: int = 1 << 30,
+    share: bool = True,
     progress: Progress = silent,
 ) -> CompressionResult:
     """Compress a trained network; ``model`` itself is not changed.
@@ -118,6 +120,9 @@ def compress(
             the folder until the result is saved, which is read from there.
         max_live_bytes: largest number of bytes of activations held by suspended forward passes; at
             layers where they hold more, the batches beyond it are run again.
+        share: whether to share the work with the other processes of the ``torch.distributed``
+            group that this one is in, if any. All of them must then make the same call, and all get
+            the same result; let one save it. False: this process works alone.
         progress: called after every layer, evaluation or training step.
 
     Returns:
@@ -132,17 +137,13 @@ def compress(
         BudgetError: no evaluated file is within the budget.
         MissingExtraError: training without the extra ``train``.
         SourceError: ``weights`` cannot be read, or does not fit the network.
+        RankError: another process of the group is gone, or failed.
         OSError: ``resume`` or the temporary folder cannot be written, or has no room.
     """
-    from .compression.compress import Request, compress_network  # noqa: PLC0415
-
-    request = Request.of(
-        model,
-        method,
-        calibration,
-        forward=forward,
-        mask=mask,
-        budget={
+    settings = {
+        "forward": forward,
+        "mask": mask,
+        "budget": {
             "target_bytes": target_bytes,
             "target_bits": target_bits,
             "max_drop": max_drop,
@@ -151,18 +152,30 @@ def compress(
             "time_budget": time_budget,
             "trace": trace,
         },
-        effort=effort,
-        threads=threads,
-        seed=seed,
-        activations=activations,
-        training=training,
-        source=source,
-        metadata=metadata,
-        weights=weights,
-        resume=resume,
-        max_live_bytes=max_live_bytes,
-        progress=progress,
-    )
+        "effort": effort,
+        "threads": threads,
+        "seed": seed,
+        "activations": activations,
+        "training": training,
+        "source": source,
+        "metadata": metadata,
+        "weights": weights,
+        "resume": resume,
+        "max_live_bytes": max_live_bytes,
+        "progress": progress,
+    }
+    with shared_work(share):
+        return _compressed((model, method, calibration), train, settings)
+
+
+def _compressed(
+    what: tuple[nn.Module, HowToCompress, Iterable[Any] | Tensor | None],
+    train: Iterable[Any] | None,
+    settings: Mapping[str, Any],
+) -> CompressionResult:
+    from .compression.compress import Request, compress_network  # noqa: PLC0415
+
+    request = Request.of(*what, **settings)
     if request.recipe.training_stage is None:
         if train is not None:
             raise ConfigError(

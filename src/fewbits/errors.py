@@ -9,6 +9,7 @@
     ├── CalibrationError                the data: empty, wrong shape, a forward that raises
     ├── SourceError                     a model or data source that cannot be found or read
     ├── BudgetError                     no file within the budget was found
+    ├── RankError                       another process of the group is gone or failed
     ├── CorruptFileError                a file that is damaged, hostile, or not a fewbits file
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
@@ -41,6 +42,7 @@ __all__ = [
     "LossWarning",
     "MissingExtraError",
     "ModelError",
+    "RankError",
     "SourceError",
     "TargetError",
     "did_you_mean",
@@ -83,6 +85,10 @@ class SourceError(FewbitsError):
 
 class BudgetError(FewbitsError):
     """No evaluated file is within the budget; no file is written."""
+
+
+class RankError(FewbitsError):
+    """A process that shares the work is gone, failed, or does something else."""
 
 
 class CorruptFileError(FewbitsError):

@@ -156,6 +156,7 @@ PUBLIC = [
     "ProgressEvent",
     "Qronos",
     "Ramp",
+    "RankError",
     "Recipe",
     "Rule",
     "SourceError",

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine.network.copying import copied
+from ..engine.network.distributed import ALONE, Ranks
 from ..errors import ConfigError, require
 from ..files.atomic_write import check_target, write
 from ..files.json_values import read_text
@@ -45,7 +46,11 @@ def with_slope(recipe: Recipe, slope: float) -> Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """A goal, and settings of the search for it; see :func:`fewbits.compress`."""
+    """A goal, and settings of the search for it; see :func:`fewbits.compress`.
+
+    ``ranks`` search together: the sizes, scores and times of the first decide, which alone encodes
+    and writes the trace.
+    """
 
     goal: Goal
     evaluate: Evaluate | None = None
@@ -54,6 +59,7 @@ class Budget:
     trace: str | PathLike[str] | None = None
     effort: str = "balanced"
     threads: int = 0
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
@@ -71,6 +77,9 @@ class Budget:
     @property
     def _seconds(self) -> float | None:
         return None if self.time_budget is None else as_seconds(self.time_budget)
+
+    def _clock(self) -> float:
+        return self.ranks.from_first("time of the search", time.monotonic)
 
     def meet(
         self,
@@ -94,15 +103,14 @@ class Budget:
         """
         slopes = _slopes(recipe)
         metric = getattr(self.evaluate, "metric", "accuracy")
-        trace = self._trace(
-            _key(model, recipe, calibration, effort=self.effort, metric=metric, touch=touch)
-        )
+        key = _key(model, recipe, calibration, effort=self.effort, metric=metric, touch=touch)
+        trace = self.ranks.from_first("trace of the search", lambda: self._trace(key))
         run = _Run(self, model, recipe, compress)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
 
         def record(trial: Trial | None) -> None:
             run.keep_only(trace.best)
-            if self.trace is not None:
+            if self.trace is not None and self.ranks.first:
                 write(trace.to_json().encode(), self.trace)
             if trial is not None:
                 detail = f"slope {trial.slope:.3g}: {trial.bytes:,} bytes"
@@ -115,7 +123,9 @@ class Budget:
             start = trace.trials[0].slope
         else:
             start = _mean(_slopes(settled(recipe)) if None in slopes else slopes)
-        search = SlopeSearch(self.goal, start, trace, self.evaluations, self._seconds, record)
+        search = SlopeSearch(
+            self.goal, start, trace, self.evaluations, self._seconds, record, self._clock
+        )
         best = search.run(run.evaluate)
         return run.result(best, trace)
 
@@ -159,16 +169,26 @@ class _Run:
         """Compress at a slope, encode and score."""
         started = time.perf_counter()
         coded = self._coded(slope)
-        report = coded.size_report()
+        size, bits = self._size(coded)
         score = None if self.budget.evaluate is None else self.score(coded)
         seconds = time.perf_counter() - started
-        return Trial(slope, report.file_bytes, report.bits_per_weight, score, seconds)
+        trial = Trial(slope, size, bits, score, seconds)
+        return self.budget.ranks.exchange("trial of the search", trial)[0]
 
     def _coded(self, slope: float) -> CompressionResult:
         coded = self.compress(with_slope(self.recipe, slope))
-        coded.encode(threads=self.budget.threads)
         self.held[slope] = coded
         return coded
+
+    def _size(self, coded: CompressionResult) -> tuple[int, float]:
+        """Return the bytes of the file and its bits per weight; one rank encodes it."""
+
+        def encoded() -> tuple[int, float]:
+            coded.encode(threads=self.budget.threads)
+            report = coded.size_report()
+            return report.file_bytes, report.bits_per_weight
+
+        return self.budget.ranks.from_first("coding", encoded)
 
     def keep_only(self, best: Trial | None) -> None:
         """Release every network except that of the best trial."""
@@ -183,7 +203,7 @@ class _Run:
             return math.nan
         value: Any = self.budget.evaluate(network)
         if isinstance(value, (Tensor, int, float)) or hasattr(value, "__float__"):
-            score = float(value)
+            score = self.budget.ranks.exchange("score", float(value))[0]
             if coded is not None or math.isfinite(score):
                 return score
         raise ConfigError(
@@ -194,9 +214,10 @@ class _Run:
     def result(self, best: Trial, trace: Trace) -> CompressionResult:
         """Return the network of the best trial; recompute it if it comes from an earlier run."""
         coded = self.held.get(best.slope) or self._coded(best.slope)
-        if coded.size_report().file_bytes != best.bytes:
+        size, _ = self._size(coded)
+        if size != best.bytes:
             raise ConfigError(
-                f"slope {best.slope!r} gives {coded.size_report().file_bytes:,} bytes, but the "
+                f"slope {best.slope!r} gives {size:,} bytes, but the "
                 f"trace says {best.bytes:,}: it was recorded with other data, versions or "
                 "settings. Remove it."
             )

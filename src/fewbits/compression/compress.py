@@ -16,6 +16,7 @@ from ..engine.activations.hooks import count_inputs
 from ..engine.layers.targets import check_finite
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
+from ..engine.network.distributed import active
 from ..engine.network.padding import Mask, as_mask
 from ..engine.paged.paging import Pager
 from ..errors import ConfigError, LossWarning, require
@@ -27,7 +28,7 @@ from ..recipe.training_config import Training
 from ..search import Goal
 from .budget import Budget
 from .coded_model import unwrapped
-from .fingerprint import fingerprint, fingerprint_run
+from .fingerprint import facts_of, fingerprint, fingerprint_run
 from .pipeline import Pipeline
 from .result import CompressionResult
 from .storage.workspace import Workspace
@@ -35,7 +36,7 @@ from .storage.workspace import Workspace
 __all__ = ["Request", "compress_network", "plan_request"]
 
 _SEARCH = "search.json"  # in the folder to resume from
-_USER = 4  # frames from a check to the caller of fewbits.compress
+_USER = 5  # frames from a check to the caller of fewbits.compress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +118,15 @@ class Request:
 
 
 def compress_network(request: Request) -> CompressionResult:
-    """Compress a copy of the network, as the recipe says or within the budget."""
+    """Compress a copy of the network, as the recipe says or within the budget.
+
+    Inside of :func:`~fewbits.engine.network.distributed.shared_work`, with the other ranks.
+    """
     model, calibration = request.model, request.calibration
     if calibration is not None:
         calibration = as_batches(calibration, model if request.forward is None else None)
+    if active().count > 1:
+        active().compare("compress", _facts(request, calibration))
     memory: dict[str, Any] | None = None if request.goal is None else {}
     source = _stored(request.source)
     keys = _Keys(request, calibration)
@@ -164,8 +170,9 @@ def _pipeline(
         request.max_live_bytes,
         request.progress,
         memory,
-        Workspace.of(request.pager, folder),
+        Workspace.of(request.pager, folder if active().first else None),
         key,
+        active(),
     )
 
 
@@ -189,7 +196,23 @@ def _budget(request: Request, goal: Goal) -> Budget:
     options = request.budget
     if request.resume is not None and options["trace"] is None:
         options = {**options, "trace": Path(request.resume) / _SEARCH}
-    return Budget(goal, **options, effort=request.effort, threads=request.threads)
+    more = {"effort": request.effort, "threads": request.threads, "ranks": active()}
+    return Budget(goal, **options, **more)
+
+
+def _facts(request: Request, calibration: Sequence[Any] | None) -> dict[str, str]:
+    """Return what all ranks must have in common, by what it is called in messages."""
+    budget, touch = request.budget, _touch(request.pager)
+    return {
+        "recipe": fingerprint((), request.recipe.to_dict()),
+        "target": str(request.goal),
+        "evaluate=": str(budget["evaluate"] is not None),
+        "evaluations=": str(budget["evaluations"]),
+        "time_budget=": str(budget["time_budget"]),
+        "forward=": str(request.forward is not None),
+        "effort=": request.effort,
+        **facts_of(request.model, calibration or (), touch),
+    }
 
 
 class _Keys:
@@ -202,7 +225,8 @@ class _Keys:
         if self._folder is not None:
             touch = _touch(request.pager)
             self._base = fingerprint_run(request.model, calibration or (), touch)
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if active().first:
+                self._folder.mkdir(parents=True, exist_ok=True)
 
     def of(self, recipe: Recipe) -> tuple[str, Path | None]:
         """Return the key of a recipe, and the folder of its journal; None to keep none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "fingerprint_run", "tensors_in", "weights_of"]
+__all__ = ["facts_of", "fingerprint", "fingerprint_run", "tensors_in", "weights_of"]
 
 
 def fingerprint(tensors: Iterable[tuple[str, object]], *facts: Any) -> str:
@@ -42,6 +42,18 @@ def fingerprint_run(
     modules = [(name, *_kind(module)) for name, module in model.named_modules()]
     tensors = chain(weights_of(model, touch), buffers, data)
     return fingerprint(tensors, version("fewbits"), modules)
+
+
+def facts_of(
+    model: nn.Module, batches: Sequence[Any], touch: Callable[[int], None] = lambda size: None
+) -> dict[str, str]:
+    """Return fingerprints of what several processes must have in common, by what they are of."""
+    tensors = (("", tensor) for batch in batches for tensor in tensors_in(batch))
+    return {
+        "weights of the network": fingerprint(weights_of(model, touch)),
+        "number of calibration batches": str(len(batches)),
+        "contents of the calibration batches": fingerprint(tensors),
+    }
 
 
 def _kind(module: nn.Module) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from ..engine.layers.pack import pack_raw
 from ..engine.layers.targets import dtype_of, retie
 from ..engine.lockstep.layer_check import LayerCheck, check_layers
 from ..engine.network.batches import Forward, as_batches, as_forward, explained
+from ..engine.network.distributed import ALONE, Ranks
 from ..engine.network.padding import Mask, masks_of
 from ..engine.network.shared_memory import is_same, same_values
 from ..engine.network.sharing import Guard, assign, assign_state, sharing
@@ -51,6 +52,7 @@ class Pipeline:
     ``memory`` is shared by runs that differ only in the slopes of their recipe. Stages whose
     results do not depend on slopes store them there under their own name and reuse them in later
     runs, unchanged. It is None if there are no other runs. ``key`` identifies the run in a journal.
+    ``ranks`` make the same run, each on its share of the batches, and come to the same result.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class Pipeline:
     memory: dict[str, Any] | None = None
     workspace: Workspace = field(default_factory=Workspace)
     key: str = ""
+    ranks: Ranks = ALONE
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
@@ -79,7 +82,9 @@ class Pipeline:
         network = self._quantize(reference, self._guard.names, batches, masks)
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
-            self.measured = reestimate_batchnorm(reference, network, batches, forward, self.folded)
+            self.measured = reestimate_batchnorm(
+                reference, network, batches, forward, self.folded, self.ranks
+            )
             if self.measured:
                 count = len(self.measured)
                 self.notes.append(f"reestimate_batchnorm: {count} BatchNorm layers re-estimated")
@@ -135,7 +140,7 @@ class Pipeline:
         layers = {name: self.plan.modules_of(name) for name in self.finished if name not in failed}
         forward = explained(self._call, "activations")
         grids, left = calibrate_inputs(
-            network, layers, settings, batches, forward, ends=self.plan.ends
+            network, layers, settings, batches, forward, ends=self.plan.ends, ranks=self.ranks
         )
         left = (*left, *(f"{name} ({failed[name]})" for name in self.finished if name in failed))
         if left:
@@ -187,7 +192,10 @@ class Pipeline:
         targets, forward = [e.target for e in checked], explained(self._call, "check of layers")
         if targets:
             self.checked = self._remembered(
-                "check", lambda: check_layers(reference, targets, batches, forward)
+                "check",
+                lambda: self.ranks.from_first(
+                    "check of layers", lambda: check_layers(reference, targets, batches, forward)
+                ),
             )
         for entry in data_driven:
             if entry.target.name in self.checked.failed:
@@ -218,6 +226,7 @@ class Pipeline:
                 metric=next(iter(metrics)),
                 seed=self.plan.recipe.seed,
                 progress=self.progress,
+                ranks=self.ranks,
             ),
         )
         self.sensitivities = found.layers
@@ -263,6 +272,7 @@ class Pipeline:
             self.max_live_bytes,
             self.progress,
             self.notes,
+            self.ranks,
         )
         network = stage.run(batches)
         self.plan, self.finished = stage.plan, stage.finished

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,15 @@ from ..engine.layers.targets import Target, retie
 from ..engine.lockstep.float_inputs import float_inputs
 from ..engine.lockstep.layer_check import LayerCheck
 from ..engine.lockstep.lockstep import LockstepReport, run_lockstep
-from ..engine.lockstep.quantizer import Completed, LayerQuantizer, Work, quantize_alone
+from ..engine.lockstep.quantizer import (
+    Completed,
+    LayerQuantizer,
+    Work,
+    encode_alone,
+    write_result,
+)
 from ..engine.network.batches import Forward
+from ..engine.network.distributed import ALONE, Ranks
 from ..engine.network.sharing import sharing
 from ..errors import CalibrationError
 from ..methods import PostTrainingMethod
@@ -83,6 +91,16 @@ def shared_weights(plan: Plan) -> frozenset[str]:
     return frozenset(t.name for t in targets if not tied & {t.name, *t.also})
 
 
+@dataclass(frozen=True, eq=False)
+class _Alone:
+    """A weight that is quantized on its own, and why not with its method in the plan."""
+
+    entry: PlanEntry
+    method: PostTrainingMethod
+    known: Statistics | None = None
+    why: str = ""
+
+
 @dataclass
 class Quantization:
     """One quantization of all weights; see :class:`fewbits.compression.pipeline.Pipeline`.
@@ -95,6 +113,7 @@ class Quantization:
         workspace: where finished weights are kept.
         key: identifies this run in a journal.
         notes: what happened, for the user.
+        ranks: who else makes this run; the first of them keeps what can be resumed from.
         finished: the weights that are done.
     """
 
@@ -112,6 +131,7 @@ class Quantization:
     max_live_bytes: int
     progress: Progress
     notes: list[str] = field(default_factory=list)
+    ranks: Ranks = ALONE
     finished: FinishedWeights = field(init=False)
     network: nn.Module = field(init=False)
     _done: dict[str, Finished] = field(default_factory=dict, init=False)
@@ -125,7 +145,8 @@ class Quantization:
         coded = [e.target.name for e in self.plan.entries if e.method]
         if self.runs:
             self.workspace.place({name: network.get_parameter(name) for name in coded})
-        for part in journal.finished if journal else ():
+        parts = list(journal.finished) if journal else []
+        for part in self.ranks.from_first("parts to resume from", lambda: parts):
             self._restore(part)
         if self._done:
             self.notes.append(
@@ -142,13 +163,24 @@ class Quantization:
     def _restore(self, part: Finished) -> None:
         """Give the quantized network the values of a part that an earlier run finished."""
         self._done[part.part] = part
-        for name in part.weights if self.runs else ():
-            self._write(name, self.network.get_parameter(name), to_torch(self.finished[name]))
+        weights, changed = self.ranks.from_first(
+            f"finished {part.part}", lambda: self._stored(part)
+        )
+        if not self.ranks.first:
+            self.finished.add(part, weights, changed)
+        for name in weights if self.runs else ():
+            self._write(name, self.network.get_parameter(name), to_torch(weights[name]))
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         with torch.no_grad():
-            for name in part.changed:
-                parameters[name].copy_(to_torch(self.finished.changed(name)))
+            for name in changed:
+                parameters[name].copy_(to_torch(changed[name]))
         self.workspace.release()
+
+    def _stored(self, part: Finished) -> tuple[dict[str, CodedTensor], dict[str, RawTensor]]:
+        """Return the weights of a finished part, and the other tensors that changed with them."""
+        used = self.runs or self.ranks.count > 1
+        weights = {name: self.finished[name] for name in (part.weights if used else ())}
+        return weights, {name: self.finished.changed(name) for name in part.changed}
 
     def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
         known = self.sensitivities.get(entry.target.name)
@@ -159,32 +191,49 @@ class Quantization:
         """Quantize weights that need no inputs first, so later layers calibrate on the result."""
         blind = [e for e in self.plan.entries if e.method and not needs_inputs(e.method)]
         others = len(blind) < sum(entry.method is not None for entry in self.plan.entries)
-        for place, entry in enumerate(blind):
-            if entry.method:
-                self._quantize_alone(entry, entry.method)
+        place = 0
+        for group in self._rounds(blind):
+            self._quantize_alone([_Alone(e, e.method) for e in group if e.method])
+            place += len(group)
             if not others:  # otherwise the layers that take long are counted
-                name = entry.target.name
-                self.progress(ProgressEvent("quantize", place + 1, len(blind), name))
+                name = group[-1].target.name
+                self.progress(ProgressEvent("quantize", place, len(blind), name))
 
     def _quantize_ahead(self, batches: Sequence[Any]) -> None:
         """Quantize embeddings and what is tied to them, which the passes use first of all."""
         ahead = [e for e in self.plan.entries if needs_inputs(e.method) and not in_lockstep(e)]
         todo = [e for e in ahead if e.target.name not in self.finished]
         known = self._known_inputs(todo, batches)
-        for place, entry in enumerate(ahead):
-            self.progress(ProgressEvent("embed", place, len(ahead), entry.target.name))
-            name, method = entry.target.name, entry.method
-            part, why = self._done.get(f"weight {name}"), ""
-            if part is not None:
-                why = part.notes.get(name, "")
-            elif not codes_lookups(method) and name not in known:
-                why = "no calibration batch calls the layer that multiplies with it"
-            if why:
-                self.plan, method = fall_back(self.plan, entry, why)
-            if method:
-                self._quantize_alone(entry, method, known.get(name), why)
+        place = 0
+        for group in self._rounds(ahead):
+            self.progress(ProgressEvent("embed", place, len(ahead), group[0].target.name))
+            alone = [self._ahead(entry, known) for entry in group]
+            self._quantize_alone([work for work in alone if work is not None])
+            place += len(group)
         if ahead:
             self.progress(ProgressEvent("embed", len(ahead), len(ahead)))
+
+    def _ahead(self, entry: PlanEntry, known: Mapping[str, Statistics]) -> _Alone | None:
+        """Return how an embedding is quantized, whether or not it is done already."""
+        name, method = entry.target.name, entry.method
+        part, why = self._done.get(f"weight {name}"), ""
+        if part is not None:
+            why = part.notes.get(name, "")
+        elif not codes_lookups(method) and name not in known:
+            why = "no calibration batch calls the layer that multiplies with it"
+        if why:
+            self.plan, method = fall_back(self.plan, entry, why)
+        return _Alone(entry, method, known.get(name), why) if method else None
+
+    def _rounds(self, entries: Sequence[PlanEntry]) -> list[Sequence[PlanEntry]]:
+        """Divide weights that do not wait for each other into rounds, which ranks share.
+
+        A round has as many as there are ranks: results are held until all of it is done.
+        """
+        ranks, sizes = self.ranks.count, self.plan.sizes
+        if ranks > 1:  # together those that take about as long
+            entries = sorted(entries, key=lambda e: -sizes.get(e.target.name, 0))
+        return [entries[k : k + ranks] for k in range(0, len(entries), ranks)]
 
     def _known_inputs(
         self, ahead: Sequence[PlanEntry], batches: Sequence[Any]
@@ -206,22 +255,27 @@ class Quantization:
             masks=self.masks,
             seed=recipe.seed,
             progress=self.progress,
+            ranks=self.ranks,
         )
 
-    def _quantize_alone(
-        self,
-        entry: PlanEntry,
-        method: PostTrainingMethod,
-        known: Statistics | None = None,
-        why: str = "",
-    ) -> None:
-        name = entry.target.name
-        if name not in self.finished:
-            work, seed = self._work(entry, method), self.plan.recipe.seed
-            write = self._write if self.runs else None
-            result = quantize_alone(self.network, work, seed, write, known)
-            notes = {name: why} if why else {}
-            self._keep(f"weight {name}", Completed({name: result}, notes=notes))
+    def _quantize_alone(self, alone: Sequence[_Alone]) -> None:
+        """Quantize weights that do not wait for each other, dealt out over the ranks."""
+        todo = [one for one in alone if one.entry.target.name not in self.finished]
+        seed, write = self.plan.recipe.seed, self._write if self.runs else None
+        names = [one.entry.target.name for one in todo]
+        results = self.ranks.dealt(
+            f"quantizing {', '.join(names)}",
+            [partial(self._encoded, one, seed) for one in todo],
+            [self.plan.sizes.get(name, 0) for name in names],
+        )
+        for name, one, result in zip(names, todo, results, strict=True):
+            if write is not None:
+                write_result(self.network, one.entry.target, result, write)
+            notes = {name: one.why} if one.why else {}
+            self._keep(f"weight {name}", Completed({name: result.on_cpu()}, notes=notes))
+
+    def _encoded(self, one: _Alone, seed: int) -> Quantized:
+        return encode_alone(self.network, self._work(one.entry, one.method), seed, one.known)
 
     def _quantize_with_inputs(self, entries: Sequence[PlanEntry], batches: Sequence[Any]) -> None:
         work: dict[str, list[Work]] = defaultdict(list)
@@ -240,6 +294,7 @@ class Quantization:
             needs_reference=any(w.both for group in work.values() for w in group),
             finished=[module for module in work if f"module {module}" in self._done],
             progress=self.progress,
+            ranks=self.ranks,
         )
         self._note(report, observer)
         self._quantize_unreached(entries)
@@ -261,6 +316,7 @@ class Quantization:
             keep=lambda module, done: self._keep(f"module {module}", done),
             notes={name: note for part in parts for name, note in part.notes.items()},
             unpaired={name for part in parts for name in part.unpaired},
+            ranks=self.ranks,
         )
 
     def _note(self, report: LockstepReport, observer: LayerQuantizer) -> None:
@@ -280,10 +336,13 @@ class Quantization:
                 f"calibration reached none of the {len(entries)} layers to quantize. forward= must "
                 "call the network that is passed to it (a copy), not one that it captured."
             )
-        for entry in unreached:
-            why = "no calibration batch calls the layer in both networks"
-            self.plan, method = fall_back(self.plan, entry, why)
-            self._quantize_alone(entry, method)
+        for group in self._rounds(unreached):
+            alone = []
+            for entry in group:
+                why = "no calibration batch calls the layer in both networks"
+                self.plan, method = fall_back(self.plan, entry, why)
+                alone.append(_Alone(entry, method))
+            self._quantize_alone(alone)
 
     def _write(self, name: str, parameter: Tensor, values: Tensor) -> None:
         """Set the values of a quantized weight, without changing the float network."""

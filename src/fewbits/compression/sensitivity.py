@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..engine.lockstep.lockstep import run_lockstep
 from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_alone
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
+from ..engine.network.distributed import Ranks, shared_work
 from ..engine.network.isolation import isolated_pass
 from ..errors import CalibrationError, ConfigError, require
 from ..methods import AnyMethod, PostTrainingMethod, as_method, trains
@@ -28,6 +30,7 @@ from ..progress import Progress, ProgressEvent, silent
 from ..recipe.plan import fallback_of, make_plan
 from ..recipe.recipe import Recipe, Rule
 from .coded_model import unwrapped
+from .fingerprint import facts_of
 
 __all__ = ["LayerHarm", "sensitivity"]
 
@@ -82,6 +85,7 @@ def sensitivity(
     evaluate: Callable[[nn.Module], float] | None = None,
     effort: str = "balanced",
     seed: int = 0,
+    share: bool = True,
     progress: Progress = silent,
 ) -> list[LayerHarm]:
     """Quantize every weight alone at every width; the most harm per byte saved comes first.
@@ -97,6 +101,8 @@ def sensitivity(
         evaluate: ``evaluate(model) -> score`` on selection data; costs one evaluation per row.
         effort: coding effort, for ``bytes``.
         seed: random seed.
+        share: whether to share the work with the other processes of the ``torch.distributed``
+            group that this one is in, if any, as in :func:`fewbits.compress`.
         progress: called after every batch, and after every row that is evaluated.
 
     Cost: one lockstep pass, then a forward pass over all batches for each weight and width.
@@ -104,24 +110,53 @@ def sensitivity(
     Raises:
         ConfigError: a method without the setting ``bits``, or invalid widths.
         CalibrationError: no batches, or a network whose output is not a tensor.
+        RankError: another process of the group is gone, or failed.
     """
-    methods = _at_widths(as_method(method), bits)
+    with shared_work(share) as ranks:
+        return _sensitivity(
+            model, as_method(method), calibration, bits, forward, ranks,
+            evaluate=evaluate, effort=effort, seed=seed, progress=progress,
+        )  # fmt: skip
+
+
+def _sensitivity(  # noqa: PLR0917 - those of sensitivity, and who shares the work
+    model: nn.Module,
+    method: AnyMethod,
+    calibration: Iterable[Any] | Tensor,
+    bits: Sequence[int],
+    forward: Forward | None,
+    ranks: Ranks,
+    *,
+    evaluate: Callable[[nn.Module], float] | None,
+    effort: str,
+    seed: int,
+    progress: Progress,
+) -> list[LayerHarm]:
+    methods = _at_widths(method, bits)
     model = unwrapped(model)
     batches = as_batches(calibration, model if forward is None else None)
+    if ranks.count > 1:
+        facts = {"method": str(methods), "seed": str(seed)}
+        ranks.compare("sensitivity", facts | facts_of(model, batches))
     plan = make_plan(model, Recipe((Rule("*", methods[bits[0]]),), seed=seed))
     check_finite(model)
     network = copied(model).eval()
     retie(network, {**plan.aliases, **plan.bound})
     targets = [entry.target for entry in plan.entries]
-    trials = _quantize_alone(network, targets, methods, batches, as_forward(forward), seed=seed)
+    trials = _quantize_alone(
+        network, targets, methods, batches, as_forward(forward), ranks, seed=seed
+    )
     changes = _OutputChanges(network, trials, as_forward(forward))
-    changes.measure(batches, progress)
-    rows = []
-    for place, trial in enumerate(trials):
+    changes.measure(batches, ranks, progress)
+    rows: dict[int, LayerHarm] = {}
+    own = ranks.own(len(trials))
+    for done, place in enumerate(own, 1):
+        trial = trials[place]
         score = None if evaluate is None else changes.score(trial, evaluate)
-        rows.append(_row(trial, *changes.of(trial), score, effort))
-        progress(ProgressEvent("rows", place + 1, len(trials), trial.target.name))
-    return sorted(rows, key=lambda row: -row.harm)
+        rows[place] = _row(trial, *changes.of(trial), score, effort)
+        progress(ProgressEvent("rows", done, len(own), trial.target.name))
+    found = chain(*(part.items() for part in ranks.exchange("rows", rows)))
+    return sorted((row for _, row in sorted(found)), key=lambda row: -row.harm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,23 +205,28 @@ def _quantize_alone(
     methods: Mapping[int, PostTrainingMethod],
     batches: Sequence[Any],
     forward: Forward,
+    ranks: Ranks,
     *,
     seed: int,
 ) -> list[_Trial]:
     encoders = {t.name: _EveryWidth(methods) for t in targets}
     work: defaultdict[str, list[Work]] = defaultdict(list)
-    failed = check_layers(network, targets, batches, forward).failed
+    failed = ranks.from_first(
+        "check of layers", lambda: check_layers(network, targets, batches, forward).failed
+    )
     for target in targets:
         if target.view.in_sight and target.name not in failed:
             work[target.module].append(Work(target, encoders[target.name].encode, False))
     if work:
-        observer = LayerQuantizer(network, work, len(batches), seed, write=None)
+        observer = LayerQuantizer(network, work, len(batches), seed, write=None, ranks=ranks)
         run_lockstep(
-            network, network, list(work), batches, forward, observer, needs_reference=False
-        )
+            network, network, list(work), batches, forward, observer,
+            needs_reference=False, ranks=ranks,
+        )  # fmt: skip
     trials = []
     for target in targets:
         encoder = encoders[target.name]
+        encoder.results = ranks.exchange(f"widths of {target.name}", encoder.results)[0]
         if not encoder.results:
             encoder.methods = {width: fallback_of(method) for width, method in methods.items()}
             _quantize_without_inputs(network, target, encoder, seed)
@@ -224,11 +264,13 @@ class _OutputChanges:
         self.totals = {id(trial): [0.0, 0.0] for trial in trials}  # squares, nats
         self.elements = self.rows = 0
 
-    def measure(self, batches: Sequence[Any], progress: Progress) -> None:
-        """Sum over the batches; the float output is held for one batch at a time."""
-        progress(ProgressEvent("layers", 0, len(batches)))
+    def measure(self, batches: Sequence[Any], ranks: Ranks, progress: Progress) -> None:
+        """Sum over the batches of all ranks; the float output is held for one at a time."""
+        own = ranks.own(len(batches))
+        progress(ProgressEvent("layers", 0, len(own)))
         with torch.inference_mode():
-            for place, batch in enumerate(batches):
+            for done, place in enumerate(own, 1):
+                batch = batches[place]
                 exact = self._output(batch, place)
                 log_p = F.log_softmax(exact, -1)
                 self.elements += exact.numel()
@@ -238,7 +280,16 @@ class _OutputChanges:
                     self.totals[id(trial)][0] += float((changed - exact).square().sum())
                     log_q = F.log_softmax(changed, -1)
                     self.totals[id(trial)][1] += float((log_p.exp() * (log_p - log_q)).sum())
-                progress(ProgressEvent("layers", place + 1, len(batches)))
+                progress(ProgressEvent("layers", done, len(own)))
+        self._join(ranks)
+
+    def _join(self, ranks: Ranks) -> None:
+        totals = [self.totals[id(trial)] for trial in self.trials]
+        told = ranks.exchange("changes of the output", (self.elements, self.rows, totals))
+        self.elements, self.rows = sum(e for e, _, _ in told), sum(r for _, r, _ in told)
+        for place, trial in enumerate(self.trials):
+            parts = [own[place] for _, _, own in told]
+            self.totals[id(trial)] = [sum(column) for column in zip(*parts, strict=True)]
 
     def of(self, trial: _Trial) -> tuple[float, float]:
         """Return the mean squared change per element and the divergence per row."""

@@ -11,7 +11,8 @@ the same expectation, but each sample is one more draw.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import gcd
 from typing import Any
@@ -28,6 +29,7 @@ from .layers.statistics import second_moments
 from .layers.targets import Target
 from .layers.views import WeightView
 from .network.batches import Call, Forward, describe
+from .network.distributed import ALONE, Ranks
 from .network.isolation import autocast_off, fast_path_off, isolated_pass
 from .network.padding import keep_real
 
@@ -119,6 +121,31 @@ class _Sums:
             rows = plain[:, picks // columns, :, picks % columns]  # (picks, groups, neurons)
             rows = rows.reshape(len(picks), groups, neurons).transpose(0, 1)
         self.outputs = self.outputs + step * second_moments(rows)
+
+    @property
+    def begun(self) -> tuple[int, Tensor | None]:
+        """What decides which rows are used: the number of calls so far, and the weights of rows."""
+        return self._calls, self._shares
+
+    def begin(self, begun: tuple[int, Tensor | None], batch: int) -> None:
+        """Go on from ``batch`` as if those before it had been as the first, which had begun so."""
+        calls, shares = begun
+        self._calls = batch * calls
+        self._shares = self._shares if shares is None else shares
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums, which add up over ranks."""
+        numbers = torch.tensor([self.drawn, self.positions])
+        sums = {"energy": self.energy, "rows": self.rows, "columns": self.columns}
+        if self.outputs is not None:
+            sums["outputs"] = self.outputs
+        return {"numbers": numbers, **{name: torch.as_tensor(x) for name, x in sums.items()}}
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Use the sums of all ranks."""
+        self.drawn, self.positions = (int(number) for number in state["numbers"])
+        self.energy, self.rows, self.columns = (state[k] for k in ("energy", "rows", "columns"))
+        self.outputs = state.get("outputs")
 
     @property
     def reached(self) -> bool:
@@ -247,6 +274,7 @@ def probe(
     probes: int = 1,
     seed: int = 0,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> Probed:
     """Measure how errors of each weight change the output.
 
@@ -265,6 +293,8 @@ def probe(
         probes: backward passes per batch.
         seed: seed of the probes.
         progress: called after each batch.
+        ranks: who else runs passes, each over its share of the batches, once the first rank has
+            run the first: it decides which gradient rows count for how much.
 
     Raises:
         CalibrationError: ``forward`` returns nothing that has gradients.
@@ -272,44 +302,107 @@ def probe(
     Cost: per batch one forward pass, and per probe one backward pass plus the per-sample gradients
     of the weights, which take as much again: ``2 n N`` flops per position.
     """
-    passes = len(batches) * probes
-    sums: defaultdict[str, _Sums] = defaultdict(lambda: _Sums(passes))
-    tables: dict[str, LookupSums] = {}
-    by_module: defaultdict[str, list[tuple[Target, WeightView]]] = defaultdict(list)
-    for target in targets:
-        for module, view in target.uses or ((target.module, target.view),):
-            by_module[module].append((target, view))
-    samples, energies = [1], []
-    taps = {name: _Tap(own, sums, tables, samples) for name, own in by_module.items()}
-    modules = dict(network.named_modules())
-    handles = [
-        modules[name].register_forward_hook(tap, with_kwargs=True) for name, tap in taps.items()
-    ]
-    progress(ProgressEvent("probe", 0, len(batches)))
-    try:
-        with torch.enable_grad(), fast_path_off():
-            for place, batch in enumerate(batches):
-                answer = isolated_pass(forward, network, batch, place)
-                anchors = [tap.anchor for tap in taps.values() if tap.used]
-                if anchors:
-                    number = (seed * 7919 + place) * 64
-                    own = masks[place] if masks else ()
-                    logits = keep_real(_logits(answer), own)
-                    chosen = _metric_of(answer, logits) if metric == "auto" else metric
-                    samples[0] = len(logits) if logits.dim() else 1
-                    share = _tokens(logits, own) ** -0.5
-                    energies.append(_energy(logits.detach(), chosen, share))
-                    _propagate(logits, anchors, chosen, share, range(number, number + probes))
-                progress(ProgressEvent("probe", place + 1, len(batches)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {name: total.finish(probes) for name, total in sums.items() if total.reached}
-    for name, table in tables.items():
-        if table.reached:
-            looked_up = table.finish(probes)
-            found[name] = joined(found[name], looked_up) if name in found else looked_up
-    return Probed(found, sum(energies) / max(1, len(energies)))
+    run = _Probe(network, batches, forward, masks, metric, probes, seed)
+    own = ranks.own(len(batches))
+    progress(ProgressEvent("probe", 0, len(own)))
+    with run.hooked(targets), torch.enable_grad(), fast_path_off():
+        for place in own[: int(ranks.first)]:
+            run.visit(place)
+        begun = ranks.exchange("first gradients", run.begun)[0]
+        for done, place in enumerate(own, 1):
+            if ranks.count > 1:
+                run.begin(begun, place)
+            if place:
+                run.visit(place)
+            progress(ProgressEvent("probe", done, len(own)))
+    return run.finish(ranks)
+
+
+@dataclass
+class _Probe:
+    """The passes of one rank, and what they have found."""
+
+    network: nn.Module
+    batches: Sequence[Any]
+    forward: Forward
+    masks: Sequence[Sequence[Tensor]]
+    metric: str
+    probes: int
+    seed: int
+    samples: list[int] = field(default_factory=lambda: [1])
+    energies: dict[int, float] = field(default_factory=dict)
+    tables: dict[str, LookupSums] = field(default_factory=dict)
+    taps: dict[str, _Tap] = field(default_factory=dict)
+    sums: defaultdict[str, _Sums] = field(init=False)
+
+    def __post_init__(self) -> None:
+        passes = len(self.batches) * self.probes
+        self.sums = defaultdict(lambda: _Sums(passes))
+
+    @contextmanager
+    def hooked(self, targets: Iterable[Target]) -> Iterator[None]:
+        """Hook the layers of the targets during the block."""
+        by_module: defaultdict[str, list[tuple[Target, WeightView]]] = defaultdict(list)
+        for target in targets:
+            for module, view in target.uses or ((target.module, target.view),):
+                by_module[module].append((target, view))
+        self.taps = {
+            name: _Tap(own, self.sums, self.tables, self.samples) for name, own in by_module.items()
+        }
+        modules = dict(self.network.named_modules())
+        handles = [
+            modules[name].register_forward_hook(tap, with_kwargs=True)
+            for name, tap in self.taps.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def visit(self, place: int) -> None:
+        """Run a batch, and backpropagate its probes."""
+        answer = isolated_pass(self.forward, self.network, self.batches[place], place)
+        anchors = [tap.anchor for tap in self.taps.values() if tap.used]
+        if not anchors:
+            return
+        number = (self.seed * 7919 + place) * 64
+        own = self.masks[place] if self.masks else ()
+        logits = keep_real(_logits(answer), own)
+        chosen = _metric_of(answer, logits) if self.metric == "auto" else self.metric
+        self.samples[0] = len(logits) if logits.dim() else 1
+        share = _tokens(logits, own) ** -0.5
+        self.energies[place] = _energy(logits.detach(), chosen, share)
+        _propagate(logits, anchors, chosen, share, range(number, number + self.probes))
+
+    @property
+    def begun(self) -> dict[str, tuple[int, Tensor | None]]:
+        """What the first batch decides, by weight."""
+        return {name: total.begun for name, total in self.sums.items()}
+
+    def begin(self, begun: Mapping[str, tuple[int, Tensor | None]], place: int) -> None:
+        """Go on at a batch, where the one before it was run by another rank."""
+        for name, known in begun.items():
+            self.sums[name].begin(known, place)
+
+    def finish(self, ranks: Ranks) -> Probed:
+        """Return what all ranks have found."""
+        known = ranks.exchange("gradients", (list(self.sums), list(self.tables), self.energies))
+        for name in dict.fromkeys(name for names, _, _ in known for name in names):
+            own = self.sums[name]
+            if ranks.count > 1:
+                own.take(ranks.total(f"gradients of {name}", own.state() if own.drawn else {}))
+        found = {n: total.finish(self.probes) for n, total in self.sums.items() if total.reached}
+        for name in dict.fromkeys(name for _, names, _ in known for name in names):
+            table = self.tables.get(name)
+            state = ranks.total(f"lookups of {name}", {} if table is None else table.state())
+            table = LookupSums.of_state(state)
+            if table.reached:
+                looked_up = table.finish(self.probes)
+                found[name] = joined(found[name], looked_up) if name in found else looked_up
+        energies = {place: value for *_, part in known for place, value in part.items()}
+        total = sum(energies[place] for place in sorted(energies))
+        return Probed(found, total / max(1, len(energies)))
 
 
 def _energy(output: Tensor, metric: str, share: float) -> float:

@@ -13,6 +13,7 @@ from ..engine.activations.observer import Site, observe
 from ..engine.activations.outputs import unquantized_outputs
 from ..engine.activations.placement import PLACEMENTS, QuantizedLayers, choose_sites, left_in_float
 from ..engine.network.batches import Forward
+from ..engine.network.distributed import ALONE, Ranks
 from ..errors import ConfigError, did_you_mean, require, shorten
 from ..ops.levels.ranges import SHARES, fit_percentile, fit_range, fit_shifted
 from .uniform import check_number, check_one_of, check_switch, is_whole
@@ -96,6 +97,7 @@ def calibrate_inputs(
     forward: Forward,
     *,
     ends: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, ActivationGrid], tuple[str, ...]]:
     """Return the grid of every site, and the layers whose inputs stay in float with the reasons.
 
@@ -106,6 +108,7 @@ def calibrate_inputs(
         batches: calibration data.
         forward: runs the network on a batch.
         ends: the first and the last weight matrix of the network.
+        ranks: who else runs passes, each over its share of the batches; all get the same grids.
 
     Raises:
         ConfigError: there is no input to quantize.
@@ -117,14 +120,14 @@ def calibrate_inputs(
             "and the last with first_last='fp'), so there is no input to quantize. Leave "
             "activations out, or quantize more weights."
         )
-    sites = choose_sites(network, chosen, settings.placement, batches, forward)
+    sites = choose_sites(network, chosen, settings.placement, batches, forward, ranks)
     grids = {}
     for site in sites:
         bits = 8 if chosen.is_wide(site) else settings.bits
         grids[site.name] = _grid(site, bits, settings)
     if settings.outputs:
         outputs = unquantized_outputs(network, chosen.paths, batches[0], forward)
-        for site in observe(network, outputs, batches, forward, outputs=True):
+        for site in observe(network, outputs, batches, forward, outputs=True, ranks=ranks):
             grids[site.name] = _asymmetric_grid(site, settings)
     return grids, left_in_float(network, chosen, sites) if settings.placement == "input" else ()
 

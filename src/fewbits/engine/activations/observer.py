@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import inf
 from typing import Any
 from weakref import ReferenceType, ref
@@ -15,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ...coded import site_name
 from ...errors import CalibrationError
 from ..network.batches import Forward
+from ..network.distributed import ALONE, Ranks
 from ..network.isolation import evaluating, isolated_pass
 from ..network.shared_memory import copy_into
 
@@ -74,17 +77,40 @@ class Site:
         """Whether negative values matter: beyond rounding noise, and not cut by a ReLU."""
         return not self.rectified and self.low < -1e-6 * max(self.high, -self.low)
 
-    def add(self, values: Tensor, room: int) -> None:
+    def add(self, seen: _Values) -> None:
         """Record the values of one call."""
-        flat = values.detach().float().reshape(-1).clamp(max=self.ceiling)
+        if seen.part is not None:
+            self.low, self.high = min(self.low, seen.low), max(self.high, seen.high)
+            self.features = seen.features
+            self.parts.append(seen.part)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What is kept of the values of one call; ``part`` is None if there are none."""
+
+    name: str
+    call: int
+    low: float = 0.0
+    high: float = 0.0
+    features: int = 1
+    part: Tensor | None = None
+
+    @classmethod
+    def of(cls, name: str, call: int, values: Tensor, ceiling: float, room: int) -> _Values:
+        """Keep evenly spread ones, at most about twice ``room``."""
+        flat = values.detach().float().reshape(-1).clamp(max=ceiling)
         if not flat.numel():
-            return
+            return cls(name, call)
         low, high = (float(value) for value in flat.aminmax())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.features = max(1, flat.numel() // max(1, len(values)))
+        features = max(1, flat.numel() // max(1, len(values)))
         # An odd stride, so that rows and channels are sampled evenly.
         stride = max(1, flat.numel() // room) | 1
-        self.parts.append(flat[::stride].clone())
+        return cls(name, call, low, high, features, flat[::stride].clone())
+
+    def on_cpu(self) -> _Values:
+        """Return the same in main memory."""
+        return replace(self, part=None if self.part is None else self.part.cpu())
 
 
 @dataclass
@@ -126,11 +152,13 @@ def observe(
     forward: Forward,
     *,
     outputs: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Site]:
     """Run ``model`` over ``batches`` and return the sites of ``modules`` in order of execution.
 
     A module that is called equally often in every forward pass has a site per call; any other has
-    one site. ``outputs``: observe outputs instead of inputs.
+    one site. ``outputs``: observe outputs instead of inputs. ``ranks`` share the batches, and all get
+    the same sites.
 
     Raises:
         CalibrationError: values that are not finite (names the module).
@@ -140,35 +168,59 @@ def observe(
     for name in modules:
         names.setdefault(by_name[name], name)
     room = max(256, _KEPT // max(1, len(batches)))
-    known: dict[tuple[str, int], Site] = {}
-    counts: dict[str, set[int]] = {}
-    for position, batch in enumerate(batches):
+    kept: dict[int, list[_Values]] = {}
+    for place in ranks.own(len(batches)):
         watch = _Watch(names)
         handles = watch.follow(outputs)
         try:
-            stateless_pass(forward, model, batch, position)
+            stateless_pass(forward, model, batches[place], place)
         finally:
             for handle in handles:
                 handle.remove()
-        for name, called in watch.calls.items():
+        kept[place] = [
+            _kept(by_name, seen, place, room=room, outputs=outputs) for seen in watch.seen
+        ]
+    if ranks.count > 1:  # what is sent goes through main memory
+        kept = {place: [seen.on_cpu() for seen in own] for place, own in kept.items()}
+    kept = dict(chain(*(part.items() for part in ranks.exchange("ranges of activations", kept))))
+    known: dict[tuple[str, int], Site] = {}
+    counts: dict[str, set[int]] = {}
+    for place in sorted(kept):
+        for order, seen in enumerate(kept[place]):
+            if (seen.name, seen.call) not in known:
+                module = by_name[seen.name]
+                known[seen.name, seen.call] = _site(module, seen.name, seen.call, order, outputs)
+            known[seen.name, seen.call].add(seen)
+        for name, called in Counter(seen.name for seen in kept[place]).items():
             counts.setdefault(name, set()).add(called)
-        for order, (name, call, values) in enumerate(watch.seen):
-            if not bool(torch.isfinite(values).all()):
-                raise CalibrationError(
-                    f"the {'output' if outputs else 'input'} of {name!r} contains NaN or infinite "
-                    f"values on calibration batch {position}. Check the data and its "
-                    "normalization."
-                )
-            if (name, call) not in known:
-                known[name, call] = _site(by_name[name], name, call, order, outputs)
-            known[name, call].add(values, room)
     return _named(known, counts, by_name)
+
+
+def _kept(
+    modules: Mapping[str, nn.Module],
+    seen: tuple[str, int, Tensor],
+    place: int,
+    *,
+    room: int,
+    outputs: bool,
+) -> _Values:
+    """Keep some of the values of a call."""
+    name, call, values = seen
+    if not bool(torch.isfinite(values).all()):
+        raise CalibrationError(
+            f"the {'output' if outputs else 'input'} of {name!r} contains NaN or infinite values on "
+            f"calibration batch {place}. Check the data and its normalization."
+        )
+    return _Values.of(name, call, values, _ceiling(modules[name]), room)
+
+
+def _ceiling(module: nn.Module) -> float:
+    return 6.0 if isinstance(module, nn.ReLU6) else inf
 
 
 def _site(module: nn.Module, name: str, call: int, order: int, output: bool) -> Site:
     rectified = isinstance(module, RECTIFIERS)
-    ceiling = 6.0 if isinstance(module, nn.ReLU6) else inf
-    return Site(name, name, call, order, rectified, output, ceiling)
+    return Site(name, name, call, order, rectified, output, _ceiling(module))
 
 
 def _named(

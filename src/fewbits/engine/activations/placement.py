@@ -10,6 +10,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ..network.batches import Forward
+from ..network.distributed import ALONE, Ranks
 from .observer import RECTIFIERS, Site, observe
 
 __all__ = ["PLACEMENTS", "QuantizedLayers", "choose_sites", "left_in_float"]
@@ -61,6 +62,7 @@ def choose_sites(
     placement: str,
     batches: Sequence[Any],
     forward: Forward,
+    ranks: Ranks = ALONE,
 ) -> list[Site]:
     """Choose the sites at which the inputs of ``layers`` are quantized, and observe them.
 
@@ -72,6 +74,7 @@ def choose_sites(
             the layers; a shortcut then reads the same quantized values as the main path).
         batches: calibration data.
         forward: calls the network on a batch.
+        ranks: who else runs passes, each over its share of the batches.
 
     Raises:
         ConfigError: there are no sites, for example if the network calls ReLU as a function.
@@ -79,12 +82,12 @@ def choose_sites(
     modules = dict(model.named_modules(remove_duplicate=False))
     able = [name for name in layers.paths if isinstance(modules[name], _LAYERS)]
     if placement == "input":
-        found = observe(model, able, batches, forward)
+        found = observe(model, able, batches, forward, ranks=ranks)
         if not found:
             raise _nowhere("no linear or convolution layer is reached")
         return found
     rectifiers = [name for name, m in model.named_modules() if isinstance(m, RECTIFIERS)]
-    found = observe(model, [*able, *rectifiers], batches, forward)
+    found = observe(model, [*able, *rectifiers], batches, forward, ranks=ranks)
     last = max((site.order for site in found if not site.rectified), default=-1)
     chosen = [site for site in found if site.rectified and site.order < last]
     for site in chosen:

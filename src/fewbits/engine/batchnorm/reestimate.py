@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..network.batches import Forward
+from ..network.distributed import ALONE, Ranks
 from ..network.isolation import isolated_pass
 from .fold import Folded, is_batchnorm
 from .statistics import channel_sums
@@ -58,16 +59,18 @@ class _Moments:
 def reestimate_batchnorm(
     reference: nn.Module,
     network: nn.Module,
-    batches: Iterable[Any],
+    batches: Sequence[Any],
     forward: Forward,
     folded: Sequence[Folded] = (),
+    ranks: Ranks = ALONE,
 ) -> tuple[str, ...]:
     """Adapt every batch normalization of ``network`` to its quantized inputs.
 
     For each batch the float network runs first, then the quantized one, with each normalization's
     input mapped to the float moments on the way, so that later layers see corrected inputs. If a
     layer has absorbed its normalization, the change goes into weight and bias, so that mean and
-    variance stay constant. Cost: two forward passes per batch. Changes ``network`` in place.
+    variance stay constant. Cost: two forward passes per batch, shared by the ranks, whose sums add
+    up. Changes ``network`` in place.
 
     Returns:
         Names of the normalizations.
@@ -82,16 +85,18 @@ def reestimate_batchnorm(
             "statistics. Remove the stage from the recipe."
         )
     moments: dict[str, _Moments] = defaultdict(_Moments)
-    for seed, batch in enumerate(batches):  # the same random draws in both, as in the lockstep
+    for place in ranks.own(len(batches)):  # also the seed, to draw the same numbers in both
         seen: dict[str, list[Tensor]] = defaultdict(list)
         with _intercepted(reference, norms, _record(seen)):
-            isolated_pass(forward, reference, batch, seed)
+            isolated_pass(forward, reference, batches[place], place)
         with _intercepted(network, norms, _match(seen, moments)):
-            isolated_pass(forward, network, batch, seed)
+            isolated_pass(forward, network, batches[place], place)
     absorbed = {pair.norm for pair in folded}
-    for name, entry in moments.items():
-        _apply(norms[name], *entry.change(), name in absorbed)
-    return tuple(moments)
+    own = {name: entry.sums for name, entry in moments.items()}
+    sums = ranks.total("moments of batch normalizations", own)
+    for name, total in sums.items():
+        _apply(norms[name], *_Moments(total).change(), name in absorbed)
+    return tuple(sums)
 
 
 @contextmanager

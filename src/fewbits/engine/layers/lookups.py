@@ -7,6 +7,8 @@ often each row is used, and how the output depends on the vectors that are looke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,20 @@ class LookupSums:
         self._counts += torch.bincount(flat[used], minlength=rows)
         self._columns += (sums.mT @ sums).double()
         self._samples += samples
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums, which add up over ranks."""
+        samples = torch.tensor(self._samples)
+        sums = {"squares": self._squares, "counts": self._counts, "columns": self._columns}
+        return {**sums, "samples": samples}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> LookupSums:
+        """Return the sums of a state."""
+        sums = cls(len(state["counts"]), len(state["columns"]))
+        sums._squares, sums._counts = state["squares"], state["counts"]
+        sums._columns, sums._samples = state["columns"], int(state["samples"])
+        return sums
 
     @property
     def reached(self) -> bool:

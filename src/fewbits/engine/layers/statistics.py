@@ -3,7 +3,8 @@
 Memory is bounded by the layer, not by the calibration set. While there are at most as many rows
 as columns, the rows themselves are kept (exact, and smaller); beyond that they are folded into
 H = X~^T X~ and G = X~^T X with float64 totals of float32 products per batch. Of layers with very
-many inputs, the totals are float32 as well, and are added to in place.
+many inputs, the totals are float32 as well, and are added to in place. Ranks that see different
+batches join what they have: rows in the order of the batches, totals by adding them up.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from ...errors import CalibrationError, ModelError
 from ...ops.compiled.kernels import arrays, compiled, runs_compiled
 from ...ops.levels.grid import all_finite
+from ..network.distributed import Ranks
 
 __all__ = ["WIDE", "Statistics", "StatisticsAccumulator", "check_float64", "second_moments"]
 
@@ -82,16 +84,23 @@ class StatisticsAccumulator:
         self._rows = 0
         self._dtype = torch.float32
         self._buffer: list[tuple[Tensor, Tensor]] = []
+        self._places: list[tuple[int, int]] = []  # of what is in the buffer
         self._sums: tuple[Tensor, Tensor] | None = None
         self._totals: tuple[Tensor, Tensor] | None = None
         self._energy: Tensor | float = 0.0  # of rows that are not in `_plain`
         self._plain: Tensor | None = None  # X^T X, once it differs from H
         self._mismatched = False
 
-    def add(self, reference: Tensor, quantized: Tensor) -> None:
+    @property
+    def rows(self) -> int:
+        """Number of rows so far."""
+        return self._rows
+
+    def add(self, reference: Tensor, quantized: Tensor, place: tuple[int, int] = (0, 0)) -> None:
         """Add rows of X and X~, each (groups, rows, columns); pass one object twice if X is X~.
 
-        16-bit inputs are cast to float32 before any product; float64 stays float64.
+        16-bit inputs are cast to float32 before any product; float64 stays float64. ``place`` is
+        that of the rows among all: the numbers of batch and call.
 
         Raises:
             CalibrationError: shapes differ from those declared, or a value is not finite.
@@ -115,6 +124,7 @@ class StatisticsAccumulator:
             reference = reference.clone()
             quantized = reference if same else quantized.clone()
         self._buffer.append((reference, quantized))
+        self._places.append(place)
         if folds:
             self._fold()
 
@@ -126,6 +136,77 @@ class StatisticsAccumulator:
         if self._totals is not None:
             self._totals = (self._totals[0], self._totals[0])
         self._weight = None  # the energy belongs to the float network's rows
+
+    def join(self, ranks: Ranks) -> None:
+        """Add what the other ranks have, so that all have the same; the last step before the end.
+
+        Rows that are kept come in the order of their places. Totals are added up in another order
+        than one process does it, which float64 totals hardly show in float32.
+        """
+        if ranks.count == 1:
+            return
+        what = f"statistics of {self._where.rstrip(': ') or 'a layer'}"
+        told = ranks.exchange(what, (self._rows, self._dtype, self._is_plain))
+        same = all(plain for _, _, plain in told)
+        self._rows = sum(rows for rows, _, _ in told)
+        if any(dtype == torch.float64 for _, dtype, _ in told):
+            self._dtype = torch.float64
+        sums = (
+            {} if self._sums is None else {"reference": self._sums[0], "quantized": self._sums[1]}
+        )
+        means = ranks.total(what, {name: total.clone() for name, total in sums.items()})
+        if means:
+            first = means["reference"]
+            self._sums = (first, first if same else means["quantized"])
+        if self._rows <= self._columns:
+            self._join_rows(ranks, what)
+        else:
+            self._fold()
+            self._join_totals(ranks, what, same=same)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether X is X~ in all rows so far."""
+        total = self._totals is None or self._totals[0] is self._totals[1]
+        return total and all(pair[0] is pair[1] for pair in self._buffer)
+
+    def _join_rows(self, ranks: Ranks, what: str) -> None:
+        own = [
+            (place, quantized.cpu(), None if reference is quantized else reference.cpu())
+            for place, (reference, quantized) in zip(self._places, self._buffer, strict=True)
+        ]
+        device = self._buffer[0][1].device if self._buffer else torch.device("cpu")
+        parts = [part for given in ranks.exchange(what, own) for part in given]
+        self._buffer.clear()
+        for _, seen, known in sorted(parts, key=lambda part: part[0]):
+            quantized = seen.to(device)
+            self._buffer.append((quantized if known is None else known.to(device), quantized))
+        self._places = sorted(place for place, _, _ in parts)
+
+    def _join_totals(self, ranks: Ranks, what: str, *, same: bool) -> None:
+        energy = None if same or self._weight is None else self._energy_here()
+        own = {} if self._totals is None else {"second": self._totals[0]}
+        if self._totals is not None and not same:
+            second, cross = self._totals
+            own["cross"] = second.clone() if cross is second else cross
+        if energy is not None:
+            own["energy"] = energy
+        found = ranks.total(what, own)
+        second = found["second"]
+        self._totals = (second, second if same else found["cross"])
+        if energy is not None:
+            self._mismatched, self._plain, self._energy = True, None, found["energy"]
+
+    def _energy_here(self) -> Tensor:
+        """Return the energy of the rows of this rank, (groups, neurons)."""
+        if self._weight is None or self._totals is None:
+            neurons = 0 if self._weight is None else self._weight.shape[1]
+            return torch.zeros(self._groups, neurons, dtype=torch.float64)
+        known = self._reference_energy()
+        if known is not None or self._columns > WIDE:
+            return torch.as_tensor(self._energy if known is None else known)
+        weight = self._weight.double()
+        return ((weight @ self._totals[0]) * weight).sum(2)
 
     def finish(self) -> Statistics:
         """Return the statistics of everything added so far."""
@@ -176,6 +257,7 @@ class StatisticsAccumulator:
                 self._add_energy(reference, second if reference is quantized else None)
             self._add_moments(second, cross)
         self._buffer.clear()
+        self._places.clear()
 
     def _fold_wide(self, reference: Tensor, quantized: Tensor) -> None:
         """Add rows to float32 totals, without a product of their size."""

@@ -20,6 +20,7 @@ from ..layers.statistics import Statistics, StatisticsAccumulator
 from ..layers.targets import Target
 from ..layers.views import WeightView
 from ..network.batches import Call, Forward
+from ..network.distributed import ALONE, Ranks
 from ..network.isolation import autocast_off, fast_path_off, isolated_pass
 from .quantizer import layer_seed, row_budget, share_of
 
@@ -54,7 +55,22 @@ class _Watcher:
             picks = draw_rows(seen.count, quota, layer_seed(self.seed, name, self.place, 0))
             sums = self.sums.setdefault(name, StatisticsAccumulator(groups, columns, None, name))
             values = seen.take(picks)
-            sums.add(values, values)
+            sums.add(values, values, (self.place, 0))
+
+    def finish(self, ranks: Ranks) -> dict[str, Statistics]:
+        """Return what all ranks have seen."""
+        known = ranks.exchange("inputs of embeddings", {n: s.rows for n, s in self.sums.items()})
+        found: dict[str, Statistics] = {}
+        for target in self.rows:
+            name, view = target.name, (target.seen_at or (None, target.view))[1]
+            if not any(name in own for own in known):
+                continue
+            columns = target.view.columns(target.shape)
+            empty = StatisticsAccumulator(view.groups, columns, None, name)
+            sums = self.sums.pop(name, empty)
+            sums.join(ranks)
+            found[name] = sums.finish()
+        return found
 
 
 def float_inputs(
@@ -66,6 +82,7 @@ def float_inputs(
     masks: Sequence[Sequence[Tensor]] = (),
     seed: int = 0,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Statistics]:
     """Return the statistics of the first layer of each target whose inputs can be seen.
 
@@ -80,6 +97,7 @@ def float_inputs(
         masks: of each batch, bool (samples, tokens) that are False for padding.
         seed: seed of the rows that are drawn.
         progress: called after each batch, stage "inputs".
+        ranks: who else runs passes, each over its share of the batches.
 
     Cost: one forward pass per batch, and the moments.
     """
@@ -91,14 +109,15 @@ def float_inputs(
         for target in targets
         if target.seen_at is not None
     ]
-    progress(ProgressEvent("inputs", 0, len(batches)))
+    own = ranks.own(len(batches))
+    progress(ProgressEvent("inputs", 0, len(own)))
     try:
         with torch.no_grad(), fast_path_off():
-            for place, batch in enumerate(batches):
+            for done, place in enumerate(own, 1):
                 watcher.place = place
-                isolated_pass(forward, network, batch, place)
-                progress(ProgressEvent("inputs", place + 1, len(batches)))
+                isolated_pass(forward, network, batches[place], place)
+                progress(ProgressEvent("inputs", done, len(own)))
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total.finish() for name, total in watcher.sums.items()}
+    return watcher.finish(ranks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from ...errors import CalibrationError, ModelError
 from ..network.batches import Call
 from ..network.isolation import CallerState, Draws, preserved_draws
 
-__all__ = ["PassTask", "watch"]
+__all__ = ["PassTask", "stuck_message", "watch"]
 
 _MOST_SWALLOWED = 10_000  # cancellations that a pass may catch before its thread is parked
 _GRACE_SECONDS = 30.0  # time for a cancelled pass to reach its next target layer, or its end
@@ -201,3 +201,12 @@ class PassTask:
             f"the forward pass of {self.title} failed {where}: "
             f"{type(error).__name__}: {error}. {hint}"
         ) from error
+
+
+def stuck_message(titles: Sequence[str]) -> str:
+    """Return the message for passes that do not stop."""
+    return (
+        f"the forward pass of {', '.join(titles)} could not be stopped: the network catches "
+        "BaseException around a layer, or runs for a long time without calling one. Its thread "
+        "stays until the process ends. Catch Exception instead."
+    )

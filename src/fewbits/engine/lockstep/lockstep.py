@@ -26,9 +26,10 @@ from torch import nn
 from ...errors import CalibrationError, ConfigError, did_you_mean, require
 from ...progress import Progress, silent
 from ..network.batches import Forward, as_sequence
+from ..network.distributed import ALONE, Ranks
 from ..network.isolation import fast_path_off, preserved_draws
-from .forward_task import watch
-from .scheduler import LockstepReport, Observer, Schedule, Stream, stuck_message
+from .forward_task import stuck_message, watch
+from .scheduler import LockstepReport, Observer, Schedule, Stream
 
 __all__ = ["LockstepReport", "Observer", "run_lockstep"]
 
@@ -45,6 +46,7 @@ def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
     needs_reference: bool = True,
     finished: Collection[str] = (),
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> LockstepReport:
     """Show ``observer`` the inputs of every target module, and let it quantize them one by one.
 
@@ -69,6 +71,7 @@ def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
         finished: targets that an earlier run completed, in ``quantized`` as well: passes call them,
             but the observer does not get to see them.
         progress: called for every completed module, stage "quantize".
+        ranks: who else runs passes, each over its share of the batches.
 
     Raises:
         ConfigError: a target that does not exist, or two names of one module.
@@ -82,7 +85,7 @@ def run_lockstep(  # noqa: PLR0917 - a run consists of these six things
     if needs_reference:
         streams.insert(0, Stream("reference", reference))
     with torch.no_grad(), fast_path_off(), preserved_draws(), _watched(streams, names):
-        schedule = Schedule(streams, held, forward, observer)
+        schedule = Schedule(streams, held, forward, observer, ranks)
         try:
             report = schedule.run(names, max_live_bytes, progress, finished)
         except BaseException:

@@ -18,6 +18,7 @@ from ..layers.rows import Rows, draw_rows, without_padding
 from ..layers.statistics import WIDE, Statistics, StatisticsAccumulator
 from ..layers.targets import Target
 from ..network.batches import Call
+from ..network.distributed import ALONE, Ranks
 from ..network.isolation import autocast_off
 from .pairing import Pairing
 from .replays import KeptCall
@@ -26,10 +27,12 @@ __all__ = [
     "Completed",
     "LayerQuantizer",
     "Work",
+    "encode_alone",
     "layer_seed",
     "quantize_alone",
     "row_budget",
     "share_of",
+    "write_result",
 ]
 
 _UNREPEATABLE = (
@@ -109,8 +112,41 @@ def quantize_alone(
 
     It is quantized from its values alone, or with ``statistics`` that are known beforehand.
     """
-    with autocast_off():
-        return _quantize(network, work, statistics, seed, write)
+    result = encode_alone(network, work, seed, statistics)
+    if write is not None:
+        write_result(network, work.target, result, write)
+    return result.on_cpu()
+
+
+@autocast_off()
+@torch.no_grad()
+def encode_alone(
+    network: nn.Module, work: Work, seed: int, statistics: Statistics | None = None
+) -> Quantized:
+    """Quantize a weight as :func:`quantize_alone` does, and change nothing."""
+    target = work.target
+    matrix = _matrix(network, target)
+    parameter = network.get_parameter(target.name)
+    limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
+    layer = LayerMatrix(
+        target.name,
+        matrix,
+        statistics,
+        layer_seed(seed, target.name),
+        limit,
+        work.sensitivity,
+        prod(target.view.kernel),
+        target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
+    )
+    return work.encode(layer)
+
+
+@torch.no_grad()
+def write_result(network: nn.Module, target: Target, result: Quantized, write: Write) -> None:
+    """Set a weight of ``network`` to its quantized values."""
+    parameter = network.get_parameter(target.name)
+    values = target.view.tensor(result.dequantize(), target.shape)
+    write(target.name, parameter, values.to(parameter.device))
 
 
 @dataclass
@@ -134,6 +170,7 @@ class LayerQuantizer:
         reference: the float network, to run layers that compute inputs of their weights
             themselves; None if no method needs the float network's inputs.
         keep: called with a module and its :class:`Completed`; None collects ``results``.
+        ranks: who else observes; all ranks complete the same modules.
         results: weight name to its quantized matrix, filled as layers complete.
         notes: weight name to notes for the user.
         unpaired: weights whose rows of the two networks could not be paired.
@@ -150,6 +187,7 @@ class LayerQuantizer:
     write: Write | None = _in_place
     reference: nn.Module | None = None
     keep: Callable[[str, Completed], None] | None = None
+    ranks: Ranks = ALONE
     results: dict[str, Quantized] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     unpaired: set[str] = field(default_factory=set)
@@ -245,8 +283,7 @@ class LayerQuantizer:
             self._sums[name].forget_reference()
 
     def _add(self, work: Work, seen: Rows, known: Rows, batch: int, call: int) -> None:
-        view, name = work.target.view, work.target.name
-        columns = view.columns(work.target.shape)
+        name, columns = work.target.name, work.target.view.columns(work.target.shape)
         quota = self._quota(work.target.module, columns, batch, call, work.rows)
         if quota == 0:
             return
@@ -256,12 +293,17 @@ class LayerQuantizer:
         if known is not seen:
             reference = _checked(known.take(picks), work.target, columns, batch)
         if name not in self._sums:
-            analog = _matrix(self.network, work.target)
-            if columns > WIDE:
-                size = columns**2 * 4 * (1 + work.both) >> 20
-                self.note(name, f"moments of {columns:,} inputs take {size:,} MiB")
-            self._sums[name] = StatisticsAccumulator(view.groups, columns, analog, name)
-        self._sums[name].add(reference, quantized)
+            self._sums[name] = self._accumulator(work)
+        self._sums[name].add(reference, quantized, (batch, call))
+
+    def _accumulator(self, work: Work) -> StatisticsAccumulator:
+        view, name = work.target.view, work.target.name
+        columns = view.columns(work.target.shape)
+        if columns > WIDE:
+            size = columns**2 * 4 * (1 + work.both) >> 20
+            self.note(name, f"moments of {columns:,} inputs take {size:,} MiB")
+        analog = _matrix(self.network, work.target)
+        return StatisticsAccumulator(view.groups, columns, analog, name)
 
     def _quota(self, module: str, columns: int, batch: int, call: int, rows: int | None) -> int:
         """Return the number of rows to use of one call, for weights of so many columns."""
@@ -273,6 +315,8 @@ class LayerQuantizer:
         """Note that the float network's inputs of ``module`` cannot be used."""
         for work in self.work[module]:
             self.note(work.target.name, _UNREPEATABLE)
+            if work.target.name in self._sums:  # what was observed before this was known
+                self._sums[work.target.name].forget_reference()
 
     @autocast_off()
     def complete(self, module: str) -> None:
@@ -281,21 +325,16 @@ class LayerQuantizer:
         shifted: list[str] = []
         for work in self.work[module]:
             name = work.target.name
-            pairing = self._pairings.pop(name, None)
-            if pairing is not None and name not in self.unpaired:
-                self._unpair(name, pairing.judge(moved_before=bool(self.unpaired)))
+            self._judge(name)
             if work.target.view.inner is not None:
                 self._replay(work)
-            sums = self._sums.pop(name, None)
-            if sums is None:
+            statistics = self._collected(work)
+            if statistics is None:
                 continue
-            statistics = sums.finish()
             columns = work.target.view.columns(work.target.shape)
             if statistics.rows * _FEW < columns:
                 self.note(name, f"few data: {statistics.rows} rows for {columns} inputs")
-            del sums  # moments in float64
-            result = _quantize(self.network, work, statistics, self.seed, self.write)
-            results[name] = result
+            results[name] = result = self._quantized(work, statistics)
             if result.bias_shift is not None:
                 shifted += self._shift_bias(work.target, result.bias_shift)
         self._kept.pop(module, None)
@@ -306,6 +345,43 @@ class LayerQuantizer:
         notes = {name: self.notes[name] for name in names if name in self.notes}
         unpaired = tuple(name for name in names if name in self.unpaired)
         self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
+
+    def _quantized(self, work: Work, statistics: Statistics) -> Quantized:
+        """Quantize a weight at one rank, and write what it found at all of them."""
+        result = self.ranks.from_first(
+            f"quantizing {work.target.name}",
+            lambda: encode_alone(self.network, work, self.seed, statistics),
+        )
+        if self.write is not None:
+            write_result(self.network, work.target, result, self.write)
+        return result.on_cpu()
+
+    def _judge(self, name: str) -> None:
+        """Come to a verdict, with all ranks, on whether the rows of a weight can be paired."""
+        pairing = self._pairings.pop(name, None)
+        if pairing is not None and name not in self.unpaired:
+            self._unpair(name, pairing.judge(moved_before=bool(self.unpaired)))
+        note = self.notes.get(name, "") if name in self.unpaired else None
+        told = [one for one in self.ranks.exchange(f"pairs of {name}", note) if one is not None]
+        if told and name not in self.unpaired:
+            self.unpaired.add(name)
+            self.notes[name] = told[0]
+            if name in self._sums:
+                self._sums[name].forget_reference()
+
+    def _collected(self, work: Work) -> Statistics | None:
+        """Return the statistics of what all ranks observed of a weight; None if it is nothing."""
+        name = work.target.name
+        sums = self._sums.pop(name, None)
+        rows = self.ranks.exchange(f"rows of {name}", 0 if sums is None else sums.rows)
+        if sums is None and not any(rows):
+            return None
+        if sums is None:
+            sums = self._accumulator(work)
+            if name in self.unpaired:
+                sums.forget_reference()
+        sums.join(self.ranks)
+        return sums.finish()
 
     def _shift_bias(self, target: Target, shift: Tensor) -> list[str]:
         """Correct the bias of a weight; return its name in a list, or [] if there is none."""
@@ -354,32 +430,3 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
     matrix = target.view.matrix(weight).to(torch.float32).contiguous()
     # Products round differently in memory of another alignment, which mapped checkpoints have.
     return matrix.clone() if matrix.data_ptr() % _ALIGNED else matrix
-
-
-@torch.no_grad()
-def _quantize(
-    network: nn.Module,
-    work: Work,
-    statistics: Statistics | None,
-    seed: int,
-    write: Write | None,
-) -> Quantized:
-    target = work.target
-    matrix = _matrix(network, target)
-    parameter = network.get_parameter(target.name)
-    limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
-    layer = LayerMatrix(
-        target.name,
-        matrix,
-        statistics,
-        layer_seed(seed, target.name),
-        limit,
-        work.sensitivity,
-        prod(target.view.kernel),
-        target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
-    )
-    result = work.encode(layer)
-    del layer, matrix, statistics  # as large as the codes, or larger
-    if write is not None:
-        write(target.name, parameter, target.view.tensor(result.dequantize(), target.shape))
-    return result.on_cpu()

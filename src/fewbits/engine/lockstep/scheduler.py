@@ -16,9 +16,10 @@ from ...errors import CalibrationError
 from ...progress import Progress, ProgressEvent
 from ..graph.data_dependence import Choices
 from ..network.batches import Call, Forward, describe
+from ..network.distributed import ALONE, Ranks
 from ..network.isolation import CallerState, OwnGenerators, cloned, plain_tensors, replica
 from ..network.shared_memory import StorageWeakRef, storage_of
-from .forward_task import PassTask
+from .forward_task import PassTask, stuck_message
 from .pairing import alike, sampled, unified
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "Stream",
     "discover",
     "plain_bytes",
-    "stuck_message",
 ]
 
 
@@ -123,7 +123,10 @@ class _Pair:
 
 
 class Schedule:
-    """One run: the first stream leads, the last is being quantized (they may be the same)."""
+    """One run: the first stream leads, the last is being quantized (they may be the same).
+
+    Each of several ranks runs the passes of its own batches, and all complete the same modules.
+    """
 
     def __init__(
         self,
@@ -131,9 +134,12 @@ class Schedule:
         batches: Sequence[Any],
         forward: Forward,
         observer: Observer,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._streams = streams
         self._batches = batches
+        self._ranks = ranks
+        self._own = ranks.own(len(batches))
         self._forward = forward
         self._observer = observer
         self._state = CallerState.read()
@@ -163,7 +169,7 @@ class Schedule:
         progress(ProgressEvent("quantize", len(finished), len(targets)))
         lead = self._streams[0]
         copies = sum(plain_bytes(stream.network) for stream in self._streams)
-        found = discover(self._survey, len(targets), len(self._batches), lead.network)
+        found = discover(self._survey, len(targets), len(self._batches), lead.network, self._ranks)
         self._expected = found.calls
         if isinstance(self._observer, Expecting):
             self._observer.expect(found.calls)
@@ -175,7 +181,7 @@ class Schedule:
             if module in finished:
                 continue
             self._turn(module, rooms[module])
-            if self._observed.get(module):
+            if self._is_observed(module):
                 if module in self._unrepeatable and isinstance(self._observer, Comparing):
                     self._observer.unrepeatable(module)
                 self._observer.complete(module)
@@ -184,15 +190,22 @@ class Schedule:
                 progress(ProgressEvent("quantize", len(self._completed), len(targets), module))
         order = tuple(module for module in found.order if module in self._completed)
         missed = tuple(module for module in targets if module not in self._completed)
-        return LockstepReport(
-            order,
-            self._observed,
-            missed,
-            min(rooms.values(), default=len(self._batches)),
-            self._reruns,
-            max(pair_bytes.values(), default=copies),
-            self._unmatched,
-        )
+        live = min(rooms.values(), default=len(self._own))
+        counts = self._ranks.exchange("layers done", (live, self._reruns, self._unmatched))
+        live, reruns, unmatched = (sum(column) for column in zip(*counts, strict=True))
+        most = max(pair_bytes.values(), default=copies)
+        return LockstepReport(order, self._observed, missed, live, reruns, most, unmatched)
+
+    def _is_observed(self, module: str) -> bool:
+        """Tell the other ranks what was observed of a module; return whether it is anything."""
+        here = (self._observed.get(module, 0), module in self._unrepeatable)
+        told = self._ranks.exchange(f"layer {module}", here)
+        self._observed[module] = sum(calls for calls, _ in told)
+        if not self._observed[module]:
+            del self._observed[module]
+        if any(differs for _, differs in told):
+            self._unrepeatable.add(module)
+        return module in self._observed
 
     def close(self) -> list[str]:
         """Unwind all suspended passes; return the titles of those that do not stop."""
@@ -220,7 +233,8 @@ class Schedule:
 
         def probe(module: str, call: Call) -> None:
             meter.sample(module, call)
-            if batch == 0 and lead is not self._streams[-1] and module not in self._seen:
+            first = batch == self._own.start
+            if first and lead is not self._streams[-1] and module not in self._seen:
                 with meter.paused():
                     self._seen[module] = sampled(call)
 
@@ -235,7 +249,7 @@ class Schedule:
         Pairs wait there, or at the module before it. Creates the module trees that they need.
         """
         by_threads = _MOST_THREADS // (len(self._streams) * (1 + torch.get_num_threads()))
-        most = max(1, min(len(self._batches), by_threads))
+        most = max(1, min(len(self._own), by_threads))
         rooms, before = {}, 1
         for module, size in pair_bytes.items():
             rooms[module] = max(1, min(most, max_live_bytes // max(size, before)))
@@ -249,15 +263,15 @@ class Schedule:
 
     def _turn(self, module: str, room: int) -> None:
         """Show a module's inputs for all batches; keep the passes of as many as there is room."""
-        kept = room if room == len(self._batches) else room - 1
+        kept = len(self._own) if room >= len(self._own) else room - 1
         for pair in self._kept[kept:]:
             for task in pair.tasks.values():
                 self._drop(task)
         self._kept = self._kept[:kept]
-        self._kept += [self._pair(batch, batch) for batch in range(len(self._kept), kept)]
+        self._kept += [self._pair(self._own[k], k) for k in range(len(self._kept), kept)]
         for pair in self._kept:
             self._visit(pair, module)
-        for batch in range(len(self._kept), len(self._batches)):
+        for batch in self._own[len(self._kept) :]:
             pair = self._pair(batch, len(self._kept))
             self._visit(pair, module)
             for task in pair.tasks.values():
@@ -356,15 +370,6 @@ class Schedule:
             raise CalibrationError(stuck_message([task.title]))
 
 
-def stuck_message(titles: Sequence[str]) -> str:
-    """Return the message for passes that do not stop."""
-    return (
-        f"the forward pass of {', '.join(titles)} could not be stopped: the network catches "
-        "BaseException around a layer, or runs for a long time without calling one. Its thread "
-        "stays until the process ends. Catch Exception instead."
-    )
-
-
 @dataclass(frozen=True)
 class Discovery:
     """The order in which to quantize, from passes through the unquantized network.
@@ -382,30 +387,37 @@ class Discovery:
     live_bytes: Mapping[str, int]
 
 
-def discover(
+def discover(  # noqa: PLR0917 - a function, and what it is called for
     run: Callable[[int, LiveBytes], Mapping[str, int]],
     targets: int,
     batches: int,
     network: nn.Module,
+    ranks: Ranks = ALONE,
 ) -> Discovery:
     """Run whole passes until every target has been seen; usually one is enough.
 
     ``run(batch, meter)`` returns the calls by module, in order of the last call. If the first batch
     does not reach all targets, each further pass uses the next batch. A module that only a later
-    batch reaches is inserted after the one that precedes it there.
+    batch reaches is inserted after the one that precedes it there. Ranks look at one batch each.
     """
     order: list[str] = []
     calls: dict[str, int] = {}
     itineraries: dict[int, Mapping[str, int]] = {}
+    live: dict[str, int] = {}
     meter = LiveBytes(network)
-    for batch in range(batches):
-        itinerary = run(batch, meter)
-        itineraries[batch] = itinerary
-        _merge(order, list(itinerary))
-        calls = {**itinerary, **calls}
+    for batch in range(ranks.rank, batches + ranks.rank, ranks.count):
+        itinerary = dict(run(batch, meter)) if batch < batches else {}
+        told = ranks.exchange("order of layers", (itinerary, meter.most))
+        for place, (other, most) in enumerate(told, batch - ranks.rank):
+            live |= {name: max(size, live.get(name, 0)) for name, size in most.items()}
+            if len(order) == targets or place >= batches:
+                continue
+            itineraries[place] = other
+            _merge(order, list(other))
+            calls = {**other, **calls}
         if len(order) == targets:
             break
-    return Discovery(tuple(order), calls, itineraries, meter.most)
+    return Discovery(tuple(order), calls, itineraries, live)
 
 
 def _merge(order: list[str], trail: list[str]) -> None:
