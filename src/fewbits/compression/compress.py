@@ -196,8 +196,7 @@ def _budget(request: Request, goal: Goal) -> Budget:
     options = request.budget
     if request.resume is not None and options["trace"] is None:
         options = {**options, "trace": Path(request.resume) / _SEARCH}
-    more = {"effort": request.effort, "threads": request.threads, "ranks": active()}
-    return Budget(goal, **options, **more)
+    return Budget(goal, **options, effort=request.effort, threads=request.threads, ranks=active())
 
 
 def _facts(request: Request, calibration: Sequence[Any] | None) -> dict[str, str]:

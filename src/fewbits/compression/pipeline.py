@@ -83,7 +83,7 @@ class Pipeline:
         if "reestimate_batchnorm" in recipe.finish:
             forward = explained(self._call, "stage reestimate_batchnorm")
             self.measured = reestimate_batchnorm(
-                reference, network, batches, forward, self.folded, self.ranks
+                reference, network, batches, forward, self.folded, ranks=self.ranks
             )
             if self.measured:
                 count = len(self.measured)

@@ -114,19 +114,27 @@ def sensitivity(
     """
     with shared_work(share) as ranks:
         return _sensitivity(
-            model, as_method(method), calibration, bits, forward, ranks,
-            evaluate=evaluate, effort=effort, seed=seed, progress=progress,
-        )  # fmt: skip
+            model,
+            as_method(method),
+            calibration,
+            bits,
+            forward,
+            ranks=ranks,
+            evaluate=evaluate,
+            effort=effort,
+            seed=seed,
+            progress=progress,
+        )
 
 
-def _sensitivity(  # noqa: PLR0917 - those of sensitivity, and who shares the work
+def _sensitivity(
     model: nn.Module,
     method: AnyMethod,
     calibration: Iterable[Any] | Tensor,
     bits: Sequence[int],
     forward: Forward | None,
-    ranks: Ranks,
     *,
+    ranks: Ranks,
     evaluate: Callable[[nn.Module], float] | None,
     effort: str,
     seed: int,
@@ -144,7 +152,7 @@ def _sensitivity(  # noqa: PLR0917 - those of sensitivity, and who shares the wo
     retie(network, {**plan.aliases, **plan.bound})
     targets = [entry.target for entry in plan.entries]
     trials = _quantize_alone(
-        network, targets, methods, batches, as_forward(forward), ranks, seed=seed
+        network, targets, methods, batches, as_forward(forward), ranks=ranks, seed=seed
     )
     changes = _OutputChanges(network, trials, as_forward(forward))
     changes.measure(batches, ranks, progress)
@@ -205,8 +213,8 @@ def _quantize_alone(
     methods: Mapping[int, PostTrainingMethod],
     batches: Sequence[Any],
     forward: Forward,
-    ranks: Ranks,
     *,
+    ranks: Ranks,
     seed: int,
 ) -> list[_Trial]:
     encoders = {t.name: _EveryWidth(methods) for t in targets}

@@ -120,7 +120,7 @@ def calibrate_inputs(
             "and the last with first_last='fp'), so there is no input to quantize. Leave "
             "activations out, or quantize more weights."
         )
-    sites = choose_sites(network, chosen, settings.placement, batches, forward, ranks)
+    sites = choose_sites(network, chosen, settings.placement, batches, forward, ranks=ranks)
     grids = {}
     for site in sites:
         bits = 8 if chosen.is_wide(site) else settings.bits

@@ -157,8 +157,8 @@ def observe(
     """Run ``model`` over ``batches`` and return the sites of ``modules`` in order of execution.
 
     A module that is called equally often in every forward pass has a site per call; any other has
-    one site. ``outputs``: observe outputs instead of inputs. ``ranks`` share the batches, and all get
-    the same sites.
+    one site. ``outputs``: observe outputs instead of inputs. ``ranks`` share the batches, and all
+    get the same sites.
 
     Raises:
         CalibrationError: values that are not finite (names the module).
@@ -208,8 +208,8 @@ def _kept(
     name, call, values = seen
     if not bool(torch.isfinite(values).all()):
         raise CalibrationError(
-            f"the {'output' if outputs else 'input'} of {name!r} contains NaN or infinite values on "
-            f"calibration batch {place}. Check the data and its normalization."
+            f"the {'output' if outputs else 'input'} of {name!r} contains NaN or infinite values "
+            f"on calibration batch {place}. Check the data and its normalization."
         )
     return _Values.of(name, call, values, _ceiling(modules[name]), room)
 

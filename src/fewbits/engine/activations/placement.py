@@ -62,6 +62,7 @@ def choose_sites(
     placement: str,
     batches: Sequence[Any],
     forward: Forward,
+    *,
     ranks: Ranks = ALONE,
 ) -> list[Site]:
     """Choose the sites at which the inputs of ``layers`` are quantized, and observe them.

@@ -62,6 +62,7 @@ def reestimate_batchnorm(
     batches: Sequence[Any],
     forward: Forward,
     folded: Sequence[Folded] = (),
+    *,
     ranks: Ranks = ALONE,
 ) -> tuple[str, ...]:
     """Adapt every batch normalization of ``network`` to its quantized inputs.

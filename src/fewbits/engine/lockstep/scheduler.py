@@ -387,7 +387,7 @@ class Discovery:
     live_bytes: Mapping[str, int]
 
 
-def discover(  # noqa: PLR0917 - a function, and what it is called for
+def discover(
     run: Callable[[int, LiveBytes], Mapping[str, int]],
     targets: int,
     batches: int,

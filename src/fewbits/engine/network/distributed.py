@@ -9,6 +9,7 @@ and each of these calls is also where a rank learns that another one failed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
@@ -38,6 +39,8 @@ __all__ = [
 
 TIMEOUT = "FEWBITS_RANK_TIMEOUT"
 _SECONDS = 1800.0  # as long as torch waits; the longest layer, or a whole evaluation, may take it
+_OTHER = (errors.MissingExtraError,)  # errors that are not made of a message alone
+_WHERE = re.compile(r"^\[[^\]]*\] *")  # of a source file of gloo
 _T = TypeVar("_T")
 
 
@@ -209,7 +212,7 @@ class Ranks:
             yield
         except RuntimeError as error:
             self._over = True
-            reason = str(error).partition("\n")[0].rstrip(".")
+            reason = _WHERE.sub("", str(error)).partition("\n")[0].partition(". ")[0].rstrip(".")
             raise RankError(
                 f"rank {self.rank} lost another rank at the step {what or 'end'!r} ({reason}). A "
                 "process ended or hangs, or a machine cannot be reached: see what the other ranks "
@@ -275,11 +278,9 @@ def _timeout() -> float:
 
 def _error_of(rank: int, kind: str, text: str) -> FewbitsError:
     """Return the error of another rank."""
-    known = getattr(errors, kind, None)
-    own = isinstance(known, type) and issubclass(known, FewbitsError)
-    if own and known is not errors.MissingExtraError:
-        error: FewbitsError = known(f"rank {rank}: {text}")
-        return error
+    known: object = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, FewbitsError) and known not in _OTHER:
+        return known(f"rank {rank}: {text}")
     return RankError(f"rank {rank} failed: {kind}: {text}. Its own message says more.")
 
 
