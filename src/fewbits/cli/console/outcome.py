@@ -25,6 +25,7 @@ from ...coded import Coverage
 from ...errors import BudgetError, ConfigError, CoverageWarning, FewbitsError, FewbitsWarning
 from ...files.atomic_write import check_target
 from ...report import Table, printable, show
+from .ranks import is_first
 
 __all__ = [
     "NOT_MET",
@@ -189,7 +190,7 @@ def print_error(kind: str, message: str) -> None:
 
 
 def _fail(kind: str, message: str, as_json: bool, code: int) -> None:
-    if as_json:
+    if as_json and is_first():
         print_error(kind, message)
     else:
         note(f"error: {printable(' '.join(message.split()))}")

@@ -11,6 +11,7 @@ from typing import Any
 from ... import api
 from ...compression.result import CompressionResult
 from ...engine.network.batches import Forward, as_forward
+from ...engine.network.distributed import active
 from ...errors import SourceError
 from ...evaluation.base import Measure, shown
 from ...evaluation.metrics import Result, Score, evaluate_by
@@ -165,17 +166,19 @@ class Job:
         metadata: bool,
         resume: Path | None = None,
         progress: Progress,
-    ) -> CompressedFile:
+    ) -> CompressedFile | None:
         """Compress to the file ``out``; for a budget of accuracy, also evaluate on the test split.
 
         The search only sees the selection split, so the drop on the test split is worth reporting.
+        Of several ranks, only the first evaluates and writes; the others return None.
         """
         for text in self.notes:
             note(f"note: {text}")
         has_test = self.data is not None and self.data.test is not None
         if self.budget.max_drop is not None and has_test and not self._is_used:
             evaluate = True
-        before = self.accuracy(progress) if evaluate else None
+        first = active().first
+        before = self.accuracy(progress) if evaluate and first else None
         started = time.perf_counter()
         coded = self.compress(
             samples,
@@ -186,6 +189,8 @@ class Job:
             metadata=metadata,
             resume=resume,
         )
+        if not first:
+            return None
         seconds = time.perf_counter() - started
         size = coded.save(out, threads=threads)
         after = self.accuracy(progress, out, threads) if evaluate else None
@@ -202,8 +207,12 @@ class Job:
         threads: int = 0,
         metadata: bool = True,
         resume: Path | None = None,
+        share: bool = True,
     ) -> CompressionResult:
-        """Compress, calibrated on at most ``samples`` training samples drawn with the seed."""
+        """Compress, calibrated on at most ``samples`` training samples drawn with the seed.
+
+        ``share`` the work with the other processes of a group, or leave them out of it.
+        """
         batches = None
         if self.calibration is not None:
             sample_seed = self.recipe.seed if seed is None else seed
@@ -225,6 +234,7 @@ class Job:
             metadata=metadata,
             weights=self.model.on_disk,
             resume=resume,
+            share=share,
             progress=progress,
             **budget,
         )

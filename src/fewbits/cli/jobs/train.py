@@ -176,4 +176,5 @@ def _first_stage(
     job: Job, request: RunRequest, recipe: Recipe, progress: Progress
 ) -> CompressionResult:
     job.recipe = recipe.first_stage or recipe
-    return job.compress(request.calibration_samples, None, progress, effort="fast")
+    samples = request.calibration_samples
+    return job.compress(samples, None, progress, effort="fast", share=False)

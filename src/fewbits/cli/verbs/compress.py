@@ -22,6 +22,7 @@ from ..console.outcome import (
     warn_low_coverage,
 )
 from ..console.progress import progress_bars
+from ..console.ranks import is_first, launched
 from ..options import shared
 from ..options.budget import (
     BudgetOptions,
@@ -166,6 +167,9 @@ def compress(
     A language model is calibrated on a text file: fewbits compress FOLDER --calibration
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
 
+    Under torchrun, processes share the work, and the first writes the file: torchrun
+    --nproc-per-node 2 -m fewbits.cli compress ... (see the guide "Many machines").
+
     ('fewbits demo' writes these weights.)
     """
     search = (selection, evaluations, time_budget, trace, metric)
@@ -176,7 +180,7 @@ def compress(
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
-    if out is not None and not dry_run:
+    if out is not None and not dry_run and is_first():
         check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
@@ -190,12 +194,13 @@ def compress(
 
     how: dict[str, Any] = {"calibration": calibration, "forward": known_forward(forward)}
     how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate}
-    job = Job(model, weights, data, chosen, **how)
+    what = (model, weights, data, chosen)
     if dry_run or out is None:
-        return _planned(job.plan())
-    if evaluate:
-        job.check_can_evaluate()
-    with progress_bars(quiet=as_json) as progress:
+        return _planned(Job(*what, **how).plan())
+    with launched(), progress_bars(quiet=as_json) as progress:
+        job = Job(*what, **how)
+        if evaluate:
+            job.check_can_evaluate()
         result = job.run(
             out,
             samples=calibration_samples,
@@ -207,7 +212,7 @@ def compress(
             resume=resume,
             progress=progress,
         )
-    return _shown(result)
+    return Outcome({}, silent=True) if result is None else _shown(result)
 
 
 def _shown(result: CompressedFile) -> Outcome:

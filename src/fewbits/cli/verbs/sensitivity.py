@@ -9,6 +9,7 @@ import typer
 from ...report import sensitivity_table
 from ..console.outcome import Json, Outcome, verb, warn_low_coverage
 from ..console.progress import progress_bars
+from ..console.ranks import launched
 from ..options import shared
 from ..options.metric import ForwardName, known_forward
 from ..options.shared import whole_numbers
@@ -46,12 +47,14 @@ def sensitivity(
     Example: fewbits sensitivity builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --bits 2,3,4
 
+    Under torchrun, processes share the work, and the first prints the table.
+
     ('fewbits demo' writes these weights.)
     """
     widths = whole_numbers("--bits", bits)
     from ..jobs.survey import layer_rows  # noqa: PLC0415  (brings torch)
 
-    with progress_bars(quiet=as_json) as progress:
+    with launched() as first, progress_bars(quiet=as_json) as progress:
         rows, coverage = layer_rows(
             (model, weights, data),
             (method, widths),
@@ -63,7 +66,7 @@ def sensitivity(
             forward=known_forward(forward),
             progress=progress,
         )
+        warn_low_coverage(coverage)
     plain = [row.to_dict() for row in rows]
-    warn_low_coverage(coverage)
     facts = {"model": model, "data": data, "rows": plain, "quantized": coverage.to_dict()}
-    return Outcome(facts, (sensitivity_table(plain, coverage=coverage),))
+    return Outcome(facts, (sensitivity_table(plain, coverage=coverage),), silent=not first)
