@@ -93,7 +93,7 @@ def test_sensitivities_are_the_same(results):
     one, (first, second) = results
     assert first["sensitivity"] == second["sensitivity"]
     for row, of_one in zip(first["sensitivity"]["rows"], one["sensitivity"]["rows"], strict=True):
-        assert row["name"] == of_one["name"] and row["bytes"] == of_one["bytes"]
+        assert (row["name"], row["bytes"]) == (of_one["name"], of_one["bytes"])
         assert row["kl"] == pytest.approx(of_one["kl"], rel=1e-6)
 
 

@@ -171,7 +171,12 @@ class Job:
 
         The search only sees the selection split, so the drop on the test split is worth reporting.
         Of several ranks, only the first evaluates and writes; the others return None.
+
+        Raises:
+            SourceError: ``evaluate`` without a test split of its own.
         """
+        if evaluate:
+            self.check_can_evaluate()
         for text in self.notes:
             note(f"note: {text}")
         has_test = self.data is not None and self.data.test is not None

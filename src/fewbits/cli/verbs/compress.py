@@ -22,7 +22,7 @@ from ..console.outcome import (
     warn_low_coverage,
 )
 from ..console.progress import progress_bars
-from ..console.ranks import is_first, launched
+from ..console.ranks import launched
 from ..options import shared
 from ..options.budget import (
     BudgetOptions,
@@ -180,8 +180,6 @@ def compress(
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
-    if out is not None and not dry_run and is_first():
-        check_output(out, force)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
         run["metadata"] = not no_metadata
@@ -197,11 +195,10 @@ def compress(
     what = (model, weights, data, chosen)
     if dry_run or out is None:
         return _planned(Job(*what, **how).plan())
-    with launched(), progress_bars(quiet=as_json) as progress:
-        job = Job(*what, **how)
-        if evaluate:
-            job.check_can_evaluate()
-        result = job.run(
+    with launched() as first, progress_bars(quiet=as_json) as progress:
+        if first:
+            check_output(out, force)
+        result = Job(*what, **how).run(
             out,
             samples=calibration_samples,
             seed=seed,
