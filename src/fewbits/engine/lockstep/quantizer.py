@@ -124,21 +124,7 @@ def encode_alone(
     network: nn.Module, work: Work, seed: int, statistics: Statistics | None = None
 ) -> Quantized:
     """Quantize a weight as :func:`quantize_alone` does, and change nothing."""
-    target = work.target
-    matrix = _matrix(network, target)
-    parameter = network.get_parameter(target.name)
-    limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
-    layer = LayerMatrix(
-        target.name,
-        matrix,
-        statistics,
-        layer_seed(seed, target.name),
-        limit,
-        work.sensitivity,
-        prod(target.view.kernel),
-        target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
-    )
-    return work.encode(layer)
+    return _quantize(network, work, statistics, seed)
 
 
 @torch.no_grad()
@@ -430,3 +416,23 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
     matrix = target.view.matrix(weight).to(torch.float32).contiguous()
     # Products round differently in memory of another alignment, which mapped checkpoints have.
     return matrix.clone() if matrix.data_ptr() % _ALIGNED else matrix
+
+
+def _quantize(
+    network: nn.Module, work: Work, statistics: Statistics | None, seed: int
+) -> Quantized:
+    target = work.target
+    matrix = _matrix(network, target)
+    parameter = network.get_parameter(target.name)
+    limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
+    layer = LayerMatrix(
+        target.name,
+        matrix,
+        statistics,
+        layer_seed(seed, target.name),
+        limit,
+        work.sensitivity,
+        prod(target.view.kernel),
+        target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
+    )
+    return work.encode(layer)
