@@ -28,19 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peers_gguf
-from compared import (
-    add_options,
-    chosen,
-    guarded,
-    interpolated,
-    measure,
-    measure_slopes,
-    run,
-)
-from images import CACHE
+from compared import add_options, chosen, compare, interpolated, measure, measure_slopes
 from packaged import AbsentError, library, smollm2, smollm2_folder, smollm2_tokens
 from peers import GPTQ_ELSEWHERE, PEERS
-from record import write
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
 SLOPES = (4e-10, 1.5e-9, 5e-9)
@@ -171,31 +161,22 @@ def main() -> None:
     cases += [f"smallest-bits-{bits:g}" for bits in options.target_bits]
     shared = (options.sequences, options.windows, options.seed, options.effort, options.layers)
     jobs = [Job(case, *shared) for case in dict.fromkeys(cases)]
-    found = run(
-        "language_model",
-        partial(guarded, _one),
-        jobs,
-        workers=options.jobs,
-        minutes=options.minutes,
-    )
     model = _build(torch.bfloat16, options.layers)
     count = sum(p.numel() for p in model.parameters())
-    whole = shared == (16, 16, 0, "balanced", 0) and options.cases == "*"
-    write(
+    sizes = [bits * count / 8 for bits in TARGET_BITS]
+    compare(
         "language_model",
-        folder=None if whole else CACHE,
+        _one,
+        jobs,
+        options,
+        usual=Job("", 16, 16, 0, "balanced", 0),
+        more=lambda rows: {"interpolated": interpolated(rows, "perplexity", sizes)},
         model=f"SmolLM2-135M-Instruct, {count:,} parameters, bfloat16"
         + (f", the first {options.layers} layers" if options.layers else ""),
         data=f"WikiText-2: {options.sequences} x {LENGTH} tokens of the validation text calibrate, "
         f"the first {options.windows} x {WINDOW} of the test text evaluate; float32, one thread",
-        seed=options.seed,
-        effort=options.effort,
-        interpolated=interpolated(
-            found["measured"], "perplexity", [bits * count / 8 for bits in TARGET_BITS]
-        ),
         sizes_only=_sizes_only(model),
         gptq_elsewhere=GPTQ_ELSEWHERE,
-        **found,
     )
 
 
