@@ -92,10 +92,11 @@ def test_columns_are_the_moments_of_the_rows_about_what_a_bias_repays(network, i
         rows = first[f"{name}.weight"].rows[0]
         shares = 1 / rows.clamp_min(1e-3 * rows.mean())
         joint = torch.einsum("r,scri,scrj->ij", shares, g.double(), g.double())
-        wanted = joint[:-1, :-1] - torch.outer(joint[:-1, -1], joint[-1, :-1]) / joint[-1, -1]
-        columns = of_logits[f"{name}.weight"].columns[0]
-        scale = (columns * wanted).sum() / columns.square().sum()
-        assert apart(scale * columns, wanted) < 0.05
+        repaid = torch.outer(joint[:-1, -1], joint[-1, :-1]) / joint[-1, -1]
+        found = of_logits[f"{name}.weight"]
+        scale = joint[:-1, :-1].trace() / found.columns[0].trace()
+        for has_bias, wanted in ((True, joint[:-1, :-1] - repaid), (False, joint[:-1, :-1])):
+            assert apart(scale * found.moments(has_bias)[0], wanted) < 0.05
 
 
 def test_the_mean_of_many_runs_is_exact(network, images):

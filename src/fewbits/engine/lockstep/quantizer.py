@@ -107,10 +107,11 @@ def quantize_alone(
 ) -> Quantized:
     """Quantize a weight outside the lockstep, and ``write`` the result into ``network``.
 
-    It is quantized from its values alone, or with ``statistics`` that are known beforehand.
+    It is quantized from its values alone, or with ``statistics`` that are known beforehand; no bias
+    takes its mean error.
     """
     with autocast_off():
-        return _quantize(network, work, statistics, seed, write)
+        return _quantize(network, work, statistics, seed, write, has_bias=False)
 
 
 @dataclass
@@ -294,10 +295,16 @@ class LayerQuantizer:
             if statistics.rows * _FEW < columns:
                 self.note(name, f"few data: {statistics.rows} rows for {columns} inputs")
             del sums  # moments in float64
-            result = _quantize(self.network, work, statistics, self.seed, self.write)
+            bias, why = self._bias_of(work.target)
+            result = _quantize(
+                self.network, work, statistics, self.seed, self.write, has_bias=bool(bias)
+            )
             results[name] = result
-            if result.bias_shift is not None:
-                shifted += self._shift_bias(work.target, result.bias_shift)
+            if result.bias_shift is not None and bias:
+                self._shift(bias, result.bias_shift)
+                shifted.append(bias)
+            elif result.bias_shift is not None:
+                self.note(name, f"bias not corrected: {why}")
         self._kept.pop(module, None)
         if self.keep is None:
             self.results |= results
@@ -307,23 +314,23 @@ class LayerQuantizer:
         unpaired = tuple(name for name in names if name in self.unpaired)
         self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
 
-    def _shift_bias(self, target: Target, shift: Tensor) -> list[str]:
-        """Correct the bias of a weight; return its name in a list, or [] if there is none."""
+    def _bias_of(self, target: Target) -> tuple[str, str]:
+        """Return the parameter that takes a layer's mean error, or "" and why there is none."""
         if target.name in self.fixed_bias:
-            self.note(target.name, "bias not corrected: the layer does not add it to its output")
-            return []
+            return "", "the layer does not add it to its output"
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
-        if sink in parameters and _is_shared(self.network, parameters[sink]):
-            self.note(target.name, "bias not corrected: it is shared with another layer")
-        elif sink in parameters:
-            with torch.no_grad():
-                parameters[sink].add_(shift.to(parameters[sink]))
-            return [sink]
-        else:
-            self.note(target.name, "bias not corrected: the layer has none")
-        return []
+        if sink not in parameters:
+            return "", "the layer has none"
+        if _is_shared(self.network, parameters[sink]):
+            return "", "it is shared with another layer"
+        return sink, ""
+
+    @torch.no_grad()
+    def _shift(self, bias: str, shift: Tensor) -> None:
+        parameter = self.network.get_parameter(bias)
+        parameter.add_(shift.to(parameter))
 
     def note(self, name: str, text: str) -> None:
         """Add a note for the user about a weight."""
@@ -363,6 +370,8 @@ def _quantize(
     statistics: Statistics | None,
     seed: int,
     write: Write | None,
+    *,
+    has_bias: bool,
 ) -> Quantized:
     target = work.target
     matrix = _matrix(network, target)
@@ -377,6 +386,7 @@ def _quantize(
         work.sensitivity,
         prod(target.view.kernel),
         target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
+        has_bias,
     )
     result = work.encode(layer)
     del layer, matrix, statistics  # as large as the codes, or larger

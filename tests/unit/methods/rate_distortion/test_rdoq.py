@@ -1,5 +1,6 @@
 """Distortion and bits at one slope: what the slope does, and that choices beat plain ones."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -125,10 +126,16 @@ def test_without_gradients_it_works_on_the_layers_own_output():
 def test_the_bias_takes_the_mean_error():
     matrix = layer()
     corrected = fewbits.RDOQ(slope=0.1).encode(matrix)
-    plain = fewbits.RDOQ(slope=0.1, bias_correction=False).encode(matrix)
-    assert plain.bias_shift is None
-    assert torch.equal(corrected.index, plain.index)
     assert corrected.bias_shift.abs().max() > 0
+    inputs = matrix.statistics.moments()[0][0].double() / matrix.statistics.rows
+    for alone in (
+        fewbits.RDOQ(slope=0.1, bias_correction=False).encode(matrix),
+        fewbits.RDOQ(slope=0.1).encode(replace(matrix, has_bias=False)),
+    ):
+        assert alone.bias_shift is None
+        errors = [(r.index * r.step - matrix.weight)[0].double() for r in (alone, corrected)]
+        whole = [float(((error @ inputs) * error).sum()) for error in errors]
+        assert whole[0] < 0.7 * whole[1]
 
 
 def test_a_recipe_by_name_makes_a_smaller_file(digits_net, digits):
@@ -185,3 +192,18 @@ def test_a_few_huge_weights_do_not_cost_all_others_their_levels():
     assert float((huge.index != 0).double().mean()) > 0.8 * float(
         (plain.index != 0).double().mean()
     )
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("kind", [fewbits.RDOQ, fewbits.Transform])
+def test_no_error_is_free_but_what_a_bias_takes(kind, bias):
+    """Inputs have a large mean, as those of attention; an error along it is free with a bias."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(24, 12, bias=bias)).eval()
+    x = torch.randn(600, 24) + 4 * torch.randn(24)
+    coded = fewbits.compress(net, kind(slope=0.02), x.split(100))
+    with torch.no_grad():
+        moved = coded.load_into(deepcopy(net))(x) - net(x)
+    moved = moved - moved.mean(1, keepdim=True)
+    expected = coded.info["0.weight"]["distortion"]
+    assert float(moved.square().sum(1).mean()) < 1.5 * expected
