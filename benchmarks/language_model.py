@@ -33,15 +33,15 @@ from packaged import AbsentError, library, smollm2, smollm2_folder, smollm2_toke
 from peers import GPTQ_ELSEWHERE, PEERS
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
-SLOPES = (4e-10, 1.5e-9, 5e-9)
+SLOPES = (7e-10, 2.5e-9, 8e-9, 2.5e-8)
 TARGET_BITS = (4, 3.25, 3, 2.5, 2)
-START = 1.5e-9  # the slope that searches begin with
+START = 2.5e-9  # the slope that searches begin with
 LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (
     "float",
-    *(f"{m}-{bits}{group}" for bits in (4, 3) for group in ("", "-g64") for m in METHODS),
     "smallest-slope-" + "+".join(f"{slope:g}" for slope in SLOPES),
+    *(f"{m}-{bits}{group}" for m in METHODS for bits in (4, 3) for group in ("", "-g64")),
     *(name for name in PEERS if name != "quanto-int8"),
 )
 

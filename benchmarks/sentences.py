@@ -38,7 +38,7 @@ from packaged import minilm, minilm_embeddings, minilm_sentences
 
 Batch = dict[str, Tensor]
 
-SLOPES = (3e-10, 1e-9, 3e-9)
+SLOPES = (3e-11, 1e-10, 3e-10, 1e-9, 1.7e-9, 3e-9)
 BYTES = (9_400_000, 7_000_000)
 REACHED = 0.999
 START = 2e-9  # the slope that searches begin with
