@@ -27,7 +27,7 @@ from ..slopes import suggested_slope
 
 __all__ = ["TALL", "RateProblem"]
 
-_TOP = 31  # levels on each side of zero
+_TOP = 127  # levels on each side of zero
 _REACH = 2  # levels beyond those in use that one sweep may add on each side
 _DAMPING = 0.01  # of the target, relative to the mean input energy
 _GRADIENTS = 0.7  # share of the gradients in the metric; the rest comes from the inputs alone

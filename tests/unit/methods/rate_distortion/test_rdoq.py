@@ -54,7 +54,7 @@ def test_a_larger_slope_means_fewer_bits_and_more_distortion(rate):
 
 
 @pytest.mark.parametrize("rate", ["none", "static", "adaptive"])
-def test_a_slope_of_next_to_nothing_is_served_as_well_as_31_levels_can(rate):
+def test_a_slope_of_next_to_nothing_is_served_as_well_as_many_levels_can(rate):
     matrix = layer()
     usual = harm(matrix, fewbits.RDOQ(slope=1e-3, rate=rate).encode(matrix))
     for slope in (1e-5, 1e-9, 1e-20, 1e-40):
@@ -185,10 +185,8 @@ def test_a_few_huge_weights_do_not_cost_all_others_their_levels():
     plain = fewbits.RDOQ(slope=1e-2).encode(matrix)
     huge = fewbits.RDOQ(slope=1e-2).encode(replace(matrix, weight=weight))
     assert bits(huge) < 1.2 * bits(plain) + 100
-    gap = (huge.dequantize() - weight).abs()
-    assert gap.max() < 30 * float(
-        huge.step.max()
-    )  # others compensate for them, and they for others
+    aim = RateProblem.of(matrix, weight, matrix.statistics).target  # others compensate for them
+    assert float((huge.dequantize() - aim).abs().max()) < 3 * float(huge.step.max())
     assert float((huge.index != 0).double().mean()) > 0.8 * float(
         (plain.index != 0).double().mean()
     )
