@@ -24,6 +24,7 @@ from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_alone
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
 from ..engine.network.isolation import isolated_pass
+from ..engine.network.threads import thread_count
 from ..errors import CalibrationError, ClusterError, ConfigError, require
 from ..methods import AnyMethod, PostTrainingMethod, as_method, trains
 from ..progress import Progress, ProgressEvent, silent
@@ -121,8 +122,10 @@ def sensitivity(
     check_finite(model)
     study = _Study(model, methods, batches, forward, evaluate, effort, seed)
     where = as_engine(engine)
-    rows = study.rows(None, progress) if where.here else _rows_elsewhere(study, where, progress)
-    return _sorted(rows)
+    if not where.here:
+        return _sorted(_rows_elsewhere(study, where, progress))
+    with thread_count(where.cpus):
+        return _sorted(study.rows(None, progress))
 
 
 def _sorted(rows: Iterable[LayerHarm]) -> list[LayerHarm]:
@@ -193,9 +196,8 @@ def _rows_elsewhere(study: _Study, engine: Engine, progress: Progress) -> list[L
 
 def _rows_of(study: _Study, threads: int | None, module: str) -> list[LayerHarm]:
     """Measure one module in a worker process."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return study.rows(module, silent)
+    with thread_count(threads):
+        return study.rows(module, silent)
 
 
 @dataclass(frozen=True, eq=False)

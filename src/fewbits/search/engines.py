@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import did_you_mean, require
+from ..errors import ConfigError, did_you_mean, shorten
 from .cluster import Ray
 from .engine import Engine, Serial
 
@@ -21,6 +21,9 @@ def as_engine(engine: Engine | str) -> Engine:
     """
     if not isinstance(engine, str):
         return engine
-    expected = f"an engine or one of {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}"
-    require(engine in ENGINES, "engine", expected, engine)
+    if engine not in ENGINES:
+        raise ConfigError(
+            f"engine must be one of {', '.join(ENGINES)}, or one of their classes with settings. "
+            f"Got {shorten(engine)}.{did_you_mean(engine, ENGINES)}"
+        )
     return ENGINES[engine]()

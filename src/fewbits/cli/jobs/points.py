@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 import typer
 
 from ... import __version__
 from ...compression.coded_model import CodedModel
 from ...compression.fingerprint import fingerprint
 from ...engine.network.copying import copied
+from ...engine.network.threads import thread_count
 from ...errors import BudgetError, ConfigError
 from ...evaluation.metrics import evaluate as evaluate_network
 from ...methods import METHODS
@@ -93,8 +93,6 @@ class Bench:
     def __init__(self, survey: Survey, points: Sequence[Point]) -> None:
         """Load both; refuse data that do not allow what the points need."""
         self.survey = survey
-        if survey.cpus is not None:
-            torch.set_num_threads(survey.cpus)
         source = (survey.model, survey.checkpoint, survey.data)
         self.job = Job(*source, points[0].recipe, batch_size=survey.batch_size)
         if survey.split == "test":
@@ -166,7 +164,8 @@ def measure_elsewhere(survey: Survey, point: Point) -> dict[str, Any]:
             f"the sweep was started by fewbits {survey.version}, but this worker has "
             f"{__version__}. Install the same version."
         )
-    return _bench(survey, point).measure(point)
+    with thread_count(survey.cpus):
+        return _bench(survey, point).measure(point)
 
 
 _benches: dict[Survey, Bench] = {}

@@ -13,6 +13,7 @@ from ...coded import Coverage
 from ...compression.sensitivity import LayerHarm
 from ...compression.sensitivity import sensitivity as measure_layers
 from ...engine.network.batches import Forward, as_forward
+from ...engine.network.threads import thread_count
 from ...errors import ClusterError, ConfigError
 from ...evaluation.metrics import evaluate as evaluate_network
 from ...files.atomic_write import write
@@ -42,9 +43,12 @@ def layer_rows(
     seed: int,
     effort: str,
     forward: Forward | None = None,
+    engine: Engine,
     progress: Progress,
-) -> tuple[list[LayerHarm], Coverage]:
+) -> tuple[list[LayerHarm], Coverage, ClusterError | None]:
     """Quantize each layer alone; return the rows and the share of the network that they cover.
+
+    If a cluster fails on the way, the rows are those it finished, and its error comes last.
 
     ``source`` is (model, checkpoint, data), ``quantizer`` is (method, widths).
     """
@@ -64,18 +68,25 @@ def layer_rows(
 
         data = with_selection(data) if selection == data.source else data
     chosen = from_settings({"method": name})
-    rows = measure_layers(
-        network.module,
-        chosen,
-        data.batches("calibration", batch_size, samples, seed),
-        widths,
-        forward,
-        evaluate=score,
-        effort=effort,
-        seed=seed,
-        progress=progress,
-    )
-    return rows, api.plan(network.module, chosen).coverage
+    trouble = None
+    try:
+        rows = measure_layers(
+            network.module,
+            chosen,
+            data.batches("calibration", batch_size, samples, seed),
+            widths,
+            forward,
+            evaluate=score,
+            effort=effort,
+            seed=seed,
+            engine=engine,
+            progress=progress,
+        )
+    except ClusterError as error:
+        if not error.finished:
+            raise
+        rows, trouble = error.finished, error
+    return rows, api.plan(network.module, chosen).coverage, trouble
 
 
 class Curve:
@@ -114,15 +125,13 @@ class Curve:
             done += 1
             progress(ProgressEvent("points", done, len(self.points), settings["method"]))
 
+        requests = [self.points[place] for place in missing]
         try:
-            failed = self.engine.run(
-                self._work(progress), [self.points[place] for place in missing], keep
-            )
+            with thread_count(self.survey.cpus):
+                failed = self.engine.run(self._work(progress), requests, keep)
         except ClusterError as error:
-            raise ClusterError(
-                f"{error} {str(out)!r} keeps every finished point: run the same command again to "
-                "go on."
-            ) from error
+            kept = f"{str(out)!r} keeps {len(sweep.points)} finished points. " if done else ""
+            raise ClusterError(f"{error} {kept}Run the same command again to go on.") from error
         return sweep, [self._failure(one, missing) for one in failed]
 
     def draw(self, points: Mapping[str, Any], path: Path) -> None:
@@ -153,7 +162,8 @@ class Curve:
         key |= {"data": known.data, "split": known.split}
         key |= {"samples": known.samples, "seed": known.seed, "effort": known.effort}
         if not out.exists():
-            return Sweep(key, self.bench.reference())
+            with thread_count(self.survey.cpus):
+                return Sweep(key, self.bench.reference())
         try:
             return Sweep.from_json(read_text(out), key)
         except ConfigError as error:
