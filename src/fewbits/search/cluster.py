@@ -74,7 +74,7 @@ class Ray:
 
         Raises:
             MissingExtraError: ray is not installed.
-            ConfigError: ``work`` cannot be pickled.
+            ConfigError: ``work`` cannot be pickled; the address is one of a Ray Client.
             ClusterError: the cluster cannot be reached, goes away, or has no machine with so many
                 CPUs; ``finished`` has been called for all that had arrived.
         """
@@ -94,6 +94,7 @@ class _Run:
         self.engine, self.ray, self.requests, self.finished = engine, ray, requests, finished
         self.task = ray.remote(num_cpus=engine.cpus, max_retries=0)(_attempt)
         self.work: Any = None  # where the cluster keeps it
+        self.folder = str(Path.cwd())
         self.tries = [0] * len(requests)
         self.pending: dict[Any, int] = {}
         self.failed: dict[int, FailedPoint] = {}
@@ -106,7 +107,7 @@ class _Run:
             self.work = self.ray.put(work)
         except TypeError as error:
             raise ConfigError(
-                f"the work cannot be sent to other processes: {_told(error)} Use networks, data "
+                f"the work cannot be sent to other processes: {_told(error)}. Use networks, data "
                 "and functions that can be pickled, or the engine 'serial'."
             ) from error
         try:
@@ -120,7 +121,7 @@ class _Run:
     def _submit(self, place: int) -> None:
         self.tries[place] += 1
         with self._watched():
-            began = self.task.remote(self.work, self.requests[place], str(Path.cwd()))
+            began = self.task.remote(self.work, self.requests[place], self.folder)
         self.pending[began] = place
 
     def _await_all(self) -> None:
@@ -221,14 +222,21 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    asked = address or os.environ.get("RAY_ADDRESS") or "local"
+    if asked.startswith("ray://"):
+        raise ConfigError(
+            f"{asked!r} is the address of a Ray Client, which cannot tell whether the cluster is "
+            "there. Run on a machine of the cluster, or with 'ray job submit'."
+        )
+    # A cluster that is only ours reports its use to nobody, unless the person says otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(
             address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-        asked = address or os.environ.get("RAY_ADDRESS") or "local"
         raise ClusterError(
-            f"no Ray cluster at {asked!r}: {_told(error)} Start one with 'ray start --head', or "
+            f"no Ray cluster at {asked!r}: {_told(error)}. Start one with 'ray start --head', or "
             "name the address 'local'."
         ) from error
     try:
@@ -258,4 +266,4 @@ def _answers(address: str) -> bool:
 def _told(error: BaseException) -> str:
     """Return the kind and the first line of an error; Ray's have many."""
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    return f"{type(error).__name__}: {lines[0].rstrip(' .')}"

@@ -114,6 +114,13 @@ def test_a_cluster_that_cannot_be_reached(install):
     assert fake.begun == {}
 
 
+def test_a_ray_client_is_refused(install, monkeypatch):
+    install()
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ConfigError, match="'ray job submit'"):
+        run()
+
+
 def test_a_connection_of_the_caller_stays(install):
     fake = install()
     fake.connected = True
