@@ -157,7 +157,7 @@ class _Run:
     def _look(self) -> None:
         """Check that the cluster answers, and that a machine of it can take a point."""
         now = time.monotonic()
-        if not _answers(self.ray.get_runtime_context().gcs_address):
+        if not _answers(self.ray.get_runtime_context().gcs_address, _PULSE):
             if now - self.heard > _SILENCE:
                 raise self._gone(f"its head has not answered for {now - self.heard:.0f} seconds")
             return
@@ -228,6 +228,11 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
             f"{asked!r} is the address of a Ray Client, which cannot tell whether the cluster is "
             "there. Run on a machine of the cluster, or with 'ray job submit'."
         )
+    if asked not in ("auto", "local") and not _answers(asked, _SILENCE):
+        raise ClusterError(
+            f"no Ray cluster at {asked!r}: nothing answers there. Name HOST:PORT of its head, "
+            "start one with 'ray start --head', or name the address 'local'."
+        )
     # A cluster that is only ours reports its use to nobody, unless the person says otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -253,13 +258,13 @@ def _package() -> Any:
     return ray
 
 
-def _answers(address: str) -> bool:
-    """Return whether something listens at "host:port"."""
+def _answers(address: str, patience: float) -> bool:
+    """Return whether something listens at "host:port"; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PULSE):
+        with socket.create_connection((host.strip("[]"), int(port)), patience):
             return True
-    except OSError:
+    except (OSError, ValueError, OverflowError):
         return False
 
 

@@ -51,10 +51,10 @@ def test_results_are_those_of_the_serial_engine_in_any_order(install, order):
     fake = install(order=order)
     serial = {}
     assert Serial().run(square, REQUESTS, serial.__setitem__) == []
-    found, failed = run(address="head:1", cpus=2)
+    found, failed = run(address=fake.address, cpus=2)
     assert (found, failed) == (serial, [])
     assert list(serial) == list(range(6))
-    assert fake.calls == ["init head:1", "shutdown"]
+    assert fake.calls == [f"init {fake.address}", "shutdown"]
     assert fake.begun_with == [{"num_cpus": 2, "max_retries": 0}]
 
 
@@ -108,9 +108,14 @@ def test_no_machine_has_the_cpus(install):
 
 def test_a_cluster_that_cannot_be_reached(install):
     fake = install()
-    fake.unreachable = ConnectionError("Failed to connect\nwith detail")
-    with pytest.raises(ClusterError, match=r"no Ray cluster at 'x:1': .* 'ray start --head'"):
-        run(address="x:1")
+    fake.unreachable = ConnectionError("Could not find any running Ray instance\nwith detail")
+    with pytest.raises(ClusterError, match=r"no Ray cluster at 'auto': .* 'ray start --head'"):
+        run(address="auto")
+    fake.unreachable = None
+    fake.head.close()
+    for address in (fake.address, "head", "head:port", "127.0.0.1:123456"):
+        with pytest.raises(ClusterError, match=r"nothing answers there\. Name HOST:PORT"):
+            run(address=address)
     assert fake.begun == {}
 
 

@@ -26,7 +26,7 @@ QUICK = ("--calibration-samples", 200, "--effort", "fast")
 SETTINGS = ("--methods", "nearest,sloped", "--bits", "3,4", "--slopes", "1e-3")
 SEARCHES = ("--target-bytes", "7KB,300", "--max-drop", "1%,20%")
 SWEEP = ("sweep", *NETWORK, *QUICK, *SETTINGS, *SEARCHES)
-RAY = ("--engine", "ray", "--ray-address", "head:1")
+RAY = ("--engine", "ray", "--ray-address", "auto")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_sweep_on_a_cluster_is_the_serial_one(here, install):
     found = run_json(*SWEEP, "-o", "ray.json", *RAY)
     assert plain(found) == plain(serial)
     assert "failed" not in found
-    assert killed.calls == ["init head:1", "shutdown"]
+    assert killed.calls == ["init auto", "shutdown"]
     assert sorted(killed.begun.values()) == [1, 1, 1, 1, 1, 1, 2]
     assert json.loads((here / "ray.json").read_text()) == {
         k: v for k, v in found.items() if k != "file"
