@@ -9,6 +9,7 @@
     ├── CalibrationError                the data: empty, wrong shape, a forward that raises
     ├── SourceError                     a model or data source that cannot be found or read
     ├── BudgetError                     no file within the budget was found
+    ├── ClusterError                    machines that points run on cannot be reached, or went away
     ├── CorruptFileError                a file that is damaged, hostile, or not a fewbits file
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, TypeGuard
@@ -33,6 +34,7 @@ from typing import Any, TypeGuard
 __all__ = [
     "BudgetError",
     "CalibrationError",
+    "ClusterError",
     "ConfigError",
     "CorruptFileError",
     "CoverageWarning",
@@ -83,6 +85,21 @@ class SourceError(FewbitsError):
 
 class BudgetError(FewbitsError):
     """No evaluated file is within the budget; no file is written."""
+
+
+class ClusterError(FewbitsError):
+    """A cluster cannot be reached or went away, or points failed on it.
+
+    Attributes:
+        finished: results of the finished points, where they are not kept in a file.
+        failed: name of each point that failed, with its error.
+    """
+
+    def __init__(
+        self, message: str, finished: Sequence[Any] = (), failed: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.finished, self.failed = list(finished), dict(failed or {})
 
 
 class CorruptFileError(FewbitsError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,11 +24,13 @@ from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_alone
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
 from ..engine.network.isolation import isolated_pass
-from ..errors import CalibrationError, ConfigError, require
+from ..engine.network.threads import thread_count
+from ..errors import CalibrationError, ClusterError, ConfigError, require
 from ..methods import AnyMethod, PostTrainingMethod, as_method, trains
 from ..progress import Progress, ProgressEvent, silent
-from ..recipe.plan import fallback_of, make_plan
+from ..recipe.plan import Plan, fallback_of, make_plan
 from ..recipe.recipe import Recipe, Rule
+from ..search import Engine, as_engine
 from .coded_model import unwrapped
 
 __all__ = ["LayerHarm", "sensitivity"]
@@ -82,6 +86,7 @@ def sensitivity(
     evaluate: Callable[[nn.Module], float] | None = None,
     effort: str = "balanced",
     seed: int = 0,
+    engine: Engine | str = "serial",
     progress: Progress = silent,
 ) -> list[LayerHarm]:
     """Quantize every weight alone at every width; the most harm per byte saved comes first.
@@ -97,31 +102,102 @@ def sensitivity(
         evaluate: ``evaluate(model) -> score`` on selection data; costs one evaluation per row.
         effort: coding effort, for ``bytes``.
         seed: random seed.
-        progress: called after every batch, and after every row that is evaluated.
+        engine: "serial", "ray" (extra ``ray``: layers are measured on a cluster, which is sent the
+            network, the batches and the functions), or one of ``fewbits.search`` with its settings.
+        progress: called after every batch, and after every row that is evaluated; by other engines
+            than "serial", after every layer.
 
-    Cost: one lockstep pass, then a forward pass over all batches for each weight and width.
+    Cost: one lockstep pass, then a forward pass over all batches for each weight and width. On a
+    cluster, a lockstep pass and a float pass for each layer.
 
     Raises:
         ConfigError: a method without the setting ``bits``, or invalid widths.
         CalibrationError: no batches, or a network whose output is not a tensor.
+        ClusterError: the cluster went away, or layers failed there. Its ``finished`` holds the rows
+            of all others, and its ``failed`` the errors.
     """
     methods = _at_widths(as_method(method), bits)
     model = unwrapped(model)
     batches = as_batches(calibration, model if forward is None else None)
-    plan = make_plan(model, Recipe((Rule("*", methods[bits[0]]),), seed=seed))
     check_finite(model)
-    network = copied(model).eval()
-    retie(network, {**plan.aliases, **plan.bound})
-    targets = [entry.target for entry in plan.entries]
-    trials = _quantize_alone(network, targets, methods, batches, as_forward(forward), seed=seed)
-    changes = _OutputChanges(network, trials, as_forward(forward))
-    changes.measure(batches, progress)
-    rows = []
-    for place, trial in enumerate(trials):
-        score = None if evaluate is None else changes.score(trial, evaluate)
-        rows.append(_row(trial, *changes.of(trial), score, effort))
-        progress(ProgressEvent("rows", place + 1, len(trials), trial.target.name))
+    study = _Study(model, methods, batches, forward, evaluate, effort, seed)
+    where = as_engine(engine)
+    if not where.here:
+        return _sorted(_rows_elsewhere(study, where, progress))
+    with thread_count(where.cpus):
+        return _sorted(study.rows(None, progress))
+
+
+def _sorted(rows: Iterable[LayerHarm]) -> list[LayerHarm]:
     return sorted(rows, key=lambda row: -row.harm)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What the rows of all layers share; it can be sent to other processes if its parts can."""
+
+    model: nn.Module
+    methods: Mapping[int, PostTrainingMethod]
+    batches: Sequence[Any]
+    forward: Forward | None
+    evaluate: Callable[[nn.Module], float] | None
+    effort: str
+    seed: int
+
+    def plan(self) -> Plan:
+        """Return the targets, and which names share weights."""
+        first = next(iter(self.methods.values()))
+        return make_plan(self.model, Recipe((Rule("*", first),), seed=self.seed))
+
+    @torch.inference_mode(False)
+    def rows(self, only: str | None, progress: Progress) -> list[LayerHarm]:
+        """Measure the weights of the module ``only``, or all, in the order of the network."""
+        plan = self.plan()
+        network = copied(self.model).eval()
+        retie(network, {**plan.aliases, **plan.bound})
+        targets = [e.target for e in plan.entries if only in (None, e.target.module)]
+        forward = as_forward(self.forward)
+        trials = _quantize_alone(
+            network, targets, self.methods, self.batches, forward, seed=self.seed
+        )
+        changes = _OutputChanges(network, trials, forward)
+        changes.measure(self.batches, progress)
+        rows = []
+        for place, trial in enumerate(trials):
+            score = None if self.evaluate is None else changes.score(trial, self.evaluate)
+            rows.append(_row(trial, *changes.of(trial), score, self.effort))
+            progress(ProgressEvent("rows", place + 1, len(trials), trial.target.name))
+        return rows
+
+
+def _rows_elsewhere(study: _Study, engine: Engine, progress: Progress) -> list[LayerHarm]:
+    """Measure module by module on a cluster; return the rows in the order of the network."""
+    modules = list(dict.fromkeys(entry.target.module for entry in study.plan().entries))
+    found: dict[int, list[LayerHarm]] = {}
+    progress(ProgressEvent("layers", 0, len(modules)))
+
+    def keep(place: int, rows: list[LayerHarm]) -> None:
+        found[place] = rows
+        progress(ProgressEvent("layers", len(found), len(modules), modules[place]))
+
+    try:
+        failed = engine.run(partial(_rows_of, study, engine.cpus), modules, keep)
+    except ClusterError as error:
+        raise ClusterError(str(error), finished=_sorted(chain(*found.values()))) from error
+    if failed:
+        told = "; ".join(f"{modules[one.place]}: {one.error}" for one in failed)
+        raise ClusterError(
+            f"{len(failed)} of {len(modules)} layers could not be measured: {told}",
+            finished=_sorted(chain(*found.values())),
+            failed={modules[one.place]: one.error for one in failed},
+        )
+    return [row for place in sorted(found) for row in found[place]]
+
+
+def _rows_of(study: _Study, threads: int | None, module: str) -> list[LayerHarm]:
+    """Measure one module in a worker process."""
+    with thread_count(threads):
+        return study.rows(module, silent)
 
 
 @dataclass(frozen=True, eq=False)
