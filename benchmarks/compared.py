@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,17 @@ from images import CACHE
 from kept import kept_runs
 from packaged import AbsentError
 from peers import PEERS, fill, find_tool
-from record import blank_copy, environment, peak_rss_mb
+from record import blank_copy, environment, peak_rss_mb, write
 
 __all__ = [
     "METHODS",
     "Build",
     "add_options",
     "chosen",
-    "guarded",
+    "compare",
     "interpolated",
     "measure",
     "measure_slopes",
-    "run",
     "size_at",
     "spearman",
 ]
@@ -239,7 +239,7 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def guarded(work: Callable[[Any], dict[str, Any]], job: Any) -> dict[str, Any]:
+def _guarded(work: Callable[[Any], dict[str, Any]], job: Any) -> dict[str, Any]:
     """Return what ``work`` gives, or the error it ends with, so that other cases go on."""
     try:
         return work(job)
@@ -259,15 +259,42 @@ def chosen(cases: Iterable[str], patterns: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def run(
+def compare(
     name: str,
     work: Callable[[Any], dict[str, Any]],
     jobs: Sequence[Any],
+    options: argparse.Namespace,
     *,
+    usual: Any,
+    more: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    **told: Any,
+) -> None:
+    """Run each job in a fresh process and write the record.
+
+    The record is the committed one only for all cases with the settings of the job ``usual``.
+    ``more`` makes further fields from the rows that were measured; ``told`` are fields as they are.
+    """
+    found = _run(name, partial(_guarded, work), jobs, options.jobs, options.minutes)
+    as_usual = all(job == replace(usual, case=job.case) for job in jobs)
+    write(
+        name,
+        folder=None if as_usual and options.cases == "*" else CACHE,
+        seed=options.seed,
+        effort=options.effort,
+        **told,
+        **more(found["measured"]),
+        **found,
+    )
+
+
+def _run(
+    name: str,
+    work: Callable[[Any], dict[str, Any]],
+    jobs: Sequence[Any],
     workers: int,
     minutes: float,
 ) -> dict[str, Any]:
-    """Run each job in a fresh process; return ``measured``, ``absent``, ``failed``, ``missing``."""
+    """Return ``measured``, ``absent``, ``failed`` and ``missing``."""
     absent, there = {}, []
     for job in jobs:
         try:

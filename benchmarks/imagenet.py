@@ -21,19 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compared import (
-    add_options,
-    chosen,
-    guarded,
-    interpolated,
-    measure,
-    measure_slopes,
-    run,
-)
+from compared import add_options, chosen, compare, interpolated, measure, measure_slopes
 from forward_ratios import plain_convolutions
-from images import CACHE
 from packaged import AbsentError, efficientnet_images, efficientnet_lite0
-from record import write
 
 SLOPES = (3e-5, 1e-4, 3e-4)
 BYTES = (2_000_000, 1_600_000, 1_300_000, 1_000_000)
@@ -128,23 +118,20 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     shared = (options.calibration, options.evaluation, options.seed, options.effort)
     jobs = [Job(case, *shared) for case in chosen(CASES, options.cases)]
-    found = run(
-        "imagenet", partial(guarded, _one), jobs, workers=options.jobs, minutes=options.minutes
-    )
-    whole = shared == (256, 500, 0, "balanced") and options.cases == "*"
-    write(
+    compare(
         "imagenet",
-        folder=None if whole else CACHE,
+        _one,
+        jobs,
+        options,
+        usual=Job("", 256, 500, 0, "balanced"),
+        more=lambda rows: {
+            "interpolated": {
+                metric: interpolated(rows, metric, BYTES) for metric in ("accuracy", "agreement")
+            }
+        },
         model="EfficientNet-Lite0, 4.65 million parameters, float32",
         data=f"imagenet_sample: {options.calibration} images with even labels calibrate, "
         f"{options.evaluation} with odd labels evaluate; one thread",
-        seed=options.seed,
-        effort=options.effort,
-        interpolated={
-            metric: interpolated(found["measured"], metric, BYTES)
-            for metric in ("accuracy", "agreement")
-        },
-        **found,
     )
 
 

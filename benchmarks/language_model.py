@@ -28,30 +28,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peers_gguf
-from compared import (
-    add_options,
-    chosen,
-    guarded,
-    interpolated,
-    measure,
-    measure_slopes,
-    run,
-)
-from images import CACHE
+from compared import add_options, chosen, compare, interpolated, measure, measure_slopes
 from packaged import AbsentError, library, smollm2, smollm2_folder, smollm2_tokens
 from peers import GPTQ_ELSEWHERE, PEERS
-from record import write
 
 METHODS = ("nearest", "gptq", "qronos", "gpfq")
-SLOPES = (4e-10, 1.5e-9, 5e-9)
+SLOPES = (7e-10, 2.5e-9, 8e-9, 2.5e-8)
 TARGET_BITS = (4, 3.25, 3, 2.5, 2)
-START = 1.5e-9  # the slope that searches begin with
+START = 2.5e-9  # the slope that searches begin with
 LENGTH, WINDOW = 512, 1024
 SLICE = 256  # tokens whose logits are held at once
 CASES = (
     "float",
-    *(f"{m}-{bits}{group}" for bits in (4, 3) for group in ("", "-g64") for m in METHODS),
     "smallest-slope-" + "+".join(f"{slope:g}" for slope in SLOPES),
+    *(f"{m}-{bits}{group}" for m in METHODS for bits in (4, 3) for group in ("", "-g64")),
     *(name for name in PEERS if name != "quanto-int8"),
 )
 
@@ -171,31 +161,22 @@ def main() -> None:
     cases += [f"smallest-bits-{bits:g}" for bits in options.target_bits]
     shared = (options.sequences, options.windows, options.seed, options.effort, options.layers)
     jobs = [Job(case, *shared) for case in dict.fromkeys(cases)]
-    found = run(
-        "language_model",
-        partial(guarded, _one),
-        jobs,
-        workers=options.jobs,
-        minutes=options.minutes,
-    )
     model = _build(torch.bfloat16, options.layers)
     count = sum(p.numel() for p in model.parameters())
-    whole = shared == (16, 16, 0, "balanced", 0) and options.cases == "*"
-    write(
+    sizes = [bits * count / 8 for bits in TARGET_BITS]
+    compare(
         "language_model",
-        folder=None if whole else CACHE,
+        _one,
+        jobs,
+        options,
+        usual=Job("", 16, 16, 0, "balanced", 0),
+        more=lambda rows: {"interpolated": interpolated(rows, "perplexity", sizes)},
         model=f"SmolLM2-135M-Instruct, {count:,} parameters, bfloat16"
         + (f", the first {options.layers} layers" if options.layers else ""),
         data=f"WikiText-2: {options.sequences} x {LENGTH} tokens of the validation text calibrate, "
         f"the first {options.windows} x {WINDOW} of the test text evaluate; float32, one thread",
-        seed=options.seed,
-        effort=options.effort,
-        interpolated=interpolated(
-            found["measured"], "perplexity", [bits * count / 8 for bits in TARGET_BITS]
-        ),
         sizes_only=_sizes_only(model),
         gptq_elsewhere=GPTQ_ELSEWHERE,
-        **found,
     )
 
 

@@ -27,21 +27,18 @@ from torch.nn import functional
 from compared import (
     add_options,
     chosen,
-    guarded,
+    compare,
     interpolated,
     measure,
     measure_slopes,
-    run,
     size_at,
     spearman,
 )
-from images import CACHE
 from packaged import minilm, minilm_embeddings, minilm_sentences
-from record import write
 
 Batch = dict[str, Tensor]
 
-SLOPES = (3e-10, 1e-9, 3e-9)
+SLOPES = (3e-11, 1e-10, 3e-10, 1e-9, 1.7e-9, 3e-9)
 BYTES = (9_400_000, 7_000_000)
 REACHED = 0.999
 START = 2e-9  # the slope that searches begin with
@@ -144,21 +141,19 @@ def main() -> None:
     options = _options()
     shared = (options.calibration, options.evaluation, options.seed, options.effort)
     jobs = [Job(case, *shared) for case in chosen(CASES, options.cases)]
-    found = run(
-        "sentences", partial(guarded, _one), jobs, workers=options.jobs, minutes=options.minutes
-    )
-    whole = shared == (256, 500, 0, "balanced") and options.cases == "*"
-    write(
+    compare(
         "sentences",
-        folder=None if whole else CACHE,
+        _one,
+        jobs,
+        options,
+        usual=Job("", 256, 500, 0, "balanced"),
+        more=lambda rows: {
+            "bytes_at": {f"cosine {REACHED}": size_at(rows, "cosine", REACHED)},
+            "interpolated": interpolated(rows, "cosine", BYTES),
+        },
         model="all-MiniLM-L6-v2 without its pooling layer, float32",
         data=f"WikiText-2: {options.calibration} sentences of the validation text calibrate, "
         f"{options.evaluation} of the test text evaluate; one thread",
-        seed=options.seed,
-        effort=options.effort,
-        bytes_at={f"cosine {REACHED}": size_at(found["measured"], "cosine", REACHED)},
-        interpolated=interpolated(found["measured"], "cosine", BYTES),
-        **found,
     )
 
 

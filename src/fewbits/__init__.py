@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import (
         BudgetError,
         CalibrationError,
+        ClusterError,
         ConfigError,
         CorruptFileError,
         FewbitsError,
@@ -69,6 +70,7 @@ __all__ = [
     "Activations",
     "BudgetError",
     "CalibrationError",
+    "ClusterError",
     "CodedModel",
     "CompressionResult",
     "ConfigError",

@@ -10,6 +10,7 @@
     ├── SourceError                     a model or data source that cannot be found or read
     ├── BudgetError                     no file within the budget was found
     ├── RankError                       another process of the group is gone or failed
+    ├── ClusterError                    machines that points run on cannot be reached, or went away
     ├── CorruptFileError                a file that is damaged, hostile, or not a fewbits file
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, TypeGuard
@@ -34,6 +35,7 @@ from typing import Any, TypeGuard
 __all__ = [
     "BudgetError",
     "CalibrationError",
+    "ClusterError",
     "ConfigError",
     "CorruptFileError",
     "CoverageWarning",
@@ -89,6 +91,21 @@ class BudgetError(FewbitsError):
 
 class RankError(FewbitsError):
     """A process that shares the work is gone, failed, or does something else."""
+
+
+class ClusterError(FewbitsError):
+    """A cluster cannot be reached or went away, or points failed on it.
+
+    Attributes:
+        finished: results of the finished points, where they are not kept in a file.
+        failed: name of each point that failed, with its error.
+    """
+
+    def __init__(
+        self, message: str, finished: Sequence[Any] = (), failed: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.finished, self.failed = list(finished), dict(failed or {})
 
 
 class CorruptFileError(FewbitsError):

@@ -21,13 +21,13 @@ from fewbits.methods import (
 
 NAMES = pytest.mark.parametrize("name", sorted(post_training_methods()))
 SHAPES = {
-    "linear": (1, 12, 20),
-    "depthwise": (16, 1, 9),
-    "grouped": (3, 4, 18),
+    "linear": (1, 5, 20),
+    "depthwise": (4, 1, 9),
+    "grouped": (2, 3, 18),
     "one column": (1, 5, 1),
     "one neuron": (1, 1, 30),
     "no neurons": (1, 0, 4),
-    "wider than a block": (1, 6, 150),
+    "wider than a block": (1, 2, 150),
 }
 VARIANTS = [
     {},

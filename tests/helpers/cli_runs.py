@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
+import typer.testing
 from typer.testing import CliRunner
 
 from fewbits.cli.app import app
 
 __all__ = ["one_line_error", "run", "run_json"]
+
+# Typer makes all commands anew for every run, which takes longer than most verbs.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 
 def run(*args: object, code: int = 0) -> Any:

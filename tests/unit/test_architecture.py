@@ -140,6 +140,7 @@ PUBLIC = [
     "Activations",
     "BudgetError",
     "CalibrationError",
+    "ClusterError",
     "CodedModel",
     "CompressionResult",
     "ConfigError",

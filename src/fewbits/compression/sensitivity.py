@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -22,13 +23,15 @@ from ..engine.lockstep.lockstep import run_lockstep
 from ..engine.lockstep.quantizer import LayerQuantizer, Work, quantize_alone
 from ..engine.network.batches import Forward, as_batches, as_forward
 from ..engine.network.copying import copied
-from ..engine.network.distributed import Ranks, shared_work
+from ..engine.network.distributed import ALONE, Ranks, shared_work
 from ..engine.network.isolation import isolated_pass
-from ..errors import CalibrationError, ConfigError, require
+from ..engine.network.threads import thread_count
+from ..errors import CalibrationError, ClusterError, ConfigError, require
 from ..methods import AnyMethod, PostTrainingMethod, as_method, trains
 from ..progress import Progress, ProgressEvent, silent
-from ..recipe.plan import fallback_of, make_plan
+from ..recipe.plan import Plan, fallback_of, make_plan
 from ..recipe.recipe import Recipe, Rule
+from ..search import Engine, as_engine
 from .coded_model import unwrapped
 from .fingerprint import facts_of
 
@@ -86,6 +89,7 @@ def sensitivity(
     effort: str = "balanced",
     seed: int = 0,
     share: bool = True,
+    engine: Engine | str = "serial",
     progress: Progress = silent,
 ) -> list[LayerHarm]:
     """Quantize every weight alone at every width; the most harm per byte saved comes first.
@@ -103,68 +107,110 @@ def sensitivity(
         seed: random seed.
         share: whether to share the work with the other processes of the ``torch.distributed``
             group that this one is in, if any, as in :func:`fewbits.compress`.
-        progress: called after every batch, and after every row that is evaluated.
+        engine: "serial", "ray" (extra ``ray``: layers are measured on a cluster, which is sent the
+            network, the batches and the functions), or one of ``fewbits.search`` with its settings.
+        progress: called after every batch, and after every row that is evaluated; by other engines
+            than "serial", after every layer.
 
-    Cost: one lockstep pass, then a forward pass over all batches for each weight and width.
+    Cost: one lockstep pass, then a forward pass over all batches for each weight and width. On a
+    cluster, a lockstep pass and a float pass for each layer.
 
     Raises:
         ConfigError: a method without the setting ``bits``, or invalid widths.
         CalibrationError: no batches, or a network whose output is not a tensor.
         RankError: another process of the group is gone, or failed.
+        ClusterError: the cluster went away, or layers failed there. Its ``finished`` holds the rows
+            of all others, and its ``failed`` the errors.
     """
-    with shared_work(share) as ranks:
-        return _sensitivity(
-            model,
-            as_method(method),
-            calibration,
-            bits,
-            forward,
-            ranks=ranks,
-            evaluate=evaluate,
-            effort=effort,
-            seed=seed,
-            progress=progress,
+    where = as_engine(engine)
+    with shared_work(share and where.here) as ranks:
+        methods = _at_widths(as_method(method), bits)
+        model = unwrapped(model)
+        batches = as_batches(calibration, model if forward is None else None)
+        if ranks.count > 1:
+            facts = {"method": str(methods), "seed": str(seed)}
+            ranks.compare("sensitivity", facts | facts_of(model, batches))
+        check_finite(model)
+        study = _Study(model, methods, batches, forward, evaluate, effort, seed)
+        if not where.here:
+            return _sorted(_rows_elsewhere(study, where, progress))
+        with thread_count(where.cpus):
+            return _sorted(study.rows(None, progress, ranks))
+
+
+def _sorted(rows: Iterable[LayerHarm]) -> list[LayerHarm]:
+    return sorted(rows, key=lambda row: -row.harm)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What the rows of all layers share; it can be sent to other processes if its parts can."""
+
+    model: nn.Module
+    methods: Mapping[int, PostTrainingMethod]
+    batches: Sequence[Any]
+    forward: Forward | None
+    evaluate: Callable[[nn.Module], float] | None
+    effort: str
+    seed: int
+
+    def plan(self) -> Plan:
+        """Return the targets, and which names share weights."""
+        first = next(iter(self.methods.values()))
+        return make_plan(self.model, Recipe((Rule("*", first),), seed=self.seed))
+
+    @torch.inference_mode(False)
+    def rows(self, only: str | None, progress: Progress, ranks: Ranks = ALONE) -> list[LayerHarm]:
+        """Measure the weights of the module ``only``, or all, in the order of the network."""
+        plan = self.plan()
+        network = copied(self.model).eval()
+        retie(network, {**plan.aliases, **plan.bound})
+        targets = [e.target for e in plan.entries if only in (None, e.target.module)]
+        forward = as_forward(self.forward)
+        trials = _quantize_alone(
+            network, targets, self.methods, self.batches, forward, ranks=ranks, seed=self.seed
         )
+        changes = _OutputChanges(network, trials, forward)
+        changes.measure(self.batches, ranks, progress)
+        rows: dict[int, LayerHarm] = {}
+        own = ranks.own(len(trials))
+        for done, place in enumerate(own, 1):
+            trial = trials[place]
+            score = None if self.evaluate is None else changes.score(trial, self.evaluate)
+            rows[place] = _row(trial, *changes.of(trial), score, self.effort)
+            progress(ProgressEvent("rows", done, len(own), trial.target.name))
+        found = chain(*(part.items() for part in ranks.exchange("rows", rows)))
+        return [row for _, row in sorted(found)]
 
 
-def _sensitivity(
-    model: nn.Module,
-    method: AnyMethod,
-    calibration: Iterable[Any] | Tensor,
-    bits: Sequence[int],
-    forward: Forward | None,
-    *,
-    ranks: Ranks,
-    evaluate: Callable[[nn.Module], float] | None,
-    effort: str,
-    seed: int,
-    progress: Progress,
-) -> list[LayerHarm]:
-    methods = _at_widths(method, bits)
-    model = unwrapped(model)
-    batches = as_batches(calibration, model if forward is None else None)
-    if ranks.count > 1:
-        facts = {"method": str(methods), "seed": str(seed)}
-        ranks.compare("sensitivity", facts | facts_of(model, batches))
-    plan = make_plan(model, Recipe((Rule("*", methods[bits[0]]),), seed=seed))
-    check_finite(model)
-    network = copied(model).eval()
-    retie(network, {**plan.aliases, **plan.bound})
-    targets = [entry.target for entry in plan.entries]
-    trials = _quantize_alone(
-        network, targets, methods, batches, as_forward(forward), ranks=ranks, seed=seed
-    )
-    changes = _OutputChanges(network, trials, as_forward(forward))
-    changes.measure(batches, ranks, progress)
-    rows: dict[int, LayerHarm] = {}
-    own = ranks.own(len(trials))
-    for done, place in enumerate(own, 1):
-        trial = trials[place]
-        score = None if evaluate is None else changes.score(trial, evaluate)
-        rows[place] = _row(trial, *changes.of(trial), score, effort)
-        progress(ProgressEvent("rows", done, len(own), trial.target.name))
-    found = chain(*(part.items() for part in ranks.exchange("rows", rows)))
-    return sorted((row for _, row in sorted(found)), key=lambda row: -row.harm)
+def _rows_elsewhere(study: _Study, engine: Engine, progress: Progress) -> list[LayerHarm]:
+    """Measure module by module on a cluster; return the rows in the order of the network."""
+    modules = list(dict.fromkeys(entry.target.module for entry in study.plan().entries))
+    found: dict[int, list[LayerHarm]] = {}
+    progress(ProgressEvent("layers", 0, len(modules)))
+
+    def keep(place: int, rows: list[LayerHarm]) -> None:
+        found[place] = rows
+        progress(ProgressEvent("layers", len(found), len(modules), modules[place]))
+
+    try:
+        failed = engine.run(partial(_rows_of, study, engine.cpus), modules, keep)
+    except ClusterError as error:
+        raise ClusterError(str(error), finished=_sorted(chain(*found.values()))) from error
+    if failed:
+        told = "; ".join(f"{modules[one.place]}: {one.error}" for one in failed)
+        raise ClusterError(
+            f"{len(failed)} of {len(modules)} layers could not be measured: {told}",
+            finished=_sorted(chain(*found.values())),
+            failed={modules[one.place]: one.error for one in failed},
+        )
+    return [row for place in sorted(found) for row in found[place]]
+
+
+def _rows_of(study: _Study, threads: int | None, module: str) -> list[LayerHarm]:
+    """Measure one module in a worker process."""
+    with thread_count(threads):
+        return study.rows(module, silent)
 
 
 @dataclass(frozen=True, eq=False)

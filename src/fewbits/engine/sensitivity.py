@@ -166,9 +166,10 @@ class _Sums:
         cross, bias = joint[:, :-1, -1:], joint[:, -1:, -1:].clamp_min(_tiny())
         return Sensitivity(
             rows=rows / energy[:, None],
-            columns=(joint[:, :-1, :-1] - cross @ cross.mT / bias).float(),
+            columns=joint[:, :-1, :-1].float(),
             outputs=outputs,
             samples=self.drawn // probes,
+            mean=(cross / bias.sqrt())[..., 0].float(),
         )
 
 

@@ -2,7 +2,7 @@
 
 from .plot import PLOTS, check_plot, rate_chart, render
 from .rates import EntropyRow, entropy_table, histogram_table
-from .search import sensitivity_table, sweep_table, trace_table
+from .search import failures, sensitivity_table, sweep_table, trace_table
 from .table import Column, Table, human_bytes, printable, show
 from .values import energy_table, noise_table, values_table
 from .views import (
@@ -24,6 +24,7 @@ __all__ = [
     "comparison_table",
     "energy_table",
     "entropy_table",
+    "failures",
     "histogram_table",
     "human_bytes",
     "methods_table",

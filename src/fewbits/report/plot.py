@@ -19,8 +19,7 @@ def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """Return a chart of ``Sweep.to_dict()``: score against bytes, one line per method."""
     points = [
         {
-            "method": point["settings"].get("method", "")
-            + (" to a size" if point.get("goal") else ""),
+            "method": point["settings"].get("method", "") + _searched(point.get("goal")),
             "bytes": point["bytes"],
             "score": point["score"],
         }
@@ -45,6 +44,12 @@ def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
     }
     chart = {"$schema": _SCHEMA, "width": 480, "height": 320, "layer": [exact, lines]}
     return {**chart, "title": "Accuracy over bytes; dashed: float32"}
+
+
+def _searched(goal: Mapping[str, Any] | None) -> str:
+    if goal is None:
+        return ""
+    return " to a drop" if goal.get("kind") == "max_drop" else " to a size"
 
 
 def check_plot(path: Path) -> None:

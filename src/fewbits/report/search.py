@@ -8,7 +8,7 @@ from typing import Any
 from ..coded import Coverage
 from .table import Column, Table
 
-__all__ = ["sensitivity_table", "sweep_table", "trace_table"]
+__all__ = ["failures", "sensitivity_table", "sweep_table", "trace_table"]
 
 
 def trace_table(trace: Mapping[str, Any], title: str = "", dtype: str = "float32") -> Table:
@@ -64,6 +64,25 @@ def sensitivity_table(
     return Table(columns, tuple(lines), title, footer)
 
 
+def failures(points: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return one line per point that failed, with its settings, goal, tries and error."""
+    return tuple(
+        f"failed after {point['tries']} tries: {' '.join(filter(None, _asked(point)))}: "
+        f"{point['error']}"
+        for point in points
+    )
+
+
+def _asked(point: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the method, the settings and the goal of a point."""
+    settings = (f"{k}={v}" for k, v in point["settings"].items() if k != "method")
+    goal = point.get("goal")
+    target = "" if goal is None else f"{goal['limit']:,.0f} bytes"
+    if goal is not None and goal.get("kind") == "max_drop":
+        target = f"drop {100 * goal['limit']:g}%"
+    return point["settings"].get("method", ""), " ".join(settings), target
+
+
 def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
     """Return one line per point of ``Sweep.to_dict()``, smallest files first."""
     names = ("method", "settings", "goal", "score", "bytes", "bits/weight", "quantized", "seconds")
@@ -71,11 +90,7 @@ def sweep_table(sweep: Mapping[str, Any], title: str = "") -> Table:
     coverages = {key: Coverage.of_dict(values) for key, values in stored if values}
     rows = []
     for point in sorted(sweep["points"], key=lambda p: p.get("bytes") or 0):
-        settings = (f"{k}={v}" for k, v in point["settings"].items() if k != "method")
-        name = point["settings"].get("method", "")
-        goal = point.get("goal")
-        target = "" if goal is None else f"{goal['limit']:,.0f} bytes"
-        line = (name, " ".join(settings), target)
+        line = _asked(point)
         if point.get("bytes") is None:
             rows.append((*line, "missed", "", "", "", ""))
             continue

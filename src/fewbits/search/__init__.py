@@ -1,5 +1,11 @@
-"""Search for the slope whose file meets a budget, in few evaluations. Plain Python only."""
+"""Searches for the slope that meets a budget, sweeps, and where their points are measured.
 
+Plain Python only.
+"""
+
+from .cluster import Ray
+from .engine import Engine, FailedPoint, Serial
+from .engines import ENGINES, as_engine
 from .goal import Goal
 from .next_slope import Move, next_move
 from .quantities import as_bytes, as_drop, as_seconds
@@ -8,14 +14,20 @@ from .sweep import Sweep, same_point
 from .trace import Trace, Trial
 
 __all__ = [
+    "ENGINES",
+    "Engine",
+    "FailedPoint",
     "Goal",
     "Move",
+    "Ray",
+    "Serial",
     "SlopeSearch",
     "Sweep",
     "Trace",
     "Trial",
     "as_bytes",
     "as_drop",
+    "as_engine",
     "as_seconds",
     "next_move",
     "same_point",

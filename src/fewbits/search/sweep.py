@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import ConfigError, is_number, shorten
 from ..files.json_values import read_json
@@ -13,6 +13,7 @@ from ..files.json_values import read_json
 __all__ = ["SCHEMA", "Sweep", "same_point"]
 
 SCHEMA = "fewbits.sweep/1"
+Asked: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any] | None]  # settings, goal
 _FIGURES = ("bytes", "score", "bits_per_weight", "seconds", "slope")
 
 
@@ -33,6 +34,13 @@ class Sweep:
     def has(self, settings: Mapping[str, Any], goal: Mapping[str, Any] | None) -> bool:
         """Return whether this point has been measured."""
         return any(same_point(point, settings, goal) for point in self.points)
+
+    def add(self, point: dict[str, Any], asked: Sequence[Asked]) -> None:
+        """Add a result; those of ``asked`` come in its order after all others.
+
+        So a file does not depend on the order in which results arrive.
+        """
+        self.points = sorted([*self.points, point], key=lambda one: _place(one, asked))
 
     def to_json(self) -> str:
         """Return JSON text for :meth:`from_json`."""
@@ -83,6 +91,11 @@ def same_point(
 ) -> bool:
     """Return whether ``point`` has these settings and this goal."""
     return point["settings"] == settings and point.get("goal") == goal
+
+
+def _place(point: Mapping[str, Any], asked: Sequence[Asked]) -> int:
+    found = (place for place, one in enumerate(asked) if same_point(point, *one))
+    return next(found, -1)
 
 
 def _is_point(value: object) -> bool:

@@ -6,9 +6,8 @@ import json
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from fewbits.cli.app import app
+import cli_runs
 
 NET = """
 import torch
@@ -51,12 +50,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "summary_net", raising=False)
     (tmp_path / "summary_net.py").write_text(NET)
 
-    def call(words):
-        result = CliRunner().invoke(app, words.split())
-        assert result.exit_code == 0, result.output
-        return result
-
-    yield call
+    yield lambda words: cli_runs.run(*words.split())
     sys.modules.pop("summary_net", None)
 
 

@@ -40,13 +40,14 @@ def contents():
     )
 
 
-@pytest.fixture
-def path(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "CHUNK", 300)
-    path = tmp_path / "net.fewbits"
-    with path.open("wb") as file:
-        write_contents(contents(), file, "fast", 1)
-    return path
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chunks") / "net.fewbits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "CHUNK", 300)
+        with path.open("wb") as file:
+            write_contents(contents(), file, "fast", 1)
+        yield path
 
 
 @pytest.mark.parametrize("threads", [1, 3])

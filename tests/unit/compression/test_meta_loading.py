@@ -358,7 +358,7 @@ def peak():
 
 path = sys.argv[1]
 with torch.device("meta"):
-    network = nn.Sequential(*(nn.Linear(4096, 4096, False, dtype=torch.bfloat16) for _ in range(2)))
+    network = nn.Sequential(*(nn.Linear(3072, 3072, False, dtype=torch.bfloat16) for _ in range(2)))
 fewbits.load(Path(path).with_name("warm.fewbits"))
 before = peak()
 fewbits.load(path, into=network, threads=1)
@@ -369,11 +369,11 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures in /proc")
 def test_a_large_weight_takes_its_own_memory_and_little_more(tmp_path):
     torch.manual_seed(0)
-    layers = [nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16) for _ in range(2)]
+    layers = [nn.Linear(3072, 3072, bias=False, dtype=torch.bfloat16) for _ in range(2)]
     for name, network in {"net": nn.Sequential(*layers), "warm": nn.Linear(600, 600)}.items():
         coded = fewbits.compress(network, fewbits.Nearest(bits=2))
         coded.save(tmp_path / f"{name}.fewbits", "fast")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "net.fewbits")]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    values = 2 * 4096**2
+    values = 2 * 3072**2
     assert 2 * values < int(told) < 2 * values + 64 * 2**20  # whole: 10 bytes more of the one

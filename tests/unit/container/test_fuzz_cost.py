@@ -1,6 +1,7 @@
 """A short search for dear files, as benchmarks/fuzz_cost.py makes long ones."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ def fuzz():
         import fuzz_genes
         import fuzz_targets
 
-        yield fuzz_cost, fuzz_genes, fuzz_targets
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fuzz_genes, "seeds", cache(fuzz_genes.seeds))  # each file takes a while
+            yield fuzz_cost, fuzz_genes, fuzz_targets
     finally:
         sys.path.remove(str(BENCHMARKS))
 

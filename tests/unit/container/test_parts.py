@@ -15,9 +15,11 @@ STEPS = np.linspace(0.1, 1, ROWS).astype(np.float32)
 FLOATS = RNG.normal(size=(600, 40)).astype("<f4")
 
 
-@pytest.fixture
-def path(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "CHUNK", 1000)
+CHUNK = 1000
+
+
+@pytest.fixture(scope="module")
+def written():
     book = Codebook(np.arange(7, dtype=np.float32))
     tensors = {
         "steps": GridTensor((ROWS, 4, 10), "float32", INDEX, STEPS),
@@ -30,7 +32,15 @@ def path(tmp_path, monkeypatch):
         ),
         "nothing": GridTensor((0, 3), "float32", np.zeros((0, 3), np.int32), STEPS[:1]),
     }
-    write(encode(Contents(tensors)), tmp_path / "net.fewbits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "CHUNK", CHUNK)
+        return encode(Contents(tensors))
+
+
+@pytest.fixture
+def path(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "CHUNK", CHUNK)
+    write(written, tmp_path / "net.fewbits")
     return tmp_path / "net.fewbits"
 
 

@@ -38,6 +38,10 @@ class Net(nn.Module):
 
 @pytest.fixture
 def net():
+    return trained()
+
+
+def trained():
     torch.manual_seed(0)
     net = Net()
     with torch.no_grad():
@@ -180,17 +184,23 @@ def test_a_convolution_that_the_network_gives_keeps_its_values(tmp_path):
         np.testing.assert_allclose(theirs, mine.numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_are_exported_as_float32(dtype, net, tmp_path):
-    half = copy.deepcopy(net).to(dtype)
+@pytest.fixture(scope="module")
+def of_floats(tmp_path_factory):
+    """A compressed network, and what the graph of its floats gives."""
+    net, path = trained(), tmp_path_factory.mktemp("floats") / "float.onnx"
     coded = fewbits.compress(net, fewbits.GPFQ(bits=8), X, activations=8)
+    plain = export(coded, path, model=net, inputs=X[:2])
+    assert not any("graph is of float32" in note for note in plain.notes)
+    return coded, run(path, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_exported_as_float32(dtype, net, of_floats, tmp_path):
+    half, (coded, ours) = net.to(dtype), of_floats
     told = export(coded, tmp_path / "net.onnx", model=half, inputs=X[:2].to(dtype))
     assert any(str(dtype)[6:] in note and "float32" in note for note in told.notes)
     assert next(half.parameters()).dtype == dtype
-    plain = export(coded, tmp_path / "float.onnx", model=net, inputs=X[:2])
-    assert not any("graph is of float32" in note for note in plain.notes)
-    theirs, ours = (run(tmp_path / name, X) for name in ("net.onnx", "float.onnx"))
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), ours, rtol=0, atol=1e-5)
 
 
 def test_a_network_that_casts_on_its_way(tmp_path):

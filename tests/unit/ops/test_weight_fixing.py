@@ -142,7 +142,7 @@ def test_a_zero_does_not_change_the_deviations_of_the_others():
 @pytest.mark.parametrize("scale", [0.01, 0.1, 0.7])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_same_picks_as_the_slow_one(seed, scale, share):
-    v = weights(seed, scale)
+    v = weights(seed, scale, 200)
     s = first_deviations(v) * (1 if seed else 8)
     ladder = Ladder(7)
     count = math.ceil(share * len(v))

@@ -176,10 +176,11 @@ def picture(kind, size):
 )
 def test_pictures_are_refused_by_their_headers(tmp_path, content, told):
     pytest.importorskip("PIL")
+    made = content()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for k in range(3):
-            (tmp_path / name / f"{k}.png").write_bytes(content())
+            (tmp_path / name / f"{k}.png").write_bytes(made)
     data = load_data(f"folder:{tmp_path}?size=4096" if "resizing" in told else f"folder:{tmp_path}")
     with pytest.raises(SourceError, match=told):
         next(iter(data.split("train").batches(2, None, None)))

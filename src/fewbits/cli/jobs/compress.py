@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -135,6 +136,14 @@ class Job:
         self.selection: Split | None = None
         if self.budget.needs_evaluation:
             self._set_selection(calibration is not None)
+
+    def under(self, budget: BudgetOptions) -> Job:
+        """Return a job for the same network and data under a budget of size or accuracy."""
+        other = copy.copy(self)
+        other.budget = budget
+        if budget.needs_evaluation:
+            other._set_selection(self.calibration is not self.data)
+        return other
 
     def _set_selection(self, calibrates_elsewhere: bool) -> None:
         """Choose what a search scores on; a metric of one's own may do without."""

@@ -10,7 +10,7 @@ import typer
 
 from ...coding import EFFORTS
 from ...errors import shorten
-from ...search import as_bytes
+from ...search import as_bytes, as_drop
 from .budget import quantity
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Seed",
     "Weights",
     "check_effort",
+    "drops",
     "numbers",
     "sizes",
     "whole_numbers",
@@ -133,3 +134,11 @@ def numbers(option: str, text: str) -> list[float]:
 def sizes(option: str, text: str) -> list[int]:
     """Parse a comma-separated list of sizes, such as 60KB,80KB, into bytes."""
     return [int(quantity(as_bytes, part, option)) for part in words(option, text)]
+
+
+def drops(option: str, text: str) -> list[str]:
+    """Check a comma-separated list of drops in accuracy, such as 0.5%,1%; return them as texts."""
+    parts = words(option, text)
+    for part in parts:
+        quantity(as_drop, part, option)
+    return parts

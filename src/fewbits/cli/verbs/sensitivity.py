@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ...report import sensitivity_table
+from ...report import Table, sensitivity_table
 from ..console.outcome import Json, Outcome, verb, warn_low_coverage
 from ..console.progress import progress_bars
 from ..console.ranks import launched
 from ..options import shared
+from ..options.engine import Cpus, EngineName, RayAddress, Tries, chosen_engine
 from ..options.metric import ForwardName, known_forward
 from ..options.shared import whole_numbers
 
@@ -37,6 +38,10 @@ def sensitivity(
     forward: ForwardName = None,
     seed: shared.Seed = 0,
     effort: shared.Effort = "balanced",
+    engine: EngineName = "serial",
+    ray_address: RayAddress = None,
+    cpus: Cpus = None,
+    tries: Tries = None,
     as_json: Json = False,
 ) -> Outcome:
     """Quantize one layer at a time, all others in float, and report the error and the bytes.
@@ -52,10 +57,11 @@ def sensitivity(
     ('fewbits demo' writes these weights.)
     """
     widths = whole_numbers("--bits", bits)
+    where = chosen_engine(engine, ray_address, cpus, tries)
     from ..jobs.survey import layer_rows  # noqa: PLC0415  (brings torch)
 
     with launched() as first, progress_bars(quiet=as_json) as progress:
-        rows, coverage = layer_rows(
+        rows, coverage, trouble = layer_rows(
             (model, weights, data),
             (method, widths),
             selection=selection,
@@ -64,9 +70,19 @@ def sensitivity(
             seed=seed,
             effort=effort,
             forward=known_forward(forward),
+            engine=where,
             progress=progress,
         )
         warn_low_coverage(coverage)
     plain = [row.to_dict() for row in rows]
-    facts = {"model": model, "data": data, "rows": plain, "quantized": coverage.to_dict()}
-    return Outcome(facts, (sensitivity_table(plain, coverage=coverage),), silent=not first)
+    facts: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "rows": plain,
+        "quantized": coverage.to_dict(),
+    }
+    shown: tuple[Table | str, ...] = (sensitivity_table(plain, coverage=coverage),)
+    if trouble is None:
+        return Outcome(facts, shown, silent=not first)
+    facts |= {"failed": trouble.failed, "error": {"type": "ClusterError", "message": str(trouble)}}
+    return Outcome(facts, (*shown, f"error: {trouble}"), exit_code=1)

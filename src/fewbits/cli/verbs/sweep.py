@@ -9,11 +9,12 @@ import typer
 
 from ...errors import shorten
 from ...files.atomic_write import check_target
-from ...report import check_plot, sweep_table
+from ...report import check_plot, failures, sweep_table
 from ..console.outcome import Json, Outcome, verb
 from ..console.progress import progress_bars
 from ..options import shared
-from ..options.shared import numbers, sizes, whole_numbers, words
+from ..options.engine import Cpus, EngineName, RayAddress, Tries, chosen_engine
+from ..options.shared import drops, numbers, sizes, whole_numbers, words
 
 __all__ = ["sweep"]
 
@@ -46,6 +47,13 @@ def sweep(
             "have a slope."
         ),
     ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            help="Drops in accuracy, such as 0.5%,1%: find the smallest file within each, "
+            "judged on half of the training split; for methods that have a slope."
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="Split to measure accuracy on: test or selection.")
     ] = "test",
@@ -57,11 +65,16 @@ def sweep(
         Path | None,
         typer.Option(help="Plot to draw: a .png, .svg or .html file (needs the extra 'report')."),
     ] = None,
+    engine: EngineName = "serial",
+    ray_address: RayAddress = None,
+    cpus: Cpus = None,
+    tries: Tries = None,
     as_json: Json = False,
 ) -> Outcome:
     """Measure bytes and accuracy of every method at every setting.
 
-    May be interrupted at any time: the same command continues where it stopped.
+    May be interrupted at any time: the same command continues where it stopped. With --engine ray,
+    points are measured side by side; those that fail are listed, and the exit code is 1.
 
     Example: fewbits sweep builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --methods gpfq,nearest --bits 2,3,4 -o sweep.json
@@ -76,16 +89,28 @@ def sweep(
         "bits": [] if bits is None else whole_numbers("--bits", bits),
         "slopes": [] if slopes is None else numbers("--slopes", slopes),
         "sizes": [] if target_bytes is None else sizes("--target-bytes", target_bytes),
+        "drops": [] if max_drop is None else drops("--max-drop", max_drop),
     }
+    if max_drop is not None and split == "selection":
+        raise typer.BadParameter(
+            "--max-drop chooses by the selection split, which then measures nothing: leave out "
+            "--split selection."
+        )
+    where = chosen_engine(engine, ray_address, cpus, tries)
     if plot is not None:
         check_plot(plot)
         check_target(plot)
-    from ..jobs.survey import Curve  # noqa: PLC0415  (brings torch)
+    from ..jobs.points import Survey  # noqa: PLC0415  (brings torch)
+    from ..jobs.survey import Curve  # noqa: PLC0415
 
-    curve = Curve((model, weights, data), request, split, batch_size=batch_size)
-    options = {"samples": calibration_samples, "seed": seed, "effort": effort}
+    survey = Survey(
+        model, weights, data, split, batch_size, calibration_samples, seed, effort, where.cpus
+    )
+    curve = Curve(survey, request, where)
     with progress_bars(quiet=as_json) as progress:
-        points = curve.measure(out, options, progress).to_dict()
+        found, failed = curve.measure(out, progress)
+    points = found.to_dict()
     if plot is not None:
         curve.draw(points, plot)
-    return Outcome({"file": str(out), **points}, (sweep_table(points),))
+    facts = {"file": str(out), **points, **({"failed": failed} if failed else {})}
+    return Outcome(facts, (sweep_table(points), *failures(failed)), exit_code=1 if failed else 0)

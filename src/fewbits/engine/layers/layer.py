@@ -41,17 +41,25 @@ class Sensitivity:
         rows: (groups, neurons) float64: squared output change per unit of a neuron's mean squared
             change over its positions.
         columns: (groups, columns, columns) float32: ``E[g_o g_o'] / rows_o``, averaged over rows:
-            second moments of the inputs, weighted by their effect on the output. The part that a
-            bias can compensate is removed, so these are moments about a mean.
+            second moments of the inputs, weighted by their effect on the output.
         outputs: (groups, neurons, neurons) float32: sum over columns of ``E[g g']``; None if there
             are too many neurons, or if they are those of an embedding, which never add up.
         samples: number of samples seen.
+        mean: (groups, columns) float32: the mean that a bias can compensate, weighted likewise;
+            None if nothing can.
     """
 
     rows: Tensor
     columns: Tensor
     outputs: Tensor | None
     samples: int
+    mean: Tensor | None = None
+
+    def moments(self, has_bias: bool) -> Tensor:
+        """Return ``columns``, about the mean if a bias compensates it."""
+        if self.mean is None or not has_bias:
+            return self.columns
+        return self.columns - self.mean[..., None] * self.mean[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +77,7 @@ class LayerMatrix:
             needs no gradients.
         kernel: adjacent columns per input channel: taps of a convolution, else 1.
         width: columns back to the row above in such a kernel; 0 if there is none.
+        has_bias: whether a bias takes the mean error of the output.
     """
 
     name: str
@@ -79,6 +88,7 @@ class LayerMatrix:
     sensitivity: Sensitivity | None = None
     kernel: int = 1
     width: int = 0
+    has_bias: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,8 @@ def quantize_alone(
 ) -> Quantized:
     """Quantize a weight outside the lockstep, and ``write`` the result into ``network``.
 
-    It is quantized from its values alone, or with ``statistics`` that are known beforehand.
+    It is quantized from its values alone, or with ``statistics`` that are known beforehand; no bias
+    takes its mean error.
     """
     result = encode_alone(network, work, seed, statistics)
     if write is not None:
@@ -118,13 +119,11 @@ def quantize_alone(
     return result.on_cpu()
 
 
-@autocast_off()
-@torch.no_grad()
 def encode_alone(
     network: nn.Module, work: Work, seed: int, statistics: Statistics | None = None
 ) -> Quantized:
     """Quantize a weight as :func:`quantize_alone` does, and change nothing."""
-    return _quantize(network, work, statistics, seed)
+    return _quantize(network, work, statistics, seed, has_bias=False)
 
 
 @torch.no_grad()
@@ -320,9 +319,14 @@ class LayerQuantizer:
             columns = work.target.view.columns(work.target.shape)
             if statistics.rows * _FEW < columns:
                 self.note(name, f"few data: {statistics.rows} rows for {columns} inputs")
-            results[name] = result = self._quantized(work, statistics)
-            if result.bias_shift is not None:
-                shifted += self._shift_bias(work.target, result.bias_shift)
+            bias, why = self._bias_of(work.target)
+            result = self._quantized(work, statistics, has_bias=bool(bias))
+            results[name] = result
+            if result.bias_shift is not None and bias:
+                self._shift(bias, result.bias_shift)
+                shifted.append(bias)
+            elif result.bias_shift is not None:
+                self.note(name, f"bias not corrected: {why}")
         self._kept.pop(module, None)
         if self.keep is None:
             self.results |= results
@@ -332,11 +336,11 @@ class LayerQuantizer:
         unpaired = tuple(name for name in names if name in self.unpaired)
         self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
 
-    def _quantized(self, work: Work, statistics: Statistics) -> Quantized:
+    def _quantized(self, work: Work, statistics: Statistics, *, has_bias: bool) -> Quantized:
         """Quantize a weight at one rank, and write what it found at all of them."""
         result = self.ranks.from_first(
             f"quantizing {work.target.name}",
-            lambda: encode_alone(self.network, work, self.seed, statistics),
+            lambda: _quantize(self.network, work, statistics, self.seed, has_bias=has_bias),
         )
         if self.write is not None:
             write_result(self.network, work.target, result, self.write)
@@ -369,23 +373,23 @@ class LayerQuantizer:
         sums.join(self.ranks)
         return sums.finish()
 
-    def _shift_bias(self, target: Target, shift: Tensor) -> list[str]:
-        """Correct the bias of a weight; return its name in a list, or [] if there is none."""
+    def _bias_of(self, target: Target) -> tuple[str, str]:
+        """Return the parameter that takes a layer's mean error, or "" and why there is none."""
         if target.name in self.fixed_bias:
-            self.note(target.name, "bias not corrected: the layer does not add it to its output")
-            return []
+            return "", "the layer does not add it to its output"
         bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         sink = bias if bias in parameters else self.sinks.get(target.module, "")
-        if sink in parameters and _is_shared(self.network, parameters[sink]):
-            self.note(target.name, "bias not corrected: it is shared with another layer")
-        elif sink in parameters:
-            with torch.no_grad():
-                parameters[sink].add_(shift.to(parameters[sink]))
-            return [sink]
-        else:
-            self.note(target.name, "bias not corrected: the layer has none")
-        return []
+        if sink not in parameters:
+            return "", "the layer has none"
+        if _is_shared(self.network, parameters[sink]):
+            return "", "it is shared with another layer"
+        return sink, ""
+
+    @torch.no_grad()
+    def _shift(self, bias: str, shift: Tensor) -> None:
+        parameter = self.network.get_parameter(bias)
+        parameter.add_(shift.to(parameter))
 
     def note(self, name: str, text: str) -> None:
         """Add a note for the user about a weight."""
@@ -418,8 +422,15 @@ def _matrix(network: nn.Module, target: Target) -> Tensor:
     return matrix.clone() if matrix.data_ptr() % _ALIGNED else matrix
 
 
+@autocast_off()
+@torch.no_grad()
 def _quantize(
-    network: nn.Module, work: Work, statistics: Statistics | None, seed: int
+    network: nn.Module,
+    work: Work,
+    statistics: Statistics | None,
+    seed: int,
+    *,
+    has_bias: bool,
 ) -> Quantized:
     target = work.target
     matrix = _matrix(network, target)
@@ -434,5 +445,6 @@ def _quantize(
         work.sensitivity,
         prod(target.view.kernel),
         target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
+        has_bias,
     )
     return work.encode(layer)

@@ -27,7 +27,7 @@ from ..slopes import suggested_slope
 
 __all__ = ["TALL", "RateProblem"]
 
-_TOP = 31  # levels on each side of zero
+_TOP = 127  # levels on each side of zero
 _REACH = 2  # levels beyond those in use that one sweep may add on each side
 _DAMPING = 0.01  # of the target, relative to the mean input energy
 _GRADIENTS = 0.7  # share of the gradients in the metric; the rest comes from the inputs alone
@@ -100,16 +100,24 @@ class RateProblem:
         return cls(target, metric, rows, order, factor, coupling, outliers=found)
 
     @classmethod
-    def of(cls, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None) -> RateProblem:
+    def of(
+        cls,
+        layer: LayerMatrix,
+        weight: Tensor,
+        statistics: Statistics | None,
+        *,
+        has_bias: bool = True,
+    ) -> RateProblem:
         """Build the problem from statistics of the inputs and the sensitivity of the output.
 
-        Without statistics, of an embedding, from the sensitivity alone.
+        Without statistics, of an embedding, from the sensitivity alone. What a bias takes of an
+        error is free: with ``has_bias``, moments are about the mean.
         """
         if statistics is None and layer.sensitivity is not None:
             return cls._of_lookups(layer.sensitivity, weight)
         if statistics is None:
             raise ValueError(f"layer {layer.name!r}: neither statistics nor sensitivity")
-        second, cross = _centred(statistics, weight)
+        second, cross = _moments(statistics, weight, has_bias)
         columns = second.shape[1]
         mean = second.diagonal(dim1=1, dim2=2).mean(1)
         damping = _DAMPING * torch.where(mean > 0, mean, 1)
@@ -120,7 +128,7 @@ class RateProblem:
         target = torch.linalg.solve(damped, pull).mT
         metric, rows, coupling = damped, wide.new_ones(wide.shape[:2]), None
         if layer.sensitivity is not None:
-            metric = _blend(layer.sensitivity.columns.to(damped), damped)
+            metric = _blend(layer.sensitivity.moments(has_bias).to(damped), damped)
             rows, coupling = _output_metric(layer.sensitivity, damped)
             if coupling is not None:  # dead neurons stay as they are
                 coupling = coupling * wide.any(2)[..., None]
@@ -355,14 +363,16 @@ def _radius(others: Tensor) -> Tensor:
     return torch.stack(radii).max()
 
 
-def _centred(statistics: Statistics, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (H, G) per row about the mean, float64: the bias corrects errors of the mean."""
+def _moments(statistics: Statistics, weight: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """Return (H, G) per row, float64; about the mean if a bias takes errors of the mean."""
     second, cross = statistics.moments()
-    x = statistics.reference_mean.double()[..., None]
-    x_hat = statistics.quantized_mean.double()[..., None]
     rows = max(1, statistics.rows)
-    centred = second.double() / rows - x_hat @ x_hat.mT
-    return centred.to(weight.device), (cross.double() / rows - x_hat @ x.mT).to(weight.device)
+    second, cross = second.double() / rows, cross.double() / rows
+    if has_bias:
+        x = statistics.reference_mean.double()[..., None]
+        x_hat = statistics.quantized_mean.double()[..., None]
+        second, cross = second - x_hat @ x_hat.mT, cross - x_hat @ x.mT
+    return second.to(weight.device), cross.to(weight.device)
 
 
 def _allowed_levels(levels: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,8 @@ class RDOQ(PostTrainingMethod):
             statistics = checked_statistics(layer, self.name)
         if not bool(weight.any()):
             return _all_zero(weight)
-        problem = RateProblem.of(layer, weight, statistics)
+        corrects = self.bias_correction and layer.has_bias
+        problem = RateProblem.of(layer, weight, statistics, has_bias=corrects)
         slope = self.slope or problem.slope
         blocks = problem.blocks(TALL if statistics is not None else _VOCABULARY)
         levels = torch.empty_like(weight, dtype=torch.int32)
@@ -104,7 +105,7 @@ class RDOQ(PostTrainingMethod):
             levels[:, neurons] = chosen.to(torch.int32)
             size[neurons if len(blocks) > 1 else 0] = step.float()
         shift = None
-        if self.bias_correction and statistics is not None:
+        if corrects and statistics is not None:
             quantized = levels.float() * expand_step(size, weight)
             shift = mean_error(statistics, weight, quantized)
         info = {

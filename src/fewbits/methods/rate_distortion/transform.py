@@ -122,7 +122,8 @@ class Transform(PostTrainingMethod):
             plain = RDOQ(slope=self.slope, rate=self.rate, bias_correction=self.bias_correction)
             return plain.encode(layer)
         statistics = checked_statistics(layer, self.name)
-        problem = RateProblem.of(layer, weight, statistics)
+        corrects = self.bias_correction and layer.has_bias
+        problem = RateProblem.of(layer, weight, statistics, has_bias=corrects)
         target = problem.target if self.feedback else weight.double()
         settings = CandidateSettings(
             self.slope or problem.slope,
@@ -137,7 +138,7 @@ class Transform(PostTrainingMethod):
                 f"layer {layer.name!r}: its inputs are too large or too small for the quantized "
                 "weight to stay finite. Scale the calibration data, or keep this layer in float."
             )
-        if not self.bias_correction:
+        if not corrects:
             return best.result
         shift = mean_error(statistics, weight.double(), best.result.dequantize().double())
         return replace(best.result, bias_shift=shift)

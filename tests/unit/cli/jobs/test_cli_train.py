@@ -13,10 +13,9 @@ import time
 
 import pytest
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import fewbits
-from fewbits.cli.app import app
+from cli_runs import run, run_json
 from fewbits.sources import load_data, load_model
 from fewbits.sources.demo_network import train_classifier
 from fewbits.training.loop.stepper import Stepper
@@ -37,16 +36,6 @@ def here(checkpoint, tmp_path, monkeypatch):
     shutil.copy(checkpoint, tmp_path / "net.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run_json(*args):
-    return json.loads(run(*args, "--json").stdout)
 
 
 def order(out, *more, epochs=3):

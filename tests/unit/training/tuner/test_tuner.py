@@ -53,31 +53,30 @@ def accuracy(net, data):
         return float((net.eval()(x).argmax(1) == y).float().mean())
 
 
-@BOTH
-def test_what_finish_gives_is_the_file_and_the_network(method, digits_net, digits, tmp_path):
-    tuner = fewbits.prepare(digits_net, method, raw_dtype="float16", source="tests:net")
-    train(digits_net, digits, tuner, sgd(digits_net), 30)
-    with tuner.quantized() as inside:
-        logits = inside(digits[2])
-    coded = tuner.finish()
-    size = coded.save(tmp_path / "net.fewbits")
-    assert size == (tmp_path / "net.fewbits").stat().st_size == coded.size_report().file_bytes
-    state = digits_net.state_dict()
+def test_what_finish_gives_is_the_file_and_the_network(digits_net, digits, tmp_path):
+    nets = {"paper": digits_net, "straight": copy.deepcopy(digits_net)}
+    for method, (name, net) in zip((PAPER, STRAIGHT), nets.items(), strict=True):
+        tuner = fewbits.prepare(net, method, raw_dtype="float16", source="tests:net")
+        train(net, digits, tuner, sgd(net), 30)
+        with tuner.quantized() as inside:
+            logits = inside(digits[2])
+        coded, path = tuner.finish(), tmp_path / name
+        assert coded.save(path) == path.stat().st_size == coded.size_report().file_bytes
+        torch.testing.assert_close(net(digits[2]), logits, rtol=0, atol=0.05)
+        assert accuracy(net, digits) > 0.9
     script = (
         "import sys, torch, fewbits\n"
-        "torch.save(fewbits.load(sys.argv[1]), sys.argv[2])\n"
-        "print(fewbits.inspect(sys.argv[1]).metadata['recipe']['rules'][0]['method'])"
+        "for path in sys.argv[1:]:\n"
+        "    torch.save(fewbits.load(path), path + '.pt')\n"
+        "    print(fewbits.inspect(path).metadata['recipe']['rules'][0]['method'])"
     )
-    paths = [str(tmp_path / name) for name in ("net.fewbits", "state.pt")]
-    told = subprocess.run(
-        [sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True
-    )
-    assert told.stdout.strip() == "hemp"
-    fresh = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert list(fresh) == list(state)
-    assert all(torch.equal(fresh[name], state[name]) for name in state)
-    torch.testing.assert_close(digits_net(digits[2]), logits, rtol=0, atol=0.05)
-    assert accuracy(digits_net, digits) > 0.9
+    command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in nets)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert told.stdout.split() == ["hemp", "hemp"]
+    for name, net in nets.items():
+        fresh, state = torch.load(tmp_path / f"{name}.pt", weights_only=True), net.state_dict()
+        assert list(fresh) == list(state)
+        assert all(torch.equal(fresh[key], state[key]) for key in state)
 
 
 @BOTH
