@@ -82,7 +82,7 @@ def _run(
     count: int = 1,
 ) -> dict[str, Any]:
     """Run a command; once it has three points, kill processes of its cluster."""
-    command = [sys.executable, "-m", "fewbits.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "fewbits", *arguments, "--json"]
     killed, started = 0, time.perf_counter()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=home, **pipes) as process:

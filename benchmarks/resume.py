@@ -44,7 +44,7 @@ def _finished(folder: Path) -> int:
 
 def _compress(out: Path, work: Path, kill_at: int | None = None) -> dict[str, Any]:
     """Run the command; kill it once ``kill_at`` parts are finished."""
-    command = [sys.executable, "-m", "fewbits.cli", "compress", str(smollm2_folder())]
+    command = [sys.executable, "-m", "fewbits", "compress", str(smollm2_folder())]
     command += ["--method", "gptq", "--bits", "4", "--data", "resume:batches"]
     command += ["--effort", "fast", "--threads", "1", "--resume", str(work), "-o", str(out)]
     paths = [str(HERE), os.environ.get("PYTHONPATH", "")]

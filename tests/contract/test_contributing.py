@@ -59,8 +59,7 @@ for settings, words in json.loads(sys.argv[1]):
             if words[:2] == ["python", "-c"]:
                 exec(words[2], {})
             else:
-                module = {"pytest": "pytest", "fewbits": "fewbits.cli"}[words[0]]
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+                runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
     print(json.dumps([code, printed.getvalue()]))

@@ -30,7 +30,7 @@ def home(tmp_path_factory):
 
 
 def found(home, *arguments):
-    command = [sys.executable, "-m", "fewbits.cli", *arguments]
+    command = [sys.executable, "-m", "fewbits", *arguments]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

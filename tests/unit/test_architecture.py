@@ -45,6 +45,7 @@ MAY["training"] = {
 MAY["api"] = set(MAY) - {"ops", "report"} | {"training"}
 MAY["cli"] = {*MAY, "__init__"} - {"ops"}
 MAY["__init__"] = set(MAY) - {"cli"}
+MAY["__main__"] = {"cli"}
 NO_TORCH = ("files", "coded", "coding", "container", "errors", "registry", "progress", "search")
 
 STRUCTURE = Structure(PACKAGE.parent)
@@ -68,7 +69,7 @@ def test_no_imports_in_a_circle():
 
 def test_folders_are_small():
     folders = files_per_folder(STRUCTURE)
-    assert folders["."] <= 5
+    assert folders["."] <= 6  # one is __main__, which has to be here
     assert {name: count for name, count in folders.items() if count > 12} == {}
 
 
@@ -96,7 +97,8 @@ def _imports(path: Path):
 
 def test_nothing_imports_the_command_line():
     for module, targets in STRUCTURE.graph().items():
-        assert _part(module) == "cli" or not any(_part(t) == "cli" for t in targets), module
+        allowed = _part(module) in ("cli", "__main__")
+        assert allowed or not any(_part(t) == "cli" for t in targets), module
 
 
 def test_files_and_functions_are_small():

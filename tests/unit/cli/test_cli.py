@@ -111,7 +111,7 @@ def test_help_and_inspect_need_no_torch(folder):
 
 
 def test_the_entry_point_exits_with_the_code(folder):
-    args = [sys.executable, "-m", "fewbits.cli", "inspect"]
+    args = [sys.executable, "-m", "fewbits", "inspect"]
     done = subprocess.run([*args, "nowhere.fewbits"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""

@@ -81,7 +81,7 @@ def test_own_code_that_exits_is_an_error(here, code):
 
 
 def test_the_entry_point_prints_json_too(here):
-    arguments = [sys.executable, "-m", "fewbits.cli", "compress", "--json"]
+    arguments = [sys.executable, "-m", "fewbits", "compress", "--json"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["type"] == "UsageError"

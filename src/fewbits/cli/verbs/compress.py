@@ -168,7 +168,7 @@ def compress(
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
 
     Under torchrun, processes share the work, and the first writes the file: torchrun
-    --nproc-per-node 2 -m fewbits.cli compress ... (see the guide "Many machines").
+    --nproc-per-node 2 -m fewbits compress ... (see the guide "Many machines").
 
     ('fewbits demo' writes these weights.)
     """

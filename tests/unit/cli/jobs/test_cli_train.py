@@ -97,7 +97,7 @@ def test_killed_and_resumed_it_is_the_same_file(here, monkeypatch, killed_at):
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.7])
 def test_a_real_kill_does_no_harm(here, seconds):
-    command = [sys.executable, "-m", "fewbits.cli"]
+    command = [sys.executable, "-m", "fewbits"]
     given = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [str(word) for word in order("killed.fewbits", "--save-seconds", "0", epochs=30)]
     process = subprocess.Popen([*command, *words], env=given)

@@ -1,0 +1,5 @@
+"""``python -m fewbits``."""
+
+from .cli import main
+
+main()
