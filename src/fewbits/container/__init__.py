@@ -1,6 +1,7 @@
 """The file format: SPEC.md is normative; writer and reader follow it. Knows nothing of networks."""
 
 from ..files.atomic_write import write
+from .embedded import wrapper
 from .files import (
     FileInfo,
     inspect,
@@ -30,6 +31,7 @@ __all__ = [
     "read_lazily",
     "read_tensor",
     "usable_threads",
+    "wrapper",
     "write",
     "write_contents",
 ]
