@@ -8,7 +8,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..compression.load import read_into, read_lazily_into
@@ -19,8 +18,7 @@ from ..pretrained import CONFIG, WEIGHTS, hub_client
 __all__ = ["Source", "fill", "from_pretrained"]
 
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only")
-_NO_ARGUMENTS = ("quantization_config", "architectures", "model_type", "dtype", "_name_or_path",
-                 "transformers_version")  # fmt: skip
+_NO_ARGUMENT = "quantization_config"  # in config.json, beside the arguments of a class
 
 
 class Source:
@@ -132,7 +130,7 @@ def from_pretrained(
     if hasattr(model_class, "from_config") or hasattr(model_class, "config_class"):
         known = {"revision": revision, "token": token, **settings}
         return _by_transformers(model_class, source.name, wanted, known)
-    arguments = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
+    arguments = {key: value for key, value in config.items() if key != _NO_ARGUMENT}
     arguments |= {key: value for key, value in settings.items() if key not in _DOWNLOAD}
     try:
         model = model_class(**arguments)
@@ -147,8 +145,10 @@ def from_pretrained(
 
 def fill(model: nn.Module, source: Source, lazy: bool) -> nn.Module:
     """Fill a network with the weights of a folder."""
-    return (read_lazily_into(source.file(WEIGHTS), model, None, 0) if lazy else
-            read_into(source.file(WEIGHTS), model, None, 0, False))  # fmt: skip
+    path = source.file(WEIGHTS)
+    if lazy:
+        return read_lazily_into(path, model, None, 0)
+    return read_into(path, model, None, 0, transform_domain=False)
 
 
 def _transformers() -> Any:

@@ -73,8 +73,9 @@ class FewbitsQuantizer(HfQuantizer):  # type: ignore[misc]
             raise MissingExtraError("transformers>=5.24", "hf", "loading coded weights")
         if not self.pre_quantized:
             raise ConfigError(
-                "transformers cannot compress by fewbits while it loads. Load the network, compress "
-                "it by fewbits.compress(model, ...), and write it by coded.save_pretrained(folder)."
+                "transformers cannot compress by fewbits while it loads. Load the network without "
+                "quantization_config=, compress it by fewbits.compress(model, ...), and write it "
+                "by coded.save_pretrained(folder)."
             )
         if device_map is not None and self.quantization_config.lazy:
             places = list(device_map.values()) if isinstance(device_map, dict) else []
@@ -103,8 +104,8 @@ class FewbitsQuantizer(HfQuantizer):  # type: ignore[misc]
         model.config.__dict__.pop("transformers_weights", None)
         if not checkpoint_files:
             raise ConfigError(
-                f"the weights of a folder of fewbits are in its {WEIGHTS}; they cannot be passed as "
-                "state_dict=. Leave it out."
+                f"the weights of a folder of fewbits are in its {WEIGHTS}, and none was found. "
+                "Name the folder, or the repository, in from_pretrained."
             )
         self._path = checkpoint_files[0]
 
@@ -148,7 +149,7 @@ class FewbitsQuantizer(HfQuantizer):  # type: ignore[misc]
         return plan
 
     def postprocess_model(self, model: Any, **kwargs: Any) -> Any:
-        """Quantize the inputs that the file quantizes, and leave an ordinary network if possible."""
+        """Quantize the inputs that the file quantizes; leave an ordinary network if possible."""
         grids = {} if self._weights is None else self._weights.grids
         self._weights = None
         load_inputs(model, grids)

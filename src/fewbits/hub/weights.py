@@ -130,8 +130,9 @@ def without_lazy_weights(network: nn.Module) -> None:
     load_inputs(network, {})
     made: dict[int, nn.Parameter] = {}
     for module in network.modules():
-        for name, weight in list(module._parameters.items()):
+        weights: dict[str, Any] = dict(module._parameters)
+        for name, weight in weights.items():
             if isinstance(weight, LazyWeight):
-                values: Any = weight.decoded().clone()
-                made.setdefault(id(weight), nn.Parameter(values, requires_grad=False))
+                if id(weight) not in made:
+                    made[id(weight)] = nn.Parameter(weight.decoded().clone(), requires_grad=False)
                 setattr(module, name, made[id(weight)])

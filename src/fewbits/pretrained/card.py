@@ -99,10 +99,9 @@ class Card:
         return 8 * self.weights_bytes / max(1, self.report.weights)
 
     def _use(self) -> str:
-        architectures = self.config.get("architectures")
-        known = isinstance(architectures, list) and architectures and "model_type" in self.config
-        if known:
-            return _WITH_TRANSFORMERS.format(loader=architectures[0], name=self.name)
+        names = self.config.get("architectures")
+        if isinstance(names, list) and names and "model_type" in self.config:
+            return _WITH_TRANSFORMERS.format(loader=names[0], name=self.name)
         return _BY_CLASS.format(name=self.name)
 
     def _recipe(self) -> list[str]:

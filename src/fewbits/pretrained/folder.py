@@ -134,9 +134,9 @@ def write_folder(path: str | PathLike[str], content: CodedFolder) -> SizeReport:
 def _check(content: CodedFolder) -> None:
     if CONFIG not in content.files:
         raise ConfigError(
-            "the configuration of the network is not known, and a folder needs it. Pass the network "
-            "(a model of transformers, or of a class with fewbits.hub.Mixin) as model=, or its "
-            "settings as config={...}."
+            "the configuration of the network is not known, and a folder needs it. Pass the "
+            "network (a model of transformers, or of a class with fewbits.hub.Mixin) as model=, "
+            "or its settings as config={...}."
         )
     for processor in content.processors:
         saves = callable(getattr(processor, "save_pretrained", None))
