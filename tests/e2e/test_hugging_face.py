@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fewbits
+from hub_stand_in import hub
 from transformers_networks import LOADERS, inputs, make
 
 transformers = pytest.importorskip("transformers", minversion="5.24")
@@ -39,10 +40,13 @@ for folder, loader in json.loads(sys.argv[1]).items():
     assert type(own) is type(network)
     with torch.no_grad():
         assert torch.equal(own(**batch).logits, found[False][0])
+        if loader == "AutoModelForCausalLM":
+            network = transformers.AutoModelForCausalLM.from_pretrained("someone/llama")
+            assert torch.equal(network(**batch).logits, found[False][0])
 """
 
 
-def test_five_architectures_in_another_process(tmp_path):
+def test_five_architectures_in_another_process(tmp_path, monkeypatch):
     networks = {name: make(name) for name in LOADERS}
     for name, network in networks.items():
         folder = tmp_path / name
@@ -50,10 +54,13 @@ def test_five_architectures_in_another_process(tmp_path):
         coded.save_pretrained(folder)
         torch.save(inputs(name), folder / "inputs.pt")
     jobs = {str(tmp_path / name): loader for name, loader in LOADERS.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, json.dumps(jobs)], check=False, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-c", ELSEWHERE, json.dumps(jobs)]
+    with hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        files = (tmp_path / "LlamaForCausalLM").iterdir()
+        server.repositories["someone/llama"] = {"main": {p.name: p.read_bytes() for p in files}}
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "LOAD REPORT" not in done.stderr
     for name, network in networks.items():

@@ -145,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._missing("RepoNotFound")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _files(self, name: str, revision: str) -> dict[str, bytes] | None:
         branches = self.server.repositories[name]

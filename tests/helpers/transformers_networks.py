@@ -7,7 +7,7 @@ import torch
 
 def make(name: str) -> torch.nn.Module:
     """Build a network of random weights, the same every time, by the name of its class."""
-    import transformers  # noqa: PLC0415
+    import transformers
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     wide = {"intermediate_size": 64, "vocab_size": 96}
@@ -31,8 +31,7 @@ def make(name: str) -> torch.nn.Module:
         ),
     }[name]()  # fmt: skip
     torch.manual_seed(0)
-    network = getattr(transformers, name)(config).eval()
-    return network
+    return getattr(transformers, name)(config).eval()
 
 
 LOADERS = {

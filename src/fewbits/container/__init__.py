@@ -1,7 +1,6 @@
 """The file format: SPEC.md is normative; writer and reader follow it. Knows nothing of networks."""
 
 from ..files.atomic_write import write
-from .embedded import wrapper
 from .files import (
     FileInfo,
     inspect,
@@ -12,6 +11,7 @@ from .files import (
     read_lazily,
     read_tensor,
 )
+from .frame import wrapper
 from .reader import LazyTensors, decode
 from .threads import OrderedCalls, usable_threads
 from .writer import FileWriter, encode, write_contents

@@ -30,8 +30,8 @@ from ..coded import (
 from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
-from .embedded import located
 from .entries import Entry
+from .frame import located
 from .open_file import Fetch, OpenFile, codec_of_span, open_source
 from .reader import LazyTensors, decode, decode_activations, open_file
 from .streams import CHECKSUM, Part, Stream

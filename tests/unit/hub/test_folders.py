@@ -1,4 +1,4 @@
-"""What a folder holds, and the errors of those that are not right; needs nothing of Hugging Face."""
+"""What a folder holds, and the errors of those that are not right, without Hugging Face."""
 
 from __future__ import annotations
 

@@ -87,31 +87,31 @@ def test_errors_of_the_mixin(net, net_class, tmp_path):
         other.save_pretrained(tmp_path, fewbits.compress(nn.Linear(4, 4), "nearest"))
 
 
-PULL = """
+PUSH_AND_PULL = """
 import os, sys
-import fewbits
+exec(os.environ["NETWORK"])
 assert "transformers" not in sys.modules
-exec(os.environ["NETWORK"])
-loaded = Net.from_pretrained("someone/net", revision=sys.argv[1], token="secret")
-other = fewbits.from_pretrained("someone/net", Net, revision=sys.argv[1], token="secret")
-torch.save([loaded.state_dict(), other.state_dict()], sys.argv[2])
-try:
-    fewbits.from_pretrained("someone/nothing", Net)
-except Exception as error:
-    print(type(error).__name__)
-try:
-    fewbits.from_pretrained("someone/bare", Net)
-except fewbits.SourceError as error:
-    print(error)
-"""
-PUSH = """
-import os, sys, json
-exec(os.environ["NETWORK"])
 torch.manual_seed(0)
 net = Net(160, depth=2).eval()
 coded = fewbits.compress(net, "nearest")
 print(net.push_to_hub("someone/net", coded, token="secret", metrics={"accuracy": 0.5}))
 print(coded.push_to_hub("someone/net", token="secret", revision="lazy", lazy=True))
+print(coded.push_to_hub("someone/new", token="secret", config={}))
+found = []
+for revision in ("main", "lazy"):
+    found.append(Net.from_pretrained("someone/net", revision=revision, token="secret"))
+    found.append(fewbits.from_pretrained("someone/net", Net, revision=revision, token="secret"))
+print([type(network.layers[0].weight).__name__ for network in found])
+assert all(torch.equal(network.layers[2].bias, found[0].layers[2].bias) for network in found)
+torch.save(found[1].state_dict(), sys.argv[1])
+try:
+    fewbits.from_pretrained("someone/nothing", Net, token="secret")
+except Exception as error:
+    print(type(error).__name__)
+try:
+    fewbits.from_pretrained("someone/net", Net, revision="bare", token="secret")
+except fewbits.SourceError as error:
+    print(error)
 """
 
 
@@ -123,27 +123,22 @@ def test_push_and_pull(net, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("NETWORK", textwrap.dedent(NETWORK))
-        told = run(PUSH).split()
+        server.repositories["someone/net"] = {"main": {}, "bare": {}}
+        command = [sys.executable, "-c", PUSH_AND_PULL, str(tmp_path / "found.pt")]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        told = done.stdout.splitlines()
         assert told[0].startswith(f"{server.url}/someone/net/commit/")
         assert set(server.tokens) == {"Bearer secret"}
         branches = server.repositories["someone/net"]
-        assert set(branches) == {"main", "lazy"}
+        assert set(branches) == {"main", "lazy", "bare"}
+        assert "someone/new" in server.repositories
         assert set(branches["main"]) == {"README.md", "config.json", "fewbits.safetensors"}
         assert b"| accuracy | 0.5 |" in branches["main"]["README.md"]
         assert b"# net\n" in branches["main"]["README.md"]
         assert json.loads(branches["lazy"]["config.json"])["quantization_config"]["lazy"]
-        server.repositories["someone/bare"] = {"main": {}}
-        told = run(PULL, "main", tmp_path / "found.pt").splitlines()
-        assert told[0] == "RepositoryNotFoundError"
-        assert "has no file config.json" in told[1]
-        wanted = coded.state_dict()
-        for state in torch.load(tmp_path / "found.pt"):
-            assert all(torch.equal(state[key], wanted[key]) for key in wanted)
-        run(PULL, "lazy", tmp_path / "lazy.pt")
-
-
-def run(code, *args):
-    command = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+        assert told[3] == str(["Parameter", "Parameter", "LazyWeight", "LazyWeight"])
+        assert told[4] == "RepositoryNotFoundError"
+        assert "has no file config.json" in told[5]
+        state, wanted = torch.load(tmp_path / "found.pt"), coded.state_dict()
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)

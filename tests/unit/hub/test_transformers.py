@@ -196,6 +196,27 @@ def test_weights_of_another_network(folder, tmp_path):
         load(folder)
 
 
+def test_classes_that_transformers_lacks(folder):
+    edit(folder, architectures=["LlamaForCausalLanguage"])
+    with pytest.raises(fewbits.ConfigError, match=r"LlamaForCausalLanguage.*LlamaForCausalLM"):
+        fewbits.from_pretrained(folder)
+    network = fewbits.from_pretrained(folder, transformers.AutoModelForCausalLM)
+    assert type(network) is transformers.LlamaForCausalLM
+
+
+def test_a_tokenizer_and_how_to_generate(coded, llama, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: place for place, word in enumerate(("<pad>", "a", "quick", "fox"))}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<pad>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
+    llama = copy.deepcopy(llama)
+    llama.generation_config.max_new_tokens = 7
+    coded.save_pretrained(tmp_path, llama, processors=[tokenizer])
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("quick fox")["input_ids"] == [2, 3]
+    assert load(tmp_path).generation_config.max_new_tokens == 7
+
+
 def test_compressing_while_loading_is_refused(llama, tmp_path):
     from fewbits.hub.quantizer import FewbitsConfig
 
