@@ -75,14 +75,17 @@ class Source:
             raise SourceError(f"{path}: {error}") from error
         if not isinstance(config, dict):
             raise SourceError(f"{path} must be a JSON object. Got {shorten(config)} instead.")
-        settings = config.get("quantization_config")
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        found = config.get("quantization_config")
+        settings: dict[str, Any] = found if isinstance(found, dict) else {}
+        method = settings.get("quant_method")
         if method != "fewbits":
             kind = f"quantized by {method!r}" if method else "not quantized"
             raise ConfigError(
                 f"the weights of {self.name!r} are {kind}, and fewbits.from_pretrained reads those "
                 "of fewbits only. Load it by AutoModel.from_pretrained of transformers."
             )
+        lazy = settings.get("lazy", False)
+        require(isinstance(lazy, bool), f"'lazy' in {path}", "true or false", lazy)
         return config
 
 

@@ -20,7 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..engine.activations.hooks import load_inputs
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError, MissingExtraError, require
 from ..pretrained import WEIGHTS, quantization_settings
 from .weights import FolderWeights, without_lazy_weights
 
@@ -41,6 +41,7 @@ class FewbitsConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """
 
     def __init__(self, lazy: bool = False, **others: Any) -> None:
+        require(isinstance(lazy, bool), "lazy in quantization_config", "True or False", lazy)
         self.quant_method = _METHOD
         self.lazy = lazy
         self.dequantize = False

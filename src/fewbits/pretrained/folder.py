@@ -153,11 +153,14 @@ def _json(name: str, value: Mapping[str, Any]) -> str:
 
 
 def _as_json(config: object) -> dict[str, Any] | None:
-    """Return a configuration of transformers as JSON values; None if it is something else."""
+    """Return a configuration of transformers as JSON values; None if it is not one, or has none."""
     to_json = getattr(config, "to_json_string", None)
     if not callable(to_json):
         return None
-    value = json.loads(to_json())
+    try:
+        value = json.loads(to_json())
+    except (TypeError, ValueError):  # values of the user's that are no JSON; compressing goes on
+        return None
     return value if isinstance(value, dict) else None
 
 

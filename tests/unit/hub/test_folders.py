@@ -104,6 +104,18 @@ def test_a_class_of_ones_own(coded, folder):
         from_pretrained(folder)
 
 
+def test_a_configuration_that_is_no_json_stops_no_compression(tmp_path):
+    class Config:
+        def to_json_string(self):
+            raise TypeError("no JSON")
+
+    network = Net(8)
+    network.config = Config()
+    coded = fewbits.compress(network, "nearest")
+    with pytest.raises(fewbits.ConfigError, match="configuration of the network is not known"):
+        coded.save_pretrained(tmp_path / "net")
+
+
 def test_the_card(coded, tmp_path):
     config = {"model_type": "bert", "architectures": ["BertModel"], "_name_or_path": "a/b"}
     coded.save_pretrained(tmp_path / "net", config=config, metrics={"loss|nats": 1.23456789})
@@ -160,6 +172,11 @@ def test_errors_of_reading(folder, tmp_path, monkeypatch):
         ("{", fewbits.SourceError, "must be JSON"),
         ("{}", fewbits.ConfigError, "not quantized"),
         ('{"quantization_config": {"quant_method": "gptq"}}', fewbits.ConfigError, "by 'gptq'"),
+        (
+            '{"quantization_config": {"quant_method": "fewbits", "lazy": 1}}',
+            fewbits.ConfigError,
+            "true or false",
+        ),
     ):
         config.write_text(text)
         with pytest.raises(error, match=message):

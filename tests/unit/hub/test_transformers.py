@@ -196,6 +196,16 @@ def test_weights_of_another_network(folder, tmp_path):
         load(folder)
 
 
+def test_a_file_from_elsewhere(folder, coded, tmp_path):
+    coded.save(tmp_path / "net.fewbits")
+    config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    read = fewbits.CodedModel.load(tmp_path / "net.fewbits")
+    read.save_pretrained(tmp_path / "new", config=config)
+    network = fewbits.from_pretrained(tmp_path / "new")
+    assert type(network) is transformers.LlamaForCausalLM
+    assert torch.equal(logits(network), logits(load(folder)))
+
+
 def test_classes_that_transformers_lacks(folder):
     edit(folder, architectures=["LlamaForCausalLanguage"])
     with pytest.raises(fewbits.ConfigError, match=r"LlamaForCausalLanguage.*LlamaForCausalLM"):
