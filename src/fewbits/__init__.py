@@ -6,10 +6,13 @@
 >>> model = fewbits.load("net.fewbits", into=model)                            # doctest: +SKIP
 
 Names are imported on first use, so ``import fewbits`` and ``fewbits.inspect`` do not need torch.
+Once transformers is imported, before or after, its ``from_pretrained`` reads coded weights.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .hub.hook import register_when_imported
 
 if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from .evaluation import METRICS
     from .evaluation.weight_noise import NoisyEvaluation, ensemble, noise_resilience
     from .exporters import EXPORTERS, export
+    from .hub import from_pretrained
     from .methods import (
         GPFQ,
         GPTQ,
@@ -99,6 +103,7 @@ __all__ = [
     "empty_weights",
     "ensemble",
     "export",
+    "from_pretrained",
     "inspect",
     "load",
     "load_tensor",
@@ -135,6 +140,7 @@ _HOMES = {
     ".recipe.recipe": ("Recipe", "Rule"),
     ".evaluation": ("METRICS",),
     ".exporters": ("EXPORTERS", "export"),
+    ".hub": ("from_pretrained",),
     ".evaluation.weight_noise": ("NoisyEvaluation", "ensemble", "noise_resilience"),
     ".methods.schedule": ("Ramp",),
     ".recipe.training_config": ("Training",),
@@ -153,3 +159,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+register_when_imported()

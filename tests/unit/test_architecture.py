@@ -27,6 +27,7 @@ MAY = {
     "container": {"errors", "files", "coded", "coding"},
     "search": {"errors", "files", "coded"},
     "report": {"errors", "coded"},
+    "pretrained": {"errors", "files", "coded", "container"},
     "engine": {"errors", "progress", "registry", "coded", "ops"},
     "evaluation": {"errors", "progress", "registry", "engine"},
     "sources": {"errors", "progress", "registry", "files", "engine"},
@@ -35,18 +36,24 @@ MAY = {
 }
 MAY["compression"] = {
     *("errors", "progress", "files", "coded", "coding", "container", "search"),
-    *("engine", "methods", "recipe", "sources"),
+    *("engine", "methods", "pretrained", "recipe", "sources"),
 }
 MAY["exporters"] = {"errors", "registry", "files", "coded", "container", "engine", "compression"}
+MAY["hub"] = {
+    *("errors", "files", "coded", "container", "pretrained", "engine", "compression"),
+}
 MAY["training"] = {
     *("errors", "progress", "registry", "files", "coded", "coding", "container", "ops"),
-    *("engine", "evaluation", "sources", "methods", "recipe", "compression"),
+    *("engine", "evaluation", "sources", "methods", "pretrained", "recipe", "compression"),
 }
 MAY["api"] = set(MAY) - {"ops", "report"} | {"training"}
 MAY["cli"] = {*MAY, "__init__"} - {"ops"}
 MAY["__init__"] = set(MAY) - {"cli"}
 MAY["__main__"] = {"cli"}
-NO_TORCH = ("files", "coded", "coding", "container", "errors", "registry", "progress", "search")
+NO_TORCH = (
+    *("files", "coded", "coding", "container", "errors", "pretrained", "registry", "progress"),
+    "search",
+)
 
 STRUCTURE = Structure(PACKAGE.parent)
 
@@ -171,6 +178,7 @@ PUBLIC = [
     "empty_weights",
     "ensemble",
     "export",
+    "from_pretrained",
     "inspect",
     "load",
     "load_tensor",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -20,6 +22,7 @@ from ..engine.network.naming import fit_names, fitted
 from ..engine.paged.weight_store import WeightStore
 from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
+from ..pretrained import CONFIG, CodedFolder, files_of, hub_client, upload, write_folder
 from .decoding import values_of
 
 __all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
@@ -36,6 +39,8 @@ class CodedModel:
         reasons: why tensors are left in float, by name, if known.
         effort: default coding effort: that of the search, or "balanced".
         notes: what else happened or was lost, such as absorbed BatchNorm layers.
+        network_files: how to build the network, as JSON files by name, if it says so itself: those
+            that :meth:`save_pretrained` writes.
     """
 
     _hint: ClassVar[str] = "print(coded.size_report()) lists every tensor"
@@ -44,6 +49,7 @@ class CodedModel:
     reasons: Mapping[str, str] = field(default_factory=dict)
     effort: str = "balanced"
     notes: tuple[str, ...] = ()
+    network_files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     _files: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
     _reports: dict[str, SizeReport] = field(default_factory=dict, init=False, repr=False)
 
@@ -105,13 +111,111 @@ class CodedModel:
         check_target(path)
         chosen = self.effort if effort is None else effort
         with replacing(path) as file:
-            if chosen in self._files:
-                file.write(self._files[chosen])
-            else:
-                write_contents(self.contents, file, chosen, threads)
+            self._write(file, chosen, threads)
             report = measure_file(file)
         self._note(chosen, report)
         return report.file_bytes
+
+    def save_pretrained(
+        self,
+        folder: str | PathLike[str],
+        model: nn.Module | None = None,
+        *,
+        processors: Iterable[Any] = (),
+        config: Mapping[str, Any] | None = None,
+        lazy: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        base_model: str | None = None,
+        effort: str | None = None,
+        threads: int = 0,
+    ) -> int:
+        """Write a folder that ``from_pretrained`` of transformers and of fewbits reads.
+
+        It has ``config.json``, the coded weights in ``fewbits.safetensors``, and a model card,
+        ``README.md``. See docs/hugging_face.md.
+
+        Args:
+            folder: made if it does not exist.
+            model: the network, which is asked for its configuration. Needed only if the one that
+                was compressed had none, or if this was read from a file.
+            processors: the tokenizer, image processor or feature extractor, which save themselves.
+            config: JSON values for ``config.json`` in place of the network's own; for a network
+                that is not of transformers, the arguments of its class.
+            lazy: whether networks that are loaded from the folder leave their weights there until
+                they are used; see :func:`fewbits.load`.
+            metrics: measurements for the model card, such as {"perplexity": 12.3}.
+            base_model: name on the Hub of the network that was compressed; by default the one that
+                its configuration names.
+            effort: as for :meth:`encode`.
+            threads: as for :meth:`encode`.
+
+        Returns:
+            The length of the fewbits file. ``fewbits.safetensors`` has 144 bytes more.
+
+        Raises:
+            ConfigError: the configuration is unknown, or the folder has other weights already.
+            OSError: the system cannot write there.
+        """
+        chosen = self.effort if effort is None else effort
+        files = {**self.network_files, **({} if model is None else files_of(unwrapped(model)))}
+        if config is not None:
+            files[CONFIG] = config
+        content = CodedFolder(
+            files=files,
+            write_weights=lambda file: self._write(file, chosen, threads),
+            measure=measure_file,
+            metadata=self.contents.metadata,
+            processors=tuple(processors),
+            lazy=lazy,
+            metrics=metrics or {},
+            base_model=base_model,
+        )
+        report = write_folder(folder, content)
+        self._note(chosen, report)
+        return report.file_bytes
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        model: nn.Module | None = None,
+        *,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        **settings: Any,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub; return its URL.
+
+        Args:
+            repo_id: the repository, such as "someone/network"; made if it does not exist.
+            model: as for :meth:`save_pretrained`.
+            token: access token; by default the one of ``hf auth login``.
+            revision: branch to commit to; by default the main one.
+            private: whether a new repository is private.
+            commit_message: of the commit.
+            **settings: further arguments of :meth:`save_pretrained`.
+
+        Raises:
+            MissingExtraError: huggingface_hub is not installed.
+        """
+        hub_client("push_to_hub")  # before any work
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / repo_id.rpartition("/")[2]
+            self.save_pretrained(folder, model, **settings)
+            return upload(
+                folder,
+                repo_id,
+                token=token,
+                revision=revision,
+                private=private,
+                commit_message=commit_message,
+            )
+
+    def _write(self, file: BinaryIO, effort: str, threads: int) -> int:
+        if effort in self._files:
+            return file.write(self._files[effort])
+        return write_contents(self.contents, file, effort, threads)
 
     def _note(self, effort: str, report: SizeReport) -> None:
         """Store a report as the most recent one."""

@@ -21,6 +21,7 @@ from ..engine.network.padding import Mask, as_mask
 from ..engine.paged.paging import Pager
 from ..errors import ConfigError, LossWarning, require
 from ..methods import Activations, AnyMethod, TrainingMethod
+from ..pretrained import files_of
 from ..progress import Progress
 from ..recipe.plan import Plan, make_plan
 from ..recipe.recipe import Recipe
@@ -133,7 +134,8 @@ def compress_network(request: Request) -> CompressionResult:
 
     def run(recipe: Recipe) -> CompressionResult:
         pipeline = _pipeline(request, recipe, calibration, memory, keys.of(recipe))
-        result = replace(pipeline.run(model, source), effort=request.effort)
+        result = pipeline.run(model, source)
+        result = replace(result, effort=request.effort, network_files=files_of(unwrapped(model)))
         return result.with_skip_reason() if request.metadata else result.without_metadata()
 
     if request.goal is None:

@@ -20,7 +20,7 @@ from ..errors import ConfigError, CorruptFileError, require
 from .coded_model import load_into, state_dict, unwrapped
 from .decoding import values_of
 
-__all__ = ["read_into", "read_lazily_into", "read_rows", "read_state_dict"]
+__all__ = ["decoder", "grids_for", "read_into", "read_lazily_into", "read_rows", "read_state_dict"]
 
 
 def read_state_dict(
@@ -44,7 +44,7 @@ def read_into(
     """Fill a network with the values of a file; see :func:`fewbits.load`."""
     opening = read_lazily(path, max_decoded_bytes=max_decoded_bytes, threads=threads)
     with opening as (tensors, aliases):
-        grids = _grids(tensors, aliases, model)
+        grids = grids_for(tensors, aliases, model)
         if grids and transform_domain:
             raise ConfigError(
                 "the file quantizes inputs of layers, which transform_domain=True would replace. "
@@ -71,11 +71,11 @@ def read_lazily_into(
     count = usable_threads(threads)
     with ExitStack() as stack:
         tensors, aliases = stack.enter_context(keep_open(path, max_decoded_bytes=max_decoded_bytes))
-        grids = _grids(tensors, aliases, model)
+        grids = grids_for(tensors, aliases, model)
         tensors.codebooks()
         close = stack.pop_all().close
         try:
-            store = WeightStore(_decoder(tensors, fspath(path)), count, close)
+            store = WeightStore(decoder(tensors, fspath(path)), count, close)
         except BaseException:
             close()
             raise
@@ -84,7 +84,7 @@ def read_lazily_into(
     return model
 
 
-def _grids(
+def grids_for(
     tensors: LazyTensors, aliases: Mapping[str, str], model: nn.Module
 ) -> Mapping[str, ActivationGrid]:
     """Return the grids of quantized inputs under the names of ``model``, which has them all."""
@@ -95,7 +95,7 @@ def _grids(
     return grids
 
 
-def _decoder(tensors: LazyTensors, path: str) -> Callable[[WeightSpec, int], Tensor]:
+def decoder(tensors: LazyTensors, path: str) -> Callable[[WeightSpec, int], Tensor]:
     """Return a function that decodes a weight as the network has it, on some threads."""
 
     def decode(spec: WeightSpec, threads: int) -> Tensor:

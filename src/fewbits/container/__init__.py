@@ -11,6 +11,7 @@ from .files import (
     read_lazily,
     read_tensor,
 )
+from .frame import wrapper
 from .reader import LazyTensors, decode
 from .threads import OrderedCalls, usable_threads
 from .writer import FileWriter, encode, write_contents
@@ -30,6 +31,7 @@ __all__ = [
     "read_lazily",
     "read_tensor",
     "usable_threads",
+    "wrapper",
     "write",
     "write_contents",
 ]

@@ -1,4 +1,7 @@
-"""Read files on disk within bounds, and inspect them without decoding weights."""
+"""Read files on disk within bounds, and inspect them without decoding weights.
+
+A file may be the only tensor of a .safetensors file; every function here finds it there.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
 from .entries import Entry
+from .frame import located
 from .open_file import Fetch, OpenFile, codec_of_span, open_source
 from .reader import LazyTensors, decode, decode_activations, open_file
 from .streams import CHECKSUM, Part, Stream
@@ -192,7 +196,7 @@ def measure_file(file: BinaryIO) -> SizeReport:
     """Itemise the bytes of an open file without reading its bodies."""
     file.flush()
     with guard("the file"):
-        return size_report(open_source(_fetch_from(file), file.seek(0, os.SEEK_END)))
+        return size_report(open_source(*located(_fetch_from(file), file.seek(0, os.SEEK_END))))
 
 
 def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:
@@ -213,7 +217,7 @@ def _open(
         if watched:
             fetch = _while_unchanged(fetch, raw.fileno(), path)
         with guard("the file"):
-            opened = open_source(fetch, file.seek(0, os.SEEK_END), limit)
+            opened = open_source(*located(fetch, file.seek(0, os.SEEK_END)), limit)
         yield opened
 
 
@@ -267,7 +271,8 @@ def _name_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def _read_whole(path: str | os.PathLike[str], use: Callable[[bytes], T]) -> T:
     data = Path(path).read_bytes()
     with _name_in_errors(path):
-        return use(data)
+        fetch, size = located(lambda start, end: data[start:end], len(data))
+        return use(data if size == len(data) else fetch(0, size))
 
 
 @dataclass

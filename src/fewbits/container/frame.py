@@ -2,13 +2,17 @@
 
 The dictionary is part of format 2 (SPEC.md, section 7) and must never change within it. Frequent
 text comes last, where back-references to it are shortest.
+
+A whole file may be the only tensor of a .safetensors file (SPEC.md, section 8).
 """
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,8 +27,10 @@ __all__ = [
     "VERSION",
     "Fetch",
     "Frame",
+    "located",
     "pack_index",
     "read_frame",
+    "wrapper",
 ]
 
 
@@ -64,6 +70,11 @@ MAX_HEADER = 1 << 26
 # Minor version, length of the index as stored and inflated, length of the file.
 FIELDS = struct.Struct("<HIIQ")
 FOOTER = FIELDS.size + 4
+
+_TENSOR = "fewbits"  # in a .safetensors file
+_START = struct.Struct("<Q")  # the length of its header
+_WRAPPER = 136  # bytes of that header, padded with spaces
+_LONGEST_WRAPPER = 1 << 12  # of one that somebody else wrote
 
 # What a mangled magic looks like, and the starts of files that are often confused with ours.
 CONFUSIONS = (
@@ -174,3 +185,43 @@ def _diagnose(data: bytes) -> str:
     if data[8:10] in (b'{"', b"{ "):
         return "it looks like a safetensors file: compress it first"
     return f"it starts with {data[:8]!r} instead of {MAGIC!r}"
+
+
+def wrapper(size: int) -> bytes:
+    """Return what comes before a file of ``size`` bytes; its length does not depend on ``size``."""
+    header = {
+        "__metadata__": {"format": "pt"},
+        _TENSOR: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
+    }
+    return _START.pack(_WRAPPER) + json.dumps(header).encode().ljust(_WRAPPER)
+
+
+def located(fetch: Fetch, size: int) -> tuple[Fetch, int]:
+    """Return how to fetch the bytes of the fewbits file in a file of ``size`` bytes, and its size.
+
+    That is the file itself, unless it is a .safetensors file whose only tensor is named "fewbits",
+    has the dtype U8 and covers the rest of the file.
+    """
+    start = _start(fetch, size)
+    if not start:
+        return fetch, size
+    return lambda first, end: fetch(start + first, start + end), size - start
+
+
+def _start(fetch: Fetch, size: int) -> int:
+    """Return where the embedded file begins; 0 if there is none."""
+    if size <= _START.size + 1:
+        return 0
+    head = fetch(0, _START.size + 1)
+    (length,) = _START.unpack_from(head)
+    start = _START.size + length
+    if head[-1:] != b"{" or length > _LONGEST_WRAPPER or start > size:
+        return 0
+    with suppress(ValueError, RecursionError):
+        header = json.loads(fetch(_START.size, start))
+        rest = size - start
+        whole = {"dtype": "U8", "shape": [rest], "data_offsets": [0, rest]}
+        if isinstance(header, dict):
+            header.pop("__metadata__", None)
+        return start if header == {_TENSOR: whole} else 0
+    return 0

@@ -19,6 +19,7 @@ from ...engine.layers.pack import pack_state
 from ...engine.layers.targets import Target, check_finite, vector_targets
 from ...errors import ConfigError, require
 from ...methods import InputSession, Session, Switchable, TunedWeight
+from ...pretrained import files_of
 from ...recipe.plan import Plan
 from ...sources.base.spec import stored_source
 from .hidden_neurons import simplify_neurons
@@ -265,7 +266,12 @@ class Tuner:
         notes += self._inherited.report(contents, self.model)
         info = {name: dict(result.info) for name, result in results.items()}
         coded = CompressionResult(
-            contents=contents, plan=self.plan, info=info, effort=effort, notes=tuple(notes)
+            contents=contents,
+            plan=self.plan,
+            info=info,
+            effort=effort,
+            notes=tuple(notes),
+            network_files=files_of(self.model),
         )
         coded.load_into(self.model)
         coded.warn_low_coverage(stacklevel=2)
