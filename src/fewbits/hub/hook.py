@@ -7,11 +7,12 @@ for its module of quantizers, lets the other finders load it, and registers afte
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # ``import fewbits`` is quick
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 __all__ = ["register_when_imported"]
 
@@ -26,7 +27,7 @@ def register_when_imported() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds one module, by the other finders, and registers after it has run."""
 
     def find_spec(
