@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fewbits
-from fewbits import GPFQ, HEMP, Nearest, Transform
+from fewbits import GPFQ, HEMP, RDOQ, Nearest, Transform
 from fewbits.coded import CodebookTensor, GridTensor, TransformTensor
 from fewbits.engine.layers.pack import pack, unpack
 from fewbits.engine.layers.targets import survey
@@ -113,7 +113,7 @@ def test_a_weight_that_moves_over_half_a_step_changes_its_index(digits_net):
 
 
 def test_smallest_goes_on_to_a_smaller_file(digits_net, digits):
-    coded = fewbits.compress(digits_net, "smallest", calibration=digits[0][:256])
+    coded = fewbits.compress(digits_net, RDOQ(slope=2e-4), calibration=digits[0][:256])
     net = copy.deepcopy(digits_net)
     method = HEMP(rate_weight=0.8, pull=0.05)
     tuner = fewbits.prepare(net, method, start=coded, raw_dtype="float16")
