@@ -35,9 +35,9 @@ def encoded(monkeypatch):
     counts: Counter[str] = Counter()
     before = quantizer._quantize
 
-    def counting(network, work, *others):
+    def counting(network, work, *others, **settings):
         counts[work.target.name] += 1
-        return before(network, work, *others)
+        return before(network, work, *others, **settings)
 
     monkeypatch.setattr(quantizer, "_quantize", counting)
     return counts
