@@ -31,7 +31,7 @@ from packaged import minilm, minilm_sentences
 from record import write
 
 METHODS = {"gpfq": fewbits.GPFQ(bits=4), "gptq": fewbits.GPTQ(bits=4)}
-SENTENCES, QUICK = 2048, 128
+SENTENCES, QUICK = 384, 128
 
 
 def _indices(coded: fewbits.CodedModel) -> dict[str, np.ndarray[Any, Any]]:
