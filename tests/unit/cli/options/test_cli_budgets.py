@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 
 import fewbits
@@ -18,7 +17,6 @@ from fewbits.evaluation.metrics import evaluate
 from fewbits.methods import METHODS
 from fewbits.search import as_bytes, as_drop, as_seconds
 from fewbits.sources import load_data, load_model, with_selection
-from fewbits.sources.demo_network import train_classifier
 from sloped import Sloped
 
 MODEL = "builtin:digits-mlp"
@@ -29,14 +27,6 @@ FAST = ("--effort", "fast", "-o", "new.fewbits")
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
     monkeypatch.setitem(METHODS._entries, "sloped", Sloped)
-
-
-@pytest.fixture(scope="module")
-def state():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield train_classifier(load_model(MODEL).module, load_data("digits"), epochs=8).state_dict()
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

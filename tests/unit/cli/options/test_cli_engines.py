@@ -16,8 +16,6 @@ from fewbits.cli.jobs import points
 from fewbits.errors import ClusterError
 from fewbits.methods import METHODS
 from fewbits.search import Ray
-from fewbits.sources import load_data, load_model
-from fewbits.sources.demo_network import train_classifier
 from sloped import Sloped
 
 MODEL = "builtin:digits-mlp"
@@ -27,14 +25,6 @@ SETTINGS = ("--methods", "nearest,sloped", "--bits", "3,4", "--slopes", "1e-3")
 SEARCHES = ("--target-bytes", "7KB,300", "--max-drop", "1%,20%")
 SWEEP = ("sweep", *NETWORK, *QUICK, *SETTINGS, *SEARCHES)
 RAY = ("--engine", "ray", "--ray-address", "auto")
-
-
-@pytest.fixture(scope="module")
-def state():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield train_classifier(load_model(MODEL).module, load_data("digits"), epochs=8).state_dict()
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
