@@ -274,7 +274,7 @@ def compare(
     The record is the committed one only for all cases with the settings of the job ``usual``.
     ``more`` makes further fields from the rows that were measured; ``told`` are fields as they are.
     """
-    found = _run(name, partial(_guarded, work), jobs, options.jobs, options.minutes)
+    found = _run(name, partial(_guarded, work), jobs, options)
     as_usual = all(job == replace(usual, case=job.case) for job in jobs)
     write(
         name,
@@ -291,8 +291,7 @@ def _run(
     name: str,
     work: Callable[[Any], dict[str, Any]],
     jobs: Sequence[Any],
-    workers: int,
-    minutes: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return ``measured``, ``absent``, ``failed`` and ``missing``."""
     absent, there = {}, []
@@ -303,14 +302,24 @@ def _run(
             there.append(job)
         except AbsentError as error:
             absent[job.case] = str(error)
-    rows = kept_runs(name, work, there, workers=workers, minutes=minutes, fresh=True)
+    rows = kept_runs(
+        name,
+        work,
+        there,
+        workers=options.jobs,
+        minutes=options.minutes,
+        fresh=True,
+        earlier=options.earlier,
+    )
     done = [(job.case, row) for job, row in zip(there, rows, strict=True) if row is not None]
     failed = {case: row["failed"] for case, row in done if "failed" in row}
     for case, why in (absent | failed).items():
         print(f"{case}: {why}", flush=True)
     whole = [row for _, row in done if "failed" not in row]
     return {
-        "measured": [point for row in whole for point in row.get("points", [row])],
+        "measured": [
+            point | {"commit": row["commit"]} for row in whole for point in row.get("points", [row])
+        ],
         "absent": absent,
         "failed": failed,
         "missing": len(rows) - len(done),
@@ -361,5 +370,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the calibration data")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
     parser.add_argument("--effort", default="balanced", help="of fewbits' coding")
+    parser.add_argument(
+        "--earlier", nargs="*", default=[], help="hashes of commits whose cases are taken too"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after")
     parser.add_argument("--quick", action="store_true", help="little data, to try the whole path")

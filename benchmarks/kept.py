@@ -32,19 +32,22 @@ def kept_runs(
     workers: int = 1,
     minutes: float = 1e6,
     fresh: bool = False,
+    earlier: Sequence[str] = (),
 ) -> list[Any]:
     """Return what ``work`` gives for each job; None for those that could not begin in time.
 
     ``work`` is a function of a module, jobs are dataclasses, results are of JSON. Jobs begin in
     their order, ``workers`` at a time, and none after ``minutes``. With ``fresh``, each has a
     process of its own, so that its memory can be measured, and one that is killed gives
-    {"failed": why}. Results with that key are not kept.
+    {"failed": why}. Results with that key are not kept. Where this commit has no result, those of
+    the commits ``earlier`` (whole hashes) are taken.
     """
     told = environment()
     folder = CACHE / name
     paths = [_place(folder, job, told["commit"]) for job in jobs]
     known = not told["uncommitted_changes"]
-    found = [json.loads(p.read_text()) if known and p.exists() else None for p in paths]
+    commits = (told["commit"], *earlier)
+    found = [_kept(folder, job, commits) if known else None for job in jobs]
     missing = [number for number, result in enumerate(found) if result is None]
     begin = partial(_in_time, partial(_alone, work) if fresh else work, time.time() + 60 * minutes)
     with ThreadPoolExecutor(workers) if fresh else _processes(workers) as pool:
@@ -61,6 +64,11 @@ def kept_runs(
 def _place(folder: Path, job: Any, commit: str | None) -> Path:
     told = json.dumps([asdict(job), commit], sort_keys=True)
     return folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+
+
+def _kept(folder: Path, job: Any, commits: Sequence[str | None]) -> Any:
+    places = [_place(folder, job, commit) for commit in commits]
+    return next((json.loads(place.read_text()) for place in places if place.exists()), None)
 
 
 def _is_whole(result: Any) -> bool:

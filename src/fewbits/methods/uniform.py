@@ -176,6 +176,18 @@ class FeedbackMethod(UniformMethod):
         check_one_of("order", self.order, ("descending", "natural"))
         check_switch("bias_correction", self.bias_correction)
 
+    def statistics_of(self, layer: LayerMatrix) -> Statistics:
+        """Return the statistics of the inputs; about the mean if a bias takes errors of the mean.
+
+        Raises:
+            ConfigError: there are none.
+            ModelError: the device has no float64.
+        """
+        statistics = checked_statistics(layer, self.name)
+        if self.bias_correction and layer.has_bias:
+            return statistics.about_mean(layer.weight)
+        return statistics
+
 
 def checked_weight(layer: LayerMatrix) -> Tensor:
     """Return the weight, or raise a ModelError if it holds NaN or infinity."""

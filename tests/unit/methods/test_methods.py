@@ -1,5 +1,7 @@
 """The methods: their radius rules, settings, and what they report."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,9 +24,15 @@ def layer(*, rows=300, columns=64, neurons=24, groups=1, noise=0.1, energy=True,
     return LayerMatrix("fc.weight", w, accumulator.finish(), seed), x, y
 
 
+def about_mean(outputs, matrix):
+    return outputs - outputs.mean(1, keepdim=True) if matrix.has_bias else outputs
+
+
 def true_error(matrix, x, y, quantized):
-    target = x @ matrix.weight.mT
-    return float((target - y @ quantized.dequantize().mT).norm() / target.norm())
+    """What a bias, if there is one, cannot repay."""
+    target = about_mean(x @ matrix.weight.mT, matrix)
+    found = about_mean(y @ quantized.dequantize().mT, matrix)
+    return float((target - found).norm() / target.norm())
 
 
 @pytest.mark.parametrize("rows", [40, 300])
@@ -41,19 +49,46 @@ def true_error(matrix, x, y, quantized):
     ],
     ids=lambda method: str(to_settings(method)),
 )
-def test_the_reported_objective_is_the_output_error(method, rows, noise):
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_reported_objective_is_the_output_error(method, has_bias, rows, noise):
     matrix, x, y = layer(rows=rows, noise=noise)
+    matrix = replace(matrix, has_bias=has_bias)
     quantized = method.encode(matrix)
     error = true_error(matrix, x, y, quantized)
     assert quantized.info["objective"] == pytest.approx(error, rel=1e-3)
 
 
-def test_the_objective_of_gptq_is_that_of_its_own_inputs():
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_objective_of_gptq_is_that_of_its_own_inputs(has_bias):
     matrix, _, y = layer()
+    matrix = replace(matrix, has_bias=has_bias)
     quantized = GPTQ(bits=3).encode(matrix)
-    target = y @ matrix.weight.mT
-    error = (target - y @ quantized.dequantize().mT).norm() / target.norm()
-    assert quantized.info["objective"] == pytest.approx(float(error), rel=1e-3)
+    error = true_error(matrix, y, y, quantized)
+    assert quantized.info["objective"] == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+@pytest.mark.parametrize("method", [GPFQ(bits=3), GPTQ(bits=3), Qronos(bits=3)])
+def test_errors_of_the_mean_are_free_only_where_a_bias_takes_them(method, rows):
+    matrix, x, y = layer(rows=rows)
+    away, near = (
+        accumulated(matrix.weight, x + offset, y + offset, matrix) for offset in (5.0, 0.0)
+    )
+    with_bias, without = (replace(away, has_bias=flag) for flag in (True, False))
+    moved = (method.encode(with_bias).index != method.encode(near).index).float().mean()
+    assert moved < 0.01  # the last bits of float32 sums
+    kept = replace(method, bias_correction=False)
+    for taken in (method.encode(without), kept.encode(with_bias)):
+        assert (taken.index != method.encode(near).index).float().mean() > 0.1
+        assert true_error(without, x + 5, y + 5, taken) < true_error(
+            without, x + 5, y + 5, method.encode(with_bias)
+        )
+
+
+def accumulated(weight, x, y, matrix):
+    accumulator = StatisticsAccumulator(*weight.shape[::2], weight)
+    accumulator.add(x, y)
+    return replace(matrix, statistics=accumulator.finish())
 
 
 def test_an_unknown_objective_is_left_out():
@@ -66,11 +101,12 @@ def test_an_unknown_objective_is_left_out():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_feedback_beats_rounding(bits):
     matrix, x, y = layer(rows=2000)
-    plain = true_error(matrix, x, y, Nearest(bits=bits, radius="mse").encode(matrix))
-    for method in (GPFQ(bits=bits, radius="mse"), GPTQ(bits=bits, radius="mse")):
-        assert true_error(matrix, x, y, method.encode(matrix)) < 0.95 * plain
-    qronos = Qronos(bits=bits, radius="mse").encode(matrix)
-    assert true_error(matrix, x, y, qronos) < 0.95 * plain
+    nearest = Nearest(bits=bits, radius="mse").encode(matrix)
+    for method in (GPFQ(bits=bits, radius="mse"), Qronos(bits=bits, radius="mse")):
+        found = true_error(matrix, x, y, method.encode(matrix))
+        assert found < 0.95 * true_error(matrix, x, y, nearest)
+    found = GPTQ(bits=bits, radius="mse").encode(matrix)  # it does not know of x
+    assert true_error(matrix, y, y, found) < 0.9 * true_error(matrix, y, y, nearest)
 
 
 @pytest.mark.parametrize("rows", [40, 300])

@@ -9,7 +9,7 @@ batches join what they have: rows in the order of the batches, totals by adding 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,31 @@ class Statistics:
         reference, quantized = self.samples
         second = quantized.mT @ quantized
         return second, second if reference is quantized else quantized.mT @ reference
+
+    def about_mean(self, weight: Tensor | None = None) -> Statistics:
+        """Return statistics of ``X - mean(X)`` and ``X~ - mean(X~)``; the means stay as they are.
+
+        Errors of the mean of an output are no loss where a bias takes them. ``weight``: the float
+        weight (groups, neurons, columns), without which the energy is left out.
+        """
+        x, x_hat = self.reference_mean, self.quantized_mean
+        if self.samples is not None:
+            reference, quantized = self.samples
+            centered = quantized - x_hat[:, None]
+            other = centered if reference is quantized else reference - x[:, None]
+            return replace(self, samples=(other, centered), reference_energy=None)
+        second, cross = self.moments()
+        energy = None
+        if self.reference_energy is not None and weight is not None:
+            mean = (weight.double() @ x.double()[..., None])[..., 0]
+            energy = (self.reference_energy - self.rows * mean.square()).clamp_min(0)
+        column = x_hat[..., None].to(second)
+        centered = torch.baddbmm(second, column, column.mT, alpha=-self.rows)
+        other = centered
+        if cross is not second:
+            row = x[:, None].to(cross)
+            other = torch.baddbmm(cross, column, row, alpha=-self.rows)
+        return replace(self, gram=(centered, other), reference_energy=energy)
 
 
 class StatisticsAccumulator:

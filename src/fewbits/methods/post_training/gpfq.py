@@ -27,7 +27,6 @@ from ..uniform import (
     FeedbackMethod,
     check_number,
     check_one_of,
-    checked_statistics,
     checked_weight,
     is_whole,
     result,
@@ -99,7 +98,7 @@ class GPFQ(FeedbackMethod):
         and up to twice that again to measure the objective. ``radius="objective"`` repeats it.
         """
         weight = checked_weight(layer)
-        inputs = PreparedInputs.of(checked_statistics(layer, self.name), self.order)
+        inputs = PreparedInputs.of(self.statistics_of(layer), self.order)
         step = self._step(layer, inputs)
         alphabet = self._alphabet()
         levels, error = inputs.sweep(

@@ -20,7 +20,6 @@ from ..path_inputs import Units, mean_error_of_levels
 from ..uniform import (
     FeedbackMethod,
     check_number,
-    checked_statistics,
     checked_weight,
     result,
 )
@@ -52,7 +51,7 @@ class GPTQ(FeedbackMethod):
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight. Cost: ``N^3 / 3 + n N^2`` flops for n neurons of N columns."""
         weight = checked_weight(layer)
-        statistics = checked_statistics(layer, self.name)
+        statistics = self.statistics_of(layer)
         second, _ = statistics.moments()
         grid = self.grid
         step = self.spacing(layer).step(weight)

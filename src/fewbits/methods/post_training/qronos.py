@@ -19,7 +19,6 @@ from ..path_inputs import PreparedInputs, Units, mean_error
 from ..uniform import (
     FeedbackMethod,
     check_number,
-    checked_statistics,
     checked_weight,
     result,
 )
@@ -35,7 +34,9 @@ class Qronos(FeedbackMethod):
 
     Attributes:
         damping: amount added to the diagonal of the inputs' second moments, as a fraction of their
-            largest eigenvalue. It is raised tenfold, up to five times, if the factorization fails.
+            largest eigenvalue: how much weights are held near their values where the data say
+            little. The paper has 1e-6, and pulls weights to zero instead. It is raised tenfold, up
+            to five times, if the factorization fails.
     """
 
     name: ClassVar[str] = "qronos"
@@ -43,7 +44,7 @@ class Qronos(FeedbackMethod):
     paper: ClassVar[str] = "Zhang et al. 2025"
     capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
 
-    damping: float = 1e-6
+    damping: float = 3e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +53,7 @@ class Qronos(FeedbackMethod):
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight, in float64. Cost: ``N^3 / 3 + 5 n N^2`` flops."""
         weight = checked_weight(layer)
-        inputs = PreparedInputs.of(checked_statistics(layer, self.name), self.order)
+        inputs = PreparedInputs.of(self.statistics_of(layer), self.order)
         small, small_cross = inputs.statistics.moments()
         second = small.double()
         cross = second if small_cross is small else small_cross.double()

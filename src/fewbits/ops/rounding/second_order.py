@@ -121,11 +121,13 @@ def qronos(
 
     The first column is rounded to the best choice given all others (Zhang et al., "Qronos", 2025)::
 
-        q_1 = nearest(((G w)_1 - sum_{j>1} H_1j w_j) / H_11)
-        w_{>1} <- (H_{>1,>1} + damping)^-1 (G_{>1,:} w - H_{>1,1} q_1)
+        q_1 = nearest(((G w)_1 + damping w_1 - sum_{j>1} H_1j w_j) / (H_11 + damping))
+        w_{>1} <- (H_{>1,>1} + damping)^-1 (G_{>1,:} w + damping w_{>1} - H_{>1,1} q_1)
 
-    and GPTQ continues from there. Columns without signal keep their weight. Arguments as in
-    :func:`gptq`; ``cross`` is G. Cost: ``N^3 / 3 + 5 n N^2`` flops.
+    and GPTQ continues from there. ``damping w`` is not in the paper: with it, damping holds weights
+    near their values where the rows say little, instead of pulling them to zero. Columns without
+    signal keep their weight. Arguments as in :func:`gptq`; ``cross`` is G. Cost:
+    ``N^3 / 3 + 5 n N^2`` flops.
     """
     if order is not None:
         same = cross is second
@@ -150,7 +152,9 @@ def _qronos_sweep(
     """Round ``weight`` (groups, columns, neurons) in the given column order."""
     energy = second.diagonal(dim1=1, dim2=2)[..., None]
     live = energy > torch.finfo(second.dtype).eps * energy.mean(1, keepdim=True)
-    target = cross @ weight
+    damping = factor.damping[:, None, None]
+    target = (cross @ weight).add_(damping * weight)
+    energy = energy + damping
     first = target[:, :1] - second[:, :1, 1:] @ weight[:, 1:]
     first = torch.where(live[:, :1], first / torch.where(live, energy, 1)[:, :1], weight[:, :1])
     if steps is None:

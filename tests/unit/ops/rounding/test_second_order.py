@@ -53,9 +53,9 @@ def gptq_by_inverse(w, second):
 
 def qronos_literally(w, second, cross, damping):
     q = torch.zeros_like(w)
-    target = w @ cross.mT
-    q[:, 0] = nearest((target[:, 0] - w[:, 1:] @ second[0, 1:]) / second[0, 0])
+    target = w @ cross.mT + damping * w
     damped = second + damping * torch.eye(len(second), dtype=F64)
+    q[:, 0] = nearest((target[:, 0] - w[:, 1:] @ second[0, 1:]) / damped[0, 0])
     right = target[:, 1:] - torch.outer(q[:, 0], second[1:, 0])
     moved = torch.linalg.solve(damped[1:, 1:], right.mT).mT
     q[:, 1:] = gptq_by_inverse(moved, damped[1:, 1:])
@@ -87,6 +87,19 @@ def test_qronos_is_its_formula(relative):
     found, _ = qronos(w, second, cross, GRID.project_, damping=damping)
     expected = qronos_literally(w[0], second[0], cross[0], float(damping))
     assert torch.equal(found[0], expected)
+
+
+def test_damping_of_qronos_holds_weights_where_they_are():
+    w, x, y = problem(m=30)  # fewer rows than columns
+    second, cross = y.mT @ y, y.mT @ x
+    largest = largest_eigenvalue(second)
+    found, _ = qronos(w, second, cross, GRID.project_, damping=1e6 * largest)
+    assert torch.equal(found, nearest(w))
+    moved = [
+        float((qronos(w, second, cross, lambda z: None, damping=d * largest)[0] - w).norm())
+        for d in (1e-8, 1e-4, 1e-2, 1)
+    ]
+    assert moved == sorted(moved, reverse=True)
 
 
 def test_all_coincide_with_rounding_on_orthogonal_columns():
