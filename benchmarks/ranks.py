@@ -4,8 +4,10 @@
     python benchmarks/ranks.py --quick    # few sentences, to see that it works
 
 Every process loads the network and the data first; the time is that of ``fewbits.compress`` alone,
-of the slowest rank. It only means something where each rank has a core to itself.
-benchmarks/README.md says where the network comes from.
+of the slowest rank. It only means something where each rank has a core to itself. Two amounts of
+data give a model, ``T = serial + shared * sentences / ranks``, from the runs of one process; the
+record says what it predicts for the ranks, and what they took. benchmarks/README.md says where the
+network comes from.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from packaged import minilm, minilm_sentences
 from record import write
 
 METHODS = {"gpfq": fewbits.GPFQ(bits=4), "gptq": fewbits.GPTQ(bits=4)}
-SENTENCES, QUICK = 384, 128
+SENTENCES, FEWER, QUICK = 1024, 256, 128
 
 
 def _indices(coded: fewbits.CodedModel) -> dict[str, np.ndarray[Any, Any]]:
@@ -108,24 +110,45 @@ def main() -> None:
     if options.work is not None:
         _work(options.work, options.sentences)
         return
-    sentences = QUICK if options.quick else options.sentences
-    with tempfile.TemporaryDirectory() as folder:
-        one = _run(1, Path(folder) / "one.pt", sentences)
-        many = _run(options.ranks, Path(folder) / "many.pt", sentences)
-    rows = {name: _compared(one[name], many[name]) for name in METHODS}
-    for name, row in rows.items():
-        print(name, row)
-    usual = sentences == SENTENCES and options.ranks == 2
+    many = QUICK if options.quick else options.sentences
+    counts = [min(FEWER, many // 2), many]
+    rows = [_measured(count, options.ranks) for count in counts]
+    models = {name: _model(counts, [row[name] for row in rows], options.ranks) for name in METHODS}
+    for name, model in models.items():
+        print(name, *(row[name] for row in rows), model, sep="\n    ")
+    usual = many == SENTENCES and options.ranks == 2
     write(
         "ranks",
         model="all-MiniLM-L6-v2, float32",
-        data=f"WikiText-2 validation, {sentences} sentences in batches of 32",
+        data=f"WikiText-2 validation, {counts[0]} and {counts[1]} sentences in batches of 32",
         folder=None if usual else CACHE,
         ranks=options.ranks,
         threads_per_rank=1,
         bits=4,
-        methods=rows,
+        methods=rows[1],
+        less_data=rows[0],
+        models=models,
     )
+
+
+def _measured(sentences: int, ranks: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        one = _run(1, Path(folder) / "one.pt", sentences)
+        many = _run(ranks, Path(folder) / "many.pt", sentences)
+    return {name: _compared(one[name], many[name]) for name in METHODS}
+
+
+def _model(counts: list[int], rows: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
+    """Fit the time of one process, and predict that of the ranks."""
+    few, many = (row["seconds"][0] for row in rows)
+    each = (many - few) / (counts[1] - counts[0])
+    serial = few - each * counts[0]
+    return {
+        "serial_seconds": round(serial, 2),
+        "seconds_per_sentence": round(each, 5),
+        "predicted_seconds": [round(serial + each * count / ranks, 2) for count in counts],
+        "measured_seconds": [row["seconds"][1] for row in rows],
+    }
 
 
 if __name__ == "__main__":

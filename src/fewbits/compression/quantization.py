@@ -185,7 +185,8 @@ class Quantization:
     def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
         known = self.sensitivities.get(entry.target.name)
         both = method.capabilities.needs_inputs == "both"
-        return Work(entry.target, method.encode, both, known, entry.rows)
+        apart = method.rounds_neurons_apart
+        return Work(entry.target, method.encode, both, known, entry.rows, apart)
 
     def _quantize_blind(self) -> None:
         """Quantize weights that need no inputs first, so later layers calibrate on the result."""

@@ -117,6 +117,14 @@ class PostTrainingMethod(Method, Protocol):
         return self.capabilities.needs_gradients
 
     @property
+    def rounds_neurons_apart(self) -> bool:
+        """Whether a neuron's levels and steps depend on no other neuron of its layer.
+
+        Then ranks share a layer, and ``encode`` is called with some of the neurons.
+        """
+        return False
+
+    @property
     def output_metric(self) -> str:
         """The metric of the output that sensitivities are measured in."""
         return "auto"

@@ -183,18 +183,19 @@ class PreparedInputs:
             squared = gap.square().sum(1, dtype=torch.float64)
         return squared * size[..., 0].double().square()
 
-    def relative_error(self, weight: Tensor, error: Tensor) -> float | None:
-        """Return ``||XW - X~Q|| / ||XW||`` from the error of :meth:`sweep`; None if unknown.
+    def facts(self, weight: Tensor, error: Tensor) -> dict[str, float]:
+        """Return what the error of :meth:`sweep` says of the outputs; nothing if it is unknown.
 
-        In Gram form with different X and X~, it is only known if the statistics hold the energy.
+        "objective": ``||XW - X~Q|| / ||XW||``; "energy": ``||XW||^2``. In Gram form with different
+        X and X~, they are only known if the statistics hold the energy.
         """
         known = self.statistics.reference_energy
         mismatched = self.gram is not None and self.gram[0] is not self.gram[1]
         if mismatched and known is None:
-            return None
+            return {}
         energy = (
             self.error(weight, weight.new_zeros(()).expand_as(weight)) if known is None else known
         )
         total = float(energy.sum(dtype=torch.float64))
-        squared = float(error.sum()) + (total if mismatched else 0.0)
-        return float(max(0.0, squared) / total) ** 0.5 if total > 0 else 0.0
+        squared = max(0.0, float(error.sum()) + (total if mismatched else 0.0))
+        return {"objective": (squared / total) ** 0.5 if total > 0 else 0.0, "energy": total}

@@ -40,7 +40,8 @@ __all__ = [
     "result",
 ]
 
-DATA_FREE_RADII = ("absmax", "mse", "median", "mean_max")
+_OF_LAYERS = ("median", "mean_max")  # radii that all neurons of a layer share
+DATA_FREE_RADII = ("absmax", "mse", *_OF_LAYERS)
 
 _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
@@ -117,7 +118,7 @@ class UniformMethod(PostTrainingMethod):
         good = isinstance(group, int) and is_whole(group) and group >= _SMALLEST_GROUP
         require(good, "group", f"None or an integer from {_SMALLEST_GROUP} up", group)
         require(self.per == "channel", "per", "'channel' with a group", self.per)
-        one_step = self.radius in ("median", "mean_max")
+        one_step = self.radius in _OF_LAYERS
         require(
             not one_step, "radius", "'absmax' or another rule for rows with a group", self.radius
         )
@@ -140,6 +141,11 @@ class UniformMethod(PostTrainingMethod):
     def absorbs_scales(self) -> bool:
         """Whether each neuron has its own step."""
         return self.per == "channel"
+
+    @property
+    def rounds_neurons_apart(self) -> bool:
+        """Whether each neuron has its own step."""
+        return self.per == "channel" and self.radius not in _OF_LAYERS
 
     @property
     def fallback_settings(self) -> Mapping[str, Any]:
@@ -263,7 +269,7 @@ class Spacing:
         return steps(radius * (self.clip * factor), least * self.clip, self.grid, self.limit)
 
     def _rows(self, weight: Tensor) -> Tensor:
-        layerwise = self.per == "tensor" or self.radius in ("median", "mean_max")
+        layerwise = self.per == "tensor" or self.radius in _OF_LAYERS
         if layerwise:
             return weight.reshape(1, -1)
         return weight.reshape(-1, self.group) if self.group else weight.flatten(0, 1)

@@ -13,7 +13,10 @@ from torch import distributed as dist
 from torch import nn
 
 import fewbits
+from fewbits.engine.lockstep import quantizer
 from fewbits.engine.network import distributed
+
+quantizer._WORTH_SHARING = 1 << 20  # so that the ranks share the neurons of the widest layer
 
 METHODS = {
     "gpfq": fewbits.GPFQ(bits=3),

@@ -60,6 +60,8 @@ def fold_batchnorm(
         output = isolated_pass(forward, model, batch, seed=0)
         return [tensor.clone() for tensor in _values(output, set())]
 
+    if not any(is_batchnorm(module) for module in model.modules()):
+        return ()
     views = {t.module: t.view for t in survey(model).targets if not t.also and t.module not in kept}
     pairs = _pairs(model, views, run)
     before = run() if pairs else []

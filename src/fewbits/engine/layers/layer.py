@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from ...ops.levels.grid import FLOAT32_MAX
@@ -19,7 +20,10 @@ __all__ = [
     "QuantizedTransform",
     "Sensitivity",
     "blocks_of",
+    "join_neurons",
 ]
+
+_SHARES = ("zeros", "saturation")  # of the weights, in what a method measured
 
 
 def blocks_of(step: Tensor, shape: Sequence[int]) -> int:
@@ -89,6 +93,14 @@ class LayerMatrix:
     kernel: int = 1
     width: int = 0
     has_bias: bool = True
+
+    def neurons(self, part: slice) -> LayerMatrix:
+        """Return the layer of some of the neurons, which has the same inputs."""
+        statistics = self.statistics
+        if statistics is not None and statistics.reference_energy is not None:
+            energy = statistics.reference_energy[:, part]
+            statistics = replace(statistics, reference_energy=energy)
+        return replace(self, weight=self.weight[:, part], statistics=statistics)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,3 +210,48 @@ class QuantizedTransform:
 
 Quantized: TypeAlias = QuantizedMatrix | QuantizedTransform
 """Types that a method may return."""
+
+
+def join_neurons(parts: Sequence[Quantized]) -> Quantized:
+    """Join the parts of a layer with one group: its neurons in order, each with its own steps.
+
+    All parts are matrices on one grid. Of what was measured, the objective is that of the whole
+    layer, given the "energy" of each part; shares of the weights are weighted by their numbers, and
+    of all else the largest counts.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    matrices = [part for part in parts if isinstance(part, QuantizedMatrix)]
+    if len(matrices) < len(parts):
+        raise TypeError("only the neurons of matrices can be joined")
+
+    def together(values: Iterable[Tensor | None]) -> Tensor | None:
+        known = [value for value in values if value is not None]
+        return torch.cat(known) if known else None
+
+    return replace(
+        matrices[0],
+        index=torch.cat([part.index for part in matrices], 1),
+        step=together(part.step for part in matrices),
+        scale=together(part.scale for part in matrices),
+        bias_shift=together(part.bias_shift for part in matrices),
+        info=_joined_info([(part.info, part.index.numel()) for part in matrices]),
+    )
+
+
+def _joined_info(parts: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for info, _ in parts for name in info):
+        told = [(info[name], info, count) for info, count in parts if name in info]
+        energy = sum(info.get("energy", 0.0) for _, info, _ in told)
+        weights = sum(count for *_, count in told)
+        if name == "energy":
+            found[name] = energy
+        elif name == "objective" and energy > 0:
+            squares = sum(value * value * info["energy"] for value, info, _ in told)
+            found[name] = (squares / energy) ** 0.5
+        elif name in _SHARES and weights:
+            found[name] = sum(value * count for value, _, count in told) / weights
+        else:
+            found[name] = max(value for value, *_ in told)
+    return found

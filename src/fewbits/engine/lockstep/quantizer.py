@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from math import prod
 from zlib import crc32
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
-from ..layers.layer import LayerMatrix, Quantized, Sensitivity
+from ..layers.layer import LayerMatrix, Quantized, Sensitivity, join_neurons
 from ..layers.recurrent import Replay
 from ..layers.rows import Rows, draw_rows, without_padding
 from ..layers.statistics import WIDE, Statistics, StatisticsAccumulator
@@ -42,6 +44,7 @@ _UNREPEATABLE = (
 
 _FEW = 4  # times fewer rows than columns is said
 _ALIGNED = 64  # bytes to which torch aligns memory of its own
+_WORTH_SHARING = 1 << 28  # products of rounding a layer; fewer take no longer than sending it
 
 Encode = Callable[[LayerMatrix], Quantized]
 Write = Callable[[str, Tensor, Tensor], None]
@@ -61,6 +64,7 @@ class Work:
         both: whether the method also needs the float network's inputs.
         sensitivity: effect of the weight's errors on the output, if the method needs it.
         rows: row budget; None for that of all layers.
+        apart: whether neurons can be rounded apart, so that ranks may share them.
     """
 
     target: Target
@@ -68,6 +72,7 @@ class Work:
     both: bool = True
     sensitivity: Sensitivity | None = None
     rows: int | None = None
+    apart: bool = False
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
@@ -337,14 +342,39 @@ class LayerQuantizer:
         self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
 
     def _quantized(self, work: Work, statistics: Statistics, *, has_bias: bool) -> Quantized:
-        """Quantize a weight at one rank, and write what it found at all of them."""
-        result = self.ranks.from_first(
+        """Quantize a weight at one rank, or its neurons at several; write it at all of them."""
+        parts = self._parts(work)
+        made = self.ranks.dealt(
             f"quantizing {work.target.name}",
-            lambda: _quantize(self.network, work, statistics, self.seed, has_bias=has_bias),
+            [
+                partial(
+                    _quantize,
+                    self.network,
+                    work,
+                    statistics,
+                    self.seed,
+                    has_bias=has_bias,
+                    neurons=part,
+                )
+                for part in parts
+            ],
+            [1.0] * len(parts),
         )
+        result = join_neurons(made)
         if self.write is not None:
             write_result(self.network, work.target, result, self.write)
         return result.on_cpu()
+
+    def _parts(self, work: Work) -> list[slice | None]:
+        """Return the neurons of each rank, if a layer is worth sharing; else None, for all."""
+        view, shape = work.target.view, work.target.shape
+        rows, columns = view.rows, view.columns(shape)
+        small = rows * columns**2 < _WORTH_SHARING
+        if self.ranks.count == 1 or not work.apart or view.groups > 1 or small:
+            return [None]
+        count = min(self.ranks.count, rows)
+        ends = [rows * k // count for k in range(count + 1)]
+        return [slice(a, b) for a, b in pairwise(ends)]
 
     def _judge(self, name: str) -> None:
         """Come to a verdict, with all ranks, on whether the rows of a weight can be paired."""
@@ -431,6 +461,7 @@ def _quantize(
     seed: int,
     *,
     has_bias: bool,
+    neurons: slice | None = None,
 ) -> Quantized:
     target = work.target
     matrix = _matrix(network, target)
@@ -447,4 +478,4 @@ def _quantize(
         target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
         has_bias,
     )
-    return work.encode(layer)
+    return work.encode(layer if neurons is None else layer.neurons(neurons))

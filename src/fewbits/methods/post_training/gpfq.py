@@ -104,12 +104,16 @@ class GPFQ(FeedbackMethod):
         levels, error = inputs.sweep(
             weight, step, self._project(layer.seed, weight.device), self._passes
         )
-        relative = inputs.relative_error(weight, error)
-        info = {} if relative is None else {"objective": relative}
+        info = inputs.facts(weight, error)
         shift = None
         if self.bias_correction:
             shift = mean_error_of_levels(inputs.statistics, weight, levels, step)
         return result(layer, levels, step, alphabet, info=info, bias_shift=shift)
+
+    @property
+    def rounds_neurons_apart(self) -> bool:
+        """Whether neurons have steps of their own, and no random numbers that they share."""
+        return super().rounds_neurons_apart and self.rounding == "nearest"
 
     @property
     def _passes(self) -> int:

@@ -68,9 +68,10 @@ class GPTQ(FeedbackMethod):
         squares = units.size[..., 0].double().square()
         squared = gram_error(values, chosen, second, second) * squares
         nothing = values.new_zeros(()).expand_as(values)
-        total = gram_error(values, nothing, second, second) * squares
-        if float(total.sum()) > 0:
-            info["objective"] = float(squared.sum().clamp_min(0) / total.sum()) ** 0.5
+        total = float((gram_error(values, nothing, second, second) * squares).sum())
+        if total > 0:
+            info["objective"] = (max(0.0, float(squared.sum())) / total) ** 0.5
+            info["energy"] = total
         levels, bias_shift = units.levels(chosen), None
         if self.bias_correction:
             bias_shift = mean_error_of_levels(statistics, weight, levels, step)

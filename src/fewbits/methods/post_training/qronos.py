@@ -73,9 +73,7 @@ class Qronos(FeedbackMethod):
         )
         info = factor_info(factor)
         quantized = chosen * units.size
-        objective = inputs.relative_error(weight, inputs.error(weight, quantized))
-        if objective is not None:
-            info["objective"] = objective
+        info |= inputs.facts(weight, inputs.error(weight, quantized))
         shift = mean_error(inputs.statistics, weight.double(), quantized)
         bias_shift = shift if self.bias_correction else None
         return result(layer, units.levels(chosen), step, grid, info=info, bias_shift=bias_shift)
