@@ -127,6 +127,9 @@ def test_tensors_of_every_kind(read, tmp_path):
     told = told_in(path)
     assert told["version"] == 1
     assert told["aliases"] == {"again": "book"}
+    with safe_open(path, "np") as file:  # of 1e-6, float16 has too few bits
+        steps = {name: file.get_tensor(f"{name}.step").dtype.name for name in ("odd", "moved")}
+    assert steps == {"odd": "float32", "moved": "float16"}
     books = [told["tensors"][name]["codebook"] for name in ("book", "same", "many")]
     assert books[0] == books[1] != books[2]
     assert told["tensors"]["blocks"]["group"] == 8

@@ -126,12 +126,12 @@ class _Made:
             codes = tensor.index - low if low else tensor.index
             zero = tensor.offset - np.float32(low)
             how |= {"form": "grid", "step": f"{name}.step", "zero": f"{name}.zero"}
-            self.tensors[how["step"]] = stored_array(tensor.step)
+            self.tensors[how["step"]] = _factors(tensor.step)
             self.tensors[how["zero"]] = stored_array(zero)
         else:
             how |= {"form": "codebook", "codebook": self._codebook(name, tensor.codebook)}
             how["scale"] = f"{name}.scale"
-            self.tensors[how["scale"]] = stored_array(tensor.scale)
+            self.tensors[how["scale"]] = _factors(tensor.scale)
         how["bits"], self.tensors[how["data"]] = _packed(codes)
         self.bits[name] = how["bits"]
         if tensor.blocks > 1:
@@ -145,6 +145,13 @@ class _Made:
         known = self._codebooks.setdefault(id(codebook), f"{name}.codebook")
         self.tensors[known] = stored_array(codebook.values)
         return known
+
+
+def _factors(values: NDArray[np.float32]) -> Stored:
+    """Return steps or scales in float16 if that is exact, as for steps of 8 significant bits."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return stored_array(half if (half == values).all() else values)
 
 
 def _shift(tensor: GridTensor) -> int:
