@@ -13,7 +13,7 @@ from torch import nn
 import fewbits
 import transformers_networks
 from cli_runs import run, run_json
-from fewbits.coded import Codebook, CodebookTensor, Contents, GridTensor
+from fewbits.coded import Codebook, CodebookTensor, Contents, GridTensor, RawTensor
 from fewbits.errors import ConfigError
 from fewbits.exporters import export
 from fewbits.sources import load_model
@@ -79,6 +79,7 @@ def test_packed_integers_are_the_networks(method, options, bits, group, tmp_path
     assert tensors["0.weight"].dtype == torch.float16
     assert "0.weight: in float16, rounded: it is not the weight of a linear layer" in told.notes
     assert any("config.json tells only" in note for note in told.notes)
+    assert any("one stream of bits" in note for note in told.notes) == (bits in (3, 5, 7))
 
 
 def test_several_schemes_name_their_layers(tmp_path):
@@ -105,7 +106,10 @@ def test_several_schemes_name_their_layers(tmp_path):
     export(same, tmp_path / "same", to=TO, model=net)
     groups = read(tmp_path / "same")[0]["quantization_config"]["config_groups"]
     assert [g["weights"]["group_size"] for g in groups.values()] == [64]
+    told = export(coded, tmp_path / "own", to=TO, model=net, group=48)
+    assert "2 weights keep their own groups: group=48 does not divide these" in told.notes
     told = export(coded, tmp_path / "odd", to=TO, model=net, group=16)
+    assert not any("keep their own groups" in note for note in told.notes)
     assert any("vLLM's kernels have" in note for note in told.notes)
 
 
@@ -119,9 +123,12 @@ def test_what_does_not_fit_is_told(tmp_path):
         "2.weight": CodebookTensor((64, 256), "float32", index + 7, book),
         "4.weight": GridTensor((6, 64), "float32", wide[:384].reshape(6, 64), np.float32([1e-4])),
     }
+    changed["4.bias"] = RawTensor((6,), "complex128", np.zeros(96, np.uint8))
     coded = fewbits.CodedModel(Contents(changed))
     told = export(coded, tmp_path / "net", to=TO, model=net)
     assert told.weights == {}
+    assert "4.bias: left out, the format has no complex128" in told.notes
+    assert "4.bias" not in read(tmp_path / "net")[1]
     assert "2.weight: in float16, rounded: it is on a codebook" in told.notes
     assert "4.weight: in float16, rounded: its integers take 16 bits, more than 8" in told.notes
     assert "no weight fits: the folder is that of a network of floats" in told.notes

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import fewbits
 from fewbits.coded import Codebook, CodebookTensor, GridTensor, Layout, RawTensor
+from fewbits.errors import ModelError
+from fewbits.exporters import export
 from fewbits.exporters.formats.integers import (
     change,
     dense,
@@ -70,3 +74,13 @@ def test_values_in_16_bits():
     assert dense(own).dtype == torch.bfloat16
     raw = RawTensor((2,), "float32", np.zeros(8, np.uint8))
     assert dense(raw).dtype == torch.float32
+
+
+@pytest.mark.parametrize("to", ["compressed-tensors", "gguf"])
+def test_another_network_is_an_error(to, tmp_path):
+    coded = fewbits.compress(nn.Sequential(nn.Linear(8, 4)), fewbits.Nearest())
+    path = tmp_path / "net.gguf"
+    for other in (nn.Sequential(nn.Linear(8, 5)), nn.Sequential(nn.ReLU(), nn.Linear(8, 4))):
+        with pytest.raises(ModelError, match=r"another architecture than Sequential.*0\.weight"):
+            export(coded, path, to=to, model=other)
+    assert not path.exists()

@@ -175,6 +175,20 @@ def test_a_llama_has_names_keys_and_order_of_llama_cpp(method, tied, tmp_path):
     assert any("no tokenizer" in note for note in told.notes)
 
 
+def test_a_tied_embedding_has_its_name_whichever_comes_first(tmp_path):
+    net = llama(tie_word_embeddings=True)
+    contents = fewbits.compress(net, fewbits.Nearest(bits=4)).contents
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert contents.aliases == {head: embedding}
+    renamed = {head if n == embedding else n: t for n, t in contents.tensors.items()}
+    swapped = fewbits.CodedModel(Contents(renamed, {embedding: head}))
+    told = export(swapped, tmp_path / "net.gguf", model=net)
+    assert told.weights[head] == 4
+    tensors = read(tmp_path / "net.gguf")[1]
+    assert "output.weight" not in tensors
+    assert torch.equal(tensors["token_embd.weight"][1], swapped.state_dict()[head])
+
+
 def test_transformers_reads_a_llama_back(tmp_path):
     transformers = pytest.importorskip("transformers", minversion="5.24")
     pytest.importorskip("gguf")

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...coded import CodedTensor, Contents, GridTensor, RawTensor
-from ...compression.coded_model import unwrapped
 from ...engine.layers.pack import torch_dtype
-from ...engine.network.naming import fitted
 from ...errors import ConfigError, require
 from ...files.atomic_write import write
 from ...pretrained import CONFIG, files_of
 from ..base import EXPORTERS, Exported
 from .integers import change, dense, integers_of, rounded, without_integers
+from .network import known_by
 from .safetensors_file import Stored, stored_array, stored_tensor, write_safetensors
 from .tokenizer import tokenizer_files
 
@@ -88,12 +87,12 @@ class CompressedTensors:
 
         Raises:
             ConfigError: the folder has other weights already, or ``path`` is a file.
+            ModelError: the network is not that of the file.
         """
         if model is None:
             raise ConfigError("which layers are linear follows from the network: pass model=.")
         _check_folder(path)
-        network = unwrapped(model)
-        contents = fitted(contents, network)
+        contents, network = known_by(contents, model)
         files = files_of(network)
         linear = {
             name
@@ -148,6 +147,7 @@ class _Made:
         floats: why quantized weights are in floats, by name.
         lost: what is left out, and why.
         changed: the largest relative change of a step, by the dtype to which it was rounded.
+        undivided: weights whose steps are for groups that the wanted one does not divide.
     """
 
     settings: CompressedTensors
@@ -156,6 +156,7 @@ class _Made:
     floats: dict[str, str] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     changed: dict[str, float] = field(default_factory=dict)
+    undivided: int = 0
 
     def add(self, name: str, tensor: CodedTensor, linear: bool, contents: Contents) -> None:
         """Add a tensor: packed if it is the weight of a linear layer and fits, else values."""
@@ -186,7 +187,9 @@ class _Made:
         if found.bits > bits:
             return f"its integers take {found.bits} bits, more than {bits}"
         if self.settings.group is not None:
-            found = found.divided(self.settings.group) or found
+            divided = found.divided(self.settings.group)
+            self.undivided += divided is None
+            found = divided or found
         own = tensor.dtype if tensor.dtype in _SCALES else "float32"
         dtype = self.settings.scales or own
         scale = rounded(found.step, torch_dtype(dtype))
@@ -223,6 +226,11 @@ class _Made:
                 f"steps are rounded to {dtype}, by up to {100 * worst:.2g} %; integers are the "
                 "network's. scales='float32' keeps steps as they are"
             )
+        if self.undivided:
+            notes.append(
+                f"{self.undivided} weights keep their own groups: group={self.settings.group} does "
+                "not divide these"
+            )
         if not self.schemes:
             return [*notes, "no weight fits: the folder is that of a network of floats"]
         kinds = sorted(set(self.schemes.values()))
@@ -230,6 +238,11 @@ class _Made:
         groups = sorted({group for _, group in kinds})
         if not set(widths) <= {4, 8} or not set(groups) <= {0, *_GROUPS}:
             notes.append("vLLM's kernels have 4 and 8 bits, and groups of 32, 64 and 128, or none")
+        if any(_WORD % bits for bits in widths):
+            notes.append(
+                "integers of 3, 5, 6 and 7 bits are packed as compressed-tensors 0.17 does, as "
+                "many as fit whole in a word; other readers may expect one stream of bits"
+            )
         if len(kinds) > 1 or groups == [0]:
             told = ", ".join(f"{b} bits in {f'groups of {g}' if g else 'rows'}" for b, g in kinds)
             notes.append(

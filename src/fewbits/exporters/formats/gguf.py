@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...coded import CodedTensor, Contents, GridTensor, RawTensor
-from ...compression.coded_model import unwrapped
 from ...engine.layers.pack import to_torch, torch_dtype
-from ...engine.network.naming import fitted
 from ...errors import ConfigError, require
 from ...pretrained import CONFIG, files_of
 from ..base import EXPORTERS, Exported
@@ -32,6 +30,7 @@ from .integers import (
     without_integers,
 )
 from .llama import Llama
+from .network import known_by
 from .tokenizer import tokenizer_keys
 
 __all__ = ["GGUF"]
@@ -74,11 +73,11 @@ class GGUF:
 
         Raises:
             ConfigError: the tokenizer cannot be written.
+            ModelError: the network is not that of the file.
         """
         if model is None:
             raise ConfigError("names and keys follow from the network: pass model=.")
-        network = unwrapped(model)
-        contents = fitted(contents, network)
+        contents, network = known_by(contents, model)
         llama = Llama(files_of(network).get(CONFIG, {}))
         why = llama.hindrance(contents.tensors)
         made = _Made(None if why else llama)
