@@ -39,7 +39,8 @@ def support() -> str:
 
 def _exporter(name: str, kind: Any) -> str:
     extra = f"`{kind.extra}`" if kind.extra else ""
-    return f"| `{name}` | `{kind.suffix}`: {kind.summary} | {kind.runs} | {extra} |"
+    what = f"`{kind.suffix}`: {kind.summary}" if kind.suffix else kind.summary
+    return f"| `{name}` | {what} | {kind.runs} | {extra} |"
 
 
 def readme() -> str:

@@ -38,7 +38,9 @@ MAY["compression"] = {
     *("errors", "progress", "files", "coded", "coding", "container", "search"),
     *("engine", "methods", "pretrained", "recipe", "sources"),
 }
-MAY["exporters"] = {"errors", "registry", "files", "coded", "container", "engine", "compression"}
+MAY["exporters"] = {
+    *("errors", "registry", "files", "coded", "container", "pretrained", "engine", "compression"),
+}
 MAY["hub"] = {
     *("errors", "files", "coded", "container", "pretrained", "engine", "compression"),
 }

@@ -2,14 +2,18 @@
 
 from .base import EXPORTERS, Exported, Exporter
 from .by_name import export, exporter_for, exporter_name
+from .formats import GGUF, CompressedTensors, Safetensors
 from .onnx import ONNX, OnnxExport
 
 __all__ = [
     "EXPORTERS",
+    "GGUF",
     "ONNX",
+    "CompressedTensors",
     "Exported",
     "Exporter",
     "OnnxExport",
+    "Safetensors",
     "export",
     "exporter_for",
     "exporter_name",

@@ -71,7 +71,7 @@ class Exporter(Protocol):
 
         Args:
             contents: of the compressed network.
-            path: the file to write, which ends in ``suffix``.
+            path: the file to write, which ends in ``suffix``; without one, the folder.
             model: a network of its architecture; None only if the exporter does not need it.
             inputs: of the network; empty only if the exporter does not need them.
         """

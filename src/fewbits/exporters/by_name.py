@@ -34,7 +34,7 @@ def export(
 
     Args:
         coded: the compressed network, or its file.
-        path: the file to write.
+        path: the file to write, or the folder.
         to: name of an exporter in ``EXPORTERS``; None chooses by the suffix of ``path``.
         model: a network of the same architecture, for exporters that need one; it is not changed.
         inputs: of the network, for exporters that trace it: two samples or more.
@@ -46,9 +46,12 @@ def export(
         MissingExtraError: a package that the exporter imports is not installed.
         ModelError: the exporter cannot follow the network.
     """
-    check_target(path)
     exporter = exporter_for(exporter_name(path, to), options)
     name, suffix = exporter.name, exporter.suffix
+    if suffix:
+        check_target(path)
+    elif not Path(path).is_dir():
+        check_target(Path(path))
     if suffix and Path(path).suffix != suffix:
         raise ConfigError(f"output {os.fspath(path)!r} must end in {suffix}.")
     given = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)

@@ -155,10 +155,11 @@ def test_a_file_where_the_demo_wants_a_folder(here):
     assert "older" in told
 
 
-def test_an_export_must_end_in_onnx(here):
+def test_an_export_must_end_as_one_of_the_exporters_files(here):
     fewbits.compress(load_model(MODEL).module, fewbits.Nearest(), source=MODEL).save("a.fewbits")
     told = one_line_error("export", "a.fewbits", "--data", "digits", "-o", "x.txt")
-    assert "must end in .onnx" in told
+    known = ".gguf (gguf), .safetensors (safetensors), .onnx (onnx)"
+    assert f"must end in {known}, or the exporter must be named" in told
     assert not (here / "x.txt").exists()
 
 

@@ -15,6 +15,8 @@ from fewbits.errors import ConfigError
 from fewbits.exporters import EXPORTERS, Exported, export, exporter_for, exporter_name
 from fewbits.sources import load_model
 
+KNOWN = "compressed-tensors, gguf, names, onnx, safetensors."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
@@ -57,10 +59,12 @@ def test_the_suffix_or_the_name_chooses(names, coded, tmp_path):
 
 
 def test_no_exporter_or_several(names, monkeypatch, coded, tmp_path):
-    known = r"must end in .onnx \(onnx\), .txt \(names\), or the exporter must be named"
+    found = ((".safetensors", "safetensors"), (".onnx", "onnx"), (".txt", "names"))
+    known = ", ".join(rf"{suffix} \({name}\)" for suffix, name in ((".gguf", "gguf"), *found))
+    known = f"must end in {known}, or the exporter must be named"
     with pytest.raises(ConfigError, match=known):
         export(coded, tmp_path / "net.tape")
-    with pytest.raises(ConfigError, match=r"unknown exporter 'tape'. Known: names, onnx\."):
+    with pytest.raises(ConfigError, match=f"unknown exporter 'tape'. Known: {KNOWN}"):
         export(coded, tmp_path / "net.tape", to="tape")
     monkeypatch.setitem(EXPORTERS._entries, "more", type("More", (Names,), {"name": "more"}))
     with pytest.raises(ConfigError, match="say which exporter writes it: names, more"):
@@ -90,7 +94,7 @@ def test_the_command_line_finds_it_too(names, tmp_path):
     told = run("export", file, "-o", out, "--force", "--processor", "vnni", code=1).stderr
     assert "'names' has no option 'processor'. It has: upper." in told
     told = run_json("export", file, "--to", "tape", "-o", out, code=2)["error"]["message"]
-    assert "unknown exporter 'tape'. Known: names, onnx." in told
+    assert f"unknown exporter 'tape'. Known: {KNOWN}" in told
     told = run_json("export", file, "-o", tmp_path / "net.onnx", code=2)["error"]["message"]
     assert "add --data" in told
     twice = ("--processor", "any", "--set", "processor=any")

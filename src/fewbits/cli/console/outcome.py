@@ -155,8 +155,13 @@ def mib_to_bytes(mib: int | None) -> int | None:
     return None if mib is None else mib << 20
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, *, folder: bool = False) -> None:
     """Refuse, before any work is done, an output that cannot or must not be written.
+
+    Args:
+        path: of the output.
+        force: whether it may exist.
+        folder: whether it is a folder, in which files are written.
 
     Raises:
         ConfigError: the folder does not exist; the file exists and ``force`` is not given; or the
@@ -164,6 +169,12 @@ def check_output(path: Path, force: bool) -> None:
     """
     if not path.parent.is_dir():
         raise ConfigError(f"output folder {str(path.parent)!r} does not exist. Create it first.")
+    if folder and path.is_dir():
+        if any(path.iterdir()) and not force:
+            raise ConfigError(
+                f"output {str(path)!r} is a folder with files. Name another, or add --force."
+            )
+        return
     if path.is_dir():
         raise ConfigError(f"output {str(path)!r} is a folder. Name a file instead.")
     check_target(path)

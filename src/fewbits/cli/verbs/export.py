@@ -20,7 +20,7 @@ _SAMPLES = 2  # to run the network on
 @verb
 def export(
     file: Annotated[Path, typer.Argument(help="A .fewbits file.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write, or the folder.")],
     *,
     data: Annotated[
         str | None,
@@ -28,7 +28,10 @@ def export(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="Target format, such as onnx. \\[default: from the suffix of --out]"),
+        typer.Option(
+            help="Target format, such as onnx, gguf, safetensors or compressed-tensors (a folder). "
+            "\\[default: from the suffix of --out]"
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The network's source. \\[default: the one in the file]")
@@ -72,7 +75,7 @@ def export(
         raise ConfigError(f"output {str(out)!r} must end in {exporter.suffix}.")
     if exporter.needs == "inputs" and data is None:
         raise typer.BadParameter(f"{name} needs two samples to run the network on: add --data.")
-    check_output(out, force)
+    check_output(out, force, folder=not exporter.suffix)
     network = {} if exporter.needs == "nothing" else _network(file, data, model)
     exported = write(file, out, to=name, **network, **options)
     integers = f", {len(exported.weights)} weights and {len(exported.inputs)} inputs as integers"
