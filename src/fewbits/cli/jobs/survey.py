@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ... import api
 from ...coded import Coverage
-from ...compression.sensitivity import LayerHarm
+from ...compression.sensitivity import LayerHarms
 from ...compression.sensitivity import sensitivity as measure_layers
 from ...engine.network.batches import Forward, as_forward
 from ...engine.network.threads import thread_count
@@ -45,7 +45,7 @@ def layer_rows(
     forward: Forward | None = None,
     engine: Engine,
     progress: Progress,
-) -> tuple[list[LayerHarm], Coverage, ClusterError | None]:
+) -> tuple[LayerHarms, Coverage, ClusterError | None]:
     """Quantize each layer alone; return the rows and the share of the network that they cover.
 
     If a cluster fails on the way, the rows are those it finished, and its error comes last.
@@ -85,7 +85,7 @@ def layer_rows(
     except ClusterError as error:
         if not error.finished:
             raise
-        rows, trouble = error.finished, error
+        rows, trouble = LayerHarms(error.finished), error
     return rows, api.plan(network.module, chosen).coverage, trouble
 
 
