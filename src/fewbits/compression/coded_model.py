@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ..coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
 from ..container import LazyTensors, encode, measure, measure_file, read, write_contents
 from ..engine.activations.hooks import check_inputs, load_inputs
+from ..engine.layers.derived import difference
 from ..engine.layers.pack import torch_dtype
 from ..engine.network.loading import cast_loss, load_values, plain_targets
 from ..engine.network.naming import fit_names, fitted
@@ -398,6 +399,7 @@ def load_into(
         versions=getattr(inner.state_dict(), "_metadata", {}),
         verify=tensors.check if isinstance(tensors, LazyTensors) else None,
         store=store,
+        advice=difference(matches, inner.state_dict()),
     )
     return model
 
@@ -449,7 +451,11 @@ def _check_fit(
         raise ModelError(
             f"{where} belongs to another architecture than {type(inner).__name__}: "
             + "; ".join(filter(None, problems))
-            + ". Build the network with the settings it was compressed with."
+            + "."
+            + (
+                difference(matches, state)
+                or " Build the network with the settings it was compressed with."
+            )
         )
 
 

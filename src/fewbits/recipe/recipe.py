@@ -45,6 +45,7 @@ from ..methods import (
     trains,
 )
 from ..registry import Registry
+from .meant import meant
 from .training_config import Training
 
 __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
@@ -271,18 +272,27 @@ def _check_method(method: object) -> None:
     if not is_method(method):
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
-            f"path of a recipe file. Got {shorten(method)} instead."
+            f"path of a recipe file. Got {shorten(method)} instead." + _hint(method)
         )
+
+
+def _hint(method: object) -> str:
+    """Return what a value that is no method was meant to be."""
+    if isinstance(method, type) and method in METHODS.ready():
+        return f" Make one of the class: {method.__name__}()."
+    other = None if isinstance(method, (type, bool)) else meant(method)
+    return "" if other is None else other.code
 
 
 def _check_path(name: str | PathLike[str]) -> None:
     """Refuse an unknown bare word, which was not meant as a path."""
     bare = isinstance(name, str) and not Path(name).suffix and name == Path(name).name
     if bare and not Path(name).exists():
-        known = [*METHODS, *RECIPES]
+        known, other = [*METHODS, *RECIPES], meant(name)
         raise ConfigError(
             f"unknown method or recipe {shorten(name)}. Methods: {', '.join(METHODS)}. Recipes: "
-            f"{', '.join(RECIPES)}, or the path of a recipe file." + did_you_mean(str(name), known)
+            f"{', '.join(RECIPES)}, or the path of a recipe file."
+            + (did_you_mean(str(name), known) if other is None else other.code)
         )
 
 

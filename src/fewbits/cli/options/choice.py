@@ -192,10 +192,16 @@ def _default_budget_recipe(values: dict[str, Any], has_data: bool) -> Recipe:
 
 def _uniform_recipe(name: str, values: dict[str, Any], has_data: bool) -> Recipe:
     """Build a recipe that uses one method for all weights."""
-    from ...methods import from_settings  # noqa: PLC0415
+    from ...methods import METHODS, from_settings  # noqa: PLC0415
     from ...methods import trains as is_training_method  # noqa: PLC0415
-    from ...recipe.recipe import Recipe, Rule  # noqa: PLC0415
+    from ...recipe.meant import meant  # noqa: PLC0415
+    from ...recipe.recipe import RECIPES, Recipe, Rule  # noqa: PLC0415
 
+    if name not in METHODS and (other := meant(name)) is not None:
+        raise typer.BadParameter(
+            f"unknown method or recipe {shorten(name)}. Methods: {', '.join(METHODS)}. Recipes: "
+            f"{', '.join(RECIPES)}.{other.options}"
+        )
     try:
         method = from_settings({**values, "method": name})
         if is_training_method(method):
