@@ -36,7 +36,7 @@ from ..search import Engine, as_engine
 from .coded_model import unwrapped
 from .fingerprint import facts_of
 
-__all__ = ["LayerHarm", "LayerHarms", "sensitivity"]
+__all__ = ["LayerHarm", "LayerHarms", "at_widths", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def sensitivity(
     """
     where = as_engine(engine)
     with shared_work(share and where.here) as ranks:
-        methods = _at_widths(as_method(method), bits)
+        methods = at_widths(as_method(method), bits)
         model = unwrapped(model)
         batches = as_batches(calibration, model if forward is None else None)
         if ranks.count > 1:
@@ -261,7 +261,7 @@ class _EveryWidth:
         return result
 
 
-def _at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
+def at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
     """Return the method at every width, without bias correction."""
     known = {entry.name for entry in fields(method)}  # type: ignore[arg-type]
     if "bits" not in known or trains(method):

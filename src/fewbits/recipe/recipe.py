@@ -48,7 +48,7 @@ from ..registry import Registry
 from .meant import meant
 from .training_config import Training
 
-__all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
+__all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule", "check_name"]
 
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
@@ -154,8 +154,8 @@ class Recipe:
         if isinstance(method, (str, PathLike)):
             if method in RECIPES:
                 return RECIPES[str(method)]
+            check_name(method)
             if method not in METHODS:
-                _check_path(method)
                 return cls.from_file(method)
             method = METHODS[str(method)]()
         _check_method(method)
@@ -284,10 +284,14 @@ def _hint(method: object) -> str:
     return "" if other is None else other.code
 
 
-def _check_path(name: str | PathLike[str]) -> None:
-    """Refuse an unknown bare word, which was not meant as a path."""
+def check_name(name: str | PathLike[str]) -> None:
+    """Refuse a bare word that is no method, recipe or file: it was not meant as a path.
+
+    Raises:
+        ConfigError: lists the methods and recipes, and says what may have been meant.
+    """
     bare = isinstance(name, str) and not Path(name).suffix and name == Path(name).name
-    if bare and not Path(name).exists():
+    if bare and name not in METHODS and name not in RECIPES and not Path(name).exists():
         known, other = [*METHODS, *RECIPES], meant(name)
         raise ConfigError(
             f"unknown method or recipe {shorten(name)}. Methods: {', '.join(METHODS)}. Recipes: "

@@ -59,6 +59,7 @@ def sensitivity(
     ('fewbits demo' writes these weights.)
     """
     widths = whole_numbers("--bits", bits)
+    shared.check_effort(effort)
     where = chosen_engine(engine, ray_address, cpus, tries)
     from ..jobs.survey import layer_rows  # noqa: PLC0415  (brings torch)
 
