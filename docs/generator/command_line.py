@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
 import typer
 
-from fewbits.cli import main
+from fewbits.cli import EXIT_CODES
 from fewbits.cli.app import app
 
 __all__ = ["command_line"]
@@ -19,10 +18,17 @@ _MARKUP = re.compile(r"(?<!\\)\[/?(?:bold|italic|dim)\]")
 def command_line() -> str:
     """Return the page: one section per verb, one table per group of options."""
     group: Any = typer.main.get_command(app)
-    codes = inspect.cleandoc(main.__doc__ or "").partition("\n\n")[2]
-    parts = ["# Command line", _plain(group.help), codes]
+    parts = ["# Command line", _plain(group.help), "## Exit codes", _exit_codes()]
     parts += [_verb(name, verb) for name, verb in group.commands.items()]
     return "\n\n".join(parts) + "\n"
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code} | {when} |" for code, when in EXIT_CODES.items()]
+    told = (
+        'With `--json`, an error is `{"error": {"type": ..., "message": ...}}` on standard output.'
+    )
+    return "\n".join(["| Code | When |", "|---|---|", *rows]) + f"\n\n{told}"
 
 
 def _verb(name: str, verb: Any) -> str:

@@ -25,8 +25,8 @@ MAY = {
     "coded": {"errors"},
     "coding": {"errors", "registry"},
     "container": {"errors", "files", "coded", "coding"},
-    "search": {"errors", "files", "coded"},
-    "report": {"errors", "coded"},
+    "report": {"errors", "files", "coded"},
+    "search": {"errors", "files", "coded", "report"},
     "pretrained": {"errors", "files", "coded", "container"},
     "engine": {"errors", "progress", "registry", "coded", "ops"},
     "evaluation": {"errors", "progress", "registry", "engine"},
@@ -35,7 +35,7 @@ MAY = {
     "recipe": {"errors", "registry", "files", "coded", "engine", "methods"},
 }
 MAY["compression"] = {
-    *("errors", "progress", "files", "coded", "coding", "container", "search"),
+    *("errors", "progress", "files", "coded", "coding", "container", "search", "report"),
     *("engine", "methods", "pretrained", "recipe", "sources"),
 }
 MAY["exporters"] = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import runpy
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,10 +18,13 @@ import yaml
 
 import fewbits
 import fewbits.recipe.training_config
+from cpu_time import within
 from fewbits.sources import DATA, MODELS
 from fewbits.sources.builtin import BUILTIN
+from pages import Parsed
 
 ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 
 
@@ -87,6 +93,46 @@ def test_the_recipe_of_the_docs_fits_the_network_of_the_examples():
     recipe = replace(fewbits.Recipe.from_dict(yaml.safe_load(block)), train=None)
     coded = fewbits.compress(network, recipe, [torch.rand(8, 1, 8, 8)])
     assert [entry.method is None for entry in coded.plan.entries] == [False, False, True]
+
+
+def _cells(kind):
+    cells = json.loads(TUTORIAL.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind]
+
+
+def test_the_tutorial_runs_in_seconds_and_its_results_show_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names, shown = {}, []
+    with within(10):
+        for place, code in enumerate(_cells("code")):
+            *body, last = ast.parse(code).body
+            exec(compile(ast.Module(body, []), f"cell {place}", "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(ast.unparse(last), names))
+            else:
+                exec(ast.unparse(last), names)
+    assert names["small"].size_report().file_bytes <= 5050
+    assert names["after"] > 0.9
+    results = [value for value in shown if value is not None]
+    assert len(results) == 5
+    assert all(Parsed(value._repr_html_()).tags for value in results)
+    (report,) = tmp_path.rglob("report.html")
+    assert Parsed(report.read_text(encoding="utf-8")).pictures
+
+
+def test_the_tutorial_is_a_notebook_without_results():
+    notebook = json.loads(TUTORIAL.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    cells = notebook["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def test_links_of_the_tutorial_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", "".join(_cells("markdown")))
+    assert links
+    assert [link for link in links if not (TUTORIAL.parent / link).exists()] == []
 
 
 def test_the_keys_of_a_recipe_are_explained():

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from .console.outcome import print_error
+from .verbs.completion import completion
 from .verbs.compress import compress
 from .verbs.decode import decode
 from .verbs.demo import demo
@@ -110,5 +111,6 @@ for _verb in (
     decode,
     export,
     methods,
+    completion,
 ):
     app.command(_verb.__name__)(_verb)

@@ -3,8 +3,9 @@
 from .activation_sites import ActivationSite, site_name
 from .coverage import Coverage
 from .described import DescribedTensors, TensorFacts, facts_of
-from .display import html_table, printable, shortened
+from .display import escaped, html_table, printable, shortened
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
+from .indices import count_codes, index_of
 from .reasons import Cause, Reason
 from .size import SizeReport, SizeRow
 from .tensors import (
@@ -51,10 +52,13 @@ __all__ = [
     "TensorFacts",
     "TransformTensor",
     "Use",
+    "count_codes",
     "energy_of",
     "entropy_of",
+    "escaped",
     "facts_of",
     "html_table",
+    "index_of",
     "network_values",
     "printable",
     "shortened",

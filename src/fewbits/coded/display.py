@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["html_table", "printable", "shortened"]
+__all__ = ["escaped", "html_table", "printable", "shortened"]
 
 _WIDTH = 60
-_ROWS = 500
 _MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 
 
@@ -32,33 +31,36 @@ def html_table(
     title: str = "",
     footer: str = "",
     numbers: Sequence[int] = (),
+    most: int = 500,
 ) -> str:
     """Return a table for a notebook. All text is escaped: names in a file may contain markup.
 
     Args:
         columns: headings.
-        rows: one cell per column; rows beyond 500 are only counted.
+        rows: one cell per column; rows beyond ``most`` are only counted.
         title: above the table.
         footer: below the table.
         numbers: indices of the right-aligned columns.
+        most: largest number of rows.
     """
     listed = list(rows)
-    body = "".join(_row("td", row, numbers) for row in listed[:_ROWS])
-    more = len(listed) - _ROWS
+    body = "".join(_row("td", row, numbers) for row in listed[:most])
+    more = len(listed) - most
     lines = [footer, f"and {more} more rows"] if more > 0 else [footer]
-    below = "".join(f"<div>{_text(line)}</div>" for line in lines if line)
-    head = f"<div><b>{_text(title)}</b></div>" if title else ""
+    below = "".join(f"<div>{escaped(line)}</div>" for line in lines if line)
+    head = f"<div><b>{escaped(title)}</b></div>" if title else ""
     return f"<div>{head}<table>{_row('th', columns, numbers)}{body}</table>{below}</div>"
 
 
 def _row(tag: str, cells: Sequence[str], numbers: Sequence[int]) -> str:
     sides = ("right" if place in numbers else "left" for place in range(len(cells)))
     tagged = (
-        f'<{tag} style="text-align: {side}">{_text(cell)}</{tag}>'
+        f'<{tag} style="text-align: {side}">{escaped(cell)}</{tag}>'
         for side, cell in zip(sides, cells, strict=True)
     )
     return f"<tr>{''.join(tagged)}</tr>"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return ``text`` printable, and without a meaning of its own in HTML and XML."""
     return printable(text).translate(_MARKUP)

@@ -14,7 +14,7 @@ class Cause(Enum):
     RULE = "kept by rule {}"
     DTYPE = "{} values are kept exactly"
     EMPTY = "it is empty"
-    PARAMETRIZED = "it feeds a parametrization; remove that to code the weight it makes"
+    PARAMETRIZED = "it feeds a parametrization{}; remove that to code the weight it makes{}"
     BUFFER = "it is a buffer of {}"
     BIAS = "biases are kept"
     VECTOR = "a vector of {} is kept"

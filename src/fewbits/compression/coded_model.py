@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ..coded import CodedTensor, Contents, Coverage, JSONValue, SizeReport, html_table
 from ..container import LazyTensors, encode, measure, measure_file, read, write_contents
 from ..engine.activations.hooks import check_inputs, load_inputs
+from ..engine.layers.derived import difference
 from ..engine.layers.pack import torch_dtype
 from ..engine.network.loading import cast_loss, load_values, plain_targets
 from ..engine.network.naming import fit_names, fitted
@@ -24,6 +25,9 @@ from ..errors import ConfigError, CoverageWarning, ModelError
 from ..files.atomic_write import check_target, replacing
 from ..pretrained import CONFIG, CodedFolder, files_of, hub_client, upload, write_folder
 from .decoding import values_of
+
+if TYPE_CHECKING:
+    from ..report import Page
 
 __all__ = ["CodedModel", "load_into", "state_dict", "unwrapped"]
 
@@ -286,6 +290,39 @@ class CodedModel:
         load_inputs(unwrapped(model), contents.activations)
         return model
 
+    def report(self, path: str | PathLike[str], title: str = "") -> int:
+        """Write a report for people: one HTML file that needs no network and no scripts.
+
+        It has the bytes of the file and of each of its parts, a histogram of the codes of every
+        tensor, what was left in float and why, and, of what was just compressed, the settings, the
+        trials of its search and the epochs of its training.
+
+        Args:
+            path: the file, which ends in .html; an old one is replaced.
+            title: heading; by default the size of the file.
+
+        Returns:
+            The length of the report in bytes.
+
+        Raises:
+            ConfigError: ``path`` has another ending, or names no file that can be written.
+            OSError: the system cannot write there.
+        """
+        from ..report import check_report  # noqa: PLC0415  (loading a file needs no Rich)
+
+        check_report(path)
+        return self.report_page(title).write(path)
+
+    def report_page(self, title: str = "", **about: Any) -> Page:
+        """Return what :meth:`report` writes; ``about`` are further arguments of its making."""
+        from ..report import coded_report  # noqa: PLC0415
+
+        size, stored = self.size_report(), self.contents.metadata
+        facts = {"source": stored.get("source"), **about.pop("facts", {})}
+        title = title or f"Compressed to {size.file_bytes:,} bytes by fewbits"
+        about = {"notes": self.notes, **about}
+        return coded_report(size, self.tensors, title=title, facts=facts, **about)
+
     def __repr__(self) -> str:
         summary = f"{self.coverage}; not encoded yet"
         if self._reports:  # encoding takes too long for a repr
@@ -362,6 +399,7 @@ def load_into(
         versions=getattr(inner.state_dict(), "_metadata", {}),
         verify=tensors.check if isinstance(tensors, LazyTensors) else None,
         store=store,
+        advice=difference(matches, inner.state_dict()),
     )
     return model
 
@@ -413,7 +451,11 @@ def _check_fit(
         raise ModelError(
             f"{where} belongs to another architecture than {type(inner).__name__}: "
             + "; ".join(filter(None, problems))
-            + ". Build the network with the settings it was compressed with."
+            + "."
+            + (
+                difference(matches, state)
+                or " Build the network with the settings it was compressed with."
+            )
         )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..recipe.plan import Plan
 from ..search import Trace
 from .coded_model import CodedModel
+
+if TYPE_CHECKING:
+    from ..report import Page
 
 __all__ = ["CompressionResult"]
 
@@ -33,6 +36,13 @@ class CompressionResult(CodedModel):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", self.plan.reasons)
+
+    def report_page(self, title: str = "", **about: Any) -> Page:
+        """Return what :meth:`report` writes, with settings, search and training."""
+        known: dict[str, Any] = {"plan": self.plan.to_dict(), "history": self.history}
+        if self.trace is not None:
+            known["trace"] = self.trace.to_dict()
+        return super().report_page(title, **{**known, **about})
 
     def with_trace(self, trace: Trace) -> CompressionResult:
         """Return the same network with the trace of its search; encoded files are kept."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import chain
+from os import PathLike
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from ..search import Engine, as_engine
 from .coded_model import unwrapped
 from .fingerprint import facts_of
 
-__all__ = ["LayerHarm", "sensitivity"]
+__all__ = ["LayerHarm", "LayerHarms", "at_widths", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,26 @@ class LayerHarm:
         return {**asdict(self), "harm": self.harm}
 
 
+class LayerHarms(list[LayerHarm]):
+    """The rows of :func:`sensitivity`: a list that notebooks draw, and that writes a report."""
+
+    def report(self, path: str | PathLike[str], title: str = "") -> int:
+        """Write chart and table as one HTML file; return its length in bytes.
+
+        Raises:
+            ConfigError: ``path`` does not end in .html, or names no file that can be written.
+            OSError: the system cannot write there.
+        """
+        from ..report import sensitivity_report  # noqa: PLC0415  (loading a file needs no Rich)
+
+        return sensitivity_report([row.to_dict() for row in self], title=title).write(path)
+
+    def _repr_html_(self) -> str:
+        from ..report import sensitivity_html  # noqa: PLC0415
+
+        return sensitivity_html([row.to_dict() for row in self])
+
+
 @torch.inference_mode(False)
 def sensitivity(
     model: nn.Module,
@@ -91,7 +112,7 @@ def sensitivity(
     share: bool = True,
     engine: Engine | str = "serial",
     progress: Progress = silent,
-) -> list[LayerHarm]:
+) -> LayerHarms:
     """Quantize every weight alone at every width; the most harm per byte saved comes first.
 
     Biases are not corrected, so an error that a bias correction could remove counts as harm.
@@ -124,7 +145,7 @@ def sensitivity(
     """
     where = as_engine(engine)
     with shared_work(share and where.here) as ranks:
-        methods = _at_widths(as_method(method), bits)
+        methods = at_widths(as_method(method), bits)
         model = unwrapped(model)
         batches = as_batches(calibration, model if forward is None else None)
         if ranks.count > 1:
@@ -138,8 +159,8 @@ def sensitivity(
             return _sorted(study.rows(None, progress, ranks))
 
 
-def _sorted(rows: Iterable[LayerHarm]) -> list[LayerHarm]:
-    return sorted(rows, key=lambda row: -row.harm)
+def _sorted(rows: Iterable[LayerHarm]) -> LayerHarms:
+    return LayerHarms(sorted(rows, key=lambda row: -row.harm))
 
 
 @dataclass(frozen=True)
@@ -240,7 +261,7 @@ class _EveryWidth:
         return result
 
 
-def _at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
+def at_widths(method: AnyMethod, bits: Sequence[int]) -> dict[int, PostTrainingMethod]:
     """Return the method at every width, without bias correction."""
     known = {entry.name for entry in fields(method)}  # type: ignore[arg-type]
     if "bits" not in known or trains(method):

@@ -45,9 +45,10 @@ from ..methods import (
     trains,
 )
 from ..registry import Registry
+from .meant import meant
 from .training_config import Training
 
-__all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule"]
+__all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule", "check_name"]
 
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
@@ -153,8 +154,8 @@ class Recipe:
         if isinstance(method, (str, PathLike)):
             if method in RECIPES:
                 return RECIPES[str(method)]
+            check_name(method)
             if method not in METHODS:
-                _check_path(method)
                 return cls.from_file(method)
             method = METHODS[str(method)]()
         _check_method(method)
@@ -271,18 +272,31 @@ def _check_method(method: object) -> None:
     if not is_method(method):
         raise ConfigError(
             "method must be a method such as fewbits.GPFQ(bits=4), a fewbits.Recipe, or the "
-            f"path of a recipe file. Got {shorten(method)} instead."
+            f"path of a recipe file. Got {shorten(method)} instead." + _hint(method)
         )
 
 
-def _check_path(name: str | PathLike[str]) -> None:
-    """Refuse an unknown bare word, which was not meant as a path."""
+def _hint(method: object) -> str:
+    """Return what a value that is no method was meant to be."""
+    if isinstance(method, type) and method in METHODS.ready():
+        return f" Make one of the class: {method.__name__}()."
+    other = None if isinstance(method, (type, bool)) else meant(method)
+    return "" if other is None else other.code
+
+
+def check_name(name: str | PathLike[str]) -> None:
+    """Refuse a bare word that is no method, recipe or file: it was not meant as a path.
+
+    Raises:
+        ConfigError: lists the methods and recipes, and says what may have been meant.
+    """
     bare = isinstance(name, str) and not Path(name).suffix and name == Path(name).name
-    if bare and not Path(name).exists():
-        known = [*METHODS, *RECIPES]
+    if bare and name not in METHODS and name not in RECIPES and not Path(name).exists():
+        known, other = [*METHODS, *RECIPES], meant(name)
         raise ConfigError(
             f"unknown method or recipe {shorten(name)}. Methods: {', '.join(METHODS)}. Recipes: "
-            f"{', '.join(RECIPES)}, or the path of a recipe file." + did_you_mean(str(name), known)
+            f"{', '.join(RECIPES)}, or the path of a recipe file."
+            + (did_you_mean(str(name), known) if other is None else other.code)
         )
 
 

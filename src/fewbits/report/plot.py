@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, MissingExtraError
 
-__all__ = ["PLOTS", "check_plot", "rate_chart", "render"]
+__all__ = ["PLOTS", "check_plot", "rate_chart", "rate_points", "render"]
 
 PLOTS = (".png", ".svg", ".html")
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
@@ -17,15 +17,7 @@ _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
 def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """Return a chart of ``Sweep.to_dict()``: score against bytes, one line per method."""
-    points = [
-        {
-            "method": point["settings"].get("method", "") + _searched(point.get("goal")),
-            "bytes": point["bytes"],
-            "score": point["score"],
-        }
-        for point in sweep["points"]
-        if point.get("bytes") is not None and point.get("score") is not None
-    ]
+    points = rate_points(sweep)
     size = {"field": "bytes", "type": "quantitative", "scale": {"type": "log", "nice": False}}
     score = {"field": "score", "type": "quantitative", "scale": {"zero": False}}
     lines = {
@@ -44,6 +36,19 @@ def rate_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
     }
     chart = {"$schema": _SCHEMA, "width": 480, "height": 320, "layer": [exact, lines]}
     return {**chart, "title": "Accuracy over bytes; dashed: float32"}
+
+
+def rate_points(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return "method", "bytes" and "score" of the points of ``Sweep.to_dict()`` that have both."""
+    return [
+        {
+            "method": point["settings"].get("method", "") + _searched(point.get("goal")),
+            "bytes": point["bytes"],
+            "score": point["score"],
+        }
+        for point in sweep["points"]
+        if point.get("bytes") is not None and point.get("score") is not None
+    ]
 
 
 def _searched(goal: Mapping[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ..coded import printable
+from ..coded import html_table, printable
 
 __all__ = ["Column", "Table", "human_bytes", "printable", "show"]
 
@@ -40,6 +40,19 @@ class Table:
         lines = [self._line(cells, widths) for cells in (heading, *rows)]
         return "\n".join(
             line for line in (printable(self.title), *lines, printable(self.footer)) if line
+        )
+
+    def html(self, most: int = 500) -> str:
+        """Return an HTML table; rows beyond ``most`` are only counted."""
+        names = [column.name for column in self.columns]
+        numbers = [place for place, column in enumerate(self.columns) if column.right]
+        return html_table(
+            names,
+            self.rows,
+            title=self.title,
+            footer=self.footer,
+            numbers=numbers,
+            most=most,
         )
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, TypeAlias
 
 from ..errors import ConfigError, is_number, shorten
@@ -17,7 +18,7 @@ Asked: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any] | None]  # setting
 _FIGURES = ("bytes", "score", "bits_per_weight", "seconds", "slope")
 
 
-@dataclass
+@dataclass(repr=False)
 class Sweep:
     """Measurements of one network on one data set; ``docs/budgets.md`` describes the JSON.
 
@@ -54,6 +55,25 @@ class Sweep:
             "float": dict(self.reference),
             "points": self.points,
         }
+
+    def report(self, path: str | PathLike[str], title: str = "") -> int:
+        """Write the curve and all points as one HTML file; return its length in bytes.
+
+        Raises:
+            ConfigError: ``path`` does not end in .html, or names no file that can be written.
+            OSError: the system cannot write there.
+        """
+        from ..report import sweep_report  # noqa: PLC0415  (loading a file needs no Rich)
+
+        return sweep_report(self.to_dict(), title=title).write(path)
+
+    def __repr__(self) -> str:
+        return f"<Sweep of {len(self.points)} points: {shorten(dict(self.key))}>"
+
+    def _repr_html_(self) -> str:
+        from ..report import sweep_html  # noqa: PLC0415
+
+        return sweep_html(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str, key: Mapping[str, Any]) -> Sweep:

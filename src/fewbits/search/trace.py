@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..coded import html_table, shortened
+from ..coded import shortened
 from ..errors import ConfigError, is_number, shorten
 from ..files.json_values import read_json
 
@@ -151,8 +151,9 @@ class Trace:
         return f"<Trace of {len(self.trials)} trials ({shortened(goal, 100)}): {best}{ended}>"
 
     def _repr_html_(self) -> str:
-        head, *rows = self._rows()
-        return html_table(head, rows, footer=self.ended, numbers=range(1, 6))
+        from ..report import trace_html  # noqa: PLC0415  (loading a file needs no Rich)
+
+        return trace_html(self.to_dict())
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("", "slope", "bytes", "bits/weight", "score", "seconds")]

@@ -512,7 +512,7 @@ def test_one_method_tells_all(name):
 
 
 def test_an_unknown_method_names_the_nearest():
-    assert "Did you mean 'nearest'" in one_line_error("methods", "nearst")
+    assert "Did you mean 'nearest'" in run_json("methods", "nearst", code=2)["error"]["message"]
 
 
 # demo

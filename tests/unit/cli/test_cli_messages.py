@@ -99,7 +99,7 @@ def test_a_drop_of_a_training_is_in_points(here):
 @pytest.mark.parametrize(("wrong", "right"), [("gpfqq", "gpfq"), ("hempp", "hemp")])
 def test_an_unknown_method_is_told_of_all_kinds(here, wrong, right):
     compress = ("compress", MODEL, "--data", "digits", "-o", "a.fewbits", "--method", wrong)
-    for message in (one_line_error("methods", wrong), usage_error(*compress)):
+    for message in (usage_error("methods", wrong), usage_error(*compress)):
         assert f"Did you mean '{right}'" in message
         assert "hemp" in message
         assert "nearest" in message

@@ -91,7 +91,8 @@ def test_the_command_line_finds_it_too(names, tmp_path):
     shown = run("export", file, "-o", out, "--force", "--set", "upper=true").stdout
     assert shown == f"{out}: {out.stat().st_size} bytes\nnote: names only\n"
     assert "1.WEIGHT" in out.read_text()
-    told = run("export", file, "-o", out, "--force", "--processor", "vnni", code=1).stderr
+    told = run_json("export", file, "-o", out, "--force", "--processor", "vnni", code=2)
+    told = told["error"]["message"]
     assert "'names' has no option 'processor'. It has: upper." in told
     told = run_json("export", file, "--to", "tape", "-o", out, code=2)["error"]["message"]
     assert f"unknown exporter 'tape'. Known: {KNOWN}" in told

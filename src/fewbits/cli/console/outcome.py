@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -24,7 +24,7 @@ from rich.console import Console
 from ...coded import Coverage
 from ...errors import BudgetError, ConfigError, CoverageWarning, FewbitsError, FewbitsWarning
 from ...files.atomic_write import check_target
-from ...report import Table, printable, show
+from ...report import Page, Section, Table, check_report, printable, show
 from .ranks import is_first
 
 __all__ = [
@@ -80,23 +80,33 @@ class Outcome:
     """The result of a verb: ``data`` for machines, ``shown`` (tables and lines) for people.
 
     ``silent`` prints nothing; it is set in all processes of a group except the first.
+    ``page`` makes the report, where a verb has one.
     """
 
     data: Mapping[str, Any]
     shown: tuple[Table | str, ...] = ()
     exit_code: int = 0
     silent: bool = False
+    page: Callable[[], Page] | None = None
 
 
 def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
-    """Turn a function that takes ``as_json`` and returns an outcome into a command."""
+    """Turn a function that takes ``as_json`` and returns an outcome into a command.
+
+    If it takes ``report``, a path, the page of its outcome is written there.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json"))
         try:
             with redirect_stdout(sys.stderr), _collect_warnings() as collected:
+                report: Any = kwargs.get("report")
+                if report is not None:
+                    check_report(report)
                 outcome = function(*args, **kwargs)
+                if report is not None:
+                    outcome = _reported(outcome, report, collected)
         except BudgetError as error:
             _fail(type(error).__name__, str(error), as_json, NOT_MET)
         except FewbitsError as error:
@@ -118,6 +128,17 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
             raise typer.Exit(outcome.exit_code)
 
     return run
+
+
+def _reported(outcome: Outcome, path: Path, collected: Sequence[str]) -> Outcome:
+    """Write the report, which begins with what is printed; say where it is."""
+    if outcome.page is None or outcome.silent:
+        return outcome
+    told = tuple(part for part in outcome.shown if isinstance(part, str))
+    first = (Section("Summary", told), Section("Warnings", tuple(collected)))
+    outcome.page().with_first(*first).write(path)
+    data = {**outcome.data, "report": str(path)}
+    return replace(outcome, data=data, shown=(*outcome.shown, f"report: {path}"))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ...evaluation.base import Measure, shown
 from ...evaluation.metrics import Result, Score, evaluate_by
 from ...progress import Progress
 from ...recipe.recipe import Recipe
-from ...report import Table, trace_table
+from ...report import Page, Table, trace_table
 from ...sources import (
     DataSource,
     LoadedModel,
@@ -72,6 +73,17 @@ class CompressedFile:
         report = {"size": coded.size_report().to_dict(), "plan": coded.plan.to_dict()}
         report["quantized"] = coded.coverage.to_dict()
         return {**facts, **report, "notes": [*self.notes, *coded.notes]}
+
+    def page(self, facts: Mapping[str, object]) -> Page:
+        """Return the report; ``facts`` are the settings of the command."""
+        name = self.metric.name
+        return self.coded.report_page(
+            f"{self.out}: {self.bytes:,} bytes",
+            facts=facts,
+            notes=(*self.notes, *self.coded.notes),
+            dtype=self.dtype,
+            score=name if self.metric.higher_is_better else f"{name}, negated",
+        )
 
     def shown(self) -> tuple[Table | str, ...]:
         """Return the output for people: the trace of a search, the size and the accuracies."""

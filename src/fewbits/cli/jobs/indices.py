@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...coded import CodebookTensor, GridTensor, TransformTensor
+from ...coded import count_codes, index_of
 from ...coding import entropy
 from ...container import read
 from ...errors import ConfigError, did_you_mean
@@ -20,9 +20,9 @@ def index_matrices(file: Path) -> dict[str, NDArray[np.int32]]:
     """Return the index matrix of every quantized tensor; for a transform, of its coefficients."""
     matrices = {}
     for name, tensor in read(file).tensors.items():
-        leaf = tensor.coefficients if isinstance(tensor, TransformTensor) else tensor
-        if isinstance(leaf, GridTensor | CodebookTensor):
-            matrices[name] = leaf.index
+        index = index_of(tensor)
+        if index is not None:
+            matrices[name] = index
     return matrices
 
 
@@ -38,5 +38,4 @@ def histogram(matrices: dict[str, NDArray[np.int32]], name: str) -> dict[int, in
         raise ConfigError(
             f"no quantized tensor {name!r} in the file." + did_you_mean(name, matrices)
         )
-    values, counts = np.unique(matrices[name], return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return count_codes(matrices[name])

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ... import api
 from ...coded import Coverage
-from ...compression.sensitivity import LayerHarm
+from ...compression.sensitivity import LayerHarms, at_widths
 from ...compression.sensitivity import sensitivity as measure_layers
 from ...engine.network.batches import Forward, as_forward
 from ...engine.network.threads import thread_count
@@ -25,6 +25,7 @@ from ...search import Engine, FailedPoint, Sweep
 from ...sources import load_data, load_model, with_selection
 from ..console.outcome import check_output, note
 from ..options.choice import refuse_training
+from ..options.usage import as_usage
 from .compress import home_of, untrained_notes, with_selection_split
 from .points import Bench, Point, Survey, SweepRequest, measure_elsewhere, points_of
 
@@ -45,7 +46,7 @@ def layer_rows(
     forward: Forward | None = None,
     engine: Engine,
     progress: Progress,
-) -> tuple[list[LayerHarm], Coverage, ClusterError | None]:
+) -> tuple[LayerHarms, Coverage, ClusterError | None]:
     """Quantize each layer alone; return the rows and the share of the network that they cover.
 
     If a cluster fails on the way, the rows are those it finished, and its error comes last.
@@ -54,6 +55,9 @@ def layer_rows(
     """
     name, widths = quantizer
     refuse_training(name)
+    chosen = from_settings({"method": name})
+    with as_usage("--bits"):
+        at_widths(chosen, widths)
     network, home = load_model(*source[:2]), home_of(*source[:2])
     data = load_data(source[2], home)
     for text in untrained_notes(network):
@@ -67,7 +71,6 @@ def layer_rows(
             return evaluate_network(model, batches, as_forward(forward)).accuracy
 
         data = with_selection(data) if selection == data.source else data
-    chosen = from_settings({"method": name})
     trouble = None
     try:
         rows = measure_layers(
@@ -85,7 +88,7 @@ def layer_rows(
     except ClusterError as error:
         if not error.finished:
             raise
-        rows, trouble = error.finished, error
+        rows, trouble = LayerHarms(error.finished), error
     return rows, api.plan(network.module, chosen).coverage, trouble
 
 

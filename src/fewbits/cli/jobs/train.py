@@ -13,7 +13,7 @@ from ...compression.result import CompressionResult
 from ...evaluation.metrics import Result
 from ...progress import Progress, silent
 from ...recipe.recipe import Recipe
-from ...report import Table
+from ...report import Page, Table
 from ...sources import load_data, selection_of
 from ...training.from_recipe import train
 from ...training.loop.checkpoint import RunFolder
@@ -65,6 +65,19 @@ class _TrainedFile:
         report = {"size": self.coded.size_report().to_dict(), "plan": self.coded.plan.to_dict()}
         report["quantized"] = self.coded.coverage.to_dict()
         return {**facts, **report, "notes": [*self.notes, *self.coded.notes]}
+
+    def page(self) -> Page:
+        """Return the report."""
+        known = self.request
+        facts = {"network": known.model, "weights": known.weights, "data": known.data}
+        facts |= {"start": known.start, "effort": known.effort, "folder": known.folder}
+        return self.coded.report_page(
+            f"{known.out}: {self.bytes:,} bytes",
+            facts=facts,
+            notes=(*self.notes, *self.coded.notes),
+            dtype=self.dtype,
+            history=self.fitted.history,
+        )
 
     def shown(self) -> tuple[Table | str, ...]:
         """Return the output for people."""
@@ -136,7 +149,7 @@ def _run_training(
     after = job.accuracy(progress, out, threads) if request.evaluate else None
     facts = (out.stat().st_size, seconds, job.model.dtype, before, after, notes)
     trained = _TrainedFile(request, coded, fitted, *facts)
-    return Outcome(trained.to_dict(), trained.shown())
+    return Outcome(trained.to_dict(), trained.shown(), page=trained.page)
 
 
 def _trained(

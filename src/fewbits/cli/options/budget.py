@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -133,6 +133,12 @@ class BudgetOptions:
         return drop_of(
             self.metric, self.max_drop, lambda text: quantity(as_drop, text, "--max-drop")
         )
+
+    def told(self) -> dict[str, object]:
+        """Return what was given, by name, for people."""
+        if not self:
+            return {}
+        return {f.name.replace("_", " "): getattr(self, f.name) for f in fields(self)}
 
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`fewbits.compress`, except ``evaluate``."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
-from ...errors import ConfigError, shorten
+from ...errors import shorten
 from ...files.yaml_text import RefusedError, read_yaml
+from .usage import as_usage
 
 if TYPE_CHECKING:
     from ...recipe.recipe import Recipe
@@ -19,6 +20,7 @@ __all__ = [
     "choose_recipe",
     "method_class",
     "parse_settings",
+    "read_recipe",
     "recipe_for_training",
     "refuse_training",
     "with_activations",
@@ -43,7 +45,7 @@ def choose_recipe(
         ConfigError: the recipe file is invalid.
     """
     from ...methods import METHODS  # noqa: PLC0415
-    from ...recipe.recipe import RECIPES, Recipe  # noqa: PLC0415
+    from ...recipe.recipe import RECIPES  # noqa: PLC0415
 
     given = {k: v for k, v in (("bits", bits), ("group", group)) if v is not None}
     if recipe is not None:
@@ -51,7 +53,7 @@ def choose_recipe(
             raise typer.BadParameter(
                 "--recipe replaces --method, --bits, --group and --set: leave them out."
             )
-        chosen = _uniform_recipe(recipe, {}, has_data) if recipe in METHODS else Recipe.of(recipe)
+        chosen = _uniform_recipe(recipe, {}, has_data) if recipe in METHODS else read_recipe(recipe)
     elif method in RECIPES:
         if given or settings:
             raise typer.BadParameter(
@@ -115,19 +117,35 @@ def method_class(name: str) -> Any:
     """Return the class of the method called ``name``.
 
     Raises:
-        ConfigError: unknown method; the message lists all of them.
+        typer.BadParameter: unknown method; the message lists all of them.
     """
     from ...methods import METHODS  # noqa: PLC0415
 
-    return METHODS[name]
+    with as_usage():
+        return METHODS[name]
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return the recipe, or that of the method, with this name or in this file.
+
+    Raises:
+        typer.BadParameter: unknown name.
+        ConfigError, SourceError: the file is invalid, or cannot be read.
+    """
+    from ...recipe.recipe import Recipe, check_name  # noqa: PLC0415
+
+    with as_usage("--recipe"):
+        check_name(name)
+    return Recipe.of(name)
 
 
 def refuse_training(name: str) -> None:
     """Refuse a training method in a command that does not train.
 
     Raises:
-        typer.BadParameter: ``name`` is a training method.
+        typer.BadParameter: ``name`` is a training method, or none.
     """
+    method_class(name)
     from ...methods import post_training_methods, training_methods  # noqa: PLC0415
 
     if name in training_methods():
@@ -192,14 +210,18 @@ def _default_budget_recipe(values: dict[str, Any], has_data: bool) -> Recipe:
 
 def _uniform_recipe(name: str, values: dict[str, Any], has_data: bool) -> Recipe:
     """Build a recipe that uses one method for all weights."""
-    from ...methods import from_settings  # noqa: PLC0415
+    from ...methods import METHODS, from_settings  # noqa: PLC0415
     from ...methods import trains as is_training_method  # noqa: PLC0415
-    from ...recipe.recipe import Recipe, Rule  # noqa: PLC0415
+    from ...recipe.meant import meant  # noqa: PLC0415
+    from ...recipe.recipe import RECIPES, Recipe, Rule  # noqa: PLC0415
 
-    try:
+    if name not in METHODS and (other := meant(name)) is not None:
+        raise typer.BadParameter(
+            f"unknown method or recipe {shorten(name)}. Methods: {', '.join(METHODS)}. Recipes: "
+            f"{', '.join(RECIPES)}.{other.options}"
+        )
+    with as_usage():
         method = from_settings({**values, "method": name})
         if is_training_method(method):
             return Recipe((Rule("*", method),), raw_dtype="float16")
         return Recipe.of(method, calibrated=has_data)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None

@@ -24,6 +24,7 @@ __all__ = [
     "NetworkOrNone",
     "OutFile",
     "RecipeSeed",
+    "ReportFile",
     "Seed",
     "Weights",
     "check_effort",
@@ -85,6 +86,14 @@ RecipeSeed: TypeAlias = Annotated[
 ]
 Effort: TypeAlias = Annotated[
     str, typer.Option(help="How hard to work on coding: fast, balanced or smallest.")
+]
+ReportFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        help="Also write a report for people: one .html file with charts, which replaces an old "
+        "one.",
+    ),
 ]
 
 

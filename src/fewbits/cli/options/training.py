@@ -12,7 +12,7 @@ import typer
 from ...errors import ConfigError
 from ...search import as_drop
 from .budget import quantity
-from .choice import recipe_for_training
+from .choice import read_recipe, recipe_for_training
 from .shared import words
 
 if TYPE_CHECKING:
@@ -190,12 +190,11 @@ def choose_training(
         ConfigError: the recipe file is invalid or does not train.
     """
     from ...methods import post_training_methods, training_methods  # noqa: PLC0415
-    from ...recipe.recipe import Recipe  # noqa: PLC0415
 
     if recipe is not None:
         if method is not None or settings:
             raise typer.BadParameter("--recipe replaces --method and --set: leave them out.")
-        chosen = Recipe.of(recipe)
+        chosen = read_recipe(recipe)
         if chosen.training_stage is None:
             raise ConfigError(
                 f"recipe {str(recipe)!r} does not train. Add a section 'train' with 'method: hemp' "

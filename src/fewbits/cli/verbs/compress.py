@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...coded import Coverage
-from ...report import plan_table
+from ...report import plan_report, plan_table
 from ..console.outcome import (
     Force,
     Json,
@@ -143,6 +144,7 @@ def compress(
         ),
     ] = None,
     threads: Threads = 0,
+    report: shared.ReportFile = None,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:
@@ -198,26 +200,23 @@ def compress(
     with launched() as first, progress_bars(quiet=as_json) as progress:
         if first:
             check_output(out, force)
-        result = Job(*what, **how).run(
-            out,
-            samples=calibration_samples,
-            seed=seed,
-            effort=effort,
-            threads=threads,
-            evaluate=evaluate,
-            metadata=not no_metadata,
-            resume=resume,
-            progress=progress,
-        )
-    return Outcome({}, silent=True) if result is None else _shown(result)
+        work = {"samples": calibration_samples, "seed": seed, "effort": effort, "threads": threads}
+        work |= {"evaluate": evaluate, "metadata": not no_metadata, "resume": resume}
+        result = Job(*what, **how).run(out, **work, progress=progress)
+    told: dict[str, Any] = {"network": model, "weights": weights, "data": data}
+    told |= {"calibration": calibration, "calibration samples": calibration_samples}
+    told |= {"effort": effort, "seed": seed}
+    return _shown(result, {**told, **budget.told()})
 
 
-def _shown(result: CompressedFile) -> Outcome:
+def _shown(result: CompressedFile | None, facts: Mapping[str, object]) -> Outcome:
+    if result is None:
+        return Outcome({}, silent=True)
     from ..jobs.compress import plan_notes  # noqa: PLC0415  (brings torch)
 
     for text in plan_notes(result.coded):
         note(f"note: {text}")
-    return Outcome(result.to_dict(), result.shown())
+    return Outcome(result.to_dict(), result.shown(), page=partial(result.page, facts))
 
 
 def _check_given(
@@ -250,7 +249,9 @@ def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:
 def _planned(plan: dict[str, Any]) -> Outcome:
     covered = Coverage.of_dict(plan["quantized"])
     warn_low_coverage(covered)
-    return Outcome({"plan": plan, "quantized": covered.to_dict()}, (plan_table(plan),))
+    shown = (plan_table(plan),)
+    facts = {"plan": plan, "quantized": covered.to_dict()}
+    return Outcome(facts, shown, page=partial(plan_report, plan))
 
 
 def _train(

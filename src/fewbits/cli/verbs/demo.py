@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,14 @@ import typer
 
 from ...container import inspect as read_header
 from ...errors import ConfigError
-from ...report import comparison_table
+from ...report import comparison_report, comparison_table
 from ..console.outcome import Json, Outcome, note, verb
 from ..console.progress import progress_bars
+from ..options.shared import ReportFile
 
 __all__ = ["demo"]
+
+_TITLE = "A small network for digits, compressed with every method that needs no training"
 
 
 @verb
@@ -22,6 +26,7 @@ def demo(
         Path, typer.Option(help="Folder for the files; created if it does not exist.")
     ] = Path("fewbits-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> Outcome:
     """Train a small CNN on 1,348 digits and compress it with every method that needs no training.
@@ -48,4 +53,6 @@ def demo(
     table = comparison_table(rows, footer=f"{coverage}\n{footer}")
     facts = {"folder": str(out), "training_seconds": seconds, "rows": [r.to_dict() for r in rows]}
     facts["quantized"] = coverage.to_dict()
-    return Outcome(facts, (table,))
+    settings = {"folder": out, "seed": seed, "training": f"{seconds:.1f} s"}
+    page = partial(comparison_report, rows, title=_TITLE, facts=settings, coverage=coverage)
+    return Outcome(facts, (table,), page=page)

@@ -11,6 +11,7 @@ from ...errors import ConfigError
 from ..console.outcome import Force, Json, Outcome, check_output, verb
 from ..jobs.stored import stored_source
 from ..options.choice import parse_settings
+from ..options.usage import as_usage
 
 __all__ = ["export"]
 
@@ -70,7 +71,8 @@ def export(
             )
         options["processor"] = processor
     name = exporter_name(out, to)
-    exporter = exporter_for(name, options)
+    with as_usage():
+        exporter = exporter_for(name, options)
     if exporter.suffix and out.suffix != exporter.suffix:
         raise ConfigError(f"output {str(out)!r} must end in {exporter.suffix}.")
     if exporter.needs == "inputs" and data is None:

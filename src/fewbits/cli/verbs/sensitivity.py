@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from ...report import Table, sensitivity_table
+from ...report import Table, sensitivity_report, sensitivity_table
 from ..console.outcome import Json, Outcome, verb, warn_low_coverage
 from ..console.progress import progress_bars
 from ..console.ranks import launched
@@ -42,6 +43,7 @@ def sensitivity(
     ray_address: RayAddress = None,
     cpus: Cpus = None,
     tries: Tries = None,
+    report: shared.ReportFile = None,
     as_json: Json = False,
 ) -> Outcome:
     """Quantize one layer at a time, all others in float, and report the error and the bytes.
@@ -57,6 +59,7 @@ def sensitivity(
     ('fewbits demo' writes these weights.)
     """
     widths = whole_numbers("--bits", bits)
+    shared.check_effort(effort)
     where = chosen_engine(engine, ray_address, cpus, tries)
     from ..jobs.survey import layer_rows  # noqa: PLC0415  (brings torch)
 
@@ -81,8 +84,17 @@ def sensitivity(
         "rows": plain,
         "quantized": coverage.to_dict(),
     }
+    settings: dict[str, object] = {
+        "network": model,
+        "weights": weights,
+        "data": data,
+        "method": method,
+    }
+    settings |= {"bits": bits, "calibration samples": calibration_samples, "seed": seed}
+    title = f"{model}: sensitivity"
+    page = partial(sensitivity_report, plain, coverage, facts=settings, title=title)
     shown: tuple[Table | str, ...] = (sensitivity_table(plain, coverage=coverage),)
     if trouble is None:
-        return Outcome(facts, shown, silent=not first)
+        return Outcome(facts, shown, silent=not first, page=page)
     facts |= {"failed": trouble.failed, "error": {"type": "ClusterError", "message": str(trouble)}}
-    return Outcome(facts, (*shown, f"error: {trouble}"), exit_code=1)
+    return Outcome(facts, (*shown, f"error: {trouble}"), exit_code=1, page=page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from ...errors import shorten
 from ...files.atomic_write import check_target
-from ...report import check_plot, failures, sweep_table
+from ...report import Table, check_plot, failures, sweep_report, sweep_table
 from ..console.outcome import Json, Outcome, verb
 from ..console.progress import progress_bars
 from ..options import shared
@@ -69,6 +70,7 @@ def sweep(
     ray_address: RayAddress = None,
     cpus: Cpus = None,
     tries: Tries = None,
+    report: shared.ReportFile = None,
     as_json: Json = False,
 ) -> Outcome:
     """Measure bytes and accuracy of every method at every setting.
@@ -113,4 +115,6 @@ def sweep(
     if plot is not None:
         curve.draw(points, plot)
     facts = {"file": str(out), **points, **({"failed": failed} if failed else {})}
-    return Outcome(facts, (sweep_table(points), *failures(failed)), exit_code=1 if failed else 0)
+    shown: tuple[Table | str, ...] = (sweep_table(points), *failures(failed))
+    page = partial(sweep_report, points, failed, f"{model}: accuracy over bytes")
+    return Outcome(facts, shown, exit_code=1 if failed else 0, page=page)

@@ -69,8 +69,8 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Continue the run in this folder. Only MODEL, --data and --selection may be given "
-            "with it.",
+            help="Continue the run in this folder. Only MODEL, --data, --selection and --report "
+            "may be given with it.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -92,6 +92,7 @@ def train(
     ] = False,
     no_metadata: NoMetadata = False,
     threads: Threads = 0,
+    report: shared.ReportFile = None,
     force: Force = False,
     as_json: Json = False,
 ) -> Outcome:

@@ -20,6 +20,7 @@ from ...errors import ModelError
 from ...ops.levels.grid import all_finite
 from ..network.naming import joined
 from ..network.shared_memory import overlaps, storage_problem, ties
+from .derived import derived_from
 from .views import WeightView, kind_of
 
 __all__ = [
@@ -300,13 +301,20 @@ def _reason(homes: _Homes, name: str, tensor: Tensor) -> Reason:
     causes = [
         (dtype_of(tensor) not in FLOAT_DTYPES, Reason(Cause.DTYPE, dtype_of(tensor))),
         (tensor.numel() == 0, Reason(Cause.EMPTY)),
-        (_is_derived(module, leaf), Reason(Cause.PARAMETRIZED)),
+        (_is_derived(module, leaf), _derived_reason(name, homes)),
         (leaf in module._buffers, Reason(Cause.BUFFER, kind)),
         (_is_bias(leaf), Reason(Cause.BIAS)),
         (tensor.dim() < 2, Reason(Cause.VECTOR, kind)),
         (known, Reason(Cause.NO_MATRIX, kind)),
     ]
     return next((why for holds, why in causes if holds), Reason(Cause.NO_LAYER_KIND, kind))
+
+
+def _derived_reason(name: str, homes: _Homes) -> Reason:
+    made = derived_from(name, homes)
+    if made is None:
+        return Reason(Cause.PARAMETRIZED, "", "")
+    return Reason(Cause.PARAMETRIZED, f" ({made.kind})", f": {made.removal()}")
 
 
 def _is_derived(module: nn.Module, leaf: str) -> bool:

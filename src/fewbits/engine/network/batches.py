@@ -162,13 +162,34 @@ def explained(forward: Forward, stage: str) -> Forward:
         except ModelError:  # says itself what to do
             raise
         except Exception as error:
+            advice = _dtype_advice(model, batch, error) or (
+                "Check the shape of the calibration batches, or pass forward=lambda model, batch: "
+                "... to call the network your way."
+            )
             raise CalibrationError(
                 f"{stage}: the network's forward raised {type(error).__name__}: {error} on a "
-                f"{describe(batch)}. Check the shape of the calibration batches, or pass "
-                "forward=lambda model, batch: ... to call the network your way."
+                f"{describe(batch)}. {advice}"
             ) from error
 
     return call
+
+
+def _dtype_advice(model: nn.Module, batch: Any, error: Exception) -> str:
+    """Explain an error of a network and a batch whose floating-point dtypes differ."""
+    given = {t.dtype for t in _tensors(batch) if t.is_floating_point()}
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if not given or not own or given == own or "type" not in str(error):
+        return ""
+    names = [
+        " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        for dtypes in (own, given)
+    ]
+    first = min(own, key=str, default=torch.float32)
+    return (
+        f"The network is {names[0]}, but the batch is {names[1]}. Convert the batches, such as by "
+        f"batch.to({first}), or the network, by model.float(); or pass forward=lambda model, "
+        f"batch: model(batch.to({first}))."
+    )
 
 
 def describe(batch: Any) -> str:

@@ -45,6 +45,7 @@ def load_values(
     versions: Mapping[str, Any],
     verify: Callable[[], None] | None = None,
     store: WeightStore | None = None,
+    advice: str = "",
 ) -> None:
     """Fill ``network`` with values of its tensors; those on meta get new memory.
 
@@ -62,6 +63,7 @@ def load_values(
         verify: makes sure that ``value`` cannot fail for damage; None if it never does. Called if
             there is too much to decode before anything is changed.
         store: with it, large parameters become lazy weights, which it decodes by their source.
+        advice: what to do if a network that loads in its own way refuses the values.
 
     Raises:
         ModelError: different values for the same memory, or values that the network refuses. It is
@@ -72,7 +74,7 @@ def load_values(
     known = {name: state[name] for name in names if isinstance(state.get(name), Tensor)}
     _check_views(known, value, source)
     if targets is None:
-        _load_own_way(network, {name: value(name) for name in names}, versions)
+        _load_own_way(network, {name: value(name) for name in names}, versions, advice)
         return
     for name, target in targets.items():
         why = "" if without_memory(target) else storage_problem(target)
@@ -114,7 +116,7 @@ def _is_it(target: Tensor, value: object) -> bool:
 
 
 def _load_own_way(
-    network: nn.Module, values: Mapping[str, Tensor], versions: Mapping[str, Any]
+    network: nn.Module, values: Mapping[str, Tensor], versions: Mapping[str, Any], advice: str
 ) -> None:
     state = OrderedDict(values)
     if versions:
@@ -129,7 +131,7 @@ def _load_own_way(
         except Exception as error:  # the network's own code may raise anything
             raise ModelError(
                 f"{type(network).__name__} has its own way of loading a state dict, which failed: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{advice}"
             ) from error
 
 

@@ -263,7 +263,8 @@ def test_sensitivity(here):
 
 def test_sensitivity_refuses(here):
     run("sensitivity", *NETWORK, "--bits", "two", code=2)
-    assert "the setting 'bits'" in run("sensitivity", *NETWORK, "--method", "sloped", code=1).stderr
+    told = run_json("sensitivity", *NETWORK, "--method", "sloped", code=2)["error"]["message"]
+    assert "the setting 'bits'" in told
 
 
 # sweep
@@ -330,7 +331,8 @@ def test_a_sweep_refuses(here):
     ]["message"].replace("\n", " ")
     run(*SWEEP, "--methods", "nearest", code=2)
     run(*SWEEP, "--methods", "nearest", "--bits", "3", "--split", "train", code=2)
-    assert "Did you mean" in run(*SWEEP, "--methods", "nearst", "--bits", "3", code=1).stderr
+    told = run_json(*SWEEP, "--methods", "nearst", "--bits", "3", code=2)["error"]["message"]
+    assert "Did you mean" in told
     plot = (*SWEEP, "--methods", "nearest", "--bits", "3", "--plot")
     assert "must end in" in run(*plot, "a.pdf", code=1).stderr
 

@@ -141,3 +141,36 @@ def test_float32_inputs_follow_a_network_in_half_precision():
     assert call_model(nn.Identity(), X).dtype == torch.float32
     double = nn.Linear(3, 2).double()
     assert call_model(double, X.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("network", "batch", "told"),
+    [
+        (
+            nn.Linear(3, 2).bfloat16(),
+            X,
+            r"is bfloat16, but the batch is float32.*bfloat16\)",
+        ),
+        (
+            nn.Linear(3, 2),
+            X.bfloat16(),
+            r"is float32, but the batch is bfloat16.*float32\)",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.Linear(3, 2)),
+            (X, X.double()),
+            r"bfloat16 and float32, but the batch is float32 and float64.*to\(torch.bfloat16\)",
+        ),
+    ],
+)
+def test_other_dtypes_are_told_with_what_to_do(network, batch, told):
+    def forward(model, batch):
+        return model(batch[0] if isinstance(batch, tuple) else batch)
+
+    with pytest.raises(CalibrationError, match=told):
+        explained(forward, "stage")(network, batch)
+
+
+def test_an_error_that_is_not_of_dtypes_is_told_as_it_is():
+    with pytest.raises(CalibrationError, match="Check the shape"):
+        explained(call_model, "stage")(nn.Linear(5, 2), X)
