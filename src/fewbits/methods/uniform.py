@@ -33,6 +33,7 @@ __all__ = [
     "UniformMethod",
     "check_number",
     "check_one_of",
+    "check_passes",
     "check_switch",
     "checked_statistics",
     "checked_weight",
@@ -46,6 +47,7 @@ DATA_FREE_RADII = ("absmax", "mse", *_OF_LAYERS)
 _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
 _SMALLEST_GROUP = 8  # below, steps take about as many bytes as indices of 4 bits
+_MOST_PASSES = 100
 _GROUP_LEVELS = 1 << 15  # levels times steps of 8 bits are then exact in float32
 
 
@@ -63,6 +65,12 @@ def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def check_switch(name: str, value: object) -> None:
     """Raise a ConfigError unless ``value`` is True or False."""
     require(isinstance(value, bool), name, "True or False", value)
+
+
+def check_passes(value: object) -> None:
+    """Raise a ConfigError unless ``value`` is a number of refinement passes."""
+    sound = is_whole(value) and 0 <= value <= _MOST_PASSES  # type: ignore[operator]
+    require(sound, "passes", f"an integer from 0 to {_MOST_PASSES}", value)
 
 
 def check_number(name: str, value: object, low: float, *, inclusive: bool = False) -> None:

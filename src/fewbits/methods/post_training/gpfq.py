@@ -27,8 +27,8 @@ from ..uniform import (
     FeedbackMethod,
     check_number,
     check_one_of,
+    check_passes,
     checked_weight,
-    is_whole,
     result,
 )
 
@@ -75,8 +75,8 @@ class GPFQ(FeedbackMethod):
         check_one_of("threshold", self.threshold, ("none", "soft", "hard"))
         check_number("threshold_size", self.threshold_size, 0)
         check_one_of("rounding", self.rounding, ("nearest", "stochastic"))
-        sound = self.passes is None or (is_whole(self.passes) and 0 <= self.passes <= 100)
-        require(sound, "passes", "an integer from 0 to 100, or None", self.passes)
+        if self.passes is not None:
+            check_passes(self.passes)
         self._check_together()
 
     def _check_together(self) -> None:

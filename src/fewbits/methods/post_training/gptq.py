@@ -20,6 +20,7 @@ from ..path_inputs import Units, mean_error_of_levels
 from ..uniform import (
     FeedbackMethod,
     check_number,
+    check_passes,
     checked_weight,
     result,
 )
@@ -33,6 +34,7 @@ class GPTQ(FeedbackMethod):
     """GPTQ, calibrated on the inputs that the layer receives in the quantized network.
 
     Attributes:
+        passes: refinement passes of coordinate descent at the end (not in the paper).
         damping: amount added to the diagonal of the inputs' second moments, as a fraction of its
             mean. It is raised tenfold, up to five times, if the factorization fails.
     """
@@ -42,14 +44,19 @@ class GPTQ(FeedbackMethod):
     paper: ClassVar[str] = "Frantar et al. 2022"
     capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="quantized")
 
+    passes: int = 0
     damping: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_passes(self.passes)
         check_number("damping", self.damping, 0)
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
-        """Quantize one weight. Cost: ``N^3 / 3 + n N^2`` flops for n neurons of N columns."""
+        """Quantize one weight.
+
+        Cost: ``N^3 / 3 + n N^2`` flops for n neurons of N columns, and ``3 n N^2`` for a pass.
+        """
         weight = checked_weight(layer)
         statistics = self.statistics_of(layer)
         second, _ = statistics.moments()
@@ -62,7 +69,13 @@ class GPTQ(FeedbackMethod):
         damping = self.damping * torch.where(mean > 0, mean, 1)
         order = descending(energy) if self.order == "descending" else None
         chosen, factor = gptq(
-            values, second, grid.project_, damping=damping, order=order, steps=sizes
+            values,
+            second,
+            grid.project_,
+            damping=damping,
+            order=order,
+            steps=sizes,
+            passes=self.passes,
         )
         info = factor_info(factor)
         squares = units.size[..., 0].double().square()

@@ -38,6 +38,7 @@ __all__ = [
     "neuron_parts",
     "permute_columns",
     "permute_moments",
+    "refine_gram",
     "restore_columns",
 ]
 
@@ -86,12 +87,51 @@ def follow_gram(
     values = analog.clone()
     _sweep_gram_(values, second, cross, live, project_, start=None, block=block, steps=sizes)
     for _ in range(passes):
-        if cross is second:
-            start = second @ (analog - values)
-        else:
-            start = (cross @ analog).baddbmm_(second, values, alpha=-1)
-        _sweep_gram_(values, second, second, live, project_, start=start, block=block, steps=sizes)
+        _refine_(values, analog, second, cross, project_=project_, block=block, steps=sizes)
     return _from_columns(values, order)
+
+
+def refine_gram(
+    levels: Tensor,
+    weight: Tensor,
+    second: Tensor,
+    cross: Tensor,
+    project_: Project,
+    *,
+    order: Tensor | None = None,
+    passes: int = 1,
+    block: int = _OUTER,
+    steps: Tensor | None = None,
+) -> Tensor:
+    """Return better levels than ``levels``, by sweeps of coordinate descent; see follow_gram."""
+    analog, values = _to_columns(weight, order), _to_columns(levels, order)
+    sizes = None if steps is None else _to_columns(steps, order)
+    if order is not None:
+        same = cross is second
+        second = permute_moments(second, order)
+        cross = second if same else permute_moments(cross, order)
+    for _ in range(passes):
+        _refine_(values, analog, second, cross, project_=project_, block=block, steps=sizes)
+    return _from_columns(values, order)
+
+
+def _refine_(
+    values: Tensor,
+    analog: Tensor,
+    second: Tensor,
+    cross: Tensor,
+    *,
+    project_: Project,
+    block: int,
+    steps: Tensor | None,
+) -> None:
+    """Improve the levels ``values`` (groups, columns, neurons) of ``analog``, one by one."""
+    if cross is second:
+        start = second @ (analog - values)
+    else:
+        start = (cross @ analog).baddbmm_(second, values, alpha=-1)
+    live = _live(second.diagonal(dim1=1, dim2=2))
+    _sweep_gram_(values, second, second, live, project_, start=start, block=block, steps=steps)
 
 
 def neuron_parts(weight: Tensor) -> Iterator[slice]:

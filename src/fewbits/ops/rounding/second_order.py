@@ -20,6 +20,7 @@ from .path_following import (
     neuron_parts,
     permute_columns,
     permute_moments,
+    refine_gram,
     restore_columns,
 )
 
@@ -78,6 +79,7 @@ def gptq(
     damping: Tensor,
     order: Tensor | None = None,
     steps: Tensor | None = None,
+    passes: int = 0,
 ) -> tuple[Tensor, Factor]:
     """Return the levels (groups, neurons, columns) of GPTQ, and the factor used.
 
@@ -92,18 +94,32 @@ def gptq(
         order: (groups, columns) permutation: the order in which columns are visited.
         steps: (groups, neurons, columns) steps in the unit of ``weight``; the result is then levels
             times steps. None: all are 1.
+        passes: sweeps of coordinate descent at the end, which the paper has not.
 
-    Cost: ``N^3 / 3 + n N^2`` flops.
+    Cost: ``N^3 / 3 + n N^2`` flops, and ``3 n N^2`` for a pass.
     """
     factor = backward_cholesky(second if order is None else permute_moments(second, order), damping)
     levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    damped = second + torch.diag_embed(factor.damping[:, None].expand(second.shape[:2]))
     for part in neuron_parts(weight):
         chosen, sizes = weight[:, part], None if steps is None else steps[:, part]
         if order is not None:
             chosen = permute_columns(chosen, order)
             sizes = None if sizes is None else permute_columns(sizes, order)
         chosen = follow_gram(chosen, factor.upper.mT, factor.upper.mT, project_, steps=sizes)
-        levels[:, part] = chosen if order is None else restore_columns(chosen, order)
+        chosen = chosen if order is None else restore_columns(chosen, order)
+        if passes:
+            chosen = refine_gram(
+                chosen,
+                weight[:, part],
+                damped,
+                damped,
+                project_,
+                order=order,
+                passes=passes,
+                steps=None if steps is None else steps[:, part],
+            )
+        levels[:, part] = chosen
     return levels, factor
 
 
@@ -116,6 +132,7 @@ def qronos(
     damping: Tensor,
     order: Tensor | None = None,
     steps: Tensor | None = None,
+    passes: int = 0,
 ) -> tuple[Tensor, Factor]:
     """Return the levels (groups, neurons, columns) of Qronos, and the factor used.
 
@@ -137,6 +154,18 @@ def qronos(
     factor = backward_cholesky(second, damping)
     sizes = None if steps is None else steps.mT
     levels = _qronos_sweep(weight.mT, second, cross, factor, project_, steps=sizes)
+    if passes:
+        extra = torch.diag_embed(factor.damping[:, None].expand(second.shape[:2]))
+        damped = second + extra
+        levels = refine_gram(
+            levels,
+            weight,
+            damped,
+            damped if cross is second else cross + extra,
+            project_,
+            passes=passes,
+            steps=steps,
+        )
     return (levels if order is None else restore_columns(levels, order)), factor
 
 

@@ -1,5 +1,8 @@
 """GPTQ and Qronos against their definitions, and what they do where those break down."""
 
+from functools import partial
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -100,6 +103,37 @@ def test_damping_of_qronos_holds_weights_where_they_are():
         for d in (1e-8, 1e-4, 1e-2, 1)
     ]
     assert moved == sorted(moved, reverse=True)
+
+
+def cost(w, q, second, cross, damping):
+    """||X w - Y q||^2 + damping ||w - q||^2 but for a constant, of each neuron."""
+    linear = (q * (w @ cross[0].mT + float(damping) * w)).sum(-1)
+    damped = second[0] + float(damping) * torch.eye(len(second[0]), dtype=F64)
+    return ((q @ damped) * q).sum(-1) - 2 * linear
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("name", ["gptq", "qronos"])
+def test_passes_lower_the_damped_error_until_no_single_level_can(name, ordered):
+    w, x, y = problem()
+    second = y.mT @ y
+    cross = y.mT @ x if name == "qronos" else second
+    damping = 1e-3 * largest_eigenvalue(second)
+    method = gptq if name == "gptq" else partial(qronos, cross=cross)
+    order = descending(second.diagonal(dim1=1, dim2=2)) if ordered else None
+    found = [
+        method(w, second, project_=GRID.project_, damping=damping, order=order, passes=passes)[0]
+        for passes in (0, 1, 2, 30)
+    ]
+    costs = [cost(w, levels, second, cross, damping) for levels in found]
+    for before, after in pairwise(costs):
+        assert (after <= before + 1e-6).all()
+    assert (costs[1] < costs[0]).any()
+    for column in range(w.shape[2]):
+        for change in (-1, 1):
+            other = found[-1].clone()
+            other[..., column] = (other[..., column] + change).clamp(-GRID.top, GRID.top)
+            assert (cost(w, other, second, cross, damping) >= costs[-1] - 1e-6).all()
 
 
 def test_all_coincide_with_rounding_on_orthogonal_columns():
