@@ -2,13 +2,14 @@
 
 from .base import EXPORTERS, Exported, Exporter
 from .by_name import export, exporter_for, exporter_name
-from .onnx import ONNX, OnnxExport
+from .onnx import ONNX, OnnxExport, ONNXNBits
 
 __all__ = [
     "EXPORTERS",
     "ONNX",
     "Exported",
     "Exporter",
+    "ONNXNBits",
     "OnnxExport",
     "export",
     "exporter_for",

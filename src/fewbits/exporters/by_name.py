@@ -65,6 +65,8 @@ def export(
 def exporter_name(path: str | os.PathLike[str], to: str | None = None) -> str:
     """Return ``to``, or the name of the exporter whose files end as ``path`` does.
 
+    Of several, it is the one with the name of the suffix.
+
     Raises:
         ConfigError: none, or several.
     """
@@ -72,15 +74,21 @@ def exporter_name(path: str | os.PathLike[str], to: str | None = None) -> str:
         if to not in EXPORTERS:
             raise EXPORTERS.unknown(to)
         return to
-    suffixes = {name: kind.suffix for name, kind in EXPORTERS.items() if kind.suffix}
-    found = [name for name, suffix in suffixes.items() if suffix == Path(path).suffix]
+    found = _of_suffix(Path(path).suffix)
     if len(found) == 1:
         return found[0]
     where = f"output {os.fspath(path)!r}"
     if found:
         raise ConfigError(f"{where}: say which exporter writes it: {', '.join(found)}.")
-    known = ", ".join(f"{suffix} ({name})" for name, suffix in suffixes.items())
+    suffixes = dict.fromkeys(kind.suffix for kind in EXPORTERS.values() if kind.suffix)
+    known = ", ".join(f"{suffix} ({', '.join(_of_suffix(suffix))})" for suffix in suffixes)
     raise ConfigError(f"{where} must end in {known}, or the exporter must be named.")
+
+
+def _of_suffix(suffix: str) -> list[str]:
+    """Return the exporters that a suffix stands for: the one of its name, or all that write it."""
+    found = [name for name, kind in EXPORTERS.items() if kind.suffix == suffix != ""]
+    return [name for name in found if f".{name}" == suffix] or found
 
 
 def exporter_for(name: str, options: Mapping[str, Any]) -> Exporter:

@@ -60,7 +60,9 @@ def test_no_exporter_or_several(names, monkeypatch, coded, tmp_path):
     known = r"must end in .onnx \(onnx\), .txt \(names\), or the exporter must be named"
     with pytest.raises(ConfigError, match=known):
         export(coded, tmp_path / "net.tape")
-    with pytest.raises(ConfigError, match=r"unknown exporter 'tape'. Known: names, onnx\."):
+    with pytest.raises(
+        ConfigError, match=r"unknown exporter 'tape'. Known: names, onnx, onnx-nbits\."
+    ):
         export(coded, tmp_path / "net.tape", to="tape")
     monkeypatch.setitem(EXPORTERS._entries, "more", type("More", (Names,), {"name": "more"}))
     with pytest.raises(ConfigError, match="say which exporter writes it: names, more"):
@@ -90,7 +92,7 @@ def test_the_command_line_finds_it_too(names, tmp_path):
     told = run("export", file, "-o", out, "--force", "--processor", "vnni", code=1).stderr
     assert "'names' has no option 'processor'. It has: upper." in told
     told = run_json("export", file, "--to", "tape", "-o", out, code=2)["error"]["message"]
-    assert "unknown exporter 'tape'. Known: names, onnx." in told
+    assert "unknown exporter 'tape'. Known: names, onnx, onnx-nbits." in told
     told = run_json("export", file, "-o", tmp_path / "net.onnx", code=2)["error"]["message"]
     assert "add --data" in told
     twice = ("--processor", "any", "--set", "processor=any")
