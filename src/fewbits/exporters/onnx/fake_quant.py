@@ -17,7 +17,7 @@ from ...engine.network.copying import copied
 from ...engine.network.naming import fitted
 from .processors import pairs_may_overflow
 
-__all__ = ["Marked", "marked"]
+__all__ = ["Marked", "marked", "plain"]
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _TABLES = (nn.Linear, nn.Embedding)
@@ -120,13 +120,8 @@ def marked(
         unsigned: make the weights unsigned that would be wide.
         tables: mark embeddings too, and weights that several modules share.
     """
-    network = copied(unwrapped(model)).cpu().eval()
-    held = (*network.parameters(), *network.buffers())
-    dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
-    network.float()
-    _without_cache(network)
+    network, dtypes = plain(model, contents)
     contents = fitted(contents, network)
-    load_into(contents.tensors, contents.aliases, network, "the compressed network")
     install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
     found = Marked(network, dtypes)
     modules = dict(network.named_modules())
@@ -155,6 +150,21 @@ def marked(
             parametrize.register_parametrization(module, "weight", made, unsafe=True)
     found.unsigned = found.wide if unsigned else []
     return found
+
+
+def plain(model: nn.Module, contents: Contents) -> tuple[nn.Module, frozenset[torch.dtype]]:
+    """Return a float32 copy of ``model`` with the values of ``contents``, nothing marked.
+
+    With it come the other floating dtypes that the original has. On the CPU, in evaluation mode.
+    """
+    network = copied(unwrapped(model)).cpu().eval()
+    held = (*network.parameters(), *network.buffers())
+    dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
+    network.float()
+    _without_cache(network)
+    contents = fitted(contents, network)
+    load_into(contents.tensors, contents.aliases, network, "the compressed network")
+    return network, dtypes
 
 
 def _without_cache(network: nn.Module) -> None:

@@ -133,7 +133,7 @@ def _weight(
     bits = _width(integers)
     if bits == 0:
         return None, "its integers take more than 8 bits"
-    if bits == 8 and any(_quantized(graph, reader) for reader, _ in readers):
+    if bits == 8 and any(_in_integers(graph, reader) for reader, _ in readers):
         return None, "its inputs have 8 bits too, for which there are integer kernels"
     whole = any(reader.op_type == "Gather" for reader, _ in readers)
     size, bits = _block(columns, group, bits, whole=whole)
@@ -159,9 +159,10 @@ def _fits(reader: Any, between: Any, name: str) -> bool:
     return reader.op_type == "Gemm" and plain and untouched and turned == (between is None)
 
 
-def _quantized(graph: Any, reader: Any) -> bool:
+def _in_integers(graph: Any, reader: Any) -> bool:
+    """Whether it has a kernel for inputs of 8 bits; onnxruntime unpacks the weight of a Gemm."""
     maker = maker_of(graph, reader.input[0])
-    return maker is not None and maker.op_type == "DequantizeLinear"
+    return reader.op_type == "MatMul" and maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _width(integers: NDArray[np.int64]) -> int:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...coded import Contents
 from ...errors import ConfigError, ModelError, require
 from ...files.atomic_write import write
-from ..base import EXPORTERS, Exported
+from ..base import EXPORTERS, Checked, Exported
+from .check import checked
 from .fake_quant import Marked, marked
 from .graph import absorb_norms, drop_cuts, own_zeros, pack_int4, strip
 from .notes import form, slow, what_differs
@@ -120,7 +121,27 @@ class ONNX:
         )
         unsigned = tuple(found.unsigned)
         widths = found.widths | packed_bits
-        return OnnxExport(path, len(data), widths, grids, notes, self.processor, unsigned)
+        return OnnxExport(
+            path,
+            len(data),
+            widths,
+            grids,
+            notes,
+            processor=self.processor,
+            unsigned=unsigned,
+        )
+
+    def check(
+        self, contents: Contents, path: Path, model: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> Checked:
+        """Run the file at ``path`` in onnxruntime, beside the graph of the floats.
+
+        Raises:
+            MissingExtraError: onnxruntime is not installed (``pip install fewbits[onnx]``).
+            ModelError: onnxruntime cannot run the file.
+        """
+        axes = (self.dynamic_batch, self.dynamic_sequence)
+        return checked(contents, path, model, inputs, axes)
 
     def _packed(self, graph: Any) -> Packed:
         """Give weights forms of one runtime, and say which; QDQ is for every runtime."""
