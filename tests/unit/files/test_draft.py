@@ -43,9 +43,14 @@ def test_a_link_is_followed_and_stays(tmp_path):
 def test_an_error_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="mine"), draft(path) as place:
-        place.write_bytes(b"new")
-        raise ValueError("mine")
+
+    def fail():
+        with draft(path) as place:
+            place.write_bytes(b"new")
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fail()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
 
