@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import fewbits
 from fewbits.exporters import export
-from fewbits.exporters.processors import overflows_here
+from fewbits.exporters.onnx.processors import overflows_here
 from images import CACHE, cifar10, mnist, normalise
 from networks import resnet20, top1
 from onnx_w8a8 import float_graph, latency, run, session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -12,9 +12,54 @@ from ..coded import Contents
 from ..errors import require
 from ..registry import Registry
 
-__all__ = ["EXPORTERS", "NEEDS", "Exported", "Exporter"]
+__all__ = ["EXPORTERS", "NEEDS", "Checked", "Exported", "Exporter"]
 
 NEEDS = ("nothing", "model", "inputs")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How an exported file does in its runtime, with that runtime's default options.
+
+    Attributes:
+        samples: that were compared.
+        relative_error: of all outputs against those of the compressed network in PyTorch: the norm
+            of the difference over the norm.
+        top1_agreement: percent of the largest entries that are at the same place, where outputs
+            look like logits: two axes, or under that name; None elsewhere.
+        batch: samples in a call that was timed.
+        milliseconds: of a call: the median.
+        float_milliseconds: of a call of the float32 export of the same network, in turns with it.
+        float_bytes: of that export.
+        runtime: with its version.
+    """
+
+    samples: int
+    relative_error: float
+    top1_agreement: float | None
+    batch: int
+    milliseconds: float
+    float_milliseconds: float
+    float_bytes: int
+    runtime: str
+
+    @property
+    def time_ratio(self) -> float:
+        """The time over that of float32."""
+        return self.milliseconds / self.float_milliseconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {**asdict(self), "time_ratio": self.time_ratio}
+
+    def __str__(self) -> str:
+        top1 = self.top1_agreement
+        same = "" if top1 is None else f", top-1 agrees for {top1:.4g}%"
+        return (
+            f"relative error {self.relative_error:.2g}{same} ({self.samples} samples); "
+            f"{self.milliseconds:.3g} ms for a batch of {self.batch}, {self.time_ratio:.2f} of the "
+            f"float32 export's, which has {self.float_bytes:,} bytes; {self.runtime}"
+        )
 
 
 @dataclass(frozen=True)
@@ -27,6 +72,7 @@ class Exported:
         weights: weight name to the bits of its integers, for those that are stored as integers.
         inputs: site to bits, of quantized inputs.
         notes: what differs from the compressed network, and what a runtime makes of it.
+        check: how it does in its runtime, if that was asked for.
     """
 
     path: Path
@@ -34,10 +80,12 @@ class Exported:
     weights: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    check: Checked | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         rest = {entry.name: getattr(self, entry.name) for entry in fields(self)[1:]}
+        rest["check"] = None if self.check is None else self.check.to_dict()
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in rest.items()}
         return {"file": str(self.path), **plain}
 
@@ -45,6 +93,9 @@ class Exported:
 @runtime_checkable
 class Exporter(Protocol):
     """Writes compressed networks for one runtime: a frozen, keyword-only dataclass of its options.
+
+    It may have a method ``check`` with the arguments of ``export``, which runs what was written and
+    returns a :class:`Checked`.
 
     Attributes:
         name: under which it is registered in ``EXPORTERS``.

@@ -15,7 +15,7 @@ from fewbits.errors import ConfigError
 from fewbits.exporters import EXPORTERS, Exported, export, exporter_for, exporter_name
 from fewbits.sources import load_model
 
-KNOWN = "compressed-tensors, gguf, names, onnx, safetensors."
+KNOWN = "compressed-tensors, gguf, names, onnx, onnx-nbits, safetensors."
 
 
 @dataclass(frozen=True, kw_only=True)

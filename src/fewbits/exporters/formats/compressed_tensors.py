@@ -30,10 +30,6 @@ from .tokenizer import tokenizer_files
 __all__ = ["CompressedTensors"]
 
 _WEIGHTS = "model.safetensors"
-_OTHER_WEIGHTS = (
-    *("model-*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*"),
-    "fewbits.safetensors",
-)
 _SCALES = ("float16", "bfloat16", "float32")
 _WORD = 32
 _GROUPS = (32, 64, 128)  # that vLLM's kernels have
@@ -91,7 +87,6 @@ class CompressedTensors:
         """
         if model is None:
             raise ConfigError("which layers are linear follows from the network: pass model=.")
-        _check_folder(path)
         contents, network = known_by(contents, model)
         files = files_of(network)
         linear = {
@@ -123,17 +118,6 @@ class CompressedTensors:
         weights = {f"{name}.weight": bits for name, (bits, _) in made.schemes.items()}
         total = size + sum(map(len, texts.values()))
         return Exported(path, total, weights, notes=tuple(notes))
-
-
-def _check_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"output {str(path)!r} is a file, and a folder is written. Name another.")
-    others = sorted({other.name for rule in _OTHER_WEIGHTS for other in path.glob(rule)})
-    if others:
-        raise ConfigError(
-            f"the folder {str(path)!r} already has other weights ({', '.join(others)}), which "
-            "readers may take. Remove them, or name another folder."
-        )
 
 
 @dataclass

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
-from ..compression.coded_model import load_into, unwrapped
-from ..engine.activations.hooks import apply_grid, install_inputs
-from ..engine.activations.integer_reference import whole_integers
-from ..engine.network.copying import copied
-from ..engine.network.naming import fitted
+from ...coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
+from ...compression.coded_model import load_into, unwrapped
+from ...engine.activations.hooks import apply_grid, install_inputs
+from ...engine.activations.integer_reference import whole_integers
+from ...engine.network.copying import copied
+from ...engine.network.naming import fitted
 from .processors import pairs_may_overflow
 
-__all__ = ["Marked", "marked"]
+__all__ = ["Marked", "marked", "plain"]
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_TABLES = (nn.Linear, nn.Embedding)
 
 
 @torch.library.custom_op("fewbits::on_grid", mutates_args=())
@@ -106,7 +107,9 @@ class _OnGrid:
         return made.to(values.dtype)  # a forward pass may cast
 
 
-def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> Marked:
+def marked(
+    model: nn.Module, contents: Contents, *, unsigned: bool = False, tables: bool = False
+) -> Marked:
     """Return a float32 copy of ``model`` with the values of ``contents``, its integers marked.
 
     Steps are float32: with values of another dtype they make no sound graph.
@@ -115,21 +118,19 @@ def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> M
         model: a network of its architecture; it is not changed.
         contents: of the compressed network.
         unsigned: make the weights unsigned that would be wide.
+        tables: mark embeddings too, and weights that several modules share.
     """
-    network = copied(unwrapped(model)).cpu().eval()
-    held = (*network.parameters(), *network.buffers())
-    dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
-    network.float()
+    network, dtypes = plain(model, contents)
     contents = fitted(contents, network)
-    load_into(contents.tensors, contents.aliases, network, "the compressed network")
     install_inputs(network, {name: _OnGrid(grid) for name, grid in contents.activations.items()})
     found = Marked(network, dtypes)
     modules = dict(network.named_modules())
     for name, tensor in contents.tensors.items():
         if isinstance(tensor, RawTensor):
             continue
-        path, _, leaf = name.rpartition(".")
-        why = _hindrance(tensor, modules.get(path), name, contents.aliases)
+        names = [name, *(alias for alias, of in contents.aliases.items() if of == name)]
+        holders = [modules.get(held.rpartition(".")[0]) for held in names]
+        why = _hindrance(tensor, holders, name, tables=tables)
         whole = _integers(tensor) if isinstance(tensor, GridTensor) and not why else None
         if whole is None:
             found.floats[name] = why or "its integers take more than 16 bits"
@@ -145,24 +146,49 @@ def marked(model: nn.Module, contents: Contents, *, unsigned: bool = False) -> M
         if wide:
             found.wide.append(name)
         made = _FromGrid(index, step, group, unsigned=wide and unsigned)
-        parametrize.register_parametrization(modules[path], leaf, made, unsafe=True)
+        for module in filter(None, holders):
+            parametrize.register_parametrization(module, "weight", made, unsafe=True)
     found.unsigned = found.wide if unsigned else []
     return found
 
 
+def plain(model: nn.Module, contents: Contents) -> tuple[nn.Module, frozenset[torch.dtype]]:
+    """Return a float32 copy of ``model`` with the values of ``contents``, nothing marked.
+
+    With it come the other floating dtypes that the original has. On the CPU, in evaluation mode.
+    """
+    network = copied(unwrapped(model)).cpu().eval()
+    held = (*network.parameters(), *network.buffers())
+    dtypes = frozenset(x.dtype for x in held if x.is_floating_point()) - {torch.float32}
+    network.float()
+    _without_cache(network)
+    contents = fitted(contents, network)
+    load_into(contents.tensors, contents.aliases, network, "the compressed network")
+    return network, dtypes
+
+
+def _without_cache(network: nn.Module) -> None:
+    """Have a language model of transformers give logits alone, not the keys and values of texts."""
+    for module in network.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False) is True:
+            config.use_cache = False
+
+
 def _hindrance(
-    tensor: CodedTensor, module: nn.Module | None, name: str, aliases: Mapping[str, str]
+    tensor: CodedTensor, holders: list[nn.Module | None], name: str, *, tables: bool
 ) -> str:
     """Return why a weight has no integer form in a graph; "" where it has one."""
     if not isinstance(tensor, GridTensor):
         return "it is on a codebook or in a basis, which graphs have no integer form for"
-    if not isinstance(module, _LAYERS) or not name.endswith(".weight"):
+    kinds = (*_LAYERS, nn.Embedding) if tables else _LAYERS
+    if not isinstance(holders[0], kinds) or not name.endswith(".weight"):
         return "its layer is neither linear nor a convolution"
     if tensor.layout is not None:
         return "its rows are not its first axis"
     if tensor.blocks > 1 and len(tensor.shape) != 2:
         return "groups of a neuron's inputs have steps, which graphs have for linear layers only"
-    if name in aliases.values():
+    if len(holders) > 1 and not (tables and all(isinstance(held, _TABLES) for held in holders)):
         return "it is tied to another weight"
     return ""
 

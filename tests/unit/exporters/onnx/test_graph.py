@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewbits.exporters.graph import absorb_norms, own_zeros, pack_int4
+from fewbits.exporters.onnx.graph import absorb_norms, own_zeros, pack_int4
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

@@ -18,8 +18,8 @@ from torch import nn
 import fewbits
 from fewbits.errors import ConfigError
 from fewbits.exporters import export
-from fewbits.exporters import onnx as exporter
-from fewbits.exporters.processors import overflows_here, pairs_may_overflow
+from fewbits.exporters.onnx import qdq as exporter
+from fewbits.exporters.onnx.processors import overflows_here, pairs_may_overflow
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -209,7 +209,7 @@ def test_each_form_without_vnni(name, exported):
 @emulated
 @pytest.mark.slow
 def test_a_processor_without_vnni_is_told():
-    code = "from fewbits.exporters.processors import overflows_here; print(overflows_here())"
+    code = "from fewbits.exporters.onnx.processors import overflows_here; print(overflows_here())"
     assert under_haswell(code).strip() == "True"
 
 
@@ -241,7 +241,7 @@ def test_a_warning_where_this_processor_has_no_vnni(case, warned, monkeypatch, t
     monkeypatch.setattr(exporter, "overflows_here", lambda: here)
     # The warning depends on the weights alone, and tracing takes most of the time.
     empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
-    monkeypatch.setattr(exporter, "_traced", lambda *_, **__: copy.deepcopy(empty))
+    monkeypatch.setattr(exporter, "traced", lambda *_, **__: copy.deepcopy(empty))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         Exported(tmp_path, "sequence", bits, processor=processor)

@@ -10,6 +10,7 @@ import numpy as np
 __all__ = [
     "CUTS",
     "absorb_norms",
+    "add",
     "cuts_nothing",
     "drop_cuts",
     "maker_of",
@@ -17,6 +18,7 @@ __all__ = [
     "pack_int4",
     "readers_of",
     "strip",
+    "sweep",
     "values_of",
 ]
 
@@ -73,17 +75,17 @@ def _absorb(graph: Any, norm: Any, conv: Any, weight: Any) -> bool:
         return False
     bias = (beta + (old.astype(np.float64) - mean) * gain).astype(np.float32)
     name = conv.output[0]
-    weight.input[0] = _add(graph, f"{name}.index", index)
-    weight.input[1] = _add(graph, f"{name}.step", scaled)
-    weight.input[2] = _add(graph, f"{name}.zero", zero)
-    bias_name = _add(graph, f"{name}.bias", bias)
+    weight.input[0] = add(graph, f"{name}.index", index)
+    weight.input[1] = add(graph, f"{name}.step", scaled)
+    weight.input[2] = add(graph, f"{name}.zero", zero)
+    bias_name = add(graph, f"{name}.bias", bias)
     if len(conv.input) > 2:
         conv.input[2] = bias_name
     else:
         conv.input.append(bias_name)
     _bypass(graph, norm.output[0], name)
     graph.node.remove(norm)
-    _sweep(graph)
+    sweep(graph)
     return True
 
 
@@ -104,7 +106,7 @@ def drop_cuts(model: Any) -> int:
             _bypass(graph, cut.output[0], cut.input[0])
             graph.node.remove(cut)
             count += 1
-    _sweep(graph)
+    sweep(graph)
     return count
 
 
@@ -138,7 +140,7 @@ def pack_int4(model: Any) -> int:
             if info.name == tensor.name:
                 graph.value_info.remove(info)
         count += 1
-    _sweep(graph)
+    sweep(graph)
     return count
 
 
@@ -156,7 +158,7 @@ def own_zeros(model: Any) -> int:
             continue
         name = node.input[2]
         if name in constants and len(readers_of(graph, name)) > 1:
-            node.input[2] = _add(graph, f"{node.output[0]}.zero", values_of(graph, name))
+            node.input[2] = add(graph, f"{node.output[0]}.zero", values_of(graph, name))
             count += 1
     return count
 
@@ -230,14 +232,15 @@ def _bypass(graph: Any, name: str, other: str) -> None:
                 node.input[place] = other
 
 
-def _add(graph: Any, name: str, values: Any) -> str:
+def add(graph: Any, name: str, values: Any) -> str:
+    """Add an initializer, and return its name."""
     from onnx import numpy_helper  # noqa: PLC0415
 
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
     return name
 
 
-def _sweep(graph: Any) -> None:
+def sweep(graph: Any) -> None:
     """Remove initializers that nothing reads."""
     read = {name for node in graph.node for name in node.input}
     read |= {output.name for output in graph.output}
