@@ -54,7 +54,7 @@ class CompressedTensors:
     summary: ClassVar[str] = "a folder of packed integers and steps (pack-quantized)"
     suffix: ClassVar[str] = ""
     extra: ClassVar[str] = ""
-    runs: ClassVar[str] = "transformers; made for vLLM and llama.cpp's converter, not run in them"
+    runs: ClassVar[str] = "transformers, llama.cpp's converter; made for vLLM, not run in it"
     needs: ClassVar[str] = "model"
     keeps_codes: ClassVar[bool] = True
 

@@ -53,7 +53,7 @@ class GGUF:
     summary: ClassVar[str] = "blocks of 32 integers with a step in float16 (Q4_0, Q8_0)"
     suffix: ClassVar[str] = ".gguf"
     extra: ClassVar[str] = ""
-    runs: ClassVar[str] = "the package gguf; Llamas: made for llama.cpp, not run in it"
+    runs: ClassVar[str] = "llama.cpp (Llamas), the package gguf"
     needs: ClassVar[str] = "model"
     keeps_codes: ClassVar[bool] = True
 
@@ -104,7 +104,7 @@ class GGUF:
         return tokenizer_keys(self.tokenizer, int(llama.config["vocab_size"]), self.pre)
 
     def _about_llama(self) -> list[str]:
-        notes = ["names, keys and the order of rows are llama.cpp's; the file was not run there"]
+        notes = ["names, keys and the order of rows are llama.cpp's"]
         if self.tokenizer is None:
             notes.append("no tokenizer: --set tokenizer=FOLDER, or tokenizer=, adds it")
         elif self.pre == "default":
