@@ -84,10 +84,10 @@ def difference(stored: Collection[str], network: Collection[str]) -> str:
     made_here = _made(stored - network, stored)
     for name, there in made_there.items():
         if name in stored:
-            what = f"Remove that from the network before loading: {there.call}."
-            if there.kind == "spectral norm" and not there.newer:  # torch leaves a hook behind
-                what = "Build the network without it: torch cannot load where it was removed."
-            return f" The file has {name!r}, which the network makes by {there.kind}. {what}"
+            return (
+                f" The file has {name!r}, which the network makes by {there.kind}. Remove that "
+                f"from the network before loading: {there.call}."
+            )
         if name in made_here and made_here[name].newer != there.newer:
             forms = ("older form (torch.nn.utils)", "newer form (torch.nn.utils.parametrizations)")
             return (

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ...errors import ModelError
 from ..paged.weight_store import WeightStore
@@ -24,7 +25,10 @@ Value = Callable[[str], Tensor]
 def plain_targets(network: nn.Module) -> dict[str, Tensor] | None:
     """Return the tensors that loading fills, or None if the network has its own way of loading."""
     for module in network.modules():
-        hooks = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
+        before = module._load_state_dict_pre_hooks.values()
+        hooks = module._load_state_dict_post_hooks or not all(
+            _is_left_behind(module, hook) for hook in before
+        )
         own = type(module)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
         if hooks or not own or type(module).load_state_dict is not nn.Module.load_state_dict:
             return None
@@ -33,6 +37,15 @@ def plain_targets(network: nn.Module) -> dict[str, Tensor] | None:
     values = network.state_dict()
     plain = all(name in targets and _is_it(targets[name], value) for name, value in values.items())
     return {name: targets[name] for name in values} if plain else None
+
+
+def _is_left_behind(module: nn.Module, hook: object) -> bool:
+    """Return whether a hook is of a weight norm or spectral norm of torch that was removed."""
+    kind = getattr(hook, "__module__", "")
+    if kind == "torch.nn.utils.parametrizations":
+        return not is_parametrized(module)
+    name = getattr(getattr(hook, "fn", None), "name", "")
+    return kind == "torch.nn.utils.spectral_norm" and f"{name}_orig" not in module._parameters
 
 
 def load_values(
