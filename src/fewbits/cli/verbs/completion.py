@@ -44,7 +44,7 @@ def _names() -> dict[tuple[str, str], Sequence[str]]:
     """Return the names that options and arguments take, by verb and parameter."""
     from ...evaluation import METRICS  # noqa: PLC0415  (brings torch)
     from ...exporters import EXPORTERS  # noqa: PLC0415
-    from ...exporters.processors import PROCESSORS  # noqa: PLC0415
+    from ...exporters.onnx.processors import PROCESSORS  # noqa: PLC0415
     from ...methods import METHODS, post_training_methods, training_methods  # noqa: PLC0415
     from ...recipe.recipe import RECIPES  # noqa: PLC0415
 
