@@ -64,7 +64,7 @@ DICTIONARY = "".join(
 Fetch: TypeAlias = Callable[[int, int], bytes]  # (start, end) -> these bytes of the file
 
 MAGIC = b"\x89FWB\r\n\x1a\n"
-VERSION = (2, 0)  # the newest; a file states the lowest minor version that suffices to read it
+VERSION = (2, 1)  # the newest; a file states the lowest minor version that suffices to read it
 PREFIX = MAGIC + struct.pack("<H", VERSION[0])
 MAX_HEADER = 1 << 26
 # Minor version, length of the index as stored and inflated, length of the file.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...coded import (
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -132,7 +133,7 @@ def _held(tensor: CodedTensor) -> Callable[[], CodedTensor]:
         coefficients, basis = _matrix(tensor.coefficients), _matrix(tensor.basis)
         rest = _fields(tensor, "coefficients", "basis")
         return lambda: TransformTensor(coefficients=coefficients(), basis=basis(), **rest)
-    return (lambda: tensor) if isinstance(tensor, RawTensor) else _matrix(tensor)
+    return (lambda: tensor) if isinstance(tensor, RawTensor | AffineTensor) else _matrix(tensor)
 
 
 def _matrix(tensor: _Matrix) -> Callable[[], _Matrix]:
