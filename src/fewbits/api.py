@@ -76,7 +76,8 @@ def compress(
     Args:
         model: any ``nn.Module``. fewbits works on copies in eval mode and does not trace.
         method: a method for all weights, such as ``fewbits.GPFQ(bits=4)``, or a
-            :class:`Recipe`; also a name ("gpfq", "hemp", "smallest") or the path of a recipe file.
+            :class:`Recipe`; also a name ("gpfq", "hemp", "smallest", "lossless") or the path of a
+            recipe file. "lossless" changes no bit of any tensor, and needs no calibration.
         calibration: an iterable of batches (tensors, tuples such as (inputs, labels), dicts), or
             one tensor of stacked samples. Required by methods that use activations. Never pass
             evaluation data.

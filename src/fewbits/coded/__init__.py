@@ -6,6 +6,7 @@ from .described import DescribedTensors, TensorFacts, facts_of
 from .display import html_table, printable, shortened
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .reasons import Cause, Reason
+from .recognise import recognised
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
@@ -59,6 +60,7 @@ __all__ = [
     "html_table",
     "network_values",
     "printable",
+    "recognised",
     "shortened",
     "site_name",
     "terms_of",

@@ -58,8 +58,8 @@ def compress(
     method: Annotated[
         str | None,
         typer.Option(
-            help="A method (see 'fewbits methods') or the recipe smallest; hemp, lowbit and pwfn "
-            "train the network. \\[default: gpfq; with a budget, the recipe smallest]",
+            help="A method (see 'fewbits methods') or a recipe, smallest or lossless; hemp, lowbit "
+            "and pwfn train the network. \\[default: gpfq; with a budget, the recipe smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -78,7 +78,8 @@ def compress(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="YAML file with rules per layer, or the recipe smallest.", rich_help_panel=_METHOD
+            help="YAML file with rules per layer, or the recipe smallest or lossless.",
+            rich_help_panel=_METHOD,
         ),
     ] = None,
     activations: Annotated[
@@ -249,7 +250,7 @@ def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:
 
 def _planned(plan: dict[str, Any]) -> Outcome:
     covered = Coverage.of_dict(plan["quantized"])
-    warn_low_coverage(covered)
+    warn_low_coverage(covered, plan)
     return Outcome({"plan": plan, "quantized": covered.to_dict()}, (plan_table(plan),))
 
 
