@@ -82,6 +82,14 @@ def compress(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write only the changes since these weights, exactly: a .fewbits file, a "
+            "checkpoint, or a folder with one.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     activations: Annotated[
         int | None,
         typer.Option(
@@ -165,6 +173,9 @@ def compress(
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --max-drop 0.5% -o digits.fewbits
 
+    What changed in training since FILE, exactly: fewbits compress FOLDER --base FILE -o
+    change.fewbits. 'fewbits decode change.fewbits --base FILE' gives the new weights.
+
     A language model is calibrated on a text file: fewbits compress FOLDER --calibration
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
 
@@ -177,6 +188,22 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
+    if base is not None and out is not None:
+        given: dict[str, Any] = {
+            "method": method,
+            "bits": bits,
+            "group": group,
+            "set": settings,
+            "recipe": recipe,
+        }
+        given |= {"data": data, "calibration": calibration, "activations": activations}
+        given |= {"epochs": epochs, "resume": resume, "seed": seed}
+        given |= {"dry-run": dry_run or None, "target-bytes or another budget": budget or None}
+        _check_exact(given)
+        check_output(out, force)
+        from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
+
+        return write_delta(model, weights, base, out, effort=effort, threads=threads)
     has_data = data is not None or calibration is not None or dry_run
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
@@ -231,6 +258,15 @@ def _check_given(
     if data is None and not has_own_data(budget.metric) and (evaluate or searches_drop):
         option = "--evaluate" if evaluate else "--max-drop"
         raise typer.BadParameter(f"{option} needs labelled data: add --data.")
+
+
+def _check_exact(given: Mapping[str, Any]) -> None:
+    """Refuse options that a delta, which is exact, has no use for."""
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"--base writes the changes of all weights, exactly: leave out --{name}."
+            )
 
 
 def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:
