@@ -45,10 +45,12 @@ if TYPE_CHECKING:
 __all__ = ["compress"]
 
 _METHOD = "How to compress"
+_EXACT = ("model", "out", "weights", "base", "effort", "threads", "force", "as_json")
 
 
 @verb
 def compress(
+    context: typer.Context,
     model: shared.Network,
     *,
     out: shared.OutFile = None,
@@ -188,22 +190,8 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
-    if base is not None and out is not None:
-        given: dict[str, Any] = {
-            "method": method,
-            "bits": bits,
-            "group": group,
-            "set": settings,
-            "recipe": recipe,
-        }
-        given |= {"data": data, "calibration": calibration, "activations": activations}
-        given |= {"epochs": epochs, "resume": resume, "seed": seed}
-        given |= {"dry-run": dry_run or None, "target-bytes or another budget": budget or None}
-        _check_exact(given)
-        check_output(out, force)
-        from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
-
-        return write_delta(model, weights, base, out, effort=effort, threads=threads)
+    if base is not None:
+        return _changes(context, (model, weights, base, out), effort, threads, force=force)
     has_data = data is not None or calibration is not None or dry_run
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
@@ -260,13 +248,29 @@ def _check_given(
         raise typer.BadParameter(f"{option} needs labelled data: add --data.")
 
 
-def _check_exact(given: Mapping[str, Any]) -> None:
-    """Refuse options that a delta, which is exact, has no use for."""
-    for name, value in given.items():
-        if value is not None:
+def _changes(
+    context: typer.Context,
+    what: tuple[str, Path | None, Path, Path | None],
+    effort: str,
+    threads: int,
+    *,
+    force: bool,
+) -> Outcome:
+    """Write the changes since a base, for which there is nothing to choose but the effort."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _EXACT and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
-                f"--base writes the changes of all weights, exactly: leave out --{name}."
+                f"--base writes the changes of all weights, exactly: leave out "
+                f"--{name.replace('_', '-')}."
             )
+    model, weights, base, out = what
+    if out is None:
+        raise typer.BadParameter("no output file: add -o FILE.")
+    check_output(out, force)
+    from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
+
+    return write_delta(model, weights, base, out, effort=effort, threads=threads)
 
 
 def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:

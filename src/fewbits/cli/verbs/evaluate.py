@@ -122,8 +122,7 @@ def evaluate(
         result = _result(metric, network, batches, call, progress)
         noisy = _under_noise(network, batches, sizes, noise) if sizes else []
     header = read_header(file)
-    coverage = header.report.coverage
-    warn_low_coverage(coverage, header.metadata)
+    warn_low_coverage(coverage := header.report.coverage, header.metadata)
     facts: dict[str, Any] = {"file": str(file), "model": source, "data": data}
     facts |= {**result.to_dict(), "dtype": loaded.dtype, "quantized": coverage.to_dict()}
     where = "" if loaded.dtype == "float32" else f", in {loaded.dtype}"
