@@ -30,6 +30,7 @@ from packaged import GGUF, _inside, _minilm_folder, library, smollm2_folder
 from record import write
 
 THREADS = 1
+LARGEST = [1 << 40]  # bytes of a checkpoint that zstd is tried on
 
 
 def _same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
@@ -111,14 +112,13 @@ def minilm_rows() -> dict[str, Any]:
 def _checkpoint(path: Path, dtype: str, name: str, *, grids: bool = False) -> dict[str, Any]:
     state = load_file(path)
     model = _module(state)
-    rows = [
-        fewbits_row(model, "fewbits, lossless", "lossless", state=state),
-        fewbits_row(model, "fewbits, lossless, balanced", "lossless", "balanced", state=state),
-    ]
+    rows = [fewbits_row(model, "fewbits, lossless", "lossless", state=state)]
     if grids:
         keep = {"rules": [{"match": "*", "method": "keep"}]}
         rows.append(fewbits_row(model, "fewbits, looking for no grids", keep, state=state))
-    rows += [zipnn_row(state, dtype), zstd_row(path, "zstd -19")]
+    rows.append(zipnn_row(state, dtype))
+    if path.stat().st_size <= LARGEST[0]:
+        rows.append(zstd_row(path, "zstd -19"))
     return {"network": name, "file_bytes": path.stat().st_size, "rows": rows}
 
 
@@ -165,7 +165,6 @@ def gguf_rows() -> dict[str, Any]:
     model = _module(state)
     rows = [
         fewbits_row(model, "fewbits, lossless", "lossless", state=state),
-        fewbits_row(model, "fewbits, lossless, balanced", "lossless", "balanced", state=state),
         zstd_row(path, "the GGUF file, zstd -19"),
     ]
     told = {"network": f"{GGUF}, as float32", "file_bytes": path.stat().st_size}
@@ -177,7 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=["minilm", "brain", "smollm2", "gguf"])
     parser.add_argument("--folder", type=Path, help="write the record there")
+    parser.add_argument("--zstd-mb", type=int, default=1 << 20, help="largest checkpoint for zstd")
     chosen = parser.parse_args()
+    LARGEST[0] = chosen.zstd_mb * 10**6
     parts = {"minilm": minilm_rows, "brain": brain_rows, "smollm2": smollm2_rows, "gguf": gguf_rows}
     torch.set_num_threads(THREADS)
     _compile()
@@ -188,6 +189,7 @@ def main() -> None:
         data="none",
         folder=chosen.folder,
         threads=THREADS,
+        zstd_mb=chosen.zstd_mb,
         zstd=subprocess.run(
             ["zstd", "-V"], capture_output=True, text=True, check=True
         ).stdout.strip(),
