@@ -116,7 +116,7 @@ def _facts(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, A
 
 def tuned(path: Path, base: Mapping[str, Tensor], xz: bool) -> dict[str, Any]:
     """Measure the delta of one fine-tuned checkpoint, and the XOR under general coders."""
-    new = load_file(path)
+    new = {name: tensor for name, tensor in load_file(path).items() if name in base}
     with safe_open(path, "pt") as file:
         told = file.metadata()
     rows = [_delta(new, base, "fast")]
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="fine-tune, and write one there")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--match", default="", help="only tensors whose names begin so")
     parser.add_argument("--xz", action="store_true", help="compare with xz too")
     parser.add_argument("--record", type=Path, help="folder for the record")
     chosen = parser.parse_args()
@@ -161,6 +162,7 @@ def main() -> None:
         train(chosen.folder, chosen.steps, chosen.seed)
         return
     base = load_file(smollm2_folder() / "model.safetensors")
+    base = {name: tensor for name, tensor in base.items() if name.startswith(chosen.match)}
     files = sorted(chosen.folder.glob("seed*.safetensors"))
     cases = [sparse(base, 0.01, 0), *(tuned(path, base, chosen.xz) for path in files)]
     write(
@@ -168,6 +170,7 @@ def main() -> None:
         model="SmolLM2-135M-Instruct, bfloat16",
         data="Tiny Shakespeare",
         folder=chosen.record,
+        match=chosen.match,
         cases=cases,
     )
 
