@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .coding import CODECS
     from .compression.coded_model import CodedModel
+    from .compression.deltas.delta import apply_delta, encode_delta
     from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
     from .container import FileInfo, inspect
@@ -99,8 +100,10 @@ __all__ = [
     "Training",
     "Transform",
     "Tuner",
+    "apply_delta",
     "compress",
     "empty_weights",
+    "encode_delta",
     "ensemble",
     "export",
     "from_pretrained",
@@ -132,6 +135,7 @@ _HOMES = {
         "Transform",
     ),
     ".compression.coded_model": ("CodedModel",),
+    ".compression.deltas.delta": ("apply_delta", "encode_delta"),
     ".compression.result": ("CompressionResult",),
     ".engine.paged.paging": ("empty_weights",),
     ".compression.sensitivity": ("LayerHarm", "sensitivity"),

@@ -20,6 +20,7 @@ from .progress import Progress, silent
 
 if TYPE_CHECKING:
     from .compression.budget import Evaluate
+    from .compression.deltas.delta import Base
     from .compression.result import CompressionResult
     from .methods import Activations, AnyMethod
     from .recipe.plan import Plan
@@ -76,7 +77,8 @@ def compress(
     Args:
         model: any ``nn.Module``. fewbits works on copies in eval mode and does not trace.
         method: a method for all weights, such as ``fewbits.GPFQ(bits=4)``, or a
-            :class:`Recipe`; also a name ("gpfq", "hemp", "smallest") or the path of a recipe file.
+            :class:`Recipe`; also a name ("gpfq", "hemp", "smallest", "lossless") or the path of a
+            recipe file. "lossless" changes no bit of any tensor, and needs no calibration.
         calibration: an iterable of batches (tensors, tuples such as (inputs, labels), dicts), or
             one tensor of stacked samples. Required by methods that use activations. Never pass
             evaluation data.
@@ -216,6 +218,7 @@ def load(
     path: str | PathLike[str],
     into: None = None,
     *,
+    base: Base | None = None,
     max_decoded_bytes: int | None = None,
     threads: int = 0,
 ) -> dict[str, Tensor]: ...
@@ -224,6 +227,7 @@ def load(
     path: str | PathLike[str],
     into: nn.Module,
     *,
+    base: Base | None = None,
     max_decoded_bytes: int | None = None,
     threads: int = 0,
     transform_domain: bool = False,
@@ -233,6 +237,7 @@ def load(
     path: str | PathLike[str],
     into: nn.Module | None = None,
     *,
+    base: Base | None = None,
     max_decoded_bytes: int | None = None,
     threads: int = 0,
     transform_domain: bool = False,
@@ -253,6 +258,9 @@ def load(
             names may have the prefixes of wrappers (DataParallel, torch.compile). Layer inputs
             that the file quantizes are quantized by forward pre-hooks, bit for bit as when the file
             was written; a file without quantized inputs removes such hooks.
+        base: where ``path`` is a delta, the weights since which it tells the changes: a state dict,
+            a network, or the path of a ``.fewbits`` file, a checkpoint or a folder with one. See
+            :func:`fewbits.apply_delta`, also for what is raised.
         max_decoded_bytes: refuse a file that decodes to more; None sets a limit that every file
             written by this package meets (64 MiB plus 256 times the file). Decoding time is bounded
             in proportion.
@@ -271,13 +279,20 @@ def load(
             ``torch.save`` decode every weight.
 
     Raises:
-        ConfigError: ``transform_domain`` or ``lazy`` without ``into``, or both of them.
+        ConfigError: ``transform_domain`` or ``lazy`` without ``into``, or both of them, or one of
+            them with ``base``; ``base`` is not the one that the delta was made from.
         CorruptFileError: the file is truncated, damaged, or not a fewbits file.
         ModelError: ``into`` has a different architecture, or tensors on the meta device that are
             not in the file, such as non-persistent buffers; it is left unchanged.
     """
     from .compression.load import read_into, read_lazily_into, read_state_dict  # noqa: PLC0415
 
+    if base is not None:
+        require(not lazy, "lazy", "False with base=", lazy)
+        require(not transform_domain, "transform_domain", "False with base=", transform_domain)
+        from .compression.deltas.loading import read_delta  # noqa: PLC0415
+
+        return read_delta(path, into, base, max_decoded_bytes, threads)
     if lazy and into is not None:
         require(not transform_domain, "transform_domain", "False with lazy=True", transform_domain)
         return read_lazily_into(path, into, max_decoded_bytes, threads)

@@ -107,6 +107,7 @@ MATRICES = {
     "every other": (BELL[::2, ::3], Layout(12, 14)),
     "backwards": (BELL[::-1, ::-1], Layout(24, 40)),
     "a column of bytes": (_floats(100)[:, 3:], Layout(100, 1)),
+    "bytes of many halves": (_floats(900)[:, 2:].copy(), Layout(900, 2)),
     "repeated": (np.broadcast_to(BELL[:1], (12, 40)), Layout(12, 40)),
 }
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from fewbits.coded import (
     ActivationGrid,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     Contents,
@@ -282,6 +283,26 @@ def dtypes():
     return Contents(tensors)
 
 
+def exact():
+    """Floats by exponent, with signs, zeros and values from 16 bits; grids with minima."""
+    values = (bell((1100,), 51, 1) * (1 + noise(1100, 55) % 5)).astype("<f4")
+    brain = np.ascontiguousarray((values / np.float32(7)).view("<u2")[1::2])
+    sparse = np.where(noise(1100, 57) < 90, values.astype("<f8") / 3, 0)
+    tensors = {
+        "brain": RawTensor((1100,), "bfloat16", brain.view(np.uint8)),
+        "sparse.values": RawTensor((1100,), "float64", sparse.view(np.uint8)),
+    }
+    index, rows = noise(120, 61).astype(np.int32).reshape(12, 10) % 16, bell((12,), 63)
+    step, low = (1 + rows % 7) / np.float32(8), rows / np.float32(4)
+    step, low = step.astype(np.float32), low.astype(np.float32)
+    one = AffineTensor((120,), "float16", index, f32(0.375), f32(-2.5))
+    turned = Layout((6, 2, 10), (1, 0, 2))
+    tensors["affine.one"] = one
+    tensors["affine.rows"] = AffineTensor((6, 20), "float32", index, step, low)
+    tensors["affine.turned"] = AffineTensor((2, 60), "bfloat16", index, step, low, turned)
+    return Contents(tensors)
+
+
 # Name to contents, and the effort that writes them.
 EXAMPLES = {
     "v2.0/network": (network, "balanced"),
@@ -296,4 +317,5 @@ EXAMPLES = {
     "v2.0/pictures": (pictures, "smallest"),
     "v2.0/zeros": (zeros, "fast"),
     "v2.0/dtypes": (dtypes, "fast"),
+    "v2.1/exact": (exact, "fast"),
 }

@@ -4,6 +4,7 @@ import numpy as np
 
 from fewbits.coded import (
     ActivationGrid,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     Contents,
@@ -58,6 +59,13 @@ def grid(rng, shape, dtype="float32", *, far=True):
     return GridTensor(shape, dtype, integers(rng, rows, columns), steps(rng, rows), offset, layout)
 
 
+def affine(rng, shape, dtype="float32"):
+    rows, columns, layout = laid_out(rng, shape)
+    step = steps(rng, rows)
+    minimum = rng.normal(0, 3, step.size).astype(np.float32)
+    return AffineTensor(shape, dtype, integers(rng, rows, columns), step, minimum, layout)
+
+
 def codebook(rng, shape, book, dtype="float32"):
     rows, columns, layout = laid_out(rng, shape)
     index = abs(integers(rng, rows, columns)) % len(book.values)
@@ -96,7 +104,9 @@ def random_contents(rng):
         shape, dtype = SHAPES[rng.integers(len(SHAPES))], str(rng.choice(FLOATS))
         name = f"{rng.choice(['a.b', 'a.c', 'd'])}.{place}.{rng.choice(['weight', 'bias'])}"
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.12:
+            tensors[name] = affine(rng, shape, dtype)
+        elif kind < 0.5:
             tensors[name] = grid(rng, shape, dtype)
         elif kind < 0.7:
             tensors[name] = codebook(rng, shape, books[rng.integers(2)], dtype)

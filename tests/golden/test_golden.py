@@ -77,7 +77,7 @@ def test_golden_files_hold_every_codec_and_every_setting():
                     shared += cursor.data[cursor.position] >= 64
                     before = Settings.parse(cursor, before)
                     settings.append(before)
-    assert codecs == {0, 1, 2, 3, 4}
+    assert codecs == {0, 1, 2, 3, 4, 5}
     assert {s.period for s in settings} == {1, 2, 3}
     assert {s.pictures for s in settings} == {False, True}
     assert max(s.shift for s in settings) > 3
@@ -116,6 +116,9 @@ def leaf_is(leaf, tensor):
     if leaf.kind == "g":
         assert leaf.steps == tensor.step.tolist()
         assert leaf.all_offsets == tensor.offset.tolist()
+    elif leaf.kind == "a":
+        assert leaf.steps == tensor.step.tolist()
+        assert leaf.given_offsets == tensor.minimum.tolist()
     else:
         assert leaf.steps == tensor.scale.tolist()
 

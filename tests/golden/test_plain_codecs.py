@@ -12,12 +12,12 @@ import pytest
 import plain_reader
 from fewbits.coding import CODECS, Layout, decode_run, decode_symbols
 from fewbits.coding.mix import mix
-from fewbits.coding.rans import rans
+from fewbits.coding.rans import floats, rans
 from fewbits.coding.rans.classes import Classes
 from fewbits.errors import CorruptFileError
 from plain_reader import bits, flags, functions
 
-NUMBERS = {"constant": 0, "raw": 1, "rans": 2, "mix": 3, "planes": 4}
+NUMBERS = {"constant": 0, "raw": 1, "rans": 2, "mix": 3, "planes": 4, "floats": 5}
 KERNELS = [(9, 3), (25, 5), (6, 2), (5, 5), (4, 1), (49, 7), (50, 5), (12, 5), (81, 9)]
 
 
@@ -115,6 +115,20 @@ def test_planes(seed):
     )
     data = CODECS["planes"].encode(symbols, Layout(rows, columns))
     agree(4, data, (symbols, Layout(rows, columns)))
+
+
+@pytest.mark.parametrize("seed", seeds(6, 30))
+def test_floats(seed, monkeypatch):
+    """With classes in most planes, where tables are thought to be cheap."""
+    monkeypatch.setattr(floats, "LEAST", 0)
+    monkeypatch.setattr(floats, "CLASS_BITS", 20.0)
+    rng = np.random.default_rng(seed)
+    rows, columns = int(rng.integers(1, 400)), int(rng.choice([2, 4, 8]))
+    values = np.rint(rng.laplace(0, 9, (rows, 1))) * (rng.random((rows, 1)) < 0.7)
+    symbols = values.astype(f"<f{columns}").view(np.uint8)
+    symbols[:, 0] |= rng.integers(0, 9, rows).astype(np.uint8) * (values[:, 0] != 0)
+    data = CODECS["floats"].encode(symbols, Layout(rows, columns))
+    agree(5, data, (symbols, Layout(rows, columns)))
 
 
 @pytest.mark.parametrize("seed", seeds(2, 30))
@@ -243,9 +257,11 @@ def changed(rng, data):
 
 @pytest.mark.parametrize("seed", seeds(4, 40))
 @pytest.mark.parametrize("codec", NUMBERS)
-def test_both_refuse_the_same_damage(codec, seed):
+def test_both_refuse_the_same_damage(codec, seed, monkeypatch):
+    monkeypatch.setattr(floats, "LEAST", 0)
+    monkeypatch.setattr(floats, "CLASS_BITS", 20.0)
     rng = np.random.default_rng(seed)
-    if codec == "planes":
+    if codec in ("planes", "floats"):
         symbols = rng.integers(0, 9, (30, 4)).astype(np.uint8)
     else:
         symbols = np.rint(rng.laplace(0, 3 + 9 * seed, (6, 18))).astype(np.int32)

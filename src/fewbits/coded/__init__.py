@@ -7,12 +7,14 @@ from .display import escaped, html_table, printable, shortened
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
 from .indices import count_codes, index_of
 from .reasons import Cause, Reason
+from .recognise import recognised
 from .size import SizeReport, SizeRow
 from .tensors import (
     FLOAT_DTYPES,
     RAW_DTYPES,
     WEIGHT_DTYPES,
     ActivationGrid,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -32,6 +34,7 @@ __all__ = [
     "WEIGHT_DTYPES",
     "ActivationGrid",
     "ActivationSite",
+    "AffineTensor",
     "Cause",
     "Codebook",
     "CodebookTensor",
@@ -61,6 +64,7 @@ __all__ = [
     "index_of",
     "network_values",
     "printable",
+    "recognised",
     "shortened",
     "site_name",
     "terms_of",

@@ -6,12 +6,20 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .tensors import CodebookTensor, CodedTensor, GridTensor, RawTensor, TransformTensor
+from .tensors import (
+    AffineTensor,
+    CodebookTensor,
+    CodedTensor,
+    GridTensor,
+    RawTensor,
+    TransformTensor,
+)
 
 __all__ = ["DescribedTensors", "TensorFacts", "facts_of"]
 
 _KINDS: dict[type, str] = {
     GridTensor: "grid",
+    AffineTensor: "affine",
     CodebookTensor: "codebook",
     TransformTensor: "transform",
     RawTensor: "raw",

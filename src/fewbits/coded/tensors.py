@@ -22,6 +22,7 @@ __all__ = [
     "RAW_DTYPES",
     "WEIGHT_DTYPES",
     "ActivationGrid",
+    "AffineTensor",
     "Codebook",
     "CodebookTensor",
     "CodedTensor",
@@ -136,6 +137,45 @@ class GridTensor:
             result = index.astype(np.float32)
             result -= per_value(self.offset, columns, run)
             result *= per_value(self.step, columns, run)
+            return result
+
+        return restore(self.index, self.shape, _order(self.layout), values)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTensor:
+    """Uniform grid that begins anywhere: ``value = step * index + minimum``.
+
+    For weights that other programs quantized so, with a minimum for each block, like GGUF's Q4_1;
+    ``minimum`` is float32, finite, of the size of ``step``. All else as in :class:`GridTensor`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    index: Int32
+    step: Float32
+    minimum: Float32
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        _check_index(self.index, self.shape, self.layout, self.dtype)
+        _check_rows("step", self.step, len(self.index))
+        _check_rows("minimum", self.minimum, len(self.index))
+        require(self.step.size == self.minimum.size, "minimum", "as many as steps", self.minimum)
+
+    @property
+    def blocks(self) -> int:
+        """Rows of the index for each neuron; as in :class:`GridTensor`."""
+        return max(1, _blocks(self.index, self.shape, self.layout))
+
+    def dequantize(self) -> Float32:
+        """Return the float32 values in ``shape``: one product and one sum per weight."""
+        columns = self.index.shape[1]
+
+        def values(index: Int32, run: slice) -> Float32:
+            result = index.astype(np.float32)
+            result *= per_value(self.step, columns, run)
+            result += per_value(self.minimum, columns, run)
             return result
 
         return restore(self.index, self.shape, _order(self.layout), values)
@@ -300,7 +340,7 @@ class ActivationGrid:
         return np.float32(np.float32(self.clip) / np.float32(max(1, self.high)))
 
 
-CodedTensor: TypeAlias = GridTensor | CodebookTensor | TransformTensor | RawTensor
+CodedTensor: TypeAlias = GridTensor | AffineTensor | CodebookTensor | TransformTensor | RawTensor
 
 
 @dataclass(frozen=True, eq=False)

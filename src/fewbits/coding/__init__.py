@@ -15,6 +15,7 @@ from .choose import (
 )
 from .codec import CODECS, Bound, Codec, Layout, Symbols
 from .mix.mix import Mix
+from .rans.floats import Floats
 from .rans.planes import Planes
 from .rans.rans import Rans
 from .raw import Constant, Raw
@@ -26,6 +27,7 @@ __all__ = [
     "Bound",
     "Codec",
     "Constant",
+    "Floats",
     "Layout",
     "Mix",
     "Planes",

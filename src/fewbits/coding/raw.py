@@ -68,12 +68,19 @@ class Raw:
         return head + pack(symbols.reshape(-1), lowest, width)
 
     def decode(self, data: bytes, layout: Layout) -> Symbols:
-        """Decode the matrix; the number of bytes must be exact and padding bits zero."""
+        """Decode the matrix: uint8 if it is bytes as they are, else int32.
+
+        The number of bytes must be exact and padding bits zero.
+        """
         check_bound(self, len(data), layout)
         cursor = Cursor(data)
         lowest, width = cursor.symbol(), cursor.byte()
         if not 1 <= width <= 32:
             raise CorruptFileError(f"fields of {width} bits: 1 to 32 are allowed")
+        if (lowest, width) == (0, 8):  # bytes as they are
+            plain = np.frombuffer(cursor.take(layout.size), np.uint8).copy()
+            cursor.finish()
+            return plain.reshape(layout.rows, layout.columns)
         fields = unpack(cursor, layout.size, width)
         fields += lowest
         if int(fields.max()) > MAX_SYMBOL:
@@ -95,6 +102,11 @@ def _range(symbols: Symbols) -> tuple[int, int]:
 
 def pack(values: Symbols, lowest: int, width: int) -> bytes:
     """Pack each of ``values`` minus ``lowest`` into ``width`` bits, highest bit first."""
+    if width == 8:
+        return b"".join(
+            (values[start : start + BLOCK].astype(np.int64) - lowest).astype(np.uint8).tobytes()
+            for start in range(0, values.size, BLOCK)
+        )
     out = []
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK].astype(np.int64) - lowest

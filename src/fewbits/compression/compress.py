@@ -97,7 +97,8 @@ class Request:
             recipe = replace(recipe, train=_settings(training, recipe))
         _check_recipe(recipe, {"weights": weights, "resume": resume})
         make_plan(model, recipe)
-        check_finite(model, _touch(pager))
+        if not recipe.lossless:
+            check_finite(model, _touch(pager))
         if count := count_inputs(model):
             warnings.warn(
                 f"{count} inputs or outputs of layers were quantized by a file that was loaded. "
@@ -136,7 +137,9 @@ def compress_network(request: Request) -> CompressionResult:
         pipeline = _pipeline(request, recipe, calibration, memory, keys.of(recipe))
         result = pipeline.run(model, source)
         result = replace(result, effort=request.effort, network_files=files_of(unwrapped(model)))
-        return result.with_skip_reason() if request.metadata else result.without_metadata()
+        if not request.metadata:
+            return result.without_metadata()
+        return result if recipe.lossless else result.with_skip_reason()
 
     if request.goal is None:
         _check_no_search_options(request.budget)
@@ -151,7 +154,8 @@ def compress_network(request: Request) -> CompressionResult:
             progress=request.progress,
             touch=_touch(request.pager),
         )
-    coded.warn_low_coverage(stacklevel=_USER)
+    if not request.recipe.lossless:
+        coded.warn_low_coverage(stacklevel=_USER)
     return coded
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..coded import ActivationSite, Contents, RawTensor, TensorFacts
+from ..coded import ActivationSite, CodedTensor, Contents, TensorFacts, recognised
 from ..engine.activations.hooks import remove_inputs
 from ..engine.batchnorm.fold import Folded, fold_batchnorm
 from ..engine.batchnorm.reestimate import reestimate_batchnorm
@@ -317,11 +317,13 @@ class Pipeline:
     def _pack(self, state: dict[str, Tensor], source: str) -> CompressionResult:
         recipe = self.plan.recipe
         names = [name for name in state if name not in self.plan.aliases]
-        raw: dict[str, Callable[[], RawTensor]] = {}
+        raw: dict[str, Callable[[], CodedTensor]] = {}
         facts: dict[str, TensorFacts] = {}
         for name in names:
             if name not in self.finished:
-                form = "keep" if name in self.plan.exact else recipe.raw_dtype
+                form = recipe.raw_dtype
+                if name in self.plan.exact and form != "exact":
+                    form = "keep"
                 raw[name] = self._raw(state[name].detach(), form)
                 facts[name] = TensorFacts(tuple(state[name].shape), dtype_of(state[name]), "raw")
         metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
@@ -336,9 +338,18 @@ class Pipeline:
             notes=tuple(self.notes),
         )
 
-    def _raw(self, tensor: Tensor, form: str) -> Callable[[], RawTensor]:
-        """Return a function that packs a tensor; now, unless it is large and on disk."""
-        if self.workspace.pager is not None and tensor.nbytes > _SMALL:
+    def _raw(self, tensor: Tensor, form: str) -> Callable[[], CodedTensor]:
+        """Return a function that packs a tensor; now, unless it is large and on disk.
+
+        A grid is looked for when the function is called: its codes take more memory than values.
+        """
+        on_disk = self.workspace.pager is not None and tensor.nbytes > _SMALL
+        if form == "exact" and on_disk:
+            return lambda: recognised(pack_raw(tensor))
+        if form == "exact":
+            exact = pack_raw(tensor)
+            return lambda: recognised(exact)
+        if on_disk:
             return lambda: pack_raw(tensor, form)
         packed = pack_raw(tensor, form)
         return lambda: packed

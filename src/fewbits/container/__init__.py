@@ -11,12 +11,13 @@ from .files import (
     read_lazily,
     read_tensor,
 )
-from .frame import wrapper
-from .reader import LazyTensors, decode
+from .frame import DELTA_MAGIC, wrapper
+from .reader import LazyTensors, decode, open_delta
 from .threads import OrderedCalls, usable_threads
 from .writer import FileWriter, encode, write_contents
 
 __all__ = [
+    "DELTA_MAGIC",
     "FileInfo",
     "FileWriter",
     "LazyTensors",
@@ -27,6 +28,7 @@ __all__ = [
     "keep_open",
     "measure",
     "measure_file",
+    "open_delta",
     "read",
     "read_lazily",
     "read_tensor",

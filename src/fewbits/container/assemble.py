@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..coded import (
     ActivationGrid,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -91,8 +92,8 @@ def build_tensor(
         return _matrix(name, "index", entry, decoded, codebooks)
     coefficients = _matrix(name, "coefficients", entry.coefficients, decoded, codebooks)
     basis = _matrix(name, "basis", entry.basis, decoded, codebooks)
-    if isinstance(basis, CodebookTensor):
-        raise CorruptFileError(f"the basis of {name!r} is not a grid")
+    if not isinstance(basis, GridTensor) or isinstance(coefficients, AffineTensor):
+        raise CorruptFileError(f"the factors of {name!r} are not a grid or a codebook")
     return TransformTensor(entry.shape, entry.dtype, coefficients, basis, entry.side, entry.layout)
 
 
@@ -107,7 +108,7 @@ def build_codebooks(header: Header, decoded: SymbolMap) -> list[Codebook]:
 
 def _matrix(
     name: str, leaf: str, entry: MatrixEntry, decoded: SymbolMap, codebooks: list[Codebook]
-) -> GridTensor | CodebookTensor:
+) -> GridTensor | AffineTensor | CodebookTensor:
     index = decoded.get((name, leaf, "index"), np.zeros(entry.matrix, np.int32))
     factors = _floats(decoded, (name, leaf, "factors"))
     if entry.codebook is not None:
@@ -115,6 +116,9 @@ def _matrix(
             factors = np.ones(1, np.float32)
         book = codebooks[entry.codebook]
         return CodebookTensor(entry.shape, entry.dtype, _int32(index), book, factors, entry.layout)
+    if entry.affine:
+        minimum = _floats(decoded, (name, leaf, "offsets"))
+        return AffineTensor(entry.shape, entry.dtype, _int32(index), factors, minimum, entry.layout)
     if entry.offset is None:
         offset = _floats(decoded, (name, leaf, "offsets"))
     else:

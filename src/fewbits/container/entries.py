@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..coded import (
     FLOAT_DTYPES,
     RAW_DTYPES,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -51,21 +52,22 @@ MAX_SIZE = 1 << 48  # of a dimension, and of the product of all nonzero ones
 MAX_LEVELS = 1 << 24  # of one codebook
 MAX_OFFSET = 1 << 33  # of twice an offset; larger ones are stored as floats
 # Option p of each kind of matrix: number of values in the side stream, unless it is the rows'.
-PER = {"g": {"": 1, "r": 0}, "c": {"": 0, "s": 1, "r": 0}}
-OPTIONS = {"g": "dmlpo", "c": "dmlpb", "t": "dlcbe", "r": "ds"}
+PER = {"g": {"": 1, "r": 0}, "a": {"": 1, "r": 0}, "c": {"": 0, "s": 1, "r": 0}}
+OPTIONS = {"g": "dmlpo", "a": "dmlp", "c": "dmlpb", "t": "dlcbe", "r": "ds"}
 
 
 @dataclass(frozen=True)
 class MatrixEntry:
-    """A grid (``codebook`` is None) or codebook tensor.
+    """A grid (``codebook`` is None), affine or codebook tensor.
 
     Attributes:
         matrix: (rows, columns) of the index.
         factors: number of steps or scales in the side stream: 0 (a scale of 1), 1 or rows.
         per_row: whether ``factors`` counts rows rather than a single value.
         offset: twice the offset; None if offsets are in the side stream.
-        offsets: number of offsets in the side stream: 0, 1 or rows.
+        offsets: number of offsets in the side stream, or of minima: 0, 1 or rows.
         codebook: position of the codebook.
+        affine: whether it has minima instead of offsets.
     """
 
     shape: Shape
@@ -77,10 +79,13 @@ class MatrixEntry:
     offset: int | None
     offsets: int
     codebook: int | None
+    affine: bool = False
 
     @property
     def kind(self) -> str:
         """Name of the kind in reports."""
+        if self.affine:
+            return "affine"
         return "grid" if self.codebook is None else "codebook"
 
 
@@ -233,17 +238,21 @@ def _matrix(
     codebook = None
     if kind == "c":
         codebook = integer(options.get("b", 0), f"the codebook of {what}", 0, codebooks - 1)
+    factors = matrix[0] if per == "r" else PER[kind][per]
     offset, offsets = _offset(options.get("o", 0), what, matrix[0])
+    if kind == "a":
+        offset, offsets = None, factors
     return MatrixEntry(
         shape=shape,
         dtype=dtype,
         matrix=(matrix[0], matrix[1]),
         layout=layout,
-        factors=matrix[0] if per == "r" else PER[kind][per],
+        factors=factors,
         per_row=per == "r",
         offset=offset,
         offsets=offsets,
         codebook=codebook,
+        affine=kind == "a",
     )
 
 
@@ -310,6 +319,8 @@ def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> 
         return _raw(name, shape, tensor)
     if isinstance(tensor, GridTensor):
         return _grid(shape, tensor)
+    if isinstance(tensor, AffineTensor):
+        return _affine(shape, tensor)
     if isinstance(tensor, CodebookTensor):
         return _codebook(shape, tensor, codebooks)
     coefficients = describe(name, tensor.coefficients, codebooks)
@@ -343,6 +354,22 @@ def _grid(shape: tuple[int, ...], tensor: GridTensor) -> MatrixEntry:
         offset=offset,
         offsets=tensor.offset.size if offset is None else 0,
         codebook=None,
+    )
+
+
+def _affine(shape: tuple[int, ...], tensor: AffineTensor) -> MatrixEntry:
+    rows, columns = tensor.index.shape
+    return MatrixEntry(
+        shape=shape,
+        dtype=tensor.dtype,
+        matrix=(rows, columns),
+        layout=tensor.layout,
+        factors=tensor.step.size,
+        per_row=tensor.step.size != 1,
+        offset=None,
+        offsets=tensor.minimum.size,
+        codebook=None,
+        affine=True,
     )
 
 
@@ -403,6 +430,8 @@ def _matrix_json(entry: MatrixEntry, options: dict[str, Any]) -> list[Any]:
         options["p"] = "r"
     elif entry.codebook is not None and entry.factors:
         options["p"] = "s"
+    if entry.affine:
+        return _with_options("a", entry, options)
     if entry.offset is None:
         options["o"] = "s" if entry.offsets == 1 else "r"
     elif entry.offset:

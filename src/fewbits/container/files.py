@@ -31,7 +31,7 @@ from ..coding import Symbols
 from ..errors import ConfigError, CorruptFileError, did_you_mean
 from .assemble import guard
 from .entries import Entry
-from .frame import located
+from .frame import DELTA_MAGIC, located, undelta
 from .open_file import Fetch, OpenFile, codec_of_span, open_source
 from .reader import LazyTensors, decode, decode_activations, open_file
 from .streams import CHECKSUM, Part, Stream
@@ -172,9 +172,9 @@ def read_tensor(
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
     """Check header and checksums of the file at ``path``, and return what they say about it.
 
-    Reads the whole file, but holds only its index and one body at a time.
+    Reads the whole file, but holds only its index and one body at a time. The file may be a delta.
     """
-    with _open(path, None) as opened, guard("the file"):
+    with _open(path, None, deltas=True) as opened, guard("the file"):
         opened.verify()
         return FileInfo(
             path=os.fspath(path),
@@ -208,7 +208,11 @@ def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:
 
 @contextmanager
 def _open(
-    path: str | os.PathLike[str], limit: int | None, *, watched: bool = False
+    path: str | os.PathLike[str],
+    limit: int | None,
+    *,
+    watched: bool = False,
+    deltas: bool = False,
 ) -> Iterator[OpenFile]:
     # Unbuffered: only the requested bytes are read.
     with Path(path).open("rb", buffering=0) as raw, _name_in_errors(path):
@@ -217,7 +221,10 @@ def _open(
         if watched:
             fetch = _while_unchanged(fetch, raw.fileno(), path)
         with guard("the file"):
-            opened = open_source(*located(fetch, file.seek(0, os.SEEK_END)), limit)
+            fetch, size = located(fetch, file.seek(0, os.SEEK_END))
+            if deltas and fetch(0, min(size, len(DELTA_MAGIC))) == DELTA_MAGIC:
+                fetch = undelta(fetch, size)
+            opened = open_source(fetch, size, limit)
         yield opened
 
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 from ..errors import CorruptFileError
 
 __all__ = [
+    "DELTA_MAGIC",
     "DICTIONARY",
     "FOOTER",
     "MAGIC",
@@ -30,6 +31,7 @@ __all__ = [
     "located",
     "pack_index",
     "read_frame",
+    "undelta",
     "wrapper",
 ]
 
@@ -64,7 +66,8 @@ DICTIONARY = "".join(
 Fetch: TypeAlias = Callable[[int, int], bytes]  # (start, end) -> these bytes of the file
 
 MAGIC = b"\x89FWB\r\n\x1a\n"
-VERSION = (2, 0)  # the newest; a file states the lowest minor version that suffices to read it
+DELTA_MAGIC = b"\x89FWD\r\n\x1a\n"  # of a file that holds changes only (SPEC.md, section 9)
+VERSION = (2, 1)  # the newest; a file states the lowest minor version that suffices to read it
 PREFIX = MAGIC + struct.pack("<H", VERSION[0])
 MAX_HEADER = 1 << 26
 # Minor version, length of the index as stored and inflated, length of the file.
@@ -78,6 +81,7 @@ _LONGEST_WRAPPER = 1 << 12  # of one that somebody else wrote
 
 # What a mangled magic looks like, and the starts of files that are often confused with ours.
 CONFUSIONS = (
+    (DELTA_MAGIC, "it is a delta, the changes since other weights: pass those as base"),
     (b"\x89FWB\n", "its line endings were changed: copy it again in binary mode"),
     (b"\x89FWB\r\r\n", "its line endings were changed: copy it again in binary mode"),
     (b"\x89FWB", "it was changed in transit: copy it again in binary mode"),
@@ -185,6 +189,23 @@ def _diagnose(data: bytes) -> str:
     if data[8:10] in (b'{"', b"{ "):
         return "it looks like a safetensors file: compress it first"
     return f"it starts with {data[:8]!r} instead of {MAGIC!r}"
+
+
+def undelta(fetch: Fetch, size: int) -> Fetch:
+    """Return how to fetch the bytes of a delta as those of an ordinary file.
+
+    Raises:
+        CorruptFileError: it is none.
+    """
+    head = fetch(0, min(size, len(DELTA_MAGIC)))
+    if head != DELTA_MAGIC:
+        why = "it is a whole fewbits file: it needs no base" if head == MAGIC else _diagnose(head)
+        raise CorruptFileError(f"this is not a delta: {why}")
+
+    def plain(start: int, end: int) -> bytes:
+        return MAGIC[start:end] + fetch(max(start, len(MAGIC)), max(end, len(MAGIC)))
+
+    return plain
 
 
 def wrapper(size: int) -> bytes:

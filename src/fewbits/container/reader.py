@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from threading import Lock, RLock
 
 import numpy as np
 
-from ..coded import ActivationGrid, Codebook, CodedTensor, Contents, RawTensor, TransformTensor
+from ..coded import (
+    ActivationGrid,
+    Codebook,
+    CodedTensor,
+    Contents,
+    JSONValue,
+    RawTensor,
+    TransformTensor,
+)
 from ..coding import Symbols
 from ..errors import ConfigError
 from .assemble import (
@@ -25,11 +33,13 @@ from .assemble import (
     guard,
 )
 from .entries import Entry, MatrixEntry, RawEntry, leaves, rows_entry
+from .frame import undelta
+from .limits import default_limit
 from .open_file import OpenFile, open_source
 from .streams import Chunk, Span, Stream
 from .threads import OrderedCalls, usable_threads
 
-__all__ = ["LazyTensors", "decode", "decode_activations", "open_file"]
+__all__ = ["LazyTensors", "decode", "decode_activations", "open_delta", "open_file"]
 VALUE = 4  # bytes of a step, scale or offset
 HELD = 1 << 25  # bytes of decoded symbols that are cached
 
@@ -51,6 +61,23 @@ def decode(data: bytes, *, max_decoded_bytes: int | None = None, threads: int = 
         lazy.codebooks()
         header = opened.header
         return Contents(tensors, header.aliases, lazy.activations(), header.metadata)
+
+
+@contextmanager
+def open_delta(
+    data: bytes, max_decoded_bytes: int | None, spare: int, threads: int
+) -> Iterator[tuple[LazyTensors, Mapping[str, str], Mapping[str, JSONValue]]]:
+    """Open a delta; yield its tensors, decoded on access, its aliases and its metadata.
+
+    The default of ``max_decoded_bytes`` is that of :func:`decode` and ``spare`` more.
+    """
+    limit = default_limit(len(data)) + spare if max_decoded_bytes is None else max_decoded_bytes
+    with OrderedCalls[list[Symbols]](usable_threads(threads)) as calls:
+        with guard("the delta"):
+            fetch = undelta(lambda start, end: data[start:end], len(data))
+            opened = open_source(fetch, len(data), limit)
+            opened.admit(opened.spans, opened.header.entries.values())
+        yield LazyTensors(opened, calls), opened.header.aliases, opened.header.metadata
 
 
 def open_file(data: bytes, limit: int | None = None) -> OpenFile:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..coded import (
     ActivationGrid,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -37,6 +38,7 @@ __all__ = ["FileWriter", "encode", "write_contents"]
 Run: TypeAlias = list[tuple[Symbols, Layout]]
 
 RESERVE = 1 << 24  # units of work reserved for the header
+SINCE = {"affine": 1}  # minor versions that brought kinds of tensors
 
 
 def encode(contents: Contents, effort: str = "balanced", threads: int = 0) -> bytes:
@@ -148,6 +150,8 @@ class FileWriter:
                 self._kept[name, role, "factors"] = _bytes_of(values)
             if leaf.offsets and isinstance(part, GridTensor):
                 self._kept[name, role, "offsets"] = _bytes_of(part.offset)
+            if isinstance(part, AffineTensor):
+                self._kept[name, role, "offsets"] = _bytes_of(part.minimum)
         if isinstance(entry, RawEntry) and entry.grouped and isinstance(tensor, RawTensor):
             self._kept[name, "", "raw"] = tensor.data
 
@@ -196,6 +200,7 @@ class FileWriter:
                 f"metadata; the limit is {MAX_HEADER}. Shorten the metadata."
             )
         used = {codec.since[1] for codec in CODECS.values() if codec.number in self._codecs}
+        used |= {SINCE[entry.kind] for entry in header.entries.values() if entry.kind in SINCE}
         index = pack_index(text, self._length - len(PREFIX), max(used, default=0))
         self._write(index)
         return self._length
@@ -232,7 +237,7 @@ def _symbols(tensor: CodedTensor, role: str) -> Symbols:
     return tensor.data if isinstance(tensor, RawTensor) else _leaf(tensor, role).index
 
 
-def _leaf(tensor: CodedTensor, role: str) -> GridTensor | CodebookTensor:
+def _leaf(tensor: CodedTensor, role: str) -> GridTensor | AffineTensor | CodebookTensor:
     if isinstance(tensor, TransformTensor):
         return tensor.coefficients if role == "coefficients" else tensor.basis
     if isinstance(tensor, RawTensor):

@@ -179,15 +179,16 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     """Apply the rules of ``recipe`` to ``model``.
 
     Raises:
-        TargetError: a pattern matches nothing, or nothing at all would be coded.
+        TargetError: a pattern matches nothing, or nothing at all would be coded; not for a recipe
+            that changes nothing.
         ModelError: a network that cannot be written to a file.
     """
     found = survey(model)
-    if not found.targets:
+    if not found.targets and not recipe.lossless:
         raise TargetError(_nothing(model, found))
     matches = [{t.name for t in selected(rule.match, found.targets)} for rule in recipe.rules]
     for rule, names in zip(recipe.rules, matches, strict=True):
-        if not names:
+        if not names and not (recipe.lossless and rule.match == "*"):
             raise unmatched(rule.match, found.targets)
     entries = tuple(
         _entry(target, [r for r, n in zip(recipe.rules, matches, strict=True) if target.name in n])

@@ -52,7 +52,7 @@ __all__ = ["FINISH", "PREPARE", "RECIPES", "Recipe", "Rule", "check_name"]
 
 PREPARE = ("fold_batchnorm",)
 FINISH = ("reestimate_batchnorm",)
-_RAW = ("keep", "float16", "bfloat16")
+_RAW = ("keep", "float16", "bfloat16", "exact")
 _WHOLE = ("seed", "raw_dtype", "calibration_rows")
 _KEYS = ("rules", "prepare", "finish", "activations", "train", *_WHOLE)
 
@@ -99,6 +99,7 @@ class Recipe:
         seed: random seed.
         raw_dtype: storage of tensors that are not quantized: "keep", "float16" or "bfloat16". A
             tensor of which a value would change by more than 2**-8 of itself keeps its dtype.
+            "exact" keeps all, and stores those whose values lie on a grid as codes and steps.
         calibration_rows: input rows kept per layer, unless its rule says otherwise; None for 16 per
             column, at least 16384 and at most 65536.
         train: how to train, if a rule or ``train`` itself names a method that trains; None for no
@@ -162,6 +163,13 @@ class Recipe:
         folds = calibrated and not trains(method) and method.absorbs_scales
         prepare = PREPARE if folds else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every tensor comes back bit for bit, whatever its values."""
+        changes = self.prepare or self.finish or self.train or self.activations
+        kept = all(rule.method is None for rule in self.rules)
+        return kept and not changes and self.raw_dtype in ("keep", "exact")
 
     @property
     def first_stage(self) -> Recipe | None:
@@ -338,3 +346,4 @@ RECIPES: Registry[Recipe] = Registry("recipe")
 RECIPES.register("smallest")(
     Recipe((Rule("*", RDOQ()),), prepare=("fold_batchnorm",), raw_dtype="float16")
 )
+RECIPES.register("lossless")(Recipe((Rule("*", None),), raw_dtype="exact"))

@@ -40,7 +40,32 @@ def planes(source, layout):
     return [column[row] for row in range(layout.rows) for column in columns]
 
 
-ALONE = {0: constant, 1: raw, 2: rans, 4: planes}
+def part(source, count):
+    length, number = divmod(source.varint(), 8)
+    need(number in (0, 1, 2), "a part has a codec that parts may not have")
+    found = symbols(number, source.take(length), Layout(1, count))
+    need(all(0 <= value <= 255 for value in found), "a part holds what is no byte")
+    return found
+
+
+def floats(source, layout):
+    need(layout.columns in (2, 4, 8), "floats of a matrix that is not bytes of floats")
+    first = part(source, layout.rows)
+    turned = list(first)
+    for _ in range(layout.columns - 1):
+        listed = [source.byte() for _ in range(source.byte())]
+        need(len(listed) <= 15 and listed == sorted(set(listed)), "listed classes are wrong")
+        need(set(listed) <= set(first), "a listed class has no values")
+        kinds = [listed.index(byte) if byte in listed else len(listed) for byte in first]
+        counts = [kinds.count(kind) for kind in range(len(listed) + 1)]
+        parts = [iter(part(source, count)) if count else iter(()) for count in counts]
+        turned = [256 * u + next(parts[k]) for u, k in zip(turned, kinds, strict=True)]
+    top = 8 * layout.columns - 1
+    values = [u // 2 + (u % 2 << top) for u in turned]
+    return [byte for v in values for byte in v.to_bytes(layout.columns, "little")]
+
+
+ALONE = {0: constant, 1: raw, 2: rans, 4: planes, 5: floats}
 
 
 def matrices(number, data, layouts):

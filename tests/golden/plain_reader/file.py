@@ -172,6 +172,9 @@ def leaf_values(leaf, symbols, levels):
         need(all(0 <= i < len(book) for i in symbols), "an index is outside its codebook")
         leaf.steps = leaf.steps or [1.0]
         found = values.codebook(symbols, columns, book, leaf.steps)
+    elif leaf.kind == "a":
+        found = values.affine(symbols, columns, leaf.steps, leaf.given_offsets)
+        need(all(map(math.isfinite, leaf.given_offsets)), "a minimum is not finite")
     else:
         leaf.all_offsets = leaf.given_offsets
         if not leaf.offsets and leaf.offset not in ("s", "r"):

@@ -8,7 +8,7 @@ from .values import FLOATS, WIDTHS
 
 KEYS = set("ntbaqgvmcl")
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-OPTIONS = {"g": "dmlpo", "c": "dmlpb", "t": "dlcbe", "r": "ds"}
+OPTIONS = {"g": "dmlpo", "a": "dmlp", "c": "dmlpb", "t": "dlcbe", "r": "ds"}
 
 
 def _unique(pairs):
@@ -112,11 +112,13 @@ class Entry:
         need(rows * columns == self.values, "a matrix has another size than its tensor")
         self.matrix = rows, columns
         per = options.get("p")
-        need(per in ({None, "r"} if self.kind == "g" else {None, "s", "r"}), "p is unknown")
-        self.factors = {"s": 1, "r": rows, None: 1 if self.kind == "g" else 0}[per]
+        need(per in ({None, "s", "r"} if self.kind == "c" else {None, "r"}), "p is unknown")
+        self.factors = {"s": 1, "r": rows, None: 0 if self.kind == "c" else 1}[per]
         self.offset, self.book = options.get("o", 0), options.get("b", 0)
         self.offsets = {"s": 1, "r": rows}.get(self.offset, 0)
-        if self.kind == "c":
+        if self.kind == "a":
+            self.offsets = self.factors
+        elif self.kind == "c":
             need(type(self.book) is int and 0 <= self.book < books, "there is no such codebook")
         elif self.offset not in ("s", "r"):
             need(type(self.offset) is int and abs(self.offset) <= 2**33, "an offset is wrong")

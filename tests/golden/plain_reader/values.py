@@ -75,6 +75,14 @@ def grid(index, columns, steps, offsets):
     return out
 
 
+def affine(index, columns, steps, minima):
+    """Return the float32 values of an affine grid; one step and minimum, or one for each row."""
+    return [
+        f32(f32(f32(number) * steps[row % len(steps)]) + minima[row % len(minima)])
+        for row, number in ((place // columns, number) for place, number in enumerate(index))
+    ]
+
+
 def codebook(index, columns, levels, scales):
     """Return the float32 values of a codebook."""
     return [

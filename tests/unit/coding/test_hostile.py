@@ -19,12 +19,14 @@ LAYOUT = Layout(12, 45, 9, 3)
 VALUES = np.rint(RNG.laplace(0, 2, (12, 45))).astype(np.int32)
 WIDE = np.rint(RNG.standard_t(1, (12, 45)) * 1000).clip(-(2**31), 2**31 - 1).astype(np.int64)
 BYTES = RNG.normal(size=(90, 1)).astype("<f4").view(np.uint8)
+HALVES = RNG.normal(size=(800, 1)).astype("<f2").view(np.uint8)
 STREAMS = {
     **{
         name: (CODECS[name].encode(VALUES, LAYOUT), name, LAYOUT) for name in ("raw", "rans", "mix")
     },
     "wide": (CODECS["rans"].encode(WIDE.astype(np.int32), LAYOUT), "rans", LAYOUT),
     "planes": (CODECS["planes"].encode(BYTES, Layout(90, 4)), "planes", Layout(90, 4)),
+    "floats": (CODECS["floats"].encode(HALVES, Layout(800, 2)), "floats", Layout(800, 2)),
 }
 
 

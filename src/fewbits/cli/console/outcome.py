@@ -160,9 +160,11 @@ def _collect_warnings() -> Iterator[list[str]]:
         yield collected
 
 
-def warn_low_coverage(coverage: Coverage) -> None:
-    """Warn if less than half of a network is quantized."""
-    if coverage.warning:
+def warn_low_coverage(coverage: Coverage, metadata: Mapping[str, Any] | None = None) -> None:
+    """Warn if less than half of a network is quantized, unless its file is exact."""
+    recipe = (metadata or {}).get("recipe")
+    lossless = isinstance(recipe, Mapping) and recipe.get("raw_dtype") == "exact"
+    if coverage.warning and not lossless and "delta" not in (metadata or {}):
         warnings.warn(coverage.warning, CoverageWarning, stacklevel=2)
 
 

@@ -372,6 +372,8 @@ def plan_notes(coded: CompressionResult) -> list[str]:
         if entry.reason:
             weights[entry.reason].append(entry.target.name)
     notes = list(coded.notes)
+    if coded.plan.recipe.lossless:
+        return notes
     for reason, names in weights.items():
         many = [f"{len(names)} weights, {names[0]} to {names[-1]}"]
         notes += [f"{name}: {reason}" for name in (many if len(names) > _TOLD else names)]

@@ -46,10 +46,12 @@ if TYPE_CHECKING:
 __all__ = ["compress"]
 
 _METHOD = "How to compress"
+_EXACT = ("model", "out", "weights", "base", "effort", "threads", "force", "as_json")
 
 
 @verb
 def compress(
+    context: typer.Context,
     model: shared.Network,
     *,
     out: shared.OutFile = None,
@@ -59,8 +61,8 @@ def compress(
     method: Annotated[
         str | None,
         typer.Option(
-            help="A method (see 'fewbits methods') or the recipe smallest; hemp, lowbit and pwfn "
-            "train the network. \\[default: gpfq; with a budget, the recipe smallest]",
+            help="A method (see 'fewbits methods') or a recipe, smallest or lossless; hemp, lowbit "
+            "and pwfn train the network. \\[default: gpfq; with a budget, the recipe smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -79,7 +81,16 @@ def compress(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="YAML file with rules per layer, or the recipe smallest.", rich_help_panel=_METHOD
+            help="YAML file with rules per layer, or the recipe smallest or lossless.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write only the changes since these weights, exactly: a .fewbits file, a "
+            "checkpoint, or a folder with one.",
+            rich_help_panel=_METHOD,
         ),
     ] = None,
     activations: Annotated[
@@ -166,6 +177,9 @@ def compress(
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --max-drop 0.5% -o digits.fewbits
 
+    What changed in training since FILE, exactly: fewbits compress FOLDER --base FILE -o
+    change.fewbits. 'fewbits decode change.fewbits --base FILE' gives the new weights.
+
     A language model is calibrated on a text file: fewbits compress FOLDER --calibration
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
 
@@ -178,6 +192,8 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
+    if base is not None:
+        return _changes(context, (model, weights, base, out), effort, threads, force=force)
     has_data = data is not None or calibration is not None or dry_run
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
@@ -231,6 +247,31 @@ def _check_given(
         raise typer.BadParameter(f"{option} needs labelled data: add --data.")
 
 
+def _changes(
+    context: typer.Context,
+    what: tuple[str, Path | None, Path, Path | None],
+    effort: str,
+    threads: int,
+    *,
+    force: bool,
+) -> Outcome:
+    """Write the changes since a base, for which there is nothing to choose but the effort."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _EXACT and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"--base writes the changes of all weights, exactly: leave out "
+                f"--{name.replace('_', '-')}."
+            )
+    model, weights, base, out = what
+    if out is None:
+        raise typer.BadParameter("no output file: add -o FILE.")
+    check_output(out, force)
+    from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
+
+    return write_delta(model, weights, base, out, effort=effort, threads=threads)
+
+
 def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:
     """Refuse options of a command that does not train."""
     for name in ("calibration", "forward"):
@@ -248,7 +289,7 @@ def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:
 
 def _planned(plan: dict[str, Any]) -> Outcome:
     covered = Coverage.of_dict(plan["quantized"])
-    warn_low_coverage(covered)
+    warn_low_coverage(covered, plan)
     shown = (plan_table(plan),)
     facts = {"plan": plan, "quantized": covered.to_dict()}
     return Outcome(facts, shown, page=partial(plan_report, plan))

@@ -40,6 +40,13 @@ def decode(
         Path, typer.Option("-o", "--out", help="The .safetensors, .pt or .pth file to write.")
     ],
     *,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="If FILE is a delta, what it is a change of: a .fewbits file, a checkpoint, or a "
+            "folder with one."
+        ),
+    ] = None,
     all_names: Annotated[
         bool,
         typer.Option(
@@ -60,6 +67,8 @@ def decode(
     them again. A .pt file has all names, which share memory.
 
     Example: fewbits decode digits.fewbits -o digits.safetensors
+
+    Example: fewbits decode change.fewbits --base digits.fewbits -o newer.safetensors
     """
     if out.suffix not in _SUFFIXES:
         raise ConfigError(f"output {str(out)!r} must end in one of {', '.join(_SUFFIXES)}.")
@@ -70,7 +79,7 @@ def decode(
     from ...api import load  # noqa: PLC0415
 
     limit = mib_to_bytes(max_decoded_mib)
-    decoded = load(file, max_decoded_bytes=limit, threads=threads)
+    decoded = load(file, base=base, max_decoded_bytes=limit, threads=threads)
     tied = _tied(decoded)
     once = {name: tensor for name, tensor in decoded.items() if name not in tied}
     if out.suffix == ".safetensors":

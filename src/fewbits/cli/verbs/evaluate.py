@@ -121,8 +121,8 @@ def evaluate(
         noise: Any = {"draws": draws, "seed": seed, "progress": progress, "forward": call}
         result = _result(metric, network, batches, call, progress)
         noisy = _under_noise(network, batches, sizes, noise) if sizes else []
-    coverage = read_header(file).report.coverage
-    warn_low_coverage(coverage)
+    header = read_header(file)
+    warn_low_coverage(coverage := header.report.coverage, header.metadata)
     facts: dict[str, Any] = {"file": str(file), "model": source, "data": data}
     facts |= {**result.to_dict(), "dtype": loaded.dtype, "quantized": coverage.to_dict()}
     where = "" if loaded.dtype == "float32" else f", in {loaded.dtype}"

@@ -68,7 +68,7 @@ def inspect(
     lines += [_activation_line(site, grid, modules) for site, grid in info.activations.items()]
     shown: list[Table | str] = [size_table(info.report, f"{file}, format {version}")]
     facts = {**info.to_dict(), "quantized": info.report.coverage.to_dict()}
-    warn_low_coverage(info.report.coverage)
+    warn_low_coverage(info.report.coverage, info.metadata)
     if entropy or tensor is not None:
         indices = index_matrices(file)
         if entropy:

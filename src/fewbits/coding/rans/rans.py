@@ -34,6 +34,7 @@ __all__ = ["Rans"]
 
 ALPHABET = 256
 SAMPLE = 1 << 19  # symbols examined to find rare ones
+MANY_BYTES = 1 << 15  # so many bytes of values are left to codecs that take them apart
 FEW = 3  # so many bins for rare symbols need no escapes
 ENCODE_STEPS, DECODE_STEPS = 4, 1  # plain steps per symbol
 
@@ -129,7 +130,13 @@ class Rans:
     bound = Bound(1 << 15, 1, 1 << 15, bytes_per_symbol=24, bytes_per_line=24, fixed_bytes=1 << 22)
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
-        """Return window, classes with tables, and lanes; None if all symbols are equal."""
+        """Return window, classes with tables, and lanes.
+
+        None if all symbols are equal, or if these are many values of several bytes each, which
+        other codecs divide into columns.
+        """
+        if symbols.dtype == np.uint8 and 1 < layout.columns <= 8 and layout.size > MANY_BYTES:
+            return None
         fitted = _fit_window(symbols, layout)
         if fitted is None:
             return None

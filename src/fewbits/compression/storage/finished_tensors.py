@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...coded import (
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -78,12 +79,12 @@ class FinishedWeights:
 
 
 class FileTensors(DescribedTensors):
-    """The tensors of a file: finished weights, and all others as raw tensors.
+    """The tensors of a file: finished weights, and all others raw or on a grid of their own.
 
     Args:
         names: names in the order of the file.
         finished: the weights that are quantized.
-        raw: name to raw tensor, or to a function that reads it.
+        raw: name to a function that gives the tensor.
         facts: shape and dtype of the raw tensors.
         keep: an object that must live as long, such as a folder that is removed with it.
     """
@@ -92,7 +93,7 @@ class FileTensors(DescribedTensors):
         self,
         names: list[str],
         finished: FinishedWeights,
-        raw: Mapping[str, Callable[[], RawTensor]],
+        raw: Mapping[str, Callable[[], CodedTensor]],
         facts: Mapping[str, TensorFacts],
         keep: object = None,
     ) -> None:
@@ -132,7 +133,7 @@ def _held(tensor: CodedTensor) -> Callable[[], CodedTensor]:
         coefficients, basis = _matrix(tensor.coefficients), _matrix(tensor.basis)
         rest = _fields(tensor, "coefficients", "basis")
         return lambda: TransformTensor(coefficients=coefficients(), basis=basis(), **rest)
-    return (lambda: tensor) if isinstance(tensor, RawTensor) else _matrix(tensor)
+    return (lambda: tensor) if isinstance(tensor, RawTensor | AffineTensor) else _matrix(tensor)
 
 
 def _matrix(tensor: _Matrix) -> Callable[[], _Matrix]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...coded import (
     FLOAT_DTYPES,
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -100,14 +101,14 @@ def _unfolded(result: QuantizedTransform, target: Target) -> Layout | None:
 
 
 def unpack(coded: CodedTensor, target: Target) -> Quantized | None:
-    """Undo :func:`pack`; None for a tensor that is not quantized.
+    """Undo :func:`pack`; None for a tensor that no method quantized.
 
     Raises:
         ModelError: a transform that does not fit the layer.
     """
     view = target.view
     shape = (view.groups, view.rows // view.groups, view.columns(target.shape))
-    if isinstance(coded, RawTensor):
+    if isinstance(coded, RawTensor | AffineTensor):
         return None
     if isinstance(coded, TransformTensor):
         return _unpack_transform(coded, target, shape)

@@ -1,0 +1,1 @@
+"""Exact differences between two state dicts, in few bytes."""
