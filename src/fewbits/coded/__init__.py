@@ -5,7 +5,6 @@ from .coverage import Coverage
 from .described import DescribedTensors, TensorFacts, facts_of
 from .display import escaped, html_table, printable, shortened
 from .energy import PICOJOULES, Energy, LayerEnergy, Use, energy_of
-from .indices import count_codes, index_of
 from .reasons import Cause, Reason
 from .recognise import recognised
 from .size import SizeReport, SizeRow
@@ -25,7 +24,15 @@ from .tensors import (
     RawTensor,
     TransformTensor,
 )
-from .values import NetworkValues, entropy_of, network_values, terms_of, value_counts
+from .values import (
+    NetworkValues,
+    count_codes,
+    entropy_of,
+    index_of,
+    network_values,
+    terms_of,
+    value_counts,
+)
 
 __all__ = [
     "FLOAT_DTYPES",

@@ -56,12 +56,19 @@ def recognised(raw: RawTensor) -> CodedTensor:
         book = _palette(raw, bits)
         if book is not None and book.codebook.values.size <= FEW_LEVELS:
             return book
+        if not _all_finite(bits, raw.dtype):  # no step gives infinity but by overflow
+            return raw if book is None else book
         limit = _plain_bits(bits) if book is None else _entropy(book.index)
         for size in BLOCKS:
             grid = _blocks(raw, bits, size, limit)
             if grid is not None:
                 return grid
     return raw if book is None else book
+
+
+def _all_finite(bits: Bits, dtype: str) -> bool:
+    parts = (bits[start : start + SLAB] for start in range(0, bits.size, SLAB))
+    return all(bool(np.isfinite(_values(part, dtype)).all()) for part in parts)
 
 
 def _palette(raw: RawTensor, bits: Bits) -> CodebookTensor | None:

@@ -1,4 +1,4 @@
-"""Distinct values of a network's weights, over all its tensors.
+"""Distinct values of a network's weights, over all its tensors, and codes of one of them.
 
 Only quantized tensors count. -0.0 and 0.0 are one value.
 """
@@ -12,9 +12,19 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .tensors import CodebookTensor, CodedTensor, GridTensor
+from .tensors import AffineTensor, CodebookTensor, CodedTensor, GridTensor, TransformTensor
 
-__all__ = ["NetworkValues", "entropy_of", "network_values", "terms_of", "value_counts"]
+__all__ = [
+    "NetworkValues",
+    "count_codes",
+    "entropy_of",
+    "index_of",
+    "network_values",
+    "terms_of",
+    "value_counts",
+]
+
+Int32: TypeAlias = NDArray[np.int32]
 
 Counts: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.int64]]"
 
@@ -118,3 +128,15 @@ def entropy_of(counts: NDArray[np.int64]) -> float:
         return 0.0
     shares = counts[counts > 0] / total
     return max(0.0, float(-(shares * np.log2(shares)).sum()))
+
+
+def index_of(tensor: CodedTensor) -> Int32 | None:
+    """Return the index matrix; for a transform, of its coefficients. None if left in float."""
+    leaf = tensor.coefficients if isinstance(tensor, TransformTensor) else tensor
+    return leaf.index if isinstance(leaf, GridTensor | AffineTensor | CodebookTensor) else None
+
+
+def count_codes(index: Int32) -> dict[int, int]:
+    """Count each code of an index matrix."""
+    values, counts = np.unique(index, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))

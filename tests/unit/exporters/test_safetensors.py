@@ -15,6 +15,7 @@ from torch import nn
 import fewbits
 from cli_runs import run_json
 from fewbits.coded import (
+    AffineTensor,
     Codebook,
     CodebookTensor,
     Contents,
@@ -154,10 +155,15 @@ def test_a_transform_is_written_as_values_and_that_is_told(read, dtype, tmp_path
         for shape, s in (((6, 4), 0.1), ((6, 6), 0.03))
     ]
     product = TransformTensor((6, 2, 2), dtype, parts[0], parts[1])
-    coded = fewbits.CodedModel(Contents({"a.weight": product, "b.weight": parts[0]}))
+    affine = AffineTensor((6, 4), dtype, parts[0].index, np.float32([0.5]), np.float32([-1.25]))
+    tensors = {"a.weight": product, "b.weight": parts[0], "c.weight": affine}
+    coded = fewbits.CodedModel(Contents(tensors))
     told = export(coded, tmp_path / "net.safetensors")
     check(read(tmp_path / "net.safetensors"), coded.state_dict())
-    assert [note.partition(":")[0] for note in told.notes] == ["a.weight"]
+    assert told.notes == (
+        "a.weight: as values, for it is in a basis",
+        "c.weight: as values, for its grid begins anywhere",
+    )
     assert list(told.weights) == ["b.weight"]
 
 

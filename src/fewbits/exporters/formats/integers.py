@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...coded import CodebookTensor, CodedTensor, GridTensor, RawTensor
+from ...coded import AffineTensor, CodebookTensor, CodedTensor, GridTensor, RawTensor
 from ...engine.layers.pack import to_torch
 
 __all__ = [
@@ -87,6 +87,8 @@ def without_integers(tensor: CodedTensor) -> str:
     """Return why a quantized tensor has no matrix of integers; "" where it has one."""
     if isinstance(tensor, CodebookTensor):
         return "it is on a codebook"
+    if isinstance(tensor, AffineTensor):
+        return "its grid begins anywhere"
     if not isinstance(tensor, GridTensor):
         return "it is in a basis"
     return "its rows are not its first axis" if tensor.layout is not None else ""

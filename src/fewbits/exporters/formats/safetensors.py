@@ -1,6 +1,6 @@
 """safetensors with codes: integers, steps and codebooks as tensors, and JSON that joins them.
 
-``docs/export.md`` has a reader of some twenty lines. Its values are those of :func:`fewbits.load`,
+``docs/export.md`` has a reader of some thirty lines. Its values are those of :func:`fewbits.load`,
 bit for bit.
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...coded import (
+    AffineTensor,
     Codebook,
     CodebookTensor,
     CodedTensor,
@@ -25,6 +26,7 @@ from ...coded import (
     TransformTensor,
 )
 from ..base import EXPORTERS, Exported
+from .integers import without_integers
 from .safetensors_file import Stored, stored_array, write_safetensors
 
 __all__ = ["Safetensors"]
@@ -77,10 +79,7 @@ class Safetensors:
         }
         text = json.dumps(told, separators=(",", ":"))
         size = write_safetensors(path, made.tensors, {"format": "fewbits", "fewbits": text})
-        notes = tuple(
-            f"{name}: as values, for it is a product of two matrices of codes"
-            for name in made.products
-        )
+        notes = tuple(f"{name}: as values, for {why}" for name, why in made.values.items())
         inputs_told = {site: grid.bits for site, grid in contents.activations.items()}
         return Exported(path, size, made.bits, inputs_told, notes)
 
@@ -92,7 +91,7 @@ class _Made:
         self.tensors: dict[str, Stored] = {}
         self.how: dict[str, dict[str, Any]] = {}
         self.bits: dict[str, int] = {}
-        self.products: list[str] = []
+        self.values: dict[str, str] = {}  # why tensors are written as values
         self._codebooks: dict[int, str] = {}
 
     def add(self, name: str, tensor: CodedTensor) -> None:
@@ -100,8 +99,8 @@ class _Made:
         how: dict[str, Any] = {"shape": list(tensor.shape), "dtype": tensor.dtype}
         if isinstance(tensor, RawTensor):
             how |= self._plain(name, tensor.data, tensor.stored, tensor.shape)
-        elif isinstance(tensor, TransformTensor):
-            self.products.append(name)
+        elif isinstance(tensor, TransformTensor | AffineTensor):
+            self.values[name] = without_integers(tensor)
             how |= self._plain(name, tensor.dequantize(), "float32", tensor.shape)
         else:
             how |= self._matrix(name, tensor)
