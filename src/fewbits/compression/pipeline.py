@@ -189,12 +189,12 @@ class Pipeline:
         """Fall back to another method where a layer's inputs are not what its weight multiplies."""
         data_driven = [e for e in self.plan.entries if needs_data(e.method)]
         checked = self.plan.entries if self.plan.recipe.activations and batches else data_driven
-        targets, forward = [e.target for e in checked], explained(self._call, "check of layers")
+        targets = [e.target for e in checked]
         if targets:
             self.checked = self._remembered(
                 "check",
                 lambda: self.ranks.from_first(
-                    "check of layers", lambda: check_layers(reference, targets, batches, forward)
+                    "check of layers", lambda: check_layers(reference, targets, batches, self._call)
                 ),
             )
         for entry in data_driven:

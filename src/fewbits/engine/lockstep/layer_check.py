@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..activations.observer import stateless_pass
 from ..layers.rows import Rows
 from ..layers.targets import Target
 from ..layers.views import WeightView
-from ..network.batches import Call, Forward
+from ..network.batches import Call, Forward, explained
 from ..network.isolation import autocast_off, fast_path_off
 
 __all__ = ["LayerCheck", "check_layers"]
@@ -70,7 +71,7 @@ def check_layers(
             network,
             waiting,
             checked,
-            lambda b=batch, p=place: stateless_pass(forward, network, b, p),  # type: ignore[misc]
+            partial(stateless_pass, explained(forward, f"batch {place}"), network, batch, place),
         )
     return checked
 
