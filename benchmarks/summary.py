@@ -19,6 +19,7 @@ from summary_running import (
     forward_ratios,
     loading,
     memory,
+    onnx_nbits,
     onnx_processors,
     onnx_w8a8,
     recurrent,
@@ -268,6 +269,7 @@ PRINTERS = {
         brevitas_qat,
         onnx_w8a8,
         onnx_processors,
+        onnx_nbits,
         step_cost,
     )
 }

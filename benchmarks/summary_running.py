@@ -10,6 +10,7 @@ __all__ = [
     "forward_ratios",
     "loading",
     "memory",
+    "onnx_nbits",
     "onnx_processors",
     "onnx_w8a8",
     "recurrent",
@@ -213,6 +214,33 @@ def onnx_processors(record: dict[str, Any]) -> str:
     return (
         f"onnxruntime {record['onnxruntime']}, one thread, a processor {kind} VNNI. Without VNNI: "
         f"{record['emulator']}. Float32: {floats}.\n\n{table((*head, *more, *ratios), rows)}"
+    )
+
+
+def onnx_nbits(record: dict[str, Any]) -> str:
+    """Bytes, outputs, what is kept, and time over float32, of each form of each network."""
+    rows = []
+    for found in record["networks"]:
+        name = found["network"] + (f", {found['layers']} layers" if "layers" in found else "")
+        for row in found["summary"]:
+            times = (by[row["form"]]["over_float32"] for by in found["latency"].values())
+            error = f"{row['error']:.1e}" if "error" in row else ""
+            rows.append(
+                (
+                    name,
+                    row["form"],
+                    f"{row['bytes']:,}",
+                    error,
+                    f"{row['score']:.4f}",
+                    *(f"{time:.2f}" for time in times),
+                )
+            )
+    lengths = list(record["networks"][0]["latency"])
+    head = ("network", "form", "ONNX bytes", "error of outputs", "cosine, or divergence")
+    ratios = (f"time over float32, {length} tokens" for length in lengths)
+    return (
+        f"onnxruntime {record['onnxruntime']}, one thread; {record['bits']} bits, groups of "
+        f"{record['group']}.\n\n{table((*head, *ratios), rows)}"
     )
 
 

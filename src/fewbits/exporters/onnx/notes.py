@@ -24,7 +24,7 @@ def packed_weights(packed: Packed, accuracy_level: int) -> list[str]:
             )
         notes.append(
             f"{packed.products} linear layers are MatMulNBits and {packed.lookups} look-ups are "
-            "GatherBlockQuantized, operators of onnxruntime that other readers lack. With "
+            "GatherBlockQuantized, operators of onnxruntime that few other readers have. With "
             f"accuracy_level={accuracy_level}, {how}."
         )
     if packed.odd:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +205,24 @@ def test_embeddings_are_look_ups_in_the_integers(tied, tmp_path):
     assert sum(array.nbytes for array in stored) == (80 * 64 * (1 if tied else 2) + 64 * 64) // 2
     for ids in (IDS, IDS[:1], IDS[:, :5]):
         assert made.error(ids) < FLOATS
+
+
+class Cached(Text):
+    def __init__(self):
+        super().__init__(tied=True)
+        self.config = SimpleNamespace(use_cache=True)
+
+    def forward(self, ids):
+        found = super().forward(ids)
+        return (found, self.table(ids)) if self.config.use_cache else (found,)
+
+
+def test_a_language_model_gives_no_cache(tmp_path):
+    net = Cached().eval()
+    coded = fewbits.compress(net, fewbits.Nearest(bits=4, group=32))
+    made = Made(net, coded, tmp_path, IDS[:2])
+    assert len(made.graph.output) == 1
+    assert net.config.use_cache
 
 
 def test_an_embedding_that_does_not_fit_is_floats(tmp_path):
