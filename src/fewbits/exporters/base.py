@@ -12,7 +12,7 @@ from ..coded import Contents
 from ..errors import require
 from ..registry import Registry
 
-__all__ = ["EXPORTERS", "NEEDS", "Checked", "Exported", "Exporter"]
+__all__ = ["EXPORTERS", "NEEDS", "Checked", "Checks", "Exported", "Exporter"]
 
 NEEDS = ("nothing", "model", "inputs")
 
@@ -94,8 +94,7 @@ class Exported:
 class Exporter(Protocol):
     """Writes compressed networks for one runtime: a frozen, keyword-only dataclass of its options.
 
-    It may have a method ``check`` with the arguments of ``export``, which runs what was written and
-    returns a :class:`Checked`.
+    One whose files can be run here is a :class:`Checks` too.
 
     Attributes:
         name: under which it is registered in ``EXPORTERS``.
@@ -126,6 +125,17 @@ class Exporter(Protocol):
             model: a network of its architecture; None only if the exporter does not need it.
             inputs: of the network; empty only if the exporter does not need them.
         """
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """An exporter that runs what it wrote in its runtime."""
+
+    def check(
+        self, contents: Contents, path: Path, model: nn.Module | None, inputs: tuple[Tensor, ...]
+    ) -> Checked:
+        """Return how the file at ``path`` does; the arguments are those of its ``export``."""
         ...
 
 

@@ -18,7 +18,7 @@ from ..container import read
 from ..errors import ConfigError, did_you_mean, require, shorten
 from ..files.atomic_write import check_target
 from ..files.draft import draft
-from .base import EXPORTERS, NEEDS, Exported, Exporter
+from .base import EXPORTERS, NEEDS, Checks, Exported, Exporter
 
 __all__ = ["export", "exporter_for", "exporter_name"]
 
@@ -74,7 +74,7 @@ def export(
     for what in NEEDS[1 : 1 + NEEDS.index(exporter.needs)]:
         if missing[what]:
             raise ConfigError(f"the exporter {name!r} needs {what}=: pass it.")
-    runs = getattr(exporter, "check", None)
+    runs = exporter.check if isinstance(exporter, Checks) else None
     if check and runs is None:
         raise ConfigError(f"files of the exporter {name!r} cannot be checked: leave out check.")
     file = None if isinstance(coded, CodedModel) else Path(coded)
