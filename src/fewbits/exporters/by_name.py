@@ -140,7 +140,7 @@ def _size_notes(
             "pass larger=True (--larger) to write it anyway."
         )
     notes = []
-    if told.bytes > floats + _STRUCTURE:
+    if told.bytes > floats:
         notes.append(f"the file is larger than the network's weights in float32: {floats:,} bytes.")
     if file is not None and told.bytes > 2 * file.stat().st_size:
         notes.append(

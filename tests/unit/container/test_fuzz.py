@@ -35,8 +35,8 @@ def test_the_seeds_hold_every_codec_and_kind(pool):
     codecs = {number for seed in pool for number in seed.header.get("c", [])}
     assert codecs == {codec.number for codec in CODECS.values()}
     kinds = {type(t).__name__ for seed in pool for t in seed.contents.tensors.values()}
-    assert kinds == {"GridTensor", "CodebookTensor", "TransformTensor", "RawTensor"}
-    assert {seed.minor for seed in pool} == {0}
+    assert kinds == {f"{kind}Tensor" for kind in ("Affine", "Codebook", "Grid", "Raw", "Transform")}
+    assert {seed.minor for seed in pool} == {0, 1}
     assert any(None in seed.bodies for seed in pool)  # chunks that share a body
 
 

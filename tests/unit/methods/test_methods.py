@@ -85,6 +85,17 @@ def test_errors_of_the_mean_are_free_only_where_a_bias_takes_them(method, rows):
         )
 
 
+@pytest.mark.parametrize("method", [GPFQ(bits=4), GPTQ(bits=4), Qronos(bits=4)])
+def test_inputs_that_hardly_vary_beside_their_mean_are_rounded(method):
+    """In float32 moments, their variance is noise: it is not even positive everywhere."""
+    matrix, x, _ = layer(columns=16, rows=300, noise=0)
+    x[..., 4:] = 100 + 0.01 * x[..., 4:]
+    matrix = accumulated(matrix.weight, x, x, matrix)
+    coded = method.encode(matrix)
+    away = (coded.dequantize() - matrix.weight)[..., 4:].abs()
+    assert (away <= 0.501 * coded.step.reshape(1, -1, 1)).all()
+
+
 def accumulated(weight, x, y, matrix):
     accumulator = StatisticsAccumulator(*weight.shape[::2], weight)
     accumulator.add(x, y)

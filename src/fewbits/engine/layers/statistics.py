@@ -23,6 +23,7 @@ __all__ = ["WIDE", "Statistics", "StatisticsAccumulator", "check_float64", "seco
 
 _MANY, _TINY = 8, 32  # groups, at least, and their columns, at most, of a compiled product
 WIDE = 8192  # columns beyond which totals of moments are float32, half as large
+_LOST = 2.0**-16  # of a second moment: a variance below is mostly rounding of float32 products
 _STRIP = 192  # columns per product: wide enough to be fast, narrow enough to skip the other half
 
 
@@ -68,7 +69,8 @@ class Statistics:
         """Return statistics of ``X - mean(X)`` and ``X~ - mean(X~)``; the means stay as they are.
 
         Errors of the mean of an output are no loss where a bias takes them. ``weight``: the float
-        weight (groups, neurons, columns), without which the energy is left out.
+        weight (groups, neurons, columns), without which the energy is left out. A column of ``X~``
+        whose variance is lost in the rounding of its moments counts as constant.
         """
         x, x_hat = self.reference_mean, self.quantized_mean
         if self.samples is not None:
@@ -87,6 +89,11 @@ class Statistics:
         if cross is not second:
             row = x[:, None].to(cross)
             other = torch.baddbmm(cross, column, row, alpha=-self.rows)
+        lost = centered.diagonal(0, 1, 2) <= _LOST * second.diagonal(0, 1, 2)
+        if lost.any():
+            either = lost[:, :, None] | lost[:, None, :]
+            centered.masked_fill_(either, 0)
+            other.masked_fill_(either, 0)
         return replace(self, gram=(centered, other), reference_energy=energy)
 
 

@@ -63,11 +63,11 @@ def test_bash_completes_all_options_of_a_verb(bash, verb):
 
 
 def test_bash_completes_names(bash):
-    assert bash("compress", "net:build", "--method", "") == [*METHODS, "smallest"]
+    assert bash("compress", "net:build", "--method", "") == [*METHODS, "smallest", "lossless"]
     assert bash("compress", "--method", "gp") == ["gpfq", "gptq"]
     assert bash("compress", "--method", "=", "gp") == ["gpfq", "gptq"]
-    assert bash("compress", "--method", "=") == [*METHODS, "smallest"]
-    assert bash("compress", "--recipe", "") == ["smallest"]
+    assert bash("compress", "--method", "=") == [*METHODS, "smallest", "lossless"]
+    assert bash("compress", "--recipe", "") == ["smallest", "lossless"]
     assert bash("train", "--method", "") == training_methods()
     assert bash("sensitivity", "--method", "") == post_training_methods()
     assert bash("sweep", "--methods", "gpfq,ne") == ["gpfq,nearest"]
