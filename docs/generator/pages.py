@@ -8,7 +8,7 @@ from fewbits.coding import CODECS
 from fewbits.engine.layers.views import KINDS
 from fewbits.exporters import EXPORTERS
 
-from .records import ROOT, fill, note, printed, record
+from .records import ROOT, fill, from_old_coder, note, printed, record
 
 __all__ = ["readme", "robustness", "support"]
 
@@ -65,9 +65,16 @@ def readme() -> str:
         + "\n\nMethods with fixed bit widths (2 bits are ternary):\n\n"
         + "\n".join(lines)
         + note(found)
+        + _changed(found)
         + "\n\nMore, with time and memory: [results](docs/reference/results.md).\n"
     )
     return fill((ROOT / "README.md").read_text(encoding="utf-8"), {_RESULTS: table})
+
+
+def _changed(found: Any) -> str:
+    """Say that methods are not those of the record any more, until it is made again."""
+    told = " GPFQ, GPTQ and Qronos have changed since ([how](docs/reference/papers.md))."
+    return told if from_old_coder(found) else ""
 
 
 def _sizes() -> str:

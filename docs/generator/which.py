@@ -100,7 +100,8 @@ def _hemp(found: Row) -> str:
     size = _at(mean(r["accuracy"]["test"] for r in runs), mean(r["file_bytes"] for r in runs))
     minutes = mean(r["cpu_seconds"] for r in runs) / 60
     epochs = runs[0]["settings"]["epochs"]
-    return f"{size}, after {epochs:.0f} epochs ({minutes:.0f} CPU minutes)"
+    trained = f"{epochs:.0f} epochs with a ResNet-32 as teacher"
+    return f"{size}, after {trained} ({minutes:.0f} CPU minutes)"
 
 
 def _fixed(*wanted: tuple[str, int]) -> Callable[[Row], str]:

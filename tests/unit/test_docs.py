@@ -25,6 +25,8 @@ from pages import Parsed
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
+PAPERS = ROOT / "docs" / "reference" / "papers.md"
+RECORDS = re.compile(r"\[(\w+)\]\(\.\./\.\./benchmarks/results/(\w+)\.json\)")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 
 
@@ -64,6 +66,37 @@ def test_the_training_page_runs(digits_net, digits):
     code = re.search(r"```python\n(.*?)```", loop, re.DOTALL)[1].replace('"run"', "None")
     exec(code, names)
     assert names["coded"].size_report().file_bytes > 0
+
+
+def _rows_of_papers():
+    """Rows of the page of papers: their first cell, what was measured, and the records named."""
+    for row in re.findall(r"^\| (.*) \|$", PAPERS.read_text(encoding="utf-8"), re.MULTILINE):
+        claim, _, ours, control, _ = re.split(r" ?\| ?", row)
+        yield claim, f"{ours} {control}", RECORDS.findall(row)
+
+
+def test_records_on_the_page_of_papers_exist():
+    named = [pair for _, _, records in _rows_of_papers() for pair in records]
+    assert len({link for _, link in named}) > 10
+    for text, link in named:
+        assert text == link
+        assert (ROOT / "benchmarks" / "results" / f"{link}.json").is_file(), link
+    for page in (ROOT / "docs" / "methods").glob("*.md"):
+        assert "../reference/papers.md#" in page.read_text(encoding="utf-8"), page.name
+
+
+def test_figures_on_the_page_of_papers_are_those_of_the_records():
+    """Of what was measured here: figures with two decimals or more, and numbers of bytes."""
+    rows = list(_rows_of_papers())
+    names = sorted({name for _, _, records in rows for _, name in records})
+    command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), *names]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    parts = re.split(r"^## (\w+)$", text.replace(",", ""), flags=re.MULTILINE)[1:]
+    printed = dict(zip(parts[::2], parts[1::2], strict=True))
+    for claim, measured, records in rows:
+        known = {f for _, name in records for f in re.findall(r"\d+(?:\.\d+)?", printed[name])}
+        told = re.findall(r"\d+\.\d\d+|\d{1,3}(?:,\d{3})+", measured)
+        assert not records or {each.replace(",", "") for each in told} <= known, claim
 
 
 def test_every_method_has_a_page():
