@@ -73,7 +73,7 @@ def readme() -> str:
 
 def _changed(found: Any) -> str:
     """Say that methods are not those of the record any more, until it is made again."""
-    told = " GPFQ, GPTQ and Qronos have changed since ([how](docs/reference/papers.md))."
+    told = "\nGPFQ, GPTQ and Qronos have changed since ([how](docs/reference/papers.md))."
     return told if from_old_coder(found) else ""
 
 
