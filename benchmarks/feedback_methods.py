@@ -37,6 +37,7 @@ NETWORKS = (
 )
 CASES: dict[str, Any] = {
     "nearest": fewbits.Nearest(),
+    "nearest, lloyd": fewbits.Nearest(levels="lloyd"),
     "gpfq": fewbits.GPFQ(),
     "gpfq, no passes": fewbits.GPFQ(passes=0),
     "gpfq, natural order": fewbits.GPFQ(order="natural"),
@@ -47,6 +48,7 @@ CASES: dict[str, Any] = {
     "qronos, no passes": fewbits.Qronos(passes=0),
     "qronos, natural order": fewbits.Qronos(order="natural"),
     "qronos, radius mse": fewbits.Qronos(radius="mse"),
+    "qronos, lloyd": fewbits.Qronos(levels="lloyd"),
     "qronos, no bias correction": fewbits.Qronos(bias_correction=False),
 }
 BITS, SEEDS = (4, 3, 2), (0, 1, 2)

@@ -11,6 +11,7 @@ from .records import note, record
 
 __all__ = [
     "fixed_widths",
+    "gpfq_width",
     "hemp_mnist",
     "hemp_resnet",
     "low_bits",
@@ -162,6 +163,21 @@ def mnist_radius() -> Spec:
     return chart(
         "GPFQ's experiment on MNIST", [told, note(found, "")], {"height": 240, "layer": layer}
     )
+
+
+def gpfq_width() -> Spec:
+    """Error of a ternary layer by its width: the theorem."""
+    found = record("gpfq_width")
+    slopes = {row["case"]: f"{row['case']}: slope {row['slope']:.2f}" for row in found["summary"]}
+    values = [
+        {"method": slopes[row["case"]], "width": row["width"], "error": 100 * row["error_mean"]}
+        for row in found["measured"]
+    ]
+    x = axis("width", "inputs of a neuron", log=True, values=[r["width"] for r in values][:7])
+    y = axis("error", "error of the outputs, %", log=True, values=(2, 5, 10, 20, 50))
+    layer = [lines(values, x, y, coloured("method", list(slopes.values())))]
+    told = "Ternary weights, 64 Gaussian rows, mean of 3 seeds. The theorem: a slope of -0.5."
+    return chart("GPFQ's theorem", [told, note(found, "")], {"height": 240, "layer": layer})
 
 
 def hemp_resnet() -> Spec:

@@ -183,7 +183,7 @@ class AffineTensor:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Strictly increasing float32 levels. Tensors with the *same object* share it in the file."""
+    """Strictly increasing float32 levels. Tensors with equal ones share them in the file."""
 
     values: Float32
 

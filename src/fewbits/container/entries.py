@@ -302,8 +302,8 @@ def _layout(value: object, what: str, size: int) -> Layout | None:
     return Layout(split, axes)
 
 
-def describe(name: str, tensor: CodedTensor, codebooks: dict[int, Codebook]) -> Entry:
-    """Return the entry of ``tensor``; adds new codebooks to ``codebooks``, keyed by ``id``."""
+def describe(name: str, tensor: CodedTensor, codebooks: dict[bytes, Codebook]) -> Entry:
+    """Return the entry of ``tensor``; adds new codebooks to ``codebooks``, keyed by their bytes."""
     shape = tuple(int(size) for size in tensor.shape)
     layout = None if isinstance(tensor, RawTensor) else tensor.layout
     if max(len(shape), len(layout.split) if layout else 0) > MAX_DIMENSIONS:
@@ -374,13 +374,14 @@ def _affine(shape: tuple[int, ...], tensor: AffineTensor) -> MatrixEntry:
 
 
 def _codebook(
-    shape: tuple[int, ...], tensor: CodebookTensor, codebooks: dict[int, Codebook]
+    shape: tuple[int, ...], tensor: CodebookTensor, codebooks: dict[bytes, Codebook]
 ) -> MatrixEntry:
     rows, columns = tensor.index.shape
     levels = tensor.codebook.values.size
     if levels > MAX_LEVELS:
         raise ConfigError(f"a codebook has {levels} levels; a file allows at most {MAX_LEVELS}.")
-    codebooks.setdefault(id(tensor.codebook), tensor.codebook)
+    key = tensor.codebook.values.tobytes()
+    codebooks.setdefault(key, tensor.codebook)
     one = tensor.scale.size == 1 and float(tensor.scale[0]) == 1.0
     return MatrixEntry(
         shape=shape,
@@ -391,7 +392,7 @@ def _codebook(
         per_row=tensor.scale.size != 1,
         offset=0,
         offsets=0,
-        codebook=list(codebooks).index(id(tensor.codebook)),
+        codebook=list(codebooks).index(key),
     )
 
 

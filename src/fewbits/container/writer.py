@@ -81,7 +81,7 @@ class FileWriter:
         self._effort = effort
         self._calls: OrderedCalls[tuple[Run, list[Body]]] = OrderedCalls(usable_threads(threads))
         self._entries: dict[str, Entry] = {}
-        self._codebooks: dict[int, Codebook] = {}
+        self._codebooks: dict[bytes, Codebook] = {}
         self._kept: dict[tuple[str, str, str], NDArray[np.uint8]] = {}
         self._run: Run = []
         self._run_size = 0  # symbols in the current run

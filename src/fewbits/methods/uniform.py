@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..engine.layers.layer import LayerMatrix, QuantizedMatrix, blocks_of
 from ..engine.layers.statistics import Statistics, check_float64
 from ..errors import CalibrationError, ConfigError, ModelError, is_number, require
+from ..ops.levels.codebook import lloyd_max
 from ..ops.levels.grid import (
     FLOAT32_MAX,
     Grid,
@@ -23,11 +24,13 @@ from ..ops.levels.grid import (
     row_radius,
     steps,
 )
-from ..ops.rounding.projections import HardThreshold
+from ..ops.rounding.projections import CodebookProjection, HardThreshold
 from .base import PostTrainingMethod
+from .path_inputs import expand_step
 
 __all__ = [
     "DATA_FREE_RADII",
+    "Alphabet",
     "FeedbackMethod",
     "Spacing",
     "UniformMethod",
@@ -48,7 +51,12 @@ _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
 _SMALLEST_GROUP = 8  # below, steps take about as many bytes as indices of 4 bits
 _MOST_PASSES = 100
+_CODEBOOK = 256  # levels at most
+_LLOYD_SAMPLE = 1 << 20  # weights that decide the levels of a layer
 _GROUP_LEVELS = 1 << 15  # levels times steps of 8 bits are then exact in float32
+
+Alphabet: TypeAlias = Grid | HardThreshold | CodebookProjection
+"""The levels of a layer, in units of its steps."""
 
 
 def is_whole(value: object) -> bool:
@@ -87,7 +95,9 @@ class UniformMethod(PostTrainingMethod):
         bits: bits per index, 2 to 8. There are ``2**bits - 1`` levels, symmetric around zero, so 2
             bits are ternary.
         levels: number of levels; overrides ``bits``. An even number gives a symmetric grid without
-            zero.
+            zero. Or a codebook: "lloyd", the ``2**bits`` levels of least squared error for the
+            weights of a layer, relative to their steps, one of them zero; or a tuple of 2 to 256
+            increasing values, which all layers share, without steps.
         radius: how to choose the largest level: "absmax" (the largest magnitude), "mse" (the least
             rounding error), "median" (the median magnitude of the layer; Lybrand and Saab 2021) or
             "mean_max" (the mean over rows of their largest magnitude; Zhang, Zhou and Saab 2023).
@@ -102,7 +112,7 @@ class UniformMethod(PostTrainingMethod):
     radii: ClassVar[tuple[str, ...]] = DATA_FREE_RADII
 
     bits: int = 4
-    levels: int | None = None
+    levels: int | str | tuple[float, ...] | None = None
     radius: str = "absmax"
     clip: float = 1.0
     per: str = "channel"
@@ -113,13 +123,37 @@ class UniformMethod(PostTrainingMethod):
         expected = "an integer from 2 to 8 (ternary: levels=3, or bits=2)"
         require(good_bits, "bits", expected, self.bits)
         if self.levels is not None:
-            good = is_whole(self.levels) and 2 <= self.levels <= 2**24
-            require(good, "levels", "None or an integer from 2 to 2**24", self.levels)
+            self._check_levels()
         check_one_of("radius", self.radius, self.radii)
         check_number("clip", self.clip, 0)
         check_one_of("per", self.per, ("channel", "tensor"))
         if self.group is not None:
             self._check_group()
+
+    def _check_levels(self) -> None:
+        given: object = self.levels
+        if isinstance(given, list):  # as read from YAML or JSON
+            given = tuple(given)
+            object.__setattr__(self, "levels", given)
+        number, codebook = "an integer from 2 to 2**24", f"2 to {_CODEBOOK} increasing numbers"
+        kind = f"None, {number}, 'lloyd', or a tuple of {codebook}"
+        if isinstance(given, tuple):
+            sound = 2 <= len(given) <= _CODEBOOK and all(is_number(value) for value in given)
+            require(sound, "levels", kind, given)
+            values = torch.tensor(given, dtype=torch.float64).float()
+            rising = bool(values.isfinite().all()) and bool((values.diff() > 0).all())
+            require(rising, "levels", f"{codebook} that float32 tells apart", given)
+            stepless = self.group is None
+            require(stepless, "group", "None with given levels, which have no steps", self.group)
+        elif given == "lloyd":
+            pass
+        else:
+            good = isinstance(given, int) and is_whole(given) and 2 <= given <= 2**24
+            require(good, "levels", kind, given)
+        if self.has_codebook:
+            plain = self.radius == "absmax" and self.clip == 1
+            found = (self.radius, self.clip)
+            require(plain, "radius and clip", "left alone with a codebook", found)
 
     def _check_group(self) -> None:
         group = self.group
@@ -130,7 +164,7 @@ class UniformMethod(PostTrainingMethod):
         require(
             not one_step, "radius", "'absmax' or another rule for rows with a group", self.radius
         )
-        few = self.levels is None or self.levels <= _GROUP_LEVELS
+        few = not isinstance(self.levels, int) or self.levels <= _GROUP_LEVELS
         require(few, "levels", f"at most {_GROUP_LEVELS} with a group", self.levels)
 
     def remark(self, columns: int) -> str:
@@ -148,12 +182,13 @@ class UniformMethod(PostTrainingMethod):
     @property
     def absorbs_scales(self) -> bool:
         """Whether each neuron has its own step."""
-        return self.per == "channel"
+        return self.per == "channel" and not isinstance(self.levels, tuple)
 
     @property
     def rounds_neurons_apart(self) -> bool:
-        """Whether each neuron has its own step."""
-        return self.per == "channel" and self.radius not in _OF_LAYERS
+        """Whether each neuron has its own step, and no levels that fit the layer."""
+        own = self.per == "channel" and self.radius not in _OF_LAYERS
+        return isinstance(self.levels, tuple) or (own and not self.has_codebook)
 
     @property
     def fallback_settings(self) -> Mapping[str, Any]:
@@ -168,7 +203,39 @@ class UniformMethod(PostTrainingMethod):
     @property
     def grid(self) -> Grid:
         """The grid of ``levels`` levels, or of ``2**bits - 1`` levels including zero."""
-        return Grid(2**self.bits - 1 if self.levels is None else self.levels)
+        return Grid(self.levels if isinstance(self.levels, int) else 2**self.bits - 1)
+
+    @property
+    def has_codebook(self) -> bool:
+        """Whether levels are not evenly spaced."""
+        return isinstance(self.levels, str | tuple)
+
+    def alphabet(self, layer: LayerMatrix, step: Tensor) -> Alphabet:
+        """Return the levels of a layer, in units of its ``step`` by :meth:`step_of`.
+
+        Raises:
+            ConfigError: a given level is beyond the dtype of the weight.
+        """
+        if self.levels is None or isinstance(self.levels, int):
+            return self.grid
+        if isinstance(self.levels, str):
+            weight = layer.weight
+            units = (weight / expand_step(step, weight)).flatten()
+            stride = max(1, units.numel() // _LLOYD_SAMPLE)
+            levels = lloyd_max(units[::stride], 2**self.bits)
+            top = self.grid.top
+            return CodebookProjection(torch.unique_consecutive(levels.clamp(-top, top)))
+        values = torch.tensor(self.levels, dtype=torch.float32, device=layer.weight.device)
+        fits = bool((values.abs() <= layer.limit).all())
+        held = f"values up to {layer.limit:g}, which {layer.name!r} can hold"
+        require(fits, "levels", held, self.levels)
+        return CodebookProjection(values)
+
+    def step_of(self, layer: LayerMatrix, percentile: float = 100.0) -> Tensor:
+        """Return the step of a layer by these settings; 1 with given levels."""
+        if isinstance(self.levels, tuple):
+            return torch.ones(1, device=layer.weight.device)
+        return self.spacing(layer, percentile).step(layer.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +384,7 @@ def result(
     layer: LayerMatrix,
     levels: Tensor,
     step: Tensor,
-    alphabet: Grid | HardThreshold,
+    alphabet: Alphabet,
     *,
     info: dict[str, float],
     bias_shift: Tensor | None = None,
@@ -332,12 +399,12 @@ def result(
             f"layer {layer.name!r}: its inputs are too large or too small for float32 arithmetic. "
             "Scale the calibration data, or keep this layer in float."
         )
-    codebook = alphabet.levels.to(step) if isinstance(alphabet, HardThreshold) else None
+    codebook = None if isinstance(alphabet, Grid) else alphabet.levels.to(step)
     count = alphabet.levels if isinstance(alphabet, Grid) else len(alphabet.levels)
-    top = alphabet.top if isinstance(alphabet, Grid) else alphabet.grid.top
+    low, high = alphabet.ends
     total = max(1, levels.numel())
     outermost = sum(
-        int(torch.count_nonzero(part >= top) + torch.count_nonzero(part <= -top))
+        int(torch.count_nonzero(part >= high) + torch.count_nonzero(part <= low))
         for part in torch.split(levels.flatten(), _BLOCK)
     )
     facts = {
@@ -357,7 +424,7 @@ def result(
     return QuantizedMatrix(index, step, offset, bias_shift=bias_shift, info=facts, group=group)
 
 
-def _index_of(levels: Tensor, alphabet: Grid | HardThreshold) -> Tensor:
+def _index_of(levels: Tensor, alphabet: Alphabet) -> Tensor:
     """Return the int32 indices of ``levels``, in their memory if they are contiguous float32."""
     if levels.dtype != torch.float32 or not levels.is_contiguous():
         return alphabet.index(levels)

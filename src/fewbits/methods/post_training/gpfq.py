@@ -24,6 +24,7 @@ from ..base import METHODS, Capabilities
 from ..path_inputs import PreparedInputs, mean_error_of_levels
 from ..uniform import (
     DATA_FREE_RADII,
+    Alphabet,
     FeedbackMethod,
     check_number,
     check_one_of,
@@ -81,6 +82,9 @@ class GPFQ(FeedbackMethod):
 
     def _check_together(self) -> None:
         stochastic = self.rounding == "stochastic"
+        if self.has_codebook:
+            require(self.threshold == "none", "threshold", "'none' with a codebook", self.threshold)
+            require(not stochastic, "rounding", "'nearest' with a codebook", self.rounding)
         require(
             not (stochastic and self.passes), "passes", "0 with stochastic rounding", self.passes
         )
@@ -100,10 +104,9 @@ class GPFQ(FeedbackMethod):
         weight = checked_weight(layer)
         inputs = PreparedInputs.of(self.statistics_of(layer), self.order)
         step = self._step(layer, inputs)
-        alphabet = self._alphabet()
-        levels, error = inputs.sweep(
-            weight, step, self._project(layer.seed, weight.device), self._passes
-        )
+        alphabet = self.alphabet(layer, step)
+        project_ = self._project(alphabet, layer.seed, weight.device)
+        levels, error = inputs.sweep(weight, step, project_, self._passes)
         info = inputs.facts(weight, error)
         shift = None
         if self.bias_correction:
@@ -121,12 +124,13 @@ class GPFQ(FeedbackMethod):
             return 0 if self.rounding == "stochastic" else _PASSES
         return self.passes
 
-    def _alphabet(self) -> Grid | HardThreshold:
-        grid = self.grid
-        return HardThreshold(self.threshold_size, grid) if self.threshold == "hard" else grid
+    def alphabet(self, layer: LayerMatrix, step: Tensor) -> Alphabet:
+        """Return the levels of a layer, with a hard threshold those around it."""
+        if self.threshold == "hard":
+            return HardThreshold(self.threshold_size, self.grid)
+        return super().alphabet(layer, step)
 
-    def _project(self, seed: int, device: torch.device) -> Project:
-        alphabet = self._alphabet()
+    def _project(self, alphabet: Alphabet, seed: int, device: torch.device) -> Project:
         if isinstance(alphabet, Grid) and self.rounding == "stochastic":
             generator = torch.Generator(device).manual_seed(seed)
             base = StochasticRounding(alphabet, generator).project_
@@ -138,16 +142,16 @@ class GPFQ(FeedbackMethod):
 
     def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
         """Return the step given by the radius rule, searching for it with "objective"."""
-        weight, spacing = layer.weight, self.spacing(layer)
         if self.radius != "objective":
-            return spacing.step(weight)
+            return self.step_of(layer)
+        weight, spacing = layer.weight, self.spacing(layer)
         groups, neurons, _ = weight.shape
         stride = max(1, groups * neurons // _SEARCHED_NEURONS) if self.per == "tensor" else 1
         sample = weight[:, ::stride]
 
         def error(factor: float) -> Tensor:
             step = spacing.step(weight, factor)
-            project_ = self._project(layer.seed, weight.device)
+            project_ = self._project(self.alphabet(layer, step), layer.seed, weight.device)
             squared = inputs.sweep(sample, step, project_, self._passes)[1]
             return squared.flatten() if self.per == "channel" else squared.sum()[None]
 

@@ -60,8 +60,8 @@ class GPTQ(FeedbackMethod):
         weight = checked_weight(layer)
         statistics = self.statistics_of(layer)
         second, _ = statistics.moments()
-        grid = self.grid
-        step = self.spacing(layer).step(weight)
+        step = self.step_of(layer)
+        alphabet = self.alphabet(layer, step)
         units = Units.of(step, weight)
         values, sizes = (weight / units.size).to(second), units.to(second).steps
         energy = second.diagonal(dim1=1, dim2=2)
@@ -71,7 +71,7 @@ class GPTQ(FeedbackMethod):
         chosen, factor = gptq(
             values,
             second,
-            grid.project_,
+            alphabet.project_,
             damping=damping,
             order=order,
             steps=sizes,
@@ -88,7 +88,7 @@ class GPTQ(FeedbackMethod):
         levels, bias_shift = units.levels(chosen), None
         if self.bias_correction:
             bias_shift = mean_error_of_levels(statistics, weight, levels, step)
-        return result(layer, levels, step, grid, info=info, bias_shift=bias_shift)
+        return result(layer, levels, step, alphabet, info=info, bias_shift=bias_shift)
 
 
 def factor_info(factor: Factor) -> dict[str, float]:

@@ -44,8 +44,8 @@ class Nearest(UniformMethod):
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight. Cost: a few passes over it."""
         weight = checked_weight(layer)
-        grid = self.grid
-        step = self.spacing(layer, self.percentile).step(weight)
+        step = self.step_of(layer, self.percentile)
+        alphabet = self.alphabet(layer, step)
         levels = weight / expand_step(step, weight)
-        grid.project_(levels)
-        return result(layer, levels, step, grid, info={})
+        alphabet.project_(levels)
+        return result(layer, levels, step, alphabet, info={})

@@ -64,8 +64,8 @@ class Qronos(FeedbackMethod):
         small, small_cross = inputs.statistics.moments()
         second = small.double()
         cross = second if small_cross is small else small_cross.double()
-        grid = self.grid
-        step = self.spacing(layer).step(weight)
+        step = self.step_of(layer)
+        alphabet = self.alphabet(layer, step)
         units = Units.of(step, weight).to(second)
         largest = largest_eigenvalue(second)
         damping = self.damping * torch.where(largest > 0, largest, 1)
@@ -73,7 +73,7 @@ class Qronos(FeedbackMethod):
             weight / units.size,
             second,
             cross,
-            grid.project_,
+            alphabet.project_,
             damping=damping,
             order=inputs.order,
             steps=units.steps,
@@ -84,4 +84,5 @@ class Qronos(FeedbackMethod):
         info |= inputs.facts(weight, inputs.error(weight, quantized))
         shift = mean_error(inputs.statistics, weight.double(), quantized)
         bias_shift = shift if self.bias_correction else None
-        return result(layer, units.levels(chosen), step, grid, info=info, bias_shift=bias_shift)
+        levels = units.levels(chosen)
+        return result(layer, levels, step, alphabet, info=info, bias_shift=bias_shift)

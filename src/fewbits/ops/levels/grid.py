@@ -50,6 +50,11 @@ class Grid:
         return (self.levels - 1) / 2
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest level."""
+        return -self.top, self.top
+
+    @property
     def offset(self) -> float:
         """``level = index - offset``: 0 if zero is a level, else 1/2."""
         return 0.0 if self.levels % 2 else 0.5

@@ -22,6 +22,11 @@ class CodebookProjection:
 
     levels: Tensor
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest level."""
+        return float(self.levels[0]), float(self.levels[-1])
+
     def index(self, values: Tensor) -> Tensor:
         """Return the int32 position of the level nearest to each value, contiguous."""
         bounds = (self.levels[1:] + self.levels[:-1]) / 2
@@ -70,6 +75,11 @@ class HardThreshold:
         top = int(self.grid.top)
         positive = self.size + torch.arange(top + 1, dtype=torch.float64) * self._gap
         return torch.cat([-positive.flip(0), positive.new_zeros(1), positive]).float()
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest level."""
+        return -self.grid.top, self.grid.top
 
     def table(self, values: Tensor) -> Tensor:
         """Return ``levels`` in the dtype and on the device of ``values``; cached."""
