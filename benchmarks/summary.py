@@ -73,6 +73,19 @@ def resnet20_cifar10(record: dict[str, Any]) -> str:
     return f"Float32: {record['float_accuracy']['test']:.2f}%.\n\n{table(head, rows)}"
 
 
+def gpfq_width(record: dict[str, Any]) -> str:
+    """Error by the number of inputs, and the slope of its logarithm."""
+    errors: dict[str, dict[int, str]] = {}
+    for row in record["measured"]:
+        errors.setdefault(row["case"], {})[row["width"]] = f"{row['error_mean']:.3f}"
+    widths = sorted({width for found in errors.values() for width in found})
+    rows = [
+        (row["case"], f"{row['slope']:.2f}", *(errors[row["case"]].get(w, "") for w in widths))
+        for row in record["summary"]
+    ]
+    return table(("method", "slope", *(f"{width:,} inputs" for width in widths)), rows)
+
+
 def mnist_mlp(record: dict[str, Any]) -> str:
     """Test accuracy at every radius, then the choices on validation images."""
     sweeps: dict[str, dict[float, dict[str, Any]]] = {}
@@ -241,6 +254,7 @@ PRINTERS = {
         transform_metric,
         transform_steps,
         mnist_mlp,
+        gpfq_width,
         speed,
         kernel_speed,
         calibration_rows,
