@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, mean, stdev
 from typing import Any
@@ -29,7 +29,9 @@ import fewbits
 from images import CACHE
 from kept import kept_runs
 from record import write
-from zoo import ZOO
+from zoo import ZOO, Case
+
+__all__ = ["halves", "output_error"]
 
 NETWORKS = (
     *("lenet300", "lenet5", "resnet8", "resnet20", "resnet20_sparse", "mobilenet_v2"),
@@ -66,22 +68,32 @@ class Job:
     bits: tuple[int, ...]
 
 
+def halves(case: Case, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return batches of half of the inputs, which calibrate, and of the other half."""
+    size = len(case.calibration[0])
+    inputs = torch.cat(list(case.calibration))
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
+    parts = order.tensor_split(2)
+    return list(inputs[parts[0]].split(size)), list(inputs[parts[1]].split(size))
+
+
 @torch.no_grad()
 def _outputs(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([model(batch).flatten(0, -2) for batch in batches]).double()
 
 
+def output_error(model: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Return the squared error of the other network's outputs over their variance, in percent."""
+    wanted = _outputs(model, batches)
+    spread = float((wanted - wanted.mean(0)).square().sum())
+    return 100 * float((_outputs(other, batches) - wanted).square().sum()) / spread
+
+
 def _one(job: Job) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     case = ZOO[job.network]()
-    size = len(case.calibration[0])
-    inputs = torch.cat(list(case.calibration))
-    order = torch.from_numpy(np.random.default_rng(job.seed).permutation(len(inputs)))
-    half = len(inputs) // 2
-    calibration, held = (list(inputs[part].split(size)) for part in (order[:half], order[half:]))
+    calibration, held = halves(case, job.seed)
     model = case.model.eval()
-    wanted = _outputs(model, held)
-    spread = float((wanted - wanted.mean(0)).square().sum())
     weights = sum(p.numel() for p in model.parameters())
     rows = []
     for name in job.cases:
@@ -92,8 +104,8 @@ def _one(job: Job) -> list[dict[str, Any]]:
             )
             coded = fewbits.compress(model, method, calibration, seed=job.seed)
             seconds = time.process_time() - started
-            found = _outputs(coded.load_into(ZOO[job.network]().model.eval()), held)
-            error = 100 * float((found - wanted).square().sum()) / spread
+            loaded = coded.load_into(ZOO[job.network]().model.eval())
+            error = output_error(model, loaded, held)
             rows.append(
                 {
                     "network": job.network,

@@ -2,10 +2,10 @@
 
     python benchmarks/gpfq_width.py
 
-Lybrand and Saab 2021, theorem 2: with m Gaussian rows of data and N inputs, the relative error of a
-neuron's outputs is at most about sqrt(m log N / N), so it falls as N grows, while that of rounding
-does not. Here weights are uniform in [-1, 1], as in the theorem, and levels -1, 0 and 1. ``slope``:
-of log error over log N by least squares, from the mean of the seeds.
+Lybrand and Saab 2021, as others quote it: with m Gaussian rows of data and N inputs, the relative
+error of a neuron's outputs is at most about sqrt(m log N / N), so it falls as N grows, while that of
+rounding does not. Here weights are uniform in [-1, 1], and levels are -1, 0 and 1. ``slope``: of
+log error over log N by least squares, from the mean of the seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _error(method: Any, width: int, seed: int) -> float:
     generator = torch.Generator().manual_seed(1000 * width + seed)
     inputs = torch.randn(1, ROWS, width, generator=generator)
     weight = 2 * torch.rand(1, NEURONS, width, generator=generator) - 1
-    weight[..., 0] = 1.0  # so that every neuron has the levels of the theorem
+    weight[..., 0] = 1.0  # so that every neuron has these levels
     accumulator = StatisticsAccumulator(1, width, weight)
     accumulator.add(inputs, inputs)
     quantized = method.encode(LayerMatrix("layer", weight, accumulator.finish(), seed))

@@ -1,0 +1,142 @@
+"""The constants of RDOQ's metric and search, each at other values: bytes at equal error.
+
+    python benchmarks/rdoq_constants.py
+
+Constants of ``rate_problem.py`` that no theory gives. Half of a network's training inputs
+(``zoo.py``) calibrate, the seed says which; the other half judges. Every setting runs at half and
+at twice the network's suggested slope. ``bytes``: its bytes over those of the present constants at
+the error that it reaches (on the line through their two points, logarithms of both), as geometric
+means over slopes and seeds: above 1, the present value is better. The deviation is that of the
+logarithm over seeds, in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+import fewbits
+from feedback_methods import halves, output_error
+from fewbits.methods.rate_distortion import rate_problem
+from images import CACHE
+from kept import kept_runs
+from record import write
+from zoo import ZOO
+
+SLOPES = {"lenet300": 1.07e-4, "lenet5": 1.0e-4, "resnet8": 2.9e-4, "stories260k": 7.3e-3}
+FACTORS = (0.5, 2.0)
+TRIED = {
+    "_GRADIENTS": (0.0, 0.4, 1.0),
+    "_RIDGE": (0.03, 1.0),
+    "_COUPLING": (0.0, 0.6),
+    "_GREEDY": (0.0, 1.0),
+    "_ADAPTATION": (1.0, 1.5),
+    "_DAMPING": (0.001, 0.1),
+}
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One constant at one value, on one network and half of its inputs; "" changes nothing."""
+
+    network: str
+    seed: int
+    constant: str
+    value: float
+
+
+def _one(job: Job) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    if job.constant:
+        setattr(rate_problem, job.constant, job.value)
+    case = ZOO[job.network]()
+    model = case.model.eval()
+    calibration, held = halves(case, job.seed)
+    points, started = [], time.process_time()
+    for factor in FACTORS:
+        method = fewbits.RDOQ(slope=factor * SLOPES[job.network])
+        coded = fewbits.compress(model, method, calibration, seed=job.seed)
+        loaded = coded.load_into(ZOO[job.network]().model.eval())
+        points.append((len(coded.data), output_error(model, loaded, held)))
+    row = {
+        "network": job.network,
+        "seed": job.seed,
+        "constant": job.constant or "present",
+        "value": job.value,
+        "points": points,
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+    print(row, flush=True)
+    return row
+
+
+def _bytes_ratio(points: list[list[float]], control: list[list[float]]) -> float:
+    """Return the log of bytes over those of the control at the same errors, as a mean."""
+    (b1, e1), (b2, e2) = ([math.log(v) for v in point] for point in control)
+    rate = (b2 - b1) / (e2 - e1)
+    return mean(math.log(b) - (b1 + rate * (math.log(e) - e1)) for b, e in points)
+
+
+def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    control = {(r["network"], r["seed"]): r for r in rows if r["constant"] == "present"}
+    found = []
+    for constant, values in TRIED.items():
+        present = getattr(rate_problem, constant)
+        for value in values:
+            own = [r for r in rows if (r["constant"], r["value"]) == (constant, value)]
+            told: dict[str, Any] = {"constant": constant, "present": present, "value": value}
+            every = []
+            for network in dict.fromkeys(r["network"] for r in own):
+                logs = [
+                    _bytes_ratio(r["points"], control[network, r["seed"]]["points"])
+                    for r in own
+                    if r["network"] == network and (network, r["seed"]) in control
+                ]
+                every += logs
+                told[network] = {
+                    "bytes": round(math.exp(mean(logs)), 4),
+                    "deviation": round(100 * stdev(logs), 2) if len(logs) > 1 else None,
+                }
+            if every:
+                found.append(told | {"bytes": round(math.exp(mean(every)), 4)})
+    return found
+
+
+def main() -> None:
+    """Run all settings and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--quick", action="store_true", help="LeNet-300-100, one seed")
+    options = parser.parse_args()
+    networks = ["lenet300"] if options.quick else list(SLOPES)
+    seeds = (0,) if options.quick else SEEDS
+    settings = [("", 0.0), *((name, v) for name, values in TRIED.items() for v in values)]
+    jobs = [Job(n, seed, *setting) for n in networks for seed in seeds for setting in settings]
+    results = kept_runs(
+        "rdoq_constants", _one, jobs, workers=options.jobs, minutes=options.minutes, fresh=True
+    )
+    rows = [row for row in results if row is not None and "failed" not in row]
+    summary = _summary(rows)
+    for row in summary:
+        print(row)
+    write(
+        "rdoq_constants",
+        model=", ".join(networks),
+        data="half of the training inputs of zoo.py calibrate, by the seed; the other half judges",
+        folder=CACHE if options.quick else None,
+        missing=len(jobs) - len(rows),
+        summary=summary,
+        measured=rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
