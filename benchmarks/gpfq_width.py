@@ -3,9 +3,9 @@
     python benchmarks/gpfq_width.py
 
 Lybrand and Saab 2021, as others quote it: with m Gaussian rows of data and N inputs, the relative
-error of a neuron's outputs is at most about sqrt(m log N / N), so it falls as N grows, while that of
-rounding does not. Here weights are uniform in [-1, 1], and levels are -1, 0 and 1. ``slope``: of
-log error over log N by least squares, from the mean of the seeds.
+error of a neuron's outputs is at most about sqrt(m log N / N), so it falls as N grows, while that
+of rounding does not. Here weights are uniform in [-1, 1], and levels are -1, 0 and 1. ``slope``:
+of log error over log N by least squares, from the mean of the seeds.
 """
 
 from __future__ import annotations
