@@ -167,15 +167,9 @@ _TABLE = (
     ),
     Choice(
         "a fixed number of bits, in seconds",
-        "[GPFQ](methods/gpfq.md)",
-        "resnet20_cifar10",
-        _fixed(("gpfq", 4), ("gpfq", 3)),
-    ),
-    Choice(
-        "2 or 3 fixed bits without training",
         "[Qronos](methods/baselines.md)",
         "resnet20_cifar10",
-        _fixed(("qronos", 3), ("qronos", 2)),
+        _fixed(("qronos", 4), ("qronos", 3), ("qronos", 2)),
     ),
     Choice(
         "a file without any data",

@@ -1,7 +1,7 @@
 """fewbits: compress trained PyTorch networks to the smallest file at the accuracy you want.
 
 >>> import fewbits
->>> coded = fewbits.compress(model, fewbits.GPFQ(bits=4), calibration=loader)  # doctest: +SKIP
+>>> coded = fewbits.compress(model, fewbits.Qronos(bits=4), calibration=loader)  # doctest: +SKIP
 >>> coded.save("net.fewbits")                                                  # doctest: +SKIP
 >>> model = fewbits.load("net.fewbits", into=model)                            # doctest: +SKIP
 

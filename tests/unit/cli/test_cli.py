@@ -78,7 +78,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
     ("verb", "said"),
     [
         ("demo", "with every method that needs no training"),
-        ("compress", "gpfq; with a budget, the recipe smallest"),
+        ("compress", "qronos; with a budget, the recipe smallest"),
         ("compress", "[default: the method's, 4]"),
         ("compress", "digits, npz:FILE, text:FILE, idx:FOLDER, folder:PATH, datasets:NAME or"),
         ("compress", "timm:NAME or torchvision:NAME"),
@@ -88,7 +88,7 @@ def test_every_verb_has_help_with_an_example_and_json(verb):
         ("train", "[default: 16-bit floats]"),
         ("train", "Consider only the epochs after this share of the training"),
         ("train", "Keep the epoch with the fewest bits among those that lose at most this much"),
-        ("sweep", "gpfq needs --bits"),
+        ("sweep", "qronos needs --bits"),
     ],
 )
 def test_help_says_what_happens(verb, said, monkeypatch):
@@ -146,7 +146,7 @@ def test_compress_and_evaluate(here):
 def test_steps_for_groups(here):
     command = [*COMPRESS, "--bits", 4, "--group", 48, "--dry-run"]
     plan = run_json(*command)["plan"]
-    assert plan["recipe"]["rules"][0] == {"match": "*", "method": "gpfq", "bits": 4, "group": 48}
+    assert plan["recipe"]["rules"][0] == {"match": "*", "method": "qronos", "bits": 4, "group": 48}
     assert "no multiple of group=48" in run(*command).stdout
     assert "group must be" in run(*COMPRESS, "--group", 4, "--dry-run", code=2).stderr
 
@@ -155,7 +155,7 @@ def test_compress_json_says_everything(here):
     found = run_json(*COMPRESS, "--bits", 3, "--set", "radius=mse", "-o", "n.fewbits", "--evaluate")
     assert found["bytes"] == (here / "n.fewbits").stat().st_size == found["size"]["file_bytes"]
     rule = found["plan"]["recipe"]["rules"][0]
-    assert rule == {"match": "*", "method": "gpfq", "bits": 3, "radius": "mse"}
+    assert rule == {"match": "*", "method": "qronos", "bits": 3, "radius": "mse"}
     assert found["accuracy"]["float32"]["samples"] == 449
     info = fewbits.inspect(here / "n.fewbits")
     assert info.metadata["source"] == MODEL
@@ -167,7 +167,7 @@ def test_recipe_and_source_can_be_left_out(here):
 
 
 def test_the_same_seed_gives_the_same_file(here):
-    settings = ("--set", "rounding=stochastic", "--calibration-samples", 300)
+    settings = ("--method", "gpfq", "--set", "rounding=stochastic", "--calibration-samples", 300)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(*COMPRESS, *settings, "--seed", seed, "-o", f"{name}.fewbits")
     a, b, c = ((here / f"{name}.fewbits").read_bytes() for name in "abc")
@@ -200,7 +200,7 @@ def test_calibration_is_limited_drawn_by_the_seed_and_never_test_data(here, monk
 def test_a_dry_run_prints_the_plan_and_writes_nothing(here):
     text = run("compress", MODEL, "--dry-run", "-o", "new.fewbits").stdout
     assert "1.weight" in text
-    assert "gpfq" in text
+    assert "qronos" in text
     assert "biases are kept" in text
     assert "3 of 6 tensors are quantized" in text
     assert not (here / "new.fewbits").exists()

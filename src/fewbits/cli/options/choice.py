@@ -68,7 +68,7 @@ def choose_recipe(
         if searching and method is None:
             chosen = _default_budget_recipe(values, has_data)
         else:
-            chosen = _uniform_recipe(method or "gpfq", values, has_data)
+            chosen = _uniform_recipe(method or "qronos", values, has_data)
     data_users = [
         rule.method.name
         for rule in chosen.rules

@@ -62,7 +62,7 @@ def compress(
         str | None,
         typer.Option(
             help="A method (see 'fewbits methods') or a recipe, smallest or lossless; hemp, lowbit "
-            "and pwfn train the network. \\[default: gpfq; with a budget, the recipe smallest]",
+            "and pwfn train the network. \\[default: qronos; with a budget, the recipe smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -172,7 +172,7 @@ def compress(
     so it may be larger than memory.
 
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
-    --data digits --method gpfq --bits 4 -o digits.fewbits
+    --data digits --method qronos --bits 4 -o digits.fewbits
 
     Example: fewbits compress builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
     --data digits --max-drop 0.5% -o digits.fewbits

@@ -25,7 +25,7 @@ def sensitivity(
     *,
     data: Annotated[str, typer.Option(help="The data; the training split is used to calibrate.")],
     weights: shared.Weights = None,
-    method: Annotated[str, typer.Option(help="A method that has the setting 'bits'.")] = "gpfq",
+    method: Annotated[str, typer.Option(help="A method that has the setting 'bits'.")] = "qronos",
     bits: Annotated[str, typer.Option(help="Bits to try, separated by commas.")] = "2,3,4",
     selection: Annotated[
         str | None,

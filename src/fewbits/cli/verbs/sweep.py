@@ -32,8 +32,8 @@ def sweep(
     weights: shared.Weights = None,
     methods: Annotated[
         str,
-        typer.Option(help="Methods, such as gpfq,rdoq; see 'fewbits methods'. gpfq needs --bits."),
-    ] = "gpfq",
+        typer.Option(help="Methods, such as qronos,rdoq; see 'fewbits methods'. qronos needs --bits."),
+    ] = "qronos",
     bits: Annotated[
         str | None, typer.Option(help="Bits to try, such as 2,3,4, for methods that have bits.")
     ] = None,
@@ -79,7 +79,7 @@ def sweep(
     points are measured side by side; those that fail are listed, and the exit code is 1.
 
     Example: fewbits sweep builtin:digits-cnn --weights fewbits-demo/digits-cnn.safetensors
-    --data digits --methods gpfq,nearest --bits 2,3,4 -o sweep.json
+    --data digits --methods qronos,nearest --bits 2,3,4 -o sweep.json
 
     ('fewbits demo' writes these weights.)
     """
