@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
-from fewbits.methods import HEMP, PWFN, RDOQ, GPFQ, Transform
+from fewbits.methods import GPFQ, HEMP, PWFN, RDOQ, Transform
 from fewbits.recipe.training_config import Training
 from fewbits.sources import DataSource, load_data, load_model
 from fewbits.sources.demo_network import train_classifier
