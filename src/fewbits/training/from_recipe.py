@@ -21,6 +21,7 @@ from ..progress import Progress, silent
 from ..recipe.recipe import Recipe
 from ..recipe.training_config import Training
 from ..sources import DataSource, Split, held_out
+from .against_start import AgainstStart
 from .data.augment import FlipAndCrop
 from .data.batches import Indexed
 from .distillation.losses import CrossEntropy, Distillation, Loss
@@ -43,7 +44,11 @@ _CALIBRATION = 1024  # training samples for ranges of inputs, and for live Batch
 
 @dataclass(frozen=True)
 class Trained:
-    """The compressed network, which only the main process has, and the result of training."""
+    """The compressed network, which only the main process has, and the result of training.
+
+    With a method that keeps the levels of a compressed start, the start itself is returned as epoch
+    0 where training lost a larger share of the score on held-out data than it saved of the bytes.
+    """
 
     coded: CompressionResult | None
     fitted: Fitted
@@ -112,6 +117,9 @@ def train(
         source=source,
         calibration=_calibration(stage, training, settings) if calibration is None else calibration,
     )
+    against = None
+    if start is not None and _keeps_levels(stage):
+        against = AgainstStart.before(start, tuner, judge, settings.max_drop)
     fitted = fit(
         tuner,
         _loss(teacher, settings),
@@ -128,8 +136,20 @@ def train(
         progress=progress,
         **_fit_arguments(tuner, settings),
     )
-    coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
-    return Trained(coded, fitted)
+    if not fitted.main:
+        return Trained(None, fitted)
+    coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe)
+    return (
+        Trained(coded, fitted)
+        if against is None
+        else Trained(*against.chosen(coded, fitted, model))
+    )
+
+
+def _keeps_levels(stage: Recipe) -> bool:
+    """Return whether the method goes on with the levels of its start, so that both compare."""
+    methods = [rule.method for rule in stage.rules if trains(rule.method)]
+    return any(method.capabilities.keeps_levels for method in methods)
 
 
 def _splits(
