@@ -4,18 +4,17 @@
 
 For each network, start and seed (of the float network, the calibration and the training):
 
-- "before": the compressed network that training starts from; for the start "float", the float
-  network;
-- "hemp": ``fewbits train`` with defaults from there, 6 epochs (10 from float, its default);
+- "before": the compressed network that training starts from;
+- "hemp": ``fewbits train`` with defaults from there, 6 epochs; from "float" its default, 10;
 - "control": the same with the entropy term off: ``HEMP(slope=0)``, from float ``rate_weight=0``;
 - "last epoch": HEMP again without held-out samples: nothing chooses an epoch or falls back;
 - "untrained": the recipe `smallest` without training, at the size of "hemp", for the starts
   "float" and "smallest".
 
 Files hold no metadata, whose length says nothing of a method. Accuracy is that of the reloaded file
-on the 449 test images, which neither train, nor calibrate, nor select. A result is worse than its start if it is beaten in bytes or accuracy and better in
-neither; ``verdicts`` say so for means over the seeds. Any option but --minutes explores: the record
-goes to .data/.
+on the 449 test images, which neither train, nor calibrate, nor select. A result is worse than its
+start if it is beaten in bytes or accuracy and better in neither; ``verdicts`` say so for means over
+the seeds. Any option but --minutes explores: the record goes to .data/.
 """
 
 from __future__ import annotations

@@ -139,11 +139,9 @@ def train(
     if not fitted.main:
         return Trained(None, fitted)
     coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe)
-    return (
-        Trained(coded, fitted)
-        if against is None
-        else Trained(*against.chosen(coded, fitted, model))
-    )
+    if against is not None:
+        coded, fitted = against.chosen(coded, fitted, model)
+    return Trained(coded, fitted)
 
 
 def _keeps_levels(stage: Recipe) -> bool:

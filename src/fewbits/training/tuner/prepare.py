@@ -191,10 +191,8 @@ def _recipe(
                 "keep=, raw_dtype= and seed= cannot be combined with a recipe. Set them in the "
                 "recipe: keep by rules."
             )
-        stored = stored_dtype(start)
-        return (
-            replace(method, raw_dtype=stored) if stored and method.raw_dtype == "keep" else method
-        )
+        stored = stored_dtype(start) if method.raw_dtype == "keep" else ""
+        return replace(method, raw_dtype=stored) if stored else method
     if not (is_method(method) and trains(method)):
         raise ConfigError(
             "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
