@@ -43,7 +43,7 @@ from kept import kept_runs
 from networks import top1
 from record import Run, measured, write
 
-NETWORKS = ("digits-cnn", "digits-mlp")
+NETWORKS = ("digits-mlp", "digits-cnn")
 STARTS: dict[str, Any] = {
     "float": None,
     "transform": Transform(),
