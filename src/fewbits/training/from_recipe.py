@@ -16,7 +16,7 @@ from ..compression.result import CompressionResult
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate
-from ..methods import trains
+from ..methods import HEMP, trains
 from ..progress import Progress, silent
 from ..recipe.recipe import Recipe
 from ..recipe.training_config import Training
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
+_FROM_FLOATS = (
+    "HEMP began at float weights, where a short training does not reach the size of the recipe "
+    "smallest, which trains nothing. Begin there: fewbits compress --method smallest --epochs N, "
+    "or --start FILE"
+)
 _CALIBRATION = 1024  # training samples for ranges of inputs, and for live BatchNorm layers
 
 
@@ -141,7 +146,15 @@ def train(
     coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe)
     if against is not None:
         coded, fitted = against.chosen(coded, fitted, model)
+    elif start is None and _crosses(stage):
+        coded = replace(coded, notes=(*coded.notes, _FROM_FLOATS))
     return Trained(coded, fitted)
+
+
+def _crosses(stage: Recipe) -> bool:
+    """Return whether the stage trains by the crossing rule of HEMP, its default from floats."""
+    methods = [rule.method for rule in stage.rules if isinstance(rule.method, HEMP)]
+    return any(method.slope is None and method.bits is None for method in methods)
 
 
 def _keeps_levels(stage: Recipe) -> bool:

@@ -99,6 +99,21 @@ def test_a_training_that_ruins_the_network_returns_its_start(tmp_path):
     assert "tensors of" in result.coded.notes[-1]
 
 
+def test_a_start_at_floats_says_that_smallest_is_smaller():
+    data = load_data("digits")
+    for method, told in ((fewbits.HEMP(), True), (fewbits.HEMP(slope=1e-5), False)):
+        recipe = replace(fewbits.Recipe.of(method), train=Training(epochs=1))
+        notes = train(network(), recipe, data).coded.notes
+        assert any("float weights" in note for note in notes) is told
+
+
+def test_floats_stay_in_16_bits_as_in_the_start():
+    start = fewbits.compress(network(), "smallest", load_data("digits").batches("train"))
+    recipe = replace(fewbits.Recipe.of(fewbits.HEMP()), train=Training(epochs=1))
+    result = train(network(), recipe, load_data("digits"), start=start)
+    assert result.coded.tensors["3.bias"].stored == "float16"
+
+
 def _likeness(start):
     """The share of signs in the last layer that are those of the start."""
     wanted = start.state_dict()["3.weight"].sign()
