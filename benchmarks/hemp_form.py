@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import fewbits
 from fewbits.coded import RawTensor
@@ -76,8 +78,7 @@ class _Job:
 def _run(job: _Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = load_data("digits")
-    model = load_model("builtin:digits-mlp").module
-    train_classifier(model, data, seed=job.seed, epochs=2 if job.quick else 60)
+    model = _float_network(job)
     batches = list(data.batches("test"))
     test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     training = Training(epochs=1 if job.quick else EPOCHS, hold_out=0, learning_rate=0.03)
@@ -103,6 +104,20 @@ def _run(job: _Job) -> dict[str, Any]:
     accuracy = run.accuracy["test"]
     print(f"{run.method} | {run.seed}: {run.file_bytes:,} bytes, {accuracy:.2f} %", flush=True)
     return {"run": asdict(run), "order_bits": _order_bits(coded), "float": top1(model, *test)}
+
+
+def _float_network(job: _Job) -> nn.Module:
+    """Return the float network of the seed, training it where no checkpoint is kept."""
+    epochs = 2 if job.quick else 60
+    path = CACHE / f"hemp_form_{epochs}_{job.seed}.safetensors"
+    model = load_model("builtin:digits-mlp").module
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    train_classifier(model, load_data("digits"), seed=job.seed, epochs=epochs)
+    CACHE.mkdir(exist_ok=True)
+    save_file(model.state_dict(), path)
+    return model
 
 
 def _order_bits(coded: fewbits.CodedModel) -> list[float]:

@@ -139,7 +139,7 @@ def test_default_settings_keep_a_start_that_has_weighed_its_bits(start, digits_n
     assert len(tuned.encode("fast")) < len(coded.encode("fast"))
 
 
-def test_defaults_go_by_the_start(digits_net):
+def test_defaults_go_by_the_start(digits_net, digits):
     def chosen(method, start=None):
         session = fewbits.prepare(copy.deepcopy(digits_net), method, start=start).session
         return session.method.forward, session.method.rate_weight
@@ -150,6 +150,8 @@ def test_defaults_go_by_the_start(digits_net):
     assert chosen(HEMP(rate_weight=0.3), coded) == ("continuous", 0.3)
     assert chosen(HEMP(forward="continuous"), coded) == ("continuous", 0.1)
     assert chosen(HEMP(slope=0.0), coded)[0] == "quantized"
+    codebooks = fewbits.compress(digits_net, GPFQ(bits=3, threshold="hard"), digits[0][:128])
+    assert chosen(HEMP(), codebooks) == ("continuous", 0.1)
 
 
 def test_all_bits_of_a_coded_start_are_worth_one(digits_net):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ....engine.layers.layer import Quantized
+from ....engine.layers.layer import Quantized, QuantizedMatrix
 from ....errors import is_number, require
 from ....ops.levels.codebook import lloyd_max
 from ....ops.rate_distortion.soft_entropy import ORDERS, joint_histogram, soft_brackets
@@ -61,12 +61,12 @@ class HEMP(TrainingMethod):
             is cheaper by 1 / ``rate_weight`` bits, that is 2.5 bits at 0.4; 0 turns the term off.
             The rule does not ask the loss: above about 1, and from 0.4 after a start that already
             traded bits for errors, as the recipe "smallest" does, the network collapses onto few
-            levels. None means 0.4 from floats; weights that start quantized follow ``slope``.
+            levels. None means 0.4 from floats; for weights that start quantized see ``slope``.
         slope: loss that one bit of the network's indices is worth. The entropy is then a part of
             the loss (:meth:`Tuner.penalty`), in the same unit for all layers, never moves weights
             away from zero, and replaces the crossing rule. None, without ``rate_weight`` and
-            ``bits``, means after a compressed start that all of its bits are worth 1 together; 0
-            turns the term off.
+            ``bits``, means after a compressed start that all of its bits are worth 1 together, or
+            with ``forward="continuous"`` a ``rate_weight`` of 0.1; 0 turns the term off.
         bits: target for the entropy of the indices in bits per weight. The price of a bit, which
             starts at ``rate_weight``, is adjusted to meet it; this needs ``assign="rate"`` and
             ``forward="quantized"``. In the file, indices take fewer bits because the coder exploits
@@ -77,8 +77,8 @@ class HEMP(TrainingMethod):
             ``forward="quantized"``, only the crossing rule needs a pull.
         forward: what the network computes with: "continuous" (the float weights, which are pulled
             to their levels, as in the paper) or "quantized" (the levels; gradients pass straight
-            through). None means "quantized" after a compressed start, if no ``rate_weight`` is
-            given and no layer is recurrent, else "continuous".
+            through). None means "quantized" after a compressed start without codebooks and
+            recurrent layers, if no ``rate_weight`` is given, else "continuous".
         soft: with ``forward="quantized"``, the first share of the training, in which the network
             still computes with the float weights and the steps adapt to them; only the entropy term
             acts on the weights.
@@ -156,9 +156,8 @@ class HEMP(TrainingMethod):
         coded = any(weight.start is not None for weight in weights)
         forward = self.forward
         if forward is None:
-            bypassed = any(weight.bypasses for weight in weights)
-            quantized = coded and self.rate_weight is None and not bypassed
-            forward = "quantized" if quantized else "continuous"
+            straight = coded and all(_goes_straight_through(weight) for weight in weights)
+            forward = "quantized" if straight and self.rate_weight is None else "continuous"
         free = self.rate_weight is None and self.slope is None and self.bits is None
         in_loss = free and coded and forward == "quantized"
         rate_weight = self.rate_weight
@@ -166,6 +165,15 @@ class HEMP(TrainingMethod):
             rate_weight = _CODED if coded else _FLOATS
         method = replace(self, forward=forward, rate_weight=rate_weight)
         return HempSession(method, weights, worth=_WORTH if in_loss else None)
+
+
+def _goes_straight_through(weight: TunedWeight) -> bool:
+    """Return whether a weight can train on its levels: not where cells are narrow beside others.
+
+    In a codebook, the smallest steps of the optimizer would change levels there.
+    """
+    codebook = isinstance(weight.start, QuantizedMatrix) and weight.start.levels is not None
+    return not codebook and not weight.bypasses
 
 
 def _check_scheduled(name: str, value: object) -> None:
@@ -245,7 +253,7 @@ class HempSession:
         if not slope:
             return torch.zeros((), device=states[0].weight.parameter.device)
         gradients = [
-            state.weight.view.tensor(state.levels.gradient(state.bit_gradient), state.weight.shape)
+            state.weight.view.tensor(state.levels.gradient(state.paced()), state.weight.shape)
             for state in states
         ]
         return rate_loss(slope, self._bits, gradients, [state.weight.parameter for state in states])

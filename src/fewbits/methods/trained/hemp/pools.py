@@ -54,6 +54,15 @@ class WeightState:
         """Return the weight in units, (rows, columns)."""
         return self.levels.units(self.weight.matrix())
 
+    def paced(self) -> Tensor:
+        """Return the gradient of the bits, with weights in narrow cells of a codebook slowed down.
+
+        There it is steep, so that a step of the optimizer would take them over several levels.
+        Every weight moves in proportion to its cell instead; on a grid this is the gradient.
+        """
+        square = self.width.square()
+        return self.bit_gradient * (square / square.mean().clamp_min(1e-30))
+
     def nearest(self, units: Tensor) -> Tensor:
         """Return the best levels for these units, including the price of bits if there is one."""
         return self.levels.values[self.rounding.positions(units)]

@@ -116,3 +116,15 @@ def test_the_rule_holds_where_the_network_computes_with_levels(rate_weight):
         session.step()
     left = int((session.quantized(weight).index == 1).sum())
     assert left == (100 if rate_weight == 0.1 else 0)
+
+
+def test_bits_in_the_loss_move_weights_in_proportion_to_their_cells():
+    """With the gradient itself, weights in narrow cells jump over several levels in a step."""
+    levels = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+    weight = coded(peaked(levels), levels)
+    session = HEMP(slope=1.0, forward="quantized").start([weight])
+    session.penalty().backward()
+    state = session._states["weight"]
+    pace = weight.parameter.grad[0] / state.bit_gradient[0]
+    wide, narrow = (pace[weight.parameter.detach()[0] == level] for level in (2.0, 0.5))
+    assert float(wide[0] / narrow[0]) == pytest.approx(9)  # cells of 1.5 and 0.5
