@@ -30,6 +30,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fewbits
@@ -118,12 +119,25 @@ def _start(model: nn.Module, data: DataSource, job: _Job) -> fewbits.CodedModel 
     return fewbits.compress(model, method, calibration, seed=job.seed)
 
 
+def _float_network(job: _Job) -> nn.Module:
+    """Return the float network of the seed, training it where no checkpoint is kept."""
+    epochs = 2 if job.quick else 16
+    path = CACHE / f"hemp_starts_{job.network}_{epochs}_{job.seed}.safetensors"
+    model = load_model(f"builtin:{job.network}").module
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    train_classifier(model, load_data("digits"), seed=job.seed, epochs=epochs)
+    CACHE.mkdir(exist_ok=True)
+    save_file(model.state_dict(), path)
+    return model
+
+
 def _run(job: _Job) -> dict[str, Any]:
     """Run all parts of a job."""
     torch.set_num_threads(1)
     data = load_data("digits")
-    model = load_model(f"builtin:{job.network}").module
-    train_classifier(model, data, seed=job.seed, epochs=2 if job.quick else 16)
+    model = _float_network(job)
     batches = list(data.batches("test"))
     test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     with warnings.catch_warnings():

@@ -24,11 +24,13 @@ class AgainstStart:
     Attributes:
         start: the compressed network, or its file.
         score: its score on held-out data; NaN without such data.
+        loss: its cross-entropy there; NaN if unknown, as with a score of the caller's.
         max_drop: as for :class:`Selection`; None for no limit.
     """
 
     start: CodedModel | str | PathLike[str]
     score: float
+    loss: float = math.nan
     max_drop: float | None = None
 
     @classmethod
@@ -37,19 +39,20 @@ class AgainstStart:
         start: CodedModel | str | PathLike[str],
         tuner: Tuner,
         judge: Callable[[nn.Module], float] | None,
+        loss: Callable[[nn.Module], float] | None,
         max_drop: float | None,
     ) -> AgainstStart:
         """Evaluate the network of ``tuner``, which has the values of ``start``."""
-        score = math.nan
-        if judge is not None:
-            with tuner.quantized():
-                score = float(judge(tuner.model))
-        return cls(start, score, max_drop)
+        with tuner.quantized() as model:
+            measured = [math.nan if by is None else float(by(model)) for by in (judge, loss)]
+        return cls(start, *measured, max_drop)
 
     def chosen(
-        self, end: CompressionResult, fitted: Fitted, model: nn.Module
+        self, end: CompressionResult, fitted: Fitted, model: nn.Module, loss: float = math.nan
     ) -> tuple[CompressionResult, Fitted]:
         """Return the end or, as epoch 0, the start, with a note on both; ``model`` gets its values.
+
+        ``loss`` is that of the end, on the data of the start's.
 
         Both are encoded with the effort of the end. Only their tensors are compared: metadata says
         how long a training was described, not what it made.
@@ -64,7 +67,9 @@ class AgainstStart:
                 return _noted(end, f"start: {told}; {unknown}"), fitted
             return end, fitted
         told += f"; score on held-out data {self.score:.4f} before, {fitted.score:.4f} after"
-        if self._keeps_end(fitted, *sizes):
+        if not math.isnan(loss):
+            told += f"; loss {self.loss:.4f} before, {loss:.4f} after"
+        if self._keeps_end(fitted, loss, *sizes):
             return _noted(end, f"start: {told}"), fitted
         result = CompressionResult(
             contents=before.contents,
@@ -76,10 +81,12 @@ class AgainstStart:
         result.load_into(model)
         return result, replace(fitted, epoch=0, score=self.score)
 
-    def _keeps_end(self, fitted: Fitted, before: int, after: int) -> bool:
-        """Return whether the end scores higher, or saves at least the share of bytes that it loses.
+    def _keeps_end(self, fitted: Fitted, loss: float, before: int, after: int) -> bool:
+        """Return whether the end is better, or loses no more than its bytes are worth.
 
-        With ``max_drop``: whether it is the smaller one of those that drop by no more.
+        All bytes are worth a loss of 1, as in HEMP's training; where only a score is known, a share
+        of the bytes is worth that share of the score. With ``max_drop``, a network that drops by
+        more is worse than one that does not, and of two that do not, the smaller one is better.
         """
         if self.max_drop is not None:
             least = fitted.reference - self.max_drop
@@ -87,10 +94,10 @@ class AgainstStart:
                 return fitted.score >= least
             if fitted.score >= least:
                 return after <= before
-        if fitted.score > self.score:
-            return True
-        lost = (self.score - fitted.score) / max(abs(self.score), 1e-12)
-        return lost <= (before - after) / before
+        lost = loss - self.loss
+        if math.isnan(lost):
+            lost = (self.score - fitted.score) / max(abs(self.score), 1e-12)
+        return lost < 0 or lost <= (before - after) / before
 
 
 def _bytes_of_tensors(coded: CodedModel) -> int:

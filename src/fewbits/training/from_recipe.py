@@ -52,7 +52,7 @@ class Trained:
     """The compressed network, which only the main process has, and the result of training.
 
     With a method that keeps the levels of a compressed start, the start itself is returned as epoch
-    0 where training lost a larger share of the score on held-out data than it saved of the bytes.
+    0 where training lost more on held-out data than the bytes are worth that it saved.
     """
 
     coded: CompressionResult | None
@@ -122,9 +122,9 @@ def train(
         source=source,
         calibration=_calibration(stage, training, settings) if calibration is None else calibration,
     )
-    against = None
+    against, loss = None, judge.loss if isinstance(judge, _Accuracy) else None
     if start is not None and _keeps_levels(stage):
-        against = AgainstStart.before(start, tuner, judge, settings.max_drop)
+        against = AgainstStart.before(start, tuner, judge, loss, settings.max_drop)
     fitted = fit(
         tuner,
         _loss(teacher, settings),
@@ -145,7 +145,8 @@ def train(
         return Trained(None, fitted)
     coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe)
     if against is not None:
-        coded, fitted = against.chosen(coded, fitted, model)
+        after = math.nan if loss is None else loss(model)
+        coded, fitted = against.chosen(coded, fitted, model, after)
     elif start is None and _crosses(stage):
         coded = replace(coded, notes=(*coded.notes, _FROM_FLOATS))
     return Trained(coded, fitted)
@@ -189,6 +190,10 @@ class _Accuracy:
 
     def __call__(self, model: nn.Module) -> float:
         return evaluate(model, self.split.batches(self.batch_size, None, None)).accuracy
+
+    def loss(self, model: nn.Module) -> float:
+        """Return the cross-entropy on the same samples, which tells more than their accuracy."""
+        return evaluate(model, self.split.batches(self.batch_size, None, None)).loss
 
 
 def _with_recipe(coded: CompressionResult, recipe: Recipe) -> CompressionResult:

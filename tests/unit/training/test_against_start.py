@@ -34,7 +34,7 @@ def sizes():
 
 
 def chosen(sizes, start, end, scores, max_drop=None):
-    against = AgainstStart(sizes[start], scores[0], max_drop)
+    against = AgainstStart(sizes[start], scores[0], max_drop=max_drop)
     net = network()
     coded, told = against.chosen(sizes[end], fitted(scores[1]), net)
     values = coded.state_dict()
@@ -73,6 +73,23 @@ def test_the_better_one_is_kept(sizes, start, end, scores, epoch):
 )
 def test_a_limit_on_the_drop_decides_first(sizes, scores, epoch):
     assert chosen(sizes, "large", "small", scores, max_drop=0.02)[1] == epoch
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "losses", "epoch"),
+    [
+        ("small", "large", (0.30, 0.31), 0),
+        ("small", "large", (0.30, 0.29), 6),
+        ("large", "small", (0.30, 0.40), 6),  # about half of the bytes are worth 0.5
+        ("large", "small", (0.30, 1.30), 0),
+        ("small", "small", (0.30, 0.30), 6),
+    ],
+)
+def test_the_loss_decides_where_it_is_known(sizes, start, end, losses, epoch):
+    against = AgainstStart(sizes[start], 0.9, losses[0])
+    coded, told = against.chosen(sizes[end], fitted(0.8), network(), losses[1])
+    assert told.epoch == epoch
+    assert f"loss {losses[0]:.4f} before, {losses[1]:.4f} after" in coded.notes[-1]
 
 
 def test_without_held_out_data_a_larger_file_is_told_of(sizes):
