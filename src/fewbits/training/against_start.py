@@ -44,8 +44,8 @@ class AgainstStart:
     ) -> AgainstStart:
         """Evaluate the network of ``tuner``, which has the values of ``start``."""
         with tuner.quantized() as model:
-            measured = [math.nan if by is None else float(by(model)) for by in (judge, loss)]
-        return cls(start, *measured, max_drop)
+            score, held = (math.nan if by is None else float(by(model)) for by in (judge, loss))
+        return cls(start, score, held, max_drop)
 
     def chosen(
         self, end: CompressionResult, fitted: Fitted, model: nn.Module, loss: float = math.nan
