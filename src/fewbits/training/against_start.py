@@ -82,11 +82,12 @@ class AgainstStart:
         return result, replace(fitted, epoch=0, score=self.score)
 
     def _keeps_end(self, fitted: Fitted, loss: float, before: int, after: int) -> bool:
-        """Return whether the end is better, or loses no more than its bytes are worth.
+        """Return whether the end is worth more than the start.
 
-        All bytes are worth a loss of 1, as in HEMP's training; where only a score is known, a share
-        of the bytes is worth that share of the score. With ``max_drop``, a network that drops by
-        more is worse than one that does not, and of two that do not, the smaller one is better.
+        All bytes are worth a loss of 1, as in HEMP's training. Where only a score is known, a
+        higher one is worth any bytes, and a share of the bytes that share of the score. With
+        ``max_drop``, a network that drops by more is worse than one that does not, and of two that
+        do not, the smaller one is better.
         """
         if self.max_drop is not None:
             least = fitted.reference - self.max_drop
@@ -94,10 +95,11 @@ class AgainstStart:
                 return fitted.score >= least
             if fitted.score >= least:
                 return after <= before
-        lost = loss - self.loss
-        if math.isnan(lost):
-            lost = (self.score - fitted.score) / max(abs(self.score), 1e-12)
-        return lost < 0 or lost <= (before - after) / before
+        saved, lost = (before - after) / before, loss - self.loss
+        if not math.isnan(lost):
+            return lost <= saved
+        lost = (self.score - fitted.score) / max(abs(self.score), 1e-12)
+        return lost < 0 or lost <= saved
 
 
 def _bytes_of_tensors(coded: CodedModel) -> int:

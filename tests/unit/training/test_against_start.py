@@ -79,7 +79,8 @@ def test_a_limit_on_the_drop_decides_first(sizes, scores, epoch):
     ("start", "end", "losses", "epoch"),
     [
         ("small", "large", (0.30, 0.31), 0),
-        ("small", "large", (0.30, 0.29), 6),
+        ("small", "large", (0.30, 0.29), 0),
+        ("small", "large", (3.30, 0.30), 6),  # more bytes, and worth them
         ("large", "small", (0.30, 0.40), 6),  # about half of the bytes are worth 0.5
         ("large", "small", (0.30, 1.30), 0),
         ("small", "small", (0.30, 0.30), 6),
