@@ -48,7 +48,7 @@ from record import Run, measured, write
 
 FORMS = ("published", "loss")
 ORDERS = (1, 2, 3)
-STRENGTHS = {"published": (0.0, 0.2, 0.4, 0.6), "loss": (0.0, 2e-5, 6e-5, 2e-4)}
+STRENGTHS = {"published": (0.0, 0.3, 0.6), "loss": (0.0, 5e-5, 2e-4)}
 EPOCHS = 15
 LEVELS = 7
 
