@@ -25,12 +25,14 @@ class AgainstStart:
         start: the compressed network, or its file.
         score: its score on held-out data; NaN without such data.
         loss: its cross-entropy there; NaN if unknown, as with a score of the caller's.
+        measure: returns that loss for a network; None if there is none.
         max_drop: as for :class:`Selection`; None for no limit.
     """
 
     start: CodedModel | str | PathLike[str]
     score: float
     loss: float = math.nan
+    measure: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
 
     @classmethod
@@ -45,14 +47,14 @@ class AgainstStart:
         """Evaluate the network of ``tuner``, which has the values of ``start``."""
         with tuner.quantized() as model:
             score, held = (math.nan if by is None else float(by(model)) for by in (judge, loss))
-        return cls(start, score, held, max_drop)
+        return cls(start, score, held, loss, max_drop)
 
     def chosen(
-        self, end: CompressionResult, fitted: Fitted, model: nn.Module, loss: float = math.nan
+        self, end: CompressionResult, fitted: Fitted, model: nn.Module
     ) -> tuple[CompressionResult, Fitted]:
-        """Return the end or, as epoch 0, the start, with a note on both; ``model`` gets its values.
+        """Return the end or, as epoch 0, the start, with a note on both.
 
-        ``loss`` is that of the end, on the data of the start's.
+        ``model`` has the values of the end, and gets those of the start where it is chosen.
 
         Both are encoded with the effort of the end. Only their tensors are compared: metadata says
         how long a training was described, not what it made.
@@ -66,6 +68,7 @@ class AgainstStart:
                 unknown = "without held-out data, nothing tells whether it is more accurate"
                 return _noted(end, f"start: {told}; {unknown}"), fitted
             return end, fitted
+        loss = math.nan if self.measure is None else float(self.measure(model))
         told += f"; score on held-out data {self.score:.4f} before, {fitted.score:.4f} after"
         if not math.isnan(loss):
             told += f"; loss {self.loss:.4f} before, {loss:.4f} after"

@@ -122,9 +122,7 @@ def train(
         source=source,
         calibration=_calibration(stage, training, settings) if calibration is None else calibration,
     )
-    against, loss = None, judge.loss if isinstance(judge, _Accuracy) else None
-    if start is not None and _keeps_levels(stage):
-        against = AgainstStart.before(start, tuner, judge, loss, settings.max_drop)
+    against = _against(start, tuner, stage, judge)
     fitted = fit(
         tuner,
         _loss(teacher, settings),
@@ -141,13 +139,38 @@ def train(
         progress=progress,
         **_fit_arguments(tuner, settings),
     )
-    if not fitted.main:
+    coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
+    return _ended(coded, fitted, stage, model, against)
+
+
+def _against(
+    start: CodedModel | str | PathLike[str] | None,
+    tuner: Tuner,
+    stage: Recipe,
+    judge: Callable[[nn.Module], float] | None,
+) -> AgainstStart | None:
+    """Measure the start if the method goes on with its levels, so that both ends compare."""
+    methods = [rule.method for rule in stage.rules if trains(rule.method)]
+    if start is None or not any(method.capabilities.keeps_levels for method in methods):
+        return None
+    loss = judge.loss if isinstance(judge, _Accuracy) else None
+    max_drop = None if stage.train is None else stage.train.max_drop
+    return AgainstStart.before(start, tuner, judge, loss, max_drop)
+
+
+def _ended(
+    coded: CompressionResult | None,
+    fitted: Fitted,
+    stage: Recipe,
+    model: nn.Module,
+    against: AgainstStart | None,
+) -> Trained:
+    """Return the trained network or its start, whichever is worth more, with notes."""
+    if coded is None:
         return Trained(None, fitted)
-    coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe)
     if against is not None:
-        after = math.nan if loss is None else loss(model)
-        coded, fitted = against.chosen(coded, fitted, model, after)
-    elif start is None and _crosses(stage):
+        return Trained(*against.chosen(coded, fitted, model))
+    if _crosses(stage):  # HEMP keeps levels, so it has had no start
         coded = replace(coded, notes=(*coded.notes, _FROM_FLOATS))
     return Trained(coded, fitted)
 
@@ -156,12 +179,6 @@ def _crosses(stage: Recipe) -> bool:
     """Return whether the stage trains by the crossing rule of HEMP, its default from floats."""
     methods = [rule.method for rule in stage.rules if isinstance(rule.method, HEMP)]
     return any(method.slope is None and method.bits is None for method in methods)
-
-
-def _keeps_levels(stage: Recipe) -> bool:
-    """Return whether the method goes on with the levels of its start, so that both compare."""
-    methods = [rule.method for rule in stage.rules if trains(rule.method)]
-    return any(method.capabilities.keeps_levels for method in methods)
 
 
 def _splits(

@@ -87,8 +87,8 @@ def test_a_limit_on_the_drop_decides_first(sizes, scores, epoch):
     ],
 )
 def test_the_loss_decides_where_it_is_known(sizes, start, end, losses, epoch):
-    against = AgainstStart(sizes[start], 0.9, losses[0])
-    coded, told = against.chosen(sizes[end], fitted(0.8), network(), losses[1])
+    against = AgainstStart(sizes[start], 0.9, losses[0], measure=lambda _: losses[1])
+    coded, told = against.chosen(sizes[end], fitted(0.8), network())
     assert told.epoch == epoch
     assert f"loss {losses[0]:.4f} before, {losses[1]:.4f} after" in coded.notes[-1]
 
