@@ -26,6 +26,7 @@ class Cause(Enum):
     END_LAYER = "{} layer, left in float"
     FALLBACK = "instead of {}: {}"  # the method of the rule, and why it cannot be used
     BIAS_TRAINED = "a bias, with the weights"
+    BIAS_OF_START = "a bias, on the levels of its start"
     VECTOR_TRAINED = "a vector, on a grid of {} bits"
 
 

@@ -16,11 +16,12 @@ from ..compression.result import CompressionResult
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate
-from ..methods import trains
+from ..methods import HEMP, trains
 from ..progress import Progress, silent
 from ..recipe.recipe import Recipe
 from ..recipe.training_config import Training
 from ..sources import DataSource, Split, held_out
+from .against_start import AgainstStart
 from .data.augment import FlipAndCrop
 from .data.batches import Indexed
 from .distillation.losses import CrossEntropy, Distillation, Loss
@@ -38,12 +39,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
+_FROM_FLOATS = (
+    "HEMP began at float weights, where a short training does not reach the size of the recipe "
+    "smallest, which trains nothing. Begin there: fewbits compress --method smallest --epochs N, "
+    "or --start FILE"
+)
 _CALIBRATION = 1024  # training samples for ranges of inputs, and for live BatchNorm layers
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The compressed network, which only the main process has, and the result of training."""
+    """The compressed network, which only the main process has, and the result of training.
+
+    With a method that keeps the levels of a compressed start, the start itself is returned as epoch
+    0 where training lost more on held-out data than the bytes are worth that it saved.
+    """
 
     coded: CompressionResult | None
     fitted: Fitted
@@ -112,6 +122,7 @@ def train(
         source=source,
         calibration=_calibration(stage, training, settings) if calibration is None else calibration,
     )
+    against = _against(start, tuner, stage, judge)
     fitted = fit(
         tuner,
         _loss(teacher, settings),
@@ -129,7 +140,45 @@ def train(
         **_fit_arguments(tuner, settings),
     )
     coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
+    return _ended(coded, fitted, stage, model, against)
+
+
+def _against(
+    start: CodedModel | str | PathLike[str] | None,
+    tuner: Tuner,
+    stage: Recipe,
+    judge: Callable[[nn.Module], float] | None,
+) -> AgainstStart | None:
+    """Measure the start if the method goes on with its levels, so that both ends compare."""
+    methods = [rule.method for rule in stage.rules if trains(rule.method)]
+    if start is None or not any(method.capabilities.keeps_levels for method in methods):
+        return None
+    loss = judge.loss if isinstance(judge, _Accuracy) else None
+    max_drop = None if stage.train is None else stage.train.max_drop
+    return AgainstStart.before(start, tuner, judge, loss, max_drop)
+
+
+def _ended(
+    coded: CompressionResult | None,
+    fitted: Fitted,
+    stage: Recipe,
+    model: nn.Module,
+    against: AgainstStart | None,
+) -> Trained:
+    """Return the trained network or its start, whichever is worth more, with notes."""
+    if coded is None:
+        return Trained(None, fitted)
+    if against is not None:
+        return Trained(*against.chosen(coded, fitted, model))
+    if _crosses(stage):  # HEMP keeps levels, so it has had no start
+        coded = replace(coded, notes=(*coded.notes, _FROM_FLOATS))
     return Trained(coded, fitted)
+
+
+def _crosses(stage: Recipe) -> bool:
+    """Return whether the stage trains by the crossing rule of HEMP, its default from floats."""
+    methods = [rule.method for rule in stage.rules if isinstance(rule.method, HEMP)]
+    return any(method.slope is None and method.bits is None for method in methods)
 
 
 def _splits(
@@ -158,6 +207,10 @@ class _Accuracy:
 
     def __call__(self, model: nn.Module) -> float:
         return evaluate(model, self.split.batches(self.batch_size, None, None)).accuracy
+
+    def loss(self, model: nn.Module) -> float:
+        """Return the cross-entropy on the same samples, which tells more than their accuracy."""
+        return evaluate(model, self.split.batches(self.batch_size, None, None)).loss
 
 
 def _with_recipe(coded: CompressionResult, recipe: Recipe) -> CompressionResult:

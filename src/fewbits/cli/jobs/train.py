@@ -83,6 +83,8 @@ class _TrainedFile:
         """Return the output for people."""
         parts = [f"{self.request.out}: {summary(self.coded)} ({self.seconds:.1f} s)"]
         kept = f"epoch {self.fitted.epoch} of {self.fitted.epochs} kept"
+        if not self.fitted.epoch:
+            kept = f"the start kept, none of {self.fitted.epochs} epochs"
         if not math.isnan(self.fitted.score):
             kept += (
                 f": accuracy {self.fitted.score:.2%} on held-out training samples, "

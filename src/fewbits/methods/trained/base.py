@@ -31,6 +31,7 @@ class TunedWeight:
         levels: number of levels of a vector, which has its own grid; None for a weight, whose
             levels follow from the method's settings.
         end: whether it is the first or the last weight matrix of a network with more than two.
+        bypasses: whether its layer, a recurrent one, does not call parametrizations.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TunedWeight:
     start: Quantized | None = None
     levels: int | None = None
     end: bool = False
+    bypasses: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

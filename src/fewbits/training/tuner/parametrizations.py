@@ -11,7 +11,12 @@ from torch.nn.utils import parametrize
 from ...engine.layers.targets import Target
 from ...errors import ConfigError, ModelError
 
-__all__ = ["find_parameter", "install", "remove"]
+__all__ = ["bypasses", "find_parameter", "install", "remove"]
+
+
+def bypasses(model: nn.Module, name: str) -> bool:
+    """Return whether the module of a parameter, a recurrent layer, bypasses parametrizations."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.RNNBase)
 
 
 def find_parameter(model: nn.Module, target: Target) -> nn.Parameter:
@@ -42,7 +47,7 @@ def install(model: nn.Module, name: str, parametrization: nn.Module) -> None:
     """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    if isinstance(module, nn.RNNBase):
+    if bypasses(model, name):
         raise ConfigError(
             f"weight {name!r}: a {type(module).__name__} bypasses parametrizations of its weights. "
             "Leave this layer in float with keep=[...], or use HEMP with forward='continuous'."

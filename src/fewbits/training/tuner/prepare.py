@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...coded import Cause, Contents, Reason
+from ...coded import Cause, CodebookTensor, Contents, GridTensor, Reason
 from ...compression.coded_model import CodedModel, load_into, unwrapped
 from ...container import read
 from ...engine.activations.hooks import remove_inputs
@@ -26,10 +26,10 @@ from ...errors import ConfigError, ModelError, require, shorten
 from ...methods import InputSession, TrainingMethod, TunedWeight, as_method, is_method, trains
 from ...recipe.plan import Plan, PlanEntry, make_plan
 from ...recipe.recipe import RECIPES, Recipe, Rule
-from .parametrizations import find_parameter
+from .parametrizations import bypasses, find_parameter
 from .pruning import Pruning, keep_zeros
 from .start import Change, Inherited, stored_dtype, warn_of_losses
-from .trained_plan import as_trained, attach
+from .trained_plan import as_trained, attach, with_coded_biases
 from .tuner import Tuner
 
 __all__ = ["prepare"]
@@ -108,6 +108,8 @@ def prepare(
     norm_merge = _norm_merge(model, plan, trained, frozen, vector_bits)
     plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
     plan = as_trained(model, plan, trained)
+    if coded is not None and trained.capabilities.keeps_levels:
+        plan = with_coded_biases(model, plan, trained, _coded_vectors(coded, model))
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     _keep_zeros(weights, prune, zeros, coded)
     session = trained.start(weights, recipe.seed)
@@ -138,6 +140,19 @@ def _norm_merge(
     exact = not trained.capabilities.merges_batchnorm
     names = () if exact else mergeable(model, plan.aliases, frozen)
     return BatchNormMerge(model, names, vector_bits)
+
+
+def _coded_vectors(coded: Contents, model: nn.Module) -> list[str]:
+    """Return the vectors of the network that are coded in the start and can be trained."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    live = [name for name, p in parameters if p.requires_grad and p.dim() == 1]
+    return [
+        name
+        for name in live
+        if isinstance(
+            coded.tensors.get(coded.aliases.get(name, name)), (CodebookTensor, GridTensor)
+        )
+    ]
 
 
 def _keep_zeros(
@@ -176,7 +191,8 @@ def _recipe(
                 "keep=, raw_dtype= and seed= cannot be combined with a recipe. Set them in the "
                 "recipe: keep by rules."
             )
-        return method
+        stored = stored_dtype(start) if method.raw_dtype == "keep" else ""
+        return replace(method, raw_dtype=stored) if stored else method
     if not (is_method(method) and trains(method)):
         raise ConfigError(
             "method must be a training method such as fewbits.HEMP(levels=9), or a recipe "
@@ -266,7 +282,15 @@ def _weight(
         stored = coded.aliases.get(target.name, target.name)
         start = unpack(coded.tensors[stored], target)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
-    return TunedWeight(target.name, parameter, target.view, start=start, levels=levels, end=end)
+    return TunedWeight(
+        target.name,
+        parameter,
+        target.view,
+        start=start,
+        levels=levels,
+        end=end,
+        bypasses=any(bypasses(model, name) for name in target.places),
+    )
 
 
 def _check_maskable(weights: Sequence[TunedWeight]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ...engine.network.batches import Forward, as_batches, as_forward, explained
 from ...methods import InputSession, Session, TrainingMethod
 from ...recipe.plan import Plan, PlanEntry
 
-__all__ = ["as_clustered", "as_trained", "attach"]
+__all__ = ["as_clustered", "as_trained", "attach", "with_coded_biases"]
 
 
 def as_trained(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
@@ -71,11 +71,25 @@ def as_clustered(model: nn.Module, plan: Plan, method: TrainingMethod) -> Plan:
         return plan
     if not method.trains_embeddings:
         plan = replace(plan, entries=tuple(_without_table(entry) for entry in plan.entries))
+    return _with_biases(model, plan, method, plan.kept, Reason(Cause.BIAS_TRAINED))
+
+
+def with_coded_biases(
+    model: nn.Module, plan: Plan, method: TrainingMethod, coded: Collection[str]
+) -> Plan:
+    """Return the plan with those biases of trained layers that are ``coded`` in the start."""
+    named = [name for name in plan.kept if name in coded]
+    return _with_biases(model, plan, method, named, Reason(Cause.BIAS_OF_START))
+
+
+def _with_biases(
+    model: nn.Module, plan: Plan, method: TrainingMethod, names: Iterable[str], reason: Reason
+) -> Plan:
     trained = [entry.target for entry in plan.entries if entry.trained is not None]
     weights = [name for target in trained for name in (target.name, *target.also)]
-    biases = [name for name in biases_beside(weights, plan.kept) if name not in plan.exact]
+    biases = [name for name in biases_beside(weights, names) if name not in plan.exact]
     targets = vector_targets(model, biases)
-    entries = [PlanEntry(t, None, Reason(Cause.BIAS_TRAINED), method) for t in targets]
+    entries = [PlanEntry(t, None, reason, method) for t in targets]
     named = {target.name for target in targets}
     kept = {name: reason for name, reason in plan.kept.items() if name not in named}
     return replace(plan, entries=(*plan.entries, *entries), kept=kept)

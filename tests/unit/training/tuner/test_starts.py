@@ -139,12 +139,36 @@ def test_default_settings_keep_a_start_that_has_weighed_its_bits(start, digits_n
     assert len(tuned.encode("fast")) < len(coded.encode("fast"))
 
 
-def test_the_rate_weight_s_default_goes_by_the_start(digits_net):
-    assert fewbits.prepare(digits_net, HEMP()).session.method.rate_weight == 0.4
+def test_defaults_go_by_the_start(digits_net, digits):
+    def chosen(method, start=None):
+        session = fewbits.prepare(copy.deepcopy(digits_net), method, start=start).session
+        return session.method.forward, session.method.rate_weight
+
     coded = fewbits.compress(digits_net, Nearest(bits=3))
-    assert fewbits.prepare(digits_net, HEMP(), start=coded).session.method.rate_weight == 0.1
-    given = fewbits.prepare(digits_net, HEMP(rate_weight=0.3), start=coded)
-    assert given.session.method.rate_weight == 0.3
+    assert chosen(HEMP()) == ("continuous", 0.4)
+    assert chosen(HEMP(), coded) == ("quantized", 0.1)
+    assert chosen(HEMP(rate_weight=0.3), coded) == ("continuous", 0.3)
+    assert chosen(HEMP(forward="continuous"), coded) == ("continuous", 0.1)
+    assert chosen(HEMP(slope=0.0), coded)[0] == "quantized"
+    codebooks = fewbits.compress(digits_net, GPFQ(bits=3, threshold="hard"), digits[0][:128])
+    assert chosen(HEMP(), codebooks) == ("continuous", 0.1)
+
+
+def test_all_bits_of_a_coded_start_are_worth_one(digits_net):
+    coded = fewbits.compress(digits_net, Nearest(bits=3))
+    tuner = fewbits.prepare(copy.deepcopy(digits_net), HEMP(), start=coded)
+    assert float(tuner.penalty().detach()) == pytest.approx(1, rel=0.01)
+    for method in (HEMP(slope=0.0), HEMP(rate_weight=0.1), HEMP(forward="continuous")):
+        tuner = fewbits.prepare(copy.deepcopy(digits_net), method, start=coded)
+        assert float(tuner.penalty()) == 0
+
+
+def test_recurrent_layers_start_coded_and_compute_with_floats():
+    net = nn.Sequential(nn.LSTM(4, 8))
+    coded = fewbits.compress(net, Nearest(bits=4))
+    tuner = fewbits.prepare(net, HEMP(), start=coded)
+    assert tuner.session.method.forward == "continuous"
+    assert tuner.finish().state_dict().keys() == coded.state_dict().keys()
 
 
 @pytest.mark.parametrize("arguments", [{"prune": Magnitude(share=0.5)}, {"zeros": True}])

@@ -19,19 +19,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ....engine.layers.layer import Quantized
+from ....engine.layers.layer import Quantized, QuantizedMatrix
 from ....errors import is_number, require
 from ....ops.levels.codebook import lloyd_max
-from ....ops.rate_distortion.soft_entropy import (
-    ORDERS,
-    entropy_gradient,
-    joint_histogram,
-    soft_brackets,
-)
+from ....ops.rate_distortion.soft_entropy import ORDERS, joint_histogram, soft_brackets
 from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TunedWeight
+from .descent import descents
 from .levels import Levels, fit_codebook, fit_grid, levels_of
 from .pools import Pool, WeightState, allowed_order, code_lengths, histogram_of
 from .rate_control import RateControl, rate_loss
@@ -40,11 +36,13 @@ from .rounding import Rounding
 __all__ = ["HEMP", "HempSession"]
 
 
-_FLOATS, _CODED = 0.4, 0.1  # default rate_weight for a float start and for a coded start
+_FLOATS, _CODED = 0.4, 0.1  # rate_weight for a float start, and for a coded one
+_WORTH = 1.0  # loss that all bits of a coded start are worth
 _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
+_FADE = Ramp(1.0, 0.0, begin=0.8, until=0.9)  # of the crossing rule: weights end on their levels
 _FOLLOW = 0.1  # share of the way to the best step, at every refresh in the soft phase
 # keys in checkpoints -> attributes of WeightState
-_CHECKPOINTED = {"slant": "bit_gradient", "most": "max_move", "target": "target"}
+_CHECKPOINTED = {"slant": "bit_gradient", "width": "width", "goal": "goal", "target": "target"}
 
 
 @METHODS.register("hemp")
@@ -59,14 +57,16 @@ class HEMP(TrainingMethod):
             tensor) or "even" (a uniform grid).
         order: number of consecutive weights whose joint entropy is minimized; it is lowered if
             there are too few weights to estimate it.
-        rate_weight: strength of the entropy term: a weight may move to a neighbouring level that is
-            cheaper by 1 / ``rate_weight`` bits, that is 2.5 bits at 0.4; 0 turns the term off.
-            Above about 1 the network collapses onto few levels. None means 0.4, or 0.1 if weights
-            start quantized: a start that already traded bits for errors, as the recipe "smallest"
-            does, collapses at 0.4.
-        slope: loss that one bit of the network's indices is worth. If given, it replaces
-            ``rate_weight``: the entropy becomes a part of the loss (:meth:`Tuner.penalty`), in the
-            same unit for all layers, and never moves weights away from zero.
+        rate_weight: strength of the crossing rule: a weight may move to a neighbouring level that
+            is cheaper by 1 / ``rate_weight`` bits, that is 2.5 bits at 0.4; 0 turns the term off.
+            The rule does not ask the loss: above about 1, and from 0.4 after a start that already
+            traded bits for errors, as the recipe "smallest" does, the network collapses onto few
+            levels. None means 0.4 from floats; for weights that start quantized see ``slope``.
+        slope: loss that one bit of the network's indices is worth. The entropy is then a part of
+            the loss (:meth:`Tuner.penalty`), in the same unit for all layers, never moves weights
+            away from zero, and replaces the crossing rule. None, without ``rate_weight`` and
+            ``bits``, means after a compressed start that all of its bits are worth 1 together, or
+            with ``forward="continuous"`` a ``rate_weight`` of 0.1; 0 turns the term off.
         bits: target for the entropy of the indices in bits per weight. The price of a bit, which
             starts at ``rate_weight``, is adjusted to meet it; this needs ``assign="rate"`` and
             ``forward="quantized"``. In the file, indices take fewer bits because the coder exploits
@@ -74,10 +74,11 @@ class HEMP(TrainingMethod):
         arrival: share of the training at which ``bits`` are reached.
         width: factor on the initial step of an "even" spacing; values above 1 give more zeros.
         pull: share of its distance to its level by which each step moves a weight. With
-            ``forward="quantized"``, which needs no pull, it only sets the pace of the entropy term.
+            ``forward="quantized"``, only the crossing rule needs a pull.
         forward: what the network computes with: "continuous" (the float weights, which are pulled
             to their levels, as in the paper) or "quantized" (the levels; gradients pass straight
-            through).
+            through). None means "quantized" after a compressed start without codebooks and
+            recurrent layers, if no ``rate_weight`` is given, else "continuous".
         soft: with ``forward="quantized"``, the first share of the training, in which the network
             still computes with the float weights and the steps adapt to them; only the entropy term
             acts on the weights.
@@ -108,7 +109,7 @@ class HEMP(TrainingMethod):
     arrival: float = 0.3
     width: float = 1.0
     pull: float | Ramp = _PULL
-    forward: str = "continuous"
+    forward: str | None = None
     soft: float = 0.0
     steps: str = "trained"
     assign: str = "nearest"
@@ -131,7 +132,8 @@ class HEMP(TrainingMethod):
         require(
             is_whole(self.order) and self.order in ORDERS, "order", f"one of {ORDERS}", self.order
         )
-        check_one_of("forward", self.forward, ("continuous", "quantized"))
+        if self.forward is not None:
+            check_one_of("forward", self.forward, ("continuous", "quantized"))
         check_one_of("steps", self.steps, ("trained", "fixed"))
         check_one_of("assign", self.assign, ("nearest", "rate"))
         check_one_of("pool", self.pool, ("network", "tensor"))
@@ -151,10 +153,27 @@ class HEMP(TrainingMethod):
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempSession:
         """Fit the levels and start a session, which uses no random numbers."""
-        if self.rate_weight is not None:
-            return HempSession(self, weights)
         coded = any(weight.start is not None for weight in weights)
-        return HempSession(replace(self, rate_weight=_CODED if coded else _FLOATS), weights)
+        forward = self.forward
+        if forward is None:
+            straight = coded and all(_goes_straight_through(weight) for weight in weights)
+            forward = "quantized" if straight and self.rate_weight is None else "continuous"
+        free = self.rate_weight is None and self.slope is None and self.bits is None
+        in_loss = free and coded and forward == "quantized"
+        rate_weight = self.rate_weight
+        if rate_weight is None:
+            rate_weight = _CODED if coded else _FLOATS
+        method = replace(self, forward=forward, rate_weight=rate_weight)
+        return HempSession(method, weights, worth=_WORTH if in_loss else None)
+
+
+def _goes_straight_through(weight: TunedWeight) -> bool:
+    """Return whether a weight can train on its levels: not where cells are narrow beside others.
+
+    In a codebook, the smallest steps of the optimizer would change levels there.
+    """
+    codebook = isinstance(weight.start, QuantizedMatrix) and weight.start.levels is not None
+    return not codebook and not weight.bypasses
 
 
 def _check_scheduled(name: str, value: object) -> None:
@@ -165,15 +184,27 @@ def _check_scheduled(name: str, value: object) -> None:
 
 
 class HempSession:
-    """A training session of HEMP; see :class:`fewbits.methods.trained.base.Session`."""
+    """A training session of HEMP; see :class:`fewbits.methods.trained.base.Session`.
 
-    def __init__(self, method: HEMP, weights: Sequence[TunedWeight]) -> None:
+    Args:
+        method: the settings, none of them to be chosen any more.
+        weights: the weights.
+        worth: loss that all bits of the start are worth, in place of ``method.slope``.
+    """
+
+    def __init__(
+        self, method: HEMP, weights: Sequence[TunedWeight], *, worth: float | None = None
+    ) -> None:
         self.method = method
         self._progress, self._count, self._bits = 0.0, 0, 0.0
         self._quantized_forward = method.forward == "quantized"
         self._rate_control = _rate_control(method)
         self._states = {weight.name: self._make_state(weight) for weight in weights}
         self._pools = self._make_pools()
+        self._slope = method.slope
+        if worth is not None:
+            weights_bits = self._coded_bits() * sum(weight.parameter.numel() for weight in weights)
+            self._slope = worth / max(1.0, weights_bits)
         self.advance(0.0)
         self._refresh()
 
@@ -183,7 +214,7 @@ class HempSession:
         rounding = Rounding(weight, levels, trained=trained)
         units = levels.units(weight.matrix())
         zeros = torch.zeros_like(units)
-        return WeightState(weight, rounding, levels.cell, zeros, zeros, units)
+        return WeightState(weight, rounding, levels.cell, zeros, zeros, units, units)
 
     def _fit_levels(self, weight: TunedWeight) -> Levels:
         """Fit levels to a weight that starts in float; fewer if it has fewer distinct values."""
@@ -218,11 +249,11 @@ class HempSession:
     def penalty(self) -> Tensor:
         """Return ``slope`` times the bits of the indices; zero with the crossing rule."""
         states = list(self._states.values())
-        slope = value_at(self.method.slope or 0.0, self._progress)
+        slope = value_at(self._slope or 0.0, self._progress)
         if not slope:
             return torch.zeros((), device=states[0].weight.parameter.device)
         gradients = [
-            state.weight.view.tensor(state.levels.gradient(state.bit_gradient), state.weight.shape)
+            state.weight.view.tensor(state.levels.gradient(state.paced()), state.weight.shape)
             for state in states
         ]
         return rate_loss(slope, self._bits, gradients, [state.weight.parameter for state in states])
@@ -331,12 +362,14 @@ class HempSession:
             histogram = joint_histogram(groups, pool.order)
             count = sum(values.numel() for values in units)
             self._bits += float(histogram.entropy()) * count
-            gradients = entropy_gradient(groups, histogram.smoothed())
-            for state, group, gradient in zip(states, groups, gradients, strict=True):
+            tables = [state.levels.values for state in states]
+            found = descents(groups, tables, histogram.smoothed())
+            for state, descent in zip(states, found, strict=True):
                 shape = state.target.shape
-                state.bit_gradient = (gradient * count).reshape(shape)
-                state.max_move = (group.width / (2 * self.method.refresh)).reshape(shape)
-                if self.method.slope is not None:  # fewer bits never justify leaving zero
+                state.bit_gradient = (descent.gradient * count).reshape(shape)
+                state.width = descent.width.reshape(shape)
+                state.goal = descent.goal.reshape(shape)
+                if self._slope is not None:  # fewer bits never justify leaving zero
                     from_zero = state.units() - state.levels.values[state.levels.zero]
                     towards_zero = state.bit_gradient * from_zero > 0
                     state.bit_gradient = state.bit_gradient.where(towards_zero, 0.0)
@@ -378,10 +411,11 @@ class HempSession:
         levels, matrix = state.levels, state.weight.matrix()
         units = levels.units(matrix)
         change = torch.zeros_like(units)
-        if self.method.slope is None and self.method.bits is None:
-            force = state.bit_gradient * (pull * price * state.cell**2 / 2)
-            change -= torch.maximum(torch.minimum(force, state.max_move), -state.max_move)
-        if not self._quantized_forward:
+        crosses = price > 0 and self._slope is None and self.method.bits is None
+        if crosses:
+            strength = pull * price * value_at(_FADE, self._progress)
+            change += self._descent(state, units, strength)
+        if not self._quantized_forward or (crosses and not self._soft):
             change += (state.target - units) * pull
         move = levels.weight_change(change)
         if state.insensitivity is not None:
@@ -391,6 +425,13 @@ class HempSession:
         units = levels.units(matrix + move)
         inside = units.clamp(levels.values[0] - slack, levels.values[-1] + slack)
         state.weight.write(matrix + move + levels.weight_change(inside - units))
+
+    def _descent(self, state: WeightState, units: Tensor, strength: float) -> Tensor:
+        """Return the move along the descent of the entropy, at most to where it ends."""
+        force = -state.bit_gradient * state.width.square() * (strength / 2)
+        most = state.width / (2 * self.method.refresh)
+        left = ((state.goal - units) * force.sign()).clamp_min(0)
+        return force.sign() * torch.minimum(force.abs(), torch.minimum(most, left))
 
     def _refit(self) -> None:
         """Refit codebooks to the weights; a codebook shared by several weights stays shared."""

@@ -27,9 +27,11 @@ class WeightState:
     Attributes:
         weight: the weight.
         rounding: its parametrization, which holds the levels.
-        cell: mean distance between its initial levels in units, the scale of the crossing rule.
-        bit_gradient: (rows, columns), gradient of the network's bits with respect to the units.
-        max_move: (rows, columns), how far the entropy term may move a weight per step, in units.
+        cell: mean distance between its initial levels in units, the scale of prices.
+        bit_gradient: (rows, columns), gradient of the network's bits with respect to the units, on
+            the side on which they fall.
+        width: (rows, columns), distance between the two levels on that side.
+        goal: (rows, columns), the level at which that side ends, in units.
         target: (rows, columns), the level of each weight, in units.
         insensitivity: how insensitive the loss is to each weight; only set until the step is done.
     """
@@ -38,7 +40,8 @@ class WeightState:
     rounding: Rounding
     cell: float
     bit_gradient: Tensor
-    max_move: Tensor
+    width: Tensor
+    goal: Tensor
     target: Tensor
     insensitivity: Tensor | None = None
 
@@ -50,6 +53,15 @@ class WeightState:
     def units(self) -> Tensor:
         """Return the weight in units, (rows, columns)."""
         return self.levels.units(self.weight.matrix())
+
+    def paced(self) -> Tensor:
+        """Return the gradient of the bits, with weights in narrow cells of a codebook slowed down.
+
+        There it is steep, so that a step of the optimizer would take them over several levels.
+        Every weight moves in proportion to its cell instead; on a grid this is the gradient.
+        """
+        square = self.width.square()
+        return self.bit_gradient * (square / square.mean().clamp_min(1e-30))
 
     def nearest(self, units: Tensor) -> Tensor:
         """Return the best levels for these units, including the price of bits if there is one."""
