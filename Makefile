@@ -24,7 +24,7 @@ test-floor: $(FLOOR)/.ready
 
 $(FLOOR)/.ready: pyproject.toml constraints-floor.txt
 	$(PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/pip install -q -c constraints-floor.txt -e '.[dev]'
+	$(FLOOR)/bin/pip install -q -c constraints-floor.txt -e '.[test]'
 	touch $(FLOOR)/.ready
 
 setup: $(READY)

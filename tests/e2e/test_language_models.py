@@ -239,6 +239,7 @@ def test_whisper_by_its_own_data(here):
     assert found["tokens"] == 18
 
 
+@pytest.mark.slow  # test_hugging_face.py loads five networks in another process
 def test_files_load_in_another_process(here):
     draw, ids = torch.Generator().manual_seed(0), torch.arange(1, 13).reshape(1, 12)
     inputs = {

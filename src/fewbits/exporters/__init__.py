@@ -2,7 +2,7 @@
 
 from .base import EXPORTERS, Checked, Exported, Exporter
 from .by_name import export, exporter_for, exporter_name
-from .formats import GGUF, CompressedTensors, Safetensors
+from .formats import GGUF, CompressedTensors, Safetensors, TorchAO
 from .onnx import ONNX, OnnxExport, ONNXNBits
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ONNXNBits",
     "OnnxExport",
     "Safetensors",
+    "TorchAO",
     "export",
     "exporter_for",
     "exporter_name",

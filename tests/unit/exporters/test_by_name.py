@@ -15,7 +15,7 @@ from fewbits.errors import ConfigError
 from fewbits.exporters import EXPORTERS, Exported, export, exporter_for, exporter_name
 from fewbits.sources import load_model
 
-KNOWN = "compressed-tensors, gguf, names, onnx, onnx-nbits, safetensors."
+KNOWN = "compressed-tensors, gguf, names, onnx, onnx-nbits, safetensors, torchao."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ def test_the_suffix_or_the_name_chooses(names, coded, tmp_path):
 
 
 def test_no_exporter_or_several(names, monkeypatch, coded, tmp_path):
-    found = ((".safetensors", "safetensors"), (".onnx", "onnx"), (".txt", "names"))
-    known = ", ".join(rf"{suffix} \({name}\)" for suffix, name in ((".gguf", "gguf"), *found))
+    found = (("safetensors", "safetensors"), ("pt", "torchao"), ("onnx", "onnx"), ("txt", "names"))
+    known = ", ".join(rf".{suffix} \({name}\)" for suffix, name in (("gguf", "gguf"), *found))
     known = f"must end in {known}, or the exporter must be named"
     with pytest.raises(ConfigError, match=known):
         export(coded, tmp_path / "net.tape")

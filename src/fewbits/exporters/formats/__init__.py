@@ -3,5 +3,6 @@
 from .compressed_tensors import CompressedTensors
 from .gguf import GGUF
 from .safetensors import Safetensors
+from .torchao import TorchAO
 
-__all__ = ["GGUF", "CompressedTensors", "Safetensors"]
+__all__ = ["GGUF", "CompressedTensors", "Safetensors", "TorchAO"]

@@ -9,12 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...coded import ActivationGrid, CodedTensor, Contents, GridTensor, RawTensor
+from ...coded import (
+    ActivationGrid,
+    AffineTensor,
+    CodebookTensor,
+    CodedTensor,
+    Contents,
+    GridTensor,
+    RawTensor,
+    TransformTensor,
+)
 from ...compression.coded_model import load_into, unwrapped
 from ...engine.activations.hooks import apply_grid, install_inputs
 from ...engine.activations.integer_reference import whole_integers
 from ...engine.network.copying import copied
 from ...engine.network.naming import fitted
+from .codebooks import index_bits, looked_up
 from .processors import pairs_may_overflow
 
 __all__ = ["Marked", "marked", "plain"]
@@ -59,7 +69,8 @@ class Marked:
     Attributes:
         network: in evaluation mode, on the CPU, of float32.
         dtypes: the other floating dtypes that the original has.
-        widths: weight name to the bits that its integers take, 4, 8 or 16.
+        widths: weight name to the bits that its integers take, 2, 4, 8 or 16.
+        codebooks: weight name to the bits that its indices into a table take.
         floats: weight name to why it is exported in floats.
         wide: weights of 8 bits that a processor without VNNI may multiply wrongly when signed.
         unsigned: those of them that are unsigned, around 128.
@@ -69,6 +80,7 @@ class Marked:
     network: nn.Module
     dtypes: frozenset[torch.dtype] = frozenset()
     widths: dict[str, int] = field(default_factory=dict)
+    codebooks: dict[str, int] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
     wide: list[str] = field(default_factory=list)
     unsigned: list[str] = field(default_factory=list)
@@ -108,7 +120,12 @@ class _OnGrid:
 
 
 def marked(
-    model: nn.Module, contents: Contents, *, unsigned: bool = False, tables: bool = False
+    model: nn.Module,
+    contents: Contents,
+    *,
+    unsigned: bool = False,
+    tables: bool = False,
+    narrowest: int = 4,
 ) -> Marked:
     """Return a float32 copy of ``model`` with the values of ``contents``, its integers marked.
 
@@ -118,7 +135,8 @@ def marked(
         model: a network of its architecture; it is not changed.
         contents: of the compressed network.
         unsigned: make the weights unsigned that would be wide.
-        tables: mark embeddings too, and weights that several modules share.
+        tables: mark embeddings on grids too, and those weights on grids that several modules share.
+        narrowest: integers that the graph has, in bits.
     """
     network, dtypes = plain(model, contents)
     contents = fitted(contents, network)
@@ -131,25 +149,61 @@ def marked(
         names = [name, *(alias for alias, of in contents.aliases.items() if of == name)]
         holders = [modules.get(held.rpartition(".")[0]) for held in names]
         why = _hindrance(tensor, holders, name, tables=tables)
-        whole = _integers(tensor) if isinstance(tensor, GridTensor) and not why else None
-        if whole is None:
-            found.floats[name] = why or "its integers take more than 16 bits"
-            continue
-        index, step, width = whole
-        found.widths[name] = width
-        group = tensor.index.shape[1] if isinstance(tensor, GridTensor) and tensor.blocks > 1 else 0
-        if group:
-            found.grouped.append(name)
-        # Runtimes multiply blocks in floats, where nothing overflows.
-        whole_rows = bool(contents.activations) and not group
-        wide = whole_rows and width == 8 and pairs_may_overflow(index)
-        if wide:
-            found.wide.append(name)
-        made = _FromGrid(index, step, group, unsigned=wide and unsigned)
-        for module in filter(None, holders):
-            parametrize.register_parametrization(module, "weight", made, unsafe=True)
+        made: nn.Module | None = None
+        if isinstance(tensor, CodebookTensor) and not why:
+            made = _on_codebook(tensor, name, found, narrowest)
+        elif isinstance(tensor, GridTensor) and not why:
+            whole_rows = bool(contents.activations)
+            made = _on_steps(
+                tensor, name, found, narrowest, overflows=whole_rows, unsigned=unsigned
+            )
+        if why:
+            found.floats[name] = why
+        if made is not None:
+            for module in filter(None, holders):
+                parametrize.register_parametrization(module, "weight", made, unsafe=True)
     found.unsigned = found.wide if unsigned else []
     return found
+
+
+def _on_codebook(
+    tensor: CodebookTensor, name: str, found: Marked, narrowest: int
+) -> nn.Module | None:
+    bits = index_bits(tensor, narrowest)
+    if not bits:
+        found.floats[name] = "its indices and its codebook take as many bytes as its values"
+        return None
+    found.codebooks[name] = bits
+    return looked_up(tensor, bits)
+
+
+def _on_steps(
+    tensor: GridTensor,
+    name: str,
+    found: Marked,
+    narrowest: int,
+    *,
+    overflows: bool,
+    unsigned: bool,
+) -> nn.Module | None:
+    """Return the parametrization of a weight on a grid, and note its form.
+
+    ``overflows``: whether its products may be those of integers.
+    """
+    whole = _integers(tensor, narrowest)
+    if whole is None:
+        found.floats[name] = "its integers take more than 16 bits"
+        return None
+    index, step, width = whole
+    found.widths[name] = width
+    group = tensor.index.shape[1] if tensor.blocks > 1 else 0
+    if group:
+        found.grouped.append(name)
+    # Runtimes multiply blocks in floats, where nothing overflows.
+    wide = overflows and not group and width == 8 and pairs_may_overflow(index)
+    if wide:
+        found.wide.append(name)
+    return _FromGrid(index, step, group, unsigned=wide and unsigned)
 
 
 def plain(model: nn.Module, contents: Contents) -> tuple[nn.Module, frozenset[torch.dtype]]:
@@ -179,25 +233,32 @@ def _hindrance(
     tensor: CodedTensor, holders: list[nn.Module | None], name: str, *, tables: bool
 ) -> str:
     """Return why a weight has no integer form in a graph; "" where it has one."""
-    if not isinstance(tensor, GridTensor):
-        return "it is on a codebook or in a basis, which graphs have no integer form for"
+    if isinstance(tensor, TransformTensor | AffineTensor):
+        what = "in a basis" if isinstance(tensor, TransformTensor) else "on a grid with a minimum"
+        return f"it is {what}, which graphs have no integer form for"
+    # Runtimes look levels up once; they would unpack a table of integers in every call.
+    tables = tables or isinstance(tensor, CodebookTensor)
     kinds = (*_LAYERS, nn.Embedding) if tables else _LAYERS
     if not isinstance(holders[0], kinds) or not name.endswith(".weight"):
         return "its layer is neither linear nor a convolution"
+    if len(holders) > 1 and not (tables and all(isinstance(held, _TABLES) for held in holders)):
+        return "it is tied to another weight"
+    return _hindrance_of_steps(tensor) if isinstance(tensor, GridTensor) else ""
+
+
+def _hindrance_of_steps(tensor: GridTensor) -> str:
     if tensor.layout is not None:
         return "its rows are not its first axis"
     if tensor.blocks > 1 and len(tensor.shape) != 2:
         return "groups of a neuron's inputs have steps, which graphs have for linear layers only"
-    if len(holders) > 1 and not (tables and all(isinstance(held, _TABLES) for held in holders)):
-        return "it is tied to another weight"
     return ""
 
 
-def _integers(tensor: GridTensor) -> tuple[Tensor, Tensor, int] | None:
+def _integers(tensor: GridTensor, narrowest: int) -> tuple[Tensor, Tensor, int] | None:
     """Return integers from zero up and down, their steps, and the bits they take."""
     index, step = whole_integers(tensor)
     low, high = (int(value) for value in index.aminmax()) if index.numel() else (0, 0)
-    for width, dtype in ((4, torch.int8), (8, torch.int8), (16, torch.int16)):
-        if -(1 << (width - 1)) <= low and high < 1 << (width - 1):
+    for width, dtype in ((2, torch.int8), (4, torch.int8), (8, torch.int8), (16, torch.int16)):
+        if width >= narrowest and -(1 << (width - 1)) <= low and high < 1 << (width - 1):
             return index.to(dtype).reshape(tensor.shape), step, width
     return None

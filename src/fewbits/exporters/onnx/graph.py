@@ -11,11 +11,12 @@ __all__ = [
     "CUTS",
     "absorb_norms",
     "add",
+    "add_narrow",
     "cuts_nothing",
     "drop_cuts",
     "maker_of",
     "own_zeros",
-    "pack_int4",
+    "pack_narrow",
     "readers_of",
     "strip",
     "sweep",
@@ -110,12 +111,12 @@ def drop_cuts(model: Any) -> int:
     return count
 
 
-def pack_int4(model: Any) -> int:
-    """Store 8-bit integers of weights that fit as 4-bit ones; count them.
+def pack_narrow(model: Any, narrowest: int = 4) -> int:
+    """Store 8-bit integers of weights that fit as 4-bit ones, or 2-bit ones if asked; count them.
 
     The zero point goes: it is zero, and would need the same type.
     """
-    from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
+    from onnx import TensorProto, numpy_helper  # noqa: PLC0415
 
     graph = model.graph
     makers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
@@ -126,16 +127,16 @@ def pack_int4(model: Any) -> int:
         if tensor.name not in read or tensor.name in others or tensor.data_type != TensorProto.INT8:
             continue
         values = numpy_helper.to_array(tensor)
-        if not values.size or values.min() < -8 or values.max() > 7:
+        low, high = (int(values.min()), int(values.max())) if values.size else (-128, 127)
+        fits = (b for b in (2, 4) if b >= narrowest and -(1 << b - 1) <= low and high < 1 << b - 1)
+        bits = next(fits, 0)
+        if not bits:
             continue
-        packed = helper.make_tensor(
-            tensor.name, TensorProto.INT4, tensor.dims, values.reshape(-1).tolist()
-        )
         for node in makers:
             if node.input[0] == tensor.name:
                 del node.input[2:]
         graph.initializer.remove(tensor)
-        graph.initializer.append(packed)
+        add_narrow(graph, tensor.name, values, bits)
         for info in list(graph.value_info):
             if info.name == tensor.name:
                 graph.value_info.remove(info)
@@ -237,6 +238,20 @@ def add(graph: Any, name: str, values: Any) -> str:
     from onnx import numpy_helper  # noqa: PLC0415
 
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def add_narrow(graph: Any, name: str, values: Any, bits: int) -> str:
+    """Add an initializer of integers of 2 or 4 bits, signed as theirs are; return its name."""
+    from onnx import TensorProto, helper  # noqa: PLC0415
+
+    kind = getattr(TensorProto, f"{'' if values.dtype.kind == 'i' else 'U'}INT{bits}")
+    several = 8 // bits  # in a byte, the first in its lowest bits
+    flat = np.zeros(-(-values.size // several) * several, np.uint8)
+    flat[: values.size] = values.reshape(-1).astype(np.uint8) & ((1 << bits) - 1)
+    shifted = flat.reshape(-1, several) << np.arange(0, 8, bits, dtype=np.uint8)
+    data = np.bitwise_or.reduce(shifted, axis=1).tobytes()
+    graph.initializer.append(helper.make_tensor(name, kind, values.shape, data, raw=True))
     return name
 
 

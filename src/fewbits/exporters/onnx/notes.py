@@ -45,12 +45,7 @@ def what_differs(found: Marked, contents: Contents) -> list[str]:
         notes.append(
             f"the network has {names}; the graph is of float32, and takes and gives float32."
         )
-    narrow = [name for name, bits in found.widths.items() if bits == 4]
-    if narrow:
-        notes.append(
-            f"{len(narrow)} weights are 4-bit integers: half a byte each in the file; onnxruntime "
-            "unpacks them to floats before it computes, there is no 4-bit convolution."
-        )
+    notes += _narrow(found)
     if found.grouped:
         notes.append(
             f"{len(found.grouped)} weights have a step for each group of a neuron's inputs: blocks "
@@ -72,6 +67,26 @@ def what_differs(found: Marked, contents: Contents) -> list[str]:
         notes.append(
             "inputs are floats: runtimes unpack the weights and compute in floats, or round the "
             "inputs."
+        )
+    return notes
+
+
+def _narrow(found: Marked) -> list[str]:
+    """Return which weights take less than a byte, or are looked up."""
+    notes = []
+    for width, share in ((2, "a quarter of a byte"), (4, "half a byte")):
+        narrow = [name for name, bits in found.widths.items() if bits == width]
+        if narrow:
+            notes.append(
+                f"{len(narrow)} weights are {width}-bit integers: {share} each in the file; "
+                "onnxruntime unpacks them to floats before it computes, there is no "
+                f"{width}-bit convolution."
+            )
+    if found.codebooks:
+        widths = ", ".join(map(str, sorted(set(found.codebooks.values()))))
+        notes.append(
+            f"{len(found.codebooks)} weights are indices of {widths} bits into tables of levels: "
+            "onnxruntime looks the levels up when it loads the file, and computes in floats."
         )
     return notes
 

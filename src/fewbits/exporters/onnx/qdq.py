@@ -1,9 +1,10 @@
 """ONNX: quantized weights and inputs as QuantizeLinear and DequantizeLinear (QDQ).
 
-The graph is that of torch.export. A weight is an integer initializer and its steps; a normalization
-after a convolution goes into the steps and the bias, which is exact on the integers. What a runtime
-does with a graph is the runtime's: kernels for 8 bits are common, for 4 bits it unpacks to floats,
-and below that there is no type. The export says which of these each tensor gets.
+The graph is that of torch.export. A weight is an integer initializer and its steps, or indices into
+a table of levels; a normalization after a convolution goes into the steps and the bias, which is
+exact on the integers. What a runtime does with a graph is the runtime's: kernels for 8 bits are
+common, below that it unpacks to floats, and there are types of 2 bits from opset 25 on only. The
+export says which of these each tensor gets.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from ...errors import ConfigError, ModelError, require
 from ...files.atomic_write import write
 from ..base import EXPORTERS, Checked, Exported
 from .check import checked
+from .codebooks import join_codebooks
 from .fake_quant import Marked, marked
-from .graph import absorb_norms, drop_cuts, own_zeros, pack_int4, strip
+from .graph import absorb_norms, drop_cuts, own_zeros, pack_narrow, strip
 from .notes import form, slow, what_differs
 from .packed import Packed
 from .processors import PROCESSORS, overflows_here
-from .trace import needed, traced
+from .trace import OPSETS, needed, traced
 
 __all__ = ["ONNX", "OnnxExport"]
 
@@ -52,7 +54,7 @@ class OnnxExport(Exported):
 @EXPORTERS.register("onnx")
 @dataclass(frozen=True, kw_only=True)
 class ONNX:
-    """A graph of opset 21 in float32, checked by ONNX's own checker.
+    """A graph in float32, checked by ONNX's own checker.
 
     Attributes:
         processor: "any" makes 8-bit weights unsigned wherever signed ones may go wrong in
@@ -60,13 +62,15 @@ class ONNX:
             signed, which is faster, and wrong on such a processor; on this one, it warns.
         dynamic_batch: leave the first axis of every input open.
         dynamic_sequence: leave the second one open too: the length of texts.
+        opset: 21, whose narrowest integers have 4 bits, or 25, which has those of 2 bits too, and
+            which fewer readers know.
     """
 
     name: ClassVar[str] = "onnx"
     summary: ClassVar[str] = "a graph whose weights and inputs are integers (QDQ)"
     suffix: ClassVar[str] = ".onnx"
     extra: ClassVar[str] = "onnx"
-    runs: ClassVar[str] = "onnxruntime and other readers of opset 21"
+    runs: ClassVar[str] = "onnxruntime and other readers of its opset"
     needs: ClassVar[str] = "inputs"
     keeps_codes: ClassVar[bool] = True
     tables: ClassVar[bool] = False  # whether embeddings and tied weights stay integers
@@ -74,6 +78,7 @@ class ONNX:
     processor: str = "any"
     dynamic_batch: bool = True
     dynamic_sequence: bool = False
+    opset: int = 21
 
     def __post_init__(self) -> None:
         known = f"one of {', '.join(PROCESSORS)}"
@@ -81,6 +86,9 @@ class ONNX:
         for name in ("dynamic_batch", "dynamic_sequence"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "True or False", value)
+        known = f"one of {', '.join(map(str, OPSETS))}"
+        whole = isinstance(self.opset, int) and not isinstance(self.opset, bool)
+        require(whole and self.opset in OPSETS, "opset", known, self.opset)
 
     def export(
         self, contents: Contents, path: Path, model: nn.Module | None, inputs: tuple[Tensor, ...]
@@ -91,18 +99,19 @@ class ONNX:
             MissingExtraError: onnx or onnxscript is not installed (``pip install fewbits[onnx]``).
             ModelError: torch.export cannot follow the network, or its graph is not sound ONNX.
         """
-        onnx = needed()
+        onnx = needed(self.opset)
         if model is None:
             raise ConfigError("a graph is traced from a network: pass model=.")
         anywhere = self.processor == "any"
-        found = marked(model, contents, unsigned=anywhere, tables=self.tables)
+        narrowest = OPSETS[self.opset]
+        found = marked(model, contents, unsigned=anywhere, tables=self.tables, narrowest=narrowest)
         given = tuple(x.float() if x.dtype in found.dtypes else x for x in inputs)
         axes = (self.dynamic_batch, self.dynamic_sequence)
-        graph = traced(found.network, given, axes, unsigned=anywhere)
+        graph = traced(found.network, given, axes, unsigned=anywhere, opset=self.opset)
         absorb_norms(graph)
         drop_cuts(graph)
         packed = self._packed(graph)
-        _tidy(graph)
+        _tidy(graph, narrowest)
         packed_bits = _settle(found, packed, contents.aliases)
         try:
             onnx.checker.check_model(graph, full_check=True)
@@ -120,7 +129,7 @@ class ONNX:
             *slow(graph, contents),
         )
         unsigned = tuple(found.unsigned)
-        widths = found.widths | packed_bits
+        widths = found.widths | packed_bits | found.codebooks
         return OnnxExport(
             path,
             len(data),
@@ -151,9 +160,10 @@ class ONNX:
         return []
 
 
-def _tidy(graph: Any) -> None:
+def _tidy(graph: Any, narrowest: int) -> None:
     """Give what is left the forms and the names that runtimes want."""
-    pack_int4(graph)
+    join_codebooks(graph, narrowest)
+    pack_narrow(graph, narrowest)
     own_zeros(graph)
     strip(graph)
 

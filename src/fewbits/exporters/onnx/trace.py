@@ -13,25 +13,37 @@ from torch import Tensor, nn
 
 from ...coded import ActivationGrid
 from ...errors import ConfigError, MissingExtraError, ModelError
+from .codebooks import mark
 
-__all__ = ["OPSET", "needed", "traced"]
+__all__ = ["OPSETS", "needed", "traced"]
 
-OPSET = 21  # the first with 4-bit integers
+OPSETS = {21: 4, 25: 2}  # opsets that are written, and the bits of the narrowest integers they have
 _AXES = ("batch", "sequence")
 
 
-def needed() -> Any:
-    """Import what makes and checks graphs; return onnx."""
+def needed(opset: int) -> Any:
+    """Import what makes and checks graphs of an opset; return onnx."""
     try:
         import onnx  # noqa: PLC0415
         import onnxscript  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingExtraError("onnx and onnxscript", "onnx", "the ONNX export") from error
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise ConfigError(
+            f"onnx {onnx.__version__} knows opsets up to {newest}, and opset={opset} was asked "
+            "for. Install a newer onnx, or leave out opset."
+        )
     return onnx
 
 
 def traced(
-    network: nn.Module, inputs: tuple[Tensor, ...], axes: tuple[bool, bool], *, unsigned: bool
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    axes: tuple[bool, bool],
+    *,
+    unsigned: bool,
+    opset: int = 21,
 ) -> Any:
     """Return the ModelProto of ``network``, all its quantized inputs unsigned if asked.
 
@@ -51,7 +63,7 @@ def traced(
             made = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 custom_translation_table=_translations(unsigned=unsigned),
                 optimize=True,
                 verbose=False,
@@ -92,7 +104,11 @@ def _translations(*, unsigned: bool) -> dict[Any, Any]:
         return op.DequantizeLinear(index, step, zero, axis=0)
 
     ops = torch.ops.fewbits
-    return {ops.on_grid.default: on_grid, ops.from_grid.default: from_grid}
+    return {
+        ops.on_grid.default: on_grid,
+        ops.from_grid.default: from_grid,
+        ops.from_codebook.default: mark(),
+    }
 
 
 @contextmanager

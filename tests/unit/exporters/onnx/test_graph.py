@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewbits.exporters.onnx.graph import absorb_norms, own_zeros, pack_int4
+from fewbits.exporters.onnx.graph import absorb_norms, own_zeros, pack_narrow
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -88,7 +88,7 @@ def test_4_bits_where_turned_integers_fit(low, packed):
     model = graph(integers(low, 7, np.int8), np.int8([0, 0]))
     before = answers(model)
     assert absorb_norms(model) == 1
-    assert pack_int4(model) == packed
+    assert pack_narrow(model) == packed
     onnx.checker.check_model(model, full_check=True)
     np.testing.assert_allclose(answers(model), before, rtol=0, atol=1e-5)
 
