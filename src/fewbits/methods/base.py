@@ -151,6 +151,11 @@ class TrainingMethod(Method, Protocol):
         return {}
 
     @property
+    def note_from_floats(self) -> str:
+        """What to tell who trains from float weights with these settings; "" for nothing."""
+        return ""
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether activation ranges are initialized from calibration data."""
         return False

@@ -16,7 +16,7 @@ from ..compression.result import CompressionResult
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate
-from ..methods import HEMP, trains
+from ..methods import trains
 from ..progress import Progress, silent
 from ..recipe.recipe import Recipe
 from ..recipe.training_config import Training
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
-_FROM_FLOATS = (
-    "HEMP began at float weights, where a short training does not reach the size of the recipe "
-    "smallest, which trains nothing. Begin there: fewbits compress --method smallest --epochs N, "
-    "or --start FILE"
-)
 _CALIBRATION = 1024  # training samples for ranges of inputs, and for live BatchNorm layers
 
 
@@ -170,15 +165,9 @@ def _ended(
         return Trained(None, fitted)
     if against is not None:
         return Trained(*against.chosen(coded, fitted, model))
-    if _crosses(stage):  # HEMP keeps levels, so it has had no start
-        coded = replace(coded, notes=(*coded.notes, _FROM_FLOATS))
-    return Trained(coded, fitted)
-
-
-def _crosses(stage: Recipe) -> bool:
-    """Return whether the stage trains by the crossing rule of HEMP, its default from floats."""
-    methods = [rule.method for rule in stage.rules if isinstance(rule.method, HEMP)]
-    return any(method.slope is None and method.bits is None for method in methods)
+    told = {rule.method.note_from_floats for rule in stage.rules if trains(rule.method)}
+    notes = tuple(note for note in sorted(told) if note)  # of methods that could have had a start
+    return Trained(replace(coded, notes=(*coded.notes, *notes)), fitted)
 
 
 def _splits(

@@ -32,7 +32,7 @@ def sweep(
     weights: shared.Weights = None,
     methods: Annotated[
         str,
-        typer.Option(help="Methods, such as qronos,rdoq; see 'fewbits methods'. qronos needs --bits."),
+        typer.Option(help="Methods, such as qronos,rdoq (fewbits methods). qronos needs --bits."),
     ] = "qronos",
     bits: Annotated[
         str | None, typer.Option(help="Bits to try, such as 2,3,4, for methods that have bits.")

@@ -61,7 +61,9 @@ class GPFQ(FeedbackMethod):
     """
 
     name: ClassVar[str] = "gpfq"
-    summary: ClassVar[str] = "error feedback along the columns; needs no inverse, works with few rows of data"
+    summary: ClassVar[str] = (
+        "error feedback along the columns; needs no inverse, and few rows of data"
+    )
     paper: ClassVar[str] = "Lybrand and Saab 2021; Zhang, Zhou and Saab 2023"
     capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
     radii: ClassVar[tuple[str, ...]] = (*DATA_FREE_RADII, "objective")

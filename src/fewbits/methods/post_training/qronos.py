@@ -42,7 +42,7 @@ class Qronos(FeedbackMethod):
     """
 
     name: ClassVar[str] = "qronos"
-    summary: ClassVar[str] = "error feedback that also corrects drifted inputs; best default at fixed bits"
+    summary: ClassVar[str] = "error feedback that also corrects drifted inputs; best at fixed bits"
     paper: ClassVar[str] = "Zhang et al. 2025"
     capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
 

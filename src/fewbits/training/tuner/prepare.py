@@ -107,9 +107,7 @@ def prepare(
         frozen = []
     norm_merge = _norm_merge(model, plan, trained, frozen, vector_bits)
     plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
-    plan = as_trained(model, plan, trained)
-    if coded is not None and trained.capabilities.keeps_levels:
-        plan = with_coded_biases(model, plan, trained, _coded_vectors(coded, model))
+    plan = _with_trained(model, plan, trained, coded)
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     _keep_zeros(weights, prune, zeros, coded)
     session = trained.start(weights, recipe.seed)
@@ -128,6 +126,16 @@ def prepare(
         source=source or inherited.source,
         inherited=replace(inherited, expected=tuple(changes)),
     )
+
+
+def _with_trained(
+    model: nn.Module, plan: Plan, trained: TrainingMethod, coded: Contents | None
+) -> Plan:
+    """Return the plan with what the method trains, biases on the levels of the start too."""
+    plan = as_trained(model, plan, trained)
+    if coded is None or not trained.capabilities.keeps_levels:
+        return plan
+    return with_coded_biases(model, plan, trained, _coded_vectors(coded, model))
 
 
 def _norm_merge(

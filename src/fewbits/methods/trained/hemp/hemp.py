@@ -37,6 +37,11 @@ __all__ = ["HEMP", "HempSession"]
 
 
 _FLOATS, _CODED = 0.4, 0.1  # rate_weight for a float start, and for a coded one
+_FROM_FLOATS = (
+    "HEMP began at float weights, where a short training does not reach the size of the recipe "
+    "smallest, which trains nothing. Begin there: fewbits compress --method smallest --epochs N, "
+    "or --start FILE"
+)
 _WORTH = 1.0  # loss that all bits of a coded start are worth
 _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
 _FADE = Ramp(1.0, 0.0, begin=0.8, until=0.9)  # of the crossing rule: weights end on their levels
@@ -150,6 +155,11 @@ class HEMP(TrainingMethod):
             given = f"assign={self.assign!r}, forward={self.forward!r}"
             expected = "None, or combined with assign='rate' and forward='quantized'"
             require(supported, "bits", expected, given)
+
+    @property
+    def note_from_floats(self) -> str:
+        """That a compressed start is better, with the crossing rule."""
+        return _FROM_FLOATS if self.slope is None and self.bits is None else ""
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempSession:
         """Fit the levels and start a session, which uses no random numbers."""
