@@ -107,7 +107,7 @@ def prepare(
         frozen = []
     norm_merge = _norm_merge(model, plan, trained, frozen, vector_bits)
     plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
-    plan = _with_trained(model, plan, trained, coded)
+    plan = _with_start(as_trained(model, plan, trained), model, trained, coded)
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     _keep_zeros(weights, prune, zeros, coded)
     session = trained.start(weights, recipe.seed)
@@ -128,16 +128,6 @@ def prepare(
     )
 
 
-def _with_trained(
-    model: nn.Module, plan: Plan, trained: TrainingMethod, coded: Contents | None
-) -> Plan:
-    """Return the plan with what the method trains, biases on the levels of the start too."""
-    plan = as_trained(model, plan, trained)
-    if coded is None or not trained.capabilities.keeps_levels:
-        return plan
-    return with_coded_biases(model, plan, trained, _coded_vectors(coded, model))
-
-
 def _norm_merge(
     model: nn.Module,
     plan: Plan,
@@ -148,6 +138,15 @@ def _norm_merge(
     exact = not trained.capabilities.merges_batchnorm
     names = () if exact else mergeable(model, plan.aliases, frozen)
     return BatchNormMerge(model, names, vector_bits)
+
+
+def _with_start(
+    plan: Plan, model: nn.Module, method: TrainingMethod, coded: Contents | None
+) -> Plan:
+    """Return the plan with the biases that are coded in the start, if the method keeps levels."""
+    if coded is None or not method.capabilities.keeps_levels:
+        return plan
+    return with_coded_biases(model, plan, method, _coded_vectors(coded, model))
 
 
 def _coded_vectors(coded: Contents, model: nn.Module) -> list[str]:
