@@ -37,6 +37,11 @@ class CompressionResult(CodedModel):
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", self.plan.reasons)
 
+    @property
+    def summary(self) -> str:
+        """The size, and the share that is quantized, in one line."""
+        return self.size_report().summary
+
     def report_page(self, title: str = "", **about: Any) -> Page:
         """Return what :meth:`report` writes, with settings, search and training."""
         known: dict[str, Any] = {"plan": self.plan.to_dict(), "history": self.history}

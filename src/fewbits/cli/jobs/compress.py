@@ -359,7 +359,7 @@ def with_selection_split(
 
 def summary(coded: CompressionResult) -> str:
     """Return one line with the size and the share that is quantized."""
-    return coded.size_report().summary
+    return coded.summary
 
 
 def plan_notes(coded: CompressionResult) -> list[str]:
