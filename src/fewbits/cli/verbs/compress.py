@@ -47,6 +47,7 @@ __all__ = ["compress"]
 
 _METHOD = "How to compress"
 _EXACT = ("model", "out", "weights", "base", "effort", "threads", "force", "as_json")
+_EXACT += ("method", "recipe")  # lossless
 
 
 @verb
@@ -88,8 +89,8 @@ def compress(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Write only the changes since these weights, exactly: a .fewbits file, a "
-            "checkpoint, or a folder with one.",
+            help="Write only the changes since these weights: a .fewbits file, a checkpoint, or a "
+            "folder with one. Exactly, unless a method or a budget is given.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -178,7 +179,8 @@ def compress(
     --data digits --max-drop 0.5% -o digits.fewbits
 
     What changed in training since FILE, exactly: fewbits compress FOLDER --base FILE -o
-    change.fewbits. 'fewbits decode change.fewbits --base FILE' gives the new weights.
+    change.fewbits. With --method or a budget, differences are quantized. 'fewbits decode
+    change.fewbits --base FILE' gives the new weights.
 
     A language model is calibrated on a text file: fewbits compress FOLDER --calibration
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
@@ -192,13 +194,15 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
-    if base is not None:
+    exact = {method, recipe} <= {None, "lossless"} and not budget
+    if base is not None and exact and not (bits or group or settings):
         return _changes(context, (model, weights, base, out), effort, threads, force=force)
     has_data = data is not None or calibration is not None or dry_run
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
+        _check_untrained(base)
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
         run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
@@ -210,6 +214,7 @@ def compress(
 
     how: dict[str, Any] = {"calibration": calibration, "forward": known_forward(forward)}
     how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate}
+    how |= {"base": base}
     what = (model, weights, data, chosen)
     if dry_run or out is None:
         return _planned(Job(*what, **how).plan())
@@ -221,7 +226,7 @@ def compress(
         result = Job(*what, **how).run(out, **work, progress=progress)
     told: dict[str, Any] = {"network": model, "weights": weights, "data": data}
     told |= {"calibration": calibration, "calibration samples": calibration_samples}
-    told |= {"effort": effort, "seed": seed}
+    told |= {"effort": effort, "seed": seed, **({} if base is None else {"base": base})}
     return _shown(result, {**told, **budget.told()})
 
 
@@ -260,8 +265,9 @@ def _changes(
         source = context.get_parameter_source(name)
         if name not in _EXACT and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(
-                f"--base writes the changes of all weights, exactly: leave out "
-                f"--{name.replace('_', '-')}."
+                "--base writes the changes of all weights, exactly: leave out "
+                f"--{name.replace('_', '-')}, or choose how to quantize them, with --method or a "
+                "budget."
             )
     model, weights, base, out = what
     if out is None:
@@ -270,6 +276,15 @@ def _changes(
     from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
 
     return write_delta(model, weights, base, out, effort=effort, threads=threads)
+
+
+def _check_untrained(base: Path | None) -> None:
+    """Refuse to train towards a delta."""
+    if base is not None:
+        raise typer.BadParameter(
+            "--base takes the difference of weights that are trained already: compress and train "
+            "without it, then write the delta of what was trained."
+        )
 
 
 def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:

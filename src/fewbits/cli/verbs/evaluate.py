@@ -52,6 +52,13 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="The network's source. \\[default: the one in the file]")
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="If FILE is a delta, what it is a change of: a .fewbits file, a checkpoint, or a "
+            "folder with one."
+        ),
+    ] = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -108,6 +115,10 @@ def evaluate(
             "--lazy leaves the weights as they are in the file: leave out --weight-noise and "
             "--transform-domain."
         )
+    if base is not None and (lazy or transform_domain):
+        raise typer.BadParameter(
+            "--base makes whole weights of a delta: leave out --lazy and --transform-domain."
+        )
     source = model or stored_source(file, data or "")
     loaded, batches = _network_and_data(source, data, batch_size, fetch=model is not None)
     from ...api import load  # noqa: PLC0415
@@ -115,6 +126,7 @@ def evaluate(
 
     call, empty = as_forward(known_forward(forward)), loaded.module
     limits: Any = {"max_decoded_bytes": mib_to_bytes(max_decoded_mib), "threads": threads}
+    limits |= {"base": base}
     before = _multiplications(empty, batches, call) if transform_domain else 0
     network = load(file, into=empty, transform_domain=transform_domain, lazy=lazy, **limits)
     with progress_bars(quiet=as_json) as progress:
@@ -126,7 +138,7 @@ def evaluate(
     facts: dict[str, Any] = {"file": str(file), "model": source, "data": data}
     facts |= {**result.to_dict(), "dtype": loaded.dtype, "quantized": coverage.to_dict()}
     where = "" if loaded.dtype == "float32" else f", in {loaded.dtype}"
-    line = f"{file}: {result}{where}; {coverage}"
+    line = f"{file}: {result}{where}; {coverage if base is None else f'on {base}'}"
     if transform_domain:
         after = _multiplications(network, batches, call)
         facts["multiplications"] = {"layers": before, "pairs": after}
