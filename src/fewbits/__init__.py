@@ -17,6 +17,7 @@ from .hub.hook import register_when_imported
 if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .coding import CODECS
+    from .compression.adapters import compress_adapter
     from .compression.coded_model import CodedModel
     from .compression.deltas.delta import apply_delta, encode_delta
     from .compression.result import CompressionResult
@@ -102,6 +103,7 @@ __all__ = [
     "Tuner",
     "apply_delta",
     "compress",
+    "compress_adapter",
     "empty_weights",
     "encode_delta",
     "ensemble",
@@ -134,6 +136,7 @@ _HOMES = {
         "Qronos",
         "Transform",
     ),
+    ".compression.adapters": ("compress_adapter",),
     ".compression.coded_model": ("CodedModel",),
     ".compression.deltas.delta": ("apply_delta", "encode_delta"),
     ".compression.result": ("CompressionResult",),
