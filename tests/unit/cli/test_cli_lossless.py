@@ -101,3 +101,21 @@ def test_changes_at_a_rate(here):
     assert run_json(*what, *small)["bytes"] <= told["bytes"] // 2
     shown = run(*what, *small, "--force").stdout
     assert "of the weights, as changes of a base" in shown
+
+
+def test_an_adapter(here):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q.lora_A.weight": (8, 64), "q.lora_B.weight": (96, 8)}
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    (here / "adapter").mkdir()
+    save_file(state, here / "adapter" / "adapter_model.safetensors")
+    (here / "adapter" / "adapter_config.json").write_text("{}")
+    what = ("compress", "adapter", "--method", "lora", "-o", "a.fewbits")
+    told = run_json(*what, "--set", "error=0.1")
+    assert told["bytes"] == (here / "a.fewbits").stat().st_size < 0.25 * told["float_bytes"]
+    run("decode", "a.fewbits", "-o", "a.safetensors")
+    back = load_file("a.safetensors")
+    whole, found = (s["q.lora_B.weight"] @ s["q.lora_A.weight"] for s in (state, back))
+    assert 0.08 < (found - whole).norm() / whole.norm() < 0.101
+    for options in (("--bits", "4"), ("--set", "step=3")):
+        assert "--method lora" in run(*what, "--force", *options, code=2).output

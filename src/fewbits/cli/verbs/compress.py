@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ from ..options.budget import (
     TimeBudget,
     TraceFile,
 )
-from ..options.choice import choose_recipe, with_activations
+from ..options.choice import choose_recipe, parse_settings, with_activations
 from ..options.metric import ForwardName, Metric, has_own_data, known_forward
 from ..options.training import with_training
 from .train import make_request
@@ -48,6 +48,7 @@ __all__ = ["compress"]
 _METHOD = "How to compress"
 _EXACT = ("model", "out", "weights", "base", "effort", "threads", "force", "as_json")
 _EXACT += ("method", "recipe")  # lossless
+_LORA = ("model", "out", "method", "settings", "effort", "threads", "force", "as_json")
 
 
 @verb
@@ -63,7 +64,8 @@ def compress(
         str | None,
         typer.Option(
             help="A method (see 'fewbits methods') or a recipe, smallest or lossless; hemp, lowbit "
-            "and pwfn train the network. \\[default: gpfq; with a budget, the recipe smallest]",
+            "and pwfn train the network; lora is for the folder of an adapter. \\[default: gpfq; "
+            "with a budget, the recipe smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -182,6 +184,9 @@ def compress(
     change.fewbits. With --method or a budget, differences are quantized. 'fewbits decode
     change.fewbits --base FILE' gives the new weights.
 
+    A LoRA adapter is compressed at an error of its products: fewbits compress FOLDER --method lora
+    --set error=0.05 -o adapter.fewbits
+
     A language model is calibrated on a text file: fewbits compress FOLDER --calibration
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
 
@@ -194,6 +199,9 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
+    if method == "lora":
+        how = {"effort": effort, "threads": threads}
+        return _adapter(context, model, settings or (), out, force=force, **how)
     exact = {method, recipe} <= {None, "lossless"} and not budget
     if base is not None and exact and not (bits or group or settings):
         return _changes(context, (model, weights, base, out), effort, threads, force=force)
@@ -261,21 +269,48 @@ def _changes(
     force: bool,
 ) -> Outcome:
     """Write the changes since a base, for which there is nothing to choose but the effort."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in _EXACT and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(
-                "--base writes the changes of all weights, exactly: leave out "
-                f"--{name.replace('_', '-')}, or choose how to quantize them, with --method or a "
-                "budget."
-            )
+    exactly = "--base writes the changes of all weights, exactly: leave out {}"
+    _only(context, _EXACT, f"{exactly}, or choose how to quantize them, by --method or a budget.")
     model, weights, base, out = what
-    if out is None:
-        raise typer.BadParameter("no output file: add -o FILE.")
-    check_output(out, force)
+    out = _checked_output(out, force)
     from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
 
     return write_delta(model, weights, base, out, effort=effort, threads=threads)
+
+
+def _adapter(
+    context: typer.Context,
+    folder: str,
+    settings: Sequence[str],
+    out: Path | None,
+    *,
+    force: bool,
+    **how: Any,
+) -> Outcome:
+    """Compress a LoRA adapter, for which there is nothing to choose but the error."""
+    _only(context, _LORA, "--method lora compresses the adapter in a file or folder: leave out {}.")
+    chosen = parse_settings(settings)
+    if unknown := sorted(chosen.keys() - {"error"}):
+        raise typer.BadParameter(f"--method lora has the setting error, but not {unknown[0]!r}.")
+    out = _checked_output(out, force)
+    from ..jobs.adapter import write_adapter  # noqa: PLC0415  (brings torch)
+
+    return write_adapter(Path(folder), out, chosen, **how)
+
+
+def _only(context: typer.Context, allowed: Container[str], text: str) -> None:
+    """Refuse all options but those that are allowed."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(text.format(f"--{name.replace('_', '-')}"))
+
+
+def _checked_output(out: Path | None, force: bool) -> Path:
+    if out is None:
+        raise typer.BadParameter("no output file: add -o FILE.")
+    check_output(out, force)
+    return out
 
 
 def _check_untrained(base: Path | None) -> None:
