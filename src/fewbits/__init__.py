@@ -17,8 +17,8 @@ from .hub.hook import register_when_imported
 if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .coding import CODECS
-    from .compression.adapters import compress_adapter
     from .compression.coded_model import CodedModel
+    from .compression.deltas.adapters import compress_adapter
     from .compression.deltas.delta import apply_delta, encode_delta
     from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
@@ -136,8 +136,8 @@ _HOMES = {
         "Qronos",
         "Transform",
     ),
-    ".compression.adapters": ("compress_adapter",),
     ".compression.coded_model": ("CodedModel",),
+    ".compression.deltas.adapters": ("compress_adapter",),
     ".compression.deltas.delta": ("apply_delta", "encode_delta"),
     ".compression.result": ("CompressionResult",),
     ".engine.paged.paging": ("empty_weights",),

@@ -21,7 +21,7 @@ from .progress import Progress, silent
 if TYPE_CHECKING:
     from .compression.budget import Evaluate
     from .compression.deltas.states import Base
-    from .compression.result import CompressionResult
+    from .compression.result import BaseWeights, CompressionResult
     from .methods import Activations, AnyMethod
     from .recipe.plan import Plan
     from .recipe.recipe import Recipe
@@ -169,12 +169,18 @@ def compress(
         "metadata": metadata,
         "weights": weights,
         "resume": resume,
-        "base": base,
+        "base": None if base is None else _base_of(base),
         "max_live_bytes": max_live_bytes,
         "progress": progress,
     }
     with shared_work(share):
         return _compressed((model, method, calibration), train, settings)
+
+
+def _base_of(base: Base) -> BaseWeights:
+    from .compression.deltas.result import DeltaBase  # noqa: PLC0415
+
+    return DeltaBase.of(base)
 
 
 def _compressed(

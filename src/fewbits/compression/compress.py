@@ -29,11 +29,9 @@ from ..recipe.training_config import Training
 from ..search import Goal
 from .budget import Budget
 from .coded_model import unwrapped
-from .deltas.result import DeltaBase
-from .deltas.states import Base
 from .fingerprint import facts_of, fingerprint, fingerprint_run
 from .pipeline import Pipeline
-from .result import CompressionResult
+from .result import BaseWeights, CompressionResult
 from .storage.workspace import Workspace
 
 __all__ = ["Request", "compress_network", "plan_request"]
@@ -61,7 +59,7 @@ class Request:
     progress: Progress
     pager: Pager | None = None
     resume: str | PathLike[str] | None = None
-    base: DeltaBase | None = None
+    base: BaseWeights | None = None
 
     @classmethod
     def of(
@@ -77,7 +75,7 @@ class Request:
         training: Training | Mapping[str, Any] | None,
         weights: str | PathLike[str] | None = None,
         resume: str | PathLike[str] | None = None,
-        base: Base | None = None,
+        base: BaseWeights | None = None,
         **others: Any,
     ) -> Request:
         """Check everything that can be checked before any work is done.
@@ -123,7 +121,7 @@ class Request:
             budget={k: budget[k] for k in ("evaluate", "evaluations", "time_budget", "trace")},
             pager=pager,
             resume=resume,
-            base=None if base is None else DeltaBase.of(base),
+            base=base,
             **others,
         )
 

@@ -27,7 +27,6 @@ from ..methods import Activations, calibrate_inputs, has_open_slope, suggested_s
 from ..progress import Progress
 from ..recipe.plan import Plan
 from ..recipe.recipe import Recipe
-from .deltas.result import DeltaBase, DeltaResult
 from .quantization import (
     Quantization,
     fall_back,
@@ -35,7 +34,7 @@ from .quantization import (
     needs_inputs,
     shared_weights,
 )
-from .result import CompressionResult
+from .result import BaseWeights, CompressionResult
 from .storage.finished_tensors import FileTensors, FinishedWeights
 from .storage.workspace import Workspace
 
@@ -67,7 +66,7 @@ class Pipeline:
     workspace: Workspace = field(default_factory=Workspace)
     key: str = ""
     ranks: Ranks = ALONE
-    base: DeltaBase | None = None
+    base: BaseWeights | None = None
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
@@ -333,12 +332,8 @@ class Pipeline:
         if source:
             metadata["source"] = source
         if self.base is not None:
-            how: dict[str, Any] = {
-                "bases": self._bases,
-                "metadata": metadata,
-                "keep": self.workspace.kept,
-            }
-            return self._result(self.base.contents(state, self.plan.aliases, self.finished, **how))
+            how: dict[str, Any] = {"bases": self._bases, "keep": self.workspace.kept}
+            return self.base.result(state, self.finished, metadata=metadata, **how, **self._about)
         names = [name for name in state if name not in self.plan.aliases]
         raw: dict[str, Callable[[], CodedTensor]] = {}
         facts: dict[str, TensorFacts] = {}
@@ -350,18 +345,14 @@ class Pipeline:
                 raw[name] = self._raw(state[name].detach(), form)
                 facts[name] = TensorFacts(tuple(state[name].shape), dtype_of(state[name]), "raw")
         tensors = FileTensors(names, self.finished, raw, facts, self.workspace.kept)
-        return self._result(Contents(tensors, dict(self.plan.aliases), metadata=metadata))
+        contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
+        return CompressionResult(contents=contents, **self._about)
 
-    def _result(self, contents: Contents) -> CompressionResult:
-        about: dict[str, Any] = {
-            "contents": contents,
-            "plan": self.plan,
-            "info": {name: dict(values) for name, values in self.finished.info.items()},
-            "notes": tuple(self.notes),
-        }
-        if self.base is None:
-            return CompressionResult(**about)
-        return DeltaResult(**about, base=self.base)
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What a result says besides its contents."""
+        info = {name: dict(values) for name, values in self.finished.info.items()}
+        return {"plan": self.plan, "info": info, "notes": tuple(self.notes)}
 
     def _raw(self, tensor: Tensor, form: str) -> Callable[[], CodedTensor]:
         """Return a function that packs a tensor; now, unless it is large and on disk.

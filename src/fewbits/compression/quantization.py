@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..coded import Cause, CodedTensor, RawTensor, Reason
 from ..engine.batchnorm.fold import Folded
-from ..engine.layers.differences import restored
 from ..engine.layers.layer import Quantized, Sensitivity
-from ..engine.layers.pack import pack, pack_raw, to_torch
+from ..engine.layers.pack import pack, pack_raw, restored, to_torch
 from ..engine.layers.statistics import Statistics
 from ..engine.layers.targets import Target, retie
 from ..engine.lockstep.float_inputs import float_inputs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...compression.adapters import compress_adapter
+from ...compression.deltas.adapters import compress_adapter
 from ..console.outcome import Outcome
 
 __all__ = ["write_adapter"]

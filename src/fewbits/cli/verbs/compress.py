@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["compress"]
 
 _METHOD = "How to compress"
-_EXACT = ("model", "out", "weights", "base", "effort", "threads", "force", "as_json")
-_EXACT += ("method", "recipe")  # lossless
 _LORA = ("model", "out", "method", "settings", "effort", "threads", "force", "as_json")
+_EXACT = (*_LORA, "weights", "base", "recipe")
 
 
 @verb
@@ -200,8 +199,8 @@ def compress(
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
     if method == "lora":
-        how = {"effort": effort, "threads": threads}
-        return _adapter(context, model, settings or (), out, force=force, **how)
+        work: dict[str, Any] = {"force": force, "effort": effort, "threads": threads}
+        return _adapter(context, model, settings or (), out, **work)
     exact = {method, recipe} <= {None, "lossless"} and not budget
     if base is not None and exact and not (bits or group or settings):
         return _changes(context, (model, weights, base, out), effort, threads, force=force)
@@ -216,13 +215,12 @@ def compress(
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         _check_trains({"resume": resume, "calibration": calibration, "forward": forward}, out)
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
-        work: dict[str, Any] = {"force": force, "threads": threads, "quiet": as_json}
+        work = {"force": force, "threads": threads, "quiet": as_json}
         return _train(out, sources, trained, run, budget=budget, **work)
     from ..jobs.compress import Job  # noqa: PLC0415  (brings torch)
 
     how: dict[str, Any] = {"calibration": calibration, "forward": known_forward(forward)}
-    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate}
-    how |= {"base": base}
+    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate, "base": base}
     what = (model, weights, data, chosen)
     if dry_run or out is None:
         return _planned(Job(*what, **how).plan())

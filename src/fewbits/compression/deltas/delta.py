@@ -21,8 +21,7 @@ from ...coded import (
     recognised,
 )
 from ...container import FileWriter, open_delta
-from ...engine.layers.differences import restored
-from ...engine.layers.pack import pack_raw, to_torch
+from ...engine.layers.pack import pack_raw, restored, to_torch
 from ...errors import ConfigError, CorruptFileError, require
 from .differences import applied, differences, has_differences, matrix_of
 from .states import Base, bytes_of, dtype_of, fingerprint_of, owned, read_base, same

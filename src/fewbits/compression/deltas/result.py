@@ -76,27 +76,22 @@ class DeltaBase:
                 total += float((moved * sensitivity.rows.to(change)).sum())
         return total
 
-    def contents(
+    def result(
         self,
         state: Mapping[str, Tensor],
-        aliases: Mapping[str, str],
         finished: FinishedWeights,
         *,
         bases: Container[str],
         metadata: Mapping[str, JSONValue],
-        keep: object = None,
-    ) -> Contents:
-        """Return what the file of a delta holds: quantized differences, and all else exactly.
+        keep: object,
+        plan: Plan,
+        **about: Any,
+    ) -> DeltaResult:
+        """Return quantized differences, and the exact ones of all else.
 
-        Args:
-            state: the new state dict, of which weights in ``finished`` are not used.
-            aliases: other names in it of tied tensors.
-            finished: quantized weights.
-            bases: names of those that are differences.
-            metadata: what else the file says.
-            keep: an object that must live as long.
+        See :class:`BaseWeights`.
         """
-        old = self.tensors
+        old, aliases = self.tensors, plan.aliases
         rest = {n: t for n, t in state.items() if n not in finished and n not in aliases}
         division = Division.of(rest, old)
         coded = [name for name in state if name in finished and name not in aliases]
@@ -120,7 +115,9 @@ class DeltaBase:
             {name: TensorFacts.of(tensor) for name, tensor in made.items()},
             keep,
         )
-        return Contents(tensors, stored, metadata={**metadata, "delta": facts}, is_delta=True)
+        told = {**metadata, "delta": facts}
+        contents = Contents(tensors, stored, metadata=told, is_delta=True)
+        return DeltaResult(contents=contents, plan=plan, base=self, **about)
 
 
 def _given(tensor: CodedTensor) -> Callable[[], CodedTensor]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
-from ..layers.differences import restored
 from ..layers.layer import LayerMatrix, Quantized, Sensitivity, join_neurons
+from ..layers.pack import restored
 from ..layers.recurrent import Replay
 from ..layers.rows import Rows, draw_rows, without_padding
 from ..layers.statistics import WIDE, Statistics, StatisticsAccumulator

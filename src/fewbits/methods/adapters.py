@@ -17,24 +17,21 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from ..coded import CodedTensor, Contents, GridTensor, Layout, recognised
-from ..engine.layers.pack import pack_raw, to_torch
-from ..errors import ConfigError, is_number, require
+from ..coded import GridTensor, Layout
+from ..engine.layers.pack import to_torch
 from ..ops.levels.grid import all_finite
 from ..ops.low_rank import balanced, product_energy
-from .coded_model import CodedModel
-from .deltas.states import Base, dtype_of, owned, read_base
 
-__all__ = ["compress_adapter"]
+__all__ = ["LowRankPair", "code_pairs", "pairs_of"]
 
 _FIRST = re.compile(r"(.*\.)?lora_A((?:\.[^.]+)?\.weight)")
-_FLOATS = ("float32", "float16", "bfloat16")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _ROUNDS = 24  # of the search for the step: to a part in 2**20 of its range
 _OCTAVES = 16.0
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class LowRankPair:
     """Two matrices, and the decomposition of their product."""
 
     names: tuple[str, str]
@@ -56,8 +53,8 @@ class _Pair:
         a, b = self.right, self.left
         turned = Layout((len(s), prod(b.shape) // len(s)), (1, 0))
         return (
-            GridTensor(tuple(a.shape), dtype_of(a), first, one),
-            GridTensor(tuple(b.shape), dtype_of(b), second, two, layout=turned),
+            GridTensor(tuple(a.shape), _name(a), first, one),
+            GridTensor(tuple(b.shape), _name(b), second, two, layout=turned),
         )
 
     def error(self, step: float) -> float:
@@ -68,43 +65,22 @@ class _Pair:
         return product_energy(*wide)
 
 
-def compress_adapter(adapter: Base, error: float = 0.05) -> CodedModel:
-    """Compress a LoRA adapter at an error of the products that it adds to weights.
+def code_pairs(pairs: list[LowRankPair], error: float) -> dict[str, GridTensor]:
+    """Return the matrices of all pairs on grids, by name.
 
-    Matrices with names such as ``*.lora_A.weight`` and ``*.lora_B.weight`` (the layout of PEFT)
-    become others with nearly the same product, on grids; all other tensors are kept exactly, and so
-    are these if their dtype has no room for the error. The file loads as a state dict of the same
-    names, shapes and dtypes.
-
-    Args:
-        adapter: a state dict, a network whose state dict has such names, or the path of a file or
-            of a folder with one, such as ``adapter_model.safetensors``.
-        error: largest root mean square error of all products together, relative to their size.
-
-    Raises:
-        ConfigError: ``error`` is out of range, or there are no pairs.
-        SourceError: the path cannot be read.
+    ``error`` is the largest root mean square error of all products, relative to their size. Empty
+    if the products are zero, or if their dtype has no room for the error.
     """
-    known = is_number(error) and 0 < error < 1
-    require(known, "error", "a number between 0 and 1", error)
-    state, aliases = owned(read_base(adapter), "adapter")
-    pairs = _pairs(state)
-    if not pairs:
-        raise ConfigError(
-            f"the adapter has no pairs of matrices *.lora_A.weight and *.lora_B.weight among its "
-            f"{len(state)} tensors. Compress it as any other network, with fewbits.compress."
-        )
     total = sum(float(pair.parts[1].square().sum()) for pair in pairs)
-    tensors: dict[str, CodedTensor] = {}
     step = _step(pairs, error * error * total)
-    if step:
-        for pair in pairs:
-            tensors |= dict(zip(pair.names, pair.coded(step), strict=True))
-    ordered = {name: tensors.get(name) or recognised(pack_raw(state[name])) for name in state}
-    return CodedModel(Contents(ordered, aliases, metadata={"adapter": {"error": float(error)}}))
+    tensors: dict[str, GridTensor] = {}
+    for pair in pairs if step else ():
+        tensors |= dict(zip(pair.names, pair.coded(step), strict=True))
+    return tensors
 
 
-def _pairs(state: Mapping[str, Tensor]) -> list[_Pair]:
+def pairs_of(state: Mapping[str, Tensor]) -> list[LowRankPair]:
+    """Return the pairs of matrices ``*.lora_A.weight`` and ``*.lora_B.weight`` of a state dict."""
     found = []
     for name, first in state.items():
         match = _FIRST.fullmatch(name)
@@ -114,7 +90,7 @@ def _pairs(state: Mapping[str, Tensor]) -> list[_Pair]:
             continue
         halves = _rows(second.detach().cpu()), first.detach().cpu().flatten(1)
         if all(map(all_finite, halves)):
-            found.append(_Pair((name, other), second, first, balanced(*halves)))
+            found.append(LowRankPair((name, other), second, first, balanced(*halves)))
     return found
 
 
@@ -124,14 +100,14 @@ def _fit(first: Tensor, second: Tensor) -> bool:
         return False
     flat = prod(second.shape[2:]) == 1 and first.numel() > 0 and second.numel() > 0
     small = len(first) <= min(prod(first.shape[1:]), len(second))
-    return flat and small and {dtype_of(first), dtype_of(second)} <= {*_FLOATS}
+    return flat and small and {first.dtype, second.dtype} <= {*_FLOATS}
 
 
 def _rows(second: Tensor) -> Tensor:
     return second.flatten(1)
 
 
-def _step(pairs: list[_Pair], allowed: float) -> float:
+def _step(pairs: list[LowRankPair], allowed: float) -> float:
     """Return the largest step at which the squared error of all products is allowed.
 
     0 if there is none: nothing was trained, or the dtype alone has more error.
@@ -146,6 +122,10 @@ def _step(pairs: list[_Pair], allowed: float) -> float:
     return float(middle * 2**low) if low > -_OCTAVES else 0.0
 
 
-def _sides(pair: _Pair) -> tuple[Tensor, Tensor]:
+def _sides(pair: LowRankPair) -> tuple[Tensor, Tensor]:
     u, _, v = pair.parts
     return u, v.mT
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
