@@ -121,10 +121,8 @@ def at_a_rate(
         return perplexity(network, tokens)
 
     new = load_file(checkpoint(kind, seed))
-    rows = [
-        _told({"what": what, "perplexity": score(s)}) for what, s in (("base", base), ("", new))
-    ]
-    rows[1]["what"] = "fine-tuned"
+    both = (("base", base), ("fine-tuned", new))
+    rows = [_told({"what": what, "perplexity": score(state)}) for what, state in both]
     pairs = zip(range(CALIBRATION), draws(128, seed + 1000), strict=False)
     batches = [{"input_ids": tokens} for _, tokens in pairs]
     for what, method in methods.items():

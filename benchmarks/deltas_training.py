@@ -150,7 +150,7 @@ def train(kind: str, seed: int) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(round(float(loss), 4))
+        losses.append(round(loss.item(), 4))
         if step % 10 == 0:
             print(
                 f"{kind} {seed}: step {step}, {losses[-1]:.3f}, {time.process_time() - began:.0f} s"
