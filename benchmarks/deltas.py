@@ -97,11 +97,12 @@ def _xor(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bytes:
     return b"".join((_bits(new[name]) ^ _bits(base[name])).tobytes() for name in new)
 
 
-def tuned(kind: str, seed: int, base: Mapping[str, Tensor]) -> dict[str, Any]:
+def tuned(kind: str, seed: int, base: Mapping[str, Tensor], *, brief: bool) -> dict[str, Any]:
     """Measure the exact delta of one fine-tuned checkpoint, and the XOR under general coders."""
     new = load_file(checkpoint(kind, seed))
     rows = [_exact(new, base), _packed(_xor(new, base), "zstd", "-3", "-q", "-T1", "-c")]
-    rows.append(_whole(new, "the whole checkpoint, lossless"))
+    if not brief:
+        rows.append(_whole(new, "the whole checkpoint, lossless"))
     some, old = ({n: t for n, t in of.items() if n.startswith(PART)} for of in (new, base))
     part = [_exact(some, old), _packed(_xor(some, old), "zstd", "-19", "-q", "-T1", "-c")]
     part.append(_packed(_xor(some, old), "xz", "-6", "-T1", "-c"))
@@ -111,10 +112,10 @@ def tuned(kind: str, seed: int, base: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def at_a_rate(
-    kind: str, seed: int, base: Mapping[str, Tensor], methods: Mapping[str, Any]
+    kind: str, seed: int, base: Mapping[str, Tensor], methods: Mapping[str, Any], windows: int
 ) -> list[dict[str, Any]]:
     """Measure deltas at a rate: their bytes, and the perplexity of the network that they give."""
-    network, tokens = smollm2(torch.float32), held_out(WINDOWS, LENGTH)
+    network, tokens = smollm2(torch.float32), held_out(windows, LENGTH)
 
     def score(state: Mapping[str, Tensor]) -> float:
         network.load_state_dict(state, strict=False)
@@ -196,6 +197,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--slope", type=float, nargs="*", default=[], help="of RDOQ, seed 0")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="for the perplexity")
+    parser.add_argument("--brief", action="store_true", help="leave out what takes longest")
     parser.add_argument("--record", type=Path, help="folder for the record")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -204,17 +207,18 @@ def main() -> None:
     runs = [(kind, seed) for seed in chosen.seed for kind in KINDS if is_done(kind, seed)]
     methods: dict[str, Any] = {f"nearest, {bits} bits": _nearest(bits) for bits in (2, 3)}
     methods |= {f"rdoq, slope {slope:g}": fewbits.RDOQ(slope=slope) for slope in chosen.slope}
-    cases = [sparse(base, 0.01, 0)]
+    cases = [] if chosen.brief else [sparse(base, 0.01, 0)]
     for kind, seed in runs:
-        case = tuned(kind, seed, base)
-        case["at_a_rate"] = at_a_rate(kind, seed, base, methods) if seed == 0 else []
+        case = tuned(kind, seed, base, brief=chosen.brief)
+        if seed == 0:
+            case["at_a_rate"] = at_a_rate(kind, seed, base, methods, chosen.windows)
         cases += [case, adapter(seed)] if kind == "lora" else [case]
     write(
         "deltas",
         model="SmolLM2-135M-Instruct, bfloat16",
         data="Tiny Shakespeare",
         folder=chosen.record,
-        held_out=[WINDOWS, LENGTH],
+        held_out=[chosen.windows, LENGTH],
         cases=cases,
     )
 

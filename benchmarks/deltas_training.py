@@ -137,7 +137,7 @@ def _save_adapter(adapters: dict[str, LowRank], folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def train(kind: str, seed: int) -> None:
+def train(kind: str, seed: int, length: int = LENGTH) -> None:
     """Fine-tune, and keep the checkpoint, the adapter if there is one, and what was done."""
     torch.manual_seed(seed)
     model = smollm2(torch.float32).train()
@@ -145,7 +145,7 @@ def train(kind: str, seed: int) -> None:
     learned = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(learned, RATES[kind], weight_decay=0.0, fused=True)
     losses, began = [], time.process_time()
-    for step, tokens in zip(range(STEPS), draws(LENGTH, seed), strict=False):
+    for step, tokens in zip(range(STEPS), draws(length, seed), strict=False):
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         optimizer.step()
@@ -159,7 +159,7 @@ def train(kind: str, seed: int) -> None:
     save_file(_merged(model, adapters), checkpoint(kind, seed), {"format": "pt"})
     if adapters:
         _save_adapter(adapters, adapter_of(seed))
-    told = {"kind": kind, "seed": seed, "steps": STEPS, "batch": 1, "length": LENGTH}
+    told = {"kind": kind, "seed": seed, "steps": STEPS, "batch": 1, "length": length}
     told |= {"rate": RATES[kind], "learned": sum(value.numel() for value in learned)}
     if adapters:
         told |= {"rank": RANK, "alpha": ALPHA, "layers": list(LOWERED)}
@@ -171,12 +171,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a step")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for seed in chosen.seed:
         for kind in chosen.kind:
             if not is_done(kind, seed):
-                train(kind, seed)
+                train(kind, seed, chosen.length)
 
 
 if __name__ == "__main__":

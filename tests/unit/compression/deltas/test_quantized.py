@@ -7,7 +7,14 @@ from torch import nn
 import fewbits
 from fewbits.errors import BudgetError, ConfigError, CorruptFileError
 
-METHODS = [fewbits.Nearest(bits=3), fewbits.GPTQ(bits=3), fewbits.GPFQ(bits=3), fewbits.RDOQ()]
+METHODS = [
+    fewbits.Nearest(bits=3),
+    fewbits.GPTQ(bits=3),
+    fewbits.GPFQ(bits=3),
+    fewbits.Qronos(bits=3),
+    fewbits.RDOQ(),
+    fewbits.Transform(),
+]
 
 
 class Small(nn.Module):
