@@ -1,79 +1,42 @@
-"""Bytes of what changed between two checkpoints: SmolLM2 before and after a few steps of training.
+"""Bytes of what changed between two checkpoints: SmolLM2 before and after 200 steps of training.
 
-    python benchmarks/deltas.py FOLDER --train --steps 30 --seed 0  # some CPU minutes
-    python benchmarks/deltas.py FOLDER              # measures all that was trained, and records it
+    python benchmarks/deltas_training.py  # some CPU minutes for each run; they stay in .data
+    python benchmarks/deltas.py           # measures the runs that are done, and records it
 
-The weights are float32 while they are trained (AdamW, all layers), and bfloat16 before and after.
-Against the exact delta: the XOR of both under zstd -19 (and with --xz under xz -6), and the whole
-new checkpoint. And an update of 1 % of the weights, drawn at random, against (index, value) pairs
-under zstd -19. Every delta is applied and compared bit for bit.
+All weights are bfloat16 before and after. Of every run: the exact delta; the XOR of both under fast
+zstd, and for the tensors of one layer also under zstd -19 and xz; the whole new checkpoint under
+the recipe "lossless"; and deltas at a rate, with the perplexity on text that no run has seen.
+Adapters: at errors of their products, against exact ones and nearest rounding at the same error.
+And an update of 1 % of the weights, drawn at random, against (index, value) pairs under zstd -19.
+Every exact delta is applied and compared bit for bit. Times are CPU seconds on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
-import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fewbits
-from images import data_folder
-from packaged import _transformers, smollm2, smollm2_folder
+from deltas_training import KINDS, adapter_of, checkpoint, draws, held_out, is_done, told_of
+from lossless import _module
+from packaged import perplexity, smollm2, smollm2_folder
 from record import write
 
-TEXT = "tinyshakespeare.txt"
-BATCH, LENGTH, RATE = 4, 64, 2e-5
-
-
-def _windows(seed: int) -> Callable[[], Tensor]:
-    """Return a function that draws a batch of tokens."""
-    text = (data_folder("text") / TEXT).read_text(encoding="utf-8")
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(smollm2_folder())
-    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw() -> Tensor:
-        starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=generator)
-        return torch.stack([tokens[start : start + LENGTH] for start in starts.tolist()])
-
-    return draw
-
-
-def train(folder: Path, steps: int, seed: int) -> None:
-    """Fine-tune on Tiny Shakespeare and keep the weights in bfloat16, with what was done."""
-    torch.manual_seed(seed)
-    model = smollm2(torch.float32).train()
-    draw, losses = _windows(seed), []
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.0)
-    began = time.process_time()
-    for step in range(steps):
-        tokens = draw()
-        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss))
-        print(f"step {step + 1}: loss {losses[-1]:.3f}, {time.process_time() - began:.0f} s")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"seed{seed}.safetensors"
-    told = {"steps": steps, "seed": seed, "batch": BATCH, "length": LENGTH, "rate": RATE}
-    told |= {"cpu_seconds": round(time.process_time() - began), "losses": losses}
-    save_file(_plain(model.bfloat16()), path, {k: str(v) for k, v in told.items()})
-    print(f"wrote {path}")
-
-
-def _plain(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights, each tied one once."""
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
+WINDOWS, LENGTH = 8, 512  # of the text that is held out
+CALIBRATION = 64  # windows of 128 tokens of the text to train on, drawn with another seed
+PART = "model.layers.10."
+ERRORS = (0.02, 0.05, 0.1)
 
 
 def _bits(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -81,9 +44,10 @@ def _bits(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
+    """Return a result and the CPU seconds that it took, those of programs it ran included."""
+    began = sum(os.times()[:4])
     result = call()
-    return result, round(time.perf_counter() - began, 2)
+    return result, round(sum(os.times()[:4]) - began, 2)
 
 
 def _packed(data: bytes, *command: str) -> dict[str, Any]:
@@ -94,17 +58,32 @@ def _packed(data: bytes, *command: str) -> dict[str, Any]:
         whole = [*command, str(path)]
         found, seconds = _timed(lambda: subprocess.run(whole, capture_output=True, check=True))
         found = found.stdout
-    return {"what": " ".join(command), "bytes": len(found), "seconds": seconds}
+    return _told({"what": " ".join(command), "bytes": len(found), "cpu_seconds": seconds})
 
 
-def _delta(new: Mapping[str, Tensor], base: Mapping[str, Tensor], effort: str) -> dict[str, Any]:
-    data, seconds = _timed(lambda: fewbits.encode_delta(new, base, effort=effort, threads=1))
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    print(row, flush=True)
+    return row
+
+
+def _exact(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Any]:
+    data, seconds = _timed(lambda: fewbits.encode_delta(new, base, threads=1))
     found, applying = _timed(lambda: fewbits.apply_delta(data, base, threads=1))
     exact = found.keys() == new.keys() and all(
         np.array_equal(_bits(found[name]), _bits(tensor)) for name, tensor in new.items()
     )
-    row = {"what": f"fewbits, {effort}", "bytes": len(data), "seconds": seconds}
-    return row | {"apply_seconds": applying, "exact": exact}
+    row = {"what": "fewbits, exact", "bytes": len(data), "cpu_seconds": seconds}
+    return _told(row | {"apply_cpu_seconds": applying, "exact": exact})
+
+
+def _whole(new: Mapping[str, Tensor], what: str) -> dict[str, Any]:
+    """Return the bytes of a state dict under the recipe "lossless"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is quantized
+        data, seconds = _timed(
+            lambda: fewbits.compress(_module(new), "lossless").encode("fast", threads=1)
+        )
+    return _told({"what": what, "bytes": len(data), "cpu_seconds": seconds})
 
 
 def _facts(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -114,20 +93,88 @@ def _facts(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, A
     return {"values": values, "changed": changed, "share": changed / values, "weights_bytes": whole}
 
 
-def tuned(path: Path, base: Mapping[str, Tensor], xz: bool) -> dict[str, Any]:
-    """Measure the delta of one fine-tuned checkpoint, and the XOR under general coders."""
-    new = {name: tensor for name, tensor in load_file(path).items() if name in base}
-    with safe_open(path, "pt") as file:
-        told = file.metadata()
-    rows = [_delta(new, base, "fast")]
-    print(rows[-1])
-    changes = b"".join((_bits(new[name]) ^ _bits(base[name])).tobytes() for name in new)
-    rows.append(_packed(changes, "zstd", "-19", "-q", "-T1", "-c"))
-    print(rows[-1])
-    if xz:
-        rows.append(_packed(changes, "xz", "-6", "-T1", "-c"))
-        print(rows[-1])
-    return {"name": path.stem, "trained": told, **_facts(new, base), "rows": rows}
+def _xor(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bytes:
+    return b"".join((_bits(new[name]) ^ _bits(base[name])).tobytes() for name in new)
+
+
+def tuned(kind: str, seed: int, base: Mapping[str, Tensor], *, brief: bool) -> dict[str, Any]:
+    """Measure the exact delta of one fine-tuned checkpoint, and the XOR under general coders."""
+    new = load_file(checkpoint(kind, seed))
+    rows = [_exact(new, base), _packed(_xor(new, base), "zstd", "-3", "-q", "-T1", "-c")]
+    if not brief:
+        rows.append(_whole(new, "the whole checkpoint, lossless"))
+    some, old = ({n: t for n, t in of.items() if n.startswith(PART)} for of in (new, base))
+    part = [_exact(some, old), _packed(_xor(some, old), "zstd", "-19", "-q", "-T1", "-c")]
+    part.append(_packed(_xor(some, old), "xz", "-6", "-T1", "-c"))
+    facts = {"name": f"{kind}, seed {seed}", "trained": told_of(kind, seed), **_facts(new, base)}
+    one = {"tensors": f"{PART}*", **_facts(some, old), "rows": part}
+    return {**facts, "rows": rows, "part": one}
+
+
+def at_a_rate(
+    kind: str, seed: int, base: Mapping[str, Tensor], methods: Mapping[str, Any], windows: int
+) -> list[dict[str, Any]]:
+    """Measure deltas at a rate: their bytes, and the perplexity of the network that they give."""
+    network, tokens = smollm2(torch.float32), held_out(windows, LENGTH)
+
+    def score(state: Mapping[str, Tensor]) -> float:
+        network.load_state_dict(state, strict=False)
+        return perplexity(network, tokens)
+
+    new = load_file(checkpoint(kind, seed))
+    both = (("base", base), ("fine-tuned", new))
+    rows = [_told({"what": what, "perplexity": score(state)}) for what, state in both]
+    pairs = zip(range(CALIBRATION), draws(128, seed + 1000), strict=False)
+    batches = [{"input_ids": tokens} for _, tokens in pairs]
+    for what, method in methods.items():
+        model = smollm2(torch.bfloat16)
+        model.load_state_dict(new, strict=False)
+        needs = getattr(method, "capabilities", None)
+        data = batches if needs is None or needs.needs_data else None
+        coded, seconds = _timed(lambda m=model, h=method, d=data: _compressed(m, h, d, base))
+        row = {"what": what, "bytes": len(coded.encode("balanced", threads=1))}
+        row |= {"compress_cpu_seconds": seconds, "notes": list(coded.notes)}
+        rows.append(_told(row | {"perplexity": score(coded.state_dict())}))
+    return rows
+
+
+def _compressed(model: nn.Module, method: Any, data: Any, base: Mapping[str, Tensor]) -> Any:
+    return fewbits.compress(model, method, data, base=base, threads=1)
+
+
+def adapter(seed: int) -> dict[str, Any]:
+    """Measure the adapter of one run, exactly and at errors of its products."""
+    path = adapter_of(seed) / "adapter_model.safetensors"
+    state = load_file(path)
+    rows = [_whole(state, "fewbits, lossless")]
+    rows.append(_packed(path.read_bytes(), "zstd", "-19", "-q", "-T1", "-c"))
+    for bits in (3, 4, 6):
+        network = nn.Module()
+        for place, tensor in enumerate(state.values()):
+            layer = nn.Linear(*reversed(tensor.shape), bias=False)
+            layer.weight.data = tensor
+            network.add_module(str(place), layer)
+        coded = fewbits.compress(network, fewbits.Nearest(bits=bits))
+        found = dict(zip(state, coded.state_dict().values(), strict=True))
+        row = {"what": f"nearest, {bits} bits", "bytes": len(coded.encode(threads=1))}
+        rows.append(_told(row | {"error": _error(found, state)}))
+    for error in (*ERRORS, *(row["error"] for row in rows if "error" in row)):
+        coded, seconds = _timed(lambda e=error: fewbits.compress_adapter(state, error=e))
+        row = {"what": "fewbits, lora", "bytes": len(coded.encode(threads=1))}
+        row |= {"error": _error(coded.state_dict(), state), "cpu_seconds": seconds}
+        rows.append(_told(row))
+    return {"name": f"adapter, seed {seed}", "file_bytes": path.stat().st_size, "rows": rows}
+
+
+def _error(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> float:
+    """Return the root mean square error of all products, relative to them."""
+    lost = size = 0.0
+    for name in (name for name in state if ".lora_A." in name):
+        other = name.replace(".lora_A.", ".lora_B.")
+        whole = state[other].double() @ state[name].double()
+        lost += float((found[other].double() @ found[name].double() - whole).square().sum())
+        size += float(whole.square().sum())
+    return float((lost / size) ** 0.5)
 
 
 def sparse(base: Mapping[str, Tensor], share: float, seed: int) -> dict[str, Any]:
@@ -141,38 +188,43 @@ def sparse(base: Mapping[str, Tensor], share: float, seed: int) -> dict[str, Any
         places = torch.nonzero((new[name] != tensor).view(-1)).view(-1)
         gaps = np.diff(places.numpy(), prepend=0).astype("<u4")
         pairs += [gaps.tobytes(), _bits(new[name].view(-1)[places]).tobytes()]
-    rows = [_delta(new, base, "fast"), _packed(b"".join(pairs), "zstd", "-19", "-q", "-T1", "-c")]
+    rows = [_exact(new, base), _packed(b"".join(pairs), "zstd", "-19", "-q", "-T1", "-c")]
     rows[-1]["what"] = "(index as the gap to the one before, value), zstd -19"
-    print(*rows, sep="\n")
     return {"name": f"{share:.0%} of the weights", "seed": seed, **_facts(new, base), "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of the fine-tuned checkpoints")
-    parser.add_argument("--train", action="store_true", help="fine-tune, and write one there")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--match", default="", help="only tensors whose names begin so")
-    parser.add_argument("--xz", action="store_true", help="compare with xz too")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--slope", type=float, nargs="*", default=[], help="of RDOQ, seed 0")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="for the perplexity")
+    parser.add_argument("--brief", action="store_true", help="leave out what takes longest")
     parser.add_argument("--record", type=Path, help="folder for the record")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.train:
-        train(chosen.folder, chosen.steps, chosen.seed)
-        return
     base = load_file(smollm2_folder() / "model.safetensors")
-    base = {name: tensor for name, tensor in base.items() if name.startswith(chosen.match)}
-    files = sorted(chosen.folder.glob("seed*.safetensors"))
-    cases = [sparse(base, 0.01, 0), *(tuned(path, base, chosen.xz) for path in files)]
+    _exact({"w": base[f"{PART}mlp.up_proj.weight"]}, {"w": base[f"{PART}mlp.gate_proj.weight"]})
+    runs = [(kind, seed) for seed in chosen.seed for kind in KINDS if is_done(kind, seed)]
+    methods: dict[str, Any] = {f"nearest, {bits} bits": _nearest(bits) for bits in (2, 3)}
+    methods |= {f"rdoq, slope {slope:g}": fewbits.RDOQ(slope=slope) for slope in chosen.slope}
+    cases = [] if chosen.brief else [sparse(base, 0.01, 0)]
+    for kind, seed in runs:
+        case = tuned(kind, seed, base, brief=chosen.brief)
+        if seed == 0:
+            case["at_a_rate"] = at_a_rate(kind, seed, base, methods, chosen.windows)
+        cases += [case, adapter(seed)] if kind == "lora" else [case]
     write(
         "deltas",
         model="SmolLM2-135M-Instruct, bfloat16",
         data="Tiny Shakespeare",
         folder=chosen.record,
-        match=chosen.match,
+        held_out=[chosen.windows, LENGTH],
         cases=cases,
     )
+
+
+def _nearest(bits: int) -> fewbits.Nearest:
+    return fewbits.Nearest(bits=bits, radius="mse")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .api import compress, load, load_tensor, plan
     from .coding import CODECS
     from .compression.coded_model import CodedModel
+    from .compression.deltas.adapters import compress_adapter
     from .compression.deltas.delta import apply_delta, encode_delta
     from .compression.result import CompressionResult
     from .compression.sensitivity import LayerHarm, sensitivity
@@ -102,6 +103,7 @@ __all__ = [
     "Tuner",
     "apply_delta",
     "compress",
+    "compress_adapter",
     "empty_weights",
     "encode_delta",
     "ensemble",
@@ -135,6 +137,7 @@ _HOMES = {
         "Transform",
     ),
     ".compression.coded_model": ("CodedModel",),
+    ".compression.deltas.adapters": ("compress_adapter",),
     ".compression.deltas.delta": ("apply_delta", "encode_delta"),
     ".compression.result": ("CompressionResult",),
     ".engine.paged.paging": ("empty_weights",),

@@ -20,8 +20,8 @@ from .progress import Progress, silent
 
 if TYPE_CHECKING:
     from .compression.budget import Evaluate
-    from .compression.deltas.delta import Base
-    from .compression.result import CompressionResult
+    from .compression.deltas.states import Base
+    from .compression.result import BaseWeights, CompressionResult
     from .methods import Activations, AnyMethod
     from .recipe.plan import Plan
     from .recipe.recipe import Recipe
@@ -57,6 +57,7 @@ def compress(
     metadata: bool = True,
     weights: str | PathLike[str] | None = None,
     resume: str | PathLike[str] | None = None,
+    base: Base | None = None,
     max_live_bytes: int = 1 << 30,
     share: bool = True,
     progress: Progress = silent,
@@ -120,6 +121,11 @@ def compress(
         resume: folder in which finished layers are kept. A run that was interrupted goes on after
             the last one when called again with the same arguments, and gives the same file. Keep
             the folder until the result is saved, which is read from there.
+        base: older weights of the network, as in :func:`fewbits.encode_delta`. The result is then a
+            delta: methods quantize the difference of each weight from the base's, on the inputs
+            that it has in ``model``, and everything else is told exactly. Load it with
+            ``fewbits.load(path, base=...)``. BatchNorm is not folded, and activations cannot be
+            quantized.
         max_live_bytes: largest number of bytes of activations held by suspended forward passes; at
             layers where they hold more, the batches beyond it are run again.
         share: whether to share the work with the other processes of the ``torch.distributed``
@@ -163,11 +169,18 @@ def compress(
         "metadata": metadata,
         "weights": weights,
         "resume": resume,
+        "base": None if base is None else _base_of(base),
         "max_live_bytes": max_live_bytes,
         "progress": progress,
     }
     with shared_work(share):
         return _compressed((model, method, calibration), train, settings)
+
+
+def _base_of(base: Base) -> BaseWeights:
+    from .compression.deltas.result import DeltaBase  # noqa: PLC0415
+
+    return DeltaBase.of(base)
 
 
 def _compressed(

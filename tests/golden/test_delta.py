@@ -1,4 +1,4 @@
-"""A delta that is kept for ever, and one more reader of deltas, written from SPEC.md, section 9."""
+"""Deltas that are kept for ever, and one more reader of deltas, written from SPEC.md, section 9."""
 
 import hashlib
 import struct
@@ -10,7 +10,19 @@ import torch
 import fewbits
 import plain_reader
 from examples import bell, noise
+from fewbits.coded import (
+    AffineTensor,
+    Codebook,
+    CodebookTensor,
+    Contents,
+    GridTensor,
+    TransformTensor,
+)
+from fewbits.compression.deltas.delta import Division, exactly
+from fewbits.container import encode
 from fewbits.container.frame import DELTA_MAGIC, MAGIC
+from fewbits.engine.layers.pack import pack_raw
+from plain_reader import values
 
 PATH = Path(__file__).parent / "v2.1" / "change.delta"
 SHA256 = "a492c5a7ef5db0a24affed48e2364c931081dbb12f36fa61660001f671348f10"
@@ -109,3 +121,74 @@ def test_a_plain_reader_applies_it():
         )
         wanted = new[name].reshape(-1).view(torch.uint8).numpy().view(kind)
         assert after == wanted.tolist()
+
+
+ADDED = PATH.with_name("added.delta")
+SMALL = ((3, 2), (2, 4))
+ADDED_SHA256 = "a4142139ba78f58d56fa9ffcf23319e8df467678c0d3f6ced3cb1e38e756d4e1"
+
+
+def added():
+    """Return what a delta holds that adds to tensors of every dtype that it can, and its base."""
+    matrix = bell((40, 25), 3, 1)
+    bits = (np.abs(matrix) * 7 + 0x3A00 + (matrix < 0) * 0x8000).astype(np.uint16)
+    base = {
+        "brain": torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16),
+        "single": torch.arange(-30, 30, dtype=torch.float32) / 8,
+        "half": torch.arange(48, dtype=torch.float16).reshape(6, 8) / 3,
+        "double": torch.arange(1, 13, dtype=torch.float64).reshape(3, 4) / 7,
+        "steps": torch.arange(40, dtype=torch.int32),
+        "same": torch.ones(4),
+    }
+    new = {"steps": base["steps"] + 3, "same": base["same"], "more": torch.tensor([2.5])}
+    step = np.array([2.0**-9, 3 * 2.0**-8], np.float32)
+    basis, rest = (GridTensor(shape, "float32", bell(shape, 8), step[:1]) for shape in SMALL)
+    sums = {
+        "brain": GridTensor((40, 25), "float32", bell((40, 25), 9), np.repeat(step, 20)),
+        "single": CodebookTensor(
+            (60,),
+            "float32",
+            (noise(60, 3) % 3).astype(np.int32).reshape(60, 1),
+            Codebook(np.array([-1 / 3, 0, 2.0**-20], np.float32)),
+        ),
+        "half": AffineTensor((6, 8), "float32", bell((6, 8), 2), step[:1], -step[1:]),
+        "double": TransformTensor((3, 4), "float32", rest, basis, "left", None),
+    }
+    division = Division.of(new, {k: v for k, v in base.items() if k not in sums})
+    classes, below = exactly(new["steps"], base["steps"])
+    tensors = {"steps": classes, "steps.rest": below, **sums, "more": pack_raw(new["more"])}
+    told = division.facts(base, [], {"tied": "same"}, len(sums))
+    metadata = {"delta": told, "recipe": {}}
+    return Contents(tensors, {"other": "brain"}, metadata=metadata, is_delta=True), base
+
+
+def test_the_delta_that_adds_is_the_one_that_was_written():
+    data, (contents, base) = ADDED.read_bytes(), added()
+    assert hashlib.sha256(data).hexdigest() == ADDED_SHA256
+    again = encode(contents, "balanced", threads=1)
+    lengths = [len(x) - 22 - struct.unpack_from("<I", x, len(x) - 20)[0] for x in (data, again)]
+    assert data[: lengths[0]] == again[: lengths[1]]
+    assert int.from_bytes(data[-22:-20], "little") == 1
+    found = fewbits.apply_delta(data, base)
+    assert set(found) == {*base, "more", "tied", "other"}
+    assert torch.equal(found["steps"], base["steps"] + 3)
+    assert found["tied"] is base["same"]
+    assert found["other"] is found["brain"]
+
+
+def test_a_plain_reader_adds():
+    data, (_, base) = ADDED.read_bytes(), added()
+    read = plain_reader.read(MAGIC + data[8:])
+    told = read.metadata["delta"]
+    assert (told["differences"], told["added"]) == (1, 4)
+    found = fewbits.apply_delta(data, base)
+    for name in list(read.entries)[2:6]:
+        tensor = base[name]
+        dtype = str(tensor.dtype)[6:]
+        old = values.floats(tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), dtype)
+        sums = [a + b for a, b in zip(old, read.entries[name].float32, strict=True)]
+        if dtype != "float64":
+            sums = [values.f32(value) for value in sums]
+        wanted = values.to_bytes(sums, dtype)
+        assert found[name].reshape(-1).view(torch.uint8).numpy().tobytes() == wanted
+        assert wanted != tensor.reshape(-1).view(torch.uint8).numpy().tobytes()

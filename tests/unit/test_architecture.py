@@ -178,6 +178,7 @@ PUBLIC = [
     "Tuner",
     "apply_delta",
     "compress",
+    "compress_adapter",
     "empty_weights",
     "encode_delta",
     "ensemble",

@@ -352,12 +352,14 @@ class Contents:
         aliases: other names of tied tensors, each mapped to the name of the coded tensor.
         activations: layer name to the grid of its quantized input.
         metadata: JSON values: recipe, source of the network, reasons for skipped tensors.
+        is_delta: whether the tensors are changes of others, as the metadata says.
     """
 
     tensors: Mapping[str, CodedTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     activations: Mapping[str, ActivationGrid] = field(default_factory=dict)
     metadata: Mapping[str, JSONValue] = field(default_factory=dict)
+    is_delta: bool = False
 
     def __post_init__(self) -> None:
         for alias, name in self.aliases.items():

@@ -102,6 +102,8 @@ def _range(symbols: Symbols) -> tuple[int, int]:
 
 def pack(values: Symbols, lowest: int, width: int) -> bytes:
     """Pack each of ``values`` minus ``lowest`` into ``width`` bits, highest bit first."""
+    if width == 8 and lowest == 0 and values.dtype == np.uint8:
+        return values.tobytes()
     if width == 8:
         return b"".join(
             (values[start : start + BLOCK].astype(np.int64) - lowest).astype(np.uint8).tobytes()

@@ -49,7 +49,7 @@ class Budget:
     """A goal, and settings of the search for it; see :func:`fewbits.compress`.
 
     ``ranks`` search together: the sizes, scores and times of the first decide, which alone encodes
-    and writes the trace.
+    and writes the trace. ``base`` is the fingerprint of the base of a delta.
     """
 
     goal: Goal
@@ -60,6 +60,7 @@ class Budget:
     effort: str = "balanced"
     threads: int = 0
     ranks: Ranks = ALONE
+    base: str = ""
 
     def __post_init__(self) -> None:
         whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
@@ -103,7 +104,8 @@ class Budget:
         """
         slopes = _slopes(recipe)
         metric = getattr(self.evaluate, "metric", "accuracy")
-        key = _key(model, recipe, calibration, effort=self.effort, metric=metric, touch=touch)
+        others = [*([] if metric == "accuracy" else [metric]), *([self.base] if self.base else [])]
+        key = _key(model, recipe, calibration, others, effort=self.effort, touch=touch)
         trace = self.ranks.from_first("trace of the search", lambda: self._trace(key))
         run = _Run(self, model, recipe, compress)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
@@ -228,21 +230,20 @@ def _key(
     model: nn.Module,
     recipe: Recipe,
     calibration: Sequence[Any] | None,
+    others: Sequence[str],
     *,
     effort: str,
-    metric: str,
     touch: Callable[[int], None],
 ) -> str:
     """Return a fingerprint of everything a trial depends on, except the slope.
 
     Covers all weights, the recipe without its slopes, the effort, the number of calibration batches
-    and the first of them, and the metric unless it is accuracy.
+    and the first of them, and what else there is: a metric other than accuracy, a base.
     """
     count = None if calibration is None else len(calibration)
     first = [] if calibration is None else list(tensors_in(calibration[0]))
     tensors = chain(weights_of(model, touch), (("", tensor) for tensor in first))
-    other = [] if metric == "accuracy" else [metric]
-    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *other)
+    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *others)
 
 
 def _slopes(recipe: Recipe) -> list[float | None]:

@@ -31,7 +31,7 @@ from .budget import Budget
 from .coded_model import unwrapped
 from .fingerprint import facts_of, fingerprint, fingerprint_run
 from .pipeline import Pipeline
-from .result import CompressionResult
+from .result import BaseWeights, CompressionResult
 from .storage.workspace import Workspace
 
 __all__ = ["Request", "compress_network", "plan_request"]
@@ -59,6 +59,7 @@ class Request:
     progress: Progress
     pager: Pager | None = None
     resume: str | PathLike[str] | None = None
+    base: BaseWeights | None = None
 
     @classmethod
     def of(
@@ -74,6 +75,7 @@ class Request:
         training: Training | Mapping[str, Any] | None,
         weights: str | PathLike[str] | None = None,
         resume: str | PathLike[str] | None = None,
+        base: BaseWeights | None = None,
         **others: Any,
     ) -> Request:
         """Check everything that can be checked before any work is done.
@@ -87,6 +89,8 @@ class Request:
         goal = Goal.of(budget["target_bytes"], budget["target_bits"], budget["max_drop"])
         model, pager = unwrapped(model), None
         if weights is not None:
+            in_memory = "None with base=: both networks are compared in memory"
+            require(base is None, "weights", in_memory, weights)
             model, pager = _on_disk(model, weights)
         recipe = Recipe.of(method, calibrated=calibration is not None)
         if seed is not None:
@@ -95,7 +99,9 @@ class Request:
             recipe = replace(recipe, activations=Activations.of(activations))
         if training is not None:
             recipe = replace(recipe, train=_settings(training, recipe))
-        _check_recipe(recipe, {"weights": weights, "resume": resume})
+        _check_recipe(recipe, {"weights": weights, "resume": resume, "base": base})
+        if base is not None:
+            recipe = _for_delta(recipe)
         make_plan(model, recipe)
         if not recipe.lossless:
             check_finite(model, _touch(pager))
@@ -115,6 +121,7 @@ class Request:
             budget={k: budget[k] for k in ("evaluate", "evaluations", "time_budget", "trace")},
             pager=pager,
             resume=resume,
+            base=base,
             **others,
         )
 
@@ -139,7 +146,8 @@ def compress_network(request: Request) -> CompressionResult:
         result = replace(result, effort=request.effort, network_files=files_of(unwrapped(model)))
         if not request.metadata:
             return result.without_metadata()
-        return result if recipe.lossless else result.with_skip_reason()
+        plain = recipe.lossless or request.base is not None
+        return result if plain else result.with_skip_reason()
 
     if request.goal is None:
         _check_no_search_options(request.budget)
@@ -179,6 +187,7 @@ def _pipeline(
         Workspace.of(request.pager, folder if active().first else None),
         key,
         active(),
+        request.base,
     )
 
 
@@ -202,7 +211,9 @@ def _budget(request: Request, goal: Goal) -> Budget:
     options = request.budget
     if request.resume is not None and options["trace"] is None:
         options = {**options, "trace": Path(request.resume) / _SEARCH}
-    return Budget(goal, **options, effort=request.effort, threads=request.threads, ranks=active())
+    how: dict[str, Any] = {"effort": request.effort, "threads": request.threads}
+    base = "" if request.base is None else request.base.fingerprint
+    return Budget(goal, **options, **how, ranks=active(), base=base)
 
 
 def _facts(request: Request, calibration: Sequence[Any] | None) -> dict[str, str]:
@@ -216,6 +227,7 @@ def _facts(request: Request, calibration: Sequence[Any] | None) -> dict[str, str
         "time_budget=": str(budget["time_budget"]),
         "forward=": str(request.forward is not None),
         "effort=": request.effort,
+        "base=": "" if request.base is None else request.base.fingerprint,
         **facts_of(request.model, calibration or (), touch),
     }
 
@@ -230,6 +242,8 @@ class _Keys:
         if self._folder is not None:
             touch = _touch(request.pager)
             self._base = fingerprint_run(request.model, calibration or (), touch)
+            if request.base is not None:
+                self._base += request.base.fingerprint
             if active().first:
                 self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -281,13 +295,23 @@ def _check_no_search_options(options: Mapping[str, Any]) -> None:
             )
 
 
+def _for_delta(recipe: Recipe) -> Recipe:
+    """Return the recipe of a delta, which tells the network's own weights and all else exactly."""
+    if recipe.activations is not None:
+        raise ConfigError(
+            "a delta has weights only: base= cannot be combined with quantized activations. Leave "
+            "one of them out."
+        )
+    return replace(recipe, prepare=(), raw_dtype="exact")
+
+
 def _check_recipe(recipe: Recipe, given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None and recipe.training_stage is not None:
             raise ConfigError(
                 f"{name}= cannot be combined with a method that trains: training needs the network "
                 "in memory, and 'fewbits train --resume' continues one. Load the weights into the "
-                "network first."
+                "network first, and take a delta of what was trained."
             )
 
 

@@ -34,7 +34,7 @@ from .quantization import (
     needs_inputs,
     shared_weights,
 )
-from .result import CompressionResult
+from .result import BaseWeights, CompressionResult
 from .storage.finished_tensors import FileTensors, FinishedWeights
 from .storage.workspace import Workspace
 
@@ -52,7 +52,8 @@ class Pipeline:
     ``memory`` is shared by runs that differ only in the slopes of their recipe. Stages whose
     results do not depend on slopes store them there under their own name and reuse them in later
     runs, unchanged. It is None if there are no other runs. ``key`` identifies the run in a journal.
-    ``ranks`` make the same run, each on its share of the batches, and come to the same result.
+    ``ranks`` make the same run, each on its share of the batches, and come to the same result. With
+    a ``base``, weights are quantized as differences from it, and the result is a delta.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class Pipeline:
     workspace: Workspace = field(default_factory=Workspace)
     key: str = ""
     ranks: Ranks = ALONE
+    base: BaseWeights | None = None
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ class Pipeline:
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     finished: FinishedWeights = field(default_factory=FinishedWeights)
     _guard: Guard = field(default_factory=lambda: Guard(()), init=False, repr=False)
+    _bases: Mapping[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def run(self, model: nn.Module, source: str) -> CompressionResult:
         """Compress ``model``, which is not changed; weights are shared with it until they are."""
@@ -102,6 +105,9 @@ class Pipeline:
         self, model: nn.Module, shared: frozenset[str]
     ) -> tuple[nn.Module, Sequence[Any], Sequence[Sequence[Tensor]]]:
         """Return the float network as it is quantized, batches and masks; find sensitivities."""
+        if self.base is not None:
+            self.plan = self.base.planned(self.plan, model)
+            self._bases = self.base.of_weights(model)
         reference = sharing(model, shared).eval()
         count = remove_inputs(reference)
         if count:
@@ -233,8 +239,12 @@ class Pipeline:
         names = [e.target.name for e in probed if e.method and has_open_slope(e.method)]
         weights = sum(self.plan.sizes.get(n, 0) for n in names if n in self.sensitivities)
         if weights:
-            slope = suggested_slope(found.energy, weights)
-            self.notes.append(f"slope: {slope:.2g}, from the size of the network's output")
+            energy, of = found.energy, "the network's output"
+            if self.base is not None:
+                targets = [entry.target for entry in probed]
+                energy, of = self.base.energy(reference, targets, found.layers), "its change"
+            slope = suggested_slope(energy, weights)
+            self.notes.append(f"slope: {slope:.2g}, from the size of {of}")
             self.plan = self.plan.with_open_slopes(slope)
         for entry in probed:
             if entry.target.name not in self.sensitivities:
@@ -273,10 +283,12 @@ class Pipeline:
             self.progress,
             self.notes,
             self.ranks,
+            self._bases,
         )
         network = stage.run(batches)
         self.plan, self.finished = stage.plan, stage.finished
-        self._note_zeros()
+        if self.base is None:
+            self._note_zeros()
         return network
 
     def _note_zeros(self) -> None:
@@ -316,6 +328,12 @@ class Pipeline:
 
     def _pack(self, state: dict[str, Tensor], source: str) -> CompressionResult:
         recipe = self.plan.recipe
+        metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
+        if source:
+            metadata["source"] = source
+        if self.base is not None:
+            how: dict[str, Any] = {"bases": self._bases, "keep": self.workspace.kept}
+            return self.base.result(state, self.finished, metadata=metadata, **how, **self._about)
         names = [name for name in state if name not in self.plan.aliases]
         raw: dict[str, Callable[[], CodedTensor]] = {}
         facts: dict[str, TensorFacts] = {}
@@ -326,17 +344,15 @@ class Pipeline:
                     form = "keep"
                 raw[name] = self._raw(state[name].detach(), form)
                 facts[name] = TensorFacts(tuple(state[name].shape), dtype_of(state[name]), "raw")
-        metadata: dict[str, Any] = {"recipe": recipe.to_dict()}
-        if source:
-            metadata["source"] = source
         tensors = FileTensors(names, self.finished, raw, facts, self.workspace.kept)
         contents = Contents(tensors, dict(self.plan.aliases), metadata=metadata)
-        return CompressionResult(
-            contents=contents,
-            plan=self.plan,
-            info={name: dict(values) for name, values in self.finished.info.items()},
-            notes=tuple(self.notes),
-        )
+        return CompressionResult(contents=contents, **self._about)
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What a result says besides its contents."""
+        info = {name: dict(values) for name, values in self.finished.info.items()}
+        return {"plan": self.plan, "info": info, "notes": tuple(self.notes)}
 
     def _raw(self, tensor: Tensor, form: str) -> Callable[[], CodedTensor]:
         """Return a function that packs a tensor; now, unless it is large and on disk.

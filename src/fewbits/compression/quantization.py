@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..coded import Cause, CodedTensor, RawTensor, Reason
 from ..engine.batchnorm.fold import Folded
 from ..engine.layers.layer import Quantized, Sensitivity
-from ..engine.layers.pack import pack, pack_raw, to_torch
+from ..engine.layers.pack import pack, pack_raw, restored, to_torch
 from ..engine.layers.statistics import Statistics
 from ..engine.layers.targets import Target, retie
 from ..engine.lockstep.float_inputs import float_inputs
@@ -114,6 +114,7 @@ class Quantization:
         key: identifies this run in a journal.
         notes: what happened, for the user.
         ranks: who else makes this run; the first of them keeps what can be resumed from.
+        bases: weights of another network, by name; of those, differences are quantized.
         finished: the weights that are done.
     """
 
@@ -132,6 +133,7 @@ class Quantization:
     progress: Progress
     notes: list[str] = field(default_factory=list)
     ranks: Ranks = ALONE
+    bases: Mapping[str, Tensor] = field(default_factory=dict)
     finished: FinishedWeights = field(init=False)
     network: nn.Module = field(init=False)
     _done: dict[str, Finished] = field(default_factory=dict, init=False)
@@ -169,7 +171,10 @@ class Quantization:
         if not self.ranks.first:
             self.finished.add(part, weights, changed)
         for name in weights if self.runs else ():
-            self._write(name, self.network.get_parameter(name), to_torch(weights[name]))
+            values = to_torch(weights[name])
+            if name in self.bases:
+                values = restored(self.bases[name], values)
+            self._write(name, self.network.get_parameter(name), values)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name in changed:
@@ -183,10 +188,12 @@ class Quantization:
         return weights, {name: self.finished.changed(name) for name in part.changed}
 
     def _work(self, entry: PlanEntry, method: PostTrainingMethod) -> Work:
-        known = self.sensitivities.get(entry.target.name)
-        both = method.capabilities.needs_inputs == "both"
+        name = entry.target.name
+        known, base = self.sensitivities.get(name), self.bases.get(name)
+        # A difference is of outputs on the same inputs, those that the layer will have.
+        both = method.capabilities.needs_inputs == "both" and base is None
         apart = method.rounds_neurons_apart
-        return Work(entry.target, method.encode, both, known, entry.rows, apart)
+        return Work(entry.target, method.encode, both, known, entry.rows, apart, base)
 
     def _quantize_blind(self) -> None:
         """Quantize weights that need no inputs first, so later layers calibrate on the result."""
@@ -271,7 +278,7 @@ class Quantization:
         )
         for name, one, result in zip(names, todo, results, strict=True):
             if write is not None:
-                write_result(self.network, one.entry.target, result, write)
+                write_result(self.network, self._work(one.entry, one.method), result, write)
             notes = {name: one.why} if one.why else {}
             self._keep(f"weight {name}", Completed({name: result.on_cpu()}, notes=notes))
 
@@ -359,6 +366,7 @@ class Quantization:
         weights: dict[str, CodedTensor] = {}
         for name, result in done.results.items():
             dtype = self.network.get_parameter(name).dtype
+            dtype = torch.float32 if name in self.bases else dtype
             weights[name] = pack(result, targets[name], dtype)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         changed: dict[str, RawTensor] = {n: pack_raw(parameters[n]) for n in done.shifted}

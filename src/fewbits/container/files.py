@@ -33,7 +33,7 @@ from .assemble import guard
 from .entries import Entry
 from .frame import DELTA_MAGIC, located, undelta
 from .open_file import Fetch, OpenFile, codec_of_span, open_source
-from .reader import LazyTensors, decode, decode_activations, open_file
+from .reader import LazyTensors, decode, decode_activations
 from .streams import CHECKSUM, Part, Stream
 from .threads import OrderedCalls, usable_threads
 
@@ -187,16 +187,25 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
 
 
 def measure(data: bytes) -> SizeReport:
-    """Itemise the bytes of the file ``data``; the rows sum to ``len(data)``."""
+    """Itemise the bytes of the file or delta ``data``; the rows sum to ``len(data)``."""
     with guard("the file"):
-        return size_report(open_file(data))
+        opened = open_source(*_whole(lambda start, end: data[start:end], len(data)))
+        opened.verify()
+        return size_report(opened)
 
 
 def measure_file(file: BinaryIO) -> SizeReport:
-    """Itemise the bytes of an open file without reading its bodies."""
+    """Itemise the bytes of an open file, or delta, without reading its bodies."""
     file.flush()
     with guard("the file"):
-        return size_report(open_source(*located(_fetch_from(file), file.seek(0, os.SEEK_END))))
+        return size_report(open_source(*_whole(_fetch_from(file), file.seek(0, os.SEEK_END))))
+
+
+def _whole(fetch: Fetch, size: int) -> tuple[Fetch, int]:
+    """Return how to fetch the bytes of a file, which may be wrapped or a delta, and its size."""
+    fetch, size = located(fetch, size)
+    is_delta = fetch(0, min(size, len(DELTA_MAGIC))) == DELTA_MAGIC
+    return (undelta(fetch, size) if is_delta else fetch), size
 
 
 def _skipped(metadata: Mapping[str, JSONValue]) -> dict[str, str]:
@@ -221,9 +230,8 @@ def _open(
         if watched:
             fetch = _while_unchanged(fetch, raw.fileno(), path)
         with guard("the file"):
-            fetch, size = located(fetch, file.seek(0, os.SEEK_END))
-            if deltas and fetch(0, min(size, len(DELTA_MAGIC))) == DELTA_MAGIC:
-                fetch = undelta(fetch, size)
+            find = _whole if deltas else located
+            fetch, size = find(fetch, file.seek(0, os.SEEK_END))
             opened = open_source(fetch, size, limit)
         yield opened
 

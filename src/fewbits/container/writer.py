@@ -27,7 +27,7 @@ from ..coding import CODECS, EFFORTS, MAX_SHARED_SYMBOLS, Layout, Symbols, encod
 from ..coding import Stream as Body
 from ..errors import ConfigError, require
 from .entries import Entry, RawEntry, describe, leaves
-from .frame import MAX_HEADER, PREFIX, pack_index
+from .frame import DELTA_MAGIC, MAGIC, MAX_HEADER, PREFIX, pack_index
 from .header import Header, check_name, dump_header, make_header
 from .limits import Limits, body_work, entry_work
 from .streams import CHECKSUM, Chunk, Part, chunks, own_streams, shared_streams
@@ -39,6 +39,7 @@ Run: TypeAlias = list[tuple[Symbols, Layout]]
 
 RESERVE = 1 << 24  # units of work reserved for the header
 SINCE = {"affine": 1}  # minor versions that brought kinds of tensors
+DELTA_MINOR = 1  # the one that brought deltas
 
 
 def encode(contents: Contents, effort: str = "balanced", threads: int = 0) -> bytes:
@@ -52,7 +53,7 @@ def write_contents(
     contents: Contents, file: BinaryIO, effort: str = "balanced", threads: int = 0
 ) -> int:
     """Write a file with ``contents``, and return its length; see :class:`FileWriter`."""
-    with FileWriter(file, effort, threads) as writer:
+    with FileWriter(file, effort, threads, delta=contents.is_delta) as writer:
         for name, tensor in contents.tensors.items():
             writer.add(name, tensor)
         return writer.finish(contents.aliases, contents.activations, contents.metadata)
@@ -70,12 +71,15 @@ class FileWriter:
         file: open for writing bytes.
         effort: "fast", "balanced" or "smallest"; the decoded content is the same.
         threads: number of threads that encode; 0 for one per core. The bytes do not depend on it.
+        delta: whether the file is a delta (SPEC.md, section 9), which begins otherwise.
 
     Raises ConfigError for an unknown effort, and for names, metadata or shapes beyond the bounds of
     the format (SPEC.md). Cost: about 0.02 microseconds per weight for "fast", 0.5 for the others.
     """
 
-    def __init__(self, file: BinaryIO, effort: str = "balanced", threads: int = 0) -> None:
+    def __init__(
+        self, file: BinaryIO, effort: str = "balanced", threads: int = 0, *, delta: bool = False
+    ) -> None:
         require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
         self._file = file
         self._effort = effort
@@ -90,7 +94,8 @@ class FileWriter:
         self._length = 0  # bytes written
         self._codecs: list[int] = []
         self._lengths: list[int] = []
-        self._write(PREFIX)
+        self._least = DELTA_MINOR if delta else 0  # minor version of the file
+        self._write((DELTA_MAGIC if delta else MAGIC) + PREFIX[len(MAGIC) :])
 
     def __enter__(self) -> FileWriter:
         return self
@@ -201,7 +206,8 @@ class FileWriter:
             )
         used = {codec.since[1] for codec in CODECS.values() if codec.number in self._codecs}
         used |= {SINCE[entry.kind] for entry in header.entries.values() if entry.kind in SINCE}
-        index = pack_index(text, self._length - len(PREFIX), max(used, default=0))
+        minor = max(used, default=0)
+        index = pack_index(text, self._length - len(PREFIX), max(minor, self._least))
         self._write(index)
         return self._length
 

@@ -65,6 +65,57 @@ def test_changes_since_a_file_and_back(here):
     assert "other weights" in one_line_error(*wrong)
 
 
-def test_changes_take_no_method(here):
-    options = ("--base", "net.safetensors", "-o", "x.fewbits", "--method", "gpfq")
+def test_exact_changes_take_no_other_options(here):
+    options = ("--base", "net.safetensors", "-o", "x.fewbits", "--seed", "1")
     assert "--base writes the changes" in run("compress", MODEL, *options, code=2).output
+    trained = ("--data", "digits", "--epochs", "1", "--method", "hemp")
+    done = run("compress", MODEL, *options[:4], *trained, code=2)
+    assert "--base takes the difference" in done.output
+
+
+def test_changes_at_a_rate(here):
+    new = load_file("net.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for value in new.values():
+        value.add_(1e-3 * torch.randn(value.shape, generator=generator))
+    save_file(new, "new.safetensors")
+    what = ("compress", MODEL, "--weights", "new.safetensors", "--base", "net.safetensors")
+    run(*what, "-o", "exact.fewbits")
+    out = ("--data", "digits", "--evaluate", "-o", "change.fewbits")
+    told = run_json(*what, "--method", "nearest", "--bits", "3", *out)
+    assert told["bytes"] == (here / "change.fewbits").stat().st_size
+    assert told["bytes"] < 0.3 * (here / "exact.fewbits").stat().st_size
+    how = ("change.fewbits", "--base", "net.safetensors")
+    found = run_json("evaluate", *how, "--data", "digits")
+    assert found["accuracy"] == told["accuracy"]["compressed"]["accuracy"]
+    assert (
+        "--base makes whole weights"
+        in run("evaluate", *how, "--data", "digits", "--lazy", code=2).output
+    )
+    run("decode", *how, "-o", "back.safetensors")
+    back, old = load_file("back.safetensors"), load_file("net.safetensors")
+    for name, value in back.items():
+        gone = (new[name] - old[name]).square().sum()
+        assert (new[name] - value).square().sum() < 0.2 * gone
+    small = ("--data", "digits", "--target-bytes", str(told["bytes"] // 2), "-o", "small.fewbits")
+    assert run_json(*what, *small)["bytes"] <= told["bytes"] // 2
+    shown = run(*what, *small, "--force").stdout
+    assert "of the weights, as changes of a base" in shown
+
+
+def test_an_adapter(here):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q.lora_A.weight": (8, 64), "q.lora_B.weight": (96, 8)}
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    (here / "adapter").mkdir()
+    save_file(state, here / "adapter" / "adapter_model.safetensors")
+    (here / "adapter" / "adapter_config.json").write_text("{}")
+    what = ("compress", "adapter", "--method", "lora", "-o", "a.fewbits")
+    told = run_json(*what, "--set", "error=0.1")
+    assert told["bytes"] == (here / "a.fewbits").stat().st_size < 0.25 * told["float_bytes"]
+    run("decode", "a.fewbits", "-o", "a.safetensors")
+    back = load_file("a.safetensors")
+    whole, found = (s["q.lora_B.weight"] @ s["q.lora_A.weight"] for s in (state, back))
+    assert 0.08 < (found - whole).norm() / whole.norm() < 0.101
+    for options in (("--bits", "4"), ("--set", "step=3")):
+        assert "--method lora" in run(*what, "--force", *options, code=2).output

@@ -131,15 +131,17 @@ class Job:
         calibration: str | None = None,
         forward: Forward | None = None,
         trains: bool = False,
+        base: Path | None = None,
     ) -> None:
-        """Load the network and its data.
+        """Load the network and its data; ``base`` is what a delta is to be a change of.
 
         A network that is not ``scored`` as a whole may keep its weights on disk; one that
         ``trains`` has them in float32. ``calibration`` names data for calibration only.
         """
         self.recipe, self.batch_size, self.forward = recipe, batch_size, forward
         self.budget = budget or BudgetOptions()
-        on_disk = not (scored or self.budget.needs_evaluation)
+        self.base = base
+        on_disk = not (scored or self.budget.needs_evaluation or base is not None)
         self.metric = known_metric(self.budget.metric or "accuracy")
         self.model = load_model(model, weights, on_disk=on_disk, keep_dtype=not trains)
         self.home = home_of(model, weights)
@@ -260,6 +262,7 @@ class Job:
             metadata=metadata,
             weights=self.model.on_disk,
             resume=resume,
+            base=self.base,
             share=share,
             progress=progress,
             **budget,
@@ -303,7 +306,7 @@ class Job:
             return None
         module = self.model.module
         if file is not None:
-            module = api.load(file, into=module, threads=threads)
+            module = api.load(file, into=module, base=self.base, threads=threads)
         batches = None if self.data is None else self.data.batches("test", self.batch_size)
         forward = as_forward(self.forward)
         return evaluate_by(self.metric, module, batches, forward, progress=progress)
@@ -359,7 +362,7 @@ def with_selection_split(
 
 def summary(coded: CompressionResult) -> str:
     """Return one line with the size and the share that is quantized."""
-    return coded.size_report().summary
+    return coded.summary
 
 
 def plan_notes(coded: CompressionResult) -> list[str]:

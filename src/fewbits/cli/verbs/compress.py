@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ from ..options.budget import (
     TimeBudget,
     TraceFile,
 )
-from ..options.choice import choose_recipe, with_activations
+from ..options.choice import choose_recipe, parse_settings, with_activations
 from ..options.metric import ForwardName, Metric, has_own_data, known_forward
 from ..options.training import with_training
 from .train import make_request
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["compress"]
 
 _METHOD = "How to compress"
-_EXACT = ("model", "out", "weights", "base", "effort", "threads", "force", "as_json")
+_LORA = ("model", "out", "method", "settings", "effort", "threads", "force", "as_json")
+_EXACT = (*_LORA, "weights", "base", "recipe")
 
 
 @verb
@@ -62,7 +63,8 @@ def compress(
         str | None,
         typer.Option(
             help="A method (see 'fewbits methods') or a recipe, smallest or lossless; hemp, lowbit "
-            "and pwfn train the network. \\[default: qronos; with a budget, the recipe smallest]",
+            "and pwfn train the network; lora is for the folder of an adapter. \\[default: qronos; "
+            "with a budget, the recipe smallest]",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -88,8 +90,8 @@ def compress(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Write only the changes since these weights, exactly: a .fewbits file, a "
-            "checkpoint, or a folder with one.",
+            help="Write only the changes since these weights: a .fewbits file, a checkpoint, or a "
+            "folder with one. Exactly, unless a method or a budget is given.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -178,7 +180,11 @@ def compress(
     --data digits --max-drop 0.5% -o digits.fewbits
 
     What changed in training since FILE, exactly: fewbits compress FOLDER --base FILE -o
-    change.fewbits. 'fewbits decode change.fewbits --base FILE' gives the new weights.
+    change.fewbits. With --method or a budget, differences are quantized. 'fewbits decode
+    change.fewbits --base FILE' gives the new weights.
+
+    A LoRA adapter is compressed at an error of its products: fewbits compress FOLDER --method lora
+    --set error=0.05 -o adapter.fewbits
 
     A language model is calibrated on a text file: fewbits compress FOLDER --calibration
     text:FILE:tokens=512,samples=128 --method gptq --bits 4 -o model.fewbits
@@ -192,24 +198,29 @@ def compress(
     budget = BudgetOptions(target_bytes, target_bits, max_drop, *search)
     _check_given(out, data, budget, evaluate=evaluate, dry_run=dry_run)
     shared.check_effort(effort)
-    if base is not None:
+    if method == "lora":
+        work: dict[str, Any] = {"force": force, "effort": effort, "threads": threads}
+        return _adapter(context, model, settings or (), out, **work)
+    exact = {method, recipe} <= {None, "lossless"} and not budget
+    if base is not None and exact and not (bits or group or settings):
         return _changes(context, (model, weights, base, out), effort, threads, force=force)
     has_data = data is not None or calibration is not None or dry_run
     settled = (method, bits, settings or (), recipe, has_data)
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
+        _check_untrained(base)
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
         run["metadata"] = not no_metadata
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         _check_trains({"resume": resume, "calibration": calibration, "forward": forward}, out)
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
-        work: dict[str, Any] = {"force": force, "threads": threads, "quiet": as_json}
+        work = {"force": force, "threads": threads, "quiet": as_json}
         return _train(out, sources, trained, run, budget=budget, **work)
     from ..jobs.compress import Job  # noqa: PLC0415  (brings torch)
 
     how: dict[str, Any] = {"calibration": calibration, "forward": known_forward(forward)}
-    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate}
+    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate, "base": base}
     what = (model, weights, data, chosen)
     if dry_run or out is None:
         return _planned(Job(*what, **how).plan())
@@ -221,7 +232,7 @@ def compress(
         result = Job(*what, **how).run(out, **work, progress=progress)
     told: dict[str, Any] = {"network": model, "weights": weights, "data": data}
     told |= {"calibration": calibration, "calibration samples": calibration_samples}
-    told |= {"effort": effort, "seed": seed}
+    told |= {"effort": effort, "seed": seed, **({} if base is None else {"base": base})}
     return _shown(result, {**told, **budget.told()})
 
 
@@ -256,20 +267,57 @@ def _changes(
     force: bool,
 ) -> Outcome:
     """Write the changes since a base, for which there is nothing to choose but the effort."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in _EXACT and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(
-                f"--base writes the changes of all weights, exactly: leave out "
-                f"--{name.replace('_', '-')}."
-            )
+    exactly = "--base writes the changes of all weights, exactly: leave out {}"
+    _only(context, _EXACT, f"{exactly}, or choose how to quantize them, by --method or a budget.")
     model, weights, base, out = what
-    if out is None:
-        raise typer.BadParameter("no output file: add -o FILE.")
-    check_output(out, force)
+    out = _checked_output(out, force)
     from ..jobs.delta import write_delta  # noqa: PLC0415  (brings torch)
 
     return write_delta(model, weights, base, out, effort=effort, threads=threads)
+
+
+def _adapter(
+    context: typer.Context,
+    folder: str,
+    settings: Sequence[str],
+    out: Path | None,
+    *,
+    force: bool,
+    **how: Any,
+) -> Outcome:
+    """Compress a LoRA adapter, for which there is nothing to choose but the error."""
+    _only(context, _LORA, "--method lora compresses the adapter in a file or folder: leave out {}.")
+    chosen = parse_settings(settings)
+    if unknown := sorted(chosen.keys() - {"error"}):
+        raise typer.BadParameter(f"--method lora has the setting error, but not {unknown[0]!r}.")
+    out = _checked_output(out, force)
+    from ..jobs.adapter import write_adapter  # noqa: PLC0415  (brings torch)
+
+    return write_adapter(Path(folder), out, chosen, **how)
+
+
+def _only(context: typer.Context, allowed: Container[str], text: str) -> None:
+    """Refuse all options but those that are allowed."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(text.format(f"--{name.replace('_', '-')}"))
+
+
+def _checked_output(out: Path | None, force: bool) -> Path:
+    if out is None:
+        raise typer.BadParameter("no output file: add -o FILE.")
+    check_output(out, force)
+    return out
+
+
+def _check_untrained(base: Path | None) -> None:
+    """Refuse to train towards a delta."""
+    if base is not None:
+        raise typer.BadParameter(
+            "--base takes the difference of weights that are trained already: compress and train "
+            "without it, then write the delta of what was trained."
+        )
 
 
 def _check_trains(given: Mapping[str, Any], out: Path | None) -> None:

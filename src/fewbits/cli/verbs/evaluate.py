@@ -52,6 +52,13 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="The network's source. \\[default: the one in the file]")
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="If FILE is a delta, what it is a change of: a .fewbits file, a checkpoint, or a "
+            "folder with one."
+        ),
+    ] = None,
     metric: Annotated[
         str,
         typer.Option(
@@ -103,11 +110,7 @@ def evaluate(
     least = None if min_accuracy is None else _fraction(min_accuracy)
     sizes = [] if weight_noise is None else _sizes(weight_noise)
     _check_options(metric, data, labelled=bool(sizes) or transform_domain, least=least)
-    if lazy and (sizes or transform_domain):
-        raise typer.BadParameter(
-            "--lazy leaves the weights as they are in the file: leave out --weight-noise and "
-            "--transform-domain."
-        )
+    _check_loading(base, noisy=bool(sizes), lazy=lazy, transform_domain=transform_domain)
     source = model or stored_source(file, data or "")
     loaded, batches = _network_and_data(source, data, batch_size, fetch=model is not None)
     from ...api import load  # noqa: PLC0415
@@ -116,7 +119,8 @@ def evaluate(
     call, empty = as_forward(known_forward(forward)), loaded.module
     limits: Any = {"max_decoded_bytes": mib_to_bytes(max_decoded_mib), "threads": threads}
     before = _multiplications(empty, batches, call) if transform_domain else 0
-    network = load(file, into=empty, transform_domain=transform_domain, lazy=lazy, **limits)
+    how: Any = {"base": base, "transform_domain": transform_domain, "lazy": lazy}
+    network = load(file, into=empty, **how, **limits)
     with progress_bars(quiet=as_json) as progress:
         noise: Any = {"draws": draws, "seed": seed, "progress": progress, "forward": call}
         result = _result(metric, network, batches, call, progress)
@@ -126,7 +130,7 @@ def evaluate(
     facts: dict[str, Any] = {"file": str(file), "model": source, "data": data}
     facts |= {**result.to_dict(), "dtype": loaded.dtype, "quantized": coverage.to_dict()}
     where = "" if loaded.dtype == "float32" else f", in {loaded.dtype}"
-    line = f"{file}: {result}{where}; {coverage}"
+    line = f"{file}: {result}{where}; {coverage if base is None else f'on {base}'}"
     if transform_domain:
         after = _multiplications(network, batches, call)
         facts["multiplications"] = {"layers": before, "pairs": after}
@@ -150,6 +154,19 @@ def _check_options(metric: str, data: str | None, *, labelled: bool, least: floa
     if least is not None and has_own_data(metric):
         raise typer.BadParameter(
             "--min-accuracy needs accuracy, which a metric of your own replaces: leave one out."
+        )
+
+
+def _check_loading(base: Path | None, *, noisy: bool, lazy: bool, transform_domain: bool) -> None:
+    """Refuse ways of loading that exclude each other."""
+    if lazy and (noisy or transform_domain):
+        raise typer.BadParameter(
+            "--lazy leaves the weights as they are in the file: leave out --weight-noise and "
+            "--transform-domain."
+        )
+    if base is not None and (lazy or transform_domain):
+        raise typer.BadParameter(
+            "--base makes whole weights of a delta: leave out --lazy and --transform-domain."
         )
 
 

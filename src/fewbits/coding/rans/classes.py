@@ -80,9 +80,12 @@ class Classes:
         levels = [level for level in range(MOST_LEVELS) if (self.rows == level).any()]
         place = np.zeros(MOST_LEVELS, np.uint8)
         place[levels] = np.arange(len(levels))
-        columns = (self.inputs[:, None] + self.taps).reshape(-1)
         tables = self.tables.astype(np.uint8)
-        cells = np.empty((len(levels), columns.size), np.uint8)
+        cells = np.empty((len(levels), self.inputs.size * self.taps.size), np.uint8)
+        if not self.inputs.any() and not self.taps.any():
+            cells[:] = tables[levels][:, None]
+            return cells, place[self.rows]
+        columns = (self.inputs[:, None] + self.taps).reshape(-1)
         for row, level in zip(cells, levels, strict=True):
             np.take(tables[level:], columns, out=row, mode="clip")
         return cells, place[self.rows]
@@ -110,15 +113,18 @@ def _levels(sums: Ints, count: int, usual: float, step: float) -> Bins:
     return clipped
 
 
-def _divisions(bins: Bins, layout: Layout, centre: int, kernels: SimpleNamespace) -> list[Classes]:
+def _divisions(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> list[Classes]:
     """Return all divisions worth trying; their tables are still empty."""
+    none = single_class(layout)
+    if layout.rows == layout.taps == 1:  # one row, of inputs that each have one symbol
+        return [none]
+    centre = int(np.bincount(bins[: max(1, SAMPLE // layout.columns)].reshape(-1)).argmax())
     by_row, by_column = np.zeros(layout.rows, np.int64), np.zeros(layout.columns, np.int64)
     kernels.sum_sizes(bins, centre, by_row, by_column)
     usual = max(float(by_row.sum()) / layout.size, 1e-9)
     filters = by_column.reshape(-1, layout.taps)
     counts = (layout.columns, layout.rows * layout.taps, layout.rows * len(filters))
     sums = (by_row, filters.sum(axis=1), filters.sum(axis=0))
-    none = single_class(layout)
     divisions = [none]
     for step in STEPS:
         levels = [_levels(*of, usual, step) for of in zip(sums, counts, strict=True)]
@@ -180,17 +186,22 @@ def fit(bins: Bins, layout: Layout, kernels: SimpleNamespace) -> tuple[Classes, 
     whole matrix once.
     """
     size = max(2, int(bins.max()) + 1)
-    centre = int(np.bincount(bins[: max(1, SAMPLE // layout.columns)].reshape(-1)).argmax())
     stride = max(1, layout.size // SAMPLE)
     sample = np.ascontiguousarray(bins[::stride])
     share = len(bins) / len(sample)
-    tried: list[tuple[float, int, Classes]] = []
-    for division in _divisions(bins, layout, centre, kernels):
-        part = division.part(slice(None, None, stride))
-        bits = _merge(_count(sample, part, kernels))[0] * share
-        tried.append((bits + _side_bits(division), len(tried), division))
-    bits, _, best = min(tried, key=lambda item: item[:2])
-    _, tables, groups = _merge(_count(bins, best, kernels))
+    divisions = _divisions(bins, layout, kernels)
+    best, merged = divisions[0], None
+    if len(divisions) == 1 and share == 1:
+        merged = _merge(_count(bins, best, kernels))
+        bits = merged[0] + _side_bits(best)
+    else:
+        tried: list[tuple[float, int, Classes]] = []
+        for division in divisions:
+            part = division.part(slice(None, None, stride))
+            bits = _merge(_count(sample, part, kernels))[0] * share
+            tried.append((bits + _side_bits(division), len(tried), division))
+        bits, _, best = min(tried, key=lambda item: item[:2])
+    _, tables, groups = merged or _merge(_count(bins, best, kernels))
     roots = roots_of(groups[:, :size])
     roots = np.pad(roots, [(0, 0), (0, size - roots.shape[1])])
     return replace(best, tables=tables, roots=roots), bits

@@ -18,13 +18,11 @@ from ...errors import CorruptFileError
 from ..choose import decode_symbols
 from ..codec import CODECS, NO_LIMIT, Bound, Cursor, Layout, Symbols, varint
 from ..kernels import kernel, pick
-from ..raw import Constant, Raw
-from .rans import Rans
+from .bytes_of_values import INNER, smallest
 
 __all__ = ["Floats", "join_classes", "split_classes"]
 
 WIDTHS = {2: "<u2", 4: "<u4", 8: "<u8"}
-INNER = (Constant(), Raw(), Rans())
 MOST_CLASSES = 15  # that are listed; one more has the rest
 CLASS_BITS = 1500.0  # what tables of a class take, about
 LEAST = 1024  # bytes: with fewer, next to nothing is lost to what older versions can read
@@ -197,14 +195,8 @@ def _join(parts: list[Bytes], first: Bytes, division: _Division) -> Bytes:
 
 
 def _coded(plane: Bytes) -> bytes:
-    """Return number, length and bytes of a plane or a part of it, choosing the fewest bytes."""
-    row = plane.reshape(1, -1)
-    found = []
-    for codec in INNER:
-        data = codec.encode(row, Layout(*row.shape))
-        if data is not None:
-            found.append((codec.number, data))
-    number, body = min(found, key=lambda pair: len(pair[1]))
+    """Return number, length and bytes of a plane or a part of it."""
+    number, body = smallest(plane)
     return varint(8 * len(body) + number) + body
 
 

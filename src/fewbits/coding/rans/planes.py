@@ -10,13 +10,11 @@ import numpy as np
 from ...errors import CorruptFileError
 from ..choose import decode_symbols
 from ..codec import CODECS, NO_LIMIT, Bound, Cursor, Layout, Symbols, varint
-from ..raw import Constant, Raw
-from .rans import Rans
+from .bytes_of_values import INNER, entropy_of, smallest
 
 __all__ = ["Planes"]
 
 WIDTHS = range(2, 9)
-INNER = (Constant(), Raw(), Rans())
 
 
 class Planes:
@@ -28,12 +26,11 @@ class Planes:
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return the coded columns one after the other; None if they are not columns of bytes."""
-        if not _suits(symbols, layout):
+        if not _suits(symbols, layout) or _least(symbols) > limit:
             return None
         out = []
         for column in range(layout.columns):
-            plane = np.ascontiguousarray(symbols[:, column]).reshape(1, -1)
-            number, body = _smallest(plane)
+            number, body = smallest(np.ascontiguousarray(symbols[:, column]))
             out += [varint(8 * len(body) + number), body]
         data = b"".join(out)
         return data if len(data) <= limit else None
@@ -61,14 +58,10 @@ class Planes:
         return None if data is None else 8.0 * len(data)
 
 
-def _smallest(plane: Symbols) -> tuple[int, bytes]:
-    """Return codec number and bytes of a plane, choosing the fewest bytes."""
-    candidates = []
-    for codec in INNER:
-        data = codec.encode(plane, Layout(*plane.shape))
-        if data is not None:
-            candidates.append((codec.number, data))
-    return min(candidates, key=lambda pair: len(pair[1]))
+def _least(symbols: Symbols) -> float:
+    """Return a bound of the bytes that the columns take."""
+    counts = (np.bincount(symbols[:, k], minlength=256) for k in range(symbols.shape[1]))
+    return sum(map(entropy_of, counts)) / 8
 
 
 def _suits(symbols: Symbols, layout: Layout) -> bool:

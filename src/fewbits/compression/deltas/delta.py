@@ -1,33 +1,71 @@
-"""Write and apply deltas: the exact changes from one state dict to another."""
+"""Write and apply deltas: what changed from one state dict to another."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Collection, Iterable, Mapping
-from os import PathLike, fspath
-from pathlib import Path
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...coded import CodedTensor, GridTensor, JSONValue, RawTensor, recognised
-from ...container import DELTA_MAGIC, FileWriter, LazyTensors, open_delta
-from ...container.frame import MAGIC
-from ...engine.layers.pack import pack_raw, to_torch
+from ...coded import (
+    FLOAT_DTYPES,
+    CodedTensor,
+    GridTensor,
+    JSONValue,
+    RawTensor,
+    recognised,
+)
+from ...container import FileWriter, open_delta
+from ...engine.layers.pack import pack_raw, restored, to_torch
 from ...errors import ConfigError, CorruptFileError, require
-from ...sources.checkpoints.state_dicts import read_state_dict as read_weights
-from ..load import read_state_dict
 from .differences import applied, differences, has_differences, matrix_of
+from .states import Base, bytes_of, dtype_of, fingerprint_of, owned, read_base, same
 
-__all__ = ["Base", "apply_delta", "encode_delta", "read_base"]
+__all__ = ["Division", "apply_delta", "encode_delta", "exactly", "free", "result_of"]
 
-Base: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | PathLike[str]"
 _SPARE = 8  # decoded bytes, and units of work, for each value of the base
-_FACTS = {"base", "differences", "removed"}
+_FACTS = {"base", "differences", "removed", "aliases"}
+
+
+@dataclass(frozen=True)
+class Division:
+    """The tensors of a state dict by how a delta tells them; those not here did not change.
+
+    Attributes:
+        differing: told as differences, exactly.
+        whole: stored whole.
+    """
+
+    differing: list[str]
+    whole: list[str]
+
+    @classmethod
+    def of(cls, new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> Division:
+        """Divide tensors that are told exactly."""
+        changed = [name for name, tensor in new.items() if not same(tensor, old.get(name))]
+        differing = [name for name in changed if _differs(new[name], old.get(name))]
+        return cls(differing, [name for name in changed if name not in set(differing)])
+
+    def facts(
+        self,
+        old: Mapping[str, Tensor],
+        removed: list[str],
+        aliases: Mapping[str, str],
+        added: int = 0,
+    ) -> dict[str, JSONValue]:
+        """Return what the metadata says; ``aliases`` are those of tensors that did not change."""
+        facts: dict[str, JSONValue] = {
+            "base": fingerprint_of(old),
+            "differences": len(self.differing),
+            "removed": [*removed],
+            "aliases": dict(aliases),
+        }
+        return {**facts, "added": added} if added else facts
 
 
 def encode_delta(
@@ -58,30 +96,23 @@ def encode_delta(
         ConfigError: values that are not tensors, or an unknown effort.
         SourceError: ``base`` is a path that cannot be read.
     """
-    new, aliases = _owned(state, "state")
-    old, _ = _owned(read_base(base), "base")
-    changed = [name for name, tensor in new.items() if not _same(tensor, old.get(name))]
-    differing = [name for name in changed if _differs(new[name], old.get(name))]
-    whole = [name for name in changed if name not in set(differing)]
-    facts: dict[str, JSONValue] = {
-        "base": fingerprint_of(old),
-        "differences": len(differing),
-        "removed": [name for name in old if name not in new],
-    }
-    file = io.BytesIO()
-    with FileWriter(file, effort, threads) as writer:
-        for name in differing:
-            dtype = _dtype(new[name])
-            classes, rest = differences(_bytes(new[name]), _bytes(old[name]), dtype)
+    new, aliases = owned(state, "state")
+    old, _ = owned(read_base(base), "base")
+    division, file = Division.of(new, old), io.BytesIO()
+    taken = {*division.differing, *division.whole}
+    with FileWriter(file, effort, threads, delta=True) as writer:
+        for name in division.differing:
+            classes, rest = exactly(new[name], old[name])
             writer.add(name, classes)
-            writer.add(_free(f"{name}.rest", {*differing, *whole}), rest)
-        for name in whole:
+            writer.add(free(f"{name}.rest", taken), rest)
+        for name in division.whole:
             writer.add(name, recognised(pack_raw(new[name])))
         # Other names of a tensor that is not in the file are told in the metadata.
-        stored = {alias: name for alias, name in aliases.items() if name in set(changed)}
+        stored = {alias: name for alias, name in aliases.items() if name in taken}
         kept = {alias: name for alias, name in aliases.items() if alias not in stored}
-        writer.finish(stored, {}, {"delta": {**facts, "aliases": dict(kept)}})
-    return DELTA_MAGIC + file.getvalue()[len(MAGIC) :]
+        removed = [name for name in old if name not in new]
+        writer.finish(stored, {}, {"delta": division.facts(old, removed, kept)})
+    return file.getvalue()
 
 
 def apply_delta(
@@ -105,24 +136,40 @@ def apply_delta(
         SourceError: ``base`` is a path that cannot be read.
     """
     require(isinstance(data, bytes), "data", "the bytes of a delta", data)
-    old, _ = _owned(read_base(base), "base")
+    old, _ = owned(read_base(base), "base")
     spare = _SPARE * sum(tensor.numel() for tensor in old.values())
     with open_delta(data, max_decoded_bytes, spare, threads) as (tensors, aliases, metadata):
-        facts, kept = _checked(metadata, tensors)
-        found = fingerprint_of(old)
-        if found != facts["base"]:
-            raise ConfigError(
-                f"base has other weights (fingerprint {found}) than those from which the delta was "
-                f"made ({facts['base']}). Pass the very state dict, file or folder that was the "
-                "base when it was written."
-            )
-        removed = set(facts["removed"])
-        state = {name: tensor for name, tensor in old.items() if name not in removed}
-        names, count = list(tensors), 2 * facts["differences"]
-        for name, rest in zip(names[:count:2], names[1:count:2], strict=True):
-            state[name] = _changed(name, tensors[name], tensors[rest], old)
-        for name in names[count:]:
-            state[name] = to_torch(tensors[name])
+        return result_of(tensors, aliases, metadata, old)
+
+
+def result_of(
+    tensors: Mapping[str, CodedTensor],
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, JSONValue],
+    old: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return the state dict that the parts of a delta make of the base; see :func:`apply_delta`.
+
+    ``old`` has each tensor once.
+    """
+    facts, kept = _checked(metadata, tensors)
+    found = fingerprint_of(old)
+    if found != facts["base"]:
+        raise ConfigError(
+            f"base has other weights (fingerprint {found}) than those from which the delta was "
+            f"made ({facts['base']}). Pass the very state dict, file or folder that was the "
+            "base when it was written."
+        )
+    removed = set(facts["removed"])
+    state = {name: tensor for name, tensor in old.items() if name not in removed}
+    names, count = list(tensors), 2 * facts["differences"]
+    for name, rest in zip(names[:count:2], names[1:count:2], strict=True):
+        state[name] = _differing(name, tensors[name], tensors[rest], old)
+    end = count + facts.get("added", 0)
+    for name in names[count:end]:
+        state[name] = _sum(name, tensors[name], old.get(name))
+    for name in names[end:]:
+        state[name] = to_torch(tensors[name])
     for alias, name in {**aliases, **kept}.items():
         if name not in state or alias in state:
             raise CorruptFileError(f"the delta ties {alias!r} to {name!r}, which cannot be")
@@ -130,74 +177,34 @@ def apply_delta(
     return state
 
 
-def read_base(base: Base) -> Mapping[str, Tensor]:
-    """Return the state dict that ``base`` is, or that the file or folder has which it names."""
-    if isinstance(base, nn.Module):
-        own: dict[str, Tensor] = base.state_dict()
-        return own
-    if isinstance(base, Mapping):
-        return base
-    require(isinstance(base, str | PathLike), "base", "a state dict, a network or a path", base)
-    path = Path(fspath(base))
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                return read_state_dict(path, None, 0, transform_domain=False)
-    return read_weights(path)
-
-
-def fingerprint_of(state: Mapping[str, Tensor]) -> str:
-    """Return 32 hexadecimal digits of the names, dtypes, shapes and bits of all tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name]
-        facts = f"{len(name)} {name} {_dtype(tensor)} {list(tensor.shape)}"
-        digest.update(facts.encode("utf-8", "surrogatepass"))
-        digest.update(_bytes(tensor).data)
-    return digest.hexdigest()[:32]
-
-
-def _owned(
-    state: Mapping[str, Tensor] | nn.Module, what: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return each tensor once, and the other names of tied ones with the first name of each."""
-    listed = state.state_dict() if isinstance(state, nn.Module) else state
-    require(isinstance(listed, Mapping), what, "a state dict or a network", listed)
-    owners: dict[Any, str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in listed.items():
-        require(isinstance(name, str), f"a name in {what}", "a string", name)
-        sound = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        require(sound, f"{what}[{name!r}]", "a dense tensor", type(tensor).__name__)
-        require(not tensor.is_meta, f"{what}[{name!r}]", "a tensor with values", "one on meta")
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        first = owners.setdefault(place, name) if tensor.numel() else name
-        if first == name:
-            tensors[name] = tensor
-        else:
-            aliases[name] = first
-    return tensors, aliases
-
-
-def _same(new: Tensor, old: Tensor | None) -> bool:
-    """Return whether nothing changed, to the bit."""
-    if old is None or new.shape != old.shape or new.dtype != old.dtype:
-        return False
-    return bool(np.array_equal(_bytes(new), _bytes(old)))
-
-
 def _differs(new: Tensor, old: Tensor | None) -> bool:
     """Return whether a tensor that changed is stored as differences."""
     if old is None or new.shape != old.shape or new.dtype != old.dtype:
         return False
-    return has_differences(_dtype(new))
+    return has_differences(dtype_of(new))
 
 
-def _changed(name: str, coded: CodedTensor, rest: CodedTensor, old: Mapping[str, Tensor]) -> Tensor:
+def exactly(new: Tensor, old: Tensor) -> tuple[GridTensor, RawTensor]:
+    """Return the differences between two tensors that both have them."""
+    return differences(bytes_of(new), bytes_of(old), dtype_of(new))
+
+
+def _sum(name: str, coded: CodedTensor, before: Tensor | None) -> Tensor:
+    """Return the tensor that a difference of values makes of the old one."""
+    plain = not isinstance(coded, RawTensor) and coded.dtype == "float32"
+    if before is None or not plain or tuple(coded.shape) != tuple(before.shape):
+        raise CorruptFileError(f"the delta adds to {name!r}, which does not fit the base")
+    if dtype_of(before) not in FLOAT_DTYPES:
+        raise CorruptFileError(f"the delta adds to {name!r}, which is {dtype_of(before)}")
+    return restored(before.detach().cpu(), to_torch(coded))
+
+
+def _differing(
+    name: str, coded: CodedTensor, rest: CodedTensor, old: Mapping[str, Tensor]
+) -> Tensor:
     """Return the tensor that differences make of the old one."""
     before = old.get(name)
-    if before is None or not has_differences(_dtype(before)):
+    if before is None or not has_differences(dtype_of(before)):
         raise CorruptFileError(f"the delta has differences of {name!r}, which the base has not")
     index, data = _index(coded), _rest(rest)
     if index is None or data is None or index.shape != matrix_of(before.numel()):
@@ -205,7 +212,7 @@ def _changed(name: str, coded: CodedTensor, rest: CodedTensor, old: Mapping[str,
             f"the differences of {name!r} do not fit its {before.numel()} values"
         )
     try:
-        data = applied(index, data.tobytes(), _bytes(before), _dtype(before))
+        data = applied(index, data.tobytes(), bytes_of(before), dtype_of(before))
     except CorruptFileError as error:
         raise CorruptFileError(f"the differences of {name!r} are damaged: {error}") from error
     if before.dtype == torch.bool and data.max(initial=0) > 1:
@@ -225,7 +232,7 @@ def _rest(coded: CodedTensor) -> NDArray[np.uint8] | None:
     return coded.data if isinstance(coded, RawTensor) and coded.dtype == "uint8" else None
 
 
-def _free(name: str, taken: Collection[str]) -> str:
+def free(name: str, taken: Collection[str]) -> str:
     """Return a name like this one that is not taken."""
     while name in taken:
         name += "."
@@ -233,15 +240,16 @@ def _free(name: str, taken: Collection[str]) -> str:
 
 
 def _checked(
-    metadata: Mapping[str, JSONValue], tensors: LazyTensors
+    metadata: Mapping[str, JSONValue], tensors: Mapping[str, CodedTensor]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the facts of a delta and the names tied to what did not change, all checked."""
     facts = metadata.get("delta")
-    if not isinstance(facts, dict) or set(facts) != {*_FACTS, "aliases"}:
+    if not isinstance(facts, dict) or not _FACTS <= set(facts) <= {*_FACTS, "added"}:
         raise CorruptFileError("the metadata of the delta does not say what it is")
-    count, kept = facts["differences"], facts["aliases"]
+    counts, kept = (facts["differences"], facts.get("added", 0)), facts["aliases"]
     sound = isinstance(facts["base"], str) and _are_texts(facts["removed"])
-    sound = sound and type(count) is int and 0 <= 2 * count <= len(tensors)
+    sound = sound and all(type(count) is int and count >= 0 for count in counts)
+    sound = sound and 2 * counts[0] + counts[1] <= len(tensors)  # type: ignore[operator]
     if not sound or not isinstance(kept, dict) or not _are_texts(kept.values()):
         raise CorruptFileError("the metadata of the delta is malformed")
     return facts, kept  # type: ignore[return-value]
@@ -249,15 +257,3 @@ def _checked(
 
 def _are_texts(values: object) -> bool:
     return isinstance(values, Iterable) and all(isinstance(value, str) for value in values)
-
-
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor, without copying them if it is contiguous on the CPU."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    if not plain.numel():
-        return np.zeros(0, np.uint8)
-    return plain.view(torch.uint8).numpy()
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

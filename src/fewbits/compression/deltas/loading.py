@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from ...engine.layers.pack import pack_raw
 from ...errors import ConfigError, CorruptFileError
 from ..coded_model import load_into
-from .delta import Base, apply_delta
+from .delta import apply_delta
+from .states import Base
 
-__all__ = ["read_delta"]
+__all__ = ["fill", "read_delta"]
 
 
 @torch.inference_mode(False)  # new tensors of the network are ordinary ones
@@ -31,8 +33,11 @@ def read_delta(
         )
     except (ConfigError, CorruptFileError) as error:
         raise type(error)(f"{fspath(path)}: {error}") from error
-    if model is None:
-        return state
+    return state if model is None else fill(model, state, f"the delta {fspath(path)!r} on its base")
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> nn.Module:
+    """Put a state dict, in which tied names share a tensor, into a network."""
     owners: dict[int, str] = {}
     aliases = {}
     for name, tensor in state.items():
@@ -40,4 +45,4 @@ def read_delta(
         if owner != name:
             aliases[name] = owner
     tensors = {name: pack_raw(tensor) for name, tensor in state.items() if name not in aliases}
-    return load_into(tensors, aliases, model, f"the delta {fspath(path)!r} on its base")
+    return load_into(tensors, aliases, model, where)

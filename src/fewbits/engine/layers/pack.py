@@ -25,7 +25,7 @@ from ...ops.transforms import SIDES
 from .layer import Quantized, QuantizedMatrix, QuantizedTransform
 from .targets import Target
 
-__all__ = ["pack", "pack_raw", "pack_state", "to_torch", "torch_dtype", "unpack"]
+__all__ = ["pack", "pack_raw", "pack_state", "restored", "to_torch", "torch_dtype", "unpack"]
 
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -202,6 +202,16 @@ def to_torch(coded: CodedTensor) -> Tensor:
         return torch.empty(coded.shape, dtype=dtype)
     stored = torch_dtype(coded.stored)
     return torch.from_numpy(coded.data.copy()).view(stored).to(dtype).reshape(coded.shape)
+
+
+def restored(base: Tensor, difference: Tensor) -> Tensor:
+    """Return a weight in the dtype of its base, given the difference in float32.
+
+    The sum is one of float32 (of float64 where the base is), and is rounded to the dtype once: to
+    the bit what SPEC.md, section 9.3, says.
+    """
+    wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+    return (base.to(wide) + difference.to(wide)).to(base.dtype)
 
 
 def torch_dtype(name: str) -> torch.dtype:

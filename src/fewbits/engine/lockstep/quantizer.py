@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
 from ..layers.layer import LayerMatrix, Quantized, Sensitivity, join_neurons
+from ..layers.pack import restored
 from ..layers.recurrent import Replay
 from ..layers.rows import Rows, draw_rows, without_padding
 from ..layers.statistics import WIDE, Statistics, StatisticsAccumulator
@@ -65,6 +66,8 @@ class Work:
         sensitivity: effect of the weight's errors on the output, if the method needs it.
         rows: row budget; None for that of all layers.
         apart: whether neurons can be rounded apart, so that ranks may share them.
+        base: the weight of another network; what is quantized is the difference from it. None
+            quantizes the weight itself.
     """
 
     target: Target
@@ -73,6 +76,7 @@ class Work:
     sensitivity: Sensitivity | None = None
     rows: int | None = None
     apart: bool = False
+    base: Tensor | None = None
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
@@ -120,7 +124,7 @@ def quantize_alone(
     """
     result = encode_alone(network, work, seed, statistics)
     if write is not None:
-        write_result(network, work.target, result, write)
+        write_result(network, work, result, write)
     return result.on_cpu()
 
 
@@ -132,11 +136,14 @@ def encode_alone(
 
 
 @torch.no_grad()
-def write_result(network: nn.Module, target: Target, result: Quantized, write: Write) -> None:
-    """Set a weight of ``network`` to its quantized values."""
+def write_result(network: nn.Module, work: Work, result: Quantized, write: Write) -> None:
+    """Set a weight of ``network`` to its quantized values, or to its base and these."""
+    target = work.target
     parameter = network.get_parameter(target.name)
-    values = target.view.tensor(result.dequantize(), target.shape)
-    write(target.name, parameter, values.to(parameter.device))
+    values = target.view.tensor(result.dequantize(), target.shape).to(parameter.device)
+    if work.base is not None:
+        values = restored(work.base.to(parameter.device), values)
+    write(target.name, parameter, values)
 
 
 @dataclass
@@ -292,7 +299,7 @@ class LayerQuantizer:
         if columns > WIDE:
             size = columns**2 * 4 * (1 + work.both) >> 20
             self.note(name, f"moments of {columns:,} inputs take {size:,} MiB")
-        analog = _matrix(self.network, work.target)
+        analog = _matrix(self.network, work)
         return StatisticsAccumulator(view.groups, columns, analog, name)
 
     def _quota(self, module: str, columns: int, batch: int, call: int, rows: int | None) -> int:
@@ -362,7 +369,7 @@ class LayerQuantizer:
         )
         result = join_neurons(made)
         if self.write is not None:
-            write_result(self.network, work.target, result, self.write)
+            write_result(self.network, work, result, self.write)
         return result.on_cpu()
 
     def _parts(self, work: Work) -> list[slice | None]:
@@ -445,9 +452,12 @@ def _checked(rows: Tensor, target: Target, columns: int, batch: int) -> Tensor:
     return rows
 
 
-def _matrix(network: nn.Module, target: Target) -> Tensor:
-    weight = network.get_parameter(target.name).detach()
-    matrix = target.view.matrix(weight).to(torch.float32).contiguous()
+def _matrix(network: nn.Module, work: Work) -> Tensor:
+    """Return the matrix to quantize, (groups, neurons, columns) float32."""
+    weight, view = network.get_parameter(work.target.name).detach(), work.target.view
+    matrix = view.matrix(weight).to(torch.float32).contiguous()
+    if work.base is not None:
+        return matrix - view.matrix(work.base.to(weight.device)).to(torch.float32)
     # Products round differently in memory of another alignment, which mapped checkpoints have.
     return matrix.clone() if matrix.data_ptr() % _ALIGNED else matrix
 
@@ -464,7 +474,7 @@ def _quantize(
     neurons: slice | None = None,
 ) -> Quantized:
     target = work.target
-    matrix = _matrix(network, target)
+    matrix = _matrix(network, work)
     parameter = network.get_parameter(target.name)
     limit = min(torch.finfo(parameter.dtype).max, FLOAT32_MAX)
     layer = LayerMatrix(

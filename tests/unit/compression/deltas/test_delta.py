@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fewbits
+from fewbits.coded import Contents, GridTensor
 from fewbits.compression.deltas import differences as parts
+from fewbits.compression.deltas.delta import Division
+from fewbits.container import encode
 from fewbits.container.frame import DELTA_MAGIC, DICTIONARY, FOOTER, MAGIC
 from fewbits.container.reader import open_file
 from fewbits.engine.layers.pack import torch_dtype
@@ -242,9 +245,9 @@ def test_damage_is_refused():
         fewbits.apply_delta(DELTA + b"\0", BASE)
 
 
-def forged(change):
-    """Return the delta with another index, whose checksums are right."""
-    plain = MAGIC + DELTA[len(MAGIC) :]
+def reindexed(delta, change):
+    """Return a delta with another index, whose checksums are right."""
+    plain = MAGIC + delta[len(MAGIC) :]
     opened = open_file(plain)
     index = json.loads(
         zlib.decompressobj(-15, DICTIONARY).decompress(plain[opened.payload_end : -FOOTER])
@@ -252,6 +255,10 @@ def forged(change):
     change(index)
     text = json.dumps(index, separators=(",", ":")).encode()
     return DELTA_MAGIC + framed(text, plain[10 : opened.payload_end])[len(MAGIC) :]
+
+
+def forged(change):
+    return reindexed(DELTA, change)
 
 
 def facts(**changes):
@@ -303,3 +310,36 @@ def test_the_limit_is_that_of_the_base():
     assert_same(fewbits.apply_delta(data, base, threads=1), new)
     with pytest.raises(fewbits.CorruptFileError, match="more than the limit"):
         fewbits.apply_delta(data, base, max_decoded_bytes=10**6)
+
+
+OLD = {"w": weights(torch.float32, size=(9, 30)), "n": torch.ones(30), "k": torch.arange(4)}
+
+
+def added_to(index):
+    """Return a delta that adds to a tensor, with another index."""
+    step = np.full(1, 1e-3, np.float32)
+    grid = GridTensor((9, 30), "float32", np.ones((9, 30), np.int32), step)
+    facts = Division.of({}, {}).facts(OLD, [], {}, 1)
+    contents = Contents({"w": grid}, metadata={"delta": facts}, is_delta=True)
+    return reindexed(encode(contents), index)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        facts(added=0.5),
+        facts(added=-1),
+        facts(added=2),
+        facts(added=True),
+        lambda index: index["n"].__setitem__(0, "0other"),
+        lambda index: index["n"].__setitem__(0, "0k"),
+        lambda index: index["t"].__setitem__(0, ["g", [30, 9]]),
+        lambda index: index["t"].__setitem__(0, ["g", [9, 30], {"d": "float16"}]),
+        lambda index: index["t"].__setitem__(0, ["g", [270], {"m": [9, 30]}]),
+    ],
+)
+def test_what_cannot_be_added_is_refused(change):
+    plain = fewbits.apply_delta(added_to(lambda index: None), OLD)
+    assert torch.equal(plain["w"], OLD["w"] + torch.tensor(1e-3))
+    with pytest.raises(fewbits.CorruptFileError):
+        fewbits.apply_delta(added_to(change), OLD)
