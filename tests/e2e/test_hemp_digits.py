@@ -47,7 +47,7 @@ def test_the_file_is_a_tenth_smaller_at_nearly_the_same_accuracy(digits, tmp_pat
         start = train(perceptron(seed), digits, 15, 0.05)
         for name, method in {
             "control": HEMP(levels=9, rate_weight=0),
-            "hemp": HEMP(levels=9, order=2, rate_weight=1 / 2.4, assign="rate"),
+            "hemp": HEMP(levels=9, order=2, rate_weight=0.28, assign="rate"),
         }.items():
             net = copy.deepcopy(start)
             tuner = fewbits.prepare(net, method, raw_dtype="float16")
