@@ -158,7 +158,7 @@ def test_a_file_where_the_demo_wants_a_folder(here):
 def test_an_export_must_end_as_one_of_the_exporters_files(here):
     fewbits.compress(load_model(MODEL).module, fewbits.Nearest(), source=MODEL).save("a.fewbits")
     told = one_line_error("export", "a.fewbits", "--data", "digits", "-o", "x.txt")
-    known = ".gguf (gguf), .safetensors (safetensors), .onnx (onnx)"
+    known = ".gguf (gguf), .safetensors (safetensors), .pt (torchao), .onnx (onnx)"
     assert f"must end in {known}, or the exporter must be named" in told
     assert not (here / "x.txt").exists()
 

@@ -147,12 +147,17 @@ def test_values_are_those_of_the_tensors():
 def test_a_shared_codebook_is_stored_and_read_once():
     index = RNG.integers(0, 4, (8, 8), np.int32)
     shared = {n: CodebookTensor((8, 8), "float32", index, BOOK) for n in ("a", "b", "c")}
-    copies = {
-        n: CodebookTensor((8, 8), "float32", index, Codebook(BOOK.values.copy())) for n in "abc"
-    }
+    copies, others = (
+        {
+            n: CodebookTensor((8, 8), "float32", index, Codebook(BOOK.values * np.float32(scale)))
+            for n, scale in zip("abc", scales, strict=True)
+        }
+        for scales in ((1, 1, 1), (1, 2, 3))
+    )
     got = decode(encode(Contents(shared))).tensors
     assert got["a"].codebook is got["b"].codebook is got["c"].codebook
-    assert len(encode(Contents(shared))) < len(encode(Contents(copies)))
+    assert encode(Contents(shared)) == encode(Contents(copies))
+    assert len(encode(Contents(shared))) < len(encode(Contents(others)))
 
 
 def test_aliases_activations_and_metadata():
