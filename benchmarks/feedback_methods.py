@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--earlier", nargs="*", default=[], help="commits whose runs to take")
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100, one seed")
     options = parser.parse_args()
     if options.quick:
@@ -210,7 +211,12 @@ def main() -> None:
     usual = (list(NETWORKS), tuple(CASES), list(BITS), list(SEEDS))
     same = (options.networks, cases, options.bits, options.seeds) == usual
     results = kept_runs(
-        "feedback_methods", _one, jobs, workers=options.jobs, minutes=options.minutes
+        "feedback_methods",
+        _one,
+        jobs,
+        workers=options.jobs,
+        minutes=options.minutes,
+        earlier=options.earlier,
     )
     rows = [row for result in results if result is not None for row in result]
     summary = _summary(rows)
@@ -222,6 +228,7 @@ def main() -> None:
         data="half of the training inputs of zoo.py calibrate, by the seed; the other half judges",
         folder=None if same else CACHE,
         missing=sum(result is None for result in results),
+        earlier=options.earlier,
         control=CONTROL,
         summary=summary,
         means=_means(rows),

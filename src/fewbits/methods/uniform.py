@@ -192,13 +192,9 @@ class UniformMethod(PostTrainingMethod):
 
     @property
     def fallback_settings(self) -> Mapping[str, Any]:
-        """Settings for the same grid."""
-        return {
-            "bits": self.bits,
-            "levels": self.levels,
-            "per": self.per,
-            "group": self.group,
-        }
+        """Settings for the same levels."""
+        same = {"bits": self.bits, "levels": self.levels, "per": self.per, "group": self.group}
+        return same | {"radius": "absmax"} if self.has_codebook else same
 
     @property
     def grid(self) -> Grid:

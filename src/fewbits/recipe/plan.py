@@ -255,7 +255,7 @@ def _check_views(found: Survey, entries: Iterable[PlanEntry]) -> None:
 
 def fallback_of(method: PostTrainingMethod) -> PostTrainingMethod:
     """Return the method for weights whose inputs ``method`` cannot observe: nearest rounding."""
-    return Nearest(**method.fallback_settings, radius="mse")
+    return Nearest(**{"radius": "mse", **method.fallback_settings})
 
 
 def _entry(target: Target, rules: Sequence[Rule]) -> PlanEntry:

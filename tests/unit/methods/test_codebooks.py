@@ -95,6 +95,13 @@ def test_levels_of_one_network_carry_another(network, inputs):
     assert torch.isin(coded.state_dict()["2.weight"], torch.tensor(levels)).all()
 
 
+@pytest.mark.parametrize("levels", ["lloyd", GIVEN])
+def test_what_cannot_be_calibrated_is_rounded_to_such_levels_too(levels):
+    model = nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 4))
+    coded = fewbits.compress(model, Qronos(levels=levels), [torch.arange(20)])
+    assert len(codebooks(coded)) == 2
+
+
 def test_float16_holds_fitted_levels():
     model = nn.Linear(8, 4).half()
     with torch.no_grad():
