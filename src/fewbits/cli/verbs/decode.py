@@ -66,9 +66,9 @@ def decode(
     and safetensors.torch.save_model do, and lists the others in its metadata; whoever loads it ties
     them again. A .pt file has all names, which share memory.
 
-    Example: fewbits decode digits.fewbits -o digits.safetensors
+    What changed since another network is decoded with that as --base.
 
-    Example: fewbits decode change.fewbits --base digits.fewbits -o newer.safetensors
+    Example: fewbits decode digits.fewbits -o digits.safetensors
     """
     if out.suffix not in _SUFFIXES:
         raise ConfigError(f"output {str(out)!r} must end in one of {', '.join(_SUFFIXES)}.")
