@@ -26,11 +26,10 @@ import fewbits
 from fewbits.coded import RawTensor
 from fewbits.errors import FewbitsError
 from fewbits.recipe.training_config import Training
-from fewbits.sources import DataSource, load_data, load_model
-from fewbits.sources.demo_network import train_classifier
+from fewbits.sources import DataSource, load_data
 from fewbits.training.from_recipe import train
 from images import CACHE
-from networks import top1
+from networks import digits_network, top1
 from record import write
 
 FIRST: dict[str, Any] = {
@@ -101,8 +100,7 @@ class _Bench:
 
 
 def _bench(quick: bool) -> _Bench:
-    model, data = load_model("builtin:digits-mlp").module, load_data("digits")
-    train_classifier(model, data, seed=0, epochs=2 if quick else 16)
+    model, data = digits_network("digits-mlp", 2 if quick else 16, 0), load_data("digits")
     batches = list(data.batches("test"))
     test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     return _Bench(model.eval(), data, test, 1 if quick else EPOCHS)

@@ -31,19 +31,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 import fewbits
 from fewbits.coded import RawTensor
 from fewbits.methods import HEMP
 from fewbits.recipe.training_config import Training
-from fewbits.sources import load_data, load_model
-from fewbits.sources.demo_network import train_classifier
+from fewbits.sources import load_data
 from fewbits.training.from_recipe import train
 from images import CACHE
 from kept import kept_runs
-from networks import top1
+from networks import digits_network, top1
 from record import Run, measured, write
 
 FORMS = ("published", "loss")
@@ -78,7 +75,7 @@ class _Job:
 def _run(job: _Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = load_data("digits")
-    model = _float_network(job)
+    model = digits_network("digits-mlp", 2 if job.quick else 60, job.seed)
     batches = list(data.batches("test"))
     test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     training = Training(epochs=1 if job.quick else EPOCHS, hold_out=0, learning_rate=0.03)
@@ -104,20 +101,6 @@ def _run(job: _Job) -> dict[str, Any]:
     accuracy = run.accuracy["test"]
     print(f"{run.method} | {run.seed}: {run.file_bytes:,} bytes, {accuracy:.2f} %", flush=True)
     return {"run": asdict(run), "order_bits": _order_bits(coded), "float": top1(model, *test)}
-
-
-def _float_network(job: _Job) -> nn.Module:
-    """Return the float network of the seed, training it where no checkpoint is kept."""
-    epochs = 2 if job.quick else 60
-    path = CACHE / f"hemp_form_{epochs}_{job.seed}.safetensors"
-    model = load_model("builtin:digits-mlp").module
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model.eval()
-    train_classifier(model, load_data("digits"), seed=job.seed, epochs=epochs)
-    CACHE.mkdir(exist_ok=True)
-    save_file(model.state_dict(), path)
-    return model
 
 
 def _order_bits(coded: fewbits.CodedModel) -> list[float]:

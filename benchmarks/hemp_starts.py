@@ -30,18 +30,16 @@ from itertools import product
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fewbits
 from fewbits.methods import GPFQ, HEMP, PWFN, RDOQ, Transform
 from fewbits.recipe.training_config import Training
-from fewbits.sources import DataSource, load_data, load_model
-from fewbits.sources.demo_network import train_classifier
+from fewbits.sources import DataSource, load_data
 from fewbits.training.from_recipe import train
 from images import CACHE
 from kept import kept_runs
-from networks import top1
+from networks import digits_network, top1
 from record import Run, measured, write
 
 NETWORKS = ("digits-mlp", "digits-cnn")
@@ -120,25 +118,11 @@ def _start(model: nn.Module, data: DataSource, job: _Job) -> fewbits.CodedModel 
     return fewbits.compress(model, method, calibration, seed=job.seed)
 
 
-def _float_network(job: _Job) -> nn.Module:
-    """Return the float network of the seed, training it where no checkpoint is kept."""
-    epochs = 2 if job.quick else 16
-    path = CACHE / f"hemp_starts_{job.network}_{epochs}_{job.seed}.safetensors"
-    model = load_model(f"builtin:{job.network}").module
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model.eval()
-    train_classifier(model, load_data("digits"), seed=job.seed, epochs=epochs)
-    CACHE.mkdir(exist_ok=True)
-    save_file(model.state_dict(), path)
-    return model
-
-
 def _run(job: _Job) -> dict[str, Any]:
     """Run all parts of a job."""
     torch.set_num_threads(1)
     data = load_data("digits")
-    model = _float_network(job)
+    model = digits_network(job.network, 2 if job.quick else 16, job.seed)
     batches = list(data.batches("test"))
     test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     with warnings.catch_warnings():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from images import data_folder
+from fewbits.sources import load_data, load_model
+from fewbits.sources.demo_network import train_classifier
+from images import CACHE, data_folder
 
-__all__ = ["load_weights", "mnist_mlp", "resnet20", "resnet32", "top1"]
+__all__ = ["digits_network", "load_weights", "mnist_mlp", "resnet20", "resnet32", "top1"]
 
 
 class _Block(nn.Module):
@@ -99,3 +101,16 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> 
     parts = zip(images.split(batch), labels.split(batch), strict=True)
     correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
     return 100 * correct / len(labels)
+
+
+def digits_network(name: str, epochs: int, seed: int) -> nn.Module:
+    """Return a built-in network trained on digits, from ``.data/`` where it is kept."""
+    path = CACHE / f"{name}_{epochs}_{seed}.safetensors"
+    model = load_model(f"builtin:{name}").module
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    train_classifier(model, load_data("digits"), seed=seed, epochs=epochs)
+    CACHE.mkdir(exist_ok=True)
+    save_file(model.state_dict(), path)
+    return model
