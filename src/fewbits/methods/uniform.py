@@ -145,9 +145,7 @@ class UniformMethod(PostTrainingMethod):
             require(rising, "levels", f"{codebook} that float32 tells apart", given)
             stepless = self.group is None
             require(stepless, "group", "None with given levels, which have no steps", self.group)
-        elif given == "lloyd":
-            pass
-        else:
+        elif given != "lloyd":
             good = isinstance(given, int) and is_whole(given) and 2 <= given <= 2**24
             require(good, "levels", kind, given)
         if self.has_codebook:

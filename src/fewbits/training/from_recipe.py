@@ -167,7 +167,9 @@ def _ended(
         return Trained(*against.chosen(coded, fitted, model))
     told = {rule.method.note_from_floats for rule in stage.rules if trains(rule.method)}
     notes = tuple(note for note in sorted(told) if note)  # of methods that could have had a start
-    return Trained(replace(coded, notes=(*coded.notes, *notes)), fitted)
+    if notes:
+        coded = replace(coded, notes=(*coded.notes, *notes))
+    return Trained(coded, fitted)
 
 
 def _splits(
