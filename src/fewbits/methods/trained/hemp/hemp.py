@@ -39,8 +39,8 @@ __all__ = ["HEMP", "HempSession"]
 _FLOATS, _CODED = 0.4, 0.1  # rate_weight for a float start, and for a coded one
 _FROM_FLOATS = (
     "HEMP began at float weights, where a short training does not reach the size of the recipe "
-    "smallest, which trains nothing. Begin there: fewbits compress --method smallest --epochs N, "
-    "or --start FILE"
+    "smallest, which trains nothing. Begin there: fewbits train --start smallest, or with a recipe "
+    "whose rules say method: rdoq and whose section 'train' says method: hemp"
 )
 _WORTH = 1.0  # loss that all bits of a coded start are worth
 _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
@@ -155,6 +155,13 @@ class HEMP(TrainingMethod):
             given = f"assign={self.assign!r}, forward={self.forward!r}"
             expected = "None, or combined with assign='rate' and forward='quantized'"
             require(supported, "bits", expected, given)
+
+    @property
+    def starts_from(self) -> str:
+        """The recipe "smallest", unless settings ask for levels or bits from floats."""
+        levels = (self.levels, self.spacing) == (HEMP.levels, HEMP.spacing)
+        told = (self.rate_weight, self.slope, self.bits) != (None, None, None)
+        return "smallest" if levels and not told else ""
 
     @property
     def note_from_floats(self) -> str:
