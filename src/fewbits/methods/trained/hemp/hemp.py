@@ -27,10 +27,11 @@ from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TunedWeight
-from .descent import descents
+from ..descent import descents
+from ..rate_loss import rate_loss, towards_zero
 from .levels import Levels, fit_codebook, fit_grid, levels_of
 from .pools import Pool, WeightState, allowed_order, code_lengths, histogram_of
-from .rate_control import RateControl, rate_loss
+from .rate_control import RateControl
 from .rounding import Rounding
 
 __all__ = ["HEMP", "HempSession"]
@@ -388,8 +389,7 @@ class HempSession:
                 state.goal = descent.goal.reshape(shape)
                 if self._slope is not None:  # fewer bits never justify leaving zero
                     from_zero = state.units() - state.levels.values[state.levels.zero]
-                    towards_zero = state.bit_gradient * from_zero > 0
-                    state.bit_gradient = state.bit_gradient.where(towards_zero, 0.0)
+                    state.bit_gradient = towards_zero(state.bit_gradient, from_zero)
             self._assign_levels(pool, units, price if self.method.assign == "rate" else 0.0)
         if self._rate_control is not None:
             self._rate_control.update(self._coded_bits(), self._progress)
