@@ -30,6 +30,7 @@ from summary_transform import (
     transform_baselines,
     transform_forms,
     transform_metric,
+    transform_retraining,
     transform_steps,
 )
 from tables import table
@@ -252,6 +253,7 @@ PRINTERS = {
         transform_forms,
         transform_baselines,
         transform_metric,
+        transform_retraining,
         transform_steps,
         mnist_mlp,
         gpfq_width,

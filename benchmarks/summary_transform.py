@@ -10,7 +10,13 @@ import numpy as np
 
 from tables import table
 
-__all__ = ["transform_baselines", "transform_forms", "transform_metric", "transform_steps"]
+__all__ = [
+    "transform_baselines",
+    "transform_forms",
+    "transform_metric",
+    "transform_retraining",
+    "transform_steps",
+]
 
 Row = dict[str, Any]
 
@@ -80,6 +86,20 @@ def transform_metric(record: Row) -> str:
         found = [mean(_at_bytes(seed, "divergence", size) for seed in seeds) for size in sizes]
         lines.append((name, *(f"{value:.4f}" for value in found)))
     return table(("metric", *(f"{size:,} bytes" for size in sizes)), lines)
+
+
+def transform_retraining(record: Row) -> str:
+    """Bytes and accuracy before and after training, by what is trained."""
+    lines = []
+    for row in record["summary"]:
+        network, rate, basis, trained = row["method"].split(" | ")
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        size = f"{row['file_bytes']:,.0f}", f"{row['bits_per_weight']:.2f}"
+        accuracy = f"{row['accuracy']:.2f}{spread}"
+        lines.append((network, rate, basis, trained, *size, accuracy, f"{row['seeds']}"))
+    floats = "; ".join(f"{name} {top1:.2f}" for name, top1 in record["float_accuracy"].items())
+    head = ("network", "rate", "basis", "trained", "file bytes", "bits", "top-1 %", "seeds")
+    return f"{table(head, lines)}\n\nIn float, top-1 %: {floats}."
 
 
 def transform_steps(record: Row) -> str:
