@@ -104,6 +104,25 @@ def test_fine_tuning_with_a_frozen_structure_lowers_the_loss(
     assert changed > 0 or kind is GridTensor  # its steps and the biases did it
 
 
+def test_what_was_trained_in_a_basis_runs_in_the_transform_domain(digits_net, digits, tmp_path):
+    x = digits[0][:64]
+    coded = fewbits.compress(digits_net, Transform(slope=0.005, side="row"), calibration=x)
+    net = copy.deepcopy(digits_net)
+    tuner = fewbits.prepare(net, FROZEN, start=coded)
+    fine_tune(net, tuner, digits, steps=5)
+    tuned = tuner.finish()
+    tuned.save(tmp_path / "tuned.fewbits")
+    pairs = fewbits.load(
+        tmp_path / "tuned.fewbits", into=copy.deepcopy(digits_net), transform_domain=True
+    )
+    assert isinstance(pairs.conv2, nn.Sequential)
+    bases = [(t.basis.index, tuned.tensors[n].basis.index) for n, t in coded.tensors.items()
+             if isinstance(t, TransformTensor)]  # fmt: skip
+    assert any((was != now).any() for was, now in bases)
+    with torch.no_grad():
+        assert torch.allclose(pairs(x), net(x), atol=1e-3)
+
+
 def test_a_weight_that_moves_over_half_a_step_changes_its_index(digits_net):
     coded = fewbits.compress(digits_net, Nearest(bits=3))
     net = copy.deepcopy(digits_net)
