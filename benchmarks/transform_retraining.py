@@ -1,6 +1,6 @@
 """Training after Transform with a frozen structure: coefficients alone, or the basis too.
 
-    python benchmarks/transform_retraining.py [--quick] [--minutes 60]
+    python benchmarks/transform_retraining.py [--quick] [--minutes 60] [--earlier COMMIT]
 
 For each network, rate and basis of the inputs (ELT, KLT, none): the file of Transform in the
 paper's form (blocks of fixed depth, no feedback, no rate term), then a training from it in which
@@ -16,7 +16,7 @@ rates of the first two networks were chosen on training images that these traini
   to 11 % of its 3x3 layers;
 - "resnet20": on CIFAR-10, as He et al. 2015 have it.
 
-Any option but --minutes explores: the record goes to .data/.
+Any option but --minutes and --earlier explores: the record goes to .data/.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ BASES: dict[str, Any] = {
 SLOPES: dict[str, dict[float, dict[str, float]]] = {
     "digits": {
         0.7: {"elt": 1e-3, "klt": 1.13e-3, "identity": 8.6e-4},
-        1.0: {"elt": 4.5e-4, "klt": 6.1e-4, "identity": 4.5e-4},
+        1.0: {"elt": 4.5e-4, "klt": 6.1e-4, "identity": 3.56e-4},
     },
     "wide": {
         0.45: {"elt": 8e-6, "klt": 9e-6, "identity": 4.1e-6},
@@ -286,6 +286,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an epoch of few images, one seed")
     parser.add_argument("--only", choices=NETWORKS, help="one network")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no job after these")
+    parser.add_argument("--earlier", nargs="*", default=[], help="commits whose runs may serve")
     options = parser.parse_args()
     torch.set_num_threads(1)
     jobs = [
@@ -295,13 +296,15 @@ def main() -> None:
         for basis, slope in slopes.items()
     ]
     benches = {job.network: NETWORKS[job.network](job.quick) for job in jobs}
-    found = kept_runs("transform_retraining", _run, jobs, minutes=options.minutes)
+    bounds = {"minutes": options.minutes, "earlier": options.earlier}
+    found = kept_runs("transform_retraining", _run, jobs, **bounds)
     runs = [run for result in found if result is not None for run in result]
     write(
         "transform_retraining",
         model="digits-cnn; a CNN of 64 to 256 channels, trained here; ResNet-20",
         data="scikit-learn's digits; Fashion-MNIST at 14 x 14 pixels; CIFAR-10",
         folder=CACHE if options.quick or options.only else None,
+        earlier=options.earlier,
         missing=sum(result is None for result in found),
         float_accuracy={name: top1(b.model, *b.test) for name, b in benches.items()},
         weights={name: b.weights for name, b in benches.items()},
