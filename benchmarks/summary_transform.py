@@ -12,6 +12,7 @@ from tables import table
 
 __all__ = [
     "transform_baselines",
+    "transform_basis_bits",
     "transform_forms",
     "transform_metric",
     "transform_retraining",
@@ -100,6 +101,27 @@ def transform_retraining(record: Row) -> str:
     floats = "; ".join(f"{name} {top1:.2f}" for name, top1 in record["float_accuracy"].items())
     head = ("network", "rate", "basis", "trained", "file bytes", "bits", "top-1 %", "seeds")
     return f"{table(head, lines)}\n\nIn float, top-1 %: {floats}."
+
+
+def transform_basis_bits(record: Row) -> str:
+    """Cost, bytes and accuracy by the depth of the basis."""
+    groups = _grouped(record["measured"], lambda row: (row["network"], row["form"])).values()
+    lines = []
+    for rows in groups:
+        fixed = next(row["cost"] for row in rows if row["basis_bits"] == 4)
+        lines += [
+            (
+                row["network"],
+                row["form"],
+                "chosen" if row["basis_bits"] is None else f"{row['basis_bits']}",
+                f"{row['cost'] / fixed:.3f}",
+                f"{row['file_bytes']:,}",
+                f"{row['accuracy']:.2f}",
+            )
+            for row in rows
+        ]
+    head = ("network", "form", "bits of a basis", "cost, relative to 4 bits", "file bytes")
+    return table((*head, "top-1 %"), lines)
 
 
 def transform_steps(record: Row) -> str:

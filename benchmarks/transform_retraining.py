@@ -59,7 +59,7 @@ SLOPES: dict[str, dict[float, dict[str, float]]] = {
     },
     "wide": {
         0.45: {"elt": 8e-6, "klt": 9e-6, "identity": 4.1e-6},
-        1.0: {"elt": 1.73e-6, "klt": 3.2e-6, "identity": 1.14e-6},
+        1.0: {"identity": 1.14e-6, "elt": 1.73e-6, "klt": 3.2e-6},
     },
     "resnet20": {
         2.0: {"elt": 2.3e-4, "klt": 2.56e-4, "identity": 1.56e-4},

@@ -27,7 +27,7 @@ from ..uniform import (
     is_whole,
 )
 from .candidate import Candidate, CandidateSettings, candidate_at_slope
-from .domains import Domain, ErrorMetric, plain_domain, transformed
+from .domains import Domain, ErrorMetric, best_basis, plain_domain, transformed
 from .rate_problem import TALL, RateProblem
 from .rdoq import RDOQ
 
@@ -190,25 +190,26 @@ class Transform(PostTrainingMethod):
         if side == "none":
             domain = plain_domain(weight, metric)
             return domain, candidate_at_slope(domain, weight, metric, settings)
+        basis = best_basis(weight, metric, side, self.basis)
         depths = _DEPTHS if self.basis_bits is None else (self.basis_bits,)
-        tried = [self._at_depth(weight, metric, side, bits, settings) for bits in depths]
+        tried = [_at_depth(weight, metric, (side, basis), bits, settings) for bits in depths]
         return min(tried, key=lambda pair: _cost(pair[1], settings.slope))
 
-    def _at_depth(
-        self,
-        weight: Tensor,
-        metric: ErrorMetric,
-        side: str,
-        bits: int,
-        settings: CandidateSettings,
-    ) -> tuple[Domain, Candidate | None]:
-        """Return a domain whose basis has ``bits`` per value, and the layer in it."""
-        domain = transformed(weight, metric, side, self.basis, bits=bits)
-        first = candidate_at_slope(domain, weight, metric, settings)
-        if first is None or bool(first.live.all()):
-            return domain, first
-        fewer = transformed(weight, metric, side, self.basis, bits=bits, keep=first.live)
-        return fewer, candidate_at_slope(fewer, weight, metric, settings)
+
+def _at_depth(
+    weight: Tensor,
+    metric: ErrorMetric,
+    where: tuple[str, Tensor],
+    bits: int,
+    settings: CandidateSettings,
+) -> tuple[Domain, Candidate | None]:
+    """Return a domain whose basis has ``bits`` per value, and the layer in it."""
+    domain = transformed(weight, metric, *where, bits=bits)
+    first = candidate_at_slope(domain, weight, metric, settings)
+    if first is None or bool(first.live.all()):
+        return domain, first
+    fewer = transformed(weight, metric, *where, bits=bits, keep=first.live)
+    return fewer, candidate_at_slope(fewer, weight, metric, settings)
 
 
 def _cost(candidate: Candidate | None, slope: float) -> float:
