@@ -3,8 +3,8 @@
     python benchmarks/transform_basis_bits.py
 
 ELT of the inputs on digits-cnn, in the paper's form and in the default one. Fixed depths beside the
-choice. ``cost`` is the sum over layers of distortion + slope * bits, which the choice minimises for each
-layer as it meets it; bytes and accuracy are those of the file.
+choice. ``cost`` is the sum over layers of distortion + slope * bits, which the choice minimises for
+each layer as it meets it; bytes and accuracy are those of the file.
 """
 
 from __future__ import annotations
