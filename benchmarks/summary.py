@@ -28,8 +28,10 @@ from summary_running import (
 from summary_training import hemp_mnist, hemp_resnet, step_cost
 from summary_transform import (
     transform_baselines,
+    transform_basis_bits,
     transform_forms,
     transform_metric,
+    transform_retraining,
     transform_steps,
 )
 from tables import table
@@ -252,6 +254,8 @@ PRINTERS = {
         transform_forms,
         transform_baselines,
         transform_metric,
+        transform_retraining,
+        transform_basis_bits,
         transform_steps,
         mnist_mlp,
         gpfq_width,

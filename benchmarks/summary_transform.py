@@ -10,7 +10,14 @@ import numpy as np
 
 from tables import table
 
-__all__ = ["transform_baselines", "transform_forms", "transform_metric", "transform_steps"]
+__all__ = [
+    "transform_baselines",
+    "transform_basis_bits",
+    "transform_forms",
+    "transform_metric",
+    "transform_retraining",
+    "transform_steps",
+]
 
 Row = dict[str, Any]
 
@@ -80,6 +87,41 @@ def transform_metric(record: Row) -> str:
         found = [mean(_at_bytes(seed, "divergence", size) for seed in seeds) for size in sizes]
         lines.append((name, *(f"{value:.4f}" for value in found)))
     return table(("metric", *(f"{size:,} bytes" for size in sizes)), lines)
+
+
+def transform_retraining(record: Row) -> str:
+    """Bytes and accuracy before and after training, by what is trained."""
+    lines = []
+    for row in record["summary"]:
+        network, rate, basis, trained = row["method"].split(" | ")
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        size = f"{row['file_bytes']:,.0f}", f"{row['bits_per_weight']:.2f}"
+        accuracy = f"{row['accuracy']:.2f}{spread}"
+        lines.append((network, rate, basis, trained, *size, accuracy, f"{row['seeds']}"))
+    floats = "; ".join(f"{name} {top1:.2f}" for name, top1 in record["float_accuracy"].items())
+    head = ("network", "rate", "basis", "trained", "file bytes", "bits", "top-1 %", "seeds")
+    return f"{table(head, lines)}\n\nIn float, top-1 %: {floats}."
+
+
+def transform_basis_bits(record: Row) -> str:
+    """Cost, bytes and accuracy by the depth of the basis."""
+    groups = _grouped(record["measured"], lambda row: (row["network"], row["form"])).values()
+    lines = []
+    for rows in groups:
+        fixed = next(row["cost"] for row in rows if row["basis_bits"] == 4)
+        lines += [
+            (
+                row["network"],
+                row["form"],
+                "chosen" if row["basis_bits"] is None else f"{row['basis_bits']}",
+                f"{row['cost'] / fixed:.3f}",
+                f"{row['file_bytes']:,}",
+                f"{row['accuracy']:.2f}",
+            )
+            for row in rows
+        ]
+    head = ("network", "form", "bits of a basis", "cost, relative to 4 bits", "file bytes")
+    return table((*head, "top-1 %"), lines)
 
 
 def transform_steps(record: Row) -> str:

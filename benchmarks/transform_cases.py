@@ -19,7 +19,7 @@ from calibration_rows import held_out
 from fewbits.compression.pipeline import Pipeline
 from fewbits.methods.rate_distortion import domains, rate_problem
 from fewbits.methods.rate_distortion import transform as transform_module
-from fewbits.ops.transforms import elt, fold, klt, unfold
+from fewbits.ops.transforms import fold, unfold
 from fewbits.progress import silent
 from fewbits.recipe.plan import make_plan
 from fewbits.search import Goal, SlopeSearch, Trace, Trial
@@ -35,9 +35,9 @@ Row = dict[str, Any]
 BUDGETS = (60_000, 46_000)
 _BASES = {
     "identity": {"basis": "none"},
-    "klt": {"basis": "klt", "side": "row"},
-    "elt": {"basis": "elt", "side": "row"},
-    "elt where it pays": {"basis": "elt"},
+    "klt": {"basis": "klt", "side": "row", "basis_bits": 4},
+    "elt": {"basis": "elt", "side": "row", "basis_bits": 4},
+    "elt where it pays": {"basis": "elt", "basis_bits": 4},
 }
 ARMS: dict[str, Row] = {
     f"{basis}, {'feedback' if feedback else 'no feedback'}, {rate}": {
@@ -254,13 +254,10 @@ def _apart() -> Iterator[None]:
     real = domains.transformed
 
     def independent(
-        weight: Tensor, felt: Any, side: str, kind: str, *, bits: float, keep: Tensor | None = None
+        weight: Tensor, felt: Any, side: str, basis: Tensor, *, bits: float, keep: Any = None
     ) -> Any:
-        domain = real(weight, felt, side, kind, bits=bits, keep=keep)
-        matrix = unfold(weight, felt.kernel, side)
-        moments = matrix @ matrix.mT / max(1, matrix.shape[1])
-        basis = klt(moments) if kind == "klt" else elt(moments, felt.channels(side))
-        exact = basis.analysis @ matrix
+        domain = real(weight, felt, side, basis, bits=bits, keep=keep)
+        exact = torch.linalg.solve(basis, unfold(weight, felt.kernel, side))
         exact = exact if keep is None else exact[keep]
         return replace(domain, values=fold(exact, domain.shape, felt.kernel, side))
 

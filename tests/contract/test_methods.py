@@ -243,7 +243,7 @@ BAD = {
     "basis": ["dct", None, 2],
     "side": ["left", None],
     "form": ["entropies", None],
-    "basis_bits": [1, 9, 2.5, "4", True, None],
+    "basis_bits": [1, 9, 2.5, "4", True],
     "feedback": [1, "yes", None],
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...ops.transforms import elt, fold, klt, pooled, quantize_basis, refit, unfold
 from .rate_problem import RateProblem
 
-__all__ = ["Domain", "ErrorMetric", "plain_domain", "transformed"]
+__all__ = ["Domain", "ErrorMetric", "best_basis", "plain_domain", "transformed"]
 
 _FLOOR = 1e-3  # least weight of a vector, relative to the mean: rows may cancel to almost nothing
 
@@ -166,11 +166,28 @@ def plain_domain(weight: Tensor, metric: ErrorMetric) -> Domain:
     )
 
 
+def best_basis(weight: Tensor, metric: ErrorMetric, side: str, kind: str) -> Tensor:
+    """Return the basis (channels, channels) of a layer, before it is quantized.
+
+    Args:
+        weight: (groups, neurons, columns) float64.
+        metric: the distortion of its errors.
+        side: "row" or "column".
+        kind: "klt" or "elt".
+
+    Cost: one eigendecomposition, of "elt" two.
+    """
+    matrix = unfold(weight, metric.kernel, side)
+    moments = matrix @ matrix.mT / max(1, matrix.shape[1])
+    basis = klt(moments) if kind == "klt" else elt(moments, metric.channels(side))
+    return basis.synthesis
+
+
 def transformed(
     weight: Tensor,
     metric: ErrorMetric,
     side: str,
-    kind: str,
+    basis: Tensor,
     *,
     bits: float,
     keep: Tensor | None = None,
@@ -181,15 +198,13 @@ def transformed(
         weight: (groups, neurons, columns) float64.
         metric: the distortion of its errors.
         side: "row" or "column".
-        kind: "klt" or "elt".
+        basis: (channels, channels), to be quantized.
         bits: bits per value of the basis.
         keep: (channels,) bool: vectors of the basis to keep; None for all.
     """
     groups, neurons, columns = weight.shape
     matrix, channel_metric = unfold(weight, metric.kernel, side), metric.channels(side)
-    moments = matrix @ matrix.mT / max(1, matrix.shape[1])
-    basis = klt(moments) if kind == "klt" else elt(moments, channel_metric)
-    index, step = quantize_basis(basis.synthesis, bits)
+    index, step = quantize_basis(basis, bits)
     if keep is not None:
         index = index[:, keep]
     synthesis = (index.double() * step).contiguous()

@@ -27,12 +27,13 @@ from ..uniform import (
     is_whole,
 )
 from .candidate import Candidate, CandidateSettings, candidate_at_slope
-from .domains import Domain, ErrorMetric, plain_domain, transformed
+from .domains import Domain, ErrorMetric, best_basis, plain_domain, transformed
 from .rate_problem import TALL, RateProblem
 from .rdoq import RDOQ
 
 __all__ = ["Transform"]
 
+_DEPTHS = (2, 3, 4, 5)  # bits per value of a basis; more never paid
 _NEAR = 1.1  # bases whose rounded cost exceeds this multiple of that without one are dropped
 
 
@@ -52,7 +53,8 @@ class Transform(PostTrainingMethod):
         form: how coefficients are coded: "entropy" (uniform steps and entropy coding) or "blocks"
             (as in the paper: eight blocks of rows per layer with 0 to 8 bits each, counted at fixed
             length).
-        basis_bits: bits per value of a basis.
+        basis_bits: bits per value of a basis. None: for each layer the number from 2 to 5 with the
+            least distortion + slope * bits.
         feedback: whether later values correct earlier errors: those of earlier layers, and of
             earlier columns in the same layer. Only with ``form="entropy"``.
         rate: how to estimate the bits of a level: "adaptive" (from the coder's adaptive model),
@@ -76,7 +78,7 @@ class Transform(PostTrainingMethod):
     basis: str = "elt"
     side: str = "best"
     form: str = "entropy"
-    basis_bits: int = 4
+    basis_bits: int | None = None
     feedback: bool = True
     rate: str = "adaptive"
     bias_correction: bool = True
@@ -87,8 +89,9 @@ class Transform(PostTrainingMethod):
         check_one_of("basis", self.basis, ("elt", "klt", "none"))
         check_one_of("side", self.side, ("best", "row", "column"))
         check_one_of("form", self.form, ("entropy", "blocks"))
-        sound = is_whole(self.basis_bits) and 2 <= self.basis_bits <= 8
-        require(sound, "basis_bits", "an integer from 2 to 8", self.basis_bits)
+        if self.basis_bits is not None:
+            sound = is_whole(self.basis_bits) and 2 <= self.basis_bits <= 8
+            require(sound, "basis_bits", "None or an integer from 2 to 8", self.basis_bits)
         check_switch("feedback", self.feedback)
         check_one_of("rate", self.rate, ("adaptive", "static", "none"))
         blocks = self.form == "blocks"
@@ -180,17 +183,33 @@ class Transform(PostTrainingMethod):
     def _rounded(
         self, weight: Tensor, metric: ErrorMetric, side: str, settings: CandidateSettings
     ) -> tuple[Domain, Candidate | None]:
-        """Return a domain and the layer in it; bases are refitted to the vectors in use."""
+        """Return a domain and the layer in it; bases are refitted to the vectors in use.
+
+        Of several depths of the basis, the cheapest.
+        """
         if side == "none":
             domain = plain_domain(weight, metric)
             return domain, candidate_at_slope(domain, weight, metric, settings)
-        bits = self.basis_bits
-        domain = transformed(weight, metric, side, self.basis, bits=bits)
-        first = candidate_at_slope(domain, weight, metric, settings)
-        if first is None or bool(first.live.all()):
-            return domain, first
-        fewer = transformed(weight, metric, side, self.basis, bits=bits, keep=first.live)
-        return fewer, candidate_at_slope(fewer, weight, metric, settings)
+        basis = best_basis(weight, metric, side, self.basis)
+        depths = _DEPTHS if self.basis_bits is None else (self.basis_bits,)
+        tried = [_at_depth(weight, metric, (side, basis), bits, settings) for bits in depths]
+        return min(tried, key=lambda pair: _cost(pair[1], settings.slope))
+
+
+def _at_depth(
+    weight: Tensor,
+    metric: ErrorMetric,
+    where: tuple[str, Tensor],
+    bits: int,
+    settings: CandidateSettings,
+) -> tuple[Domain, Candidate | None]:
+    """Return a domain whose basis has ``bits`` per value, and the layer in it."""
+    domain = transformed(weight, metric, *where, bits=bits)
+    first = candidate_at_slope(domain, weight, metric, settings)
+    if first is None or bool(first.live.all()):
+        return domain, first
+    fewer = transformed(weight, metric, *where, bits=bits, keep=first.live)
+    return fewer, candidate_at_slope(fewer, weight, metric, settings)
 
 
 def _cost(candidate: Candidate | None, slope: float) -> float:

@@ -60,8 +60,9 @@ def prepare(
         method: a training method for all weights, such as ``fewbits.HEMP(levels=9)``, or its name;
             or a recipe whose rules name one.
         start: a compressed network, or its file, to start from; its values are loaded into
-            ``model``. HEMP keeps the grid, codebook or basis of each tensor. Anything that is not
-            kept (levels, quantized inputs, ...) causes a warning now and a note in the result.
+            ``model``. HEMP keeps the grid or codebook of each tensor, and the domain of a
+            transform. Anything that is not kept (levels, quantized inputs, ...) causes a warning
+            now and a note in the result.
         keep: patterns of weights to leave in float, as in a recipe.
         prune: ``fewbits.training.Magnitude(share=...)`` or ``Lobster(...)``.
         zeros: whether weights that are exactly zero stay zero. None means yes for a float network.

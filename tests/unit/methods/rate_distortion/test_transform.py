@@ -119,6 +119,18 @@ def test_a_rate_pays_in_a_basis(digits_net, few, basis, side):
     assert total["static"] <= total["none"]  # rounding is tried too
 
 
+@pytest.mark.parametrize("form", ["rounding", "blocks"])
+def test_a_basis_has_the_depth_that_costs_least(digits_net, few, form):
+    slope, total = 1e-3, {}
+    for bits in (None, 2, 3, 4, 5):
+        settings = FORMS[form] | {"basis_bits": bits, "feedback": False}
+        coded = fewbits.compress(
+            digits_net, only("conv2", Transform(slope=slope, side="row", **settings)), few
+        )
+        total[bits] = cost(coded, slope)
+    assert total.pop(None) == pytest.approx(min(total.values()))
+
+
 def test_the_bits_are_those_of_the_file(digits_net, few):
     """T9: the rate that is reported is the file's, and the method's count is near it."""
     for method in (Transform(slope=1e-4), Transform(slope=1e-4, side="row", rate="none")):

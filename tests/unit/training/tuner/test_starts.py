@@ -19,6 +19,7 @@ from fewbits.training import Magnitude
 
 KLT = Transform(side="row", basis="klt")
 FROZEN = HEMP(rate_weight=0, forward="quantized")  # fine-tuning with a frozen structure
+FIXED = HEMP(rate_weight=0, forward="quantized", bases="fixed")
 
 
 def loss_of(net, data):
@@ -66,35 +67,60 @@ def test_what_starts_coded_ends_with_the_same_codes_where_nothing_is_trained(
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
+    ("method", "kind", "training"),
     [
-        (Nearest(bits=3), GridTensor),
-        (Transform(slope=0.005, side="row", basis="klt"), TransformTensor),
+        (Nearest(bits=3), GridTensor, FROZEN),
+        (Transform(slope=0.005, side="row", basis="klt"), TransformTensor, FROZEN),
+        (Transform(slope=0.005, side="row", basis="klt"), TransformTensor, FIXED),
     ],
-    ids=["grid", "transform"],
+    ids=["grid", "transform", "transform, fixed basis"],
 )
-def test_fine_tuning_with_a_frozen_structure_lowers_the_loss(method, kind, digits_net, digits):
-    """T15 of transform quantization on a small scale: coefficients move, basis and ranges stay."""
+def test_fine_tuning_with_a_frozen_structure_lowers_the_loss(
+    method, kind, training, digits_net, digits
+):
+    """T15 of transform quantization on a small scale: coefficients move, also the basis if it
+    is trained; ranges, and the steps of the basis, stay."""
     coded = fewbits.compress(digits_net, method, calibration=digits[0][:256])
     net = copy.deepcopy(digits_net)
-    tuner = fewbits.prepare(net, FROZEN, start=coded)
+    tuner = fewbits.prepare(net, training, start=coded)
     before = float(loss_of(net, digits).detach())
     fine_tune(net, tuner, digits)
     tuned = tuner.finish()
     after = float(loss_of(net, digits).detach())
     assert after < 0.9 * before
-    changed = 0
+    changed = turned = 0
     for name in ("conv1.weight", "conv2.weight", "conv3.weight", "linear.weight"):
         was, now = coded.tensors[name], tuned.tensors[name]
         assert type(now) is type(was)
         if isinstance(was, TransformTensor):
-            assert (was.basis.index == now.basis.index).all()
+            assert (was.basis.step == now.basis.step).all()
+            turned += int((was.basis.index != now.basis.index).sum())
             was, now = was.coefficients, now.coefficients
         changed += int((was.index != now.index).sum())
         assert now.index.min() >= was.index.min()
         assert now.index.max() <= was.index.max()
     assert isinstance(coded.tensors["conv2.weight"], kind)
+    assert bool(turned) == (kind is TransformTensor and training is FROZEN)
     assert changed > 0 or kind is GridTensor  # its steps and the biases did it
+
+
+def test_what_was_trained_in_a_basis_runs_in_the_transform_domain(digits_net, digits, tmp_path):
+    x = digits[0][:64]
+    coded = fewbits.compress(digits_net, Transform(slope=0.005, side="row"), calibration=x)
+    net = copy.deepcopy(digits_net)
+    tuner = fewbits.prepare(net, FROZEN, start=coded)
+    fine_tune(net, tuner, digits, steps=5)
+    tuned = tuner.finish()
+    tuned.save(tmp_path / "tuned.fewbits")
+    pairs = fewbits.load(
+        tmp_path / "tuned.fewbits", into=copy.deepcopy(digits_net), transform_domain=True
+    )
+    assert isinstance(pairs.conv2, nn.Sequential)
+    bases = [(t.basis.index, tuned.tensors[n].basis.index) for n, t in coded.tensors.items()
+             if isinstance(t, TransformTensor)]  # fmt: skip
+    assert any((was != now).any() for was, now in bases)
+    with torch.no_grad():
+        assert torch.allclose(pairs(x), net(x), atol=1e-3)
 
 
 def test_a_weight_that_moves_over_half_a_step_changes_its_index(digits_net):

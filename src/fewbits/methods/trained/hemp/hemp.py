@@ -89,6 +89,8 @@ class HEMP(TrainingMethod):
             still computes with the float weights and the steps adapt to them; only the entropy term
             acts on the weights.
         steps: with ``forward="quantized"``, whether the steps of grids are "trained" or "fixed".
+        bases: with ``forward="quantized"``, whether the bases of weights that start as coefficients
+            of a transform are "trained", on their own grids, or "fixed".
         assign: how weights are assigned to levels: "nearest", or "rate" (least squared distance
             plus bits, at a price of ``rate_weight``).
         pool: which weights share the histogram of levels: those of the whole "network", or those of
@@ -118,6 +120,7 @@ class HEMP(TrainingMethod):
     forward: str | None = None
     soft: float = 0.0
     steps: str = "trained"
+    bases: str = "trained"
     assign: str = "nearest"
     pool: str = "network"
     refresh: int = 10
@@ -141,6 +144,7 @@ class HEMP(TrainingMethod):
         if self.forward is not None:
             check_one_of("forward", self.forward, ("continuous", "quantized"))
         check_one_of("steps", self.steps, ("trained", "fixed"))
+        check_one_of("bases", self.bases, ("trained", "fixed"))
         check_one_of("assign", self.assign, ("nearest", "rate"))
         check_one_of("pool", self.pool, ("network", "tensor"))
         good = is_whole(self.refresh) and self.refresh >= 1
@@ -228,8 +232,10 @@ class HempSession:
 
     def _make_state(self, weight: TunedWeight) -> WeightState:
         levels = self._fit_levels(weight) if weight.start is None else levels_of(weight.start)
-        trained = self._quantized_forward and self.method.steps == "trained"
-        rounding = Rounding(weight, levels, trained=trained)
+        computes = self._quantized_forward  # otherwise no gradient reaches levels
+        trained = computes and self.method.steps == "trained"
+        basis = computes and self.method.bases == "trained"
+        rounding = Rounding(weight, levels, trained=trained, basis=basis)
         units = levels.units(weight.matrix())
         zeros = torch.zeros_like(units)
         return WeightState(weight, rounding, levels.cell, zeros, zeros, units, units)

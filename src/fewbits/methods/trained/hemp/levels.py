@@ -32,6 +32,8 @@ class Levels:
         even: whether this is a grid, stored as a step and integers; otherwise a codebook.
         offset: (1,) or (rows,) multiples of 1/2; zero for a codebook.
         group: columns that share a scale; 0: all of a neuron's.
+        basis: (channels, vectors) float32, the basis that units are coefficients of, as a file
+            gives it; None where units are the weight in steps.
     """
 
     values: Tensor
@@ -40,6 +42,7 @@ class Levels:
     even: bool
     offset: Tensor
     group: int = field(default=0, kw_only=True)
+    basis: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def zero(self) -> int:
@@ -73,6 +76,10 @@ class Levels:
         """Convert a gradient with respect to the units to one with respect to the weight."""
         return (gradient / self.scale[:, None]).reshape(self.shape)
 
+    def on_basis_grid(self, basis: Tensor) -> Tensor:
+        """Return the nearest basis that a file can hold."""
+        raise TypeError("units that are the weight in steps have no basis")
+
     def with_values(self, levels: Tensor) -> Levels:
         """Return the same with other levels."""
         return replace(self, values=levels)
@@ -93,24 +100,33 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class TransformLevels(Levels):
-    """A grid for the coefficients of a fixed basis; ``scale`` and ``offset`` are per vector.
+    """A grid for the coefficients of a basis; ``scale`` and ``offset`` are per vector.
+
+    A parameter holds the coefficients T as ``S_0 T``, in the basis of the start: it has the scale
+    of the weight, and T stays what it is while the basis S of the weight ``S T`` is trained.
 
     Attributes:
-        start: the quantized weight that training started from, with basis, side and shape.
+        start: the quantized weight that training started from, with side and shape.
+        synthesis: S_0 (channels, vectors) float32, the basis of the start.
+        analysis: its pseudo-inverse.
     """
 
     start: QuantizedTransform
+    synthesis: Tensor
+    analysis: Tensor
+    basis: Tensor = field(kw_only=True)
 
-    @cached_property
-    def synthesis(self) -> Tensor:
-        """The basis (channels, vectors), as stored in the file."""
-        return self.start.basis.float() * self.start.basis_step
+    @classmethod
+    def of(cls, start: QuantizedTransform, values: Tensor) -> TransformLevels:
+        """Return the levels ``values`` in the basis of ``start``."""
+        basis = start.basis.float() * start.basis_step
+        inverse = torch.linalg.pinv(basis.double()).float()
+        grid = (values, start.step, start.shape, True, start.offset)
+        return cls(*grid, start, basis, inverse, basis=basis)
 
-    @cached_property
-    def analysis(self) -> Tensor:
-        """The pseudo-inverse of the basis."""
-        inverse: Tensor = torch.linalg.pinv(self.synthesis.double()).float()
-        return inverse
+    def on_basis_grid(self, basis: Tensor) -> Tensor:
+        """Return the nearest basis that a file can hold."""
+        return (basis / self.start.basis_step).round() * self.start.basis_step
 
     def units(self, matrix: Tensor) -> Tensor:
         """Convert a weight to (vectors, rest) coefficients in steps."""
@@ -119,22 +135,26 @@ class TransformLevels(Levels):
 
     def matrix(self, units: Tensor) -> Tensor:
         """Convert coefficients to the weight, up to the rounding of the products."""
-        return self.weight_change(units - self.offset[:, None])
+        return self._folded(self.basis, units - self.offset[:, None])
 
     def weight_change(self, change: Tensor) -> Tensor:
-        """Convert a change of the coefficients to a change of the weight."""
-        channels = self.synthesis @ (change * self.scale[:, None])
+        """Convert a change of the coefficients to one of the parameter."""
+        return self._folded(self.synthesis, change)
+
+    def _folded(self, basis: Tensor, units: Tensor) -> Tensor:
+        channels = basis @ (units * self.scale[:, None])
         return fold(channels, self.start.shape, self.start.kernel, self.start.side)
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """Convert a gradient with respect to the units to one with respect to the weight."""
+        """Convert a gradient with respect to the units to one with respect to the parameter."""
         channels = self.analysis.mT @ (gradient / self.scale[:, None])
         return fold(channels, self.start.shape, self.start.kernel, self.start.side)
 
     def quantized(self, position: Tensor, info: dict[str, float]) -> Quantized:
-        """Return the weight in the same basis, with coefficients on the levels ``position``."""
+        """Return the weight in its basis, with coefficients on the levels ``position``."""
         index = self.values[position].round().int()
-        return replace(self.start, index=index, step=self.scale, info=info)
+        basis = (self.basis / self.start.basis_step).round().int()
+        return replace(self.start, index=index, step=self.scale, basis=basis, info=info)
 
 
 def fit_grid(matrix: Tensor, count: int, width: float = 1.0) -> Levels:
@@ -167,6 +187,6 @@ def levels_of(start: Quantized) -> Levels:
     levels = torch.arange(min(low, 0), max(high, 0) + 1, device=step.device).to(step)
     offset = torch.as_tensor(start.offset, dtype=step.dtype, device=step.device).reshape(-1)
     if isinstance(start, QuantizedTransform):
-        return TransformLevels(levels, step, start.shape, True, offset, start)
+        return TransformLevels.of(start, levels)
     groups, rows, columns = start.index.shape
     return Levels(levels, step, (groups, rows, columns), True, offset, group=start.group)

@@ -23,15 +23,20 @@ class Rounding(nn.Module):
     The gradient passes straight through (Hubara et al. 2016). If ``stretch`` is not None, the steps
     of a grid are trained: they are multiplied by its exponential, with the gradient scale of
     learned steps (Esser et al. 2020). A trained step is rounded to bfloat16, two bytes in a file.
+    If ``basis`` is not None, the basis of coefficients is trained too, on its own fixed grid.
     Computes in float32 even under autocast; does nothing while ``active`` is False.
     """
 
-    def __init__(self, weight: TunedWeight, levels: Levels, *, trained: bool) -> None:
+    def __init__(
+        self, weight: TunedWeight, levels: Levels, *, trained: bool, basis: bool = False
+    ) -> None:
         super().__init__()
         self.active = True
-        self.stretch = None
+        self.stretch = self.basis = None
         if trained and levels.even:
             self.stretch = nn.Parameter(torch.zeros_like(levels.scale))
+        if basis and levels.basis is not None:
+            self.basis = nn.Parameter(levels.basis.clone())
         self._base = levels
         self._exact = weight.start is not None  # initial steps are kept exactly until trained
         self._weight = weight
@@ -45,7 +50,7 @@ class Rounding(nn.Module):
             return weight
         view = self._weight.view
         with torch.autocast(weight.device.type, enabled=False):
-            levels = replace(self._base, scale=self._scale())
+            levels = replace(self._base, scale=self._scale(), basis=self._basis())
             units = levels.units(view.matrix(weight).float())
             with torch.no_grad():
                 chosen = levels.values[self.positions(units)]
@@ -55,9 +60,10 @@ class Rounding(nn.Module):
     @property
     def levels(self) -> Levels:
         """The levels, with steps as trained so far."""
-        if self.stretch is None:
+        if self.stretch is None and self.basis is None:
             return self._base
-        return replace(self._base, scale=self._scale().detach())
+        with torch.no_grad():
+            return replace(self._base, scale=self._scale(), basis=self._basis())
 
     @levels.setter
     def levels(self, levels: Levels) -> None:
@@ -90,6 +96,13 @@ class Rounding(nn.Module):
             rounded = torch.where(stretch == 0, base, rounded)
         return rounded.detach() * (trained / trained.detach())  # the ratio is one with a gradient
 
+    def _basis(self) -> Tensor | None:
+        """Return the basis on its grid, with the gradient passing straight through."""
+        if self.basis is None:
+            return self._base.basis
+        rounded = self._base.on_basis_grid(self.basis.detach())
+        return rounded + (self.basis - self.basis.detach())
+
     def positions(self, units: Tensor) -> Tensor:
         """Return the position of the level of each unit; that of zero for pruned weights."""
         levels = self._base.values
@@ -119,6 +132,7 @@ class Rounding(nn.Module):
             "offset": self._base.offset,
             "exact": self._exact,
             "stretch": None if self.stretch is None else self.stretch.detach(),
+            "basis": None if self.basis is None else self.basis.detach(),
             "lengths": self._lengths,
             "price": self._price,
         }
@@ -131,5 +145,8 @@ class Rounding(nn.Module):
         if self.stretch is not None:
             with torch.no_grad():
                 self.stretch.copy_(state["stretch"])
+        if self.basis is not None:
+            with torch.no_grad():
+                self.basis.copy_(state["basis"])
         lengths = state["lengths"]
         self.set_price(None if lengths is None else lengths.to(device), state["price"])
