@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,6 +37,7 @@ class Clothes:
             yield images, self.labels[rows]
 
 
+@lru_cache
 def clothes(part: str, count: int | None = None) -> Clothes:
     """Return the first ``count`` images of "train" or "test"."""
     pixels, labels = mnist(part, "fashion_mnist")

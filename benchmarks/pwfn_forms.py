@@ -56,6 +56,8 @@ RATES = {"cnn": 1e-3, "vit": 5e-4}
 NOISE = (0.03, 0.06)
 BATCH = {"cnn": 64, "vit": 32}
 UNTIL = 0.95
+RESILIENT = ("constant", "curvature", "growth", "noisy constant", "noisy curvature", "plain")
+"""Forms whose resilience to noise is measured."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,19 @@ class Job:
 
 
 def jobs(networks: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Return all runs: constants and ``curvature`` with every seed first, then seed by seed."""
-    first, second = [], []
+    """Return all runs: what decides with every seed first, then the rest."""
+    first, second, third = [], [], []
     for seed, network in product(seeds, networks):
         sizes = CONSTANTS[network]
         own = [("constant", "", size) for size in sizes] + _learned("curvature", network)
         first += [Job(network, *one, seed) for one in own]
-        more = [("noisy constant", "", sizes[1]), ("plain", "", 0.0)]
-        more += [("rounded", "", 0.0), ("k-means", "", 24.0)] if network == "vit" else []
-        more += [one for form in VARIANTS for one in _learned(form, network)]
-        second += [Job(network, *one, seed) for one in more if one[0] != "curvature"]
-    return first + second
+        own = [one for form in VARIANTS for one in _learned(form, network)]
+        own = [one for one in own if "curvature" not in one[0]]
+        own += [("rounded", "", 0.0), ("k-means", "", 24.0)] if network == "vit" else []
+        second += [Job(network, *one, seed) for one in own]
+        own = [("noisy constant", "", sizes[1]), *_learned("noisy curvature", network)]
+        third += [Job(network, *one, seed) for one in [*own, ("plain", "", 0.0)]]
+    return first + second + third
 
 
 def _learned(form: str, network: str) -> list[tuple[str, str, float]]:
@@ -287,10 +291,11 @@ def one(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     model, more = k_means(job) if job.form == "k-means" else pwfn(job)
     test: Clothes = clothes("test", job.judged)
-    parts = (part[:2000].split(500) for part in (test.images, test.labels))
-    some = list(zip(*parts, strict=True))
-    noise = fewbits.noise_resilience(model.eval(), some, NOISE, draws=5)
-    more["noise"] = {str(row.noise): 100 * row.accuracy for row in noise if row.noise}
+    if job.form in RESILIENT:
+        parts = (part[:2000].split(500) for part in (test.images, test.labels))
+        some = list(zip(*parts, strict=True))
+        noise = fewbits.noise_resilience(model.eval(), some, NOISE, draws=5)
+        more["noise"] = {str(row.noise): 100 * row.accuracy for row in noise if row.noise}
     more["accuracy"] = top1(model, test.images, test.labels)
     told = {key: value for key, value in more.items() if key != "deviations"}
     print(job.network, job.form, job.control, job.size, job.seed, told, flush=True)
@@ -338,9 +343,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [row[name] for row in own if name in row]
             if values:
                 told[name] = mean_and_error(values)
-        told["noise"] = {
-            name: statistics.mean(row["noise"][name] for row in own) for name in map(str, NOISE)
-        }
+        if form in RESILIENT:
+            told["noise"] = {
+                name: statistics.mean(row["noise"][name] for row in own) for name in map(str, NOISE)
+            }
         if not control:
             gains = over_permuted(own, groups.get((network, form, "permuted", size), []))
             told |= {"over_permuted": mean_and_error(gains)} if gains else {}
@@ -365,6 +371,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--forms", nargs="+", help="only these")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
+    parser.add_argument("--earlier", nargs="*", default=[], help="commits whose runs are taken")
     parser.add_argument("--quick", action="store_true", help="one seed, 20 steps, 500 judged")
     return parser.parse_args()
 
@@ -377,7 +384,8 @@ def main() -> None:
         todo = [job for job in todo if job.form in chosen.forms]
     if chosen.quick:
         todo = [replace(job, steps=20, judged=500) for job in todo]
-    rows = [row for row in kept_runs("pwfn_forms", one, todo, minutes=chosen.minutes) if row]
+    kept = {"minutes": chosen.minutes, "earlier": chosen.earlier}
+    rows = [row for row in kept_runs("pwfn_forms", one, todo, **kept) if row]
     over_constant(rows)
     test = clothes("test")
     explored = chosen.quick or chosen.forms

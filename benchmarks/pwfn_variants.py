@@ -184,5 +184,5 @@ VARIANTS: dict[str, Variant] = {
     "local": _Local((0.1,), (0.07,)),
     "adam": _Adam((0.1,), (0.07,)),
     "on the fly": _OnTheFly((0.1,), (0.07,)),
-    "paper": _Paper((0.1,), (0.07,)),
+    "paper": _Paper((0.1,), ()),
 }
