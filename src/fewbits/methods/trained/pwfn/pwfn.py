@@ -1,9 +1,9 @@
 """PWFN: probabilistic weight fixing (Subia-Waud and Dasmahapatra 2023), few values per network.
 
-Every weight has a normal distribution whose deviation is learned: it says how far the weight may
-move before the loss suffers. In rounds, weights move to sums of few powers of two that are close
-for many of them, and are fixed there; the others continue to learn. One codebook serves the whole
-network.
+Every weight has a normal distribution, whose deviation is to say how far the weight may move before
+the loss suffers. In rounds, weights move to sums of few powers of two that are close for many of
+them, and are fixed there; the others continue to learn. One codebook serves the whole network.
+Which weight has which deviation made no difference where it was measured (docs/methods/pwfn.md).
 
 Reference:
     Subia-Waud and Dasmahapatra, "Probabilistic Weight Fixing: Large-scale training of neural
@@ -55,8 +55,10 @@ class PWFN(TrainingMethod):
 
     Attributes:
         deviation: the deviation of each weight, that is how far it may move: "learned" (as in the
-            paper), "constant" (``spread`` for all weights, as a control) or "relative" (``spread``
-            times the magnitude, as in Weight Fixing Networks).
+            paper, from the gradients of the noise), "curvature" (``largest / sqrt(1 + 10 h / m)``,
+            h a running mean of the weight's squared gradient and m the mean of h over the network,
+            approached by ``growth``), "constant" (``spread`` for all weights, as a control) or
+            "relative" (``spread`` times the magnitude, as in Weight Fixing Networks).
         spread: initial deviation. Learned deviations start with this as the 75th percentile of each
             tensor, and lower for weights close to powers of two.
         largest: value that learned deviations grow towards.
@@ -66,7 +68,7 @@ class PWFN(TrainingMethod):
         alpha: weight of the paper's growth term, which is a part of the loss
             (:meth:`Tuner.penalty`). If given, it replaces ``growth``; it corresponds to
             ``growth = 0.8 * alpha * lr / (1 - momentum) * steps``.
-        noise: whether the forward pass samples the weights. None samples if deviations are learned.
+        noise: whether the forward pass samples the weights. None samples if they are "learned".
         fractions: shares of all weights that are fixed after each round, in increasing order; the
             last one must be 1.
         begin: share of the training before the first round.
