@@ -4,8 +4,9 @@
     python benchmarks/deltas.py           # measures the runs that are done, and records it
 
 All weights are bfloat16 before and after. Of every run: the exact delta; the XOR of both under fast
-zstd, and for the tensors of one layer also under zstd -19 and xz; the whole new checkpoint under
-the recipe "lossless"; and deltas at a rate, with the perplexity on text that no run has seen.
+zstd, for the tensors of one layer and of seed 0 for the whole network also under zstd -19 and xz;
+the whole new checkpoint under the recipe "lossless"; and of seed 0 deltas at a rate, with the
+perplexity on text that no run has seen.
 Adapters: at errors of their products, against exact ones and nearest rounding at the same error.
 And an update of 1 % of the weights, drawn at random, against (index, value) pairs under zstd -19.
 Every exact delta is applied and compared bit for bit. Times are CPU seconds on one thread.
@@ -37,6 +38,9 @@ WINDOWS, LENGTH = 8, 512  # of the text that is held out
 CALIBRATION = 64  # windows of 128 tokens of the text to train on, drawn with another seed
 PART = "model.layers.10."
 ERRORS = (0.02, 0.05, 0.1)
+ZSTD = ("zstd", "-q", "-T1", "-c")
+ZSTD_SLOW = (*ZSTD, "-19")
+XZ = ("xz", "-6", "-T1", "-c")
 
 
 def _bits(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -100,12 +104,14 @@ def _xor(new: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> bytes:
 def tuned(kind: str, seed: int, base: Mapping[str, Tensor], *, brief: bool) -> dict[str, Any]:
     """Measure the exact delta of one fine-tuned checkpoint, and the XOR under general coders."""
     new = load_file(checkpoint(kind, seed))
-    rows = [_exact(new, base), _packed(_xor(new, base), "zstd", "-3", "-q", "-T1", "-c")]
+    rows = [_exact(new, base), _packed(_xor(new, base), *ZSTD, "-3")]
     if not brief:
         rows.append(_whole(new, "the whole checkpoint, lossless"))
+        slow = (ZSTD_SLOW, XZ) if seed == 0 else ()
+        rows += [_packed(_xor(new, base), *command) for command in slow]
     some, old = ({n: t for n, t in of.items() if n.startswith(PART)} for of in (new, base))
-    part = [_exact(some, old), _packed(_xor(some, old), "zstd", "-19", "-q", "-T1", "-c")]
-    part.append(_packed(_xor(some, old), "xz", "-6", "-T1", "-c"))
+    part = [_exact(some, old)]
+    part += [_packed(_xor(some, old), *command) for command in (ZSTD_SLOW, XZ)]
     facts = {"name": f"{kind}, seed {seed}", "trained": told_of(kind, seed), **_facts(new, base)}
     one = {"tensors": f"{PART}*", **_facts(some, old), "rows": part}
     return {**facts, "rows": rows, "part": one}
@@ -147,7 +153,7 @@ def adapter(seed: int) -> dict[str, Any]:
     path = adapter_of(seed) / "adapter_model.safetensors"
     state = load_file(path)
     rows = [_whole(state, "fewbits, lossless")]
-    rows.append(_packed(path.read_bytes(), "zstd", "-19", "-q", "-T1", "-c"))
+    rows.append(_packed(path.read_bytes(), *ZSTD_SLOW))
     for bits in (3, 4, 6):
         network = nn.Module()
         for place, tensor in enumerate(state.values()):
@@ -188,7 +194,7 @@ def sparse(base: Mapping[str, Tensor], share: float, seed: int) -> dict[str, Any
         places = torch.nonzero((new[name] != tensor).view(-1)).view(-1)
         gaps = np.diff(places.numpy(), prepend=0).astype("<u4")
         pairs += [gaps.tobytes(), _bits(new[name].view(-1)[places]).tobytes()]
-    rows = [_exact(new, base), _packed(b"".join(pairs), "zstd", "-19", "-q", "-T1", "-c")]
+    rows = [_exact(new, base), _packed(b"".join(pairs), *ZSTD_SLOW)]
     rows[-1]["what"] = "(index as the gap to the one before, value), zstd -19"
     return {"name": f"{share:.0%} of the weights", "seed": seed, **_facts(new, base), "rows": rows}
 

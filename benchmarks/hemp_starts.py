@@ -5,7 +5,7 @@
 For each network, start and seed (of the float network, the calibration and the training):
 
 - "before": the compressed network that training starts from;
-- "hemp": ``fewbits train`` with defaults from there, 6 epochs; from "float" its default, 10;
+- "hemp": ``fewbits train`` with defaults from there, 6 epochs; from "float" 10, as --start float;
 - "control": the same with the entropy term off: ``HEMP(slope=0)``, from float ``rate_weight=0``;
 - "last epoch": HEMP again without held-out samples: nothing chooses an epoch or falls back;
 - "untrained": the recipe `smallest` without training, at the size of "hemp", for the starts

@@ -144,7 +144,7 @@ class _Fit:
     def of(cls, blocks: Bits, dtype: str, affine: bool) -> _Fit | None:
         """Fit all blocks, or return None; blocks here and there decide whether to try."""
         likely: dict[_Guess, int] = {}
-        guesses = list(_guesses(affine))
+        guesses = list(_guesses(affine, dtype))
         for place in np.unique(np.linspace(0, len(blocks) - 1, SAMPLE).astype(int)):
             block = blocks[place : place + 1]
             hit = next(
@@ -192,10 +192,17 @@ class _Fit:
         return bits
 
 
-def _guesses(affine: bool) -> Iterator[_Guess]:
-    """Yield guesses, the likeliest first."""
+def _guesses(affine: bool, dtype: str) -> Iterator[_Guess]:
+    """Yield guesses, the likeliest first.
+
+    Steps of 16 bits take fewer bytes, and one of float32 fits some of their blocks too. Values of
+    bfloat16 have so few bits that a coarse step fits many grids, most of them finer than theirs.
+    """
+    roundings = [_as_bfloat16, _as_float16, _as_float32]
+    if dtype == "bfloat16":
+        roundings = [_as_float32, _as_float16, _as_bfloat16]
     for near in NEAR:
-        for rounded in (_as_float32, _as_float16, _as_bfloat16):
+        for rounded in roundings:
             for most in reversed(WHOLE if affine else SYMMETRIC):
                 yield _Guess(most, rounded, near)
 

@@ -92,7 +92,7 @@ class Request:
             in_memory = "None with base=: both networks are compared in memory"
             require(base is None, "weights", in_memory, weights)
             model, pager = _on_disk(model, weights)
-        recipe = Recipe.of(method, calibrated=calibration is not None)
+        recipe = Recipe.of(method, calibrated=calibration is not None, begins=True)
         if seed is not None:
             recipe = replace(recipe, seed=seed)
         if activations is not None:

@@ -151,6 +151,14 @@ class TrainingMethod(Method, Protocol):
         return {}
 
     @property
+    def starts_from(self) -> str:
+        """The recipe whose result is the better start, with these settings; "" for the floats.
+
+        ``fewbits train`` and :func:`fewbits.compress` begin there unless they are told otherwise.
+        """
+        return ""
+
+    @property
     def note_from_floats(self) -> str:
         """What to tell who trains from float weights with these settings; "" for nothing."""
         return ""

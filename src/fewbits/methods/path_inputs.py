@@ -21,6 +21,9 @@ from ..ops.rounding.path_following import (
 __all__ = ["PreparedInputs", "Units", "expand_step", "mean_error", "mean_error_of_levels"]
 
 
+_ENDLESS = 1e30  # step of a pruned weight, in units
+
+
 def expand_step(step: Tensor, weight: Tensor) -> Tensor:
     """Reshape a step to match ``weight`` (groups, neurons, columns).
 
@@ -40,7 +43,7 @@ class Units:
 
     They are steps, where a neuron has one. Where blocks of its columns have steps of their own, a
     unit is a power of two near the largest weight of the neuron: so units, and levels times steps,
-    are exact.
+    are exact. A pruned weight has a step that is far larger than any value, so it stays zero.
 
     Attributes:
         size: (groups, neurons, 1), one unit.
@@ -51,8 +54,19 @@ class Units:
     steps: Tensor | None = None
 
     @classmethod
-    def of(cls, step: Tensor, weight: Tensor) -> Units:
-        """Choose the units of ``weight`` (groups, neurons, columns) for its steps."""
+    def of(cls, step: Tensor, weight: Tensor, pruned: Tensor | None = None) -> Units:
+        """Choose the units of ``weight`` (groups, neurons, columns) for its steps.
+
+        ``pruned`` is a bool tensor of its shape; the levels must have a zero then.
+        """
+        units = cls._plain(step, weight)
+        if pruned is None:
+            return units
+        steps = torch.ones_like(weight) if units.steps is None else units.steps
+        return cls(units.size, steps.masked_fill(pruned, _ENDLESS))
+
+    @classmethod
+    def _plain(cls, step: Tensor, weight: Tensor) -> Units:
         steps = expand_step(step, weight)
         if blocks_of(step, weight.shape) == 1:
             return cls(steps)
@@ -121,15 +135,20 @@ class PreparedInputs:
         return cls(statistics, gram, descending(energy))
 
     def sweep(
-        self, weight: Tensor, step: Tensor, project_: Project, passes: int = 0
+        self,
+        weight: Tensor,
+        step: Tensor,
+        project_: Project,
+        passes: int = 0,
+        pruned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Quantize ``weight`` (groups, neurons, columns) with ``step``.
+        """Quantize ``weight`` (groups, neurons, columns) with ``step``, but not what is ``pruned``.
 
         Returns the levels in grid units, and the squared error ``||X w - X~ q||^2`` per neuron,
         (groups, neurons) float64. In Gram form with different X and X~, ``||X w||^2`` is subtracted
         from it.
         """
-        units = Units.of(step, weight)
+        units = Units.of(step, weight, pruned)
         levels = torch.empty_like(weight, memory_format=torch.contiguous_format)
         error = weight.new_zeros(weight.shape[:2], dtype=torch.float64)
         for part in neuron_parts(weight):

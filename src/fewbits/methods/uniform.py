@@ -51,6 +51,7 @@ _MSE_CLIPS = tuple(k / 40 for k in range(8, 41))
 _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
 _SMALLEST_GROUP = 8  # below, steps take about as many bytes as indices of 4 bits
 _MOST_PASSES = 100
+_PRUNED = 0.25  # share of zeros in a layer that is pruned; one that is not has hardly any
 _CODEBOOK = 256  # levels at most
 _LLOYD_SAMPLE = 1 << 20  # weights that decide the levels of a layer
 _GROUP_LEVELS = 1 << 15  # levels times steps of 8 bits are then exact in float32
@@ -250,6 +251,24 @@ class FeedbackMethod(UniformMethod):
         super().__post_init__()
         check_one_of("order", self.order, ("descending", "natural"))
         check_switch("bias_correction", self.bias_correction)
+
+    def pruned(self, layer: LayerMatrix) -> Tensor | None:
+        """Return which weights of a pruned layer are zero and stay so; None if it is not pruned.
+
+        A layer is taken for pruned if at least a quarter of its weights are zero, and levels that
+        have no zero leave nothing so.
+        """
+        if not self._has_zero:
+            return None
+        zeros = layer.weight == 0
+        return zeros if int(zeros.sum()) >= _PRUNED * max(1, zeros.numel()) else None
+
+    @property
+    def _has_zero(self) -> bool:
+        """Whether zero is one of the levels."""
+        if isinstance(self.levels, tuple):
+            return 0 in self.levels
+        return self.has_codebook or self.grid.offset == 0
 
     def statistics_of(self, layer: LayerMatrix) -> Statistics:
         """Return the statistics of the inputs; about the mean if a bias takes errors of the mean.

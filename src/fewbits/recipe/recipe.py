@@ -38,6 +38,7 @@ from ..methods import (
     RDOQ,
     Activations,
     AnyMethod,
+    TrainingMethod,
     from_settings,
     is_method,
     to_settings,
@@ -138,11 +139,13 @@ class Recipe:
         cls,
         method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
         calibrated: bool = True,
+        begins: bool = False,
     ) -> Recipe:
         """Return a recipe, given as such, by name, as a file or mapping, or as one method.
 
         A method (or its name) applies to all weights. BatchNorm is then folded first if there is
-        calibration data and folding only changes the size of the file (``absorbs_scales``).
+        calibration data and folding only changes the size of the file (``absorbs_scales``). With
+        ``begins``, a method that trains comes after the recipe that it ``starts_from``, if any.
 
         Raises:
             ConfigError: the name is neither that of a method nor of a recipe, or :meth:`from_file`
@@ -160,9 +163,15 @@ class Recipe:
                 return cls.from_file(method)
             method = METHODS[str(method)]()
         _check_method(method)
+        if begins and trains(method) and method.starts_from:
+            return RECIPES[method.starts_from].then(method)
         folds = calibrated and not trains(method) and method.absorbs_scales
         prepare = PREPARE if folds else ()
         return cls(rules=(Rule("*", method),), prepare=prepare)
+
+    def then(self, method: TrainingMethod) -> Recipe:
+        """Return the recipe followed by a training with ``method``, by its default settings."""
+        return replace(self, train=Training(method=method))
 
     @property
     def lossless(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..compression.compress import Request, compress_network
 from ..compression.result import CompressionResult
 from ..engine.network.copying import copied
-from ..errors import ConfigError, shorten
+from ..errors import CalibrationError, ConfigError, shorten
 from ..methods import trains
 from ..recipe.recipe import Recipe
 from ..sources import DataSource, StreamSplit
@@ -27,6 +27,7 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
 
     Raises:
         ConfigError: no training data, data that can be iterated only once, or a budget.
+        CalibrationError: the training data is empty.
     """
     recipe = request.recipe
     data = _check_data(request, data)
@@ -109,4 +110,7 @@ def _calibration(request: Request, source: DataSource) -> Iterable[Any] | Tensor
     """Return calibration data for an earlier compression stage: by default training samples."""
     if request.calibration is not None:
         return request.calibration
-    return list(source.batches("train", limit=_SAMPLES, seed=request.recipe.seed))
+    batches = list(source.batches("train", limit=_SAMPLES, seed=request.recipe.seed))
+    if not batches:
+        raise CalibrationError("the training data is empty: it holds no batch.")
+    return batches

@@ -73,6 +73,13 @@ def test_grids_are_found(name):
     assert torch.equal(bits(to_torch(found)), bits(tensor))
 
 
+@pytest.mark.parametrize("found", [symmetric(64, 127, torch.float32, torch.float16), q4_1()])
+def test_steps_of_16_bits_are_found_as_such(found):
+    """A step of float32 fits some of these blocks too, and takes twice the bytes."""
+    step = recognised(pack_raw(found)).step
+    assert np.array_equal(step, step.astype(np.float16))
+
+
 def test_blocks_are_as_large_as_they_were():
     for size in (32, 64, 128, 256):
         found = recognised(pack_raw(symmetric(size, 7, torch.float32)))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fewbits
-from fewbits.errors import ConfigError
+from fewbits.errors import CalibrationError, ConfigError
 from fewbits.sources import load_data
 
 
@@ -44,6 +44,25 @@ def test_a_recipe_compresses_first_and_then_trains():
     coded = fewbits.compress(network(), recipe, train=data())
     assert coded.contents.metadata["recipe"]["train"]["method"] == "hemp"
     assert coded.tensors["0.weight"].step.shape == (16,)  # a step for each row, as GPFQ gave it
+
+
+def test_hemp_begins_at_smallest_unless_its_settings_are_for_floats():
+    settings = {"train": data(), "training": {"epochs": 1}}
+    begun = fewbits.compress(network(), "hemp", **settings)
+    recipe = begun.contents.metadata["recipe"]
+    assert recipe["rules"][0]["method"] == "rdoq"
+    assert recipe["train"]["method"] == "hemp"
+    for method in (fewbits.HEMP(levels=7), fewbits.HEMP(rate_weight=0.4), fewbits.LowBit()):
+        floats = fewbits.compress(network(), method, **settings).contents.metadata["recipe"]
+        assert floats["rules"][0]["method"] == method.name
+    with pytest.raises(CalibrationError, match="the training data is empty"):
+        fewbits.compress(network(), "hemp", train=[])
+
+
+def test_a_recipe_with_hemp_in_its_rules_begins_at_the_floats():
+    recipe = fewbits.Recipe((fewbits.Rule("*", fewbits.HEMP()),))
+    coded = fewbits.compress(network(), recipe, train=data(), training={"epochs": 1})
+    assert any("HEMP began at float weights" in note for note in coded.notes)
 
 
 def test_evaluate_chooses_the_epoch():
@@ -105,7 +124,7 @@ def test_data_by_name():
         ({"method": "nearest", "train": []}, "train= is only used by methods that train"),
         ({"method": "hemp", "train": [], "time_budget": "10m"}, "^time_budget= belongs"),
         ({"method": "hemp", "train": [], "trace": "x.json"}, "^trace= belongs"),
-        ({"method": "hemp", "train": [], "forward": print}, "^forward= calls"),
+        ({"method": "lowbit", "train": [], "forward": print}, "^forward= calls"),
         ({"method": "hemp", "train": "digits"}, "^train= takes batches"),
         ({"method": "hemp", "train": 5}, "^train= takes batches"),
         ({"method": "hemp", "train": [], "training": {"epoch": 3}}, "epoch"),

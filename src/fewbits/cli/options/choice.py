@@ -83,13 +83,26 @@ def choose_recipe(
     return chosen
 
 
-def recipe_for_training(method: str, settings: Sequence[str]) -> Recipe:
+def recipe_for_training(method: str, settings: Sequence[str], start: str | None) -> Recipe:
     """Build the recipe of one training method, with settings as given to ``--set``.
+
+    Args:
+        method: its name.
+        settings: entries "key=value".
+        start: the recipe that comes before it, "float" for none, or a file; None for the usual one.
 
     Raises:
         typer.BadParameter: unknown method or setting.
     """
-    return _uniform_recipe(method, parse_settings(settings), True)
+    from ...methods import trains as is_training_method  # noqa: PLC0415
+    from ...recipe.recipe import RECIPES  # noqa: PLC0415
+
+    recipe = _uniform_recipe(method, parse_settings(settings), True)
+    trained = recipe.rules[0].method
+    if trained is None or not is_training_method(trained):
+        return recipe
+    first = trained.starts_from if start is None else start
+    return RECIPES[first].then(trained) if first in RECIPES else recipe
 
 
 def with_activations(recipe: Recipe, bits: int | None, outputs: bool, has_data: bool) -> Recipe:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ...errors import ConfigError
+from ...errors import ConfigError, shorten
 from ...search import as_drop
 from .budget import quantity
 from .choice import read_recipe, recipe_for_training
@@ -48,6 +48,7 @@ __all__ = [
     "WeightDecay",
     "choose_training",
     "refuse_beside_resume",
+    "start_file",
     "with_training",
 ]
 
@@ -177,13 +178,17 @@ Precision: TypeAlias = Annotated[
 
 
 def choose_training(
+    *,
     method: str | None,
     settings: Sequence[str],
     recipe: str | None,
     loop: Mapping[str, Any],
     seed: int | None,
+    start: str | None,
 ) -> Recipe:
     """Build the recipe described by the options of ``train``; ``loop`` goes into its ``train:``.
+
+    ``start`` is the recipe that comes before the training, "float" for none, or a file.
 
     Raises:
         typer.BadParameter: options that contradict each other, or a method that does not train.
@@ -194,6 +199,11 @@ def choose_training(
     if recipe is not None:
         if method is not None or settings:
             raise typer.BadParameter("--recipe replaces --method and --set: leave them out.")
+        if start is not None and start_file(start) is None:
+            raise typer.BadParameter(
+                "--recipe says what comes before the training: give it with --start FILE, or "
+                f"without. Got --start {shorten(start)}."
+            )
         chosen = read_recipe(recipe)
         if chosen.training_stage is None:
             raise ConfigError(
@@ -206,8 +216,25 @@ def choose_training(
                 f"{method} does not train. Methods that do: {', '.join(training_methods())}. To "
                 f"train after {method}: fewbits compress --method {method} --epochs N."
             )
-        chosen = recipe_for_training(method or "hemp", settings)
+        chosen = recipe_for_training(method or "hemp", settings, start)
     return with_training(chosen, loop, seed)
+
+
+def start_file(start: str | None) -> Path | None:
+    """Return the file to start from; None for "float", the name of a recipe, or no ``start``.
+
+    Raises:
+        typer.BadParameter: the recipe changes no weight.
+    """
+    from ...recipe.recipe import RECIPES  # noqa: PLC0415
+
+    if start is None or start == "float":
+        return None
+    if start not in RECIPES:
+        return Path(start)
+    if RECIPES[start].lossless:
+        raise typer.BadParameter(f"the recipe {start!r} quantizes nothing: take --start float.")
+    return None
 
 
 def with_training(chosen: Recipe, loop: Mapping[str, Any], seed: int | None = None) -> Recipe:

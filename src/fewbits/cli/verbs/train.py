@@ -28,7 +28,12 @@ def train(
     out: shared.OutFile = None,
     weights: shared.Weights = None,
     start: Annotated[
-        Path | None, typer.Option(help="A .fewbits file of the same network to start from.")
+        str | None,
+        typer.Option(
+            help="What to start from: a .fewbits file of the same network, 'smallest' (compress by "
+            "this recipe first, calibrated by training samples), or 'float', the weights as they "
+            "are. \\[default: smallest for hemp with its default levels and rate, else float]"
+        ),
     ] = None,
     data: shared.Data = None,
     method: Annotated[
@@ -139,6 +144,7 @@ def train(
     run_options |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}
     run_options["metadata"] = False if no_metadata else None
     spec: _Options = {"method": method, "settings": settings or [], "recipe": recipe, "seed": seed}
+    spec["start"] = start
     if resume is not None:
         given = {"out": out, "weights": weights, **spec, **loop, **run_options}
         options.refuse_beside_resume({**given, "no_metadata": no_metadata})
@@ -180,6 +186,7 @@ def make_request(
             f"folder {str(folder)!r} already holds a run. Continue it with --resume {folder}, name "
             "another folder with --run, or start over with --force."
         )
+    run_options = {**run_options, "start": options.start_file(run_options.get("start"))}
     chosen = {key: value for key, value in run_options.items() if value is not None}
     chosen["logs"] = tuple(words("--log", chosen.pop("log", "csv")))
     shared.check_effort(str(chosen.get("effort", "balanced")))

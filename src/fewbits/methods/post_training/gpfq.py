@@ -108,7 +108,7 @@ class GPFQ(FeedbackMethod):
         step = self._step(layer, inputs)
         alphabet = self.alphabet(layer, step)
         project_ = self._project(alphabet, layer.seed, weight.device)
-        levels, error = inputs.sweep(weight, step, project_, self._passes)
+        levels, error = inputs.sweep(weight, step, project_, self._passes, self.pruned(layer))
         info = inputs.facts(weight, error)
         shift = None
         if self.bias_correction:
@@ -132,6 +132,10 @@ class GPFQ(FeedbackMethod):
             return HardThreshold(self.threshold_size, self.grid)
         return super().alphabet(layer, step)
 
+    def pruned(self, layer: LayerMatrix) -> Tensor | None:
+        """Return which weights stay zero; none with stochastic rounding, which is of all values."""
+        return None if self.rounding == "stochastic" else super().pruned(layer)
+
     def _project(self, alphabet: Alphabet, seed: int, device: torch.device) -> Project:
         if isinstance(alphabet, Grid) and self.rounding == "stochastic":
             generator = torch.Generator(device).manual_seed(seed)
@@ -149,12 +153,13 @@ class GPFQ(FeedbackMethod):
         weight, spacing = layer.weight, self.spacing(layer)
         groups, neurons, _ = weight.shape
         stride = max(1, groups * neurons // _SEARCHED_NEURONS) if self.per == "tensor" else 1
-        sample = weight[:, ::stride]
+        sample, pruned = weight[:, ::stride], self.pruned(layer)
+        zeros = None if pruned is None else pruned[:, ::stride]
 
         def error(factor: float) -> Tensor:
             step = spacing.step(weight, factor)
             project_ = self._project(self.alphabet(layer, step), layer.seed, weight.device)
-            squared = inputs.sweep(sample, step, project_, self._passes)[1]
+            squared = inputs.sweep(sample, step, project_, self._passes, zeros)[1]
             return squared.flatten() if self.per == "channel" else squared.sum()[None]
 
         return spacing.step(weight, best_clip(error, _CLIPS)[0])

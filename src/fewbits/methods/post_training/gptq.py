@@ -62,7 +62,7 @@ class GPTQ(FeedbackMethod):
         second, _ = statistics.moments()
         step = self.step_of(layer)
         alphabet = self.alphabet(layer, step)
-        units = Units.of(step, weight)
+        units = Units.of(step, weight, self.pruned(layer))
         values, sizes = (weight / units.size).to(second), units.to(second).steps
         energy = second.diagonal(dim1=1, dim2=2)
         mean = energy.mean(1)

@@ -66,7 +66,7 @@ class Qronos(FeedbackMethod):
         cross = second if small_cross is small else small_cross.double()
         step = self.step_of(layer)
         alphabet = self.alphabet(layer, step)
-        units = Units.of(step, weight).to(second)
+        units = Units.of(step, weight, self.pruned(layer)).to(second)
         largest = largest_eigenvalue(second)
         damping = self.damping * torch.where(largest > 0, largest, 1)
         chosen, factor = qronos(

@@ -144,6 +144,20 @@ def test_training_starts_from_a_file(here):
     assert told["bytes"] < (here / "start.fewbits").stat().st_size * 1.2
 
 
+def test_training_starts_from_a_recipe_or_from_floats(here):
+    rules = {}
+    for start in (None, "smallest", "float"):
+        words = () if start is None else ("--start", start)
+        told = run_json(*order(f"{start}.fewbits", *words, epochs=1))
+        rules[start] = fewbits.inspect(here / f"{start}.fewbits").metadata["recipe"]["rules"]
+        begun = any("HEMP began at float weights" in note for note in told["notes"])
+        assert begun == (start == "float")
+    assert rules[None] == rules["smallest"] != rules["float"]
+    named = [(here / f"{name}.fewbits").read_bytes() for name in (None, "smallest")]
+    assert named[0] == named[1]
+    assert (here / "None.fewbits").stat().st_size < (here / "float.fewbits").stat().st_size / 2
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -151,6 +165,8 @@ def test_training_starts_from_a_file(here):
         (["train", MODEL, "-o", "x.fewbits"], "--data"),
         (["train", MODEL, "--data", "digits"], "-o"),
         (order("x.fewbits", "--method", "gpfq"), "does not train"),
+        (order("x.fewbits", "--start", "lossless"), "quantizes nothing"),
+        (order("x.fewbits", "--recipe", "r.yaml", "--start", "smallest"), "--start FILE"),
         (order("x.fewbits", "--method", "hmp"), "Did you mean 'hemp'"),
         (order("x.fewbits", "--set", "level=3"), "Did you mean 'levels'"),
         (order("x.fewbits", "--optimizer", "adam"), "sgd"),

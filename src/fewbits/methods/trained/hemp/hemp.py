@@ -27,10 +27,11 @@ from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TunedWeight
-from .descent import descents
+from ..descent import descents
+from ..rate_loss import rate_loss, towards_zero
 from .levels import Levels, fit_codebook, fit_grid, levels_of
 from .pools import Pool, WeightState, allowed_order, code_lengths, histogram_of
-from .rate_control import RateControl, rate_loss
+from .rate_control import RateControl
 from .rounding import Rounding
 
 __all__ = ["HEMP", "HempSession"]
@@ -39,8 +40,8 @@ __all__ = ["HEMP", "HempSession"]
 _FLOATS, _CODED = 0.4, 0.1  # rate_weight for a float start, and for a coded one
 _FROM_FLOATS = (
     "HEMP began at float weights, where a short training does not reach the size of the recipe "
-    "smallest, which trains nothing. Begin there: fewbits compress --method smallest --epochs N, "
-    "or --start FILE"
+    "smallest, which trains nothing. Begin there: fewbits train --start smallest, or with a recipe "
+    "whose rules say method: rdoq and whose section 'train' says method: hemp"
 )
 _WORTH = 1.0  # loss that all bits of a coded start are worth
 _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
@@ -155,6 +156,13 @@ class HEMP(TrainingMethod):
             given = f"assign={self.assign!r}, forward={self.forward!r}"
             expected = "None, or combined with assign='rate' and forward='quantized'"
             require(supported, "bits", expected, given)
+
+    @property
+    def starts_from(self) -> str:
+        """The recipe "smallest", unless settings ask for levels or bits from floats."""
+        levels = (self.levels, self.spacing) == (HEMP.levels, HEMP.spacing)
+        told = (self.rate_weight, self.slope, self.bits) != (None, None, None)
+        return "smallest" if levels and not told else ""
 
     @property
     def note_from_floats(self) -> str:
@@ -381,8 +389,7 @@ class HempSession:
                 state.goal = descent.goal.reshape(shape)
                 if self._slope is not None:  # fewer bits never justify leaving zero
                     from_zero = state.units() - state.levels.values[state.levels.zero]
-                    towards_zero = state.bit_gradient * from_zero > 0
-                    state.bit_gradient = state.bit_gradient.where(towards_zero, 0.0)
+                    state.bit_gradient = towards_zero(state.bit_gradient, from_zero)
             self._assign_levels(pool, units, price if self.method.assign == "rate" else 0.0)
         if self._rate_control is not None:
             self._rate_control.update(self._coded_bits(), self._progress)

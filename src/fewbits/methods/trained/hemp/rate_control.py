@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-__all__ = ["RateControl", "rate_loss"]
+__all__ = ["RateControl"]
 
 
 _GAIN = 2.0  # change of the price's logarithm per relative excess of bits
@@ -64,34 +60,3 @@ class RateControl:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state returned by :meth:`state`."""
         self.price, self.first = state["price"], state["first"]
-
-
-def rate_loss(
-    slope: float, bits: float, gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter]
-) -> Tensor:
-    """Return ``slope * bits``, a float32 scalar with gradient ``slope * gradients``.
-
-    Args:
-        slope: loss that one bit is worth.
-        bits: current bits of the network.
-        gradients: gradients of the bits, in the shapes of ``parameters``.
-        parameters: the weights.
-    """
-    value: Tensor = _RateLoss.apply(slope, bits, tuple(gradients), *parameters)  # type: ignore[no-untyped-call]
-    return value
-
-
-class _RateLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, slope: float, bits: float, gradients: tuple[Tensor, ...], *parameters: Tensor
-    ) -> Tensor:
-        ctx.slope, ctx.gradients = slope, gradients
-        ctx.dtypes = [parameter.dtype for parameter in parameters]
-        return torch.tensor(slope * bits, device=parameters[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        scale = gradient * ctx.slope
-        parts = zip(ctx.gradients, ctx.dtypes, strict=True)
-        return (None, None, None, *((part * scale).to(dtype) for part, dtype in parts))

@@ -32,6 +32,7 @@ from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
 from ..base import TunedWeight
+from ..rate_loss import rate_loss
 from .activation_sites import add_scales, find_inputs
 from .gates import blocks_of, draw_gates, group_parts, open_gates
 from .inputs import LowBitInput, add_quantizers, remove_quantizers
@@ -84,6 +85,10 @@ class LowBit(TrainingMethod):
         chance: with ``schedule="stochastic"``, the probability that a part is quantized in a step,
             constant or scheduled. It must end at 1, or ``reestimate`` must be set.
         reestimate: whether to re-estimate BatchNorm statistics on the calibration data at the end.
+        slope: with "lsq" and "lsq+", the loss that one bit of the weights' indices is worth, which
+            the file entropy-codes: constant or scheduled. Their entropy is then a part of the loss
+            (:meth:`Tuner.penalty`), as in HEMP, and never moves weights away from zero. 0 leaves
+            it out. Activations are not stored, so they have no bits.
     """
 
     name: ClassVar[str] = "lowbit"
@@ -112,6 +117,7 @@ class LowBit(TrainingMethod):
     gates: str = "block"
     chance: float | Ramp = _CHANCE
     reestimate: bool = False
+    slope: float | Ramp = 0.0
 
     def __post_init__(self) -> None:
         check_one_of("quantizer", self.quantizer, _QUANTIZERS)
@@ -139,12 +145,23 @@ class LowBit(TrainingMethod):
         for value in (chance.start, chance.end) if isinstance(chance, Ramp) else (chance,):
             check_number("chance", value, 0, inclusive=True)
             require(value <= 1, "chance", "a probability, at most 1", value)
+        self._check_slope()
         check_switch("detach_max", self.detach_max)
         check_switch("reestimate", self.reestimate)
         stages = self.stages
         low = min(stage.weights for stage in stages)
         expected = f"stages with weights of at least {least} bits for this quantizer"
         require(low >= least, "schedule", expected, self.schedule)
+
+    def _check_slope(self) -> None:
+        slope = Ramp.of(self.slope)
+        object.__setattr__(self, "slope", slope)
+        for value in (slope.start, slope.end) if isinstance(slope, Ramp) else (slope,):
+            check_number("slope", value, 0, inclusive=True)
+        if slope != 0:
+            grid = self.quantizer.startswith("lsq") and self.weights != FLOAT
+            found = f"quantizer={self.quantizer!r} and weights={self.weights}"
+            require(grid, "slope", "0 unless weights are on a grid with a zero (lsq, lsq+)", found)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -305,13 +322,25 @@ class LowBitSession:
     # -- the Session protocol
 
     def penalty(self) -> Tensor:
-        """Return the decay of the clips of PACT; zero for other quantizers."""
+        """Return the decay of PACT's clips, and ``slope`` times the bits of the indices."""
         device = next((weight.parameter.device for weight in self._weights), None)
         total = torch.zeros((), device=device)
         clips = [q.step(1.0) for q in self.inputs.values() if q.kind == "pact"]
         for clip in clips if self.method.decay else ():
             total = total + clip.square().sum() * (self.method.decay / 2)
-        return total
+        slope = value_at(self.method.slope, self._progress)
+        return total + self._rate(slope) if slope else total
+
+    def _rate(self, slope: float) -> Tensor:
+        """Return ``slope`` times the bits of all indices, with its gradient in the weights."""
+        bits, gradients, parameters = 0.0, [], []
+        for weight in self._weights:
+            found = self._quantizers[weight.name].bits_of_indices()
+            if found is not None:
+                bits += found[0]
+                gradients.append(found[1])
+                parameters.append(weight.parameter)
+        return rate_loss(slope, bits, gradients, parameters)
 
     def before_step(self) -> None:
         """Do nothing: the method acts in the forward pass."""

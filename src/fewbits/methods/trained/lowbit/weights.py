@@ -12,7 +12,10 @@ from ....engine.layers.layer import QuantizedMatrix
 from ....errors import ModelError
 from ....ops.levels.quantizers import bounds, dorefa_unit, lsq_plus_weight_step, lsq_step, rounded
 from ....ops.levels.ranges import fit_rows
+from ....ops.rate_distortion.soft_entropy import joint_histogram, soft_brackets
 from ..base import TunedWeight
+from ..descent import descents
+from ..rate_loss import towards_zero
 from .stages import FLOAT
 from .step import LearnedStep, TrainingPart, damping_at, with_zero_gradients
 
@@ -152,6 +155,30 @@ class LowBitWeight(TrainingPart):
         index, offset = self._index(matrix.reshape(-1, matrix.shape[-1]))
         whole = index.round().int().reshape(matrix.shape)
         return QuantizedMatrix(whole, self._step().detach().clone(), offset)
+
+    @torch.no_grad()
+    def bits_of_indices(self) -> tuple[float, Tensor] | None:
+        """Return the bits of the soft indices, and their gradient in the shape of the weight.
+
+        The bits are the entropy of the histogram of the tensor, in which each weight counts between
+        the two levels around it. The gradient never leads away from zero. None while the weight is
+        in float or on a grid without zero.
+        """
+        if self.bits == FLOAT or self.kind == "dorefa" or not self.active:
+            return None
+        low, high = self._bounds()
+        matrix = self._weight.matrix()
+        rows = matrix.reshape(-1, matrix.shape[-1])
+        units = (rows / self._step()[:, None]).reshape(-1)
+        levels = torch.arange(low, high + 1, device=units.device, dtype=units.dtype)
+        group = soft_brackets(units, levels, -low)
+        histogram = joint_histogram([group], 1)
+        (descent,) = descents([group], [levels], histogram.smoothed())
+        inside = (units > low) & (units < high)
+        gradient = towards_zero(descent.gradient, units).where(inside, 0.0) * units.numel()
+        whole = gradient.reshape(rows.shape) / self._step()[:, None]
+        bits = float(histogram.entropy()) * units.numel()
+        return bits, self._weight.view.tensor(whole.reshape(matrix.shape), self._weight.shape)
 
     def quantized_at(self, bits: int) -> QuantizedMatrix:
         """Return the weight quantized to ``bits``, with a refitted step if the width differs."""

@@ -10,7 +10,7 @@ from fewbits import HEMP
 from fewbits.engine.layers.layer import QuantizedMatrix
 from fewbits.engine.layers.views import WeightView
 from fewbits.methods import TunedWeight
-from fewbits.methods.trained.hemp.descent import descents
+from fewbits.methods.trained.descent import descents
 from fewbits.ops.levels.codebook import assign
 from fewbits.ops.rate_distortion.soft_entropy import joint_histogram, soft_brackets
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ....ops.rate_distortion.soft_entropy import Brackets, Histogram, entropy_gradient
+from ...ops.rate_distortion.soft_entropy import Brackets, Histogram, entropy_gradient
 
 __all__ = ["Descent", "descents"]
 
