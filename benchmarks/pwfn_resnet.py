@@ -96,8 +96,8 @@ def _method(kind: str, settings: Settings) -> Any:
 @torch.no_grad()
 def _shuffle(tuner: fewbits.Tuner, generator: torch.Generator) -> None:
     """Permute the deviations of the weights that are free, within each tensor."""
-    for name, line in tuner.session.state_dict()["lines"].items():
-        deviation, fixed = tuner.session.deviations()[name], line["fixed"]
+    for name, tensor in tuner.session.state_dict()["tensors"].items():
+        deviation, fixed = tuner.session.deviations()[name], tensor["fixed"]
         free = torch.ones_like(deviation, dtype=torch.bool) if fixed is None else ~fixed
         values = deviation[free]
         deviation[free] = values[torch.randperm(len(values), generator=generator)]

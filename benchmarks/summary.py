@@ -14,7 +14,7 @@ from summary_coding import coding, coding_large, coding_sources
 from summary_compared import imagenet, language_model, sentences
 from summary_curves import budgets, rate_accuracy, transform_arms
 from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
-from summary_pwfn import pwfn_clustering, pwfn_resnet
+from summary_pwfn import pwfn_clustering, pwfn_forms, pwfn_resnet
 from summary_running import (
     forward_ratios,
     loading,
@@ -280,6 +280,7 @@ PRINTERS = {
         hemp_mnist,
         hemp_resnet,
         pwfn_resnet,
+        pwfn_forms,
         pwfn_clustering,
         lowbit_digits,
         lowbit_resnet,

@@ -1,9 +1,9 @@
 """PWFN: probabilistic weight fixing (Subia-Waud and Dasmahapatra 2023), few values per network.
 
-Every weight has a normal distribution whose deviation is learned: it says how far the weight may
-move before the loss suffers. In rounds, weights move to sums of few powers of two that are close
-for many of them, and are fixed there; the others continue to learn. One codebook serves the whole
-network.
+Every weight has a normal distribution, whose deviation is to say how far the weight may move before
+the loss suffers. In rounds, weights move to sums of few powers of two that are close for many of
+them, and are fixed there; the others continue to learn. One codebook serves the whole network.
+Which weight has which deviation made no difference where it was measured (docs/methods/pwfn.md).
 
 Reference:
     Subia-Waud and Dasmahapatra, "Probabilistic Weight Fixing: Large-scale training of neural
@@ -41,6 +41,7 @@ _FRACTIONS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 1.0)
 _MEAN = math.sqrt(2 / math.pi)  # mean magnitude of the noise
 _MOSTLY = 0.99  # share of zeros in a weight that is worth a warning
 _HARDLY = 0.01  # share of the way to the largest deviation that is worth a warning
+_RECENT = 0.01  # weight of the latest squared gradient in the curvature, after 100 of them
 _SLACK = 1e-9  # tolerance for progress, which is a sum of rounded steps
 
 
@@ -54,8 +55,10 @@ class PWFN(TrainingMethod):
 
     Attributes:
         deviation: the deviation of each weight, that is how far it may move: "learned" (as in the
-            paper), "constant" (``spread`` for all weights, as a control) or "relative" (``spread``
-            times the magnitude, as in Weight Fixing Networks).
+            paper, from the gradients of the noise), "curvature" (``largest / sqrt(1 + 10 h / m)``,
+            h a running mean of the weight's squared gradient and m the mean of h over the network,
+            approached by ``growth``), "constant" (``spread`` for all weights, as a control) or
+            "relative" (``spread`` times the magnitude, as in Weight Fixing Networks).
         spread: initial deviation. Learned deviations start with this as the 75th percentile of each
             tensor, and lower for weights close to powers of two.
         largest: value that learned deviations grow towards.
@@ -65,7 +68,7 @@ class PWFN(TrainingMethod):
         alpha: weight of the paper's growth term, which is a part of the loss
             (:meth:`Tuner.penalty`). If given, it replaces ``growth``; it corresponds to
             ``growth = 0.8 * alpha * lr / (1 - momentum) * steps``.
-        noise: whether the forward pass samples the weights. None samples if deviations are learned.
+        noise: whether the forward pass samples the weights. None samples if they are "learned".
         fractions: shares of all weights that are fixed after each round, in increasing order; the
             last one must be 1.
         begin: share of the training before the first round.
@@ -124,7 +127,7 @@ class PWFN(TrainingMethod):
         return self.embeddings
 
     def __post_init__(self) -> None:
-        check_one_of("deviation", self.deviation, ("learned", "constant", "relative"))
+        check_one_of("deviation", self.deviation, ("curvature", "learned", "constant", "relative"))
         check_one_of("mode", self.mode, ("lock", "recluster"))
         for name in ("spread", "largest", "distance"):
             check_number(name, getattr(self, name), 0)
@@ -138,8 +141,9 @@ class PWFN(TrainingMethod):
             check_switch(name, getattr(self, name))
         if self.noise is not None:
             check_switch("noise", self.noise)
-            fits = self.deviation == "constant" or self.noise == (self.deviation == "learned")
-            require(fits, "noise", "None unless deviation is 'constant'", self.noise)
+            fits = self.deviation in ("curvature", "constant") or self.noise == self._learns
+            wanted = "None unless deviation is 'curvature' or 'constant'"
+            require(fits, "noise", wanted, self.noise)
         _check_whole("terms", self.terms, 1, 24)
         if self.finest is not None:
             _check_whole("finest", self.finest, 0, 24)
@@ -164,7 +168,12 @@ class PWFN(TrainingMethod):
     @property
     def samples(self) -> bool:
         """Whether the forward pass samples the weights."""
-        return self.deviation == "learned" if self.noise is None else self.noise
+        return self._learns if self.noise is None else self.noise
+
+    @property
+    def _learns(self) -> bool:
+        """Whether the optimizer trains the deviations."""
+        return self.deviation == "learned"
 
     def due(self, count: int) -> float:
         """Return the share of the training at which round ``count`` (from 0) takes place."""
@@ -227,6 +236,7 @@ class PwfnSession:
         self._source = NoiseSource(seed)
         self._progress = self._grown = 0.0
         self._steps = 0  # since the last round
+        self._seen = 0  # gradients, for the curvature
         self._tensors = NoisyTensors(
             weights,
             NoiseSettings(
@@ -256,7 +266,10 @@ class PwfnSession:
         return self._tensors.penalty(alpha if active else 0.0, self.method.largest, _MEAN)
 
     def before_step(self) -> None:
-        """Do nothing: deviations get their gradients from the noise."""
+        """Read the gradients of the weights, whose squares say how sharply the loss bends."""
+        if self.method.deviation == "curvature":
+            self._seen += 1
+            self._tensors.measure(max(1 / self._seen, _RECENT))
 
     def step(self) -> None:
         """Grow the deviations, and reset fixed weights to their values."""
@@ -323,7 +336,12 @@ class PwfnSession:
 
     def state_dict(self) -> dict[str, Any]:
         """Return fixed weights, deviations, counters and records of the rounds."""
-        counters = {"progress": self._progress, "grown": self._grown, "noise": self._source.count}
+        counters = {
+            "progress": self._progress,
+            "grown": self._grown,
+            "noise": self._source.count,
+            "seen": self._seen,
+        }
         return {
             "tensors": self._tensors.state_dict(),
             "rounds": [one.to_dict() for one in self.rounds],
@@ -335,6 +353,7 @@ class PwfnSession:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state returned by :meth:`state_dict`."""
         self._progress, self._grown = state["progress"], state["grown"]
+        self._seen = state["seen"]
         self._source.count, self.finest = state["noise"], state["finest"]
         self.rounds = [Round.from_dict(one) for one in state["rounds"]]
         self._last_deviation = state["before"]
@@ -347,12 +366,14 @@ class PwfnSession:
         """Move the deviations of free weights towards the largest, by the progress made."""
         method, passed = self.method, self._progress - self._grown
         self._grown = self._progress
-        if method.alpha is not None or method.deviation != "learned" or passed <= 0:
+        grows = method.deviation == "curvature" or (method.alpha is None and method._learns)
+        if not grows or passed <= 0:
             return
         length = (method.until - method.begin) / max(1, len(method.fractions) - 1)
         rounds = passed / length if length else passed
         share = -math.expm1(-value_at(method.growth, self._progress) * rounds)
-        self._tensors.grow(share, method.largest)
+        move = self._tensors.shape if method.deviation == "curvature" else self._tensors.grow
+        move(share, method.largest)
 
     def _round(self, fraction: float) -> None:
         deviation = self._tensors.mean_deviation()

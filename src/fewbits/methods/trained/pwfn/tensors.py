@@ -19,6 +19,8 @@ from .rounds import FixingState
 
 __all__ = ["NoisyTensor", "NoisyTensors"]
 
+_DAMPING = 0.1  # curvature below which deviations hardly differ, in means over the network
+
 
 @dataclass(eq=False)
 class NoisyTensor:
@@ -30,6 +32,8 @@ class NoisyTensor:
         values: values of the fixed weights, in the shape of the parameter.
         held: deviations of the fixed weights, in the shape of the parameter.
         zeros: share of its weights that were zero at the start.
+        curvature: running mean of the squared gradient of free weights, in the shape of the
+            parameter; zero until one is seen.
         mask: the pruning mask of the weight when it was last applied.
     """
 
@@ -38,6 +42,7 @@ class NoisyTensor:
     values: Tensor
     held: Tensor
     zeros: float
+    curvature: Tensor
     mask: Tensor | None = None
 
     @property
@@ -76,7 +81,7 @@ class NoiseSettings:
     """Settings of the noise; the first three as in :class:`fewbits.PWFN`.
 
     Attributes:
-        deviation: "learned", "constant" or "relative".
+        deviation: "curvature", "learned", "constant" or "relative".
         spread: initial deviation.
         largest: largest deviation.
         samples: whether the forward pass samples the weights.
@@ -145,6 +150,33 @@ class NoisyTensors:
             tensor.write_back()
 
     @torch.no_grad()
+    def measure(self, share: float) -> None:
+        """Move the curvature of free weights a share of the way to the squared gradient."""
+        for tensor in self:
+            gradient = tensor.weight.parameter.grad
+            if gradient is None:
+                continue
+            change = gradient.float().square().sub_(tensor.curvature).mul_(share)
+            if tensor.noise.fixed is not None:
+                change.masked_fill_(tensor.noise.fixed, 0)  # their gradients are zero
+            tensor.curvature.add_(change)
+
+    @torch.no_grad()
+    def shape(self, share: float, largest: float) -> None:
+        """Move deviations a share of the way to ``largest / sqrt(1 + h / (mean(h) / 10))``.
+
+        h is the curvature of a weight; the mean is over all free weights of the network.
+        """
+        free = [1 - tensor.fixed.float() for tensor in self]
+        pairs = list(zip(self, free, strict=True))
+        total = torch.stack([tensor.curvature.mul(some).sum() for tensor, some in pairs]).sum()
+        count = torch.stack([some.sum() for some in free]).sum()
+        floor = (_DAMPING * total / count.clamp_min(1)).clamp_min(torch.finfo(torch.float32).tiny)
+        for tensor in self:
+            target = (1 + tensor.curvature / floor).rsqrt_().mul_(largest)
+            tensor.noise.deviation.lerp_(target, share)
+
+    @torch.no_grad()
     def grow(self, share: float, largest: float) -> None:
         """Move the deviations of weights a share of the way to the largest."""
         for tensor in self:
@@ -201,6 +233,7 @@ class NoisyTensors:
                 "fixed": tensor.noise.fixed,
                 "values": tensor.values,
                 "held": tensor.held,
+                "curvature": tensor.curvature,
                 "deviation": tensor.noise.deviation.detach(),
             }
             for name, tensor in self.tensors.items()
@@ -213,6 +246,7 @@ class NoisyTensors:
             stored, fixed = state[name], state[name]["fixed"]
             tensor.values = stored["values"].to(tensor.values)
             tensor.held = stored["held"].to(tensor.held)
+            tensor.curvature = stored["curvature"].to(tensor.curvature)
             tensor.noise.fixed = None if fixed is None else fixed.to(tensor.values.device)
             tensor.mask = tensor.weight.mask
             tensor.noise.deviation.copy_(stored["deviation"])
@@ -220,7 +254,7 @@ class NoisyTensors:
 
 def _noisy_tensor(weight: TunedWeight, settings: NoiseSettings) -> NoisyTensor:
     values = _flatten([weight.parameter])
-    if settings.deviation == "learned":
+    if settings.deviation in ("curvature", "learned"):
         first = first_deviations(values, settings.spread, settings.largest)
     else:
         first = np.full_like(values, settings.spread)
@@ -232,8 +266,8 @@ def _noisy_tensor(weight: TunedWeight, settings: NoiseSettings) -> NoisyTensor:
         sampled=settings.samples,
         kept=settings.kept,
     )
-    nothing = torch.zeros_like(deviation)
-    return NoisyTensor(weight, noise, nothing, nothing.clone(), float((values == 0).mean()))
+    kept = [torch.zeros_like(deviation) for _ in range(3)]
+    return NoisyTensor(weight, noise, kept[0], kept[1], float((values == 0).mean()), kept[2])
 
 
 def _flatten(tensors: Sequence[Tensor]) -> NDArray[Any]:

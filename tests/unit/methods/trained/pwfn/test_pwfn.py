@@ -257,6 +257,64 @@ def test_uncertainty_is_specific_to_the_position():
     )
 
 
+def test_deviations_from_the_curvature_are_those_of_the_formula():
+    """The oracle: running means and targets in float64, one weight after the other."""
+    weights = network()
+    method = PWFN(deviation="curvature", growth=0.7, begin=0.5, until=1.0, fractions=(0.5, 1.0))
+    session = method.start(weights)
+    assert not list(session.parameters())
+    flat = [d.double().reshape(-1).tolist() for d in session.deviations().values()]
+    curvature = [[0.0] * len(values) for values in flat]
+    g = torch.Generator().manual_seed(3)
+    for k in range(1, 5):
+        for weight in weights:
+            weight.parameter.grad = torch.randn(weight.shape, generator=g)
+        session.before_step()
+        session.step()
+        session.advance(0.1 * k)
+        for row, weight in zip(curvature, weights, strict=True):
+            for i, slope in enumerate(weight.parameter.grad.reshape(-1).tolist()):
+                row[i] += (slope**2 - row[i]) / k
+        every = [h for row in curvature for h in row]
+        floor = 0.1 * sum(every) / len(every)
+        share = 1 - math.exp(-0.7 * 0.1 * (k > 1) / 0.5)  # by the progress before the step
+        for row, values in zip(curvature, flat, strict=True):
+            for i, h in enumerate(row):
+                values[i] += share * (0.05 / math.sqrt(1 + h / floor) - values[i])
+    for values, found in zip(flat, session.deviations().values(), strict=True):
+        wanted = torch.tensor(values, dtype=torch.float32)
+        torch.testing.assert_close(found.reshape(-1), wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_curvature_finds_the_weights_that_matter():
+    """Linear regression with noisy targets: the curvature is the mean square of the input."""
+    sizes = torch.logspace(-1.5, 0.5, 24)
+    weight = tuned(normal(1, 24))
+    method = PWFN(deviation="curvature", growth=9.0, begin=1.0, until=1.0, fractions=(1.0,))
+    session, g = method.start([weight]), torch.Generator().manual_seed(0)
+    module = session.parametrization(weight).train()
+    for k in range(400):
+        x = torch.randn(64, 24, generator=g) * sizes
+        weight.parameter.grad = None
+        errors = x @ module(weight.parameter - weight.parameter.detach()).T
+        (errors - torch.randn(64, 1, generator=g)).square().mean().backward()
+        session.before_step()
+        session.step()
+        session.advance((k + 1) / 401)
+    found = session.deviations()["weight"][0]
+    wanted = 0.05 / (1 + sizes**2 / (0.1 * (sizes**2).mean())).sqrt()
+    assert float((found / wanted - 1).abs().max()) < 0.15
+    assert found.argsort().flip(0).tolist()[12:] == list(range(12, 24))
+
+
+def test_noise_is_free_to_choose_with_the_curvature():
+    weights = network()
+    for noise in (None, False, True):
+        session = PWFN(deviation="curvature", noise=noise).start(weights)
+        seen = session.parametrization(weights[0]).train()(weights[0].parameter)
+        assert torch.equal(seen, weights[0].parameter) == (not noise)
+
+
 def test_alpha_that_does_nothing_is_told():
     weights = network()
     session = PWFN(alpha=2.0**-11).start(weights)
@@ -367,7 +425,11 @@ def digest(weights):
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("settings", [{}, {"alpha": 50.0}, {"mode": "recluster"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"alpha": 50.0}, {"mode": "recluster"}, {"deviation": "curvature", "noise": True}],
+    ids=str,
+)
 def test_resumed_and_repeated_runs_end_the_same(settings):
     method = PWFN(growth=Ramp(1.0, 0.0), **settings)
     whole, again, parted, other = network(), network(), network(), network()
