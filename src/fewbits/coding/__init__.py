@@ -15,6 +15,7 @@ from .choose import (
 )
 from .codec import CODECS, Bound, Codec, Layout, Symbols
 from .mix.mix import Mix
+from .mix.trellis import Trellis
 from .rans.floats import Floats
 from .rans.planes import Planes
 from .rans.rans import Rans
@@ -35,6 +36,7 @@ __all__ = [
     "Raw",
     "Stream",
     "Symbols",
+    "Trellis",
     "codec_of",
     "decode_run",
     "decode_symbols",
