@@ -320,7 +320,7 @@ def paths():
     sparse = bell((40, 20), 77, 24) * (noise(800, 78).reshape(40, 20) < 60)
     grids = {
         "three.weight": GridTensor(
-            (20, 6, 3, 3), "float32", path(smooth(20, 6, 3, 1) // 3), f32(1)
+            (12, 5, 3, 3), "float32", path(smooth(12, 5, 3, 1) // 3), f32(1)
         ),
         "five.weight": GridTensor((9, 4, 5, 5), "float32", path(smooth(9, 4, 5, 2) // 3), f32(0.5)),
         "one.weight": GridTensor((20, 30), "float32", path(bell((20, 30), 75, 50)), f32(0.5)),
@@ -332,6 +332,12 @@ def paths():
         {n: GridTensor(i.shape, "float32", i.astype(np.int32), f32(2)) for n, i in rest.items()}
         | grids
     )
+
+
+def fast_paths():
+    """Columns that follow the trellis, and rows of unlike size."""
+    halves = bell((24, 12), 75, 24) * (1 + np.arange(24, dtype=np.int32) % 3)[:, None] // 2
+    return Contents({"one.weight": GridTensor((24, 12), "float32", path(halves), f32(0.5))})
 
 
 # Name to contents, and the effort that writes them.
@@ -350,4 +356,5 @@ EXAMPLES = {
     "v2.0/dtypes": (dtypes, "fast"),
     "v2.1/exact": (exact, "fast"),
     "v2.1/paths": (paths, "smallest"),
+    "v2.1/fast_paths": (fast_paths, "fast"),
 }

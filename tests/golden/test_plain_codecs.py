@@ -18,7 +18,8 @@ from fewbits.coding.rans.classes import Classes
 from fewbits.errors import CorruptFileError
 from plain_reader import bits, flags, functions
 
-NUMBERS = {"constant": 0, "raw": 1, "rans": 2, "mix": 3, "planes": 4, "floats": 5, "trellis": 6}
+NUMBERS = {"constant": 0, "raw": 1, "rans": 2, "mix": 3, "planes": 4, "floats": 5}
+NUMBERS |= {"trellis": 6, "rans_trellis": 7}
 KERNELS = [(9, 3), (25, 5), (6, 2), (5, 5), (4, 1), (49, 7), (50, 5), (12, 5), (81, 9)]
 
 
@@ -96,10 +97,10 @@ def agree(number, data, *pairs):
 
 
 @pytest.mark.parametrize("seed", seeds(4, 30))
-@pytest.mark.parametrize("codec", ["constant", "raw", "rans", "mix", "trellis"])
+@pytest.mark.parametrize("codec", ["constant", "raw", "rans", "mix", "trellis", "rans_trellis"])
 def test_every_matrix(codec, seed):
     symbols, layout = any_matrix(np.random.default_rng(seed))
-    symbols = path(symbols // 4) if codec == "trellis" else symbols
+    symbols = path(symbols // 4) if "trellis" in codec else symbols
     if codec == "constant":
         symbols = np.full_like(symbols, symbols[0, 0])
     data = CODECS[codec].encode(symbols, layout)
@@ -293,9 +294,9 @@ def test_both_refuse_the_same_damage(codec, seed, monkeypatch):
         symbols = np.rint(rng.laplace(0, 3 + 9 * seed, (6, 18))).astype(np.int32)
     if codec == "constant":
         symbols[:] = seed
-    if codec == "trellis":
+    if "trellis" in codec:
         symbols = path(symbols)
-    kernel = codec in ("mix", "rans", "trellis")
+    kernel = codec in ("mix", "rans", "trellis", "rans_trellis")
     layout = Layout(*symbols.shape, *((9, 3) if kernel else (1, 0)))
     data, number = CODECS[codec].encode(symbols, layout), NUMBERS[codec]
     for _ in range(6 if codec in ("mix", "trellis") else 30):

@@ -19,6 +19,7 @@ from .mix.trellis import Trellis
 from .rans.floats import Floats
 from .rans.planes import Planes
 from .rans.rans import Rans
+from .rans.trellis import RansTrellis
 from .raw import Constant, Raw
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Mix",
     "Planes",
     "Rans",
+    "RansTrellis",
     "Raw",
     "Stream",
     "Symbols",

@@ -6,7 +6,7 @@ from .fields import Bytes, need
 from .mix import mix
 from .rans import rans
 
-PER_BYTE = {1: 8, 2: 2**15, 3: 2**11, 6: 2**11}  # symbols
+PER_BYTE = {1: 8, 2: 2**15, 3: 2**11, 6: 2**11, 7: 2**15}  # symbols
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ def floats(source, layout):
     return [byte for v in values for byte in v.to_bytes(layout.columns, "little")]
 
 
-ALONE = {0: constant, 1: raw, 2: rans, 4: planes, 5: floats}
+def rans_trellis(source, layout):
+    return rans(source, layout, trellis=True)
+
+
+ALONE = {0: constant, 1: raw, 2: rans, 4: planes, 5: floats, 7: rans_trellis}
 
 
 def matrices(number, data, layouts):

@@ -58,6 +58,23 @@ def test_a_path_costs_no_more_than_its_halves():
     assert CODECS["trellis"].measure(path(values), layout) == pytest.approx(8 * len(data), rel=0.02)
 
 
+def test_the_fast_codec_knows_the_trellis_too():
+    values, layout = path(halves(2, (200, 90))), Layout(200, 90)
+    name, data = encode_symbols(values, layout, "fast")
+    assert name == "rans_trellis"
+    assert len(data) < 0.75 * len(CODECS["rans"].encode(values, layout))
+    np.testing.assert_array_equal(CODECS[name].decode(data, layout), values)
+
+
+def test_few_symbols_and_rows_without_odd_ones_are_coded():
+    dead = halves(3, (30, 64)) // 9
+    dead[:, ::2] = 0
+    for values in (path(dead), path(np.tile(np.array([1, 0, 0], np.int32), (40, 1)))):
+        layout = Layout(*values.shape)
+        data = CODECS["rans_trellis"].encode(values, layout)
+        np.testing.assert_array_equal(CODECS["rans_trellis"].decode(data, layout), values)
+
+
 def test_other_matrices_are_left_to_other_codecs():
     values, layout = halves(), Layout(40, 90)
     assert CODECS["trellis"].encode(values, layout) is None
