@@ -303,6 +303,43 @@ def exact():
     return Contents(tensors)
 
 
+def path(halves):
+    """Integers that follow the trellis: twice these, or one more where a column asks for odd."""
+    state = np.zeros(halves.shape[1], np.int32)
+    out = np.empty_like(halves)
+    for row, numbers in enumerate(halves):
+        out[row] = 2 * numbers + (state & 1)
+        state = (state >> 1) ^ 5 * (state & 1) ^ (out[row] & 2)
+    return out
+
+
+def paths():
+    """Columns that follow the trellis: kernels, rows, one that is far out, and some that do not."""
+    far = bell((30, 8), 71, 30)
+    far[:, 3] *= 4000
+    sparse = bell((40, 20), 77, 24) * (noise(800, 78).reshape(40, 20) < 60)
+    grids = {
+        "three.weight": GridTensor(
+            (12, 5, 3, 3), "float32", path(smooth(12, 5, 3, 1) // 3), f32(1)
+        ),
+        "five.weight": GridTensor((9, 4, 5, 5), "float32", path(smooth(9, 4, 5, 2) // 3), f32(0.5)),
+        "one.weight": GridTensor((20, 30), "float32", path(bell((20, 30), 75, 50)), f32(0.5)),
+        "zeros.weight": GridTensor((8, 40), "float32", np.zeros((8, 40), np.int32), f32(0.5)),
+        "odd": GridTensor((30, 8), "float32", bell((30, 8), 3) | 1, f32(1)),
+    }
+    rest = {"far.weight": path(far), "sparse.weight": path(sparse)}
+    return Contents(
+        {n: GridTensor(i.shape, "float32", i.astype(np.int32), f32(2)) for n, i in rest.items()}
+        | grids
+    )
+
+
+def fast_paths():
+    """Columns that follow the trellis, and rows of unlike size."""
+    halves = bell((24, 12), 75, 24) * (1 + np.arange(24, dtype=np.int32) % 3)[:, None] // 2
+    return Contents({"one.weight": GridTensor((24, 12), "float32", path(halves), f32(0.5))})
+
+
 # Name to contents, and the effort that writes them.
 EXAMPLES = {
     "v2.0/network": (network, "balanced"),
@@ -318,4 +355,6 @@ EXAMPLES = {
     "v2.0/zeros": (zeros, "fast"),
     "v2.0/dtypes": (dtypes, "fast"),
     "v2.1/exact": (exact, "fast"),
+    "v2.1/paths": (paths, "smallest"),
+    "v2.1/fast_paths": (fast_paths, "fast"),
 }

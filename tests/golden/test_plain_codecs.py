@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 import plain_reader
+from examples import path
 from fewbits.coding import CODECS, Layout, decode_run, decode_symbols
-from fewbits.coding.mix import mix
+from fewbits.coding.mix import mix, trellis
 from fewbits.coding.rans import floats, rans
 from fewbits.coding.rans.classes import Classes
 from fewbits.errors import CorruptFileError
 from plain_reader import bits, flags, functions
 
 NUMBERS = {"constant": 0, "raw": 1, "rans": 2, "mix": 3, "planes": 4, "floats": 5}
+NUMBERS |= {"trellis": 6, "rans_trellis": 7}
 KERNELS = [(9, 3), (25, 5), (6, 2), (5, 5), (4, 1), (49, 7), (50, 5), (12, 5), (81, 9)]
 
 
@@ -95,9 +97,10 @@ def agree(number, data, *pairs):
 
 
 @pytest.mark.parametrize("seed", seeds(4, 30))
-@pytest.mark.parametrize("codec", ["constant", "raw", "rans", "mix"])
+@pytest.mark.parametrize("codec", ["constant", "raw", "rans", "mix", "trellis", "rans_trellis"])
 def test_every_matrix(codec, seed):
     symbols, layout = any_matrix(np.random.default_rng(seed))
+    symbols = path(symbols // 4) if "trellis" in codec else symbols
     if codec == "constant":
         symbols = np.full_like(symbols, symbols[0, 0])
     data = CODECS[codec].encode(symbols, layout)
@@ -140,6 +143,30 @@ def test_matrices_that_share_a_body(seed):
     data = CODECS["mix"].encode_group(*zip(*pairs, strict=True))
     if data is not None:
         agree(3, data, *pairs)
+
+
+@pytest.mark.parametrize("seed", seeds(2, 30))
+def test_paths_that_share_a_body(seed, monkeypatch):
+    """With settings that a writer would not choose, too."""
+    rng = np.random.default_rng(seed)
+    pairs = [any_matrix(rng) for _ in range(3)]
+    pairs = [(path(symbols[:9] // 4), replace(x, rows=len(symbols[:9]))) for symbols, x in pairs]
+    data = CODECS["trellis"].encode_group(*zip(*pairs, strict=True))
+    if data is not None:
+        agree(6, data, *pairs)
+    plain_settings = trellis.Trellis.settings_of
+
+    def settings_of(self, values, layout):
+        found = plain_settings(self, values, layout)
+        spare = int(rng.integers(2**20))
+        lowest, highest = max(found.lowest - spare, -(2**31)), min(found.highest + 9, 2**31 - 1)
+        usual, shift = int(rng.choice(mix.USUAL)), int(rng.choice([0, 1, 3, 9, 27]))
+        return replace(found, lowest=lowest, highest=highest, usual=usual, shift=shift)
+
+    monkeypatch.setattr(trellis.Trellis, "settings_of", settings_of)
+    data = CODECS["trellis"].encode_group(*zip(*pairs, strict=True))
+    if data is not None:
+        agree(6, data, *pairs)
 
 
 def any_settings(rng, symbols):
@@ -267,9 +294,12 @@ def test_both_refuse_the_same_damage(codec, seed, monkeypatch):
         symbols = np.rint(rng.laplace(0, 3 + 9 * seed, (6, 18))).astype(np.int32)
     if codec == "constant":
         symbols[:] = seed
-    layout = Layout(*symbols.shape, *((9, 3) if codec in ("mix", "rans") else (1, 0)))
+    if "trellis" in codec:
+        symbols = path(symbols // (1 + 3 * seed))
+    kernel = codec in ("mix", "rans", "trellis", "rans_trellis")
+    layout = Layout(*symbols.shape, *((9, 3) if kernel else (1, 0)))
     data, number = CODECS[codec].encode(symbols, layout), NUMBERS[codec]
-    for _ in range(6 if codec == "mix" else 30):
+    for _ in range(6 if codec in ("mix", "trellis") else 30):
         wrong = changed(rng, data)
         ours = outcome(lambda: decode_symbols(number, wrong, layout).reshape(-1).tolist())  # noqa: B023
         assert outcome(lambda: plain_reader.symbols(number, wrong, plain(layout))) == ours  # noqa: B023

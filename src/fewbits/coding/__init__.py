@@ -15,9 +15,11 @@ from .choose import (
 )
 from .codec import CODECS, Bound, Codec, Layout, Symbols
 from .mix.mix import Mix
+from .mix.trellis import Trellis
 from .rans.floats import Floats
 from .rans.planes import Planes
 from .rans.rans import Rans
+from .rans.trellis import RansTrellis
 from .raw import Constant, Raw
 
 __all__ = [
@@ -32,9 +34,11 @@ __all__ = [
     "Mix",
     "Planes",
     "Rans",
+    "RansTrellis",
     "Raw",
     "Stream",
     "Symbols",
+    "Trellis",
     "codec_of",
     "decode_run",
     "decode_symbols",

@@ -20,7 +20,9 @@ LOWEST, HIGHEST, SHIFT, CENTRE, TAPS, PERIOD, PHASE, MEAN, INVERSE, SCALE, AROUN
 # Distances from their means so far (overall, row, filter), and values derived from them.
 TOTAL, COUNT, ROW, EXPECTED, FILTER, SEEN, USUAL, RATE = range(AROUND + 1, AROUND + 9)
 FLAGS, MOST_FLAGS = RATE + 1, RATE + 2  # flags coded so far in the stream, and their limit
-AT_CONTEXTS = MOST_FLAGS + 1  # contexts of counters, then of maps
+# Of a matrix that follows the trellis: whether it does, and whether the next number is odd.
+TRELLIS, ODD = MOST_FLAGS + 1, MOST_FLAGS + 2
+AT_CONTEXTS = ODD + 1  # contexts of counters, then of maps
 AT_SLOTS = AT_CONTEXTS + COUNTERS + MAPS
 AT_CELLS = AT_SLOTS + COUNTERS  # of maps, and of the two final ones
 AT_SETS = AT_CELLS + MAPS + 2  # two sets of weights, and the final one

@@ -6,7 +6,7 @@ from .fields import Bytes, need
 from .mix import mix
 from .rans import rans
 
-PER_BYTE = {1: 8, 2: 2**15, 3: 2**11}  # symbols
+PER_BYTE = {1: 8, 2: 2**15, 3: 2**11, 6: 2**11, 7: 2**15}  # symbols
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,21 @@ def floats(source, layout):
     return [byte for v in values for byte in v.to_bytes(layout.columns, "little")]
 
 
-ALONE = {0: constant, 1: raw, 2: rans, 4: planes, 5: floats}
+def rans_trellis(source, layout):
+    return rans(source, layout, trellis=True)
+
+
+ALONE = {0: constant, 1: raw, 2: rans, 4: planes, 5: floats, 7: rans_trellis}
 
 
 def matrices(number, data, layouts):
     """Return the symbols of each matrix in a body, row by row."""
-    need(number in (*ALONE, 3), f"codec {number} is unknown. A newer reader may know it.")
+    need(number in (*ALONE, 3, 6), f"codec {number} is unknown. A newer reader may know it.")
     total = sum(layout.rows * layout.columns for layout in layouts)
     need(total <= PER_BYTE.get(number, 2**62) * len(data), "more symbols than bytes allow")
     source = Bytes(data)
-    if number == 3:
-        return mix(source, layouts)
+    if number in (3, 6):
+        return mix(source, layouts, trellis=number == 6)
     need(len(layouts) == 1, "matrices share a body of a codec that does not join")
     found = ALONE[number](source, layouts[0])
     source.end()

@@ -55,10 +55,11 @@ def first_means(taps, width, near):
 class Walk:
     """One matrix, symbol by symbol."""
 
-    def __init__(self, layout, setting, model, means, distances):
+    def __init__(self, layout, setting, model, means, distances, *, trellis):
         self.rows, self.columns, self.taps = layout.rows, layout.columns, layout.taps
         self.setting, self.model, self.means, self.distances = setting, model, means, distances
-        self.frame = Frame(setting)
+        self.frame, self.trellis = Frame(setting, trellis), trellis
+        self.states, self.odd = [0] * self.columns, 0
         self.input_off = [0] * (self.columns // self.taps)
         self.input_rate = [0] * (self.columns // self.taps)
         self.column_off = [0] * self.columns
@@ -77,8 +78,15 @@ class Walk:
                 if column % self.taps == 0:
                     self.filter_off = self.filter_seen = 0
                 position = column % len(near)
+                if self.trellis:
+                    self.odd = self.states[column] % 2
+                    self.frame.only(self.odd)
                 self.expect(row, column, near[position], position)
                 value = self.model.value(self.frame)
+                if self.trellis:
+                    value = 2 * value + self.odd
+                    state = self.states[column]
+                    self.states[column] = state // 2 ^ 5 * self.odd ^ value // 2 % 2 * 2
                 self.values[row][column] = value
                 self.learn(column, value, position)
                 last = kernels and column == self.columns - 1
@@ -108,13 +116,20 @@ class Walk:
         frame.mean, frame.scale = mean, octaves(self.distance)
         frame.inverse = 443 * 2**16 // max(self.distance, 4)
         frame.phase = phase = (row * self.columns + column) % self.setting.period
+        corners = 4 * min(3, abs(corner)) + min(3, abs(other))
+        place = column
+        if self.trellis:
+            frame.mean = mean = mean - ((64 * self.odd) >> self.setting.shift)
+            frame.phase = phase = self.odd
+            corners = 4 * (min(3, abs(corner)) // 2) + 2 * (min(3, abs(other)) // 2) + self.odd
+            place = 2 * column + self.odd
         around = 7 * (clip(left, 3) + 3) + clip(upper, 3) + 3
         past = 15 * (clip(left, 7) + 7) + clip(self.m[1], 7) + 7
         frame.contexts = [
             53 * (clip(mean >> 4, 20) + 20) + frame.scale,
-            16 * around + 4 * min(3, abs(corner)) + min(3, abs(other)),
+            16 * around + corners,
             3 * past + phase,
-            min(column, 4095),
+            min(place, 4095),
             49 * (clip((mean + 32) >> 6, 6) + 6) + around,
             3 * (clip(self.level(row, column - 1), 15) + 15) + phase,
         ]
@@ -145,7 +160,7 @@ class Walk:
 
     def learn(self, column, value, position):
         place, shift = column // self.taps, self.setting.shift
-        off = min(8192, abs(((64 * value) >> shift) - self.frame.mean))
+        off = min(8192, abs(((64 * (value - self.odd)) >> shift) - self.frame.mean))
         self.filter_off += off
         self.row_off += off
         self.total += off

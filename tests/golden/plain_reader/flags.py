@@ -6,13 +6,18 @@ from .functions import clip, squash, stretch
 class Frame:
     """What flags are told of the symbol that they belong to."""
 
-    def __init__(self, setting):
+    def __init__(self, setting, trellis):
         self.low = setting.lowest - setting.centre
         self.high = setting.lowest + setting.size - setting.centre
-        self.shift = setting.shift
+        self.shift, self.unit = setting.shift, 64 if trellis else 32
+        self.bounds = self.low, self.high
+
+    def only(self, odd):
+        """Restrict the values to the halves of the numbers of one parity."""
+        self.low, self.high = -((odd - self.bounds[0]) // 2), (self.bounds[1] - odd) // 2
 
     def tail(self, edge):
-        away = ((32 * edge) >> self.shift) - self.mean
+        away = ((self.unit * edge) >> self.shift) - self.mean
         return squash(-clip((away * self.inverse) >> 16, 3000))
 
     def beyond(self, negative, magnitude):

@@ -36,11 +36,15 @@ def settings(source, before):
     return Settings(USUAL[mark], lowest, size, lowest + centre, period, shift, pictures)
 
 
-def mix(source, layouts):
-    """Return the symbols of each matrix, row by row."""
+def mix(source, layouts, trellis=False):
+    """Return the symbols of each matrix, row by row; 4.7 if they follow the trellis."""
     told = []
     for _ in layouts:
         told.append(settings(source, told[-1] if told else None))
+        if trellis:
+            plain = told[-1].centre == 0 and told[-1].period == 1 and not told[-1].pictures
+            parities = told[-1].lowest < 0 < told[-1].lowest + told[-1].size
+            need(plain and parities, "settings are not those of a trellis")
     rest = source.rest()
     model, length = Model(Bits(rest)), len(rest)
     distances = [Regression([8192, 0, 0, 0, 8192, 0, 0, 0], 14, 2**20) for _ in range(2)]
@@ -60,7 +64,7 @@ def mix(source, layouts):
             model.next_matrix()
             for regression in distances:
                 regression.fade()
-        walk = Walk(layout, setting, model, means[key], distances)
+        walk = Walk(layout, setting, model, means[key], distances, trellis=trellis)
         out.append(walk.symbols(neighbours(*key), is_kernel(*key)))
     need(model.flags <= 4 * sum(map(len, out)) + 64 * length, "there are too many flags")
     model.bits.end()

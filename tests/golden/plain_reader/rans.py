@@ -60,13 +60,23 @@ def shares(root):
     return out
 
 
-def bins(source, layout, alphabet, side):
-    """Return the bin of each symbol."""
+def of_parity(root, first, parity):
+    """Return the roots of the bins whose symbols have a parity; 1 for each if all are 0."""
+    own = [value if (first + s) % 2 == parity else 0 for s, value in enumerate(root)]
+    return own if any(own) else [int((first + s) % 2 == parity) for s in range(len(root))]
+
+
+def bins(source, layout, alphabet, side, first=None):
+    """Return the bin of each symbol; ``first`` is that of bin 0 if they follow the trellis."""
     rows, columns, taps = layout.rows, layout.columns, layout.taps
     numbers = Numbers(side)
     by_row, by_input, by_tap = levels(numbers, (rows, columns // taps, taps))
     table = tables(numbers, max(by_row) + max(by_input) + max(by_tap))
-    share = [shares(root) for root in roots(numbers, table[-1] + 1, alphabet)]
+    found_roots = roots(numbers, table[-1] + 1, alphabet)
+    if first is not None:
+        found_roots = [of_parity(root, first, odd) for root in found_roots for odd in (0, 1)]
+    share = [shares(root) for root in found_roots]
+    trellis = [0] * columns
     numbers.bits.end()
     starts = [[0, *accumulate(row)] for row in share]
     count = source.varint()
@@ -77,6 +87,8 @@ def bins(source, layout, alphabet, side):
     for place in range(rows * columns):
         row, column = divmod(place, columns)
         chosen = table[by_row[row] + by_input[column // taps] + by_tap[column % taps]]
+        if first is not None:
+            chosen = 2 * chosen + trellis[column] % 2
         state = states[place % 4]
         slot = state % 4096
         found = bisect_right(starts[chosen], slot) - 1
@@ -87,18 +99,24 @@ def bins(source, layout, alphabet, side):
             read += 1
         states[place % 4] = state
         out.append(found)
+        if first is not None:
+            t = trellis[column]
+            need((first + found - t) % 2 == 0, "a symbol leaves the trellis")
+            trellis[column] = t // 2 ^ 5 * (t % 2) ^ (first + found) // 2 % 2 * 2
     need(read == count and states == [2**16] * 4, "lanes do not end where they began")
     return out
 
 
-def rans(source, layout):
+def rans(source, layout, trellis=False):
     first, alphabet = source.symbol(), source.byte() + 2
     low, escape = source.byte(), source.byte()
     need(alphabet <= 256 and low <= 31 and escape <= 32, "a window is out of bounds")
+    need(not (trellis and (low or escape)), "a trellis has neither low bits nor escapes")
     lowest = source.symbol() if escape else 0
     own = alphabet - 1 if escape else alphabet
     need(first << low >= -(2**31) and (first + own) << low <= 2**31, "bins are beyond 32 bits")
-    found = bins(source, layout, alphabet, source.take(source.varint()))
+    side = source.take(source.varint())
+    found = bins(source, layout, alphabet, side, first if trellis else None)
     escapes = []
     if escape:
         count = source.varint()

@@ -51,7 +51,8 @@ def unit_of(number: int, shift: int) -> int:
 @inlined
 def tail(state: Ints, edge: int) -> int:
     """Return the probability, in 1/65536, of at least ``edge`` half levels above 0."""
-    away = ((edge << (UNIT_BITS - 1)) >> int(state[reg.SHIFT])) - int(state[reg.MEAN])
+    half = UNIT_BITS - 1 + int(state[reg.TRELLIS])  # there, numbers are two levels apart
+    away = ((edge << half) >> int(state[reg.SHIFT])) - int(state[reg.MEAN])
     return int(SQUASH[3071 - min(max((away * int(state[reg.INVERSE])) >> 16, -3000), 3000)])
 
 

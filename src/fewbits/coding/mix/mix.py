@@ -45,7 +45,16 @@ from ..kernels import pick
 from .mixer import SPAN, UNSEEN, discount, new_model, new_table
 from .walk import DISTANCE_SHIFT, MEAN_SHIFT
 
-__all__ = ["Mix", "distances_prior", "means_prior", "neighbours", "period_of"]
+__all__ = [
+    "MOST_SHIFT",
+    "USUAL",
+    "Mix",
+    "Settings",
+    "distances_prior",
+    "means_prior",
+    "neighbours",
+    "period_of",
+]
 
 
 STEPS = 200  # plain steps per symbol
@@ -172,8 +181,10 @@ class _Stream:
         values: Values,
         layout: Layout,
         settings: Settings,
+        *,
         prices: Prices | None = None,
         reach: int = 1 << 30,
+        trellis: bool = False,
     ) -> None:
         """Code the next matrix; fill ``prices`` if given, exact up to ``reach``."""
         if settings.pictures:
@@ -192,11 +203,16 @@ class _Stream:
         self.state[[reg.SHIFT, reg.CENTRE]] = settings.shift, settings.centre
         self.state[[reg.TAPS, reg.PERIOD]] = layout.taps, settings.period
         self.state[[reg.TOTAL, reg.COUNT]] = 16 * settings.usual, 16
-        tallies = np.zeros((3, layout.columns), np.int64)
+        self.state[[reg.TRELLIS, reg.ODD]] = trellis, 0
+        tallies = np.zeros((3 + trellis, layout.columns), np.int64)
         tables = (tallies, self.means[key], self.distances)
         own = (values, near, *tables, self.model, self.state, self.buffer)
         if prices is None:
-            self.kernels.walk(*own)
+            walk = self.kernels.walk_trellis if trellis else self.kernels.walk
+            walk(*own)
+        elif trellis:
+            halves = np.empty(settings.highest - settings.lowest + 2, np.float32)
+            self.kernels.walk_trellis_priced(*own, prices, reach, halves)
         else:
             self.kernels.walk_priced(*own, prices, reach)
 
@@ -212,6 +228,7 @@ class Mix:
     name, number, since, tier = "mix", 3, (2, 0), 1
     summary = "adaptive probabilities from neighbours and magnitudes: the fewest bytes"
     bound = Bound(LEAST, 70, 1 << 18, bytes_per_symbol=4, bytes_per_line=32, fixed_bytes=1 << 24)
+    trellis = False  # whether columns follow the trellis, which tells the parity of each number
 
     def encode(self, symbols: Symbols, layout: Layout, *, limit: int = NO_LIMIT) -> bytes | None:
         """Return settings and flags; None if :meth:`encode_group` returns None."""
@@ -223,14 +240,14 @@ class Mix:
         """Return the matrix."""
         return self.decode_group(data, [layout])[0]
 
-    def measure(self, symbols: Symbols, layout: Layout) -> float:
+    def measure(self, symbols: Symbols, layout: Layout) -> float | None:
         """Return the bits of the matrix, measured on it or on a sample of its rows."""
         rows = max(1, min(layout.rows, SAMPLE // layout.columns))
-        first = (layout.rows - rows) // 2
+        first = 0 if self.trellis else (layout.rows - rows) // 2
         values = _values(symbols[first : first + rows])
-        settings = _settings(values, layout)
+        settings = self.settings_of(values, layout)
         stream = _Stream(MEASURE, values.size)
-        stream.walk(values, replace(layout, rows=rows), settings)
+        stream.walk(values, replace(layout, rows=rows), settings, trellis=self.trellis)
         return 8 * len(settings.to_bytes(None)) + bits_of(stream.state) * layout.rows / rows + 8
 
     def prices(self, symbols: Symbols, layout: Layout, reach: int = 1 << 30) -> tuple[int, Prices]:
@@ -243,10 +260,11 @@ class Mix:
         flag each, of those within reach.
         """
         values = _values(symbols)
-        settings = _settings(values, layout)
+        settings = self.settings_of(values, layout)
         prices = np.empty((*values.shape, settings.highest - settings.lowest + 1), np.float32)
         stream = _Stream(MEASURE, prices.size)
-        stream.walk(values, layout, settings, prices.reshape(-1), reach)
+        flat, trellis = prices.reshape(-1), self.trellis
+        stream.walk(values, layout, settings, prices=flat, reach=reach, trellis=trellis)
         return settings.lowest, prices
 
     def encode_group(self, matrices: Sequence[Symbols], layouts: Sequence[Layout]) -> bytes | None:
@@ -255,13 +273,13 @@ class Mix:
         None if raw fields take less, or if symbols need more flags than a reader allows.
         """
         values = [_values(symbols) for symbols in matrices]
-        settings = [_settings(*pair) for pair in zip(values, layouts, strict=True)]
+        settings = [self.settings_of(*pair) for pair in zip(values, layouts, strict=True)]
         ranges = [setting.highest - setting.lowest for setting in settings]
         room = sum(v.size * r.bit_length() for v, r in zip(values, ranges, strict=True)) // 8 + 16
         total = sum(v.size for v in values)
         stream = _Stream(ENCODE, total, room=room)
         for item in zip(values, layouts, settings, strict=True):
-            stream.walk(*item)
+            stream.walk(*item, trellis=self.trellis)
         body = coded_bytes(stream.state, stream.buffer)
         if body is None or stream.state[reg.FLAGS] > _most_flags(total, len(body)):
             return None
@@ -276,15 +294,23 @@ class Mix:
         settings: list[Settings] = []
         for _ in layouts:
             settings.append(Settings.parse(cursor, settings[-1] if settings else None))
+            self.check_settings(settings[-1])
         stream = _Stream(DECODE, sum(layout.size for layout in layouts), data=cursor.rest())
         out = []
         for layout, setting in zip(layouts, settings, strict=True):
             out.append(np.full((layout.rows, layout.columns), setting.centre, np.int32))
-            stream.walk(out[-1], layout, setting)
+            stream.walk(out[-1], layout, setting, trellis=self.trellis)
         if stream.state[reg.FLAGS] > stream.state[reg.MOST_FLAGS]:
             raise CorruptFileError(f"there are more than {stream.state[reg.MOST_FLAGS]} flags")
         finish_decoding(stream.state, stream.buffer)
         return list[Symbols](out)
+
+    def settings_of(self, values: Values, layout: Layout) -> Settings:
+        """Return the settings with which ``values`` are coded."""
+        return _settings(values, layout)
+
+    def check_settings(self, settings: Settings) -> None:
+        """Raise CorruptFileError for settings that this codec does not have."""
 
 
 def _values(symbols: Symbols) -> Values:

@@ -15,10 +15,18 @@ from numpy.typing import NDArray
 from .. import state as reg
 from ..bitcoder import FAILED, octaves
 from ..kernels import inlined, kernel
+from ..trellis import next_state
 from .flags import SHARPNESS, code_number, price_numbers, unit_of
 from .mixer import PHASES, SPAN, accumulate, predict, solve_sweep
 
-__all__ = ["DISTANCE_SHIFT", "MEAN_SHIFT", "walk", "walk_priced"]
+__all__ = [
+    "DISTANCE_SHIFT",
+    "MEAN_SHIFT",
+    "walk",
+    "walk_priced",
+    "walk_trellis",
+    "walk_trellis_priced",
+]
 
 MEAN_SHIFT, DISTANCE_SHIFT = 16, 14
 MEAN_RIDGE, DISTANCE_RIDGE = 100, 16 << 16
@@ -131,7 +139,7 @@ def set_contexts(
         (clip(mean >> 4, 20) + 20) * 53 + scale,
         around * 16 + corners,
         past * PHASES + phase,
-        min(column, LAST_COLUMN),
+        min((column << int(state[reg.TRELLIS])) + int(state[reg.ODD]), LAST_COLUMN),
         (clip((mean + 32) >> 6, 6) + 6) * 49 + around,
         (clip(previous, 15) + 15) * PHASES + phase,
     )
@@ -165,7 +173,13 @@ def expect(
     state[reg.INVERSE] = (SHARPNESS << 16) // max(expected, 4)
     previous = level_at(values, state, row, column - 1)
     state[reg.PHASE] = (row * values.shape[1] + column) % int(state[reg.PERIOD])
-    set_contexts(state, left, upper, corner * 4 + other, previous, column)
+    corners = corner * 4 + other
+    if state[reg.TRELLIS]:  # the mean as seen from the number that is coded as 0
+        odd = int(state[reg.ODD])
+        state[reg.MEAN] -= unit_of(odd, int(state[reg.SHIFT]))
+        state[reg.PHASE] = odd
+        corners = (corner >> 1) * 4 + (other >> 1) * 2 + odd
+    set_contexts(state, left, upper, corners, previous, column)
     return expected
 
 
@@ -216,7 +230,7 @@ def update(
     columns = values.shape[1]
     values[row, column] = number + int(state[reg.CENTRE])
     shift = int(state[reg.SHIFT])
-    off = min(abs(unit_of(number, shift) - int(state[reg.MEAN])), FAR)
+    off = min(abs(unit_of(number - int(state[reg.ODD]), shift) - int(state[reg.MEAN])), FAR)
     learn_distance(tallies, distances, state, expected, off, column)
     slot = column % near.shape[0]
     accumulate(means, slot, state, reg.AT_MEANS, reg.MEANS, clip(number >> shift, LARGEST))
@@ -280,3 +294,75 @@ def walk_priced(
             price_numbers(model, state, prices, zero, known, reach)
             number = code_number(model, state, buffer, known)
             update(values, near, tallies, means, distances, state, expected, number, row, column)
+
+
+@inlined
+def enter(tallies: Ints, state: Ints, column: int, lowest: int, highest: int, flip: int) -> None:
+    """Set the parity that the trellis asks of the next number, and the alphabet of its half."""
+    odd = (int(tallies[3, column]) & 1) ^ flip
+    state[reg.ODD] = odd
+    state[reg.LOWEST] = (lowest - odd + 1) >> 1
+    state[reg.HIGHEST] = (highest - odd) >> 1
+
+
+@kernel
+def walk_trellis(
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
+    model: Values, state: Ints, buffer: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Code a matrix whose columns follow the trellis: of every number the half above its parity.
+
+    Like :func:`walk`, from which it is separate so that others do not wait for it. ``tallies`` has
+    a fourth row: the state of the trellis in every column.
+    """
+    rows, columns = values.shape
+    lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
+    for row in range(rows):
+        state[reg.ROW] = state[reg.EXPECTED] = 0
+        for column in range(columns):
+            if column % int(state[reg.TAPS]) == 0:
+                state[reg.FILTER] = state[reg.SEEN] = 0
+            enter(tallies, state, column, lowest, highest, 0)
+            expected = expect(values, near, tallies, means, distances, state, row, column)
+            odd = int(state[reg.ODD])
+            known = (int(values[row, column]) - odd) >> 1
+            number = 2 * code_number(model, state, buffer, known) + odd
+            if state[reg.FLAGS] > state[reg.MOST_FLAGS]:
+                state[FAILED] = 1
+            if state[FAILED]:
+                return
+            update(values, near, tallies, means, distances, state, expected, number, row, column)
+            tallies[3, column] = next_state(int(tallies[3, column]), number)
+
+
+@kernel
+def walk_trellis_priced(
+    values: Values, near: Ints, tallies: Ints, means: Ints, distances: Ints,
+    model: Values, state: Ints, buffer: NDArray[np.uint8], prices: NDArray[np.float32],
+    reach: int, halves: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Measure a matrix that follows the trellis; fill ``prices`` with the bits of all numbers.
+
+    Those of the other parity are the bits that they would take if the trellis asked for it.
+    ``halves`` is scratch for the numbers of one parity.
+    """
+    rows, columns = values.shape
+    lowest, highest = int(state[reg.LOWEST]), int(state[reg.HIGHEST])
+    for row in range(rows):
+        state[reg.ROW] = state[reg.EXPECTED] = 0
+        for column in range(columns):
+            if column % int(state[reg.TAPS]) == 0:
+                state[reg.FILTER] = state[reg.SEEN] = 0
+            zero = (row * columns + column) * (highest - lowest + 1) - lowest
+            actual, expected = int(values[row, column]), 0
+            for flip in range(1, -1, -1):
+                enter(tallies, state, column, lowest, highest, flip)
+                expected = expect(values, near, tallies, means, distances, state, row, column)
+                odd, first = int(state[reg.ODD]), int(state[reg.LOWEST])
+                price_numbers(model, state, halves, -first, (actual - odd) >> 1, reach)
+                for number in range(first, int(state[reg.HIGHEST]) + 1):
+                    prices[zero + 2 * number + odd] = halves[number - first]
+            known = (actual - int(state[reg.ODD])) >> 1
+            number = 2 * code_number(model, state, buffer, known) + int(state[reg.ODD])
+            update(values, near, tallies, means, distances, state, expected, number, row, column)
+            tallies[3, column] = next_state(int(tallies[3, column]), number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ...engine.layers.layer import LayerMatrix, Sensitivity
 from ...engine.layers.statistics import Statistics
 from ...ops.rate_distortion.cheapest_levels import PricedLevels, level_bits, total_bits
 from ...ops.rate_distortion.descent import Descent
+from ...ops.rate_distortion.trellis_paths import PathLevels
 from ...ops.rounding.path_following import (
     descending,
     follow_gram,
@@ -25,9 +27,9 @@ from ...ops.rounding.second_order import backward_cholesky
 from ...ops.transforms import unfold
 from ..slopes import suggested_slope
 
-__all__ = ["TALL", "RateProblem"]
+__all__ = ["LARGEST_TABLE", "TALL", "TOP", "BitsTable", "RateProblem"]
 
-_TOP = 127  # levels on each side of zero
+TOP = 127  # levels on each side of zero
 _REACH = 2  # levels beyond those in use that one sweep may add on each side
 _DAMPING = 0.01  # of the target, relative to the mean input energy
 _GRADIENTS = 0.7  # share of the gradients in the metric; the rest comes from the inputs alone
@@ -49,7 +51,7 @@ _CONTRACTION = 0.5  # largest overshoot of rows that are updated together
 _TABLES = 4  # times the coder's model is queried
 _EXACT = 2  # levels from the present one with exact prices; hardly any level moves further
 _ADAPTATION = 1.25  # a symbol costs more than its own bits: it also shifts later probabilities
-_LARGEST_TABLE = 1 << 27  # entries of a table of bits
+LARGEST_TABLE = 1 << 27  # entries of a table of bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +91,16 @@ class RateProblem:
     @classmethod
     def at(
         cls, target: Tensor, metric: Tensor, rows: Tensor, coupling: Tensor | None = None
-    ) -> RateProblem:
+    ) -> Self:
         """Build the problem from a quadratic; see the attributes."""
         order = descending(metric.diagonal(dim1=1, dim2=2))
+        return cls.ordered(target, metric, rows, order, coupling)
+
+    @classmethod
+    def ordered(
+        cls, target: Tensor, metric: Tensor, rows: Tensor, order: Tensor, coupling: Tensor | None
+    ) -> Self:
+        """Build the problem from a quadratic, and the order of its columns."""
         permuted = permute_moments(metric, order)
         factor = backward_cholesky(permuted, metric.new_zeros(len(metric))).upper
         size = target.abs()
@@ -107,7 +116,7 @@ class RateProblem:
         statistics: Statistics | None,
         *,
         has_bias: bool = True,
-    ) -> RateProblem:
+    ) -> Self:
         """Build the problem from statistics of the inputs and the sensitivity of the output.
 
         Without statistics, of an embedding, from the sensitivity alone. What a bias takes of an
@@ -136,7 +145,7 @@ class RateProblem:
         return replace(problem, taps=layer.kernel, width=layer.width)
 
     @classmethod
-    def _of_lookups(cls, sensitivity: Sensitivity, weight: Tensor) -> RateProblem:
+    def _of_lookups(cls, sensitivity: Sensitivity, weight: Tensor) -> Self:
         metric = sensitivity.columns.double()
         energy = metric.diagonal(dim1=1, dim2=2).mean(1)
         plain = torch.diag_embed(energy[:, None].expand(-1, metric.shape[1]))
@@ -155,7 +164,7 @@ class RateProblem:
             return [torch.arange(neurons)]
         order = self.rows[0].argsort(descending=True)
         weights = self.rows[0][order]
-        most = max(_LEAST_ROWS, _LARGEST_TABLE // ((2 * _TOP + 1) * columns))
+        most = max(_LEAST_ROWS, LARGEST_TABLE // ((2 * TOP + 1) * columns))
         found, first = [], 0
         while first < neurons:
             similar = int((weights[first:] > weights[first] / _SIMILAR).sum())
@@ -164,7 +173,7 @@ class RateProblem:
             first += size
         return found
 
-    def part(self, neurons: Tensor) -> RateProblem:
+    def part(self, neurons: Tensor) -> Self:
         """Return the problem of some neurons, without coupling."""
         target, rows = self.target[:, neurons], self.rows[:, neurons]
         outliers = None if self.outliers is None else self.outliers[:, neurons]
@@ -178,7 +187,7 @@ class RateProblem:
         """
         return self.target.numel() > _LARGE
 
-    def sampled(self) -> RateProblem:
+    def sampled(self) -> Self:
         """Return the problem of some neurons of a large layer, evenly spread, without coupling."""
         if not self.is_large:
             return self
@@ -199,7 +208,7 @@ class RateProblem:
         usual = self.target if self.outliers is None else self.target[~self.outliers]
         largest = usual.abs().max()
         base = torch.minimum(base, largest)  # so that at least one level is not zero
-        too_fine = (_FINEST * largest / (_TOP * base)).log2().clamp_min(0)  # and few are clipped
+        too_fine = (_FINEST * largest / (TOP * base)).log2().clamp_min(0)  # and few are clipped
         base = base * 2.0 ** ((too_fine * _THIRDS).ceil() / _THIRDS)
         costs: dict[int, float] = {}
         trials = [-2, -1, 0, 1, 2]
@@ -219,10 +228,10 @@ class RateProblem:
         bits, trials = slope if priced else 0.0, len(steps)
         levels = self._greedy(steps, bits, rounds=2)
         descent = self._descent(levels, steps)
-        self._sweep(descent, steps, bits, level_bits(levels.flatten(1), _TOP))
+        self._sweep(descent, steps, bits, self._bits(levels))
         errors = descent.errors().reshape(trials, *self.rows.shape).to(self.rows)
         distortion = (errors * self.rows).sum((1, 2)) * steps.to(self.rows).square()
-        size = total_bits(descent.levels.reshape(trials, -1), _TOP).to(distortion)
+        size = self._total_bits(descent.levels.reshape(trials, -1)).to(distortion)
         return [float(value) for value in distortion + slope * size]
 
     def quantize(self, step: Tensor, slope: float, rate: str) -> Tensor:
@@ -230,28 +239,38 @@ class RateProblem:
         steps, price = step.reshape(1), slope if rate != "none" else 0.0
         descent = self._descent(self._greedy(steps, price, rounds=3), steps)
         for _ in range(2):
-            bits = level_bits(descent.levels.reshape(1, -1), _TOP)
+            bits = self._bits(descent.levels.reshape(1, -1))
             for _ in range(2):
                 self._sweep(descent, steps, price, bits)
         if rate == "adaptive" and not self.is_large:
             self._sweep_with_tables(descent, steps, price)
         elif rate == "adaptive" and self.coupling is not None:
-            bits = level_bits(descent.levels.reshape(1, -1), _TOP)
+            bits = self._bits(descent.levels.reshape(1, -1))
             for _ in range(2):
                 self._sweep(descent, steps, price, bits, self.coupling)
-        levels = descent.levels.to(self.target)
+        return self._with_outliers(descent.levels.to(self.target).reshape(self.target.shape), step)
+
+    def _with_outliers(self, levels: Tensor, step: Tensor) -> Tensor:
         return levels if self.outliers is None else levels + self._next_levels(self.target / step)
 
-    def _sweep_with_tables(self, descent: Descent, steps: Tensor, slope: float) -> None:
+    def _bits(self, levels: Tensor) -> Tensor:
+        """Return the bits (trials, 2 TOP + 1) of levels, from those of each trial (trials, ...)."""
+        return level_bits(levels.flatten(1), TOP)
+
+    def _total_bits(self, levels: Tensor) -> Tensor:
+        """Return the bits (trials,) of all levels (trials, ...)."""
+        return total_bits(levels.flatten(1), TOP)
+
+    def _sweep_with_tables(self, descent: Any, steps: Tensor, slope: float) -> None:
         """Descend with the probabilities of the coder's model, queried again after each change."""
-        mean: _Table | None = None
+        mean: BitsTable | None = None
         price = _ADAPTATION * self._price(steps, slope)
         for _ in range(_TABLES):
             symbols, layout = self._stored_matrix(descent.levels)
-            if symbols.size * (2 * _TOP + 1) > _LARGEST_TABLE or symbols.min() == symbols.max():
+            if symbols.size * (2 * TOP + 1) > LARGEST_TABLE or symbols.min() == symbols.max():
                 return
             lowest, prices = Mix().prices(symbols, layout, _EXACT)
-            table = _Table(torch.from_numpy(prices), lowest)
+            table = BitsTable(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
             wide = mean.reaching(lowest - _REACH, lowest + prices.shape[2] - 1 + _REACH)
             bits = self._from_stored(wide.bits)
@@ -280,28 +299,36 @@ class RateProblem:
         """Return the levels (trials, groups, neurons, columns) chosen by path following."""
         units = self._units(steps)
         trials, groups, neurons, columns = units.shape
-        levels = units.round().clamp(-_TOP, _TOP)
+        levels = units.round().clamp(-TOP, TOP)
         factor = self.factor.mT
         energy = factor.diagonal(dim1=1, dim2=2).square()
         start = permute_columns(units.transpose(0, 1).flatten(1, 2), self.order)
         price = _GREEDY * self._price(steps, slope).reshape(trials, groups, neurons)
         for _ in range(rounds):  # the trials are further neurons
-            allowed, bits = _allowed_levels(levels, level_bits(levels.flatten(1), _TOP))
-            each = bits.repeat_interleave(neurons, 0).expand(groups, -1, -1)
-            chooser = PricedLevels(allowed, energy, price.transpose(0, 1).flatten(1), each)
+            chooser = self._chooser(levels, energy, price)
             chosen = follow_gram(start, factor, factor, chooser.project_)
             chosen = restore_columns(chosen, self.order)
             levels = chosen.reshape(groups, trials, neurons, columns).transpose(0, 1)
         return levels
 
-    def _descent(self, levels: Tensor, steps: Tensor) -> Descent:
+    def _chooser(self, levels: Tensor, energy: Tensor, price: Tensor) -> PricedLevels | PathLevels:
+        """Return what chooses levels like ``levels`` (trials, groups, neurons, columns).
+
+        ``energy`` is (groups, columns), and ``price`` (trials, groups, neurons).
+        """
+        groups, neurons = price.shape[1:]
+        allowed, bits = _allowed_levels(levels, self._bits(levels))
+        each = bits.repeat_interleave(neurons, 0).expand(groups, -1, -1)
+        return PricedLevels(allowed, energy, price.transpose(0, 1).flatten(1), each)
+
+    def _descent(self, levels: Tensor, steps: Tensor) -> Any:
         """Return a descent from ``levels`` (trials, groups, neurons, columns)."""
         parts = self._units(steps).flatten(0, 1), levels.flatten(0, 1)
         return Descent(*parts, self.metric, self.order)
 
     def _sweep(
         self,
-        descent: Descent,
+        descent: Any,
         steps: Tensor,
         slope: float,
         bits: Tensor,
@@ -377,13 +404,13 @@ def _moments(statistics: Statistics, weight: Tensor, has_bias: bool) -> tuple[Te
 
 def _allowed_levels(levels: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the levels that the next sweep may choose, and their bits."""
-    lowest = max(-_TOP, int(levels.min()) - _REACH)
-    highest = min(_TOP, int(levels.max()) + _REACH)
-    return torch.arange(lowest, highest + 1), bits[..., lowest + _TOP : highest + _TOP + 1]
+    lowest = max(-TOP, int(levels.min()) - _REACH)
+    highest = min(TOP, int(levels.max()) + _REACH)
+    return torch.arange(lowest, highest + 1), bits[..., lowest + TOP : highest + TOP + 1]
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class BitsTable:
     """Bits (rows, columns, levels) float32 of consecutive levels, from ``lowest`` on."""
 
     bits: Tensor
@@ -391,20 +418,21 @@ class _Table:
 
     @property
     def highest(self) -> int:
+        """The highest level."""
         return self.lowest + self.bits.shape[2] - 1
 
-    def averaged(self, other: _Table) -> _Table:
+    def averaged(self, other: BitsTable) -> BitsTable:
         """Return the mean of two tables."""
         lowest, highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
         first, second = (table.reaching(lowest, highest) for table in (self, other))
-        return _Table((first.bits + second.bits) / 2, lowest)
+        return BitsTable((first.bits + second.bits) / 2, lowest)
 
-    def reaching(self, lowest: int, highest: int) -> _Table:
+    def reaching(self, lowest: int, highest: int) -> BitsTable:
         """Return a table of these levels; beyond those in use each costs 4 bits more."""
-        lowest, highest = max(lowest, -_TOP), min(highest, _TOP)
+        lowest, highest = max(lowest, -TOP), min(highest, TOP)
         if (lowest, highest) == (self.lowest, self.highest):
             return self
         ramp = torch.arange(lowest, highest + 1) - self.lowest
         inside = ramp.clamp(0, self.bits.shape[2] - 1)
         distance = (ramp - inside).abs().to(self.bits)
-        return _Table(self.bits[..., inside] + 4 * distance, lowest)
+        return BitsTable(self.bits[..., inside] + 4 * distance, lowest)

@@ -24,11 +24,13 @@ from ..path_inputs import expand_step, mean_error
 from ..slopes import check_slope
 from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
 from .rate_problem import TALL, RateProblem
+from .trellis_problem import TrellisProblem
 
 __all__ = ["RDOQ"]
 
 
 _VOCABULARY = 256  # rows of an embedding that is split into blocks
+_CHUNK = 1 << 21  # weights of a layer that a file holds in one piece: a path cannot go on
 
 
 @METHODS.register("rdoq")
@@ -50,6 +52,8 @@ class RDOQ(PostTrainingMethod):
         metric: what distortion is measured in: "logits" (squared error of the output), "fisher"
             (divergence of the predicted probabilities), or "auto": "fisher" for language models,
             which return logits for every token, else "logits".
+        quantizer: "scalar" (every level is free), or "trellis" (levels down a column are a path of
+            a trellis of 8 states: fewer bytes at equal distortion with the codecs that know it).
     """
 
     name: ClassVar[str] = "rdoq"
@@ -64,6 +68,7 @@ class RDOQ(PostTrainingMethod):
     rate: str = "adaptive"
     bias_correction: bool = True
     metric: str = "auto"
+    quantizer: str = "scalar"
 
     def __post_init__(self) -> None:
         check_slope(self.slope)
@@ -71,6 +76,7 @@ class RDOQ(PostTrainingMethod):
         check_one_of("rate", self.rate, ("adaptive", "static", "none"))
         check_switch("bias_correction", self.bias_correction)
         check_one_of("metric", self.metric, ("auto", "logits", "fisher"))
+        check_one_of("quantizer", self.quantizer, ("scalar", "trellis"))
 
     @property
     def output_metric(self) -> str:
@@ -93,6 +99,8 @@ class RDOQ(PostTrainingMethod):
         problem = RateProblem.of(layer, weight, statistics, has_bias=corrects)
         slope = self.slope or problem.slope
         blocks = problem.blocks(TALL if statistics is not None else _VOCABULARY)
+        if self.quantizer == "trellis" and len(blocks) == 1 and weight.numel() <= _CHUNK:
+            problem = TrellisProblem.of(layer, weight, statistics, has_bias=corrects)
         levels = torch.empty_like(weight, dtype=torch.int32)
         size, distortion = weight.new_ones(weight.shape[1] if len(blocks) > 1 else 1), 0.0
         for neurons in blocks:

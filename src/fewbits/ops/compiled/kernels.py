@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .paths import best_path, cheapest_of_subsets, descend_paths, project_paths
+
 __all__ = ["arrays", "compiled", "plain", "runs_compiled"]
 
 _SMALL = 1 << 10  # values: below, torch is as fast as loading a compiled kernel
@@ -229,7 +231,18 @@ def grouped_moments(first: Floats, second: Floats, moments: NDArray[np.float64])
                     moments[g, i, j] += factor * second[g, row, j]
 
 
-_SOURCES = (cheapest, settle_grid, settle_steps, settle_priced, descend, grouped_moments)
+_SOURCES = (
+    cheapest,
+    settle_grid,
+    settle_steps,
+    settle_priced,
+    descend,
+    grouped_moments,
+    cheapest_of_subsets,
+    best_path,
+    project_paths,
+    descend_paths,
+)
 
 
 def plain() -> SimpleNamespace:

@@ -8,9 +8,10 @@ import torch
 
 import fewbits
 from fewbits.coding import Layout, measure
+from fewbits.coding.trellis import follows
 from fewbits.engine.layers.layer import LayerMatrix, Sensitivity
 from fewbits.engine.layers.statistics import StatisticsAccumulator
-from fewbits.methods.rate_distortion import rate_problem
+from fewbits.methods.rate_distortion import rate_problem, rdoq
 from fewbits.methods.rate_distortion.rate_problem import RateProblem
 
 
@@ -205,3 +206,53 @@ def test_no_error_is_free_but_what_a_bias_takes(kind, bias):
     moved = moved - moved.mean(1, keepdim=True)
     expected = coded.info["0.weight"]["distortion"]
     assert float(moved.square().sum(1).mean()) < 1.5 * expected
+
+
+def index_of(result):
+    return result.rows.numpy()
+
+
+@pytest.mark.parametrize("slope", [3e-3, 3e-2, 3e-1])
+def test_paths_of_a_trellis_cost_less_at_the_same_slope(slope):
+    matrix, costs = layer(neurons=64), {}
+    for quantizer in ("scalar", "trellis"):
+        result = fewbits.RDOQ(slope=slope, quantizer=quantizer).encode(matrix)
+        index = index_of(result)
+        assert follows(index) == (quantizer == "trellis")
+        size = measure(index, Layout(*index.shape), "smallest")
+        costs[quantizer] = harm(matrix, result) + slope * size
+    assert costs["trellis"] < 0.98 * costs["scalar"]
+
+
+@pytest.mark.parametrize("rate", ["none", "static", "adaptive"])
+def test_every_rate_gives_paths(rate):
+    result = fewbits.RDOQ(slope=1e-2, rate=rate, quantizer="trellis").encode(layer())
+    assert follows(index_of(result))
+
+
+def test_a_path_runs_through_all_groups():
+    g = torch.Generator().manual_seed(3)
+    sums = StatisticsAccumulator(6, 9)
+    x = torch.randn(6, 200, 9, generator=g)
+    sums.add(x, x)
+    matrix = LayerMatrix("w", torch.randn(6, 2, 9, generator=g), sums.finish())
+    result = fewbits.RDOQ(slope=1e-2, quantizer="trellis").encode(matrix)
+    assert result.index.shape == (6, 2, 9)
+    assert follows(index_of(result))
+
+
+def test_outliers_stay_on_the_path():
+    matrix = layer(neurons=64, sensitive=False)
+    weight = matrix.weight.clone()
+    weight[0, 3, 5], weight[0, 40, 7] = 60.0, -45.0
+    result = fewbits.RDOQ(slope=1e-2, quantizer="trellis").encode(replace(matrix, weight=weight))
+    assert follows(index_of(result))
+    values = result.dequantize()
+    assert float(values[0, 3, 5]) == pytest.approx(60, rel=0.1)
+    assert float(values[0, 40, 7]) == pytest.approx(-45, rel=0.1)
+
+
+def test_a_layer_of_more_than_a_chunk_is_no_path(monkeypatch):
+    monkeypatch.setattr(rdoq, "_CHUNK", 800)
+    result = fewbits.RDOQ(slope=1e-2, quantizer="trellis").encode(layer())
+    assert not follows(index_of(result))
