@@ -89,7 +89,7 @@ def test_a_price_is_what_coding_another_symbol_takes(bounds):
     settings = mix._settings(values, layout)
     prices = np.empty((*values.shape, bounds[1] - bounds[0] + 1), np.float32)
     priced = mix._Stream(MEASURE, values.size)
-    priced.walk(values, layout, settings, prices.reshape(-1))
+    priced.walk(values, layout, settings, prices=prices.reshape(-1))
     costs = []
     for symbol in range(bounds[0], bounds[1] + 1):
         values[-1, -1] = symbol
