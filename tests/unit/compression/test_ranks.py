@@ -85,7 +85,8 @@ def test_a_search_of_two_ranks_takes_the_same_decisions(results):
     trials = zip(first["search"]["trials"], one["search"]["trials"], strict=True)
     for (slope, size, score), (slope_of_one, size_of_one, score_of_one) in trials:
         assert slope == pytest.approx(slope_of_one, rel=1e-6)
-        assert size == pytest.approx(size_of_one, rel=0.01)
+        # Of 2,400 bytes: the last bits of sums may choose another of a layer's few steps.
+        assert size == pytest.approx(size_of_one, rel=0.03)
         assert score == pytest.approx(score_of_one, abs=0.05)
 
 
