@@ -69,7 +69,9 @@ def test_with_tiny_steps_nothing_is_lost(digits_net, digits, few, basis, side):
     assert measured / spread < 1e-6
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(f, marks=pytest.mark.slow) if f == "blocks" else f for f in FORMS]
+)
 def test_a_larger_slope_gives_fewer_bytes_and_more_distortion(digits_net, digits, few, form):
     """T10, on images that do not calibrate."""
     found = []
