@@ -329,7 +329,12 @@ class LowBitSession:
         for clip in clips if self.method.decay else ():
             total = total + clip.square().sum() * (self.method.decay / 2)
         slope = value_at(self.method.slope, self._progress)
-        return total + self._rate(slope) if slope else total
+        return total + self._rate(slope) if slope and self._weights_have_bits else total
+
+    @property
+    def _weights_have_bits(self) -> bool:
+        """Whether weights are quantized in this stage."""
+        return self.stages[self.stage].weights != FLOAT
 
     def _rate(self, slope: float) -> Tensor:
         """Return ``slope`` times the bits of all indices, with its gradient in the weights."""

@@ -62,6 +62,13 @@ def test_bits_are_those_of_the_loss():
     assert 2 * weights < bits < 4 * weights
 
 
+def test_a_stage_with_weights_in_float_has_no_bits():
+    _, tuner = prepared(weights=4, slope=1e-3, schedule="32/32, 4/32")
+    assert tuner.penalty().item() == 0
+    tuner.advance(0.6)
+    assert tuner.penalty().item() > 0
+
+
 def trained(slope):
     net, tuner = prepared(weights=4, slope=slope)
     x, labels = batch()
