@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from cpu_time import within
 from fewbits.coded import Contents, GridTensor, RawTensor
 from fewbits.coding import CODECS, Bound, Layout, codec_of, decode_symbols, encode_symbols, kernels
-from fewbits.coding.trellis import transitions
 from fewbits.container import decode, encode, inspect, measure
 from fewbits.container.frame import FIELDS, FOOTER
 from fewbits.errors import ConfigError, CorruptFileError
 from packages import install
+from paths import path
 
 RNG = np.random.default_rng(3)
 
@@ -78,15 +78,6 @@ def _floats(count):
     return RNG.normal(size=(count, 1)).astype("<f4").view(np.uint8)
 
 
-def _path(halves):
-    """Integers that follow the trellis, from their halves."""
-    out, state, after = np.empty_like(halves), np.zeros(halves.shape[1], np.int64), transitions()
-    for row, numbers in enumerate(halves):
-        out[row] = 2 * numbers + state % 2
-        state = after[state, out[row] // 2 % 2]
-    return out
-
-
 SMOOTH = np.cumsum(RNG.normal(size=(20, 90)), axis=1)
 BELL = _whole(RNG.normal(0, 3, (24, 40)))
 MATRICES = {
@@ -118,11 +109,11 @@ MATRICES = {
     "backwards": (BELL[::-1, ::-1], Layout(24, 40)),
     "a column of bytes": (_floats(100)[:, 3:], Layout(100, 1)),
     "bytes of many halves": (_floats(900)[:, 2:].copy(), Layout(900, 2)),
-    "paths": (_path(BELL), Layout(24, 40)),
-    "paths of kernels": (_path(_whole(SMOOTH)), Layout(20, 90, 9, 3)),
-    "paths of int8": (_path(BELL).astype(np.int8), Layout(24, 40)),
-    "wide paths": (_path(BELL * 1_000_000), Layout(24, 40)),
-    "long paths": (_path(_whole(RNG.laplace(0, 2, (700, 1)))), Layout(700, 1)),
+    "paths": (path(BELL), Layout(24, 40)),
+    "paths of kernels": (path(_whole(SMOOTH)), Layout(20, 90, 9, 3)),
+    "paths of int8": (path(BELL).astype(np.int8), Layout(24, 40)),
+    "wide paths": (path(BELL * 1_000_000), Layout(24, 40)),
+    "long paths": (path(_whole(RNG.laplace(0, 2, (700, 1)))), Layout(700, 1)),
     "repeated": (np.broadcast_to(BELL[:1], (12, 40)), Layout(12, 40)),
 }
 
@@ -202,7 +193,7 @@ def _sample(codec, shape=(300, 400)):
         RNG.integers(0, 40, shape).astype(np.uint8),
         np.repeat(values[:, :1], shape[1], axis=1),
         np.full(shape, 7, np.int32),
-        _path(values // 4),
+        path(values // 4),
     ):
         data = codec.encode(suited, Layout(*shape))
         if data is not None:

@@ -5,15 +5,7 @@ import pytest
 
 from fewbits.coding import CODECS, Layout, encode_run, encode_symbols
 from fewbits.coding.trellis import STATES, follows, transitions
-
-
-def path(halves):
-    """Integers that follow the trellis, from their halves."""
-    out, state, after = np.empty_like(halves), np.zeros(halves.shape[1], np.int64), transitions()
-    for row, numbers in enumerate(halves):
-        out[row] = 2 * numbers + state % 2
-        state = after[state, out[row] // 2 % 2]
-    return out
+from paths import path
 
 
 def halves(seed=0, shape=(40, 90)):

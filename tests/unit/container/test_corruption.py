@@ -18,10 +18,10 @@ from fewbits.coded import (
     TransformTensor,
 )
 from fewbits.coding import CODECS
-from fewbits.coding.trellis import transitions
 from fewbits.container import decode, encode
 from fewbits.container.reader import open_file
 from fewbits.errors import CorruptFileError
+from paths import path
 
 RNG = np.random.default_rng(5)
 
@@ -39,15 +39,6 @@ def smooth(*shape):
     return np.rint(values).clip(-9, 9).astype(np.int32).reshape(shape[0], -1)
 
 
-def path(rows, columns):
-    """Integers that follow the trellis down every column."""
-    out, state, after = bell(rows, columns), np.zeros(columns, np.int64), transitions()
-    for row in out:
-        row[:] = row // 2 * 2 + state % 2
-        state = after[state, row // 2 % 2]
-    return out
-
-
 def small_file():
     book = Codebook(f32(-1, 0, 1, 2))
     left = GridTensor((6, 3), "float32", bell(6, 3), f32(0.5))
@@ -55,7 +46,7 @@ def small_file():
         "conv.weight": GridTensor((8, 4, 3, 3), "float32", bell(8, 36), f32(0.1), f32(0.5)),
         "conv2.weight": GridTensor((8, 4, 3, 3), "float32", smooth(8, 4), f32(0.1)),
         "conv3.weight": GridTensor((8, 4, 3, 3), "float32", smooth(8, 4), f32(0.1)),
-        "path.weight": GridTensor((24, 6), "float32", path(24, 6), f32(0.1)),
+        "path.weight": GridTensor((24, 6), "float32", path(bell(24, 6) // 2), f32(0.1)),
         "bn.weight": RawTensor((90,), "float32", RNG.normal(1, 0.1, 90).astype("<f4").view("u1")),
         "bn.count": RawTensor((), "int64", np.array([9], "<i8").view(np.uint8)),
         "affine.weight": AffineTensor((6, 5), "float32", bell(6, 5), f32(0.25), f32(-1.5)),
