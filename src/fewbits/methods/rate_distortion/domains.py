@@ -42,10 +42,11 @@ class ErrorMetric:
     def of(cls, problem: RateProblem) -> ErrorMetric:
         """Build the metric of a layer's rate-distortion problem."""
         outputs = torch.diag_embed(problem.rows)
-        if problem.coupling is not None:
-            outputs = outputs + problem.coupling * problem.rows[..., None]
+        coupling = problem.damped_coupling()
+        if coupling is not None:
+            outputs = outputs + coupling * problem.rows[..., None]
         taps, width = problem.taps, problem.width
-        return cls(outputs, problem.metric, taps, width, problem.coupling)
+        return cls(outputs, problem.metric, taps, width, coupling)
 
     @property
     def rows(self) -> Tensor:

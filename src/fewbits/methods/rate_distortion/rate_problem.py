@@ -245,10 +245,21 @@ class RateProblem:
         if rate == "adaptive" and not self.is_large:
             self._sweep_with_tables(descent, steps, price)
         elif rate == "adaptive" and self.coupling is not None:
-            bits = self._bits(descent.levels.reshape(1, -1))
+            bits, coupling = self._bits(descent.levels.reshape(1, -1)), self.damped_coupling()
             for _ in range(2):
-                self._sweep(descent, steps, price, bits, self.coupling)
+                self._sweep(descent, steps, price, bits, coupling)
         return self._with_outliers(descent.levels.to(self.target).reshape(self.target.shape), step)
+
+    def damped_coupling(self) -> Tensor | None:
+        """Return the coupling, damped so that rows that are updated together do not overshoot."""
+        if self.coupling is None:
+            return None
+        even = self.coupling.sign() * (self.coupling * self.coupling.mT).abs().sqrt()  # symmetric
+        radii = [even.new_zeros(())]
+        for first in range(min(_INTERLEAVE, even.shape[1])):
+            rows = even[:, first::_INTERLEAVE, first::_INTERLEAVE]
+            radii.append(torch.linalg.eigvalsh(rows).abs().max())
+        return self.coupling * (_CONTRACTION / torch.stack(radii).max().clamp_min(_CONTRACTION))
 
     def _with_outliers(self, levels: Tensor, step: Tensor) -> Tensor:
         return levels if self.outliers is None else levels + self._next_levels(self.target / step)
@@ -264,18 +275,18 @@ class RateProblem:
     def _sweep_with_tables(self, descent: Any, steps: Tensor, slope: float) -> None:
         """Descend with the probabilities of the coder's model, queried again after each change."""
         mean: BitsTable | None = None
-        price = _ADAPTATION * self._price(steps, slope)
+        price, coupling = _ADAPTATION * self._price(steps, slope), self.damped_coupling()
         for _ in range(_TABLES):
             symbols, layout = self._stored_matrix(descent.levels)
             if symbols.size * (2 * TOP + 1) > LARGEST_TABLE or symbols.min() == symbols.max():
                 return
-            lowest, prices = Mix().prices(symbols, layout, _EXACT)
+            lowest, prices = self._coder().prices(symbols, layout, _EXACT)
             table = BitsTable(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
             wide = mean.reaching(lowest - _REACH, lowest + prices.shape[2] - 1 + _REACH)
             bits = self._from_stored(wide.bits)
             for _ in range(2):
-                descent.sweep(price, bits, wide.lowest, coupling=self.coupling, sets=_INTERLEAVE)
+                descent.sweep(price, bits, wide.lowest, coupling=coupling, sets=_INTERLEAVE)
 
     def _stored_matrix(self, levels: Tensor) -> tuple[Symbols, Layout]:
         """Return levels (groups, neurons, columns) as the matrix stored in a file."""
@@ -345,6 +356,25 @@ class RateProblem:
         error = self.target - levels * steps.reshape(-1, 1, 1, 1).to(levels)
         return (((error @ self.metric) * error).sum(3) * self.rows).sum((1, 2))
 
+    def cost(self, levels: Tensor, step: Tensor, slope: float) -> float:
+        """Return distortion + slope * bits of ``levels`` (groups, neurons, columns) in a file.
+
+        Rows count as they feel each other, so problems of other quantizers compare.
+        """
+        error = self.target - levels * step.to(levels)
+        pull = error @ self.metric
+        if self.coupling is not None:
+            pull = pull + self.coupling @ pull
+        distortion = float(((pull * error).sum(2) * self.rows).sum())
+        if self.is_large:
+            return distortion + slope * float(self._total_bits(levels[None]))
+        bits = self._coder().measure(*self._stored_matrix(levels))
+        return math.inf if bits is None else distortion + slope * bits
+
+    def _coder(self) -> Mix:
+        """Return the codec that writes the levels."""
+        return Mix()
+
     def _units(self, steps: Tensor) -> Tensor:
         """Return the target in units of steps (trials, ...); of outliers, what rounding leaves."""
         units = self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
@@ -376,18 +406,7 @@ def _output_metric(sensitivity: Sensitivity, like: Tensor) -> tuple[Tensor, Tens
     own = outputs.diagonal(dim1=1, dim2=2)
     own = own.clamp_min(_FLOOR * float(own.mean()) + torch.finfo(own.dtype).tiny)
     others = _COUPLING * (outputs - torch.diag_embed(outputs.diagonal(dim1=1, dim2=2)))
-    scale = own.rsqrt()
-    overshoot = _radius(others * scale[..., None] * scale[:, None])
-    return rows, others / own[..., None] * (_CONTRACTION / overshoot.clamp_min(_CONTRACTION))
-
-
-def _radius(others: Tensor) -> Tensor:
-    """Return the largest spectral radius () of ``others`` (groups, n, n) in interleaved rows."""
-    radii = [others.new_zeros(())]
-    for first in range(min(_INTERLEAVE, others.shape[1])):
-        rows = others[:, first::_INTERLEAVE, first::_INTERLEAVE]
-        radii.append(torch.linalg.eigvalsh(rows).abs().max())
-    return torch.stack(radii).max()
+    return rows, others / own[..., None]
 
 
 def _moments(statistics: Statistics, weight: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:

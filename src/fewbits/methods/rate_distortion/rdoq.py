@@ -10,6 +10,7 @@ rate-constrained quantization and entropy coding", arXiv 2505.18758) and OBS (Ha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ...engine.layers.statistics import Statistics
 from ...errors import CalibrationError
 from ...ops.levels.grid import all_finite
 from ..base import METHODS, Capabilities, PostTrainingMethod
@@ -52,8 +54,10 @@ class RDOQ(PostTrainingMethod):
         metric: what distortion is measured in: "logits" (squared error of the output), "fisher"
             (divergence of the predicted probabilities), or "auto": "fisher" for language models,
             which return logits for every token, else "logits".
-        quantizer: "scalar" (every level is free), or "trellis" (levels down a column are a path of
-            a trellis of 8 states: fewer bytes at equal distortion with the codecs that know it).
+        quantizer: "scalar" (every level is free), "trellis" (levels down a column are a path of a
+            trellis of 8 states: fewer bytes at equal distortion with the codecs that know it, above
+            some 0.7 bits per weight), or "auto" (for each layer whichever of the two costs less;
+            takes as long as both).
     """
 
     name: ClassVar[str] = "rdoq"
@@ -76,7 +80,7 @@ class RDOQ(PostTrainingMethod):
         check_one_of("rate", self.rate, ("adaptive", "static", "none"))
         check_switch("bias_correction", self.bias_correction)
         check_one_of("metric", self.metric, ("auto", "logits", "fisher"))
-        check_one_of("quantizer", self.quantizer, ("scalar", "trellis"))
+        check_one_of("quantizer", self.quantizer, ("scalar", "trellis", "auto"))
 
     @property
     def output_metric(self) -> str:
@@ -96,13 +100,40 @@ class RDOQ(PostTrainingMethod):
         if not bool(weight.any()):
             return _all_zero(weight)
         corrects = self.bias_correction and layer.has_bias
-        problem = RateProblem.of(layer, weight, statistics, has_bias=corrects)
-        slope = self.slope or problem.slope
-        blocks = problem.blocks(TALL if statistics is not None else _VOCABULARY)
-        if self.quantizer == "trellis" and len(blocks) == 1 and weight.numel() <= _CHUNK:
-            problem = TrellisProblem.of(layer, weight, statistics, has_bias=corrects)
-        levels = torch.empty_like(weight, dtype=torch.int32)
-        size, distortion = weight.new_ones(weight.shape[1] if len(blocks) > 1 else 1), 0.0
+        problems = self._problems(layer, weight, statistics, corrects)
+        slope = self.slope or problems[0].slope
+        wide = TALL if statistics is not None else _VOCABULARY
+        found = [self._chosen(layer, problem, slope, wide) for problem in problems]
+        best = min(found, key=lambda one: one.cost) if len(found) > 1 else found[0]
+        shift = None
+        if corrects and statistics is not None:
+            quantized = best.levels.float() * expand_step(best.step, weight)
+            shift = mean_error(statistics, weight, quantized)
+        info = {
+            "levels": float(2 * best.levels.abs().max() + 1),
+            "zeros": float((best.levels == 0).double().mean()),
+            "distortion": best.distortion,
+        }
+        return QuantizedMatrix(best.levels, best.step, bias_shift=shift, info=info)
+
+    def _problems(
+        self, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None, corrects: bool
+    ) -> list[RateProblem]:
+        """Return the problem of each quantizer that is to be tried."""
+        given = layer, weight, statistics
+        scalar = RateProblem.of(*given, has_bias=corrects)
+        blocks = scalar.blocks(TALL if statistics is not None else _VOCABULARY)
+        if self.quantizer == "scalar" or len(blocks) > 1 or weight.numel() > _CHUNK:
+            return [scalar]
+        trellis = TrellisProblem.of(*given, has_bias=corrects)
+        return [trellis] if self.quantizer == "trellis" else [scalar, trellis]
+
+    def _chosen(self, layer: LayerMatrix, problem: RateProblem, slope: float, tall: int) -> _Chosen:
+        """Return the levels and steps of a layer, block by block, and what they cost."""
+        blocks = problem.blocks(tall)
+        levels = torch.empty_like(problem.target, dtype=torch.int32)
+        size = levels.new_ones(levels.shape[1] if len(blocks) > 1 else 1, dtype=torch.float32)
+        distortion, cost = 0.0, math.inf
         for neurons in blocks:
             part = problem.part(neurons) if len(blocks) > 1 else problem
             step = part.sampled().search(slope, self.ratio, self.rate != "none")
@@ -112,16 +143,22 @@ class RDOQ(PostTrainingMethod):
             distortion += float(part.distortion(chosen[None], step.reshape(1)))
             levels[:, neurons] = chosen.to(torch.int32)
             size[neurons if len(blocks) > 1 else 0] = step.float()
-        shift = None
-        if corrects and statistics is not None:
-            quantized = levels.float() * expand_step(size, weight)
-            shift = mean_error(statistics, weight, quantized)
-        info = {
-            "levels": float(2 * levels.abs().max() + 1),
-            "zeros": float((levels == 0).double().mean()),
-            "distortion": distortion,
-        }
-        return QuantizedMatrix(levels, size, bias_shift=shift, info=info)
+            if self.quantizer == "auto" and len(blocks) == 1:
+                cost = problem.cost(chosen, step, slope)
+        return _Chosen(levels, size, distortion, cost)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Levels (groups, neurons, columns) int32 and steps (1 or neurons,) of a layer.
+
+    ``cost`` is distortion + slope * bits as the file has them, if it is known.
+    """
+
+    levels: Tensor
+    step: Tensor
+    distortion: float
+    cost: float
 
 
 def _check(layer: LayerMatrix, levels: Tensor) -> None:

@@ -38,7 +38,8 @@ class TrellisProblem(RateProblem):
     """A problem as of :class:`RateProblem`, whose levels are paths down the stored matrix.
 
     A path runs through all groups of a column, so all groups have their columns in one order. What
-    rows do to each other's errors is left out: a path cannot be changed row by row.
+    rows do to each other's errors counts in the sweeps with the coder's bits; there the rows of a
+    column are decided one after the other, so nothing overshoots.
     """
 
     @classmethod
@@ -58,6 +59,9 @@ class TrellisProblem(RateProblem):
 
     def _total_bits(self, levels: Tensor) -> Tensor:
         return total_path_bits(levels.flatten(1), TOP)
+
+    def _coder(self) -> Trellis:
+        return Trellis()
 
     def _chooser(self, levels: Tensor, energy: Tensor, price: Tensor) -> PathLevels:
         lowest, bits = _allowed(levels, self._bits(levels))
@@ -95,12 +99,13 @@ class TrellisProblem(RateProblem):
             symbols, layout = self._stored_matrix(descent.levels[0])
             if symbols.size * (2 * TOP + 1) > LARGEST_TABLE or symbols.min() == symbols.max():
                 return
-            lowest, prices = Trellis().prices(symbols, layout, _EXACT)
+            lowest, prices = self._coder().prices(symbols, layout, _EXACT)
             table = BitsTable(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
             wide = mean.reaching(min(mean.lowest - 2, -LEAST), max(mean.highest + 2, LEAST))
             for _ in range(_SWEEPS):
-                descent.sweep(slope / steps.square(), wide.bits[None], wide.lowest)
+                price = slope / steps.square()
+                descent.sweep(price, wide.bits[None], wide.lowest, self.coupling)
 
     def _next_levels(self, units: Tensor) -> Tensor:
         """Return the multiples of 4 next to outliers, which change no path, and 0 elsewhere."""

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .coupled_paths import best_coupled_path, cheapest_of_parity, descend_coupled_paths
 from .paths import best_path, cheapest_of_subsets, descend_paths, project_paths
 
 __all__ = ["arrays", "compiled", "plain", "runs_compiled"]
@@ -242,6 +243,9 @@ _SOURCES = (
     best_path,
     project_paths,
     descend_paths,
+    cheapest_of_parity,
+    best_coupled_path,
+    descend_coupled_paths,
 )
 
 

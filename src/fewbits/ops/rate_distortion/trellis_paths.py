@@ -68,6 +68,13 @@ class _Scratch:
             np.zeros(rows),
         )
 
+    def coupled(self, states: int) -> tuple[Any, ...]:
+        """Return the arrays that a kernel with a coupling needs beside ``wanted`` and ``costs``."""
+        totals, _, back, path = self.tables
+        rows = len(path)
+        picks = np.zeros((rows + 1, 2 * states), np.int64)
+        return np.zeros(rows), np.zeros((2, states, rows)), totals, picks, back, path
+
 
 class PathLevels:
     """A projection onto paths that is called once per column, in order; see ``PricedLevels``.
@@ -150,7 +157,9 @@ class PathDescent:
         self._live = (energy > _SCARCE * energy.mean(1, keepdim=True)).contiguous()
         self._scratch = _Scratch(weights.numel(), following)
 
-    def sweep(self, price: Tensor, bits: Tensor, lowest: int) -> None:
+    def sweep(
+        self, price: Tensor, bits: Tensor, lowest: int, coupling: Tensor | None = None
+    ) -> None:
         """Visit every column once.
 
         Args:
@@ -158,19 +167,25 @@ class PathDescent:
             bits: bits of the integers from ``lowest`` on, each given its parity: (trials,
                 integers), or (trials, rows, columns, integers).
             lowest: the lowest integer that may be chosen, at most -LEAST.
+            coupling: C (groups, neurons, neurons): the gradient of row n is also that of C_np times
+                the rows p of its group. None if rows are independent. Costs ``10 n^2`` a column.
         """
         kernels: Any = compiled() if runs_compiled(self.levels) else plain()
         table = bits.double().cpu()
         table = (table[:, None, None] if table.dim() == 2 else table).contiguous()
-        kernels.descend_paths(
+        given = (
             *arrays(self._units, self.levels, self._residual, self._metric, self._live),
             *arrays(self._order, self._weights, price.double().cpu().contiguous(), table),
             lowest,
-            self._following,
-            self._scratch.wanted,
-            self._scratch.costs,
-            *self._scratch.tables,
         )
+        scratch, following = self._scratch, self._following
+        if coupling is None:
+            tables = scratch.wanted, scratch.costs, *scratch.tables
+            kernels.descend_paths(*given, following, *tables)
+            return
+        others = coupling.mT.double().cpu().contiguous()
+        tables = scratch.wanted, scratch.costs, *scratch.coupled(len(following))
+        kernels.descend_coupled_paths(*given, *arrays(others), following, *tables)
 
     def errors(self) -> Tensor:
         """Return the squared error (trials, groups, neurons) of each row, in steps."""

@@ -256,3 +256,30 @@ def test_a_layer_of_more_than_a_chunk_is_no_path(monkeypatch):
     monkeypatch.setattr(rdoq, "_CHUNK", 800)
     result = fewbits.RDOQ(slope=1e-2, quantizer="trellis").encode(layer())
     assert not follows(index_of(result))
+
+
+@pytest.mark.parametrize(
+    ("rows", "slope", "kind"), [(64, 3e-3, "trellis"), (6, 3e-3, "scalar"), (6, 6.0, "scalar")]
+)
+def test_auto_takes_what_costs_less(rows, slope, kind):
+    matrix = layer(neurons=rows)
+    found = {
+        quantizer: fewbits.RDOQ(slope=slope, quantizer=quantizer).encode(matrix)
+        for quantizer in ("scalar", "trellis", "auto")
+    }
+    assert torch.equal(found["auto"].index, found[kind].index)
+    assert torch.equal(found["auto"].step, found[kind].step)
+    assert torch.equal(found["auto"].bias_shift, found[kind].bias_shift)
+
+
+def test_rows_of_a_path_that_feel_each_other_cancel_in_the_output():
+    matrix = layer(neurons=64)
+    alone = replace(matrix.sensitivity, outputs=torch.diag_embed(matrix.sensitivity.rows))
+    changes = {}
+    for name, problem in (("together", matrix), ("alone", replace(matrix, sensitivity=alone))):
+        result = fewbits.RDOQ(slope=0.03, quantizer="trellis").encode(problem)
+        assert follows(index_of(result))
+        error = (result.dequantize() - matrix.weight)[0].double()
+        metric = matrix.sensitivity.columns[0]
+        changes[name] = float((matrix.sensitivity.outputs[0] @ error @ metric * error).sum())
+    assert changes["together"] < 0.97 * changes["alone"]
