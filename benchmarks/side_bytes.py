@@ -6,9 +6,9 @@ RDOQ at two slopes, with ``bias_rounding`` and without, everything else the same
 "smallest", float tensors in 16 bits. ResNet-20: 1,024 training images calibrate and 2,048 others
 judge, the seed says which; test accuracy of the network loaded from the file. ResNet-8 and LeNet-5:
 half of the inputs of ``zoo.py`` calibrate, the others judge. ``saved``: bytes less than without
-rounding at equal error (on the line through its two points, logarithms of both), as means over
-slopes and seeds. ``own_settings``: bytes more if matrices that share a body had settings of their
-own, as they had in older versions.
+rounding at equal error, headers aside (on the line through its two points, logarithms of both), as
+means over slopes and seeds. ``own_settings``: bytes more if matrices that share a body had settings
+of their own, as they had in older versions.
 """
 
 from __future__ import annotations
@@ -108,10 +108,17 @@ def _one(job: Job) -> dict[str, Any]:
 
 
 def _saved(rows: list[dict[str, Any]], control: list[dict[str, Any]]) -> float:
-    """Return how many bytes less than the control's rows have at equal error, as a mean."""
-    (b1, e1), (b2, e2) = ((math.log(r["file_bytes"]), math.log(r["error"])) for r in control)
+    """Return how many bytes less than the control's rows have at equal error, as a mean.
+
+    Without the headers: that of the control says that a setting is not the default.
+    """
+    (b1, e1), (b2, e2) = ((math.log(_plain(r)), math.log(r["error"])) for r in control)
     rate = (b2 - b1) / (e2 - e1)
-    return mean(math.exp(b1 + rate * (math.log(r["error"]) - e1)) - r["file_bytes"] for r in rows)
+    return mean(math.exp(b1 + rate * (math.log(r["error"]) - e1)) - _plain(r) for r in rows)
+
+
+def _plain(row: dict[str, Any]) -> int:
+    return int(row["file_bytes"] - row["parts"]["header"])
 
 
 def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="LeNet-5, one seed")
     parser.add_argument("--quantizer", choices=("scalar", "trellis"), default="scalar")
+    parser.add_argument("--earlier", nargs="*", default=[], help="commits whose runs are taken too")
     options = parser.parse_args()
     networks = ["lenet5"] if options.quick else list(SLOPES)
     seeds = SEEDS[:1] if options.quick else SEEDS
@@ -162,7 +170,7 @@ def main() -> None:
         for slope in SLOPES[network]
         for rounding in (False, True)
     ]
-    rows = kept_runs("side_bytes", _one, jobs)
+    rows = kept_runs("side_bytes", _one, jobs, earlier=options.earlier)
     summary = _summary(rows)
     for row in summary:
         print(row)
