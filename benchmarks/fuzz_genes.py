@@ -19,7 +19,7 @@ from numpy.random import Generator
 from fewbits.coding import CODECS, Layout
 from fewbits.coding.codec import varint
 from fewbits.coding.mix import mix
-from fewbits.coding.mix.mix import Settings
+from fewbits.coding.mix.settings import Settings
 from fewbits.coding.numbers import Numbers
 from fewbits.coding.rans import rans
 from fewbits.coding.rans.classes import Classes, code_classes

@@ -354,7 +354,12 @@ EXAMPLES = {
     "v2.0/pictures": (pictures, "smallest"),
     "v2.0/zeros": (zeros, "fast"),
     "v2.0/dtypes": (dtypes, "fast"),
+    "v2.0/common": (network, "balanced"),
     "v2.1/exact": (exact, "fast"),
     "v2.1/paths": (paths, "smallest"),
     "v2.1/fast_paths": (fast_paths, "fast"),
 }
+
+# Files in which every matrix has settings of its own: the writer has matrices share them now, and
+# takes fewer bytes. Readers go on reading both.
+LARGER = ("v2.0/network", "v2.0/filters", "v2.0/shared")

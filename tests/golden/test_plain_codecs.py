@@ -12,7 +12,7 @@ import pytest
 import plain_reader
 from examples import path
 from fewbits.coding import CODECS, Layout, decode_run, decode_symbols
-from fewbits.coding.mix import mix, trellis
+from fewbits.coding.mix import mix, settings, trellis
 from fewbits.coding.rans import floats, rans
 from fewbits.coding.rans.classes import Classes
 from fewbits.errors import CorruptFileError
@@ -160,7 +160,7 @@ def test_paths_that_share_a_body(seed, monkeypatch):
         found = plain_settings(self, values, layout)
         spare = int(rng.integers(2**20))
         lowest, highest = max(found.lowest - spare, -(2**31)), min(found.highest + 9, 2**31 - 1)
-        usual, shift = int(rng.choice(mix.USUAL)), int(rng.choice([0, 1, 3, 9, 27]))
+        usual, shift = int(rng.choice(settings.USUAL)), int(rng.choice([0, 1, 3, 9, 27]))
         return replace(found, lowest=lowest, highest=highest, usual=usual, shift=shift)
 
     monkeypatch.setattr(trellis.Trellis, "settings_of", settings_of)
@@ -174,11 +174,11 @@ def any_settings(rng, symbols):
     spare = 2 ** int(rng.integers(0, 31))
     lowest = max(int(symbols.min()) - int(rng.integers(spare)), -(2**31))
     highest = min(int(symbols.max()) + int(rng.integers(spare)), 2**31 - 1)
-    return mix.Settings(
+    return settings.Settings(
         lowest=lowest,
         highest=highest,
         centre=int(rng.integers(lowest, highest + 1)),
-        usual=int(rng.choice(mix.USUAL)),
+        usual=int(rng.choice(settings.USUAL)),
         period=int(rng.integers(1, 4)),
         shift=int(rng.choice([0, 1, 3, 9, 27])),
         pictures=bool(rng.integers(2)),

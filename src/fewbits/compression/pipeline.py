@@ -312,7 +312,7 @@ class Pipeline:
         """
         stages = {pair.norm: "absorbed by the layer before it" for pair in self.folded}
         stages |= dict.fromkeys(self.measured, "re-estimated")
-        layers = {pair.layer: "scaled with its absorbed BatchNorm" for pair in self.folded}
+        layers = {pair.layer: "added to that of its absorbed BatchNorm" for pair in self.folded}
         buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
         state, original = dict(network.state_dict()), model.state_dict()
         for name in self.plan.kept:
@@ -322,8 +322,8 @@ class Pipeline:
             elif not is_same(state[name], original[name]) and not same_values(
                 state[name], original[name]
             ):
-                what = stages.get(owner) or layers.get(owner) or "corrected by the mean error"
-                self.plan = self.plan.kept_after(name, what)
+                what = stages.get(owner, layers.get(owner)), self.finished.changes.get(name)
+                self.plan = self.plan.kept_after(name, "; ".join(filter(None, what)))
         return state
 
     def _pack(self, state: dict[str, Tensor], source: str) -> CompressionResult:

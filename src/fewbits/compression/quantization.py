@@ -369,9 +369,10 @@ class Quantization:
             dtype = torch.float32 if name in self.bases else dtype
             weights[name] = pack(result, targets[name], dtype)
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
-        changed: dict[str, RawTensor] = {n: pack_raw(parameters[n]) for n in done.shifted}
+        changed: dict[str, RawTensor] = {n: pack_raw(parameters[n]) for n in done.changes}
         info = {name: _numbers(result) for name, result in done.results.items()}
-        part = Finished(key, tuple(weights), tuple(changed), info, done.notes, done.unpaired)
+        names = tuple(weights), tuple(changed)
+        part = Finished(key, *names, info, done.notes, done.unpaired, done.changes)
         self._done[key] = part
         self.finished.add(part, weights, changed)
         self.workspace.release()

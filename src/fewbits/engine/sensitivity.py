@@ -74,6 +74,7 @@ class _Sums:
         self.energy: Tensor | float = 0.0  # (groups,) trace of X'X
         self.rows: Tensor | float = 0.0
         self.columns: Tensor | float = 0.0
+        self.biases: Tensor | float = 0.0
         self.outputs: Tensor | float | None = 0.0
         self._passes, self._calls = passes, 0
         self._shares: Tensor | None = (
@@ -93,6 +94,7 @@ class _Sums:
             if bool((mean > 0).all()):  # the first samples may have no gradient at all
                 self._shares = shares
         self.rows = self.rows + squares
+        self.biases = self.biases + _squares(gradients[..., -1], 1)
         self._add_columns(gradients, shares, samples * self._passes)
         self._add_outputs(gradients[..., :-1], samples * self._passes)
         self.energy = self.energy + energy
@@ -137,6 +139,7 @@ class _Sums:
         """Return the sums, which add up over ranks."""
         numbers = torch.tensor([self.drawn, self.positions])
         sums = {"energy": self.energy, "rows": self.rows, "columns": self.columns}
+        sums["biases"] = self.biases
         if self.outputs is not None:
             sums["outputs"] = self.outputs
         return {"numbers": numbers, **{name: torch.as_tensor(x) for name, x in sums.items()}}
@@ -145,7 +148,7 @@ class _Sums:
         """Use the sums of all ranks."""
         self.drawn, self.positions = (int(number) for number in state["numbers"])
         self.energy, self.rows, self.columns = (state[k] for k in ("energy", "rows", "columns"))
-        self.outputs = state.get("outputs")
+        self.biases, self.outputs = state["biases"], state.get("outputs")
 
     @property
     def reached(self) -> bool:
@@ -170,6 +173,7 @@ class _Sums:
             outputs=outputs,
             samples=self.drawn // probes,
             mean=(cross / bias.sqrt())[..., 0].float(),
+            biases=torch.as_tensor(self.biases).double() / self.drawn,
         )
 
 

@@ -11,6 +11,7 @@ from cpu_time import within
 from fewbits.coding import CODECS, Layout, decode_symbols, kernels, numbers
 from fewbits.coding.codec import varint
 from fewbits.coding.mix import mix
+from fewbits.coding.mix.settings import Settings
 from fewbits.coding.rans import classes, rans
 from fewbits.errors import CorruptFileError
 
@@ -111,11 +112,11 @@ def _flagged(value, layout, settings):
 def test_a_stream_has_no_more_flags_than_its_bytes_pay_for():
     """Flags that are almost sure cost next to nothing, and a large symbol has sixty of them."""
     layout = Layout(90, 80)
-    data = _flagged(2**31 - 2, layout, mix.Settings(-1, 2**31 - 2, -1, 0, 1, 0))
+    data = _flagged(2**31 - 2, layout, Settings(-1, 2**31 - 2, -1, 0, 1, 0))
     assert len(data) < layout.size / 16
     with pytest.raises(CorruptFileError, match="flags"):
         decode_symbols(CODECS["mix"].number, data, layout)
-    few = _flagged(3, layout, mix.Settings(-1, 3, 0, 0, 1, 0))  # four flags each, or three
+    few = _flagged(3, layout, Settings(-1, 3, 0, 0, 1, 0))  # four flags each, or three
     assert len(few) < layout.size / 16
     assert (decode_symbols(CODECS["mix"].number, few, layout) == 3).all()
 

@@ -83,7 +83,9 @@ def test_a_weight_that_a_rule_keeps_is_not_folded_into():
 def test_the_plan_tells_what_became_of_kept_tensors():
     plan = fewbits.compress(_conv_bn(), GPFQ, calibration=_data(3, 8, 8)).plan
     assert plan.kept["1.weight"].endswith("absorbed by the layer before it")
-    assert plan.kept["0.bias"].endswith("scaled with its absorbed BatchNorm")
+    assert plan.kept["0.bias"].endswith("added to that of its absorbed BatchNorm")
+    both = "absorbed by the layer before it; corrected by the mean error"
+    assert plan.kept["1.bias"] == f"biases are kept; {both}"
     assert plan.kept["2.bias"] == "biases are kept; corrected by the mean error"
     assert plan.kept["1.num_batches_tracked"] == "int64 values are kept exactly"
 

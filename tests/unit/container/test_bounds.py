@@ -14,7 +14,7 @@ from fewbits.coded import Contents, RawTensor
 from fewbits.coding import CODECS, Layout, kernels
 from fewbits.coding.codec import varint
 from fewbits.coding.mix import mix
-from fewbits.coding.mix.mix import Settings
+from fewbits.coding.mix.settings import Settings
 from fewbits.coding.numbers import Numbers
 from fewbits.coding.rans import classes, rans
 from fewbits.container import encode

@@ -83,6 +83,7 @@ def test_a_thousand_probes_are_within_5_percent_of_all_logits(network, images, m
         assert apart(own.outputs[0], outputs) < 0.05
         rows = own.rows[0] / own.rows.sum()
         assert apart(rows, outputs.diagonal() / outputs.trace()) < 0.05
+        assert apart(own.biases[0], g[..., -1].double().square().sum((0, 1)) / len(images)) < 0.05
 
 
 def test_columns_are_the_moments_of_the_rows_about_what_a_bias_repays(network, images, of_logits):

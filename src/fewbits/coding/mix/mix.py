@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TypeAlias
@@ -22,34 +22,27 @@ from ..bitcoder import (
     DECODE,
     ENCODE,
     MEASURE,
-    QUARTERS,
     bits_of,
     coded_bytes,
     finish_decoding,
-    octaves,
     open_coder,
 )
 from ..codec import (
     CODECS,
-    MAX_SYMBOL,
     NO_LIMIT,
     Bound,
     Cursor,
     Layout,
     Symbols,
     check_bound,
-    signed_varint,
-    varint,
 )
 from ..kernels import pick
 from .mixer import SPAN, UNSEEN, discount, new_model, new_table
+from .settings import Settings, Values, in_common, shift_of, usual_of
 from .walk import DISTANCE_SHIFT, MEAN_SHIFT
 
 __all__ = [
-    "MOST_SHIFT",
-    "USUAL",
     "Mix",
-    "Settings",
     "distances_prior",
     "means_prior",
     "neighbours",
@@ -63,15 +56,10 @@ SAMPLE = 1 << 17  # symbols measured for an estimate
 Ints = NDArray[np.int64]
 SHOWN = 1 << 14  # symbols measured to decide whether rows are images
 COLUMNS = slice(sum(SPAN[:3]), sum(SPAN[:4]))
-SAME = 64  # bit in the first byte of settings
-PICTURES = 128  # bit in the last byte of settings
-MOST_SHIFT = 27
 SIDES = range(8, 257)  # of square images, in symbols
-USUAL = np.searchsorted(QUARTERS, np.arange(int(QUARTERS[-1]) + 1))  # a size for each class
 LEAST = 1 << 11  # symbols per byte: bounds what a short stream can expand to
 FLAGS, FLAGS_PER_BYTE = 4, 64  # allowed flags per symbol, plus per byte
 
-Values = NDArray[np.int32]
 Prices: TypeAlias = NDArray[np.float32]
 TAP_WEIGHT, CORNER_WEIGHT = (
     90,
@@ -79,59 +67,6 @@ TAP_WEIGHT, CORNER_WEIGHT = (
 )  # in 1/256: weight of a tap beside or above, and of the one between
 MOST_TAPS = 49  # larger kernels are walked as rows
 SYMBOLS = 32  # largest alphabet in which tuples are searched for
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a matrix, stored in the head of its stream.
-
-    Attributes:
-        lowest, highest: range of the alphabet.
-        centre: the symbol that is coded as zero.
-        usual: mean distance from it, in 1/64 of a level.
-        period: length of the disjoint tuples that the matrix seems to consist of; 1 for none.
-        shift: a level of the statistics is ``2**shift`` symbols.
-        pictures: whether rows are square images, so that symbols have neighbours above.
-    """
-
-    lowest: int
-    highest: int
-    centre: int
-    usual: int
-    period: int
-    shift: int
-    pictures: bool = False
-
-    def to_bytes(self, before: Settings | None) -> bytes:
-        """Encode the settings: in one byte if they equal those before, except for ``usual``."""
-        mark = octaves(self.usual)
-        if before == replace(self, usual=before.usual if before else 0):
-            return bytes([SAME + mark])
-        numbers = (self.highest - self.lowest, self.centre - self.lowest)
-        body = signed_varint(self.lowest) + b"".join(map(varint, numbers))
-        last = self.period + 4 * self.shift + PICTURES * self.pictures
-        return bytes([mark]) + body + bytes([last])
-
-    @classmethod
-    def parse(cls, cursor: Cursor, before: Settings | None) -> Settings:
-        """Parse and check the next settings of a stream."""
-        same, mark = divmod(cursor.byte(), SAME)
-        if mark >= len(USUAL) or same > 1 or (same and before is None):
-            raise CorruptFileError(f"settings have an invalid first byte: {SAME * same + mark}")
-        usual = int(USUAL[mark])
-        if same and before:
-            return replace(before, usual=usual)
-        lowest = cursor.symbol()
-        size, centre = cursor.varint(), cursor.varint()
-        pictures, rest = divmod(cursor.byte(), PICTURES)
-        shift, period = divmod(rest, 4)
-        allowed = period >= 1 and shift <= MOST_SHIFT
-        if not (allowed and lowest + size <= MAX_SYMBOL and centre <= size):
-            raise CorruptFileError(
-                f"settings out of range: {size} symbols from {lowest}, centre {centre}, "
-                f"tuples of {period}, shift {shift}"
-            )
-        return cls(lowest, lowest + size, lowest + centre, usual, period, shift, bool(pictures))
 
 
 def _settings(values: Values, layout: Layout) -> Settings:
@@ -152,9 +87,8 @@ def _settings(values: Values, layout: Layout) -> Settings:
 def _without_pictures(values: Values, layout: Layout) -> Settings:
     lowest, highest = int(values.min()), int(values.max())
     centre = lowest + _mode(values, lowest, highest)
-    distance = float(np.abs(values.astype(np.int64) - centre).mean())
-    shift = min(max(0, int(distance).bit_length() - 5), MOST_SHIFT)
-    usual = int(USUAL[octaves(round(64 * distance) >> shift)])
+    shift = shift_of(values, centre)
+    usual = usual_of(values, centre, shift)
     return Settings(lowest, highest, centre, usual, period_of(values, layout), shift)
 
 
@@ -273,8 +207,8 @@ class Mix:
         None if raw fields take less, or if symbols need more flags than a reader allows.
         """
         values = [_values(symbols) for symbols in matrices]
-        settings = [self.settings_of(*pair) for pair in zip(values, layouts, strict=True)]
-        ranges = [setting.highest - setting.lowest for setting in settings]
+        own = [self.settings_of(*pair) for pair in zip(values, layouts, strict=True)]
+        ranges, settings = [one.highest - one.lowest for one in own], in_common(own, values)
         room = sum(v.size * r.bit_length() for v, r in zip(values, ranges, strict=True)) // 8 + 16
         total = sum(v.size for v in values)
         stream = _Stream(ENCODE, total, room=room)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ...errors import CorruptFileError
-from ..bitcoder import octaves
 from ..codec import CODECS, Layout, Symbols
 from ..trellis import follows
-from .mix import MOST_SHIFT, USUAL, Mix, Settings, Values
+from .mix import Mix
+from .settings import Settings, Values, shift_of, usual_of
 
 __all__ = ["Trellis"]
 
@@ -39,10 +37,8 @@ class Trellis(Mix):
     def settings_of(self, values: Values, layout: Layout) -> Settings:
         """Choose settings: zero is the centre, and both parities have numbers in the alphabet."""
         lowest, highest = min(int(values.min()), -1), max(int(values.max()), 1)
-        distance = float(np.abs(values.astype(np.int64)).mean())
-        shift = min(max(0, int(distance).bit_length() - 5), MOST_SHIFT)
-        usual = int(USUAL[octaves(round(64 * distance) >> shift)])
-        return Settings(lowest, highest, 0, usual, 1, shift)
+        shift = shift_of(values, 0)
+        return Settings(lowest, highest, 0, usual_of(values, 0, shift), 1, shift)
 
     def check_settings(self, settings: Settings) -> None:
         """Refuse another centre than 0, tuples, pictures, and a parity without numbers."""

@@ -40,7 +40,9 @@ class FinishedWeights:
         self._codebooks: dict[bytes, Codebook] = {}
         self.facts: dict[str, TensorFacts] = {}
         self.info: dict[str, Mapping[str, float]] = {}
+        self.changes: dict[str, str] = {}  # what happened to other tensors
         for part in journal.finished if journal else ():
+            self.changes |= part.changes
             for name in part.weights:
                 self.facts[name] = TensorFacts.of(self[name])
                 self.info[name] = part.info[name]
@@ -49,6 +51,7 @@ class FinishedWeights:
         self, part: Finished, weights: Mapping[str, CodedTensor], changed: Mapping[str, RawTensor]
     ) -> None:
         """Add the weights of a part that is done."""
+        self.changes |= part.changes
         for name, tensor in weights.items():
             self.facts[name] = TensorFacts.of(tensor)
             self.info[name] = part.info[name]

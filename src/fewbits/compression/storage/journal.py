@@ -39,6 +39,7 @@ class Finished:
         info: measurements of the method, by weight.
         notes: notes for the user, by weight.
         unpaired: weights whose rows of the two networks could not be paired.
+        changes: what happened to those of ``changed``.
     """
 
     part: str
@@ -47,6 +48,7 @@ class Finished:
     info: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     unpaired: tuple[str, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; numbers that are not finite become strings."""
@@ -61,6 +63,7 @@ class Finished:
             "info": info,
             "notes": dict(self.notes),
             "unpaired": list(self.unpaired),
+            "changes": dict(self.changes),
         }
 
     @classmethod
@@ -74,6 +77,7 @@ class Finished:
             info,
             dict(values["notes"]),
             tuple(values["unpaired"]),
+            dict(values.get("changes", {})),  # which older versions did not write
         )
 
 

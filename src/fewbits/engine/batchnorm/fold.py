@@ -1,10 +1,10 @@
 """Folding batch normalization into the layer before it.
 
 Each neuron is scaled by gamma / sigma, and the normalization is left with weight 1, mean 0,
-variance 1 - eps and a shifted bias. The function and the names of the state dict stay the same, and
-three of four vectors become constants, which take almost no bytes in a file. Per-channel alphabets
-are not affected by the scaling (path following is equivariant to it); a single step for a whole
-layer is, and suffers.
+variance 1 - eps and a shifted bias, to which that of the layer is added if it has one. The function
+and the names of the state dict stay the same, and all other vectors become constants, which take
+almost no bytes in a file. Per-channel alphabets are not affected by the scaling (path following is
+equivariant to it); a single step for a whole layer is, and suffers.
 """
 
 from __future__ import annotations
@@ -155,9 +155,10 @@ def _absorb(model: nn.Module, pair: Folded, view: WeightView) -> Folded:
     matrix = view.matrix(weight) * scale.reshape(view.groups, -1, 1)
     assign(weight, view.tensor(matrix, tuple(weight.shape)))  # its memory may be shared
     bias = getattr(layer, "bias", None)
-    if isinstance(bias, Tensor):
-        bias.mul_(scale)
     norm.bias.sub_(norm.running_mean * scale)
+    if isinstance(bias, Tensor):
+        norm.bias.add_(bias * scale)
+        bias.zero_()
     norm.weight.fill_(1)
     norm.running_mean.zero_()
     norm.running_var.fill_(1 - norm.eps)

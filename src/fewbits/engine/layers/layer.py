@@ -51,6 +51,8 @@ class Sensitivity:
         samples: number of samples seen.
         mean: (groups, columns) float32: the mean that a bias can compensate, weighted likewise;
             None if nothing can.
+        biases: (groups, neurons) float64: squared output change per squared change of a neuron's
+            bias; None if it is unknown.
     """
 
     rows: Tensor
@@ -58,6 +60,7 @@ class Sensitivity:
     outputs: Tensor | None
     samples: int
     mean: Tensor | None = None
+    biases: Tensor | None = None
 
     def moments(self, has_bias: bool) -> Tensor:
         """Return ``columns``, about the mean if a bias compensates it."""
@@ -121,6 +124,8 @@ class QuantizedMatrix:
         bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
         info: measurements of the method, for reports ("objective", "saturation", "zeros", ...).
         group: columns that share a step; 0: all of a neuron's.
+        bias_step: (groups * neurons,) float32, to whose multiples the biases are rounded once they
+            are shifted; None leaves them as they are.
     """
 
     index: Tensor
@@ -131,6 +136,7 @@ class QuantizedMatrix:
     bias_shift: Tensor | None = None
     info: Mapping[str, float] = field(default_factory=dict)
     group: int = 0
+    bias_step: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -181,6 +187,7 @@ class QuantizedTransform:
         kernel: columns per input channel.
         bias_shift: (groups * neurons,) float32 to add to the layer's bias; None for no change.
         info: measurements of the method, for reports.
+        bias_step: as of :class:`QuantizedMatrix`.
     """
 
     index: Tensor
@@ -193,6 +200,7 @@ class QuantizedTransform:
     kernel: int
     bias_shift: Tensor | None = None
     info: Mapping[str, float] = field(default_factory=dict)
+    bias_step: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """Return the (groups, neurons, columns) float32 values, bit-exact as from the file."""
@@ -235,6 +243,7 @@ def join_neurons(parts: Sequence[Quantized]) -> Quantized:
         step=together(part.step for part in matrices),
         scale=together(part.scale for part in matrices),
         bias_shift=together(part.bias_shift for part in matrices),
+        bias_step=together(part.bias_step for part in matrices),
         info=_joined_info([(part.info, part.index.numel()) for part in matrices]),
     )
 

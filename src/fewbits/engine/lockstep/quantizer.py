@@ -23,6 +23,7 @@ from ..layers.targets import Target
 from ..network.batches import Call
 from ..network.distributed import ALONE, Ranks
 from ..network.isolation import autocast_off
+from .biases import bias_of, round_bias, shift_bias
 from .pairing import Pairing
 from .replays import KeptCall
 
@@ -99,13 +100,13 @@ class Completed:
 
     Attributes:
         results: weight name to its quantized matrix.
-        shifted: names of biases that were corrected.
+        changes: what happened to biases, by name.
         notes: weight name to notes for the user.
         unpaired: weights whose rows of the two networks could not be paired.
     """
 
     results: Mapping[str, Quantized]
-    shifted: tuple[str, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     unpaired: tuple[str, ...] = ()
 
@@ -157,8 +158,8 @@ class LayerQuantizer:
             of a layer) the row budget is spread evenly.
         seed: seed of the run.
         rows: row budget of every layer; None for :func:`row_budget`.
-        sinks: layer name to the parameter that takes its output shift, if the layer has no bias of
-            its own but its folded batch normalization has.
+        sinks: layer name to the bias of the batch normalization that was folded into it, which
+            takes its output shift in place of the layer's own.
         fixed_bias: weights whose layer has a bias that must not be shifted.
         masks: of each batch, bool (samples, tokens) that are False for padding, whose rows are left
             out; () if there is none in any batch.
@@ -319,7 +320,7 @@ class LayerQuantizer:
     def complete(self, module: str) -> None:
         """Quantize every weight of ``module`` from what was observed."""
         results: dict[str, Quantized] = {}
-        shifted: list[str] = []
+        changes: dict[str, str] = {}
         for work in self.work[module]:
             name = work.target.name
             self._judge(name)
@@ -334,9 +335,8 @@ class LayerQuantizer:
             bias, why = self._bias_of(work.target)
             result = self._quantized(work, statistics, has_bias=bool(bias))
             results[name] = result
-            if result.bias_shift is not None and bias:
-                self._shift(bias, result.bias_shift)
-                shifted.append(bias)
+            if bias:
+                changes |= self._change_bias(bias, work, result)
             elif result.bias_shift is not None:
                 self.note(name, f"bias not corrected: {why}")
         self._kept.pop(module, None)
@@ -346,7 +346,7 @@ class LayerQuantizer:
         names = [work.target.name for work in self.work[module]]
         notes = {name: self.notes[name] for name in names if name in self.notes}
         unpaired = tuple(name for name in names if name in self.unpaired)
-        self.keep(module, Completed(results, tuple(shifted), notes, unpaired))
+        self.keep(module, Completed(results, changes, notes, unpaired))
 
     def _quantized(self, work: Work, statistics: Statistics, *, has_bias: bool) -> Quantized:
         """Quantize a weight at one rank, or its neurons at several; write it at all of them."""
@@ -414,28 +414,22 @@ class LayerQuantizer:
         """Return the parameter that takes a layer's mean error, or "" and why there is none."""
         if target.name in self.fixed_bias:
             return "", "the layer does not add it to its output"
-        bias = f"{target.module}.{target.view.bias}".lstrip(".") if target.view.bias else ""
-        parameters = dict(self.network.named_parameters(remove_duplicate=False))
-        sink = bias if bias in parameters else self.sinks.get(target.module, "")
-        if sink not in parameters:
-            return "", "the layer has none"
-        if _is_shared(self.network, parameters[sink]):
-            return "", "it is shared with another layer"
-        return sink, ""
+        return bias_of(self.network, target, self.sinks.get(target.module, ""))
 
-    @torch.no_grad()
-    def _shift(self, bias: str, shift: Tensor) -> None:
+    def _change_bias(self, bias: str, work: Work, result: Quantized) -> dict[str, str]:
+        """Change a bias as the result of its layer says; return what happened to it, if anything.
+
+        Where differences from another network are coded, it is not rounded, which saves nothing.
+        """
         parameter = self.network.get_parameter(bias)
-        parameter.add_(shift.to(parameter))
+        told = [shift_bias(parameter, result)]
+        if work.base is None:
+            told.append(round_bias(parameter, result))
+        return {bias: "; ".join(filter(None, told))} if any(told) else {}
 
     def note(self, name: str, text: str) -> None:
         """Add a note for the user about a weight."""
         self.notes[name] = "; ".join(filter(None, [self.notes.get(name), text]))
-
-
-def _is_shared(network: nn.Module, parameter: Tensor) -> bool:
-    held = [p for module in network.modules() for p in module._parameters.values()]
-    return sum(p is parameter for p in held) > 1
 
 
 def share_of(budget: int, place: int, places: int) -> int:

@@ -25,6 +25,7 @@ from ..base import METHODS, Capabilities, PostTrainingMethod
 from ..path_inputs import expand_step, mean_error
 from ..slopes import check_slope
 from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
+from .bias_steps import bias_steps
 from .rate_problem import TALL, RateProblem
 from .trellis_problem import TrellisProblem
 
@@ -51,6 +52,8 @@ class RDOQ(PostTrainingMethod):
             alone; only the step follows the slope).
         bias_correction: whether to correct the bias by the mean output error on the calibration
             data.
+        bias_rounding: whether to round biases as finely as the slope pays for, which leaves about
+            10 bits of each.
         metric: what distortion is measured in: "logits" (squared error of the output), "fisher"
             (divergence of the predicted probabilities), or "auto": "fisher" for language models,
             which return logits for every token, else "logits".
@@ -71,6 +74,7 @@ class RDOQ(PostTrainingMethod):
     ratio: float = 0.25
     rate: str = "adaptive"
     bias_correction: bool = True
+    bias_rounding: bool = True
     metric: str = "auto"
     quantizer: str = "scalar"
 
@@ -79,6 +83,7 @@ class RDOQ(PostTrainingMethod):
         check_number("ratio", self.ratio, 0)
         check_one_of("rate", self.rate, ("adaptive", "static", "none"))
         check_switch("bias_correction", self.bias_correction)
+        check_switch("bias_rounding", self.bias_rounding)
         check_one_of("metric", self.metric, ("auto", "logits", "fisher"))
         check_one_of("quantizer", self.quantizer, ("scalar", "trellis", "auto"))
 
@@ -114,7 +119,9 @@ class RDOQ(PostTrainingMethod):
             "zeros": float((best.levels == 0).double().mean()),
             "distortion": best.distortion,
         }
-        return QuantizedMatrix(best.levels, best.step, bias_shift=shift, info=info)
+        rounds = self.bias_rounding and layer.has_bias
+        steps = bias_steps(layer.sensitivity, slope) if rounds else None
+        return QuantizedMatrix(best.levels, best.step, bias_shift=shift, info=info, bias_step=steps)
 
     def _problems(
         self, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None, corrects: bool

@@ -56,6 +56,8 @@ def test_folding_keeps_the_function_and_the_names():
     assert [pair.norm for pair in folded] == ["bn1", "bn3", "bn4"]  # conv2 feeds the sum too
     assert torch.equal(net.bn1.weight, torch.ones(8))
     assert torch.equal(net.bn1.running_mean, torch.zeros(8))
+    assert torch.equal(net.conv1.bias, torch.zeros(8))
+    assert bool(net.bn1.bias.all())
     assert not torch.equal(net.bn2.weight, torch.ones(8))
 
 
