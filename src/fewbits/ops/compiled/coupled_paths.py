@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_coupled_path", "cheapest_of_parity", "descend_coupled_paths"]
+__all__ = ["best_coupled_path", "cheapest_of_parity", "descend_coupled_paths", "owe"]
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -45,6 +45,27 @@ def cheapest_of_parity(
         total = cost * value * value + price * bits[-lowest]
         if total < least[0]:
             least[0], picks[0] = total, 0
+
+
+def owe(
+    totals: Floats,
+    back: Whole,
+    picks: Whole,
+    old: float,
+    coupling: Floats,
+    before: Floats,
+    after: Floats,
+) -> None:
+    """Write what the paths that survive a row owe to later rows: ``after`` (states, later rows).
+
+    That is what their past owed, ``before``, and ``coupling`` times the change of the row.
+    """
+    for state in range(totals.shape[0]):
+        if totals[state] < np.inf:
+            step = back[state]
+            change = picks[step] - old
+            for later in range(coupling.shape[0]):
+                after[state, later] = before[step >> 1, later] + change * coupling[later]
 
 
 def best_coupled_path(
@@ -100,18 +121,12 @@ def best_coupled_path(
             stays = costs[row] * (value - old[row]) * (value - old[row])
             for branch in range(2):
                 picks[row, 2 * state + branch] = near[branch]
-                total, after = totals[0, state] + found[branch] - stays, following[state, branch]
-                if total < totals[1, after]:
-                    totals[1, after] = total
-                    back[row, after] = 2 * state + branch
-        for after in range(states):
-            if totals[1, after] < np.inf:
-                step = back[row, after]
-                change = picks[row, step] - old[row]
-                for later in range(row + 1, end):
-                    debts[1 - now, after, later] = (
-                        debts[now, step >> 1, later] + change * coupling[g, n, later - row + n]
-                    )
+                total, target = totals[0, state] + found[branch] - stays, following[state, branch]
+                if total < totals[1, target]:
+                    totals[1, target] = total
+                    back[row, target] = 2 * state + branch
+        after, before = debts[1 - now, :, row + 1 : end], debts[now, :, row + 1 : end]
+        owe(totals[1], back[row], picks[row], old[row], coupling[g, n, n + 1 :], before, after)
         now = 1 - now
         totals[0, :] = totals[1]
     state = 0

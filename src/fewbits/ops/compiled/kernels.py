@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .coupled_paths import best_coupled_path, cheapest_of_parity, descend_coupled_paths
+from .coupled_paths import best_coupled_path, cheapest_of_parity, descend_coupled_paths, owe
 from .paths import best_path, cheapest_of_subsets, descend_paths, project_paths
 
 __all__ = ["arrays", "compiled", "plain", "runs_compiled"]
@@ -244,6 +244,7 @@ _SOURCES = (
     project_paths,
     descend_paths,
     cheapest_of_parity,
+    owe,
     best_coupled_path,
     descend_coupled_paths,
 )
