@@ -78,15 +78,15 @@ def halves(case: Case, seed: int) -> tuple[list[Tensor], list[Tensor]]:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+def outputs(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([model(batch).flatten(0, -2) for batch in batches]).double()
 
 
 def output_error(model: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> float:
     """Return the squared error of the other network's outputs over their variance, in percent."""
-    wanted = _outputs(model, batches)
+    wanted = outputs(model, batches)
     spread = float((wanted - wanted.mean(0)).square().sum())
-    return 100 * float((_outputs(other, batches) - wanted).square().sum()) / spread
+    return 100 * float((outputs(other, batches) - wanted).square().sum()) / spread
 
 
 def _one(job: Job) -> list[dict[str, Any]]:
