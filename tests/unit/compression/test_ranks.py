@@ -52,7 +52,8 @@ def results(tmp_path_factory):
 
 
 def assert_close(one, two):
-    assert len(two["data"]) == pytest.approx(len(one["data"]), rel=0.005)
+    # Of 3,600 bytes: another of a small layer's few steps makes 70.
+    assert len(two["data"]) == pytest.approx(len(one["data"]), rel=0.03)
     assert two["distance"] == pytest.approx(one["distance"], rel=0.2)
 
 

@@ -52,8 +52,7 @@ class RDOQ(PostTrainingMethod):
             alone; only the step follows the slope).
         bias_correction: whether to correct the bias by the mean output error on the calibration
             data.
-        bias_rounding: whether to round biases as finely as the slope pays for, which leaves about
-            10 bits of each.
+        bias_rounding: whether to round biases as finely as the slope pays for.
         metric: what distortion is measured in: "logits" (squared error of the output), "fisher"
             (divergence of the predicted probabilities), or "auto": "fisher" for language models,
             which return logits for every token, else "logits".
