@@ -72,7 +72,8 @@ def compress(
 
     With one of ``target_bytes``, ``target_bits`` and ``max_drop``, fewbits searches for the slope
     (the squared output error that one bit is worth), uses it in every rule whose method has one,
-    and returns the best file within the budget. Each evaluation costs one compression and one
+    and returns the best file within the budget; where no method has one, likewise for the number of
+    levels. Each evaluation costs one compression and one
     encoding.
 
     Args:

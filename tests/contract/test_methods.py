@@ -199,7 +199,10 @@ def test_the_descriptor(name):
     kind = METHODS[name]
     assert kind.name == name
     assert kind.capabilities.needs
-    assert kind.capabilities.has_slope == ("slope" in {entry.name for entry in fields(kind)})
+    settings = {entry.name for entry in fields(kind)}
+    assert kind.capabilities.has_slope == ("slope" in settings)
+    grid = not kind.capabilities.trains and {"levels", "bits"} <= settings
+    assert kind.capabilities.has_levels == grid
     assert kind.summary
     assert kind.paper
     assert kind.__doc__
@@ -267,6 +270,7 @@ def _class(**members):
         (_class(), "method 'encode' of its own"),
         (_class(encode=print, capabilities=None), "capabilities"),
         (_class(encode=print, capabilities=Capabilities(has_slope=True)), "setting 'slope'"),
+        (_class(encode=print, capabilities=Capabilities(has_levels=True)), "setting 'levels'"),
         (_class(encode=print, name="other"), "must be 'mine'"),
         (type("Mine", (), {"name": "mine"}), "dataclass"),
     ],

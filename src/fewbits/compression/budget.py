@@ -1,11 +1,11 @@
-"""Meet a budget: compress at a few slopes and keep the best file that fits."""
+"""Meet a budget: compress at a few slopes or levels and keep the best file that fits."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,30 +18,16 @@ from ..engine.network.distributed import ALONE, Ranks
 from ..errors import ConfigError, require
 from ..files.atomic_write import check_target, write
 from ..files.json_values import read_text
-from ..methods import METHODS, slope_of
-from ..methods import with_slope as at_slope
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
 from ..search import Goal, SlopeSearch, Trace, Trial, as_seconds
 from .fingerprint import fingerprint, tensors_in, weights_of
 from .result import CompressionResult
+from .varied import Varied, varied_in
 
-__all__ = ["Budget", "Evaluate", "methods_with_slope", "with_slope"]
+__all__ = ["Budget", "Evaluate"]
 
 Evaluate = Callable[[nn.Module], float]
-
-
-def methods_with_slope() -> list[str]:
-    """Return the names of the registered methods that have a slope."""
-    return [name for name, kind in METHODS.items() if kind.capabilities.has_slope]
-
-
-def with_slope(recipe: Recipe, slope: float) -> Recipe:
-    """Return the recipe with this slope in every rule whose method has one."""
-    rules = tuple(
-        replace(rule, method=rule.method and at_slope(rule.method, slope)) for rule in recipe.rules
-    )
-    return replace(recipe, rules=rules)
 
 
 @dataclass(frozen=True)
@@ -93,21 +79,23 @@ class Budget:
         progress: Progress,
         touch: Callable[[int], None],
     ) -> CompressionResult:
-        """Search for the slope and return the best network; ``compress`` runs a recipe.
+        """Search for slope or levels, and return the best network; ``compress`` runs a recipe.
 
         ``settled`` returns a recipe with the slopes that the network suggests. ``touch`` is called
         with the size of each weight before it is read.
 
         Raises:
-            ConfigError: no method of the recipe has a slope, or the trace is of another search.
+            ConfigError: no method of the recipe has a slope or levels, or the trace is of another
+                search.
             BudgetError: no evaluated network is within the budget.
         """
-        slopes = _slopes(recipe)
+        varied = varied_in(recipe)
         metric = getattr(self.evaluate, "metric", "accuracy")
         others = [*([] if metric == "accuracy" else [metric]), *([self.base] if self.base else [])]
-        key = _key(model, recipe, calibration, others, effort=self.effort, touch=touch)
+        fixed = varied.at(recipe, 1.0)
+        key = _key(model, fixed, calibration, others, effort=self.effort, touch=touch)
         trace = self.ranks.from_first("trace of the search", lambda: self._trace(key))
-        run = _Run(self, model, recipe, compress)
+        run = _Run(self, model, lambda slope: compress(varied.at(recipe, slope)), varied)
         progress(ProgressEvent("search", len(trace.trials), self.evaluations))
 
         def record(trial: Trial | None) -> None:
@@ -115,19 +103,15 @@ class Budget:
             if self.trace is not None and self.ranks.first:
                 write(trace.to_json().encode(), self.trace)
             if trial is not None:
-                detail = f"slope {trial.slope:.3g}: {trial.bytes:,} bytes"
+                detail = f"{trial.setting}: {trial.bytes:,} bytes"
                 detail += "" if trial.score is None else f", score {trial.score:.4f}"
                 progress(ProgressEvent("search", len(trace.trials), self.evaluations, detail))
 
         if trace.reference is None and self.evaluate is not None:
             trace.reference = run.score(None)
-        if trace.trials:
-            start = trace.trials[0].slope
-        else:
-            start = _mean(_slopes(settled(recipe)) if None in slopes else slopes)
-        search = SlopeSearch(
-            self.goal, start, trace, self.evaluations, self._seconds, record, self._clock
-        )
+        start = trace.trials[0].slope if trace.trials else varied.start(recipe, settled)
+        limits = self.evaluations, self._seconds
+        search = SlopeSearch(self.goal, start, trace, *limits, record, self._clock, varied.choose)
         best = search.run(run.evaluate)
         return run.result(best, trace)
 
@@ -161,10 +145,10 @@ class _Run:
         self,
         budget: Budget,
         model: nn.Module,
-        recipe: Recipe,
-        compress: Callable[[Recipe], CompressionResult],
+        compress: Callable[[float], CompressionResult],
+        varied: Varied,
     ) -> None:
-        self.budget, self.model, self.recipe, self.compress = budget, model, recipe, compress
+        self.budget, self.model, self.compress, self.varied = budget, model, compress, varied
         self.held: dict[float, CompressionResult] = {}
 
     def evaluate(self, slope: float) -> Trial:
@@ -174,11 +158,11 @@ class _Run:
         size, bits = self._size(coded)
         score = None if self.budget.evaluate is None else self.score(coded)
         seconds = time.perf_counter() - started
-        trial = Trial(slope, size, bits, score, seconds)
+        trial = Trial(slope, size, bits, score, seconds, self.varied.levels(slope))
         return self.budget.ranks.exchange("trial of the search", trial)[0]
 
     def _coded(self, slope: float) -> CompressionResult:
-        coded = self.compress(with_slope(self.recipe, slope))
+        coded = self.compress(slope)
         self.held[slope] = coded
         return coded
 
@@ -219,7 +203,7 @@ class _Run:
         size, _ = self._size(coded)
         if size != best.bytes:
             raise ConfigError(
-                f"slope {best.slope!r} gives {size:,} bytes, but the "
+                f"{best.setting} ({best.slope!r}) gives {size:,} bytes, but the "
                 f"trace says {best.bytes:,}: it was recorded with other data, versions or "
                 "settings. Remove it."
             )
@@ -237,30 +221,10 @@ def _key(
 ) -> str:
     """Return a fingerprint of everything a trial depends on, except the slope.
 
-    Covers all weights, the recipe without its slopes, the effort, the number of calibration batches
+    Covers all weights, the recipe at a fixed slope, the effort, the number of calibration batches
     and the first of them, and what else there is: a metric other than accuracy, a base.
     """
     count = None if calibration is None else len(calibration)
     first = [] if calibration is None else list(tensors_in(calibration[0]))
     tensors = chain(weights_of(model, touch), (("", tensor) for tensor in first))
-    return fingerprint(tensors, with_slope(recipe, 1.0).to_dict(), effort, count, *others)
-
-
-def _slopes(recipe: Recipe) -> list[float | None]:
-    """Return the slopes of a recipe; None for those that are open."""
-    methods = [rule.method for rule in recipe.rules if rule.method is not None]
-    slopes = [slope_of(method) for method in methods if method.capabilities.has_slope]
-    if not slopes:
-        names = ", ".join(dict.fromkeys(method.name for method in methods)) or "no method"
-        known = ", ".join(map(repr, methods_with_slope())) or "none is registered"
-        raise ConfigError(
-            f"a budget needs a method with the setting 'slope', but the recipe has {names}. "
-            f"Methods with a slope: {known}."
-        )
-    return slopes
-
-
-def _mean(slopes: Sequence[float | None]) -> float:
-    """Return the geometric mean of the slopes that are set; the search starts there."""
-    known = [slope for slope in slopes if slope is not None]
-    return math.exp(sum(map(math.log, known)) / max(1, len(known)))
+    return fingerprint(tensors, recipe.to_dict(), effort, count, *others)

@@ -16,6 +16,7 @@ from .base import (
     training_methods,
     trains,
 )
+from .levels import count_of_levels, with_levels
 from .post_training.gpfq import GPFQ
 from .post_training.gptq import GPTQ
 from .post_training.nearest import Nearest
@@ -51,6 +52,7 @@ __all__ = [
     "TunedWeight",
     "as_method",
     "calibrate_inputs",
+    "count_of_levels",
     "from_settings",
     "has_open_slope",
     "is_method",
@@ -60,6 +62,7 @@ __all__ = [
     "to_settings",
     "training_methods",
     "trains",
+    "with_levels",
     "with_open_slope",
     "with_slope",
 ]

@@ -48,6 +48,8 @@ class Capabilities:
         trains: whether it trains (:class:`TrainingMethod`) or rounds (:class:`PostTrainingMethod`).
         has_slope: whether it has the setting ``slope``, which a search for a budget varies. If it
             needs gradients, None may stand for the slope that they suggest.
+        has_levels: whether it has the setting ``levels``, whose number a search for a budget varies
+            where no method of the recipe has a slope.
         quantizes_activations: whether it can also quantize the inputs of layers.
         keeps_levels: for training methods: whether weights that start quantized keep their levels.
         merges_batchnorm: for training methods: whether BatchNorm's running statistics are merged
@@ -60,6 +62,7 @@ class Capabilities:
     needs_labels: bool = False
     trains: bool = False
     has_slope: bool = False
+    has_levels: bool = False
     quantizes_activations: bool = False
     keeps_levels: bool = False
     merges_batchnorm: bool = True
@@ -201,6 +204,8 @@ def _problem(kind: Any) -> str | None:
         return f"derived from fewbits.methods.{base.__name__}, with a method {verb!r} of its own"
     if capabilities.has_slope and "slope" not in {entry.name for entry in fields(kind)}:
         return "one with a setting 'slope', as its capabilities say"
+    if capabilities.has_levels and "levels" not in {entry.name for entry in fields(kind)}:
+        return "one with a setting 'levels', as its capabilities say"
     return None
 
 

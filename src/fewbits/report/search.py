@@ -16,11 +16,12 @@ def trace_table(trace: Mapping[str, Any], title: str = "", dtype: str = "float32
 
     ``dtype`` is that of the network before it was compressed.
     """
-    names = ("", "slope", "bytes", "bits/weight", "score", "seconds")
+    counted = any(trial.get("levels") for trial in trace["trials"])
+    names = ("", "levels" if counted else "slope", "bytes", "bits/weight", "score", "seconds")
     rows = tuple(
         (
             "*" if trial["chosen"] else "",
-            f"{trial['slope']:.3e}",
+            str(trial["levels"]) if counted else f"{trial['slope']:.3e}",
             f"{trial['bytes']:,}",
             f"{trial['bits_per_weight']:.3f}",
             score_text(trial["score"]),

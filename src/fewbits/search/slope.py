@@ -1,14 +1,14 @@
-"""The search loop: evaluate, record, choose the next slope; stop when the budget is met."""
+"""The search loop: evaluate, record, choose what to try next; stop when the budget is met."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import BudgetError
 from .goal import Goal
-from .next_slope import next_move
+from .next_slope import Move, next_move
 from .trace import Trace, Trial
 
 __all__ = ["SlopeSearch"]
@@ -16,7 +16,7 @@ __all__ = ["SlopeSearch"]
 
 @dataclass
 class SlopeSearch:
-    """A search for the slope that meets a budget.
+    """A search for the slope, or the number of levels, that meets a budget.
 
     It knows nothing of networks: :meth:`run` takes a function that evaluates a slope. Each step
     depends on the trace alone, so a search that is stopped and resumed ends like an uninterrupted
@@ -31,6 +31,7 @@ class SlopeSearch:
             the first. None for no limit.
         on_trial: called with each trial, and with None at the end, to save the trace.
         clock: returns seconds since some origin.
+        choose: what to try next: ``next_move`` of slopes, or ``next_levels``.
     """
 
     goal: Goal
@@ -40,6 +41,7 @@ class SlopeSearch:
     seconds: float | None = None
     on_trial: Callable[[Trial | None], None] = lambda trial: None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    choose: Callable[[Goal, float, Sequence[Trial], float | None], Move] = next_move
 
     def run(self, evaluate: Callable[[float], Trial]) -> Trial:
         """Search, and return the best trial within the budget. ``evaluate`` compresses at a slope.
@@ -49,21 +51,21 @@ class SlopeSearch:
         """
         trace, began = self.trace, self.clock()
         while True:
-            move = next_move(self.goal, self.start, trace.trials, trace.reference)
+            move = self.choose(self.goal, self.start, trace.trials, trace.reference)
             reason = move.reason if move.slope is None else self._exhausted(self.clock() - began)
             if move.slope is None or reason:
                 break
             trial = evaluate(move.slope)
             trace.trials.append(trial)
-            self._choose("")
+            self._mark("")
             self.on_trial(trial)
-        self._choose(reason)
+        self._mark(reason)
         self.on_trial(None)
         if trace.best is None:
             raise BudgetError(self._failure())
         return trace.best
 
-    def _choose(self, ended: str) -> None:
+    def _mark(self, ended: str) -> None:
         trace = self.trace
         best = self.goal.best(trace.trials, trace.reference)
         trace.chosen = None if best is None else trace.trials.index(best)
@@ -83,12 +85,12 @@ class SlopeSearch:
         if goal.is_size:
             least = min(trace.trials, key=goal.size)
             reached = f"{least.bytes:,} bytes, {least.bits_per_weight:.3f} bits per weight"
-            what = f"the smallest file reached has {reached}, at slope {least.slope:.3g}"
+            what = f"the smallest file reached has {reached}, at {least.setting}"
         else:
             best = min(trace.trials, key=lambda trial: goal.drop(trial, trace.reference))
             what = (
-                f"the best score reached is {best.score} with {best.bytes:,} bytes, at slope "
-                f"{best.slope:.3g}; the float network has {trace.reference}"
+                f"the best score reached is {best.score} with {best.bytes:,} bytes, at "
+                f"{best.setting}; the float network has {trace.reference}"
             )
         return (
             f"no file meets the budget of {goal} after {len(trace.trials)} evaluations "

@@ -15,7 +15,7 @@ __all__ = ["SCHEMA", "Sweep", "same_point"]
 
 SCHEMA = "fewbits.sweep/1"
 Asked: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any] | None]  # settings, goal
-_FIGURES = ("bytes", "score", "bits_per_weight", "seconds", "slope")
+_FIGURES = ("bytes", "score", "bits_per_weight", "seconds", "slope", "levels")
 
 
 @dataclass(repr=False)

@@ -11,6 +11,7 @@ from typing import Any
 from ..coded import shortened
 from ..errors import ConfigError, is_number, shorten
 from ..files.json_values import read_json
+from .level_counts import levels_at
 
 __all__ = ["SCHEMA", "Trace", "Trial"]
 
@@ -20,14 +21,15 @@ _NOT_FINITE = {str(value): value for value in (math.nan, math.inf, -math.inf)}
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluation: the network compressed at one slope.
+    """One evaluation: the network compressed at one slope, or with one number of levels.
 
     Attributes:
-        slope: squared output error that one bit is worth.
+        slope: squared output error that one bit is worth; ``levels ** -2`` where levels are varied.
         bytes: of the file, everything counted.
         bits_per_weight: all bits of the file per quantized weight.
         score: what the caller's ``evaluate`` returned; None if there was none.
         seconds: duration of the evaluation.
+        levels: number of levels of every grid; None where slopes are varied.
     """
 
     slope: float
@@ -35,6 +37,16 @@ class Trial:
     bits_per_weight: float
     score: float | None = None
     seconds: float = 0.0
+    levels: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """What was varied, in words."""
+        return f"slope {self.slope:.3g}" if self.levels is None else f"{self.levels} levels"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; ``levels`` is left out where slopes are varied."""
+        return {name: value for name, value in asdict(self).items() if name != "levels" or value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trial:
@@ -50,8 +62,10 @@ class Trial:
         whole = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63
         sound = whole and scored and is_number(seconds) and seconds >= 0
         slope, bits = data.get("slope"), data.get("bits_per_weight")
+        levels = data.get("levels")
         if not (
             sound
+            and (levels is None or levels_at(slope) == levels)
             and is_number(slope)
             and 1e-150 < slope < 1e150
             and is_number(bits)
@@ -63,7 +77,7 @@ class Trial:
                 f"Got {shorten(data)} instead."
             )
         number = None if score is None else float(score)
-        return cls(float(slope), int(size or 0), float(bits), number, float(seconds or 0))
+        return cls(float(slope), int(size or 0), float(bits), number, float(seconds or 0), levels)
 
 
 @dataclass
@@ -97,7 +111,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``docs/budgets.md`` describes them."""
-        trials = [asdict(t) | {"chosen": k == self.chosen} for k, t in enumerate(self.trials)]
+        trials = [t.to_dict() | {"chosen": k == self.chosen} for k, t in enumerate(self.trials)]
         return {
             "schema": SCHEMA,
             "key": self.key,
@@ -156,12 +170,14 @@ class Trace:
         return trace_html(self.to_dict())
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("", "slope", "bytes", "bits/weight", "score", "seconds")]
+        varied = "slope" if all(trial.levels is None for trial in self.trials) else "levels"
+        rows: list[tuple[str, ...]] = [("", varied, "bytes", "bits/weight", "score", "seconds")]
         for place, trial in enumerate(self.trials):
             score = "-" if trial.score is None else f"{trial.score:.4f}"
             mark = "*" if place == self.chosen else ""
             size = (f"{trial.bytes:,}", f"{trial.bits_per_weight:.3f}")
-            rows.append((mark, f"{trial.slope:.3e}", *size, score, f"{trial.seconds:.1f}"))
+            setting = f"{trial.slope:.3e}" if trial.levels is None else str(trial.levels)
+            rows.append((mark, setting, *size, score, f"{trial.seconds:.1f}"))
         return rows
 
     def __str__(self) -> str:

@@ -219,8 +219,8 @@ def test_a_budget_out_of_reach(digits_net, tmp_path):
         )
 
 
-@pytest.mark.parametrize("method", [fewbits.Nearest(), fewbits.GPFQ()])
-def test_methods_without_a_slope_are_told_of_those_with_one(digits_net, digits, method):
+@pytest.mark.parametrize("method", [fewbits.Nearest(levels="lloyd"), fewbits.GPFQ(levels=(0, 1))])
+def test_methods_without_a_slope_or_levels_are_told_of_those_with_one(digits_net, digits, method):
     with pytest.raises(ConfigError, match=rf"recipe has {method.name}.*'sloped'"):
         compress(digits_net, method, digits[0][:64], target_bytes=4000)
 
@@ -253,3 +253,33 @@ def test_progress_tells_of_every_evaluation(digits_net):
     told = [event for event in events if event.stage == "search"]
     assert [event.done for event in told] == list(range(len(coded.trace.trials) + 1))
     assert f"{coded.trace.trials[0].bytes:,} bytes" in told[1].detail
+
+
+@pytest.mark.parametrize("kind", ["nearest", "gptq"])
+def test_without_a_slope_the_levels_meet_the_size(digits_net, digits, kind, tmp_path):
+    few = digits[0][:128].split(64)
+    trace = tmp_path / "trace.json"
+    coded = compress(digits_net, kind, few, target_bytes=4500, trace=trace)
+    best = coded.trace.best
+    assert best.bytes == len(coded.data) <= 4500
+    assert coded.plan.recipe.rules[0].method.levels == best.levels
+    more = compress(digits_net, METHODS[kind](levels=best.levels + 2), few)
+    assert len(more.data) > 4500 or best.bytes > 0.99 * 4500
+    assert "levels" in str(coded.trace)
+    again = compress(digits_net, kind, few, target_bytes=4500, trace=trace)
+    assert again.data == coded.data
+    assert len(again.trace.trials) == len(coded.trace.trials)
+
+
+def test_a_drop_takes_the_fewest_levels(digits_net, accuracy):
+    coded = compress(digits_net, "nearest", max_drop=0.01, evaluate=accuracy)
+    reference, best = coded.trace.reference, coded.trace.best
+    assert reference - best.score <= 0.01
+    fewer = [one for one in coded.trace.trials if one.levels < best.levels]
+    assert fewer
+    assert all(reference - one.score > 0.01 for one in fewer)
+
+
+def test_levels_that_are_too_many_are_named_in_the_error(digits_net):
+    with pytest.raises(BudgetError, match="at 3 levels"):
+        compress(digits_net, "nearest", target_bytes=500)

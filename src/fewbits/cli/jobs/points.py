@@ -76,7 +76,9 @@ class Point:
         settings = self.recipe.rules[0].to_dict()
         del settings["match"]
         if self.budget:
-            settings.pop("slope", None)
+            sloped = METHODS[settings["method"]].capabilities.has_slope
+            for varied in ("slope",) if sloped else ("levels", "bits"):
+                settings.pop(varied, None)
         return settings
 
     @property
@@ -133,7 +135,8 @@ class Bench:
         facts["quantized"] = coded.coverage.to_dict()
         facts["score"] = self._score(coded)
         if coded.trace is not None and coded.trace.best is not None:
-            facts["slope"] = coded.trace.best.slope
+            best = coded.trace.best
+            facts |= {"slope": best.slope} if best.levels is None else {"levels": best.levels}
         return {**facts, "seconds": seconds}
 
     def reference(self) -> dict[str, Any]:
@@ -199,13 +202,16 @@ def points_of(request: SweepRequest) -> list[Point]:
             points += [Point(_recipe(name, width)) for width in request["bits"]]
         if kind.capabilities.has_slope:
             points += [Point(_recipe(name, slope=slope)) for slope in request["slopes"]]
+        if kind.capabilities.has_slope or kind.capabilities.has_levels:
             budgets = [BudgetOptions(target_bytes=str(size)) for size in request["sizes"]]
             budgets += [BudgetOptions(max_drop=drop) for drop in request["drops"]]
             points += [Point(_recipe(name), budget) for budget in budgets]
         if len(points) == before:
             needs = "--bits"
             if kind.capabilities.has_slope:
-                needs = "--slopes or --target-bytes or --max-drop"
+                needs = "--slopes"
+            if kind.capabilities.has_slope or kind.capabilities.has_levels:
+                needs += " or --target-bytes or --max-drop"
             raise typer.BadParameter(f"nothing to measure for {name}: add {needs}.")
     return points
 

@@ -163,8 +163,8 @@ def compress(
 ) -> Outcome:
     """Compress a trained network to one file, with given settings or within a budget.
 
-    To meet a budget, fewbits searches for the slope (the price of a bit in squared error); the
-    exit code is 3 if no network meets it.
+    To meet a budget, fewbits searches for the slope (the price of a bit in squared error), or for
+    the number of levels of a method that has none; the exit code is 3 if no network meets it.
 
     The network is also trained if --epochs is given, the method trains, or the recipe has a
     'train' section. Checkpoints go to OUT.run; 'fewbits train --resume OUT.run' continues an

@@ -65,7 +65,7 @@ class GPFQ(FeedbackMethod):
         "error feedback along the columns; needs no inverse, and few rows of data"
     )
     paper: ClassVar[str] = "Lybrand and Saab 2021; Zhang, Zhou and Saab 2023"
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both")
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both", has_levels=True)
     radii: ClassVar[tuple[str, ...]] = (*DATA_FREE_RADII, "objective")
 
     threshold: str = "none"

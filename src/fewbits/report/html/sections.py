@@ -78,6 +78,11 @@ def codes_section(tensors: Mapping[str, CodedTensor], report: SizeReport) -> Sec
     return Section("Codes", [told, table, Folded(title, charts, open=len(charts) <= _OPEN)])
 
 
+def _varied(trial: Mapping[str, Any]) -> str:
+    levels = trial.get("levels")
+    return f"{levels} levels" if levels else f"slope {trial['slope']:.3e}"
+
+
 def trace_section(trace: Mapping[str, Any], dtype: str, score: str = SCORE) -> Section:
     """Return every trial of ``Trace.to_dict()``, and their curve if they were scored."""
     trials = trace["trials"]
@@ -86,7 +91,7 @@ def trace_section(trace: Mapping[str, Any], dtype: str, score: str = SCORE) -> S
         Point(
             one["bytes"],
             one["score"],
-            f"slope {one['slope']:.3e}: {one['bytes']:,} bytes, score {score_text(one['score'])}"
+            f"{_varied(one)}: {one['bytes']:,} bytes, score {score_text(one['score'])}"
             + (", chosen" if one["chosen"] else ""),
             one["chosen"],
         )

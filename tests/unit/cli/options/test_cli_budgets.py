@@ -225,9 +225,25 @@ def test_wrong_usage(here, options):
     assert run_json(*SEARCH, *options, *FAST, code=2)["error"]["type"] == "UsageError"
 
 
-def test_a_method_without_a_slope(here):
+def test_a_method_without_a_slope_varies_its_levels(here):
     arguments = (*SEARCH[:-1], "nearest", "--target-bytes", "7KB", *FAST)
-    assert "'sloped'" in run(*arguments, code=1).stderr
+    told = run(*arguments).stdout
+    assert "levels" in told
+    assert "slope" not in told
+    trials = run_json(*arguments, "--force")["trace"]["trials"]
+    (best,) = [trial for trial in trials if trial["chosen"]]
+    assert best["bytes"] == (here / "new.fewbits").stat().st_size <= 7000
+    assert all(trial["bytes"] > 7000 for trial in trials if trial["levels"] > best["levels"])
+    codebook = (*arguments, "--force", "--set", "levels=lloyd")
+    assert "number of levels" in run(*codebook, code=1).stderr
+
+
+def test_a_sweep_searches_levels(here):
+    points = run_json(*SWEEP, "--methods", "nearest", "--target-bytes", "7KB,300")["points"]
+    assert [point["settings"] for point in points] == [{"method": "nearest"}] * 2
+    assert points[0]["bytes"] <= 7000
+    assert points[0]["levels"] % 2 == 1
+    assert "at 3 levels" in points[1]["missed"]
 
 
 def test_how_sizes_drops_and_durations_are_read():
