@@ -190,6 +190,7 @@ def main() -> None:
         for slope in SLOPES[network]
         for quantizer in QUANTIZERS[: 3 if seed == 0 else 2]
     ]
+    jobs.sort(key=lambda job: job.network == "mobilenet_v2")  # which takes longest
     results = kept_runs(
         "trellis_networks",
         one,
