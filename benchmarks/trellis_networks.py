@@ -47,7 +47,7 @@ CIFAR = (8e-5, 1.6e-4, 3e-4, 5e-4, 8e-4)
 SLOPES = {
     "resnet20": CIFAR,
     "resnet32": CIFAR,
-    **{name: tuple(f * slope for f in FACTORS) for name, slope in USUAL.items()},
+    **{name: tuple(f * USUAL[name] for f in FACTORS) for name in ("lenet300", "lenet5", "resnet8")},
     "mobilenet_v2": (1e-5, 4e-5, 1.6e-4),
 }
 SEEDS = {"resnet32": (0,), "mobilenet_v2": (0,)}
@@ -190,7 +190,7 @@ def main() -> None:
         for slope in SLOPES[network]
         for quantizer in QUANTIZERS[: 3 if seed == 0 else 2]
     ]
-    jobs.sort(key=lambda job: job.network == "mobilenet_v2")  # which takes longest
+    jobs.sort(key=lambda job: (job.network != "resnet20") + (job.network == "mobilenet_v2"))
     results = kept_runs(
         "trellis_networks",
         one,
