@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
+_RELATIVE_CLIP = 0.1  # after a compressed start
 _CALIBRATION = 1024  # training samples for ranges of inputs, and for live BatchNorm layers
 
 
@@ -132,6 +133,7 @@ def train(
         key=key,
         fabric=fabric,
         progress=progress,
+        relative_clip=_relative_clip(settings, kept=against is not None),
         **_fit_arguments(tuner, settings),
     )
     coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
@@ -230,6 +232,13 @@ def _fit_arguments(tuner: Tuner, settings: Training) -> dict[str, Any]:
         "augment": _augment(settings),
         "selection": Selection(start=start, max_drop=settings.max_drop),
     }
+
+
+def _relative_clip(settings: Training, *, kept: bool) -> float | None:
+    """Return the limit on gradients; by default one where levels of a compressed start are kept."""
+    if settings.relative_clip is None:
+        return _RELATIVE_CLIP if kept else None
+    return settings.relative_clip or None
 
 
 def _lr_schedule(tuner: Tuner, settings: Training) -> LRSchedule:
