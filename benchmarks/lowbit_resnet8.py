@@ -5,8 +5,8 @@
 From the shared float weights (87.19 %; biases, raw pixels). 3,000 of the training images, drawn
 once, shifted and mirrored, so that thirty epochs and three seeds fit on one CPU core; 1,000 others
 are held out. All kinds get the same number of epochs in all, those of joint distillation too.
-Settings and measures are those of ``lowbit_resnet.py``. Any option but --minutes explores: the
-record goes to .data/.
+Settings and measures are those of ``lowbit_resnet.py``. Any option but --minutes and --earlier
+explores: the record goes to .data/.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
+    parser.add_argument("--earlier", nargs="*", default=[], help="commits whose runs are taken too")
     parser.add_argument("--quick", action="store_true", help="6 steps, 500 test images")
     options = parser.parse_args()
-    explores = vars(options) != vars(parser.parse_args([])) | {"minutes": options.minutes}
+    limits = {"minutes": options.minutes, "earlier": options.earlier}
+    explores = vars(options) != vars(parser.parse_args([])) | limits
     jobs = [
         Job(2, kind, seed, options.epochs, options.rate, "cpu", options.quick)
         for seed, kind in product(options.seeds, options.kinds)
     ]
-    found = kept_runs("lowbit_resnet8", _run, jobs, minutes=options.minutes)
+    found = kept_runs("lowbit_resnet8", _run, jobs, **limits)
     rows = [row for row in found if row is not None]
     write(
         "lowbit_resnet8",
@@ -69,6 +71,7 @@ def main() -> None:
         data=f"CIFAR-10: {TRAINED:,} training images; test images only report",
         folder=CACHE if explores else None,
         float_accuracy={"resnet8": top1(resnet8(), *_test())},
+        commits=sorted({row["commit"] for row in rows}),
         missing=len(jobs) - len(rows),
         summary=summary(rows),
         rows=rows,

@@ -137,10 +137,8 @@ def train(
         "vector_bits": vector_bits,
         "norms": norms,
         "sort": sort,
-        "hold_out": hold_out,
-        "select_from": select_from,
-        "max_drop": max_drop,
     }
+    loop |= {"hold_out": hold_out, "select_from": select_from, "max_drop": max_drop}
     sources: _Options = {"model": model, "weights": weights, "data": data, "selection": selection}
     run_options: _Options = {"start": start, "effort": effort, "log": log, "precision": precision}
     run_options |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}
