@@ -20,9 +20,7 @@ record goes to .data/.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,23 +28,21 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 
 import fewbits
 from fewbits.coded import RawTensor
 from fewbits.methods import HEMP
 from fewbits.recipe.training_config import Training
-from fewbits.sources import load_data
-from fewbits.training.from_recipe import train
 from images import CACHE
 from kept import kept_runs
-from networks import digits_network, top1
-from record import Run, measured, write
+from networks import top1
+from record import Run, write
+from training_case import Case, digits_case
 
 FORMS = ("published", "loss")
 ORDERS = (1, 2, 3)
 STRENGTHS = {"published": (0.0, 0.3, 0.6), "loss": (0.0, 5e-5, 2e-4)}
-EPOCHS = 15
+EPOCHS, RATE = 15, 0.03
 LEVELS = 7
 
 
@@ -73,34 +69,25 @@ class _Job:
 
 
 def _run(job: _Job) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    data = load_data("digits")
-    model = digits_network("digits-mlp", 2 if job.quick else 60, job.seed)
-    batches = list(data.batches("test"))
-    test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-    training = Training(epochs=1 if job.quick else EPOCHS, hold_out=0, learning_rate=0.03)
-    recipe = replace(
-        fewbits.Recipe.of(job.method), train=training, raw_dtype="float16", seed=job.seed
-    )
-    wall, cpu = time.perf_counter(), time.process_time()
+    title = f"{job.form} | order {job.order}"
+    case = digits_case(title, "digits-mlp", 2 if job.quick else 60, job.seed)
+    training = Training(epochs=1 if job.quick else EPOCHS, hold_out=0, learning_rate=RATE)
+    return measured_form(case, f"{job.strength:g}", job.method, training)
+
+
+def measured_form(case: Case, part: str, method: HEMP, training: Training) -> dict[str, Any]:
+    """Train one form from the float weights; measure file, accuracy and bits of tuples."""
+    made: list[fewbits.CodedModel] = []
+
+    def work() -> fewbits.CodedModel:
+        made.append(case.trained(method, training, effort="smallest", raw_dtype="float16"))
+        return made[0]
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an order that was lowered
-        coded = train(copy.deepcopy(model), recipe, data, effort="smallest").coded
-    assert coded is not None  # there is one process
-    seconds = time.perf_counter() - wall, time.process_time() - cpu
-    run = measured(
-        coded.without_metadata(),
-        model,
-        {"test": test},
-        seconds=seconds,
-        method=f"{job.form} | order {job.order} | {job.strength:g}",
-        settings={"method": repr(job.method)},
-        seed=job.seed,
-        calibration_images=0,
-    )
-    accuracy = run.accuracy["test"]
-    print(f"{run.method} | {run.seed}: {run.file_bytes:,} bytes, {accuracy:.2f} %", flush=True)
-    return {"run": asdict(run), "order_bits": _order_bits(coded), "float": top1(model, *test)}
+        run = case.run(part, work, method)
+    floats = top1(case.model, *case.test)
+    return {"run": asdict(run), "order_bits": _order_bits(made[0]), "float": floats}
 
 
 def _order_bits(coded: fewbits.CodedModel) -> list[float]:

@@ -20,27 +20,21 @@ the seeds. Any option but --minutes and --earlier explores: the record goes to .
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 import fewbits
 from fewbits.methods import GPFQ, HEMP, PWFN, RDOQ, Transform
 from fewbits.recipe.training_config import Training
-from fewbits.sources import DataSource, load_data
-from fewbits.training.from_recipe import train
 from images import CACHE
 from kept import kept_runs
-from networks import digits_network, top1
-from record import Run, measured, write
+from networks import top1
+from record import Run, write
+from training_case import Case, digits_case
 
 NETWORKS = ("digits-mlp", "digits-cnn")
 STARTS: dict[str, Any] = {
@@ -66,95 +60,44 @@ class _Job:
     quick: bool
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What the parts of one job share."""
-
-    job: _Job
-    model: nn.Module
-    data: DataSource
-    test: tuple[Tensor, Tensor]
-    start: fewbits.CodedModel | None
-
-    def trained(self, method: HEMP, **settings: Any) -> fewbits.CodedModel:
-        """Return what ``fewbits train`` gives from the start."""
-        epochs = (1 if self.job.quick else EPOCHS) if self.start or self.job.quick else None
-        training = Training(**({} if epochs is None else {"epochs": epochs}), **settings)
-        recipe = fewbits.Recipe.of(method)
-        recipe = replace(recipe, train=training, seed=self.job.seed)
-        result = train(copy.deepcopy(self.model), recipe, self.data, start=self.start)
-        assert result.coded is not None  # there is one process
-        return result.coded
-
-    def run(self, part: str, work: Callable[[], fewbits.CodedModel], method: Any) -> Run:
-        """Do the work of one part, and measure its file."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        coded = work()
-        seconds = time.perf_counter() - wall, time.process_time() - cpu
-        job = self.job
-        run = measured(
-            coded.without_metadata(),
-            self.model,
-            {"test": self.test},
-            seconds=seconds,
-            method=f"{job.network} | {job.start} | {part}",
-            settings={"method": repr(method), "notes": list(coded.notes)},
-            seed=job.seed,
-            calibration_images=0,
-        )
-        accuracy = run.accuracy["test"]
-        print(f"{run.method} | {run.seed}: {run.file_bytes:,} bytes, {accuracy:.2f} %", flush=True)
-        return run
-
-
-def _start(model: nn.Module, data: DataSource, job: _Job) -> fewbits.CodedModel | None:
-    method = STARTS[job.start]
+def compressed(case: Case, name: str, training: Training) -> fewbits.CodedModel | None:
+    """Return a start of :data:`STARTS`; ``training`` is that of PWFN, the only one that trains."""
+    method = STARTS[name]
     if method is None:
         return None
-    if method == PWFN():
-        recipe = replace(fewbits.Recipe.of(method), train=Training(), seed=job.seed)
-        return train(copy.deepcopy(model), recipe, data).coded
-    calibration = data.batches("calibration", limit=1024, seed=job.seed)
-    return fewbits.compress(model, method, calibration, seed=job.seed)
+    return case.trained(method, training) if method == PWFN() else case.untrained(method)
+
+
+def parts(case: Case, name: str, training: Training) -> list[Run]:
+    """Run the start, HEMP after it, its control, and HEMP without a choice of epochs."""
+    runs = []
+    if case.start is not None:
+        runs.append(case.run("before", lambda: case.start, STARTS[name]))
+    runs.append(case.run("hemp", lambda: case.trained(HEMP(), training), HEMP()))
+    plain = HEMP(rate_weight=0) if case.start is None else HEMP(slope=0.0)
+    runs.append(case.run("control", lambda: case.trained(plain, training), plain))
+    last = replace(training, hold_out=0)
+    runs.append(case.run("last epoch", lambda: case.trained(HEMP(), last), HEMP()))
+    return runs
 
 
 def _run(job: _Job) -> dict[str, Any]:
     """Run all parts of a job."""
-    torch.set_num_threads(1)
-    data = load_data("digits")
-    model = digits_network(job.network, 2 if job.quick else 16, job.seed)
-    batches = list(data.batches("test"))
-    test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    title = f"{job.network} | {job.start}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a start loses is in the notes
-        case = _Case(job, model, data, test, _start(model, data, job))
-        runs = []
-        if case.start is not None:
-            runs.append(case.run("before", lambda: case.start, STARTS[job.start]))
-        runs.append(case.run("hemp", lambda: case.trained(HEMP()), HEMP()))
-        plain = HEMP(rate_weight=0) if case.start is None else HEMP(slope=0.0)
-        runs.append(case.run("control", lambda: case.trained(plain), plain))
-        last = lambda: case.trained(HEMP(), hold_out=0)  # noqa: E731
-        runs.append(case.run("last epoch", last, HEMP()))
+        case = digits_case(title, job.network, 2 if job.quick else 16, job.seed)
+        case = replace(case, start=compressed(case, job.start, Training()))
+        usual = Training() if case.start is None else Training(epochs=EPOCHS)
+        runs = parts(case, job.start, Training(epochs=1) if job.quick else usual)
         if job.start in COMPARED:
-            size = runs[-3].file_bytes
-            runs.append(case.run("untrained", lambda: _untrained(case, size), "smallest"))
-    return {"runs": [asdict(run) for run in runs], "float": top1(model, *test)}
+            size = next(run.file_bytes for run in runs if run.method.endswith("| hemp"))
+            smallest = partial(case.untrained, "smallest", target_bytes=size, metadata=False)
+            runs.append(case.run("untrained", smallest, "smallest"))
+    return {"runs": [asdict(run) for run in runs], "float": top1(case.model, *case.test)}
 
 
-def _untrained(case: _Case, size: int) -> fewbits.CodedModel:
-    calibration = case.data.batches("calibration", limit=1024, seed=case.job.seed)
-    return fewbits.compress(
-        case.model,
-        "smallest",
-        calibration,
-        seed=case.job.seed,
-        target_bytes=size,
-        metadata=False,
-    )
-
-
-def _summary(runs: list[Run], floats: dict[str, float]) -> list[dict[str, Any]]:
+def summary_of(runs: list[Run], floats: dict[str, float]) -> list[dict[str, Any]]:
     """Return means over the seeds, and the verdicts."""
     table: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in runs:
@@ -181,6 +124,15 @@ def _summary(runs: list[Run], floats: dict[str, float]) -> list[dict[str, Any]]:
         about = {"network": network, "start": start, "seeds": seeds}
         rows.append({**about, "float": floats[network], "means": means, "verdicts": verdicts})
     return rows
+
+
+def show(summary: list[dict[str, Any]]) -> None:
+    """Print the means and what is worse than what."""
+    for row in summary:
+        print(row["network"], "|", row["start"])
+        for part, means in row["means"].items():
+            print(f"    {part:12} {means['file_bytes']:9,.0f} bytes {means['accuracy']:6.2f} %")
+        print("   ", *(name for name, found in row["verdicts"].items() if found), sep="  ")
 
 
 def _worse(after: dict[str, Any], before: dict[str, Any]) -> bool:
@@ -222,12 +174,8 @@ def main() -> None:
     for job, result in done:
         by_network.setdefault(job.network, {})[job.seed] = result["float"]
     floats = {name: statistics.mean(found.values()) for name, found in by_network.items()}
-    summary = _summary(runs, floats)
-    for row in summary:
-        print(row["network"], "|", row["start"])
-        for part, means in row["means"].items():
-            print(f"    {part:12} {means['file_bytes']:9,.0f} bytes {means['accuracy']:6.2f} %")
-        print("   ", *(name for name, found in row["verdicts"].items() if found), sep="  ")
+    summary = summary_of(runs, floats)
+    show(summary)
     write(
         "hemp_starts",
         folder=CACHE if options.explores else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from images import CACHE, cifar10, normalise
+from images import CACHE, Bytes, cifar10, normalise
 from networks import resnet32
 
 __all__ = ["VIEWS", "Images", "distilled", "fold", "held_out", "prepare_views", "sgd"]
@@ -69,17 +69,25 @@ class Images:
         yield from order[: len(order) - len(order) % size].split(size)
 
 
-def held_out(count: int, seed: int = 12345) -> tuple[Images, tuple[Tensor, Tensor]]:
+def held_out(
+    count: int,
+    seed: int = 12345,
+    *,
+    trained: int | None = None,
+    scale: Callable[[Bytes], Tensor] = normalise,
+) -> tuple[Images, tuple[Tensor, Tensor]]:
     """Return the training images less ``count`` of them, and these, each with a hole of 8 x 8.
 
     The float networks were trained on all images and are right about nearly all; with a hole they
-    are right about as often as on images they do not know.
+    are right about as often as on images they do not know. ``trained``: so many images to train on,
+    drawn at random, instead of all others.
     """
     images, labels = cifar10("train")
     order = np.random.default_rng(seed).permutation(len(images))
-    away, kept = np.sort(order[:count]), np.sort(order[count:])
-    padded = functional.pad(normalise(images[kept]), (PADDING,) * 4)
-    judged = normalise(images[away])
+    end = len(order) if trained is None else count + trained
+    away, kept = np.sort(order[:count]), np.sort(order[count:end])
+    padded = functional.pad(scale(images[kept]), (PADDING,) * 4)
+    judged = scale(images[away])
     corners = np.random.default_rng(seed + 1).integers(0, 25, (count, 2))
     for image, (y, x) in zip(judged, corners, strict=True):
         image[:, y : y + 8, x : x + 8] = 0

@@ -13,7 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CACHE", "ROOT", "cifar10", "cifar100", "data_folder", "mnist", "normalise"]
+__all__ = [
+    "CACHE",
+    "ROOT",
+    "Bytes",
+    "cifar10",
+    "cifar100",
+    "data_folder",
+    "mnist",
+    "normalise",
+    "pixels",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".data"
@@ -98,6 +108,11 @@ def normalise(images: Bytes) -> Tensor:
     mean = torch.tensor(CIFAR_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(CIFAR_STD).view(1, 3, 1, 1)
     return (torch.from_numpy(np.array(images)).float() / 255 - mean) / std
+
+
+def pixels(images: Bytes) -> Tensor:
+    """Return CIFAR images as ResNet-8 expects them: float32 pixels 0..255."""
+    return torch.from_numpy(np.array(images)).float()
 
 
 def _idx(path: Path) -> Bytes:

@@ -19,26 +19,20 @@ nor select. Files hold no metadata.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 import fewbits
 from fewbits.recipe.training_config import Training
-from fewbits.sources import DataSource, load_data
-from fewbits.training.from_recipe import train
 from images import CACHE
 from kept import kept_runs
-from networks import digits_network, top1
-from record import Run, measured, write
+from networks import top1
+from record import Run, write
+from training_case import digits_case
 
 NETWORKS = ("digits-mlp", "digits-cnn")
 WORTHS = (0.3, 1.0)
@@ -53,77 +47,24 @@ class _Job:
     quick: bool
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What the rows of one job share."""
-
-    job: _Job
-    model: nn.Module
-    data: DataSource
-    test: tuple[Tensor, Tensor]
-
-    def trained(self, method: fewbits.LowBit) -> fewbits.CodedModel:
-        """Train from the float weights."""
-        training = Training(epochs=1 if self.job.quick else EPOCHS, learning_rate=RATE)
-        recipe = replace(fewbits.Recipe.of(method), train=training, seed=self.job.seed)
-        recipe = replace(recipe, raw_dtype="float16")
-        result = train(copy.deepcopy(self.model), recipe, self.data)
-        assert result.coded is not None  # there is one process
-        return result.coded
-
-    def untrained(self, size: int) -> fewbits.CodedModel:
-        """Compress without training to a size, with inputs of 4 bits."""
-        calibration = list(self.data.batches("calibration", limit=1024, seed=self.job.seed))
-        return fewbits.compress(
-            self.model,
-            "smallest",
-            calibration,
-            seed=self.job.seed,
-            activations=BITS,
-            target_bytes=size,
-            metadata=False,
-        )
-
-    def run(self, row: str, work: Callable[[], fewbits.CodedModel], method: Any) -> Run:
-        """Do the work of one row, and measure its file."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        coded = work()
-        seconds = time.perf_counter() - wall, time.process_time() - cpu
-        run = measured(
-            coded.without_metadata(),
-            self.model,
-            {"test": self.test},
-            seconds=seconds,
-            method=f"{self.job.network} | {row}",
-            settings={"method": repr(method), "notes": list(coded.notes)},
-            seed=self.job.seed,
-            calibration_images=0,
-        )
-        accuracy = run.accuracy["test"]
-        print(f"{run.method} | {run.seed}: {run.file_bytes:,} bytes, {accuracy:.2f} %", flush=True)
-        return run
-
-
 def _run(job: _Job) -> dict[str, Any]:
     """Run all rows of a network and seed."""
-    torch.set_num_threads(1)
-    data = load_data("digits")
-    model = digits_network(job.network, 2 if job.quick else 16, job.seed)
-    batches = list(data.batches("test"))
-    test = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-    case, runs = _Case(job, model, data, test), []
-    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    case, runs = digits_case(job.network, job.network, 2 if job.quick else 16, job.seed), []
+    training = Training(epochs=1 if job.quick else EPOCHS, learning_rate=RATE)
+    weights = sum(p.numel() for p in case.model.parameters() if p.dim() > 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clipped inputs, and what is lost: in the notes
         for bits, worth in ((4, 0.0), (3, 0.0), (2, 0.0), *product((4, 2), WORTHS)):
             row = f"w{bits}, worth {worth:g}" if worth else f"w{bits}"
             slope = worth / (bits * weights)
             method = fewbits.LowBit(weights=bits, activations=BITS, first_last="same", slope=slope)
-            runs.append(case.run(row, lambda m=method: case.trained(m), method))
+            train = partial(case.trained, method, training, raw_dtype="float16")
+            runs.append(case.run(row, train, method))
             if worth:
-                size, row = runs[-1].file_bytes, f"untrained, as {row}"
-                runs.append(case.run(row, lambda s=size: case.untrained(s), "smallest"))
-    return {"runs": [asdict(run) for run in runs], "float": top1(model, *test)}
+                settings = {"activations": BITS, "target_bytes": runs[-1].file_bytes}
+                compress = partial(case.untrained, "smallest", metadata=False, **settings)
+                runs.append(case.run(f"untrained, as {row}", compress, "smallest"))
+    return {"runs": [asdict(run) for run in runs], "float": top1(case.model, *case.test)}
 
 
 def _summary(runs: list[Run], floats: dict[str, list[float]]) -> list[dict[str, Any]]:

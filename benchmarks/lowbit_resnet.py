@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "stochastic": {"schedule": "stochastic"},
     "joint": {"joint": True},
     "progressive, joint": {"schedule": "progressive", "joint": True},
+    "two stages, progressive, joint": {"schedule": "two_stage_progressive", "joint": True},
 }
 BATCH = 128
 MEASURED = (
@@ -200,10 +201,11 @@ def _differing(loaded: nn.Module, contents: Contents, images: Tensor) -> dict[st
 
 def _nominal(model: nn.Module, bits: int) -> int:
     """Return the bytes of weights at their nominal bits, and of all other tensors in float16."""
-    total = 0.0
-    for name, value in model.state_dict().items():
+    state, total = model.state_dict(), 0.0
+    weights = [name for name, value in state.items() if value.dim() > 1]
+    for name, value in state.items():
         if value.dim() > 1:
-            total += value.numel() * (1 if name in ("conv1.weight", "linear.weight") else bits / 8)
+            total += value.numel() * (1 if name in (weights[0], weights[-1]) else bits / 8)
         elif value.is_floating_point():
             total += 2 * value.numel()
     return round(total)

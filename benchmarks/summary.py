@@ -13,7 +13,13 @@ from typing import Any
 from summary_coding import coding, coding_large, coding_sources
 from summary_compared import imagenet, language_model, sentences
 from summary_curves import budgets, rate_accuracy, transform_arms
-from summary_lowbit import brevitas_qat, lowbit_cifar100, lowbit_digits, lowbit_resnet
+from summary_lowbit import (
+    brevitas_qat,
+    lowbit_cifar100,
+    lowbit_digits,
+    lowbit_resnet,
+    lowbit_resnet8,
+)
 from summary_pwfn import pwfn_clustering, pwfn_forms, pwfn_resnet
 from summary_running import (
     forward_ratios,
@@ -25,7 +31,15 @@ from summary_running import (
     recurrent,
     resume,
 )
-from summary_training import hemp_mnist, hemp_resnet, step_cost
+from summary_training import (
+    hemp_form,
+    hemp_mnist,
+    hemp_options,
+    hemp_resnet,
+    hemp_starts,
+    hemp_starts_cifar,
+    step_cost,
+)
 from summary_transform import (
     transform_baselines,
     transform_basis_bits,
@@ -279,11 +293,16 @@ PRINTERS = {
         writing,
         hemp_mnist,
         hemp_resnet,
+        hemp_starts,
+        hemp_starts_cifar,
+        hemp_form,
+        hemp_options,
         pwfn_resnet,
         pwfn_forms,
         pwfn_clustering,
         lowbit_digits,
         lowbit_resnet,
+        lowbit_resnet8,
         lowbit_cifar100,
         brevitas_qat,
         onnx_w8a8,

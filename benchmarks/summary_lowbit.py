@@ -6,7 +6,13 @@ from typing import Any
 
 from tables import table
 
-__all__ = ["brevitas_qat", "lowbit_cifar100", "lowbit_digits", "lowbit_resnet"]
+__all__ = [
+    "brevitas_qat",
+    "lowbit_cifar100",
+    "lowbit_digits",
+    "lowbit_resnet",
+    "lowbit_resnet8",
+]
 
 
 def lowbit_digits(record: dict[str, Any]) -> str:
@@ -52,6 +58,11 @@ def _differing(row: dict[str, Any]) -> tuple[str, ...]:
 
 def lowbit_cifar100(record: dict[str, Any]) -> str:
     """Top-1 and bytes of every kind."""
+    return lowbit_resnet(record)
+
+
+def lowbit_resnet8(record: dict[str, Any]) -> str:
+    """The same of ResNet-8."""
     return lowbit_resnet(record)
 
 

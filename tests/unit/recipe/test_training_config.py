@@ -22,6 +22,7 @@ EVERYTHING = Training(
     weight_decay=1e-4,
     warm_up=0.1,
     clip=1.0,
+    relative_clip=0.2,
     distil=0.5,
     temperature=2.0,
     augment=("flip", "crop"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 import fewbits
 from fewbits.recipe.training_config import Training
-from fewbits.sources import load_data
+from fewbits.sources import ArraySplit, load_data
 from fewbits.training.against_start import AgainstStart
 from fewbits.training.from_recipe import train
 from fewbits.training.loop.loop import Fitted
@@ -136,3 +138,27 @@ def _likeness(start):
     """The share of signs in the last layer that are those of the start."""
     wanted = start.state_dict()["3.weight"].sign()
     return lambda net: float((net[3].weight.sign() == wanted).float().mean())
+
+
+def test_a_weight_of_large_inputs_stays_near_its_levels():
+    """Inputs a thousand times as large have such gradients, and weights a thousandth as large."""
+    source, net = load_data("digits"), network()
+    split = source.split("train")
+    large = ArraySplit(split.inputs * 1000.0, split.labels, split.normalization)
+    data = replace(source, train=large)
+    with torch.no_grad():
+        net[1].weight /= 1000
+    start = fewbits.compress(net, fewbits.Nearest(bits=4))
+    before = start.state_dict()["1.weight"]
+
+    def moved(**settings):
+        training = Training(epochs=2, hold_out=0, **settings)
+        recipe = replace(fewbits.Recipe.of(fewbits.HEMP()), train=training)
+        coded = train(copy.deepcopy(net), recipe, data, start=start).coded
+        return float((coded.state_dict()["1.weight"] - before).norm() / before.norm())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zeros of the start have values
+        assert moved() < 0.1
+        assert moved(relative_clip=0) > 1
+        assert moved(relative_clip=10) > 0.2

@@ -37,6 +37,7 @@ __all__ = [
     "Padding",
     "Precision",
     "Prune",
+    "RelativeClip",
     "RunFolderOption",
     "SaveSeconds",
     "SelectFrom",
@@ -92,6 +93,14 @@ WarmUp: TypeAlias = Annotated[
 ]
 Clip: TypeAlias = Annotated[
     float | None, _option("Clip the norm of the gradients to this. \\[default: no clipping]", _LOOP)
+]
+RelativeClip: TypeAlias = Annotated[
+    float | None,
+    _option(
+        "Clip the gradient of each weight to this share of the norm of its tensor; 0 for no limit. "
+        "\\[default: 0.1 with hemp after a compressed start]",
+        _LOOP,
+    ),
 ]
 Distil: TypeAlias = Annotated[
     float | None,

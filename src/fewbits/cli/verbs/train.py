@@ -58,6 +58,7 @@ def train(
     weight_decay: options.WeightDecay = None,
     warm_up: options.WarmUp = None,
     clip: options.Clip = None,
+    relative_clip: options.RelativeClip = None,
     distil: options.Distil = None,
     temperature: options.Temperature = None,
     augment: options.Augment = None,
@@ -127,6 +128,7 @@ def train(
         "weight_decay": weight_decay,
         "warm_up": warm_up,
         "clip": clip,
+        "relative_clip": relative_clip,
         "distil": distil,
         "temperature": temperature,
         "augment": augment,
@@ -135,10 +137,8 @@ def train(
         "vector_bits": vector_bits,
         "norms": norms,
         "sort": sort,
-        "hold_out": hold_out,
-        "select_from": select_from,
-        "max_drop": max_drop,
     }
+    loop |= {"hold_out": hold_out, "select_from": select_from, "max_drop": max_drop}
     sources: _Options = {"model": model, "weights": weights, "data": data, "selection": selection}
     run_options: _Options = {"start": start, "effort": effort, "log": log, "precision": precision}
     run_options |= {"save_seconds": save_seconds, "evaluate": evaluate, "run": run}

@@ -172,7 +172,12 @@ def vector_targets(model: nn.Module, names: Iterable[str]) -> tuple[Target, ...]
     return tuple(targets)
 
 
-def check_finite(model: nn.Module, touch: Callable[[int], None] | None = None) -> None:
+def check_finite(
+    model: nn.Module,
+    touch: Callable[[int], None] | None = None,
+    *,
+    advice: str = "Load an intact checkpoint.",
+) -> None:
     """Check that a network has no NaN or infinite weights and no NaN buffers (masks may be -inf).
 
     ``touch`` is called with the size of every tensor before it is read.
@@ -199,7 +204,7 @@ def check_finite(model: nn.Module, touch: Callable[[int], None] | None = None) -
             where = tuple(bad.nonzero()[0].tolist())
             raise ModelError(
                 f"tensor {name!r} contains {int(bad.sum())} NaN or infinite values of "
-                f"{tensor.numel()}, the first at index {where}. Load an intact checkpoint."
+                f"{tensor.numel()}, the first at index {where}. {advice}"
             )
 
 

@@ -81,6 +81,7 @@ def fit(
     accumulate: int = 1,
     lr_schedule: LRSchedule = constant,
     clip: float | None = None,
+    relative_clip: float | None = None,
     augment: Augmentation | None = None,
     judge: Callable[[nn.Module], float] | None = None,
     selection: Selection | None = None,
@@ -111,6 +112,8 @@ def fit(
         accumulate: micro-batches per step and process; more of them take less memory.
         lr_schedule: factor on the learning rates, as a function of the finished share.
         clip: largest norm of all gradients together; None for no clipping.
+        relative_clip: largest norm of the gradient of each weight tensor and each gain, as a share
+            of the norm of the tensor; None for no clipping.
         augment: random augmentation of the inputs.
         judge: score of a network on *held-out training data*, higher is better, by which the epoch
             is chosen. None keeps the last epoch.
@@ -153,6 +156,7 @@ def fit(
             fabric,
             lr_schedule=lr_schedule,
             clip=clip,
+            relative_clip=relative_clip,
             total=epochs * batches.steps,
         )
         best_epoch = BestEpoch(

@@ -61,7 +61,7 @@ class Metrics:
             if bad:
                 raise ModelError(
                     f"the {bad[0]} is {row[bad[0]]} at step {step}: training diverged. Lower the "
-                    "learning rate, use warm-up, or clip gradients."
+                    "learning rate, use warm-up, or clip gradients (relative_clip)."
                 )
             self.latest = {**row, **{k: float(v) for k, v in measures().items()}}
         return dict(self.latest)

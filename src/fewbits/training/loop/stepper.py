@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Stepper", "Tunable"]
 
 
+_LEAST_NORM = 1e-3  # of a tensor, so that one of zeros can move
+
+
 class Stepper:
     """Network, tuner and optimizer on their devices.
 
@@ -43,9 +46,12 @@ class Stepper:
         *,
         lr_schedule: LRSchedule,
         clip: float | None,
+        relative_clip: float | None = None,
         total: int,
     ) -> None:
-        require(clip is None or clip > 0, "clip", "a number > 0, or None", clip)
+        for name, value in (("clip", clip), ("relative_clip", relative_clip)):
+            require(value is None or value > 0, name, "a number > 0, or None", value)
+        self.relative_clip = relative_clip
         self.tuner, self.loss, self.fabric = tuner, loss, fabric
         self.lr_schedule, self.clip, self.total = lr_schedule, clip, total
         self.stage = tuner.stage
@@ -85,6 +91,8 @@ class Stepper:
                     total = total + penalty
                 self.fabric.backward(total)
         average_gradients(self.method_parameters)
+        if self.relative_clip is not None:
+            self._clip_relatively(self.relative_clip)
         if self.clip is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
@@ -133,7 +141,7 @@ class Stepper:
             "processes": [batches.sharing.processes, batches.sharing.accumulate],
             "how": [
                 _description(x)
-                for x in (self.lr_schedule, self.clip, batches.augment, selection, self.loss)
+                for x in (self.lr_schedule, *self._clips, batches.augment, selection, self.loss)
             ],
             "precision": str(self.fabric.strategy.precision.precision),
         }
@@ -154,6 +162,28 @@ class Stepper:
             return self.joint.losses(self.model, batch)
         result = self.loss(self.model, batch)
         return (result[0], None, result[1]) if isinstance(result, tuple) else (result, None, {})
+
+    @property
+    def _clips(self) -> tuple[float | None, ...]:
+        """What limits gradients; older checkpoints know of one limit only."""
+        return (self.clip,) if self.relative_clip is None else (self.clip, self.relative_clip)
+
+    @torch.no_grad()
+    def _clip_relatively(self, most: float) -> None:
+        """Scale gradients down to ``most`` times the norm of their tensor (Brock et al. 2021).
+
+        Biases are left alone, because many start at zero, and parameters of the method, because
+        logarithms of steps do.
+        """
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())  # of the gradients
+        own = {id(parameter) for parameter in self.tuner.parameters()}
+        for name, parameter in self.tuner.model.named_parameters():
+            if parameter.grad is None or "bias" in name or id(parameter) in own:
+                continue
+            limit = scale * most * parameter.norm().clamp_min(_LEAST_NORM)
+            norm = parameter.grad.norm().clamp_min(torch.finfo(parameter.dtype).tiny)
+            parameter.grad.mul_((limit / norm).clamp_max(1.0))
 
     def _optimize(self) -> bool:
         """Step, and return whether it took place: a float16 scaler skips steps that overflow.

@@ -29,6 +29,10 @@ from .start import Inherited
 
 __all__ = ["Tuner", "packed"]
 
+_DIVERGED = (
+    "Training diverged: lower the learning rate, use warm-up, or clip gradients (relative_clip)."
+)
+
 
 class Tuner:
     """Compresses a network during training; created by :func:`fewbits.prepare`.
@@ -248,7 +252,7 @@ class Tuner:
         """
         self._check_open()
         require(is_effort(effort), "effort", f"one of {', '.join(EFFORTS)}", effort)
-        check_finite(self.model)
+        check_finite(self.model, advice=_DIVERGED)
         grids = self.session.detach(self.model) if isinstance(self.session, InputSession) else {}
         results = {weight.name: self.session.quantized(weight) for weight in self.weights}
         self._remove()
