@@ -64,7 +64,7 @@ def test_it_writes_a_file_and_tells_of_that_file(here):
 
 
 def test_people_read_what_was_kept(here):
-    shown = run(*order("net.fewbits", "--no-metadata", epochs=1)).stdout
+    shown = run(*order("net.fewbits", "--no-metadata", "--start", "float", epochs=1)).stdout
     assert fewbits.inspect(here / "net.fewbits").metadata == {}
     assert "epoch 1 of 1 kept: accuracy" in shown
     assert "held-out training samples" in shown
