@@ -8,20 +8,10 @@ import torch
 
 from fewbits.ops.compiled.kernels import compiled, plain
 from fewbits.ops.rate_distortion.trellis_paths import PathDescent
+from small_trellis import FOLLOWING, LOWEST, TOP, follows
 
-LOWEST, TOP, PRICE = -5, 5, 0.5
-# A trellis of 4 states: state s takes integers of the parity of s.
-FOLLOWING = np.array([[0, 2], [2, 0], [1, 3], [3, 1]], np.int64)
+PRICE = 0.5
 RNG = np.random.default_rng(1)
-
-
-def follows(path):
-    state = 0
-    for number in path:
-        if (number ^ state) & 1:
-            return False
-        state = FOLLOWING[state, number >> 1 & 1]
-    return True
 
 
 def all_paths(rows):

@@ -14,20 +14,9 @@ from fewbits.ops.rate_distortion.trellis_paths import (
     path_bits,
     total_path_bits,
 )
+from small_trellis import FOLLOWING, LOWEST, TOP, follows
 
-LOWEST, TOP = -5, 5
-# A trellis of 4 states: state s takes integers of the parity of s.
-FOLLOWING = np.array([[0, 2], [2, 0], [1, 3], [3, 1]], np.int64)
 RNG = np.random.default_rng(0)
-
-
-def follows(path):
-    state = 0
-    for number in path:
-        if (number ^ state) & 1:
-            return False
-        state = FOLLOWING[state, number >> 1 & 1]
-    return True
 
 
 def cost(path, values, costs, price, bits):
