@@ -126,15 +126,12 @@ class RDOQ(PostTrainingMethod):
         self, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None, corrects: bool
     ) -> list[RateProblem]:
         """Return the problem of each quantizer that is to be tried."""
-        given = layer, weight, statistics
-        if self.quantizer == "scalar" or weight.numel() > _CHUNK:
-            return [RateProblem.of(*given, has_bias=corrects)]
-        trellis = TrellisProblem.of(*given, has_bias=corrects)
-        in_blocks = len(trellis.blocks(TALL if statistics is not None else _VOCABULARY)) > 1
-        if self.quantizer == "trellis" and not in_blocks:
-            return [trellis]
-        scalar = RateProblem.of(*given, has_bias=corrects)
-        return [scalar] if in_blocks else [scalar, trellis]
+        scalar = RateProblem.of(layer, weight, statistics, has_bias=corrects)
+        blocks = scalar.blocks(TALL if statistics is not None else _VOCABULARY)
+        if self.quantizer == "scalar" or len(blocks) > 1 or weight.numel() > _CHUNK:
+            return [scalar]
+        trellis = TrellisProblem.like(scalar)
+        return [trellis] if self.quantizer == "trellis" else [scalar, trellis]
 
     def _chosen(self, layer: LayerMatrix, problem: RateProblem, slope: float, tall: int) -> _Chosen:
         """Return the levels and steps of a layer, block by block, and what they cost."""

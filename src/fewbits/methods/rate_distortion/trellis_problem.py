@@ -8,7 +8,7 @@ for multiples of a finer step, but the coder knows the parity of each from those
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -49,6 +49,12 @@ class TrellisProblem(RateProblem):
         """Build the problem from a quadratic; see :class:`RateProblem`."""
         shared = descending(metric.diagonal(dim1=1, dim2=2).mean(0, keepdim=True))
         return cls.ordered(target, metric, rows, shared.expand(len(metric), -1), coupling)
+
+    @classmethod
+    def like(cls, problem: RateProblem) -> Self:
+        """Return the same quadratic, for paths."""
+        paths = cls.at(problem.target, problem.metric, problem.rows, problem.coupling)
+        return replace(paths, taps=problem.taps, width=problem.width)
 
     def search(self, slope: float, ratio: float, priced: bool) -> Tensor:
         """Search the step () of a path with the least distortion + slope * bits."""

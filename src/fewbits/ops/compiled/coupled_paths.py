@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .paths import take_path
+
 __all__ = ["best_coupled_path", "cheapest_of_parity", "descend_coupled_paths", "owe"]
 
 Floats = NDArray[np.float64]
@@ -187,10 +189,4 @@ def descend_coupled_paths(
                 wanted, costs, price[k], bits[k], t, lowest, old, coupling, following,
                 debts, totals, picks, back, path,
             )  # fmt: skip
-            for g in range(groups):
-                for n in range(neurons):
-                    row = g * neurons + n
-                    if path[row] != old[row]:
-                        levels[k, g, n, t] = path[row]
-                        for j in range(columns):
-                            residual[k, g, n, j] += (old[row] - path[row]) * metric[g, t, j]
+            take_path(levels[k], residual[k], metric, t, path)

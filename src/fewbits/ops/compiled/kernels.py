@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .coupled_paths import best_coupled_path, cheapest_of_parity, descend_coupled_paths, owe
-from .paths import best_path, cheapest_of_subsets, descend_paths, project_paths
+from .paths import (
+    best_path,
+    cheapest_of_subsets,
+    descend_paths,
+    project_paths,
+    take_path,
+)
 
 __all__ = ["arrays", "compiled", "plain", "runs_compiled"]
 
@@ -243,6 +249,7 @@ _SOURCES = (
     best_path,
     project_paths,
     descend_paths,
+    take_path,
     cheapest_of_parity,
     owe,
     best_coupled_path,

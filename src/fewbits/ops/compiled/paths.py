@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_path", "cheapest_of_subsets", "descend_paths", "project_paths"]
+__all__ = [
+    "best_path",
+    "cheapest_of_subsets",
+    "descend_paths",
+    "project_paths",
+    "take_path",
+]
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -131,6 +137,18 @@ def project_paths(
                 values[g, 0, k * neurons + n] = path[g * neurons + n]
 
 
+def take_path(levels: Floats, residual: Floats, metric: Floats, column: int, path: Floats) -> None:
+    """Write a path to a column of ``levels`` (groups, neurons, columns); update the residual."""
+    groups, neurons, columns = levels.shape
+    for g in range(groups):
+        for n in range(neurons):
+            new, old = path[g * neurons + n], levels[g, n, column]
+            if new != old:
+                levels[g, n, column] = new
+                for j in range(columns):
+                    residual[g, n, j] += (old - new) * metric[g, column, j]
+
+
 def descend_paths(
     units: Floats,
     levels: Floats,
@@ -173,10 +191,4 @@ def descend_paths(
             best_path(
                 wanted, costs, price[k], bits[k], t, lowest, following, totals, picks, back, path
             )
-            for g in range(groups):
-                for n in range(neurons):
-                    new, old = path[g * neurons + n], levels[k, g, n, t]
-                    if new != old:
-                        levels[k, g, n, t] = new
-                        for j in range(columns):
-                            residual[k, g, n, j] += (old - new) * metric[g, t, j]
+            take_path(levels[k], residual[k], metric, t, path)
