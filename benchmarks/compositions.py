@@ -3,10 +3,16 @@
     python benchmarks/compositions.py
 
 First a method alone (those that train: with default settings, 6 epochs); then each training method
-from its file, 6 epochs; and Qronos, from float weights, onto the values of its file
-(``levels=``), where these are at most 256. A pair that is refused has the error's words. Accuracy
-is that of the reloaded file on the 449 test images, which choose nothing. One seed: read it as what
-works, not as which pair is best.
+from its file, 6 epochs; and, from float weights, Qronos and RDOQ onto the values of its file
+(``levels=``), where these are at most 256: RDOQ at the bytes of the first file, and again at those
+of Qronos. A pair that is refused has the error's words. Accuracy is that of the reloaded file on
+the 449 test images, and ``output_error`` the squared change of the float network's centred logits
+there, relative to their energy; they choose nothing. One seed: read it as what works, not as which
+pair is best.
+
+``onto_lloyd`` compares onto one codebook, of Lloyd and Max for all weights, at several sizes:
+rounding with the slope but without feedback (per weight the least squared distance + price *
+bits), Qronos, RDOQ at the bytes of each of these, and RDOQ on its own grid at those of Qronos.
 """
 
 from __future__ import annotations
@@ -17,14 +23,19 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 import fewbits
 from fewbits.coded import RawTensor
+from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
 from fewbits.errors import FewbitsError
+from fewbits.methods import Capabilities, PostTrainingMethod
+from fewbits.ops.levels.codebook import lloyd_max
+from fewbits.ops.rate_distortion.cheapest_levels import level_bits
+from fewbits.ops.rate_distortion.entropy_constrained import assign_priced
 from fewbits.recipe.training_config import Training
 from fewbits.sources import DataSource, load_data
 from fewbits.training.from_recipe import train
@@ -46,6 +57,7 @@ FIRST: dict[str, Any] = {
 }
 THEN: dict[str, Any] = {"hemp": fewbits.HEMP(), "lowbit": fewbits.LowBit(), "pwfn": fewbits.PWFN()}
 EPOCHS, MOST_VALUES = 6, 256
+COUNTS, PRICES, ROUNDS, EVALUATIONS = (8, 32), (3e-4, 3e-3), 10, 7
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,22 @@ class _Bench:
         calibration = self.data.batches("calibration", limit=1024, seed=0)
         return fewbits.compress(self.model, method, calibration)
 
-    def onto(self, first: fewbits.CodedModel) -> fewbits.CodedModel:
-        """Round the float network onto the values of another file."""
-        names = {name for name, t in first.tensors.items() if not isinstance(t, RawTensor)}
-        state = first.state_dict()
-        values = torch.cat([state[name].flatten() for name in sorted(names)]).unique()
-        if len(values) > MOST_VALUES:
-            raise FewbitsError(f"its weights have {len(values):,} values; levels= takes 256")
-        return self.compressed(fewbits.Qronos(levels=tuple(values.tolist())))
+    def rdoq(self, levels: tuple[float, ...] | None, size: int) -> fewbits.CodedModel:
+        """Return the float network on ``levels``, or a grid, in at most ``size`` bytes."""
+        method = fewbits.RDOQ(levels=levels)
+        tried = self.compressed(replace(method, slope=1 / 3000))
+        size += len(tried.data) - len(tried.without_metadata().data)
+        calibration = self.data.batches("calibration", limit=1024, seed=0)
+        tries = {"target_bytes": size, "evaluations": EVALUATIONS}
+        return fewbits.compress(self.model, method, calibration, **tries)
+
+    @torch.no_grad()
+    def output_error(self, coded: fewbits.CodedModel) -> float:
+        """Return the squared change of the centred logits, relative to their energy."""
+        networks = self.model, coded.load_into(copy.deepcopy(self.model))
+        logits = [network(self.test[0]) for network in networks]
+        wanted, found = (each - each.mean(1, keepdim=True) for each in logits)
+        return float((found - wanted).square().sum() / wanted.square().sum())
 
     def row(
         self, first: str, then: str, work: Callable[[], fewbits.CodedModel]
@@ -84,19 +104,86 @@ class _Bench:
         try:
             coded = work()
         except FewbitsError as error:
-            print(f"{first:14} {then:8} refused: {error}", flush=True)
+            print(f"{first:14} {then:14} refused: {error}", flush=True)
             return {"first": first, "then": then, "refused": str(error)}, None
         found = {
             "first": first,
             "then": then,
             "file_bytes": len(coded.without_metadata().data),
             "accuracy": top1(coded.load_into(copy.deepcopy(self.model)), *self.test),
+            "output_error": self.output_error(coded),
             "cpu_seconds": round(time.process_time() - started, 1),
             "notes": list(coded.notes),
         }
         told = f"{found['file_bytes']:7,} bytes, {found['accuracy']:.2f} %"
-        print(f"{first:14} {then:8} {told}, {found['cpu_seconds']} CPU s", flush=True)
+        told += f", error {found['output_error']:.5f}"
+        print(f"{first:14} {then:14} {told}, {found['cpu_seconds']} CPU s", flush=True)
         return found, coded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced(PostTrainingMethod):
+    """Rounding with the slope, weight by weight and without data: the control."""
+
+    name: ClassVar[str] = "priced"
+    summary: ClassVar[str] = "least squared distance plus price * bits"
+    paper: ClassVar[str] = "Chou, Lookabaugh and Gray 1989"
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    price: float
+    levels: tuple[float, ...]
+
+    def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
+        levels, top = torch.tensor(self.levels), len(self.levels) - 1
+        index = assign_priced(layer.weight, levels, torch.zeros(top + 1), 0.0)
+        for _ in range(ROUNDS):
+            lengths = level_bits(index.reshape(1, -1), top)[0, top:]
+            index = assign_priced(layer.weight, levels, lengths.float(), self.price)
+        return QuantizedMatrix(index.to(torch.int32), None, levels=levels)
+
+
+def _values(coded: fewbits.CodedModel) -> tuple[float, ...]:
+    """Return the values of all coded weights."""
+    names = {name for name, t in coded.tensors.items() if not isinstance(t, RawTensor)}
+    state = coded.state_dict()
+    values = torch.cat([state[name].flatten() for name in sorted(names)]).unique()
+    if len(values) > MOST_VALUES:
+        raise FewbitsError(f"its weights have {len(values):,} values; levels= takes 256")
+    return tuple(values.tolist())
+
+
+def _onto_values(bench: _Bench, name: str, first: fewbits.CodedModel) -> list[dict[str, Any]]:
+    """Round the float network onto the values of another file."""
+    onto = lambda: bench.compressed(fewbits.Qronos(levels=_values(first)))  # noqa: E731
+    rows = [bench.row(name, "qronos", onto)[0]]
+    if "refused" in rows[0]:
+        return rows
+    levels, sizes = _values(first), {"rdoq": len(first.without_metadata().data)}
+    sizes["rdoq as qronos"] = rows[0]["file_bytes"]
+    for then, size in sizes.items():
+        work = lambda size=size: bench.rdoq(levels, size)  # noqa: E731
+        rows.append(bench.row(name, then, work)[0])
+    return rows
+
+
+def _onto_lloyd(bench: _Bench) -> list[dict[str, Any]]:
+    """Compare methods at equal bytes onto one codebook for all weights."""
+    weights = torch.cat([p.detach().flatten() for p in bench.model.parameters() if p.dim() > 1])
+    rows = []
+    for count in COUNTS:
+        levels = tuple(lloyd_max(weights, count).tolist())
+        controls: dict[str, Any] = {
+            f"priced at {price:g}": Priced(levels=levels, price=price) for price in PRICES
+        }
+        controls |= {"qronos": fewbits.Qronos(levels=levels)}
+        for name, control in controls.items():
+            work = lambda control=control: bench.compressed(control)  # noqa: E731
+            row = bench.row(f"lloyd {count}", name, work)[0]
+            ours = lambda row=row, levels=levels: bench.rdoq(levels, row["file_bytes"])  # noqa: E731
+            rows += [row, bench.row(f"lloyd {count}", f"rdoq as {name}", ours)[0]]
+        grid = lambda row=row: bench.rdoq(None, row["file_bytes"])  # noqa: E731
+        rows.append(bench.row("grid", f"rdoq as {name}", grid)[0])
+    return rows
 
 
 def _bench(quick: bool) -> _Bench:
@@ -124,7 +211,7 @@ def main() -> None:
         for then, second in THEN.items():
             again = lambda second=second, first=first: bench.trained(second, first)  # noqa: E731
             rows.append(bench.row(name, then, again)[0])
-        rows.append(bench.row(name, "qronos", lambda first=first: bench.onto(first))[0])
+        rows += _onto_values(bench, name, first)
     write(
         "compositions",
         model="digits-mlp, trained here",
@@ -132,6 +219,7 @@ def main() -> None:
         folder=CACHE if options.quick else None,
         float_accuracy={"test": top1(bench.model, *bench.test)},
         measured=rows,
+        onto_lloyd=_onto_lloyd(bench),
     )
 
 

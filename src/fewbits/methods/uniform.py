@@ -26,6 +26,7 @@ from ..ops.levels.grid import (
 )
 from ..ops.rounding.projections import CodebookProjection, HardThreshold
 from .base import PostTrainingMethod
+from .levels import CODEBOOK, check_codebook, codebook_of
 from .path_inputs import expand_step
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "check_switch",
     "checked_statistics",
     "checked_weight",
+    "is_pruned",
     "is_whole",
     "result",
 ]
@@ -52,7 +54,6 @@ _BLOCK = 1 << 20  # weights whose rounding errors are computed at once
 _SMALLEST_GROUP = 8  # below, steps take about as many bytes as indices of 4 bits
 _MOST_PASSES = 100
 _PRUNED = 0.25  # share of zeros in a layer that is pruned; one that is not has hardly any
-_CODEBOOK = 256  # levels at most
 _LLOYD_SAMPLE = 1 << 20  # weights that decide the levels of a layer
 _GROUP_LEVELS = 1 << 15  # levels times steps of 8 bits are then exact in float32
 
@@ -136,14 +137,9 @@ class UniformMethod(PostTrainingMethod):
         if isinstance(given, list):  # as read from YAML or JSON
             given = tuple(given)
             object.__setattr__(self, "levels", given)
-        number, codebook = "an integer from 2 to 2**24", f"2 to {_CODEBOOK} increasing numbers"
-        kind = f"None, {number}, 'lloyd', or a tuple of {codebook}"
+        kind = f"None, an integer from 2 to 2**24, 'lloyd', or a tuple of {CODEBOOK}"
         if isinstance(given, tuple):
-            sound = 2 <= len(given) <= _CODEBOOK and all(is_number(value) for value in given)
-            require(sound, "levels", kind, given)
-            values = torch.tensor(given, dtype=torch.float64).float()
-            rising = bool(values.isfinite().all()) and bool((values.diff() > 0).all())
-            require(rising, "levels", f"{codebook} that float32 tells apart", given)
+            check_codebook(given, kind)
             stepless = self.group is None
             require(stepless, "group", "None with given levels, which have no steps", self.group)
         elif given != "lloyd":
@@ -220,11 +216,7 @@ class UniformMethod(PostTrainingMethod):
             levels = lloyd_max(units[::stride], 2**self.bits)
             top = self.grid.top
             return CodebookProjection(torch.unique_consecutive(levels.clamp(-top, top)))
-        values = torch.tensor(self.levels, dtype=torch.float32, device=layer.weight.device)
-        fits = bool((values.abs() <= layer.limit).all())
-        held = f"values up to {layer.limit:g}, which {layer.name!r} can hold"
-        require(fits, "levels", held, self.levels)
-        return CodebookProjection(values)
+        return CodebookProjection(codebook_of(self.levels, layer))
 
     def step_of(self, layer: LayerMatrix, percentile: float = 100.0) -> Tensor:
         """Return the step of a layer by these settings; 1 with given levels."""
@@ -260,8 +252,7 @@ class FeedbackMethod(UniformMethod):
         """
         if not self._has_zero:
             return None
-        zeros = layer.weight == 0
-        return zeros if int(zeros.sum()) >= _PRUNED * max(1, zeros.numel()) else None
+        return layer.weight == 0 if is_pruned(layer.weight) else None
 
     @property
     def _has_zero(self) -> bool:
@@ -281,6 +272,11 @@ class FeedbackMethod(UniformMethod):
         if self.bias_correction and layer.has_bias:
             return statistics.about_mean(layer.weight)
         return statistics
+
+
+def is_pruned(weight: Tensor) -> bool:
+    """Return whether at least a quarter of the weights are zero."""
+    return weight.numel() - int(torch.count_nonzero(weight)) >= _PRUNED * max(1, weight.numel())
 
 
 def checked_weight(layer: LayerMatrix) -> Tensor:

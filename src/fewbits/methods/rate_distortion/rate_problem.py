@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,7 +49,6 @@ _COUPLING = 0.3  # factor on the coupling of rows, whose estimate from gradients
 _INTERLEAVE = 4  # rows are updated in this many interleaved sets
 _CONTRACTION = 0.5  # largest overshoot of rows that are updated together
 _TABLES = 4  # times the coder's model is queried
-_EXACT = 2  # levels from the present one with exact prices; hardly any level moves further
 _ADAPTATION = 1.25  # a symbol costs more than its own bits: it also shifts later probabilities
 LARGEST_TABLE = 1 << 27  # entries of a table of bits
 
@@ -76,6 +75,8 @@ class RateProblem:
             puts them on far more levels than are searched, so they keep the level next to them, and
             the search moves them by a few levels at most.
     """
+
+    exact: ClassVar[int] = 2  # levels from the present one with exact prices; few move further
 
     target: Tensor
     metric: Tensor
@@ -230,7 +231,7 @@ class RateProblem:
         descent = self._descent(levels, steps)
         self._sweep(descent, steps, bits, self._bits(levels))
         errors = descent.errors().reshape(trials, *self.rows.shape).to(self.rows)
-        distortion = (errors * self.rows).sum((1, 2)) * steps.to(self.rows).square()
+        distortion = (errors * self.rows).sum((1, 2)) * self._unit(steps).square()
         size = self._total_bits(descent.levels.reshape(trials, -1)).to(distortion)
         return [float(value) for value in distortion + slope * size]
 
@@ -280,20 +281,25 @@ class RateProblem:
             symbols, layout = self._stored_matrix(descent.levels)
             if symbols.size * (2 * TOP + 1) > LARGEST_TABLE or symbols.min() == symbols.max():
                 return
-            lowest, prices = self._coder().prices(symbols, layout, _EXACT)
+            lowest, prices = self._coder().prices(symbols, layout, self.exact)
             table = BitsTable(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
-            wide = mean.reaching(lowest - _REACH, lowest + prices.shape[2] - 1 + _REACH)
+            wide = mean.reaching(*self._reached(table.lowest, table.highest))
             bits = self._from_stored(wide.bits)
             for _ in range(2):
                 descent.sweep(price, bits, wide.lowest, coupling=coupling, sets=_INTERLEAVE)
 
+    def index(self, levels: Tensor) -> Tensor:
+        """Return the integers int32 that stand for levels in a file."""
+        return levels.to(torch.int32)
+
     def _stored_matrix(self, levels: Tensor) -> tuple[Symbols, Layout]:
         """Return levels (groups, neurons, columns) as the matrix stored in a file."""
+        levels = self.index(levels)
         matrix = unfold(levels, self.taps, "row") if self.transposed else levels.flatten(0, 1)
         rows, columns = matrix.shape
         layout = Layout(rows, columns, self.taps, self.width)
-        return matrix.to(torch.int32).contiguous().cpu().numpy(), layout
+        return matrix.contiguous().cpu().numpy(), layout
 
     def _from_stored(self, table: Tensor) -> Tensor:
         """Reshape a table (rows, columns, levels) of the stored matrix to that of the weight.
@@ -310,7 +316,7 @@ class RateProblem:
         """Return the levels (trials, groups, neurons, columns) chosen by path following."""
         units = self._units(steps)
         trials, groups, neurons, columns = units.shape
-        levels = units.round().clamp(-TOP, TOP)
+        levels = self._first(units, steps)
         factor = self.factor.mT
         energy = factor.diagonal(dim1=1, dim2=2).square()
         start = permute_columns(units.transpose(0, 1).flatten(1, 2), self.order)
@@ -322,15 +328,33 @@ class RateProblem:
             levels = chosen.reshape(groups, trials, neurons, columns).transpose(0, 1)
         return levels
 
+    def _first(self, units: Tensor, steps: Tensor) -> Tensor:
+        """Return the level next to each of ``units`` (trials, groups, neurons, columns)."""
+        return units.round().clamp(-TOP, TOP)
+
+    def _reached(self, lowest: int, highest: int) -> tuple[int, int]:
+        """Return the lowest and the highest level of a sweep over levels between these."""
+        return max(-TOP, lowest - _REACH), min(TOP, highest + _REACH)
+
+    def _allowed(self, levels: Tensor, bits: Tensor) -> tuple[int, Tensor]:
+        """Return the lowest level that the next sweep may choose, and the bits of it and others."""
+        lowest, highest = self._reached(int(levels.min()), int(levels.max()))
+        return lowest, bits[..., lowest + TOP : highest + TOP + 1]
+
     def _chooser(self, levels: Tensor, energy: Tensor, price: Tensor) -> PricedLevels | PathLevels:
         """Return what chooses levels like ``levels`` (trials, groups, neurons, columns).
 
         ``energy`` is (groups, columns), and ``price`` (trials, groups, neurons).
         """
         groups, neurons = price.shape[1:]
-        allowed, bits = _allowed_levels(levels, self._bits(levels))
+        lowest, bits = self._allowed(levels, self._bits(levels))
         each = bits.repeat_interleave(neurons, 0).expand(groups, -1, -1)
-        return PricedLevels(allowed, energy, price.transpose(0, 1).flatten(1), each)
+        values = self._values(lowest, bits.shape[-1])
+        return PricedLevels(values, energy, price.transpose(0, 1).flatten(1), each)
+
+    def _values(self, lowest: int, count: int) -> Tensor:
+        """Return ``count`` levels from ``lowest`` on."""
+        return torch.arange(lowest, lowest + count)
 
     def _descent(self, levels: Tensor, steps: Tensor) -> Any:
         """Return a descent from ``levels`` (trials, groups, neurons, columns)."""
@@ -346,14 +370,14 @@ class RateProblem:
         coupling: Tensor | None = None,
     ) -> None:
         """Improve the levels of a descent, with ``bits`` (trials, levels)."""
-        allowed, bits = _allowed_levels(descent.levels, bits)
+        lowest, bits = self._allowed(descent.levels, bits)
         bits = bits.repeat_interleave(len(self.rows), 0)
         price = self._price(steps, slope)
-        descent.sweep(price, bits, int(allowed[0]), coupling=coupling, sets=_INTERLEAVE)
+        descent.sweep(price, bits, lowest, coupling=coupling, sets=_INTERLEAVE)
 
     def distortion(self, levels: Tensor, steps: Tensor) -> Tensor:
         """Return the distortion (trials,) of ``levels`` (trials, groups, neurons, columns)."""
-        error = self.target - levels * steps.reshape(-1, 1, 1, 1).to(levels)
+        error = self.target - levels * self._unit(steps).reshape(-1, 1, 1, 1)
         return (((error @ self.metric) * error).sum(3) * self.rows).sum((1, 2))
 
     def cost(self, levels: Tensor, step: Tensor, slope: float) -> float:
@@ -361,15 +385,19 @@ class RateProblem:
 
         Rows count as they feel each other, so problems of other quantizers compare.
         """
-        error = self.target - levels * step.to(levels)
+        error = self.target - levels * self._unit(step)
         pull = error @ self.metric
         if self.coupling is not None:
             pull = pull + self.coupling @ pull
         distortion = float(((pull * error).sum(2) * self.rows).sum())
         if self.is_large:
             return distortion + slope * float(self._total_bits(levels[None]))
+        return distortion + slope * self._coded_bits(levels)
+
+    def _coded_bits(self, levels: Tensor) -> float:
+        """Return the bits of ``levels`` (groups, neurons, columns) in a file."""
         bits = self._coder().measure(*self._stored_matrix(levels))
-        return math.inf if bits is None else distortion + slope * bits
+        return math.inf if bits is None else bits
 
     def _coder(self) -> Mix:
         """Return the codec that writes the levels."""
@@ -377,15 +405,19 @@ class RateProblem:
 
     def _units(self, steps: Tensor) -> Tensor:
         """Return the target in units of steps (trials, ...); of outliers, what rounding leaves."""
-        units = self.target / steps.reshape(-1, 1, 1, 1).to(self.target)
+        units = self.target / self._unit(steps).reshape(-1, 1, 1, 1)
         return units if self.outliers is None else units - self._next_levels(units)
+
+    def _unit(self, steps: Tensor) -> Tensor:
+        """Return what a level of 1 stands for, float64, in the shape of ``steps``."""
+        return steps.to(self.target)
 
     def _next_levels(self, units: Tensor) -> Tensor:
         """Return the levels (..., groups, neurons, columns) next to outliers, 0 elsewhere."""
         return torch.where(torch.as_tensor(self.outliers), units.round(), 0.0)
 
     def _price(self, steps: Tensor, slope: float) -> Tensor:
-        price = slope / (self.rows * steps.reshape(-1, 1, 1).to(self.rows).square())
+        price = slope / (self.rows * self._unit(steps).reshape(-1, 1, 1).square())
         return price.flatten(0, 1)
 
 
@@ -421,13 +453,6 @@ def _moments(statistics: Statistics, weight: Tensor, has_bias: bool) -> tuple[Te
     return second.to(weight.device), cross.to(weight.device)
 
 
-def _allowed_levels(levels: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the levels that the next sweep may choose, and their bits."""
-    lowest = max(-TOP, int(levels.min()) - _REACH)
-    highest = min(TOP, int(levels.max()) + _REACH)
-    return torch.arange(lowest, highest + 1), bits[..., lowest + TOP : highest + TOP + 1]
-
-
 @dataclass(frozen=True, eq=False)
 class BitsTable:
     """Bits (rows, columns, levels) float32 of consecutive levels, from ``lowest`` on."""
@@ -448,7 +473,6 @@ class BitsTable:
 
     def reaching(self, lowest: int, highest: int) -> BitsTable:
         """Return a table of these levels; beyond those in use each costs 4 bits more."""
-        lowest, highest = max(lowest, -TOP), min(highest, TOP)
         if (lowest, highest) == (self.lowest, self.highest):
             return self
         ramp = torch.arange(lowest, highest + 1) - self.lowest

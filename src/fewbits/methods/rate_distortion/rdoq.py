@@ -11,21 +11,31 @@ rate-constrained quantization and entropy coding", arXiv 2505.18758) and OBS (Ha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
 from ...engine.layers.statistics import Statistics
-from ...errors import CalibrationError
+from ...errors import CalibrationError, ConfigError, require
 from ...ops.levels.grid import all_finite
 from ..base import METHODS, Capabilities, PostTrainingMethod
-from ..path_inputs import expand_step, mean_error
+from ..levels import CODEBOOK, check_codebook, codebook_of
+from ..path_inputs import mean_error
 from ..slopes import check_slope
-from ..uniform import check_number, check_one_of, check_switch, checked_statistics, checked_weight
+from ..uniform import (
+    check_number,
+    check_one_of,
+    check_switch,
+    checked_statistics,
+    checked_weight,
+    is_pruned,
+)
 from .bias_steps import bias_steps
+from .codebook_problem import CodebookProblem
 from .rate_problem import TALL, RateProblem
 from .trellis_problem import TrellisProblem
 
@@ -60,6 +70,8 @@ class RDOQ(PostTrainingMethod):
             trellis of 8 states: fewer bytes at equal distortion with the codecs that know it, above
             some 0.7 bits per weight), or "auto" (for each layer whichever of the two costs less;
             takes as long as both).
+        levels: a codebook instead of a grid: a tuple of 2 to 256 increasing values, which all
+            layers share, without steps. With the quantizer "scalar" only.
     """
 
     name: ClassVar[str] = "rdoq"
@@ -76,6 +88,7 @@ class RDOQ(PostTrainingMethod):
     bias_rounding: bool = True
     metric: str = "auto"
     quantizer: str = "scalar"
+    levels: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_slope(self.slope)
@@ -85,11 +98,36 @@ class RDOQ(PostTrainingMethod):
         check_switch("bias_rounding", self.bias_rounding)
         check_one_of("metric", self.metric, ("auto", "logits", "fisher"))
         check_one_of("quantizer", self.quantizer, ("scalar", "trellis", "auto"))
+        if self.levels is not None:
+            self._check_levels()
+
+    def _check_levels(self) -> None:
+        given: object = self.levels
+        if isinstance(given, list):  # as read from YAML or JSON
+            given = tuple(given)
+            object.__setattr__(self, "levels", given)
+        on_grid = "on a grid, the slope says how many levels pay"
+        check_codebook(given, f"None or a tuple of {CODEBOOK} ({on_grid})")
+        scalar = self.quantizer == "scalar"
+        expected = "'scalar' with given levels: a trellis needs an even grid"
+        require(scalar, "quantizer", expected, self.quantizer)
+        alone = self.ratio == RDOQ.ratio
+        require(alone, "ratio", "left alone with given levels, which have no step", self.ratio)
 
     @property
     def output_metric(self) -> str:
         """The metric of the output that sensitivities are measured in."""
         return self.metric
+
+    @property
+    def fallback_settings(self) -> Mapping[str, Any]:
+        """Settings for the same levels."""
+        return {} if self.levels is None else {"levels": self.levels, "radius": "absmax"}
+
+    @property
+    def absorbs_scales(self) -> bool:
+        """Whether steps follow the weights, which given levels do not."""
+        return self.levels is None
 
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight.
@@ -101,32 +139,55 @@ class RDOQ(PostTrainingMethod):
         statistics = None
         if layer.statistics is not None or layer.sensitivity is None:
             statistics = checked_statistics(layer, self.name)
+        codebook = self._codebook(layer, weight)
         if not bool(weight.any()):
-            return _all_zero(weight)
+            return _all_zero(weight, codebook)
         corrects = self.bias_correction and layer.has_bias
-        problems = self._problems(layer, weight, statistics, corrects)
+        problems = self._problems(layer, weight, statistics, corrects, codebook)
         slope = self.slope or problems[0].slope
         wide = TALL if statistics is not None else _VOCABULARY
         found = [self._chosen(layer, problem, slope, wide) for problem in problems]
         best = min(found, key=lambda one: one.cost) if len(found) > 1 else found[0]
-        shift = None
+        matrix = QuantizedMatrix(best.index, best.step)
+        if codebook is not None:
+            matrix = QuantizedMatrix(best.index, None, levels=codebook)
+        values, shift = matrix.dequantize(), None
         if corrects and statistics is not None:
-            quantized = best.levels.float() * expand_step(best.step, weight)
-            shift = mean_error(statistics, weight, quantized)
+            shift = mean_error(statistics, weight, values)
         info = {
-            "levels": float(2 * best.levels.abs().max() + 1),
-            "zeros": float((best.levels == 0).double().mean()),
+            "levels": float(2 * best.index.abs().max() + 1 if codebook is None else len(codebook)),
+            "zeros": float((values == 0).double().mean()),
             "distortion": best.distortion,
         }
         rounds = self.bias_rounding and layer.has_bias
         steps = bias_steps(layer.sensitivity, slope) if rounds else None
-        return QuantizedMatrix(best.levels, best.step, bias_shift=shift, info=info, bias_step=steps)
+        return replace(matrix, bias_shift=shift, info=info, bias_step=steps)
+
+    def _codebook(self, layer: LayerMatrix, weight: Tensor) -> Tensor | None:
+        """Return the given levels (levels,) float32, in which pruned layers need a zero."""
+        if self.levels is None:
+            return None
+        codebook = codebook_of(self.levels, layer)
+        if 0 not in self.levels and is_pruned(weight):
+            zeros = float((weight == 0).double().mean())
+            raise ConfigError(
+                f"layer {layer.name!r}: {zeros:.0%} of its weights are zero, and none of the "
+                f"{len(codebook)} levels is. Add 0 to levels, or exclude this layer."
+            )
+        return codebook
 
     def _problems(
-        self, layer: LayerMatrix, weight: Tensor, statistics: Statistics | None, corrects: bool
+        self,
+        layer: LayerMatrix,
+        weight: Tensor,
+        statistics: Statistics | None,
+        corrects: bool,
+        codebook: Tensor | None,
     ) -> list[RateProblem]:
         """Return the problem of each quantizer that is to be tried."""
         scalar = RateProblem.of(layer, weight, statistics, has_bias=corrects)
+        if codebook is not None:
+            return [CodebookProblem.like(scalar, codebook)]
         blocks = scalar.blocks(TALL if statistics is not None else _VOCABULARY)
         if self.quantizer == "scalar" or len(blocks) > 1 or weight.numel() > _CHUNK:
             return [scalar]
@@ -136,47 +197,47 @@ class RDOQ(PostTrainingMethod):
     def _chosen(self, layer: LayerMatrix, problem: RateProblem, slope: float, tall: int) -> _Chosen:
         """Return the levels and steps of a layer, block by block, and what they cost."""
         blocks = problem.blocks(tall)
-        levels = torch.empty_like(problem.target, dtype=torch.int32)
-        size = levels.new_ones(levels.shape[1] if len(blocks) > 1 else 1, dtype=torch.float32)
+        index = torch.empty_like(problem.target, dtype=torch.int32)
+        size = index.new_ones(index.shape[1] if len(blocks) > 1 else 1, dtype=torch.float32)
         distortion, cost = 0.0, math.inf
         for neurons in blocks:
             part = problem.part(neurons) if len(blocks) > 1 else problem
             step = part.sampled().search(slope, self.ratio, self.rate != "none")
             step = step.bfloat16().to(step)  # so that two of its bytes are zero in the file
             chosen = part.quantize(step, slope, self.rate)
-            _check(layer, chosen)
-            distortion += float(part.distortion(chosen[None], step.reshape(1)))
-            levels[:, neurons] = chosen.to(torch.int32)
+            added = part.distortion(chosen[None], step.reshape(1))
+            _check(layer, chosen, added)
+            distortion += float(added)
+            index[:, neurons] = part.index(chosen)
             size[neurons if len(blocks) > 1 else 0] = step.float()
             if self.quantizer == "auto" and len(blocks) == 1:
                 cost = problem.cost(chosen, step, slope)
-        return _Chosen(levels, size, distortion, cost)
+        return _Chosen(index, size, distortion, cost)
 
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """Levels (groups, neurons, columns) int32 and steps (1 or neurons,) of a layer.
+    """Integers (groups, neurons, columns) int32 and steps (1 or neurons,) of a layer.
 
     ``cost`` is distortion + slope * bits as the file has them, if it is known.
     """
 
-    levels: Tensor
+    index: Tensor
     step: Tensor
     distortion: float
     cost: float
 
 
-def _check(layer: LayerMatrix, levels: Tensor) -> None:
-    if not all_finite(levels):
+def _check(layer: LayerMatrix, levels: Tensor, distortion: Tensor) -> None:
+    if not (all_finite(levels) and all_finite(distortion)):
         raise CalibrationError(
             f"layer {layer.name!r}: its inputs are too large or too small for float32 "
             "arithmetic. Scale the calibration data, or keep this layer in float."
         )
 
 
-def _all_zero(weight: Tensor) -> QuantizedMatrix:
-    return QuantizedMatrix(
-        torch.zeros_like(weight, dtype=torch.int32),
-        weight.new_ones(1),
-        info={"levels": 1.0, "zeros": 1.0},
-    )
+def _all_zero(weight: Tensor, codebook: Tensor | None) -> QuantizedMatrix:
+    index, info = torch.zeros_like(weight, dtype=torch.int32), {"levels": 1.0, "zeros": 1.0}
+    if codebook is None:
+        return QuantizedMatrix(index, weight.new_ones(1), info=info)
+    return QuantizedMatrix(index + int((codebook < 0).sum()), None, levels=codebook, info=info)

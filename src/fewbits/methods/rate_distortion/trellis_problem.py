@@ -108,7 +108,8 @@ class TrellisProblem(RateProblem):
             lowest, prices = self._coder().prices(symbols, layout, _EXACT)
             table = BitsTable(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
-            wide = mean.reaching(min(mean.lowest - 2, -LEAST), max(mean.highest + 2, LEAST))
+            lowest, highest = self._reached(mean.lowest, mean.highest)
+            wide = mean.reaching(min(lowest, -LEAST), max(highest, LEAST))
             for _ in range(_SWEEPS):
                 price = slope / steps.square()
                 descent.sweep(price, wide.bits[None], wide.lowest, self.coupling)

@@ -148,6 +148,43 @@ def cheapest(value: Any, energy: Any, price: Any, bits: Floats, lowest: int) -> 
     return best
 
 
+def cheapest_value(value: Any, energy: Any, price: Any, bits: Floats, values: Floats) -> int:
+    """Return the place of the least energy * squared error + price * bits among ``values``.
+
+    These increase. The same search as in ``cheapest``, from the first that is not below ``value``.
+    """
+    count = values.shape[0]
+    if np.isnan(value):
+        return 0
+    middle, last = 0, count - 1
+    while middle < last:
+        half = (middle + last) // 2
+        if values[half] < value:
+            middle = half + 1
+        else:
+            last = half
+    gap = value - values[middle]
+    best: int = middle
+    least = energy * gap * gap + price * bits[middle]
+    for place in range(middle - 1, -1, -1):
+        gap = value - values[place]
+        error = energy * gap * gap
+        if error > least:
+            break
+        cost = error + price * bits[place]
+        if cost <= least:
+            best, least = place, cost
+    for place in range(middle + 1, count):
+        gap = value - values[place]
+        error = energy * gap * gap
+        if error > least:
+            break
+        cost = error + price * bits[place]
+        if cost < least:
+            best, least = place, cost
+    return best
+
+
 def settle_priced(
     pending: Floats,
     feedback: Floats,
@@ -159,11 +196,13 @@ def settle_priced(
     bits: Floats,
     sets: Whole,
     lowest: int,
+    values: Floats,
 ) -> None:
-    """Like ``settle_grid``, but to the integers of least cost.
+    """Like ``settle_grid``, but to the levels of least cost.
 
-    ``energy`` is (groups, columns) of this block, ``price`` (groups, neurons), ``bits`` (sets,
-    integers), and ``sets`` (groups, neurons) says whose bits apply.
+    They are ``values`` (levels,), or the integers from ``lowest`` on if there are none. ``energy``
+    is (groups, columns) of this block, ``price`` (groups, neurons), ``bits`` (sets, levels), and
+    ``sets`` (groups, neurons) says whose bits apply.
     """
     groups, _, neurons = pending.shape
     for g in range(groups):
@@ -175,10 +214,13 @@ def settle_priced(
                     for n in range(first, last):
                         pending[g, t, n] += factor * levels[g, j, n]
                 for n in range(first, last):
-                    place = cheapest(
-                        pending[g, t, n], energy[g, t], price[g, n], bits[sets[g, n]], lowest
-                    )
-                    levels[g, t, n] = lowest + place
+                    value, own = pending[g, t, n], bits[sets[g, n]]
+                    if values.shape[0] > 0:
+                        place = cheapest_value(value, energy[g, t], price[g, n], own, values)
+                        levels[g, t, n] = values[place]
+                    else:
+                        place = cheapest(value, energy[g, t], price[g, n], own, lowest)
+                        levels[g, t, n] = lowest + place
 
 
 def descend(
@@ -194,6 +236,7 @@ def descend(
     lowest: int,
     begin: int,
     stride: int,
+    values: Floats,
 ) -> None:
     """Improve ``levels`` (parts, neurons, columns) by a sweep over every ``stride``-th neuron.
 
@@ -201,7 +244,8 @@ def descend(
     ``p % groups``, as well as ``live`` and ``order`` (groups, columns). ``residual`` is
     ``(units - levels) metric``, and is kept up to date; only changes cost time. ``shift``
     (parts, neurons, columns), or (0, 0, 0) for none, is added to it for the choice. ``bits`` are
-    (parts, 1, 1, integers), or (parts, neurons, columns, integers).
+    (parts, 1, 1, levels), or (parts, neurons, columns, levels), of ``values`` (levels,), or of the
+    integers from ``lowest`` on if there are none.
     """
     parts, neurons, columns = levels.shape
     shifted, tabled = shift.shape[0] > 0, bits.shape[1] > 1 or bits.shape[2] > 1
@@ -219,7 +263,10 @@ def descend(
                         wanted += shift[p, n, t]
                     value = old + wanted / energy
                 own = bits[p, n, t] if tabled else bits[p, 0, 0]
-                new = lowest + cheapest(value, energy, price[p, n], own, lowest)
+                if values.shape[0] > 0:
+                    new = values[cheapest_value(value, energy, price[p, n], own, values)]
+                else:
+                    new = lowest + cheapest(value, energy, price[p, n], own, lowest)
                 if new != old:
                     levels[p, n, t] = new
                     change = old - new
@@ -240,6 +287,7 @@ def grouped_moments(first: Floats, second: Floats, moments: NDArray[np.float64])
 
 _SOURCES = (
     cheapest,
+    cheapest_value,
     settle_grid,
     settle_steps,
     settle_priced,

@@ -51,7 +51,8 @@ class PricedLevels:
         self._column = 0
         whole = self._levels.round() == self._levels
         steady = len(levels) < 2 or bool((self._levels.diff() == 1).all())
-        self.settle_ = self._settle_ if bool(whole.all()) and steady and bits.dim() < 4 else None
+        self._integers = bool(whole.all()) and steady
+        self.settle_ = self._settle_ if bits.dim() < 4 else None
 
     def project_(self, values: Tensor) -> None:
         """Overwrite one column (groups, 1, neurons) with levels; after the last, start over."""
@@ -65,10 +66,7 @@ class PricedLevels:
     def _settle_(
         self, pending: Tensor, feedback: Tensor, levels: Tensor, begin: int, end: int
     ) -> None:
-        """Do the same for columns ``begin`` to ``end`` of a block, compiled; see ``Grid.settle_``.
-
-        The levels must be consecutive integers.
-        """
+        """Do the same for columns ``begin`` to ``end`` of a block, compiled: ``Grid.settle_``."""
         energy, price, bits = self._given
         first = self._column - begin
         self._column = (self._column + end - begin) % len(self._paid)
@@ -84,6 +82,7 @@ class PricedLevels:
                 places.reshape(len(price), -1).expand(price.shape).contiguous(),
             ),
             int(self._levels[0]),
+            *arrays((self._levels[:0] if self._integers else self._levels).to(pending)),
         )
 
 

@@ -21,10 +21,12 @@ class Descent:
 
     Args:
         units: (parts, neurons, columns) float64, the values to approximate, in units of the step.
-        levels: integers of the same shape and dtype, to start from; not changed.
+        levels: of the same shape and dtype, to start from; not changed. Integers, or values of the
+            codebook.
         metric: H (groups, columns, columns) float64, symmetric; part p uses that of group
             ``p % groups``.
         order: (groups, columns), the order in which columns are visited.
+        codebook: (levels,) increasing values, in units of the step; None: levels are integers.
 
     Setting up costs ``2 n N^2`` flops for n neurons of N columns, and a sweep N for each level that
     changes, plus a few operations per value.
@@ -33,8 +35,16 @@ class Descent:
         levels: the levels so far, in main memory.
     """
 
-    def __init__(self, units: Tensor, levels: Tensor, metric: Tensor, order: Tensor) -> None:
+    def __init__(
+        self,
+        units: Tensor,
+        levels: Tensor,
+        metric: Tensor,
+        order: Tensor,
+        codebook: Tensor | None = None,
+    ) -> None:
         parts, groups = len(units), len(metric)
+        self._codebook = (units.new_zeros(0) if codebook is None else codebook.to(units)).cpu()
         self._units = units.cpu().contiguous()
         self._metric, self._order = metric.cpu().contiguous(), order.cpu().contiguous()
         self.levels = levels.cpu().clone(memory_format=torch.contiguous_format)
@@ -61,9 +71,9 @@ class Descent:
 
         Args:
             price: (parts, neurons), squared error in units per bit.
-            bits: bits of the integers from ``lowest`` on: (parts, integers), or (parts, neurons,
-                columns, integers).
-            lowest: the lowest integer that may be chosen.
+            bits: bits of the levels from ``lowest`` on: (parts, levels), or (parts, neurons,
+                columns, levels).
+            lowest: the lowest integer that may be chosen; with a codebook, its lowest place.
             coupling: C (parts, neurons, neurons): the gradient of row n is also that of C_np times
                 the rows p. None if rows are independent.
             sets: with a coupling, rows are updated in this many interleaved sets. Rows of one do
@@ -73,6 +83,7 @@ class Descent:
         table = bits.to(price).cpu()
         table = (table[:, None, None] if table.dim() == 2 else table).contiguous()
         shift = self._units.new_zeros(0, 0, 0)
+        values = self._codebook[lowest : lowest + table.shape[-1]].contiguous()  # if there is one
         for first in range(1 if coupling is None else min(sets, self.levels.shape[1])):
             if coupling is not None:
                 shift = torch.zeros_like(self._residual)
@@ -83,6 +94,7 @@ class Descent:
                 lowest,
                 first,
                 1 if coupling is None else sets,
+                *arrays(values),
             )
 
     def errors(self) -> Tensor:

@@ -32,9 +32,13 @@ class CodebookProjection:
         bounds = (self.levels[1:] + self.levels[:-1]) / 2
         return torch.bucketize(values.contiguous(), bounds.to(values), out_int32=True)
 
+    def nearest(self, values: Tensor) -> Tensor:
+        """Return the levels nearest to ``values``."""
+        return self.levels.to(values)[self.index(values).long()]
+
     def project_(self, values: Tensor) -> None:
         """Overwrite ``values`` with the nearest levels."""
-        values.copy_(self.levels.to(values)[self.index(values).long()])
+        values.copy_(self.nearest(values))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import fewbits
@@ -236,6 +237,17 @@ def test_a_method_without_a_slope_varies_its_levels(here):
     assert all(trial["bytes"] > 7000 for trial in trials if trial["levels"] > best["levels"])
     codebook = (*arguments, "--force", "--set", "levels=lloyd")
     assert "number of levels" in run(*codebook, code=1).stderr
+
+
+def test_rdoq_meets_a_budget_with_given_levels(here):
+    arguments = (*SEARCH[:-1], "rdoq", "--data", "digits", "--target-bytes", "3KB", *FAST)
+    told = run_json(*arguments, "--set", "levels=[-0.4, -0.15, 0, 0.15, 0.4]")
+    assert told["trace"]["trials"][0]["slope"] > 0
+    assert (here / "new.fewbits").stat().st_size <= 3000
+    weights = [t.flatten() for n, t in fewbits.load("new.fewbits").items() if "weight" in n]
+    assert torch.isin(torch.cat(weights), torch.tensor([-0.4, -0.15, 0, 0.15, 0.4])).all()
+    wrong = ("--set", "levels=[0, 0.4]", "--set", "quantizer=trellis", "--force")
+    assert "'scalar' with given levels" in run(*arguments, *wrong, code=2).stderr
 
 
 def test_a_sweep_searches_levels(here):

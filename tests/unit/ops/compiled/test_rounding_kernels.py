@@ -72,18 +72,36 @@ def test_no_value_leads_out_of_bounds(value):
         assert 0 <= kernel.cheapest(value, 1.0, 1.0, np.ones(5), -2) < 5
 
 
-def test_settle_priced():
+def table(levels):
+    """A codebook of so many levels; none for 0."""
+    return np.sort(2 * draws(levels, seed=9))
+
+
+@pytest.mark.parametrize("values", [table(0), table(7)], ids=["integers", "codebook"])
+def test_settle_priced(values):
     pending, feedback = 2 * draws(2, 6, 140), 0.2 * draws(2, 6, 6, seed=1)
     energy, price = np.exp(draws(2, 6, seed=2)), np.exp(draws(2, 140, seed=3))
     bits, sets = np.abs(draws(3, 7, seed=4)), np.random.default_rng(5).integers(0, 3, (2, 140))
     own = [pending, feedback, np.zeros_like(pending), 1, 6, energy, price, bits, sets, -3]
+    own.append(values)
     for ours, twin in both("settle_priced", own):
         np.testing.assert_allclose(ours, twin, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("value", [*np.linspace(-5, 5, 41), np.nan])
+@pytest.mark.parametrize("price", [0.0, 0.3, 5.0])
+def test_the_cheapest_value_is_that_of_a_search_through_all(value, price):
+    values, bits = table(9), np.abs(draws(9, seed=3))
+    costs = 1.7 * (value - values) ** 2 + price * bits
+    for module in (kernels.compiled(), kernels.plain()):
+        place = module.cheapest_value(value, 1.7, price, bits, values)
+        assert place == (0 if np.isnan(value) else costs.argmin())
+
+
+@pytest.mark.parametrize("values", [table(0), table(9)], ids=["integers", "codebook"])
 @pytest.mark.parametrize("tabled", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_descend(tabled, shifted):
+def test_descend(tabled, shifted, values):
     x = draws(1, 30, 8)
     metric = x.transpose(0, 2, 1) @ x
     units = 2 * draws(3, 5, 8, seed=1)
@@ -94,7 +112,8 @@ def test_descend(tabled, shifted):
     live = np.ones((1, 8), bool)
     live[0, 3] = False
     fixed = [units, levels, (units - levels) @ metric, shift, metric, live, order]
-    for ours, twin in both("descend", [*fixed, np.full((3, 5), 20.0), bits, -4, 1, 2]):
+    own = [*fixed, np.full((3, 5), 20.0), bits, -4, 1, 2, values]
+    for ours, twin in both("descend", own):
         np.testing.assert_allclose(ours, twin, rtol=1e-9, atol=1e-9)
 
 
@@ -117,7 +136,7 @@ class _Slow:
         self.projection.project_(values)
 
 
-@pytest.mark.parametrize("kind", ["grid", "priced", "sets"])
+@pytest.mark.parametrize("kind", ["grid", "priced", "sets", "codebook"])
 def test_path_following_is_the_same_compiled(kind):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 300, 70, generator=g, dtype=torch.float64)
@@ -131,7 +150,10 @@ def test_path_following_is_the_same_compiled(kind):
         if kind == "grid":
             return Grid(6)
         energy = second.diagonal(dim1=1, dim2=2)
-        return PricedLevels(torch.arange(-9, 10), energy, torch.full((2, 40), 30.0).double(), bits)
+        levels = torch.arange(-9, 10)
+        if kind == "codebook":
+            levels = levels.sign() * levels.double().abs() ** 1.3 / 2
+        return PricedLevels(levels, energy, torch.full((2, 40), 30.0).double(), bits)
 
     compiled = follow_gram(weight, second, second, projection().project_)
     assert torch.equal(compiled, follow_gram(weight, second, second, _Slow(projection())))
