@@ -37,6 +37,7 @@ VARIANTS = [
     {"levels": 4},
     {"levels": 256, "radius": "mse"},
     {"slope": 1e-2},
+    {"slope": 1e-2, "levels": (-1.0, -0.25, 0.0, 0.5, 1.5)},
     {"slope": 1e-7, "rate": "static"},
     {"slope": 0.5, "ratio": 0.1},
     {"slope": 1e-8, "basis": "klt", "side": "row"},
@@ -49,8 +50,16 @@ VARIANTS = [
 
 def variants(name):
     """The settings above that the method has."""
-    known = {entry.name for entry in fields(METHODS[name])}
-    return [settings for settings in VARIANTS if set(settings) <= known]
+    kind = METHODS[name]
+    known = {entry.name for entry in fields(kind)}
+    found = [settings for settings in VARIANTS if set(settings) <= known]
+    numbers = counts_levels(kind)
+    return [one for one in found if numbers or not isinstance(one.get("levels"), int)]
+
+
+def counts_levels(kind):
+    """Whether ``levels`` may be a number, not only a codebook."""
+    return kind.capabilities.has_levels or isinstance(getattr(kind, "levels", None), int)
 
 
 def sensitivity(groups, neurons, columns):
@@ -190,7 +199,7 @@ def test_settings_round_trip(name):
     told = {key: getattr(kind(), key, None) for key in ("bits", "slope")}
     told = {key: value for key, value in told.items() if value is not None}
     assert to_settings(kind()) == {"method": name, **told}
-    if hasattr(kind, "levels"):
+    if counts_levels(kind):
         assert to_settings(kind(levels=3)) == {"method": name, "levels": 3}
 
 
