@@ -46,7 +46,8 @@ def simplify_neurons(
     if chains.reason:
         return [f"neurons: not changed, {chains.reason}"]
     neurons = Neurons(model, chains.found, results, {*aliases, *aliases.values()})
-    notes = [f"neurons: {neurons.fold()} dead ones folded"] if fold else []
+    folded = neurons.fold() if fold else 0
+    notes = [f"neurons: {folded} dead ones folded"] if folded else []
     if sort:
         neurons.sort()
         count = len(neurons.sortable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
@@ -23,9 +23,18 @@ from ...engine.layers.targets import check_finite, vector_targets
 from ...engine.network.batches import Forward
 from ...engine.network.naming import fitted
 from ...errors import ConfigError, ModelError, require, shorten
-from ...methods import InputSession, TrainingMethod, TunedWeight, as_method, is_method, trains
+from ...methods import (
+    InputSession,
+    Session,
+    TrainingMethod,
+    TunedWeight,
+    as_method,
+    is_method,
+    trains,
+)
 from ...recipe.plan import Plan, PlanEntry, make_plan
 from ...recipe.recipe import RECIPES, Recipe, Rule
+from .bias_steps import BiasSteps
 from .parametrizations import bypasses, find_parameter
 from .pruning import Pruning, keep_zeros
 from .start import Change, Inherited, stored_dtype, warn_of_losses
@@ -101,32 +110,39 @@ def prepare(
         load_into(coded.tensors, coded.aliases, model, _description(start))
     check_finite(model)
     changes = _remove_quantized_inputs(model, coded)
-    absorbed = frozen = freeze_absorbed(model, coded=coded is not None)
-    _check_reestimation(trained, frozen, norms)
-    if norms == "live" and frozen:
-        unfold_batchnorm(model, frozen, calibration, forward)
-        frozen = []
+    absorbed = freeze_absorbed(model, coded=coded is not None)
+    _check_reestimation(trained, absorbed, norms)
+    live = absorbed if norms == "live" else []
+    if live:
+        unfold_batchnorm(model, live, calibration, forward)
+    frozen = [name for name in absorbed if name not in live]
     norm_merge = _norm_merge(model, plan, trained, frozen, vector_bits)
     plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
     plan = _with_start(as_trained(model, plan, trained), model, trained, coded)
+    bias_steps = BiasSteps.of(model, coded, plan, {*norm_merge.names, *live})
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     _keep_zeros(weights, prune, zeros, coded)
     session = trained.start(weights, recipe.seed)
     attach(session, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
-    inputs = session.inputs if isinstance(session, InputSession) else ()
-    changes += inherited.expected_changes(model, inputs, recipe.raw_dtype)
+    changes += inherited.expected_changes(model, _inputs(session), recipe.raw_dtype)
     warn_of_losses(changes, stacklevel=3)
     return Tuner(
         model,
-        plan,
+        bias_steps.named(plan),
         session,
         weights,
         norm_merge=norm_merge,
+        bias_steps=bias_steps,
         prune=prune,
         source=source or inherited.source,
         inherited=replace(inherited, expected=tuple(changes)),
     )
+
+
+def _inputs(session: Session) -> Collection[str]:
+    """Return the sites that a session quantizes."""
+    return session.inputs if isinstance(session, InputSession) else ()
 
 
 def _norm_merge(
