@@ -105,9 +105,7 @@ def prepare(
     trained = _trained(plan)
     _check_bits(vector_bits)
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
-    if coded is not None:
-        coded = fitted(coded, model)
-        load_into(coded.tensors, coded.aliases, model, _description(start))
+    coded = _loaded(coded, model, start)
     check_finite(model)
     changes = _remove_quantized_inputs(model, coded)
     absorbed = freeze_absorbed(model, coded=coded is not None)
@@ -256,6 +254,17 @@ def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None
         "start must be a CodedModel or the path of a .fewbits file. "
         f"Got {type(start).__name__} instead."
     )
+
+
+def _loaded(
+    coded: Contents | None, model: nn.Module, start: CodedModel | str | PathLike[str] | None
+) -> Contents | None:
+    """Load the values of the start, if there is one, and return it with the network's names."""
+    if coded is None:
+        return None
+    coded = fitted(coded, model)
+    load_into(coded.tensors, coded.aliases, model, _description(start))
+    return coded
 
 
 def _inherited(
