@@ -21,7 +21,7 @@ __all__ = ["BiasSteps", "step_of"]
 
 _DIGITS = 53  # of a float64
 _FEWEST = 3  # bits of the largest value: fewer may be chance
-_MOST = {"float32": 16, "float64": 16, "float16": 9, "bfloat16": 6}  # more are a float in full
+_MOST = {"float32": 16, "float64": 16, "float16": 12, "bfloat16": 9}  # more are a float in full
 _SHARE = 0.25  # of the values may be finer: half of those on one step are odd multiples of it
 
 

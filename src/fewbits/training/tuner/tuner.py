@@ -265,7 +265,9 @@ class Tuner:
         results.update(self._norm_merge.settle())
         notes = self._norm_merge.notes()
         if not grids:  # quantization would change the constants, and grids may be per channel
-            notes += simplify_neurons(self.model, results, self.plan.aliases, fold=fold, sort=sort)
+            held = {*self.plan.aliases, *self.plan.aliases.values()}
+            held |= {weight.name for weight in self.weights if weight.paths}
+            notes += simplify_neurons(self.model, results, held, fold=fold, sort=sort)
         self._bias_steps.settle()  # after constants of neurons were added to biases
         notes += self._bias_steps.notes()
         contents = packed(

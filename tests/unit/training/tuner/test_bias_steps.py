@@ -81,7 +81,7 @@ def test_some_vectors_have_no_step(values: Tensor) -> None:
 
 def test_floats_of_16_bits_in_full_have_no_step() -> None:
     values = torch.randn(64, generator=torch.Generator().manual_seed(0)).half()
-    assert step_of(values, 9) is None
+    assert step_of(values, 12) is None
 
 
 def test_a_single_round_value_is_not_taken_for_a_coarse_step() -> None:
@@ -163,3 +163,31 @@ def _copy(model: nn.Sequential) -> nn.Sequential:
     copy = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
     copy.load_state_dict(model.state_dict())
     return copy.eval()
+
+
+def test_biases_that_a_normalization_took_over_stay_zero() -> None:
+    model = _copy(
+        nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    )
+    start = fewbits.compress(model, fewbits.RDOQ(slope=1e-3), _images())
+    assert not start.state_dict()["0.bias"].any()
+    net = _copy(model)
+    tuner = fewbits.prepare(net, fewbits.HEMP(), start=start)
+    assert "stays zero" in str(tuner.plan.kept["0.bias"])
+    _trained(tuner)
+    coded = tuner.finish()
+    assert not coded.state_dict()["0.bias"].any()
+    assert bool((coded.state_dict()["1.bias"] != start.state_dict()["1.bias"]).any())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert len(coded.encode()) < len(start.encode()) + 40
+
+
+def test_a_zero_bias_without_normalizations_is_trained() -> None:
+    model = _network()
+    with torch.no_grad():
+        model[0].bias.zero_()
+    start = fewbits.compress(model, fewbits.Nearest(bits=4))
+    tuner = fewbits.prepare(model, fewbits.HEMP(), start=start)
+    _trained(tuner)
+    tuner.finish()
+    assert model[0].bias.any()

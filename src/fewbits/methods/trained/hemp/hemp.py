@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ....engine.layers.layer import Quantized, QuantizedMatrix
-from ....errors import is_number, require
+from ....errors import ConfigError, is_number, require
 from ....ops.levels.codebook import lloyd_max
 from ....ops.rate_distortion.soft_entropy import ORDERS, joint_histogram, soft_brackets
+from ....ops.rate_distortion.trellis_paths import LEAST
 from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
@@ -175,8 +176,17 @@ class HEMP(TrainingMethod):
         return _FROM_FLOATS if self.slope is None and self.bits is None else ""
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempSession:
-        """Fit the levels and start a session, which uses no random numbers."""
+        """Fit the levels and start a session, which uses no random numbers.
+
+        Raises:
+            ConfigError: levels are to be assigned by rate, but the start has paths of a trellis.
+        """
         coded = any(weight.start is not None for weight in weights)
+        if self.assign == "rate" and any(weight.paths for weight in weights):
+            raise ConfigError(
+                "assign='rate' chooses every level alone, but the start has columns that are paths "
+                "of a trellis. Leave out assign, or start from quantizer='scalar'."
+            )
         forward = self.forward
         if forward is None:
             straight = all(_goes_straight_through(weight) for weight in weights)
@@ -232,7 +242,9 @@ class HempSession:
         self._refresh()
 
     def _make_state(self, weight: TunedWeight) -> WeightState:
-        levels = self._fit_levels(weight) if weight.start is None else levels_of(weight.start)
+        least = LEAST if weight.paths else 0
+        start = weight.start
+        levels = self._fit_levels(weight) if start is None else levels_of(start, least)
         computes = self._quantized_forward  # otherwise no gradient reaches levels
         trained = computes and self.method.steps == "trained"
         basis = computes and self.method.bases == "trained"
