@@ -499,6 +499,7 @@ print(peak() - before, total)
 
 
 @pytest.mark.skipif(not OPEN.is_dir(), reason="measures in /proc")
+@pytest.mark.slow
 def test_a_network_takes_less_memory_than_its_weights(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16) for _ in range(56)]

@@ -87,6 +87,7 @@ class Later:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_budget_gives_the_same_file_from_disk_and_after_an_interruption(on_disk, tmp_path):
     options = {
         "method": SLOPED,
