@@ -52,8 +52,8 @@ SLOPES = {
 }
 SEEDS = {"resnet32": (0,), "mobilenet_v2": (0,)}
 TARGETS = (91.4, 90.2, 88.5)  # top-1 of ResNet-20 whose bytes are told
-# The same ResNet-20 by CERWU's public sources, all bytes counted as ours are: top-1 and bytes, once,
-# with 1,024 calibration images of one seed and 4,000 test images (91.5 % in float).
+# The same ResNet-20 by CERWU's public sources, all bytes counted as ours are: top-1, bytes;
+# once, with 1,024 calibration images of one seed and 4,000 test images (91.5 % in float).
 CERWU = (
     (80.4, 34_568),
     (88.4, 46_181),
