@@ -46,6 +46,7 @@ STARTS: dict[str, Any] = {
     "gpfq, 2 bits": GPFQ(bits=2),
     "smallest": "smallest",
     "rdoq, slope 3e-3": RDOQ(slope=3e-3),
+    "rdoq, trellis": RDOQ(quantizer="trellis"),
 }
 COMPARED = ("float", "smallest")
 EPOCHS = 6
