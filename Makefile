@@ -13,14 +13,14 @@ demo: $(READY)
 	$(BIN)/fewbits demo
 
 test: $(READY)
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-all: $(READY)
-	$(BIN)/pytest -q -n 2 -m "slow or not slow"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "slow or not slow"
 
 # The tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-floor: $(FLOOR)/.ready
-	$(FLOOR)/bin/pytest -q -n 2
+	$(FLOOR)/bin/pytest -q -n 2 --dist loadfile
 
 $(FLOOR)/.ready: pyproject.toml constraints-floor.txt
 	$(PYTHON) -m venv $(FLOOR)

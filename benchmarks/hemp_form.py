@@ -71,7 +71,9 @@ class _Job:
 def _run(job: _Job) -> dict[str, Any]:
     title = f"{job.form} | order {job.order}"
     case = digits_case(title, "digits-mlp", 2 if job.quick else 60, job.seed)
-    training = Training(epochs=1 if job.quick else EPOCHS, hold_out=0, learning_rate=RATE)
+    training = Training(
+        epochs=1 if job.quick else EPOCHS, hold_out=0, learning_rate=RATE, relative_clip=0
+    )
     return measured_form(case, f"{job.strength:g}", job.method, training)
 
 

@@ -124,7 +124,9 @@ def _run(job: _Job) -> dict[str, Any]:
     trained = 60 if variant.network == "digits-mlp" else 16
     case = digits_case(job.variant, variant.network, 2 if job.quick else trained, job.seed)
     epochs = 1 if job.quick else EPOCHS
-    training = Training(epochs=epochs, hold_out=0, learning_rate=RATE, prune=variant.prune)
+    training = Training(
+        epochs=epochs, hold_out=0, learning_rate=RATE, relative_clip=0, prune=variant.prune
+    )
     with _patched(variant):
         return measured_form(case, f"{job.strength:g}", variant.method(job.strength), training)
 

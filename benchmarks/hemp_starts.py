@@ -6,8 +6,9 @@ For each network, start and seed (of the float network, the calibration and the 
 
 - "before": the compressed network that training starts from;
 - "hemp": ``fewbits train`` with defaults from there, 6 epochs; from "float" 10, as --start float;
-- "control": the same with the entropy term off: ``HEMP(slope=0)``, from float ``rate_weight=0``;
+- "control": the same with the entropy term off: ``HEMP(slope=0)``;
 - "last epoch": HEMP again without held-out samples: nothing chooses an epoch or falls back;
+- from "float" also the paper's form, ``HEMP(rate_weight=0.4)``, and both forms with 3 levels;
 - "untrained": the recipe `smallest` without training, at the size of "hemp", for the starts
   "float" and "smallest".
 
@@ -45,9 +46,15 @@ STARTS: dict[str, Any] = {
     "gpfq, 2 bits": GPFQ(bits=2),
     "smallest": "smallest",
     "rdoq, slope 3e-3": RDOQ(slope=3e-3),
+    "rdoq, trellis": RDOQ(quantizer="trellis"),
 }
 COMPARED = ("float", "smallest")
 EPOCHS = 6
+_OTHERS = {
+    "published form": HEMP(rate_weight=0.4),
+    "3 levels": HEMP(levels=3),
+    "published form, 3 levels": HEMP(levels=3, rate_weight=0.4),
+}
 NOISE = 0.3  # points: two standard errors where 4 of the 3 x 449 answers change sides
 BYTES_NOISE = 0.001  # of the bytes: a byte or two of a file of 2 kB
 
@@ -74,10 +81,12 @@ def parts(case: Case, name: str, training: Training) -> list[Run]:
     if case.start is not None:
         runs.append(case.run("before", lambda: case.start, STARTS[name]))
     runs.append(case.run("hemp", lambda: case.trained(HEMP(), training), HEMP()))
-    plain = HEMP(rate_weight=0) if case.start is None else HEMP(slope=0.0)
+    plain = HEMP(slope=0.0)
     runs.append(case.run("control", lambda: case.trained(plain, training), plain))
     last = replace(training, hold_out=0)
     runs.append(case.run("last epoch", lambda: case.trained(HEMP(), last), HEMP()))
+    for part, method in _OTHERS.items() if case.start is None else ():
+        runs.append(case.run(part, partial(case.trained, method, training), method))
     return runs
 
 

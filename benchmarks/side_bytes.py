@@ -53,7 +53,7 @@ class Job:
     rounding: bool
 
 
-def _inputs(job: Job) -> tuple[list[Tensor], list[Tensor]]:
+def inputs(job: Job) -> tuple[list[Tensor], list[Tensor]]:
     """Return batches that calibrate, and batches that judge."""
     if job.network != "resnet20":
         return halves(ZOO[job.network](), job.seed)
@@ -79,7 +79,7 @@ def _parts(data: bytes) -> dict[str, int]:
 def _one(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     model = ZOO[job.network]().model.eval()
-    calibration, held = _inputs(job)
+    calibration, held = inputs(job)
     method = fewbits.RDOQ(slope=job.slope, quantizer=job.quantizer, bias_rounding=job.rounding)
     recipe = fewbits.Recipe((fewbits.Rule("*", method),), ("fold_batchnorm",), raw_dtype="float16")
     started = time.process_time()

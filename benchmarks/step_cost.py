@@ -31,8 +31,8 @@ from record import write
 BATCH = 128
 BITS = 4
 PLAIN = {
-    "HEMP, order 1": fewbits.HEMP(order=1),
-    "HEMP, order 2": fewbits.HEMP(order=2),
+    "HEMP, order 1": fewbits.HEMP(order=1, rate_weight=0.4),
+    "HEMP, order 2": fewbits.HEMP(order=2, rate_weight=0.4),
     "HEMP, order 2, bits in the loss, quantized forward": fewbits.HEMP(
         order=2, spacing="even", forward="quantized", slope=1e-6
     ),

@@ -9,9 +9,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from fewbits.coding import CODECS
+from fewbits.evaluation import METRICS
+from fewbits.exporters import EXPORTERS
+from fewbits.methods import METHODS
+from fewbits.sources import DATA, MODELS
 from packages import install
 
 ROOT = Path(__file__).parents[2]
@@ -31,14 +37,20 @@ def page(kind):
     return found[1]
 
 
-def installed(text, folder):
-    """Install the package of a page as its pyproject.toml says; return its commands."""
+def parts(text):
+    """Return the name of the module of a page, its code, its pyproject.toml and entry points."""
     name, code = re.search(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```", text, re.M | re.S).groups()
     project = re.search(r"^`pyproject\.toml`:\n\n```toml\n(.*?)^```", text, re.M | re.S)[1]
     groups = re.findall(r'\[project\.entry-points\."([\w.]+)"\]\n(.+?)\n\n', project, re.S)
     points = {
         group: dict(re.findall(r'^([\w-]+) = "(.+)"$', lines, re.M)) for group, lines in groups
     }
+    return name, code, project, points
+
+
+def installed(text, folder):
+    """Install the package of a page as its pyproject.toml says; return its commands."""
+    name, code, project, points = parts(text)
     assert f'py-modules = ["{name.removesuffix(".py")}"]' in project
     install(folder, re.search(r'^name = "(.+)"$', project, re.M)[1], {name: code}, points)
     commands = re.search(r"^```shell\n(.*?)^```", text, re.M | re.S)[1].splitlines()
@@ -88,11 +100,8 @@ def ran(commands, folder):
     return [printed for _, printed in told]
 
 
-# One page in every run, the others with the slow tests: each imports torch in a process of its own.
-EACH = [kind if kind == "method" else pytest.param(kind, marks=pytest.mark.slow) for kind in PAGES]
-
-
-@pytest.mark.parametrize("kind", EACH)
+@pytest.mark.slow  # each imports torch in a process of its own
+@pytest.mark.parametrize("kind", PAGES)
 def test_a_page_is_followed_to_the_letter(kind, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -105,6 +114,29 @@ def test_a_page_is_followed_to_the_letter(kind, tmp_path):
     printed = "".join(text for command, text in told.items() if "pytest " not in command)
     for word in words:
         assert word in printed
+
+
+REGISTRIES = {
+    registry.group: registry for registry in (METHODS, CODECS, MODELS, DATA, EXPORTERS, METRICS)
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_what_a_page_declares_can_be_registered(kind, monkeypatch):
+    """In every run, of every page: its code runs, and its registry takes the entry."""
+    name, code, _, points = parts(page(kind))
+    module = ModuleType(name.removesuffix(".py"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, name, "exec"), module.__dict__)
+    (group, entries), *others = points.items()
+    assert not others
+    for own, value in entries.items():
+        place, _, attribute = value.partition(":")
+        assert place == module.__name__
+        entry = getattr(module, attribute)
+        assert getattr(entry, "name", own) == own
+        assert REGISTRIES[group].register(own)(entry) is entry
+        REGISTRIES[group].unregister(own)
 
 
 def test_the_pages_are_all_and_name_every_group():

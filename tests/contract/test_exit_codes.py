@@ -184,7 +184,5 @@ def test_a_report_that_cannot_be_written_is_an_error(verb):
 
 
 def test_what_is_not_met_has_its_own_code():
-    fails(
-        3, *COMMANDS["compress"][:2], "--target-bytes", "10", "--data", "digits", "-o", "n.fewbits"
-    )
+    fails(3, *COMMANDS["compress"], "--target-bytes", "10")
     run("evaluate", "net.fewbits", "--data", "digits", "--min-accuracy", "100%", code=3)

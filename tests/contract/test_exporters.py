@@ -14,6 +14,7 @@ from fewbits.errors import ConfigError, MissingExtraError
 from fewbits.exporters import EXPORTERS, Exporter, export
 from fewbits.exporters.base import NEEDS
 
+pytestmark = pytest.mark.usefixtures("operators_once")
 NAMES = pytest.mark.parametrize("name", EXPORTERS)
 X = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 

@@ -46,6 +46,9 @@ VARIANTS = [
     {"slope": 1e-3, "side": "best", "feedback": False},
     {"slope": 1e-3, "form": "blocks", "feedback": False, "rate": "none"},
 ]
+# The last of them takes as long as all others together: every depth of every block is measured.
+BLOCKS = VARIANTS[-1]
+BLOCKS_SOON = ("depthwise", "grouped", "one column", "no neurons")
 
 
 def variants(name):
@@ -142,13 +145,41 @@ def inside(result):
         assert high - result.offset <= top
 
 
+# Every other setting with few rows, the others with many; all with both in the slow tests.
+HALVES = [
+    *((3, 0), (200, 1)),
+    *(pytest.param(*half, marks=pytest.mark.slow) for half in [(3, 1), (200, 0)]),
+]
+
+
 @NAMES
-@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize(("rows", "half"), HALVES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_any_shape(name, shape, rows):
+def test_any_shape(name, shape, rows, half):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    for settings in variants(name):
-        check(from_settings({"method": name, **settings}), layer(weight, rows))
+    for settings in variants(name)[half::2]:
+        if settings is not BLOCKS:
+            check(from_settings({"method": name, **settings}), layer(weight, rows))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(post_training_methods()) if BLOCKS in variants(n)]
+)
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        pytest.param(
+            shape,
+            rows,
+            marks=() if shape in BLOCKS_SOON and rows == 3 else pytest.mark.slow,
+        )
+        for shape in SHAPES
+        for rows in (3, 200)
+    ],
+)
+def test_any_shape_in_blocks(name, shape, rows):
+    weight = torch.randn(SHAPES[shape], generator=torch.Generator().manual_seed(1))
+    check(from_settings({"method": name, **BLOCKS}), layer(weight, rows))
 
 
 @NAMES

@@ -107,13 +107,18 @@ def prepared(tmp_path_factory):
         torch.manual_seed(0)
         runpy.run_path("mynet.py", run_name="__main__")
         Path("net.safetensors").write_bytes(Path("mynet.safetensors").read_bytes())
-        Path("fewbits-demo").mkdir()
-        train(Path("fewbits-demo"), 0, silent)
         network = runpy.run_path("mynet.py")["build"]()
         coded = fewbits.compress(network, "nearest")
         coded.save("net.fewbits")
         coded.save("small.fewbits")
     return folder
+
+
+@pytest.fixture(scope="module")
+def shown(prepared):
+    """What ``fewbits demo`` leaves there, as far as pages read it."""
+    (prepared / "fewbits-demo").mkdir()
+    train(prepared / "fewbits-demo", 0, silent)
 
 
 def page_of(page: Path):
@@ -123,7 +128,9 @@ def page_of(page: Path):
 
 
 @pytest.mark.parametrize("page", [page_of(p) for p in PAGES if commands(p)])
-def test_commands_run(page, prepared, monkeypatch):
+def test_commands_run(page, prepared, request, monkeypatch):
+    if "fewbits-demo" in page.read_text(encoding="utf-8"):
+        request.getfixturevalue("shown")
     monkeypatch.chdir(prepared)
     monkeypatch.syspath_prepend(str(prepared))
     sys.modules.pop("mynet", None)

@@ -46,6 +46,8 @@ for folder, loader in json.loads(sys.argv[1]).items():
 """
 
 
+# In this process, and of one architecture, tests/unit/hub does the same in every run.
+@pytest.mark.slow
 def test_five_architectures_in_another_process(tmp_path, monkeypatch):
     networks = {name: make(name) for name in LOADERS}
     for name, network in networks.items():

@@ -145,7 +145,7 @@ def test_matrices_that_share_a_body(seed):
         agree(3, data, *pairs)
 
 
-@pytest.mark.parametrize("seed", seeds(2, 30))
+@pytest.mark.parametrize("seed", [1, *seeds(0, 30)[:1], *seeds(0, 30)[2:]])  # 0 takes seconds
 def test_paths_that_share_a_body(seed, monkeypatch):
     """With settings that a writer would not choose, too."""
     rng = np.random.default_rng(seed)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["install"]
+import pytest
+
+from fewbits.registry import Registry
+
+__all__ = ["install", "installed_in"]
 
 
 def install(
@@ -28,3 +35,21 @@ def install(
     for group, entries in points.items():
         lines += [f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()), ""]
     (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+@contextmanager
+def installed_in(folder: Path, *registries: Registry[Any]) -> Iterator[None]:
+    """Have these registries look for packages anew, in ``folder`` too; then as it was before."""
+    modules = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for registry in registries:
+            patch.setattr(registry, "_declared", None)
+            for name in ("_entries", "_loaded", "_broken", "_warned"):
+                patch.setattr(registry, name, getattr(registry, name).copy())
+        try:
+            yield
+        finally:
+            for path in folder.glob("*.py"):
+                if path.stem not in modules:
+                    sys.modules.pop(path.stem, None)

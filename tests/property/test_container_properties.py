@@ -30,6 +30,7 @@ from forging import framed
 
 FILE = encode(Contents({}))
 BOUNDED = settings(derandomize=True, deadline=None, max_examples=120, database=None)
+FEWER = settings(BOUNDED, max_examples=50)  # each takes a writer and a reader of whole files
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 NAMES = st.text(st.sampled_from("ab.0é"), max_size=8)
 LEAVES = (
@@ -115,9 +116,7 @@ def all_contents(draw):
     return Contents(tensors, aliases, activations, draw(st.dictionaries(NAMES, JSON, max_size=3)))
 
 
-@BOUNDED
-@given(all_contents(), st.sampled_from(list(EFFORTS)))
-def test_any_contents_come_back(contents, effort):
+def comes_back(contents, effort):
     data = encode(contents, effort, threads=1)
     got = decode(data, threads=1)
     assert same(got, contents)
@@ -125,14 +124,38 @@ def test_any_contents_come_back(contents, effort):
     assert measure(data).file_bytes == len(data)
 
 
-@BOUNDED
-@given(all_contents(), st.integers(1, 12), st.sampled_from([1, 2]))
-def test_any_contents_come_back_in_chunks_of_any_size(contents, size, threads):
+@FEWER
+@given(all_contents(), st.sampled_from(list(EFFORTS)))
+def test_any_contents_come_back(contents, effort):
+    comes_back(contents, effort)
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=400)
+@given(all_contents(), st.sampled_from(list(EFFORTS)))
+def test_many_more_contents_come_back(contents, effort):
+    comes_back(contents, effort)
+
+
+def comes_back_in_chunks(contents, size, threads):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "CHUNK", size)
         data = encode(contents, "fast", threads)
         assert same(decode(data, threads=threads), contents)
         assert measure(data).file_bytes == len(data)
+
+
+@FEWER
+@given(all_contents(), st.integers(1, 12), st.sampled_from([1, 2]))
+def test_any_contents_come_back_in_chunks_of_any_size(contents, size, threads):
+    comes_back_in_chunks(contents, size, threads)
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=400)
+@given(all_contents(), st.integers(1, 12), st.sampled_from([1, 2]))
+def test_many_more_contents_come_back_in_chunks(contents, size, threads):
+    comes_back_in_chunks(contents, size, threads)
 
 
 @BOUNDED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -57,27 +58,40 @@ NO_TORCH = (
     "search",
 )
 
-STRUCTURE = Structure(PACKAGE.parent)
+
+@cache
+def structure() -> Structure:
+    return Structure(PACKAGE.parent)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
 
 
 def test_dependencies_point_one_way():
     wrong = []
-    for module, targets in STRUCTURE.graph().items():
+    for module, targets in structure().graph().items():
         part = _part(module)
         for ours in {_part(target) for target in targets} - {part}:
             if ours not in MAY[part]:
                 wrong.append(f"{module} imports {ours}")
     assert wrong == []
-    assert {_part(module) for module in STRUCTURE.files} == set(MAY)
+    assert {_part(module) for module in structure().files} == set(MAY)
 
 
 def test_no_imports_in_a_circle():
-    assert cycles(STRUCTURE.graph()) == []
-    assert cycles(rooms(STRUCTURE)) == []
+    assert cycles(structure().graph()) == []
+    assert cycles(rooms(structure())) == []
 
 
 def test_folders_are_small():
-    folders = files_per_folder(STRUCTURE)
+    folders = files_per_folder(structure())
     assert folders["."] <= 6  # one is __main__, which has to be here
     assert {name: count for name, count in folders.items() if count > 12} == {}
 
@@ -96,7 +110,7 @@ def _part(module: str) -> str:
 
 
 def _imports(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -105,7 +119,7 @@ def _imports(path: Path):
 
 
 def test_nothing_imports_the_command_line():
-    for module, targets in STRUCTURE.graph().items():
+    for module, targets in structure().graph().items():
         allowed = _part(module) in ("cli", "__main__")
         assert allowed or not any(_part(t) == "cli" for t in targets), module
 
@@ -114,7 +128,7 @@ def test_files_and_functions_are_small():
     long = [p.name for p in FILES if len(p.read_text().splitlines()) > 500]
     assert long == []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 first = node.body[0]
                 told = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
@@ -124,17 +138,17 @@ def test_files_and_functions_are_small():
 
 def test_every_module_says_what_it_offers():
     for path in FILES:
-        tree = ast.parse(path.read_text())
-        names = {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets
+        body = tree(path).body
+        names = {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets
                  if isinstance(t, ast.Name)}  # fmt: skip
-        has_code = any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in tree.body)
+        has_code = any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in body)
         assert "__all__" in names or not has_code, path
-        assert ast.get_docstring(tree), path
+        assert ast.get_docstring(tree(path)), path
 
 
 def test_user_input_meets_no_assert():
     for path in FILES:
-        assert not any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text())))
+        assert not any(isinstance(n, ast.Assert) for n in nodes(path))
 
 
 # A name that comes or goes is a change of the public surface: say so in CHANGELOG.md.

@@ -43,8 +43,7 @@ class Training:
         clip: largest norm of the gradients; larger ones are scaled down. None for no clipping.
         relative_clip: largest norm of the gradient of each weight tensor and each gain, as a share
             of the norm of the tensor (adaptive gradient clipping), so that none moves far whatever
-            the scale of its inputs. None means 0.1 where the levels of a compressed start are kept,
-            as in HEMP, and no limit elsewhere; 0 for no limit.
+            the scale of its inputs; 0 for no limit.
         distil: weight in the loss of matching the float network's outputs, in [0, 1]. At 1, labels
             are not needed.
         temperature: softmax temperature of distillation.
@@ -78,7 +77,7 @@ class Training:
     weight_decay: float = 0.0
     warm_up: float = 0.0
     clip: float | None = None
-    relative_clip: float | None = None
+    relative_clip: float = 0.1
     distil: float = 0.0
     temperature: float = 4.0
     augment: tuple[str, ...] = ()
@@ -113,8 +112,7 @@ class Training:
         _check_number("select_from", self.select_from, 0, 1)
         if self.clip is not None:
             _check_number("clip", self.clip, 0, math.inf, above=True)
-        if self.relative_clip is not None:
-            _check_number("relative_clip", self.relative_clip, 0, math.inf)
+        _check_number("relative_clip", self.relative_clip, 0, math.inf)
         if self.hold_out is not None:
             _check_number("hold_out", self.hold_out, 0, 1, below=True)
         if self.max_drop is not None:

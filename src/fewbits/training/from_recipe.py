@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "train"]
 
-_RELATIVE_CLIP = 0.1  # after a compressed start
 _CALIBRATION = 1024  # training samples for ranges of inputs, and for live BatchNorm layers
 
 
@@ -133,7 +132,7 @@ def train(
         key=key,
         fabric=fabric,
         progress=progress,
-        **_fit_arguments(tuner, settings, kept=against is not None),
+        **_fit_arguments(tuner, settings),
     )
     coded = _with_recipe(tuner.finish(effort, sort=settings.sort), recipe) if fitted.main else None
     return _ended(coded, fitted, stage, model, against)
@@ -211,11 +210,8 @@ def _with_recipe(coded: CompressionResult, recipe: Recipe) -> CompressionResult:
     return replace(coded, contents=replace(coded.contents, metadata=metadata))
 
 
-def _fit_arguments(tuner: Tuner, settings: Training, *, kept: bool) -> dict[str, Any]:
-    """Return the arguments of :func:`fit` that follow from the recipe.
-
-    ``kept``: whether the levels of a compressed start are.
-    """
+def _fit_arguments(tuner: Tuner, settings: Training) -> dict[str, Any]:
+    """Return the arguments of :func:`fit` that follow from the recipe."""
     optimizer = make_optimizer(
         tuner,
         settings.optimizer,
@@ -231,17 +227,10 @@ def _fit_arguments(tuner: Tuner, settings: Training, *, kept: bool) -> dict[str,
         "accumulate": settings.accumulate,
         "lr_schedule": _lr_schedule(tuner, settings),
         "clip": settings.clip,
-        "relative_clip": _relative_clip(settings, kept=kept),
+        "relative_clip": settings.relative_clip or None,
         "augment": _augment(settings),
         "selection": Selection(start=start, max_drop=settings.max_drop),
     }
-
-
-def _relative_clip(settings: Training, *, kept: bool) -> float | None:
-    """Return the limit on gradients; by default one where levels of a compressed start are kept."""
-    if settings.relative_clip is None:
-        return _RELATIVE_CLIP if kept else None
-    return settings.relative_clip or None
 
 
 def _lr_schedule(tuner: Tuner, settings: Training) -> LRSchedule:

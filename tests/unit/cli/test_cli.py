@@ -524,6 +524,7 @@ def test_demo_compresses_with_every_method(here, monkeypatch):
 
     monkeypatch.setattr(showcase, "train_classifier", short)
     monkeypatch.setattr(showcase, "CALIBRATION", 128)
+    monkeypatch.setattr(showcase, "WIDTHS", (4,))
     found = run_json("demo", "--out", "shown")
     rows = found["rows"]
     assert {row["method"] for row in rows} == {"float32", *post_training_methods()}

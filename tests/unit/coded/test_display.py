@@ -34,7 +34,7 @@ class Named(nn.Module):
             self.add_module(name, nn.Linear(6, 6))
 
 
-def wide(count=300):
+def wide(count=100):
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(count)))
 
 

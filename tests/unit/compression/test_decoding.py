@@ -50,8 +50,13 @@ def path(tmp_path_factory):
         yield path
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("threads", "kept"),
+    [
+        *((3, True), (1, False)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, True), (3, False)]),
+    ],
+)
 def test_pieces_are_the_whole(path, threads, kept):
     opening = keep_open(path) if kept else read_lazily(path, threads=threads)
     with opening as (tensors, _):

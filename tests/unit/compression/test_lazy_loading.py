@@ -108,7 +108,7 @@ def on_meta(build):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_are_those_of_the_eager_network(tmp_path, name, threads, dtype):
     build, inputs = NETWORKS[name]
@@ -127,7 +127,12 @@ def test_outputs_are_those_of_the_eager_network(tmp_path, name, threads, dtype):
 
 
 @pytest.mark.parametrize(
-    "method", [fewbits.Nearest(levels=9), fewbits.Transform(slope=1e-6), fewbits.Nearest(bits=4)]
+    "method",
+    [
+        fewbits.Nearest(levels=9),
+        fewbits.Transform(slope=1e-6, side="row", rate="none"),
+        fewbits.Nearest(bits=4),
+    ],
 )
 @torch.no_grad()
 def test_codebooks_transforms_and_quantized_inputs(tmp_path, method):
@@ -494,6 +499,7 @@ print(peak() - before, total)
 
 
 @pytest.mark.skipif(not OPEN.is_dir(), reason="measures in /proc")
+@pytest.mark.slow
 def test_a_network_takes_less_memory_than_its_weights(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16) for _ in range(56)]

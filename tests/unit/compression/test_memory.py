@@ -38,6 +38,7 @@ print((size("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.slow
 def test_compressing_in_memory_needs_little_more_than_the_quantized_network():
     path = os.pathsep.join(filter(None, sys.path))
     run = subprocess.run(

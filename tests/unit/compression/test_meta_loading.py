@@ -367,6 +367,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures in /proc")
+@pytest.mark.slow
 def test_a_large_weight_takes_its_own_memory_and_little_more(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Linear(3072, 3072, bias=False, dtype=torch.bfloat16) for _ in range(2)]

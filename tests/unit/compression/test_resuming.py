@@ -87,6 +87,7 @@ class Later:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_budget_gives_the_same_file_from_disk_and_after_an_interruption(on_disk, tmp_path):
     options = {
         "method": SLOPED,
@@ -224,7 +225,9 @@ def test_the_network_given_with_weights_is_not_filled(on_disk):
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("method", [GPTQ, SLOPED, fewbits.Transform()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [GPTQ, SLOPED, fewbits.Transform(rate="none")], ids=lambda m: m.name
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_of_other_dtypes_resume(dtype, method, tmp_path):
     options = {"method": method, "calibration": interrupted.batches()}

@@ -16,7 +16,7 @@ import fewbits
 from fewbits.engine.lockstep import quantizer
 from fewbits.engine.network import distributed
 
-quantizer._WORTH_SHARING = 1 << 20  # so that the ranks share the neurons of the widest layer
+WORTH_SHARING = 1 << 20  # so that the ranks share the neurons of the widest layer
 
 METHODS = {
     "gpfq": fewbits.GPFQ(bits=3),
@@ -182,13 +182,16 @@ def told(kind, rank, out):
 def main(kinds, out):
     """Join the group that the environment describes, and do one thing after the other in it."""
     torch.set_num_threads(1)
+    quantizer._WORTH_SHARING = WORTH_SHARING
     out, rank = Path(out), int(os.environ["RANK"])
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    found = {kind: told(kind, rank, out) for kind in kinds.split(",")}
-    torch.save(found, f"{out}.{rank}.pt")
-    if dist.is_initialized() and "killed" not in found:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    found = {}
+    for kind in kinds.split(","):
+        found[kind] = told(kind, rank, out)
+        torch.save(found, f"{out}.{rank}.pt")  # before the process may end
+    if "killed" not in found:
         dist.destroy_process_group()
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

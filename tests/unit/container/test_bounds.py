@@ -254,7 +254,7 @@ HEAVY = {
 
 
 # Others of their kind that differ little: the same flags, in other shapes.
-ALIKE = ("flags of pairs", "a row of flags")
+ALIKE = ("flags", "flags of pairs", "a row of flags")
 CASES = [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in HEAVY]
 
 

@@ -123,7 +123,7 @@ def test_inspect_holds_little_of_the_file(tmp_path):
     rng = np.random.default_rng(0)
     values = {str(n): RawTensor((1 << 20,), "uint8", random_bytes(rng)) for n in range(8)}
     path = tmp_path / "net.fewbits"
-    write(encode(Contents(values)), path)
+    write(encode(Contents(values), "fast"), path)
     inspect(path)
     tracemalloc.start()
     try:

@@ -31,7 +31,7 @@ def fuzz():
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="it reads Linux's /proc")
-@pytest.mark.parametrize("name", ["load", "inspect"])
+@pytest.mark.parametrize("name", [pytest.param("load", marks=pytest.mark.slow), "inspect"])
 def test_nothing_dear_is_found(fuzz, name):
     found = fuzz[0].search(name, seed=5, cases=CASES)
     assert found.failures == []

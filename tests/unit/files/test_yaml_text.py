@@ -6,6 +6,7 @@ import yaml
 import fewbits
 from cpu_time import within
 from fewbits.errors import ConfigError, SourceError
+from fewbits.files import yaml_text
 from fewbits.files.yaml_text import read_yaml
 
 
@@ -92,7 +93,20 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+# Seconds at the bound itself; with a lower one in every run.
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "values" else name for name in HOSTILE
+]
+
+
+def test_more_values_than_the_bound_are_refused(monkeypatch):
+    monkeypatch.setattr(yaml_text, "MAX_VALUES", 1000)
+    with pytest.raises(ConfigError, match="more than 1,000 values"):
+        read_yaml("[" + "1," * 1000 + "]")
+    assert len(read_yaml("[" + "1," * 900 + "]")) == 900
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_not_plain_is_refused_at_once_and_says_where(name, tmp_path):
     text, told = HOSTILE[name]
     path = tmp_path / "recipe.yaml"

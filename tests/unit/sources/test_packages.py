@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
-from packages import install
+from fewbits.sources import DATA, MODELS
+from packages import install, installed_in
 
 CODE = """
 import torch
@@ -40,6 +39,7 @@ except SourceError as error:
 def test_a_package_brings_schemes_of_networks_and_of_data(tmp_path):
     points = {"fewbits.models": {"tiny": "tiny:network"}, "fewbits.data": {"ones": "tiny:data"}}
     install(tmp_path, "tiny", {"tiny.py": CODE}, points)
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-c", USE], check=True, env=environment, cwd=tmp_path)
+    with installed_in(tmp_path, MODELS, DATA):
+        exec(USE, {})
+    assert "tiny" not in sys.modules
+    assert "tiny" not in MODELS

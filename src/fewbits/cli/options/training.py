@@ -98,7 +98,7 @@ RelativeClip: TypeAlias = Annotated[
     float | None,
     _option(
         "Clip the gradient of each weight to this share of the norm of its tensor; 0 for no limit. "
-        "\\[default: 0.1 with hemp after a compressed start]",
+        "\\[default: 0.1]",
         _LOOP,
     ),
 ]

@@ -7,6 +7,7 @@ something else.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MethodType
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from .fold import is_batchnorm
 
-__all__ = ["freeze_absorbed", "unfreeze", "without_statistics"]
+__all__ = ["freeze_absorbed", "freeze_zero_biases", "unfreeze", "without_statistics"]
 
-_FROZEN = "_fewbits_frozen"
+_FROZEN, _ZERO = "_fewbits_frozen", "_fewbits_zero_bias"
 _NEAR = 2.0**-8  # from 1: rounding of 1 - eps to float16 or bfloat16
 
 
@@ -47,6 +48,31 @@ def freeze_absorbed(model: nn.Module, *, coded: bool = True) -> list[str]:
     return held
 
 
+def freeze_zero_biases(model: nn.Module, among: Collection[str]) -> list[str]:
+    """Keep biases of layers at zero that are zero throughout: a normalization has taken them over.
+
+    Trained, they would say twice what the bias of the normalization says, and take bytes.
+
+    Args:
+        model: the network.
+        among: names of the biases that may be frozen.
+
+    Returns:
+        The names of those that are. :func:`unfreeze` undoes it.
+    """
+    held = []
+    for path, module in model.named_modules():
+        name = f"{path}.bias".lstrip(".")
+        weight, bias = (module._parameters.get(leaf) for leaf in ("weight", "bias"))
+        if name not in among or weight is None or weight.dim() < 2 or bias is None:
+            continue
+        if bias.requires_grad and not bool(bias.any()):
+            bias.requires_grad_(False)
+            module.__dict__[_ZERO] = True
+            held.append(name)
+    return held
+
+
 def without_statistics(model: nn.Module) -> set[str]:
     """Return the names of the folded or merged normalizations."""
     norms = ((name, module) for name, module in model.named_modules() if is_batchnorm(module))
@@ -54,8 +80,10 @@ def without_statistics(model: nn.Module) -> set[str]:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Undo :func:`freeze_absorbed`."""
+    """Undo :func:`freeze_absorbed` and :func:`freeze_zero_biases`."""
     for module in model.modules():
+        if module.__dict__.pop(_ZERO, False):
+            module.get_parameter("bias").requires_grad_(True)
         if "train" in module.__dict__ and is_batchnorm(module):
             del module.__dict__["train"]
             if module.__dict__.pop(_FROZEN, False):

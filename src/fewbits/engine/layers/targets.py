@@ -6,6 +6,7 @@ matrix, an alias of a tied weight, or it is kept in float for a stated reason.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ __all__ = [
     "vector_targets",
 ]
 
+# what torch calls a parameter that a parametrization computes, whose plain name training keeps
+_PARAMETRIZED = re.compile(r"\bparametrizations\.([^.]+)\.original$")
 _ENDINGS = ("orig", "g", "v", "u", "mask")
 _Use: TypeAlias = "tuple[str, WeightView]"
 _Homes: TypeAlias = "Mapping[str, tuple[str, nn.Module, str]]"
@@ -185,7 +188,8 @@ def check_finite(
     Raises:
         ModelError: names the first such tensor, the number of bad values and the first one's index.
     """
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named = model.named_parameters(remove_duplicate=False)
+    parameters = {_PARAMETRIZED.sub(r"\1", name) for name, _ in named}
     for name, tensor in model.state_dict().items():
         floating = isinstance(tensor, Tensor) and (
             tensor.is_floating_point() or tensor.is_complex()

@@ -31,6 +31,7 @@ class TunedWeight:
         levels: number of levels of a vector, which has its own grid; None for a weight, whose
             levels follow from the method's settings.
         end: whether it is the first or the last weight matrix of a network with more than two.
+        paths: whether the columns of its codes, seen as (rows, columns), are paths of a trellis.
         bypasses: whether its layer, a recurrent one, does not call parametrizations.
     """
 
@@ -41,6 +42,7 @@ class TunedWeight:
     start: Quantized | None = None
     levels: int | None = None
     end: bool = False
+    paths: bool = False
     bypasses: bool = False
 
     @property

@@ -8,7 +8,7 @@ codes are changed together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,7 +25,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 def simplify_neurons(
     model: nn.Module,
     results: dict[str, Quantized],
-    aliases: Mapping[str, str],
+    held: Collection[str],
     *,
     fold: bool,
     sort: bool,
@@ -35,7 +35,7 @@ def simplify_neurons(
     Args:
         model: the network with the values of ``results``; changed in place, like ``results``.
         results: codes by state-dict name.
-        aliases: names of tied tensors; layers with tied weights are not changed.
+        held: names of tensors whose layers are not changed: tied ones, and paths of a trellis.
         fold: fold dead neurons. The network is only traced if a matrix has a row or column of
             zeros.
         sort: sort neurons, which keeps the function but not the identity of neurons.
@@ -45,8 +45,9 @@ def simplify_neurons(
     chains = find_chains(model)
     if chains.reason:
         return [f"neurons: not changed, {chains.reason}"]
-    neurons = Neurons(model, chains.found, results, {*aliases, *aliases.values()})
-    notes = [f"neurons: {neurons.fold()} dead ones folded"] if fold else []
+    neurons = Neurons(model, chains.found, results, set(held))
+    folded = neurons.fold() if fold else 0
+    notes = [f"neurons: {folded} dead ones folded"] if folded else []
     if sort:
         neurons.sort()
         count = len(neurons.sortable)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...coded import Cause, CodebookTensor, Contents, GridTensor, Reason
+from ...coded import Cause, CodebookTensor, CodedTensor, Contents, GridTensor, Reason
+from ...coding.trellis import follows
 from ...compression.coded_model import CodedModel, load_into, unwrapped
 from ...container import read
 from ...engine.activations.hooks import remove_inputs
-from ...engine.batchnorm.freeze import freeze_absorbed
+from ...engine.batchnorm.freeze import freeze_absorbed, freeze_zero_biases
 from ...engine.batchnorm.merge import BatchNormMerge, mergeable
 from ...engine.batchnorm.unfold import unfold_batchnorm
-from ...engine.layers.layer import QuantizedTransform
+from ...engine.layers.layer import Quantized, QuantizedMatrix, QuantizedTransform
 from ...engine.layers.pack import unpack
 from ...engine.layers.targets import check_finite, vector_targets
 from ...engine.network.batches import Forward
 from ...engine.network.naming import fitted
 from ...errors import ConfigError, ModelError, require, shorten
-from ...methods import InputSession, TrainingMethod, TunedWeight, as_method, is_method, trains
+from ...methods import (
+    InputSession,
+    Session,
+    TrainingMethod,
+    TunedWeight,
+    as_method,
+    is_method,
+    trains,
+)
 from ...recipe.plan import Plan, PlanEntry, make_plan
 from ...recipe.recipe import RECIPES, Recipe, Rule
+from .bias_steps import BiasSteps
 from .parametrizations import bypasses, find_parameter
 from .pruning import Pruning, keep_zeros
 from .start import Change, Inherited, stored_dtype, warn_of_losses
@@ -87,46 +98,58 @@ def prepare(
             other than that of ``start``.
         CalibrationError: ``calibration`` is missing, has bad values, or does not reach a layer.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    _check_trainable(model)
     coded = _contents(start)
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed, coded)
-    _check_trainable(model)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
     _check_bits(vector_bits)
     require(norms in ("absorbed", "live"), "norms", "'absorbed' or 'live'", norms)
-    if coded is not None:
-        coded = fitted(coded, model)
-        load_into(coded.tensors, coded.aliases, model, _description(start))
+    coded = _loaded(coded, model, start)
     check_finite(model)
     changes = _remove_quantized_inputs(model, coded)
-    absorbed = frozen = freeze_absorbed(model, coded=coded is not None)
-    _check_reestimation(trained, frozen, norms)
-    if norms == "live" and frozen:
-        unfold_batchnorm(model, frozen, calibration, forward)
-        frozen = []
+    absorbed = freeze_absorbed(model, coded=coded is not None)
+    _check_reestimation(trained, absorbed, norms)
+    live = absorbed if norms == "live" else []
+    if live:
+        unfold_batchnorm(model, live, calibration, forward)
+    frozen = [name for name in absorbed if name not in live]
     norm_merge = _norm_merge(model, plan, trained, frozen, vector_bits)
     plan = _with_vectors(model, _with_merged(plan, norm_merge), trained, norm_merge)
     plan = _with_start(as_trained(model, plan, trained), model, trained, coded)
+    plan = _with_zero_biases(model, plan, frozen if coded is not None else ())
+    bias_steps = BiasSteps.of(model, coded, plan, {*norm_merge.names, *live})
     weights = [_weight(model, e, plan, coded, vector_bits) for e in plan.entries if e.trained]
     _keep_zeros(weights, prune, zeros, coded)
     session = trained.start(weights, recipe.seed)
     attach(session, model, plan, calibration, forward)
     inherited = _inherited(coded, trained, weights, absorbed)
-    inputs = session.inputs if isinstance(session, InputSession) else ()
-    changes += inherited.expected_changes(model, inputs, recipe.raw_dtype)
+    changes += inherited.expected_changes(model, _inputs(session), recipe.raw_dtype)
     warn_of_losses(changes, stacklevel=3)
     return Tuner(
         model,
-        plan,
+        bias_steps.named(plan),
         session,
         weights,
         norm_merge=norm_merge,
+        bias_steps=bias_steps,
         prune=prune,
         source=source or inherited.source,
         inherited=replace(inherited, expected=tuple(changes)),
     )
+
+
+def _with_zero_biases(model: nn.Module, plan: Plan, absorbed: Sequence[str]) -> Plan:
+    """Freeze the biases that ``absorbed`` normalizations have taken over, if any, and note it."""
+    held = freeze_zero_biases(model, plan.kept.keys() - plan.exact) if absorbed else ()
+    for name in held:
+        plan = plan.kept_after(name, "stays zero: that of the BatchNorm took it over")
+    return plan
+
+
+def _inputs(session: Session) -> Collection[str]:
+    """Return the sites that a session quantizes."""
+    return session.inputs if isinstance(session, InputSession) else ()
 
 
 def _norm_merge(
@@ -176,6 +199,8 @@ def _keep_zeros(
 
 
 def _check_trainable(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise ModelError(
@@ -242,6 +267,17 @@ def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None
     )
 
 
+def _loaded(
+    coded: Contents | None, model: nn.Module, start: CodedModel | str | PathLike[str] | None
+) -> Contents | None:
+    """Load the values of the start, if there is one, and return it with the network's names."""
+    if coded is None:
+        return None
+    coded = fitted(coded, model)
+    load_into(coded.tensors, coded.aliases, model, _description(start))
+    return coded
+
+
 def _inherited(
     start: Contents | None,
     method: TrainingMethod,
@@ -285,10 +321,11 @@ def _weight(
 ) -> TunedWeight:
     target, end = entry.target, entry.target.name in plan.ends
     parameter = find_parameter(model, target)
-    start = None
+    start, paths = None, False
     if coded is not None:
-        stored = coded.aliases.get(target.name, target.name)
-        start = unpack(coded.tensors[stored], target)
+        stored = coded.tensors[coded.aliases.get(target.name, target.name)]
+        start = unpack(stored, target)
+        paths = _has_paths(stored, start)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
     return TunedWeight(
         target.name,
@@ -297,13 +334,32 @@ def _weight(
         start=start,
         levels=levels,
         end=end,
+        paths=paths,
         bypasses=any(bypasses(model, name) for name in target.places),
     )
 
 
+def _has_paths(stored: CodedTensor, start: Quantized | None) -> bool:
+    """Return whether the columns of a grid are paths of a trellis, rows being rows of the weight.
+
+    A file does not say so: its coder finds out, as here. Where all numbers are even, nothing is.
+    """
+    if not isinstance(stored, GridTensor) or not isinstance(start, QuantizedMatrix):
+        return False
+    same = np.array_equal(start.index.flatten(0, 1).numpy(), stored.index)
+    plain = not stored.offset.any() and stored.blocks == 1
+    return bool(same and plain and (stored.index & 1).any()) and follows(stored.index)
+
+
 def _check_maskable(weights: Sequence[TunedWeight]) -> None:
-    """Refuse to prune weights whose codes are coefficients of a transform."""
+    """Refuse to prune weights whose codes are coefficients of a transform, or paths."""
     for weight in weights:
+        if weight.paths:
+            raise ConfigError(
+                f"weight {weight.name!r} starts as paths of a trellis, which zeros that must stay "
+                "zero would break. Leave out prune= and zeros=True, or start from "
+                "quantizer='scalar'."
+            )
         if isinstance(weight.start, QuantizedTransform):
             raise ConfigError(
                 f"weight {weight.name!r} starts as coefficients of a transform, so its zeros would "

@@ -22,6 +22,7 @@ from ...methods import InputSession, Session, Switchable, TunedWeight
 from ...pretrained import files_of
 from ...recipe.plan import Plan
 from ...sources.base.spec import stored_source
+from .bias_steps import BiasSteps
 from .hidden_neurons import simplify_neurons
 from .parametrizations import install, remove
 from .pruning import Pruning, largest_threshold, prune_below, pruned_share
@@ -67,6 +68,7 @@ class Tuner:
         weights: Sequence[TunedWeight],
         *,
         norm_merge: BatchNormMerge,
+        bias_steps: BiasSteps,
         prune: Pruning | None = None,
         source: str = "",
         inherited: Inherited | None = None,
@@ -76,6 +78,7 @@ class Tuner:
         self.weights = tuple(weights)
         self.session = session
         self._norm_merge = norm_merge
+        self._bias_steps = bias_steps
         self._prune = prune
         self._source = source
         self._inherited = inherited or Inherited()
@@ -192,7 +195,7 @@ class Tuner:
                 weight.write(self.session.quantized(weight).dequantize())
             for module in rounding:
                 module.active = False
-            with self._norm_merge.rounded():
+            with self._norm_merge.rounded(), self._bias_steps.rounded():
                 yield self.model
         finally:
             for module in rounding:
@@ -262,7 +265,11 @@ class Tuner:
         results.update(self._norm_merge.settle())
         notes = self._norm_merge.notes()
         if not grids:  # quantization would change the constants, and grids may be per channel
-            notes += simplify_neurons(self.model, results, self.plan.aliases, fold=fold, sort=sort)
+            held = {*self.plan.aliases, *self.plan.aliases.values()}
+            held |= {weight.name for weight in self.weights if weight.paths}
+            notes += simplify_neurons(self.model, results, held, fold=fold, sort=sort)
+        self._bias_steps.settle()  # after constants of neurons were added to biases
+        notes += self._bias_steps.notes()
         contents = packed(
             self.model, self.plan, self._targets(), results, grids=grids, source=self._source
         )

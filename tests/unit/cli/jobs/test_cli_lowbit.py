@@ -24,6 +24,7 @@ def weights(tmp_path_factory):
     return made
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.filterwarnings("ignore:this processor has no VNNI")
 def test_activations_after_a_method_and_an_export(weights, tmp_path):
     out = tmp_path / "net.fewbits"

@@ -71,9 +71,12 @@ def test_people_read_what_was_kept(here):
     assert f"{(here / 'net.fewbits').stat().st_size:,} bytes" in shown
 
 
-@pytest.mark.parametrize("killed_at", [1, 25])
-def test_killed_and_resumed_it_is_the_same_file(here, monkeypatch, killed_at):
-    more = ("--augment", "crop", "--prune", "0.3", "--distil", "0.5", "--save-seconds", "0")
+FLOAT = ("--start", "float")  # takes no time: where the start does not matter
+
+
+@pytest.mark.parametrize(("killed_at", "start"), [(1, FLOAT), (25, ())])
+def test_killed_and_resumed_it_is_the_same_file(here, monkeypatch, killed_at, start):
+    more = ("--augment", "crop", "--prune", "0.3", "--distil", "0.5", "--save-seconds", "0", *start)
     run(*order("whole.fewbits", *more))
     step, done = Stepper.step, 0
 
@@ -189,11 +192,11 @@ def test_errors_are_told(here):
     assert "no run to resume" in run("train", "--resume", ".", code=1).stderr
     (here / "run.json").write_text('{"schema": "other"}')
     assert "cannot be read" in run("train", "--resume", ".", code=1).stderr
-    run(*order("net.fewbits", epochs=1))
+    run(*order("net.fewbits", *FLOAT, epochs=1))
     (here / "net.fewbits").unlink()
-    shown = " ".join(run(*order("net.fewbits", epochs=1), code=2).output.split())
+    shown = " ".join(run(*order("net.fewbits", *FLOAT, epochs=1), code=2).output.split())
     assert "holds a run" in shown
-    run(*order("net.fewbits", "--force", epochs=1))
+    run(*order("net.fewbits", "--force", *FLOAT, epochs=1))
 
 
 def test_other_weights_are_not_resumed(here, monkeypatch):
@@ -202,8 +205,8 @@ def test_other_weights_are_not_resumed(here, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Stepper, "step", dead)
-        run(*order("net.fewbits", epochs=1), code=130)
-    run(*order("net.fewbits", "--force", epochs=1))
+        run(*order("net.fewbits", *FLOAT, epochs=1), code=130)
+    run(*order("net.fewbits", "--force", *FLOAT, epochs=1))
     save_file(load_model(MODEL).module.state_dict(), here / "net.safetensors")
     told = run("train", "--resume", "net.fewbits.run", "--device", "cpu", code=1).stderr
     assert "another network" in told
@@ -222,7 +225,7 @@ def test_a_folder_alone_has_no_code_imported(here, monkeypatch):
     (here / "ownnet.py").write_text(OWN)
     monkeypatch.setattr(sys, "path", [*sys.path])
     start = ["train", "ownnet:build", "--data", "ownnet:data", "-o", "net.fewbits"]
-    run(*start, "--epochs", "1", "--device", "cpu")
+    run(*start, "--epochs", "1", "--device", "cpu", *FLOAT)
     first = (here / "net.fewbits").read_bytes()
     (here / "imported").unlink()
     sys.modules.pop("ownnet")
@@ -241,7 +244,7 @@ def test_a_folder_alone_has_no_code_imported(here, monkeypatch):
 @pytest.mark.parametrize("key", ["model", "data", "selection"])
 def test_nor_by_a_forged_description(here, key):
     (here / "ownnet.py").write_text(OWN)
-    run(*order("net.fewbits", epochs=1))
+    run(*order("net.fewbits", *FLOAT, epochs=1))
     file = here / "net.fewbits.run" / "run.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: "ownnet:build"}))
     for more in ([], ["--device", "cpu"]):

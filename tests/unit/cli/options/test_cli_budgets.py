@@ -199,7 +199,8 @@ def test_evaluations_and_time_end_a_search(here):
 
 def test_a_budget_takes_a_method_with_a_slope_by_default(here):
     arguments = [part for part in SEARCH if part not in ("--method", "sloped")]
-    rule = run_json(*arguments, "--data", "digits", "--target-bytes", "7KB", *FAST)["plan"]
+    some = ("--calibration-samples", 64, "--evaluations", 2)
+    rule = run_json(*arguments, "--data", "digits", "--target-bytes", "25KB", *some, *FAST)["plan"]
     assert "slope" in rule["recipe"]["rules"][0]
 
 

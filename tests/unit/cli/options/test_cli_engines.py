@@ -95,6 +95,7 @@ def test_a_point_that_fails_is_listed_and_measured_the_next_time(here, install):
     assert found["points"][0]["settings"] == {"method": "nearest", "bits": 3}
 
 
+@pytest.mark.slow
 def test_a_cluster_that_goes_away_keeps_what_is_finished(here, install):
     install(order=itemgetter(0), fate=lambda p, _: "gone" if p.settings.get("slope") else "done")
     error = run(*SWEEP, "-o", "sweep.json", *RAY, code=1).stderr

@@ -79,8 +79,17 @@ def test_any_change_comes_back(dtypes, shape, share, block, seed):
         assert_same(fewbits.apply_delta(data, base), new)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize(
+    ("dtype", "effort"),
+    [
+        *((dtype, "fast") for dtype in (torch.bfloat16, torch.float16, torch.float32)),
+        (torch.bfloat16, "balanced"),
+        *(
+            pytest.param(dtype, "balanced", marks=pytest.mark.slow)
+            for dtype in (torch.float16, torch.float32)
+        ),
+    ],
+)
 def test_a_step_of_training_takes_few_bytes(dtype, effort):
     base = {"w": weights(dtype)}
     new = {"w": moved(base["w"])}

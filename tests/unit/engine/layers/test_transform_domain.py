@@ -45,7 +45,7 @@ def of_low_rank(layer, side):
     return layer
 
 
-@pytest.mark.parametrize("slope", [1e-7, 3.0])
+@pytest.mark.parametrize("slope", [pytest.param(1e-7, marks=pytest.mark.slow), 3.0])
 @pytest.mark.parametrize("side", ["row", "column"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_pair_is_the_layer(case, side, slope, tmp_path):

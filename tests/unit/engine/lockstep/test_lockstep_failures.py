@@ -262,6 +262,7 @@ for room in (0, 1 << 30):
 """
 
 
+@pytest.mark.slow
 def test_a_network_that_never_gives_up_ends_in_an_error_and_the_process_ends():
     done = subprocess.run(
         [sys.executable, "-c", STUBBORN], capture_output=True, text=True, timeout=60, check=False

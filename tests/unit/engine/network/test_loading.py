@@ -59,7 +59,7 @@ def filled(coded, tmp_path, network):
     [
         *((name, "plain") for name in WRAPPED),
         *(("plain", name) for name in WRAPPED if name != "plain"),
-        ("both", "trainer"),
+        pytest.param("both", "trainer", marks=pytest.mark.slow),  # compiled as with "plain"
         ("parallel", "parallel"),
     ],
 )

@@ -97,8 +97,13 @@ def test_codes_and_steps_are_ours(method, bits, group, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize(("level", "bound"), [(0, FLOATS), (4, ROUNDED)])
-@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize(
+    ("level", "bound", "axes"),
+    [
+        *((0, FLOATS, 2), (4, ROUNDED, 3)),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in [(0, FLOATS, 3), (4, ROUNDED, 2)]),
+    ],
+)
 def test_onnxruntime_computes_the_same(bits, level, bound, axes, tmp_path):
     net = mlp()
     x = X if axes == 2 else X.reshape(4, 2, 128)

@@ -137,7 +137,7 @@ def test_groups_of_a_convolution_are_floats(tmp_path):
 
 
 def test_tensors_without_integers_are_told(net, tmp_path):
-    coded = fewbits.compress(net, fewbits.Transform(), X)
+    coded = fewbits.compress(net, fewbits.Transform(rate="none"), X)
     told = export(coded, tmp_path / "net.onnx", model=net, inputs=X[:2])
     ours = coded.load_into(copy.deepcopy(net))(X).detach().numpy()
     np.testing.assert_allclose(run(tmp_path / "net.onnx", X), ours, rtol=0, atol=1e-4)

@@ -148,7 +148,8 @@ def test_the_bits_are_those_of_the_file(digits_net, few):
 
 @pytest.mark.parametrize("method", [
     Transform(slope=1e4), Transform(slope=1e4, side="row", basis="klt"),
-    Transform(slope=1e4, rate="none"), Transform(slope=1e4, **BLOCKS)])  # fmt: skip
+    Transform(slope=1e4, rate="none"),
+    pytest.param(Transform(slope=1e4, **BLOCKS), marks=pytest.mark.slow)])  # fmt: skip
 def test_no_layer_is_ever_all_zeros(digits_net, few, method):
     """T14."""
     coded = fewbits.compress(digits_net, in_all(method.form, method), calibration=few)

@@ -11,6 +11,7 @@ from fewbits.ops.rate_distortion.cheapest_levels import level_bits, total_bits
 from fewbits.ops.rate_distortion.trellis_paths import (
     PathDescent,
     PathLevels,
+    nearest_paths,
     path_bits,
     total_path_bits,
 )
@@ -148,3 +149,21 @@ def test_integers_that_do_not_occur_are_priced():
     bits = path_bits(torch.zeros(1, 20), 127)
     assert bits.isfinite().all()
     assert bits[0, 127] == bits.min()
+
+
+def test_the_nearest_paths_of_a_matrix_are_those_of_its_columns():
+    values = torch.from_numpy(RNG.normal(0, 2, (4, 5)))
+    found = nearest_paths(values, LOWEST, TOP, FOLLOWING)
+    assert found.shape == values.shape
+    for own, path in zip(values.mT.numpy(), found.mT.numpy(), strict=True):
+        assert follows(path.astype(int))
+        free = np.zeros((1, TOP - LOWEST + 1))
+        least = cheapest(own, np.ones(4), 0.0, free)
+        assert ((own - path) ** 2).sum() == pytest.approx(least)
+
+
+def test_a_path_is_the_nearest_to_itself():
+    values = torch.from_numpy(RNG.normal(0, 3, (20, 7))).float()
+    path = nearest_paths(values, LOWEST, TOP, FOLLOWING)
+    assert torch.equal(nearest_paths(path, LOWEST, TOP, FOLLOWING), path)
+    assert path.dtype == torch.float32

@@ -47,6 +47,7 @@ def test_two_processes_agree_on_steps_and_gates(case, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own, in its compiler
+@pytest.mark.slow
 def test_gates_do_not_compile_anew_and_results_are_eager_s():
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))

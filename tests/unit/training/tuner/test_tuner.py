@@ -17,7 +17,7 @@ from fewbits import HEMP, Ramp
 from fewbits.errors import ConfigError, ModelError, TargetError
 
 BATCH = 64
-PAPER = HEMP(levels=9, pull=Ramp(0.05, 0.5, begin=0.5, until=0.6), refresh=3)
+PAPER = HEMP(levels=9, forward="continuous", pull=Ramp(0.05, 0.5, begin=0.5, until=0.6), refresh=3)
 STRAIGHT = HEMP(
     levels=15, spacing="even", forward="quantized", slope=Ramp(0, 1e-5, until=0.5), refresh=3
 )
@@ -319,10 +319,12 @@ def test_a_finished_tuner_says_so(digits_net):
             call()
 
 
-def test_a_training_that_went_wrong_is_not_written(digits_net):
-    tuner = fewbits.prepare(digits_net, PAPER)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@BOTH
+def test_a_training_that_went_wrong_is_not_written(digits_net, method, value):
+    tuner = fewbits.prepare(digits_net, method)
     with torch.no_grad():
-        digits_net.conv1.weight[0] = float("nan")
+        tuner.weights[0].parameter[0] = value
     with pytest.raises(ModelError, match=r"conv1\.weight.*diverged"):
         tuner.finish()
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ....engine.layers.layer import Quantized, QuantizedMatrix
-from ....errors import is_number, require
+from ....errors import ConfigError, is_number, require
 from ....ops.levels.codebook import lloyd_max
 from ....ops.rate_distortion.soft_entropy import ORDERS, joint_histogram, soft_brackets
+from ....ops.rate_distortion.trellis_paths import LEAST
 from ...base import METHODS, Capabilities, TrainingMethod
 from ...schedule import Ramp, value_at
 from ...uniform import check_number, check_one_of, check_switch, is_whole
@@ -43,7 +44,7 @@ _FROM_FLOATS = (
     "smallest, which trains nothing. Begin there: fewbits train --start smallest, or with a recipe "
     "whose rules say method: rdoq and whose section 'train' says method: hemp"
 )
-_WORTH = 1.0  # loss that all bits of a coded start are worth
+_WORTH = 1.0  # loss that all bits at the start are worth
 _PULL = Ramp(0.05, 0.5, begin=0.8, until=0.9, shape="geometric")
 _FADE = Ramp(1.0, 0.0, begin=0.8, until=0.9)  # of the crossing rule: weights end on their levels
 _FOLLOW = 0.1  # share of the way to the best step, at every refresh in the soft phase
@@ -67,12 +68,13 @@ class HEMP(TrainingMethod):
             is cheaper by 1 / ``rate_weight`` bits, that is 2.5 bits at 0.4; 0 turns the term off.
             The rule does not ask the loss: above about 1, and from 0.4 after a start that already
             traded bits for errors, as the recipe "smallest" does, the network collapses onto few
-            levels. None means 0.4 from floats; for weights that start quantized see ``slope``.
+            levels. None: see ``slope``.
         slope: loss that one bit of the network's indices is worth. The entropy is then a part of
             the loss (:meth:`Tuner.penalty`), in the same unit for all layers, never moves weights
             away from zero, and replaces the crossing rule. None, without ``rate_weight`` and
-            ``bits``, means after a compressed start that all of its bits are worth 1 together, or
-            with ``forward="continuous"`` a ``rate_weight`` of 0.1; 0 turns the term off.
+            ``bits``, means that all bits at the start are worth 1 together, or with
+            ``forward="continuous"`` a ``rate_weight`` of 0.4 from floats and of 0.1 after a
+            compressed start; 0 turns the term off.
         bits: target for the entropy of the indices in bits per weight. The price of a bit, which
             starts at ``rate_weight``, is adjusted to meet it; this needs ``assign="rate"`` and
             ``forward="quantized"``. In the file, indices take fewer bits because the coder exploits
@@ -83,8 +85,8 @@ class HEMP(TrainingMethod):
             ``forward="quantized"``, only the crossing rule needs a pull.
         forward: what the network computes with: "continuous" (the float weights, which are pulled
             to their levels, as in the paper) or "quantized" (the levels; gradients pass straight
-            through). None means "quantized" after a compressed start without codebooks and
-            recurrent layers, if no ``rate_weight`` is given, else "continuous".
+            through). None means "quantized", or "continuous" with a ``rate_weight``, in recurrent
+            layers and after a start with codebooks.
         soft: with ``forward="quantized"``, the first share of the training, in which the network
             still computes with the float weights and the steps adapt to them; only the entropy term
             acts on the weights.
@@ -174,14 +176,23 @@ class HEMP(TrainingMethod):
         return _FROM_FLOATS if self.slope is None and self.bits is None else ""
 
     def start(self, weights: Sequence[TunedWeight], seed: int = 0) -> HempSession:
-        """Fit the levels and start a session, which uses no random numbers."""
+        """Fit the levels and start a session, which uses no random numbers.
+
+        Raises:
+            ConfigError: levels are to be assigned by rate, but the start has paths of a trellis.
+        """
         coded = any(weight.start is not None for weight in weights)
+        if self.assign == "rate" and any(weight.paths for weight in weights):
+            raise ConfigError(
+                "assign='rate' chooses every level alone, but the start has columns that are paths "
+                "of a trellis. Leave out assign, or start from quantizer='scalar'."
+            )
         forward = self.forward
         if forward is None:
-            straight = coded and all(_goes_straight_through(weight) for weight in weights)
+            straight = all(_goes_straight_through(weight) for weight in weights)
             forward = "quantized" if straight and self.rate_weight is None else "continuous"
         free = self.rate_weight is None and self.slope is None and self.bits is None
-        in_loss = free and coded and forward == "quantized"
+        in_loss = free and forward == "quantized"
         rate_weight = self.rate_weight
         if rate_weight is None:
             rate_weight = _CODED if coded else _FLOATS
@@ -231,7 +242,9 @@ class HempSession:
         self._refresh()
 
     def _make_state(self, weight: TunedWeight) -> WeightState:
-        levels = self._fit_levels(weight) if weight.start is None else levels_of(weight.start)
+        least = LEAST if weight.paths else 0
+        start = weight.start
+        levels = self._fit_levels(weight) if start is None else levels_of(start, least)
         computes = self._quantized_forward  # otherwise no gradient reaches levels
         trained = computes and self.method.steps == "trained"
         basis = computes and self.method.bases == "trained"

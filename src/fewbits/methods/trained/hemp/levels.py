@@ -173,8 +173,11 @@ def fit_codebook(matrix: Tensor, count: int) -> Levels:
     return Levels(levels, one, (groups, rows, columns), False, torch.zeros_like(one))
 
 
-def levels_of(start: Quantized) -> Levels:
-    """Return the levels of a quantized weight, over the range of its indices."""
+def levels_of(start: Quantized, least: int = 0) -> Levels:
+    """Return the levels of a quantized weight, over the range of its indices.
+
+    ``least``: integers that there are on each side of zero in any case.
+    """
     if isinstance(start, QuantizedMatrix) and start.levels is not None:
         scale = start.levels.new_ones(1) if start.scale is None else start.scale
         groups, rows, columns = start.index.shape
@@ -184,7 +187,7 @@ def levels_of(start: Quantized) -> Levels:
         raise ValueError("a quantized weight must have a step or levels")
     step = start.step
     low, high = (int(value) for value in start.index.aminmax())
-    levels = torch.arange(min(low, 0), max(high, 0) + 1, device=step.device).to(step)
+    levels = torch.arange(min(low, -least), max(high, least) + 1, device=step.device).to(step)
     offset = torch.as_tensor(start.offset, dtype=step.dtype, device=step.device).reshape(-1)
     if isinstance(start, QuantizedTransform):
         return TransformLevels.of(start, levels)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....coding.trellis import transitions
 from ....ops.levels.codebook import assign
 from ....ops.rate_distortion.entropy_constrained import assign_priced, envelope
+from ....ops.rate_distortion.trellis_paths import nearest_paths
 from ..base import TunedWeight
 from .levels import Levels
 
@@ -19,6 +21,8 @@ __all__ = ["Rounding"]
 
 class Rounding(nn.Module):
     """Rounds a weight to its levels: the nearest, or those with least squared distance plus bits.
+
+    Columns that start as paths of a trellis are rounded to the nearest paths.
 
     The gradient passes straight through (Hubara et al. 2016). If ``stretch`` is not None, the steps
     of a grid are trained: they are multiplied by its exponential, with the gradient scale of
@@ -106,6 +110,9 @@ class Rounding(nn.Module):
     def positions(self, units: Tensor) -> Tensor:
         """Return the position of the level of each unit; that of zero for pruned weights."""
         levels = self._base.values
+        if self._weight.paths:
+            low, high = (int(level) for level in levels[[0, -1]])
+            return (nearest_paths(units, low, high, transitions()) - low).long()
         if self._cells is not None:
             used, edges = self._cells
             positions = used[torch.searchsorted(edges, units.contiguous())]
