@@ -72,7 +72,8 @@ def hemp_resnet(record: dict[str, Any]) -> str:
 
 def hemp_starts(record: dict[str, Any]) -> str:
     """Bytes and top-1 of every start: before HEMP, after it, and of what is compared; verdicts."""
-    parts = ("before", "hemp", "control", "last epoch", "untrained")
+    named = dict.fromkeys(part for row in record["summary"] for part in row["means"])
+    parts = ("before", *(part for part in named if part != "before"))
     rows = [
         (
             row["network"],
