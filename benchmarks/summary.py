@@ -48,6 +48,7 @@ from summary_transform import (
     transform_retraining,
     transform_steps,
 )
+from summary_trellis import column_steps, many_rates, trellis_networks
 from tables import table
 
 OLD_FORMAT = "File bytes and coding times are those of format 1."
@@ -309,6 +310,9 @@ PRINTERS = {
         onnx_processors,
         onnx_nbits,
         step_cost,
+        trellis_networks,
+        column_steps,
+        many_rates,
     )
 }
 
