@@ -325,7 +325,8 @@ def _weight(
     if coded is not None:
         stored = coded.tensors[coded.aliases.get(target.name, target.name)]
         start = unpack(stored, target)
-        paths = _has_paths(stored, start)
+        keeps = entry.trained is not None and entry.trained.capabilities.keeps_levels
+        paths = keeps and _has_paths(stored, start)
     levels = 2**bits - 1 if bits and len(target.shape) == 1 else None
     return TunedWeight(
         target.name,

@@ -92,6 +92,12 @@ def test_zeros_that_must_stay_are_refused(
         fewbits.prepare(_network(), fewbits.HEMP(), start=paths, **arguments)  # type: ignore[arg-type]
 
 
+def test_a_method_with_levels_of_its_own_may_prune(paths: fewbits.CompressionResult) -> None:
+    method = fewbits.LowBit(activations=32)
+    tuner = fewbits.prepare(_network(), method, start=paths, zeros=True)
+    assert not any(weight.paths for weight in tuner.weights)
+
+
 def test_levels_by_rate_are_refused(paths: fewbits.CompressionResult) -> None:
     with pytest.raises(ConfigError, match="assign='rate'"):
         fewbits.prepare(_network(), fewbits.HEMP(assign="rate"), start=paths)
