@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers.layer import Quantized
 from ..layers.targets import Target
 
-__all__ = ["bias_of", "round_bias", "shift_bias"]
+__all__ = ["bias_of", "round_bias", "round_to_steps", "shift_bias"]
 
 
 def bias_of(network: nn.Module, target: Target, sink: str) -> tuple[str, str]:
@@ -35,18 +35,23 @@ def shift_bias(bias: Tensor, result: Quantized) -> str:
     return "corrected by the mean error"
 
 
-@torch.no_grad()
 def round_bias(bias: Tensor, result: Quantized) -> str:
-    """Round a bias to multiples of its steps, in place, if it has some; return what was done.
+    """Round a bias to multiples of its steps, in place, if it has some; return what was done."""
+    if result.bias_step is None:
+        return ""
+    round_to_steps(bias, result.bias_step)
+    return "rounded as finely as the slope pays for"
+
+
+@torch.no_grad()
+def round_to_steps(bias: Tensor, step: Tensor) -> None:
+    """Round a bias to multiples of ``step`` (or one for each value), in place.
 
     Values that are not finite, or would not be, stay as they are.
     """
-    if result.bias_step is None:
-        return ""
-    step = result.bias_step.to(bias.device, torch.float64)
+    step = step.to(bias.device, torch.float64)
     near = (bias.double() / step).round().mul(step).to(bias)
     bias.copy_(torch.where(near.isfinite(), near, bias))
-    return "rounded as finely as the slope pays for"
 
 
 def _is_shared(network: nn.Module, parameter: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...coded import Contents, RawTensor
 from ...engine.layers.pack import to_torch
+from ...engine.lockstep.biases import round_to_steps
 from ...recipe.plan import Plan
 
 __all__ = ["BiasSteps", "step_of"]
@@ -74,13 +75,10 @@ class BiasSteps:
         what = f"{count} bias vectors stay" if count > 1 else "1 bias vector stays"
         return [f"{what} on the steps of the start"] if count else []
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Round the biases in place; values that are not finite stay as they are."""
         for name, bias in self._biases.items():
-            step = self.steps[name].to(bias.device)
-            near = (bias.double() / step).round().mul(step).to(bias)
-            bias.copy_(torch.where(near.isfinite(), near, bias))
+            round_to_steps(bias, self.steps[name])
 
     @contextmanager
     def rounded(self) -> Iterator[None]:
