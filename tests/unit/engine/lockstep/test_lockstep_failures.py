@@ -80,12 +80,12 @@ def plain(network: nn.Module, batch: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind():
-    """Each test ends with the threads, fast path and grad mode that it began with."""
+    """Each test ends with no more threads, and the fast path and grad mode that it began with."""
     faulthandler.dump_traceback_later(120, exit=True)
     threads = set(threading.enumerate())
     yield
     faulthandler.cancel_dump_traceback_later()
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # those of earlier tests may end meanwhile
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.is_grad_enabled()
 
