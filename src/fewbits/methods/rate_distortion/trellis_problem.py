@@ -9,7 +9,7 @@ for multiples of a finer step, but the coder knows the parity of each from those
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ __all__ = ["TrellisProblem"]
 
 _FINER = 2.5  # squared ratio of the best scalar step to that of a path, where the search starts
 _TABLES, _SWEEPS = 4, 2  # times the coder's model is queried, and sweeps after each
-_EXACT = 2  # pairs of levels from the present one with exact prices
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,8 @@ class TrellisProblem(RateProblem):
     rows do to each other's errors counts in the sweeps with the coder's bits; there the rows of a
     column are decided one after the other, so nothing overshoots.
     """
+
+    exact: ClassVar[int] = 2  # pairs of levels, since the parity is known
 
     @classmethod
     def at(
@@ -105,7 +106,7 @@ class TrellisProblem(RateProblem):
             symbols, layout = self._stored_matrix(descent.levels[0])
             if symbols.size * (2 * TOP + 1) > LARGEST_TABLE or symbols.min() == symbols.max():
                 return
-            lowest, prices = self._coder().prices(symbols, layout, _EXACT)
+            lowest, prices = self._coder().prices(symbols, layout, self.exact)
             table = BitsTable(torch.from_numpy(prices), lowest)
             mean = table if mean is None else mean.averaged(table)
             lowest, highest = self._reached(mean.lowest, mean.highest)
