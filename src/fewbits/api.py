@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .compression.budget import Evaluate
     from .compression.deltas.states import Base
     from .compression.result import BaseWeights, CompressionResult
+    from .compression.start_levels import Start
     from .methods import Activations, AnyMethod
     from .recipe.plan import Plan
     from .recipe.recipe import Recipe
@@ -58,6 +59,7 @@ def compress(
     weights: str | PathLike[str] | None = None,
     resume: str | PathLike[str] | None = None,
     base: Base | None = None,
+    start: Start | None = None,
     max_live_bytes: int = 1 << 30,
     share: bool = True,
     progress: Progress = silent,
@@ -127,6 +129,11 @@ def compress(
             that it has in ``model``, and everything else is told exactly. Load it with
             ``fewbits.load(path, base=...)``. BatchNorm is not folded, and activations cannot be
             quantized.
+        start: another compressed network of this architecture, or its file. Weights are rounded to
+            its levels: of a grid those in use, with their steps, or its codebook; which of them a
+            weight gets is chosen anew. BatchNorm is folded where it is in the start. A method that
+            trains begins at the start itself, as in :func:`fewbits.prepare`. Weights that the start
+            has in float or in a basis are on new levels, with a warning.
         max_live_bytes: largest number of bytes of activations held by suspended forward passes; at
             layers where they hold more, the batches beyond it are run again.
         share: whether to share the work with the other processes of the ``torch.distributed``
@@ -171,6 +178,7 @@ def compress(
         "weights": weights,
         "resume": resume,
         "base": None if base is None else _base_of(base),
+        "start": start,
         "max_live_bytes": max_live_bytes,
         "progress": progress,
     }
@@ -210,16 +218,17 @@ def plan(
     *,
     calibrated: bool = True,
     weights: str | PathLike[str] | None = None,
+    start: Start | None = None,
 ) -> Plan:
     """Return what :func:`compress` would do with every tensor, without doing it.
 
     ``calibrated`` says whether there will be calibration data, as in :meth:`Recipe.of`. Layers that
     calibration does not reach only become known during calibration. ``weights`` is the checkpoint
-    of a network without weights, as in :func:`compress`.
+    of a network without weights, and ``start`` a compressed one, as in :func:`compress`.
     """
     from .compression.compress import plan_request  # noqa: PLC0415
 
-    result, training_method = plan_request(model, method, calibrated, weights)
+    result, training_method = plan_request(model, method, calibrated, weights, start)
     if training_method is None:
         return result
     from .training.tuner.trained_plan import as_trained  # noqa: PLC0415  (takes seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,6 +82,9 @@ NETS = {
 }
 
 
+TAKE_LEVELS = [name for name, kind in fewbits.METHODS.items() if kind.capabilities.takes_levels]
+
+
 def _case(name):
     torch.manual_seed(0)
     make, shape = NETS[name]
@@ -118,6 +122,22 @@ def test_every_method_on_every_layer_kind(method, layer, tmp_path):
     fewbits.load(tmp_path / "net.fewbits", into=net)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, state[name])
+
+
+@pytest.mark.parametrize("layer", NETS)
+@pytest.mark.parametrize("method", TAKE_LEVELS)
+def test_levels_of_a_start_on_every_layer_kind(method, layer):
+    net, batches = _case(layer)
+    start = fewbits.compress(net, fewbits.Nearest(bits=3), calibration=batches)
+    coded = fewbits.compress(net, fewbits.METHODS[method](), calibration=batches, start=start)
+    for name, old in start.tensors.items():
+        if isinstance(old, RawTensor):
+            continue
+        new = coded.tensors[name]
+        assert np.array_equal(new.step, old.step)
+        assert old.index.min() <= new.index.min()
+        assert new.index.max() <= old.index.max()
+        assert bool(torch.isfinite(coded.state_dict()[name]).all())
 
 
 GROUPED = {

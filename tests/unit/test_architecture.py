@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from structure import Structure, cycles, files_per_folder, rooms
 
 PACKAGE = Path(fewbits.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 # part -> what of fewbits it may import, besides itself; every part is listed
 MAY = {
@@ -237,3 +240,22 @@ def test_compressing_waits_for_no_import_of_training_or_data():
         "assert not {'fewbits.training', 'fewbits.sources', 'lightning_fabric'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _taken(path):
+    """Yield (module, name) of everything of fewbits that a file imports by name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "fewbits":
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def _exists(module, name):
+    found = importlib.import_module(module)
+    return hasattr(found, name) or find_spec(f"{module}.{name}") is not None
+
+
+def test_what_benchmarks_take_of_the_package_is_there():
+    """They are not run here, and an import that moved would show after hours."""
+    found = {pair for path in sorted(BENCHMARKS.glob("*.py")) for pair in _taken(path)}
+    assert len(found) > 100
+    assert [pair for pair in sorted(found) if not _exists(*pair)] == []

@@ -21,8 +21,8 @@ from ..files.json_values import read_text
 from ..progress import Progress, ProgressEvent
 from ..recipe.recipe import Recipe
 from ..search import Goal, SlopeSearch, Trace, Trial, as_seconds
-from .fingerprint import fingerprint, tensors_in, weights_of
 from .result import CompressionResult
+from .storage.fingerprint import fingerprint, tensors_in, weights_of
 from .varied import Varied, varied_in
 
 __all__ = ["Budget", "Evaluate"]
@@ -35,7 +35,7 @@ class Budget:
     """A goal, and settings of the search for it; see :func:`fewbits.compress`.
 
     ``ranks`` search together: the sizes, scores and times of the first decide, which alone encodes
-    and writes the trace. ``base`` is the fingerprint of the base of a delta.
+    and writes the trace. ``others`` are fingerprints of other networks that the result depends on.
     """
 
     goal: Goal
@@ -46,7 +46,7 @@ class Budget:
     effort: str = "balanced"
     threads: int = 0
     ranks: Ranks = ALONE
-    base: str = ""
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         whole = isinstance(self.evaluations, int) and not isinstance(self.evaluations, bool)
@@ -91,7 +91,7 @@ class Budget:
         """
         varied = varied_in(recipe)
         metric = getattr(self.evaluate, "metric", "accuracy")
-        others = [*([] if metric == "accuracy" else [metric]), *([self.base] if self.base else [])]
+        others = [*([] if metric == "accuracy" else [metric]), *self.others]
         fixed = varied.at(recipe, 1.0)
         key = _key(model, fixed, calibration, others, effort=self.effort, touch=touch)
         trace = self.ranks.from_first("trace of the search", lambda: self._trace(key))

@@ -24,14 +24,15 @@ from ..methods import Activations, AnyMethod, TrainingMethod
 from ..pretrained import files_of
 from ..progress import Progress
 from ..recipe.plan import Plan, make_plan
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import PREPARE, Recipe
 from ..recipe.training_config import Training
 from ..search import Goal
 from .budget import Budget
 from .coded_model import unwrapped
-from .fingerprint import facts_of, fingerprint, fingerprint_run
 from .pipeline import Pipeline
 from .result import BaseWeights, CompressionResult
+from .start_levels import Start, StartLevels
+from .storage.fingerprint import facts_of, fingerprint, fingerprint_run
 from .storage.workspace import Workspace
 
 __all__ = ["Request", "compress_network", "plan_request"]
@@ -42,7 +43,10 @@ _USER = 5  # frames from a check to the caller of fewbits.compress
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of :func:`fewbits.compress`, checked."""
+    """The arguments of :func:`fewbits.compress`, checked.
+
+    ``start`` is as it was given; ``levels`` are those of it that are kept without training.
+    """
 
     model: nn.Module
     recipe: Recipe
@@ -60,6 +64,8 @@ class Request:
     pager: Pager | None = None
     resume: str | PathLike[str] | None = None
     base: BaseWeights | None = None
+    start: Start | None = None
+    levels: StartLevels | None = None
 
     @classmethod
     def of(
@@ -76,6 +82,7 @@ class Request:
         weights: str | PathLike[str] | None = None,
         resume: str | PathLike[str] | None = None,
         base: BaseWeights | None = None,
+        start: Start | None = None,
         **others: Any,
     ) -> Request:
         """Check everything that can be checked before any work is done.
@@ -92,19 +99,17 @@ class Request:
             in_memory = "None with base=: both networks are compared in memory"
             require(base is None, "weights", in_memory, weights)
             model, pager = _on_disk(model, weights)
-        recipe = Recipe.of(method, calibrated=calibration is not None, begins=True)
-        if seed is not None:
-            recipe = replace(recipe, seed=seed)
-        if activations is not None:
-            recipe = replace(recipe, activations=Activations.of(activations))
-        if training is not None:
-            recipe = replace(recipe, train=_settings(training, recipe))
+        recipe = Recipe.of(method, calibrated=calibration is not None, begins=start is None)
+        recipe = _changed(recipe, seed, activations, training)
         _check_recipe(recipe, {"weights": weights, "resume": resume, "base": base})
         if base is not None:
             recipe = _for_delta(recipe)
-        make_plan(model, recipe)
+        plan = make_plan(model, recipe)
         if not recipe.lossless:
             check_finite(model, _touch(pager))
+        levels = None if start is None else _levels_of(start, model, plan, goal, base)
+        if levels is not None:
+            recipe = replace(recipe, prepare=PREPARE if levels.absorbed else ())
         if count := count_inputs(model):
             warnings.warn(
                 f"{count} inputs or outputs of layers were quantized by a file that was loaded. "
@@ -122,6 +127,8 @@ class Request:
             pager=pager,
             resume=resume,
             base=base,
+            start=start,
+            levels=levels,
             **others,
         )
 
@@ -188,6 +195,7 @@ def _pipeline(
         key,
         active(),
         request.base,
+        request.levels,
     )
 
 
@@ -196,6 +204,7 @@ def plan_request(
     method: AnyMethod | Recipe | Mapping[str, Any] | str | PathLike[str],
     calibrated: bool,
     weights: str | PathLike[str] | None = None,
+    start: Start | None = None,
 ) -> tuple[Plan, TrainingMethod | None]:
     """Return the plan of a recipe, and its training method if there is one."""
     if not isinstance(model, nn.Module):
@@ -204,7 +213,10 @@ def plan_request(
     if weights is not None:
         model, _ = _on_disk(model, weights)
     plan = make_plan(model, Recipe.of(method, calibrated))
-    return plan, next((entry.trained for entry in plan.entries if entry.trained), None)
+    training = next((entry.trained for entry in plan.entries if entry.trained), None)
+    if start is not None and training is None:
+        plan = StartLevels.of(start, model, plan).planned(plan)
+    return plan, training
 
 
 def _budget(request: Request, goal: Goal) -> Budget:
@@ -212,8 +224,13 @@ def _budget(request: Request, goal: Goal) -> Budget:
     if request.resume is not None and options["trace"] is None:
         options = {**options, "trace": Path(request.resume) / _SEARCH}
     how: dict[str, Any] = {"effort": request.effort, "threads": request.threads}
-    base = "" if request.base is None else request.base.fingerprint
-    return Budget(goal, **options, **how, ranks=active(), base=base)
+    return Budget(goal, **options, **how, ranks=active(), others=_others(request))
+
+
+def _others(request: Request) -> tuple[str, ...]:
+    """Return fingerprints of the other networks that the result depends on."""
+    others = (request.base, request.levels)
+    return tuple(other.fingerprint for other in others if other is not None)
 
 
 def _facts(request: Request, calibration: Sequence[Any] | None) -> dict[str, str]:
@@ -228,6 +245,7 @@ def _facts(request: Request, calibration: Sequence[Any] | None) -> dict[str, str
         "forward=": str(request.forward is not None),
         "effort=": request.effort,
         "base=": "" if request.base is None else request.base.fingerprint,
+        "start=": "" if request.levels is None else request.levels.fingerprint,
         **facts_of(request.model, calibration or (), touch),
     }
 
@@ -242,8 +260,7 @@ class _Keys:
         if self._folder is not None:
             touch = _touch(request.pager)
             self._base = fingerprint_run(request.model, calibration or (), touch)
-            if request.base is not None:
-                self._base += request.base.fingerprint
+            self._base += "".join(_others(request))
             if active().first:
                 self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -278,6 +295,22 @@ def _stored(source: str) -> str:
     return stored_source(source)
 
 
+def _changed(
+    recipe: Recipe,
+    seed: int | None,
+    activations: Activations | int | None,
+    training: Training | Mapping[str, Any] | None,
+) -> Recipe:
+    """Return the recipe with what else was asked for; None leaves it as it is."""
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    if activations is not None:
+        recipe = replace(recipe, activations=Activations.of(activations))
+    if training is not None:
+        recipe = replace(recipe, train=_settings(training, recipe))
+    return recipe
+
+
 def _settings(training: Training | Mapping[str, Any], recipe: Recipe) -> Training:
     """Return the settings asked for; the method that the recipe trains with stays."""
     settings = Training.of(training)
@@ -303,6 +336,42 @@ def _for_delta(recipe: Recipe) -> Recipe:
             "one of them out."
         )
     return replace(recipe, prepare=(), raw_dtype="exact")
+
+
+def _levels_of(
+    start: Start, model: nn.Module, plan: Plan, goal: Goal | None, base: BaseWeights | None
+) -> StartLevels | None:
+    """Return the levels that weights get; None where a training begins at the start itself."""
+    _check_start(plan.recipe, goal, base)
+    if plan.recipe.training_stage is not None:
+        return None
+    levels = StartLevels.of(start, model, plan)
+    levels.warn(activations=plan.recipe.activations is not None, stacklevel=_USER + 1)
+    return levels
+
+
+def _check_start(recipe: Recipe, goal: Goal | None, base: BaseWeights | None) -> None:
+    """Refuse what a start cannot be combined with."""
+    if recipe.training_stage is not None:
+        if recipe.first_stage is not None:
+            raise ConfigError(
+                "the recipe compresses before it trains, and start= is where a training begins. "
+                "Leave start= out, or take the training alone: the method, or a recipe that names "
+                "it in its rules."
+            )
+        return
+    if base is not None:
+        raise ConfigError(
+            "base= quantizes differences of weights, which have no levels in start=. Leave one of "
+            "them out."
+        )
+    sloped = [rule for rule in recipe.rules if rule.method and rule.method.capabilities.has_slope]
+    if goal is not None and not sloped:
+        raise ConfigError(
+            "a budget varies the slope of a method or its number of levels, but levels are those "
+            "of start=, and the recipe has no method with a slope. Use RDOQ, or leave the budget "
+            "out."
+        )
 
 
 def _check_recipe(recipe: Recipe, given: Mapping[str, object]) -> None:

@@ -35,6 +35,7 @@ from .quantization import (
     shared_weights,
 )
 from .result import BaseWeights, CompressionResult
+from .start_levels import StartLevels
 from .storage.finished_tensors import FileTensors, FinishedWeights
 from .storage.workspace import Workspace
 
@@ -53,7 +54,8 @@ class Pipeline:
     results do not depend on slopes store them there under their own name and reuse them in later
     runs, unchanged. It is None if there are no other runs. ``key`` identifies the run in a journal.
     ``ranks`` make the same run, each on its share of the batches, and come to the same result. With
-    a ``base``, weights are quantized as differences from it, and the result is a delta.
+    a ``base``, weights are quantized as differences from it, and the result is a delta. With a
+    ``start``, they get its levels.
     """
 
     plan: Plan
@@ -67,6 +69,7 @@ class Pipeline:
     key: str = ""
     ranks: Ranks = ALONE
     base: BaseWeights | None = None
+    start: StartLevels | None = None
     notes: list[str] = field(default_factory=list)
     folded: tuple[Folded, ...] = ()
     measured: tuple[str, ...] = ()
@@ -185,9 +188,12 @@ class Pipeline:
             for name, state in states.items():
                 assign_state(reference.get_submodule(name), state)
         else:
-            self.folded = fold_batchnorm(reference, batches[0], forward, kept)
+            only = None if self.start is None else self.start.absorbed
+            self.folded = fold_batchnorm(reference, batches[0], forward, kept, only)
             if self.memory is not None:
                 self.memory["fold_batchnorm"] = self.folded, _states(reference, self.folded)
+        if self.start is not None:
+            self.start.check_folded([pair.norm for pair in self.folded])
         if self.folded:
             self.notes.append(f"fold_batchnorm: {len(self.folded)} BatchNorm layers absorbed")
 
@@ -284,9 +290,13 @@ class Pipeline:
             self.notes,
             self.ranks,
             self._bases,
+            {} if self.start is None else self.start.levels,
         )
         network = stage.run(batches)
         self.plan, self.finished = stage.plan, stage.finished
+        if self.start is not None:
+            self.plan = self.start.planned(self.plan)
+            self.notes += self.start.notes(activations=recipe.activations is not None)
         if self.base is None:
             self._note_zeros()
         return network

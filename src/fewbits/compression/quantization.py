@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..coded import Cause, CodedTensor, RawTensor, Reason
 from ..engine.batchnorm.fold import Folded
-from ..engine.layers.layer import Quantized, Sensitivity
+from ..engine.layers.layer import Levels, Quantized, Sensitivity
 from ..engine.layers.pack import pack, pack_raw, restored, to_torch
 from ..engine.layers.statistics import Statistics
 from ..engine.layers.targets import Target, retie
@@ -115,6 +115,7 @@ class Quantization:
         notes: what happened, for the user.
         ranks: who else makes this run; the first of them keeps what can be resumed from.
         bases: weights of another network, by name; of those, differences are quantized.
+        levels: those that weights get, by name; the others' are left to their methods.
         finished: the weights that are done.
     """
 
@@ -134,6 +135,7 @@ class Quantization:
     notes: list[str] = field(default_factory=list)
     ranks: Ranks = ALONE
     bases: Mapping[str, Tensor] = field(default_factory=dict)
+    levels: Mapping[str, Levels] = field(default_factory=dict)
     finished: FinishedWeights = field(init=False)
     network: nn.Module = field(init=False)
     _done: dict[str, Finished] = field(default_factory=dict, init=False)
@@ -192,8 +194,9 @@ class Quantization:
         known, base = self.sensitivities.get(name), self.bases.get(name)
         # A difference is of outputs on the same inputs, those that the layer will have.
         both = method.capabilities.needs_inputs == "both" and base is None
-        apart = method.rounds_neurons_apart
-        return Work(entry.target, method.encode, both, known, entry.rows, apart, base)
+        levels = self.levels.get(name)
+        apart = method.rounds_neurons_apart and levels is None
+        return Work(entry.target, method.encode, both, known, entry.rows, apart, base, levels)
 
     def _quantize_blind(self) -> None:
         """Quantize weights that need no inputs first, so later layers calibrate on the result."""

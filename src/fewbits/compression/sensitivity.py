@@ -34,7 +34,7 @@ from ..recipe.plan import Plan, fallback_of, make_plan
 from ..recipe.recipe import Recipe, Rule
 from ..search import Engine, as_engine
 from .coded_model import unwrapped
-from .fingerprint import facts_of
+from .storage.fingerprint import facts_of
 
 __all__ = ["LayerHarm", "LayerHarms", "at_widths", "sensitivity"]
 

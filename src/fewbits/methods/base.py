@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from typing_extensions import TypeIs
 
-from ..engine.layers.layer import LayerMatrix, Quantized
+from ..engine.layers.layer import LayerMatrix, Levels, Quantized
 from ..errors import ConfigError, did_you_mean, require, shorten
 from ..registry import Registry
 from .schedule import Ramp
@@ -50,6 +50,8 @@ class Capabilities:
             needs gradients, None may stand for the slope that they suggest.
         has_levels: whether it has the setting ``levels``, whose number a search for a budget varies
             where no method of the recipe has a slope.
+        takes_levels: for methods that round: whether a weight can get the levels of another file,
+            ``LayerMatrix.levels``.
         quantizes_activations: whether it can also quantize the inputs of layers.
         keeps_levels: for training methods: whether weights that start quantized keep their levels.
         merges_batchnorm: for training methods: whether BatchNorm's running statistics are merged
@@ -63,6 +65,7 @@ class Capabilities:
     trains: bool = False
     has_slope: bool = False
     has_levels: bool = False
+    takes_levels: bool = False
     quantizes_activations: bool = False
     keeps_levels: bool = False
     merges_batchnorm: bool = True
@@ -136,6 +139,10 @@ class PostTrainingMethod(Method, Protocol):
     def fallback_settings(self) -> Mapping[str, Any]:
         """Settings of ``Nearest`` for weights whose inputs cannot be observed."""
         return {}
+
+    def refuses(self, levels: Levels) -> str:
+        """Return why a weight cannot be given these levels, if the method takes any; else ""."""
+        return ""
 
     def remark(self, columns: int) -> str:
         """Return what the user should know of a weight with so many columns; "" for nothing."""

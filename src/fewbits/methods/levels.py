@@ -14,6 +14,7 @@ from .base import AnyMethod
 
 __all__ = [
     "CODEBOOK",
+    "MOST_LEVELS",
     "check_codebook",
     "codebook_of",
     "count_of_levels",
@@ -22,14 +23,14 @@ __all__ = [
 
 _Method = TypeVar("_Method", bound=AnyMethod)
 
-_MOST = 256  # values in a codebook
-CODEBOOK = f"2 to {_MOST} increasing numbers"
+MOST_LEVELS = 256  # values in a codebook
+CODEBOOK = f"2 to {MOST_LEVELS} increasing numbers"
 
 
 def check_codebook(given: object, expected: str) -> None:
     """Raise a ConfigError that tells what was ``expected`` unless ``given`` is a codebook."""
     known = given if isinstance(given, tuple) else ()
-    sound = 2 <= len(known) <= _MOST and all(is_number(value) for value in known)
+    sound = 2 <= len(known) <= MOST_LEVELS and all(is_number(value) for value in known)
     require(sound, "levels", expected, given)
     values = torch.tensor(known, dtype=torch.float64).float()
     rising = bool(values.isfinite().all()) and bool((values.diff() > 0).all())

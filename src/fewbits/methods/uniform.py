@@ -9,9 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from ..engine.layers.layer import LayerMatrix, QuantizedMatrix, blocks_of
+from ..engine.layers.layer import LayerMatrix, Levels, QuantizedMatrix, blocks_of
 from ..engine.layers.statistics import Statistics, check_float64
-from ..errors import CalibrationError, ConfigError, ModelError, is_number, require
+from ..errors import CalibrationError, ConfigError, ModelError, is_number, require, shorten
 from ..ops.levels.codebook import lloyd_max
 from ..ops.levels.grid import (
     FLOAT32_MAX,
@@ -201,12 +201,18 @@ class UniformMethod(PostTrainingMethod):
         """Whether levels are not evenly spaced."""
         return isinstance(self.levels, str | tuple)
 
+    def refuses(self, levels: Levels) -> str:
+        """Return which setting asks for other levels than the ones given; "" for none."""
+        return f"levels={shorten(self.levels)} asks for others" if self.has_codebook else ""
+
     def alphabet(self, layer: LayerMatrix, step: Tensor) -> Alphabet:
         """Return the levels of a layer, in units of its ``step`` by :meth:`step_of`.
 
         Raises:
             ConfigError: a given level is beyond the dtype of the weight.
         """
+        if layer.levels is not None:
+            return CodebookProjection(layer.levels.values)
         if self.levels is None or isinstance(self.levels, int):
             return self.grid
         if isinstance(self.levels, str):
@@ -219,7 +225,12 @@ class UniformMethod(PostTrainingMethod):
         return CodebookProjection(codebook_of(self.levels, layer))
 
     def step_of(self, layer: LayerMatrix, percentile: float = 100.0) -> Tensor:
-        """Return the step of a layer by these settings; 1 with given levels."""
+        """Return the step of a layer by these settings; 1 with given levels.
+
+        Levels that are given for the layer have a step of their own.
+        """
+        if layer.levels is not None:
+            return layer.levels.step
         if isinstance(self.levels, tuple):
             return torch.ones(1, device=layer.weight.device)
         return self.spacing(layer, percentile).step(layer.weight)
@@ -250,13 +261,14 @@ class FeedbackMethod(UniformMethod):
         A layer is taken for pruned if at least a quarter of its weights are zero, and levels that
         have no zero leave nothing so.
         """
-        if not self._has_zero:
+        if not self._has_zero(layer):
             return None
         return layer.weight == 0 if is_pruned(layer.weight) else None
 
-    @property
-    def _has_zero(self) -> bool:
-        """Whether zero is one of the levels."""
+    def _has_zero(self, layer: LayerMatrix) -> bool:
+        """Return whether zero is one of the levels."""
+        if layer.levels is not None:
+            return bool((layer.levels.values == 0).any())
         if isinstance(self.levels, tuple):
             return 0 in self.levels
         return self.has_codebook or self.grid.offset == 0
@@ -425,6 +437,8 @@ def result(
     blocks, columns = blocks_of(step, levels.shape), levels.shape[2]
     group = columns // blocks if blocks > 1 else 0
     index = _index_of(levels, alphabet)
+    if layer.levels is not None:
+        return layer.levels.matrix(index, bias_shift=bias_shift, info=facts)
     if codebook is not None:
         return QuantizedMatrix(
             index, None, levels=codebook, scale=step, bias_shift=bias_shift, info=facts, group=group

@@ -25,6 +25,8 @@ _SAMPLES = 1024  # training samples that calibrate an earlier compression stage
 def compress_by_training(request: Request, data: Iterable[Any] | None) -> CompressionResult:
     """Compress a copy of the network as the recipe says, and train it on ``data``.
 
+    The training begins at the start of the request or at an earlier stage, if there is either.
+
     Raises:
         ConfigError: no training data, data that can be iterated only once, or a budget.
         CalibrationError: the training data is empty.
@@ -32,7 +34,7 @@ def compress_by_training(request: Request, data: Iterable[Any] | None) -> Compre
     recipe = request.recipe
     data = _check_data(request, data)
     source = data if isinstance(data, DataSource) else _source(data)
-    start = None
+    start = request.start
     if recipe.first_stage is not None:
         start = compress_network(_first_stage(request, source, recipe.first_stage))
     result = train(

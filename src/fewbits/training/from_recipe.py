@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..compression.coded_model import CodedModel
-from ..compression.fingerprint import fingerprint
 from ..compression.result import CompressionResult
+from ..compression.storage.fingerprint import fingerprint
 from ..engine.network.copying import copied
 from ..errors import CalibrationError, ConfigError
 from ..evaluation.metrics import evaluate

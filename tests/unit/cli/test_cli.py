@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import fewbits
 from cli_runs import one_line_error, run, run_json
 from fewbits.cli.jobs import demo as showcase
+from fewbits.container import read
 from fewbits.methods import METHODS, post_training_methods
 from fewbits.sources import load_data, load_model
 from fewbits.sources.demo_network import train_classifier
@@ -576,3 +578,19 @@ def test_a_file_of_a_wrapped_network_is_evaluated_and_counted_like_another(here)
         for f in ("net.fewbits", "wrapped.fewbits")
     )
     assert len(plain["layers"]) == len(other["layers"]) > 0
+
+
+def test_compress_onto_the_levels_of_a_file(here):
+    common = ("compress", MODEL, "--weights", "net.safetensors", "--data", "digits")
+    plan = run_json(*common, "--method", "gptq", "--start", "net.fewbits", "--dry-run")["plan"]
+    assert all(w["reason"] == "on the levels of the start" for w in plan["weights"])
+    done = run_json(*common, "--method", "gptq", "--start", "net.fewbits", "-o", "new.fewbits")
+    assert any("are on its levels" in note for note in done["notes"])
+    before, after = (read(file).tensors for file in ("net.fewbits", "new.fewbits"))
+    names = [w["name"] for w in plan["weights"]]
+    assert all(np.array_equal(before[n].step, after[n].step) for n in names)
+    assert any(not np.array_equal(before[n].index, after[n].index) for n in names)
+    wrong = ("--method", "transform", "--start", "net.fewbits", "-o", "other.fewbits")
+    assert "chooses its own" in one_line_error(*common, *wrong)
+    wrong = ("--epochs", "1", "--start", "net.fewbits", "-o", "other.fewbits")
+    assert "is where a training begins" in run(*common, *wrong, code=2).stderr

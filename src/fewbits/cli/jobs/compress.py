@@ -132,15 +132,18 @@ class Job:
         forward: Forward | None = None,
         trains: bool = False,
         base: Path | None = None,
+        start: Path | None = None,
     ) -> None:
         """Load the network and its data; ``base`` is what a delta is to be a change of.
+
+        ``start`` is a compressed network whose levels are kept.
 
         A network that is not ``scored`` as a whole may keep its weights on disk; one that
         ``trains`` has them in float32. ``calibration`` names data for calibration only.
         """
         self.recipe, self.batch_size, self.forward = recipe, batch_size, forward
         self.budget = budget or BudgetOptions()
-        self.base = base
+        self.base, self.start = base, start
         on_disk = not (scored or self.budget.needs_evaluation or base is not None)
         self.metric = known_metric(self.budget.metric or "accuracy")
         self.model = load_model(model, weights, on_disk=on_disk, keep_dtype=not trains)
@@ -175,7 +178,9 @@ class Job:
 
     def plan(self) -> dict[str, Any]:
         """Return what compression would do with every tensor, without doing it."""
-        return api.plan(self.model.module, self.recipe, weights=self.model.on_disk).to_dict()
+        on_disk = self.model.on_disk
+        plan = api.plan(self.model.module, self.recipe, weights=on_disk, start=self.start)
+        return plan.to_dict()
 
     def run(
         self,
@@ -263,6 +268,7 @@ class Job:
             weights=self.model.on_disk,
             resume=resume,
             base=self.base,
+            start=self.start,
             share=share,
             progress=progress,
             **budget,

@@ -14,7 +14,7 @@ import typer
 
 from ... import __version__
 from ...compression.coded_model import CodedModel
-from ...compression.fingerprint import fingerprint
+from ...compression.storage.fingerprint import fingerprint
 from ...engine.network.copying import copied
 from ...engine.network.threads import thread_count
 from ...errors import BudgetError, ConfigError

@@ -41,6 +41,7 @@ from ..options.training import with_training
 from .train import make_request
 
 if TYPE_CHECKING:
+    from ...recipe.recipe import Recipe
     from ..jobs.compress import CompressedFile
 
 __all__ = ["compress"]
@@ -92,6 +93,14 @@ def compress(
         typer.Option(
             help="Write only the changes since these weights: a .fewbits file, a checkpoint, or a "
             "folder with one. Exactly, unless a method or a budget is given.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .fewbits file of the same network: weights are rounded to its levels (steps, "
+            "codebooks). A method that trains begins there.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -209,9 +218,9 @@ def compress(
     chosen = choose_recipe(*settled, group=group, searching=bool(budget))
     chosen = with_activations(chosen, activations, outputs, has_data)
     if not dry_run and (epochs is not None or chosen.training_stage is not None):
-        _check_untrained(base)
+        _check_networks(base, start, chosen)
         run = {"effort": effort, "evaluate": evaluate, "calibration_samples": calibration_samples}
-        run["metadata"] = not no_metadata
+        run |= {"metadata": not no_metadata, "start": None if start is None else str(start)}
         sources = {"model": model, "weights": weights, "data": data, "selection": None}
         _check_trains({"resume": resume, "calibration": calibration, "forward": forward}, out)
         trained = with_training(chosen, {"epochs": epochs}, seed).to_dict()
@@ -219,8 +228,8 @@ def compress(
         return _train(out, sources, trained, run, budget=budget, **work)
     from ..jobs.compress import Job  # noqa: PLC0415  (brings torch)
 
-    how: dict[str, Any] = {"calibration": calibration, "forward": known_forward(forward)}
-    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate, "base": base}
+    how = _given(base=base, start=start, calibration=calibration, forward=known_forward(forward))
+    how |= {"batch_size": batch_size, "budget": budget, "scored": evaluate}
     what = (model, weights, data, chosen)
     if dry_run or out is None:
         return _planned(Job(*what, **how).plan())
@@ -232,8 +241,13 @@ def compress(
         result = Job(*what, **how).run(out, **work, progress=progress)
     told: dict[str, Any] = {"network": model, "weights": weights, "data": data}
     told |= {"calibration": calibration, "calibration samples": calibration_samples}
-    told |= {"effort": effort, "seed": seed, **({} if base is None else {"base": base})}
-    return _shown(result, {**told, **budget.told()})
+    told |= {"effort": effort, "seed": seed, **_given(base=base, start=start), **budget.told()}
+    return _shown(result, told)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that are given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _shown(result: CompressedFile | None, facts: Mapping[str, object]) -> Outcome:
@@ -311,12 +325,17 @@ def _checked_output(out: Path | None, force: bool) -> Path:
     return out
 
 
-def _check_untrained(base: Path | None) -> None:
-    """Refuse to train towards a delta."""
+def _check_networks(base: Path | None, start: Path | None, recipe: Recipe) -> None:
+    """Refuse to train towards a delta, or from a start after another one."""
     if base is not None:
         raise typer.BadParameter(
             "--base takes the difference of weights that are trained already: compress and train "
             "without it, then write the delta of what was trained."
+        )
+    if start is not None and recipe.first_stage is not None:
+        raise typer.BadParameter(
+            "--start is where a training begins, so nothing is compressed before it: leave out "
+            "--epochs, or train with 'fewbits train --start FILE'."
         )
 
 

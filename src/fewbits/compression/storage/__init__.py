@@ -1,1 +1,1 @@
-"""Where finished weights are kept: in memory, or in folders that a compression can resume from."""
+"""Where finished weights are kept, in memory or in folders, and what tells runs apart."""

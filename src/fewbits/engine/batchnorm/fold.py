@@ -38,7 +38,11 @@ class Folded:
 
 @torch.no_grad()
 def fold_batchnorm(
-    model: nn.Module, batch: Any, forward: Forward, kept: Collection[str] = ()
+    model: nn.Module,
+    batch: Any,
+    forward: Forward,
+    kept: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> tuple[Folded, ...]:
     """Fold every batch normalization that directly follows a layer. Changes ``model`` in place.
 
@@ -51,6 +55,7 @@ def fold_batchnorm(
         batch: a calibration batch to find and verify the pairs; not changed.
         forward: calls the network on a batch.
         kept: names of modules whose weights must not change.
+        only: names of the normalizations that may be folded; None: all.
 
     Returns:
         The folded pairs, in order of execution.
@@ -63,7 +68,7 @@ def fold_batchnorm(
     if not any(is_batchnorm(module) for module in model.modules()):
         return ()
     views = {t.module: t.view for t in survey(model).targets if not t.also and t.module not in kept}
-    pairs = _pairs(model, views, run)
+    pairs = [pair for pair in _pairs(model, views, run) if only is None or pair.norm in only]
     before = run() if pairs else []
     if not before:
         return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .statistics import Statistics
 
 __all__ = [
     "LayerMatrix",
+    "Levels",
     "Quantized",
     "QuantizedMatrix",
     "QuantizedTransform",
@@ -70,6 +71,44 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, eq=False)
+class Levels:
+    """Levels that are given for a weight: ``step * value`` for each of the values.
+
+    Attributes:
+        values: (levels,) float32, strictly increasing.
+        step: positive float32, (1,), (groups * neurons,), or one for each block of columns.
+        offset: what a file adds to values, which are then consecutive, for the integers of a grid:
+            a multiple of 1/2; None where the values are a codebook.
+        group: columns that share a step; 0: all of a neuron's.
+    """
+
+    values: Tensor
+    step: Tensor
+    offset: float | None = None
+    group: int = 0
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of a level."""
+        return float(self.values.abs().max() * self.step.max())
+
+    def to(self, device: torch.device) -> Levels:
+        """Return the levels on a device."""
+        return replace(self, values=self.values.to(device), step=self.step.to(device))
+
+    def matrix(self, places: Tensor, **more: Any) -> QuantizedMatrix:
+        """Return the weight whose values have these places, (groups, neurons, columns) int32.
+
+        ``more`` are other attributes of the result.
+        """
+        if self.offset is None:
+            known: dict[str, Any] = {"levels": self.values, "scale": self.step}
+            return QuantizedMatrix(places, None, group=self.group, **known, **more)
+        lowest = round(float(self.values[0]) + self.offset)
+        return QuantizedMatrix(places + lowest, self.step, self.offset, group=self.group, **more)
+
+
+@dataclass(frozen=True, eq=False)
 class LayerMatrix:
     """One weight as a batch of matrices.
 
@@ -85,6 +124,7 @@ class LayerMatrix:
         kernel: adjacent columns per input channel: taps of a convolution, else 1.
         width: columns back to the row above in such a kernel; 0 if there is none.
         has_bias: whether a bias takes the mean error of the output.
+        levels: those that the weight must have; None leaves them to the method.
     """
 
     name: str
@@ -96,9 +136,10 @@ class LayerMatrix:
     kernel: int = 1
     width: int = 0
     has_bias: bool = True
+    levels: Levels | None = None
 
     def neurons(self, part: slice) -> LayerMatrix:
-        """Return the layer of some of the neurons, which has the same inputs."""
+        """Return the layer of some of the neurons, without given levels, on the same inputs."""
         statistics = self.statistics
         if statistics is not None and statistics.reference_energy is not None:
             energy = statistics.reference_energy[:, part]

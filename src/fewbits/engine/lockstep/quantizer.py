@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import CalibrationError
 from ...ops.levels.grid import FLOAT32_MAX
-from ..layers.layer import LayerMatrix, Quantized, Sensitivity, join_neurons
+from ..layers.layer import LayerMatrix, Levels, Quantized, Sensitivity, join_neurons
 from ..layers.pack import restored
 from ..layers.recurrent import Replay
 from ..layers.rows import Rows, draw_rows, without_padding
@@ -69,6 +69,7 @@ class Work:
         apart: whether neurons can be rounded apart, so that ranks may share them.
         base: the weight of another network; what is quantized is the difference from it. None
             quantizes the weight itself.
+        levels: those that the weight gets; None leaves them to the method.
     """
 
     target: Target
@@ -78,6 +79,7 @@ class Work:
     rows: int | None = None
     apart: bool = False
     base: Tensor | None = None
+    levels: Levels | None = None
 
 
 def row_budget(columns: int, limit: int | None = None) -> int:
@@ -481,5 +483,6 @@ def _quantize(
         prod(target.view.kernel),
         target.view.kernel[-1] if prod(target.view.kernel) > 1 else 0,
         has_bias,
+        None if work.levels is None else work.levels.to(matrix.device),
     )
     return work.encode(layer if neurons is None else layer.neurons(neurons))

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ...engine.layers.layer import LayerMatrix, Levels, QuantizedMatrix
 from ...errors import require
 from ...ops.levels.grid import Grid, Project, best_clip
 from ...ops.rounding.projections import HardThreshold, SoftThreshold, StochasticRounding
@@ -65,7 +65,9 @@ class GPFQ(FeedbackMethod):
         "error feedback along the columns; needs no inverse, and few rows of data"
     )
     paper: ClassVar[str] = "Lybrand and Saab 2021; Zhang, Zhou and Saab 2023"
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both", has_levels=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs_inputs="both", has_levels=True, takes_levels=True
+    )
     radii: ClassVar[tuple[str, ...]] = (*DATA_FREE_RADII, "objective")
 
     threshold: str = "none"
@@ -115,6 +117,14 @@ class GPFQ(FeedbackMethod):
             shift = mean_error_of_levels(inputs.statistics, weight, levels, step)
         return result(layer, levels, step, alphabet, info=info, bias_shift=shift)
 
+    def refuses(self, levels: Levels) -> str:
+        """Return which setting needs a grid of its own; "" for none."""
+        if self.threshold != "none":
+            return f"threshold={self.threshold!r} needs a grid of its own"
+        if self.rounding == "stochastic":
+            return "rounding='stochastic' needs a grid of its own"
+        return super().refuses(levels)
+
     @property
     def rounds_neurons_apart(self) -> bool:
         """Whether neurons have steps of their own, and no random numbers that they share."""
@@ -148,7 +158,7 @@ class GPFQ(FeedbackMethod):
 
     def _step(self, layer: LayerMatrix, inputs: PreparedInputs) -> Tensor:
         """Return the step given by the radius rule, searching for it with "objective"."""
-        if self.radius != "objective":
+        if self.radius != "objective" or layer.levels is not None:
             return self.step_of(layer)
         weight, spacing = layer.weight, self.spacing(layer)
         groups, neurons, _ = weight.shape

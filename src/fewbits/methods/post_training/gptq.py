@@ -42,7 +42,9 @@ class GPTQ(FeedbackMethod):
     name: ClassVar[str] = "gptq"
     summary: ClassVar[str] = "error feedback through a Cholesky factor; for many rows of data"
     paper: ClassVar[str] = "Frantar et al. 2022"
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="quantized", has_levels=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs_inputs="quantized", has_levels=True, takes_levels=True
+    )
 
     passes: int = 0
     damping: float = 0.01

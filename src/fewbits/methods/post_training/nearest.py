@@ -31,7 +31,7 @@ class Nearest(UniformMethod):
     name: ClassVar[str] = "nearest"
     summary: ClassVar[str] = "rounding to the nearest level; the baseline: no data, no waiting"
     paper: ClassVar[str] = "folklore"
-    capabilities: ClassVar[Capabilities] = Capabilities(has_levels=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(has_levels=True, takes_levels=True)
     radii: ClassVar[tuple[str, ...]] = (*DATA_FREE_RADII, "percentile")
 
     percentile: float = 99.9

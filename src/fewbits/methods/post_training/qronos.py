@@ -44,7 +44,9 @@ class Qronos(FeedbackMethod):
     name: ClassVar[str] = "qronos"
     summary: ClassVar[str] = "error feedback that also corrects drifted inputs; best at fixed bits"
     paper: ClassVar[str] = "Zhang et al. 2025"
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_inputs="both", has_levels=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs_inputs="both", has_levels=True, takes_levels=True
+    )
 
     passes: int = 2
     damping: float = 3e-3

@@ -1,7 +1,8 @@
 """The rate-distortion problem of a layer whose weights are values of a given codebook.
 
-Values are what they are: there is no step to search. A file holds their places in the codebook, in
-increasing order, which the coder takes for any other integers.
+Values are what they are, in units of steps that are given too: there is nothing to search. A file
+holds their places in the codebook, in increasing order, which the coder takes for any other
+integers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...coding import measure
+from ...engine.layers.layer import Levels
 from ...ops.rate_distortion.cheapest_levels import level_bits, total_bits
 from ...ops.rate_distortion.descent import Descent
 from ...ops.rounding.projections import CodebookProjection
@@ -34,10 +36,19 @@ class CodebookProblem(RateProblem):
     codebook: Tensor = field(kw_only=True)
 
     @classmethod
-    def like(cls, problem: RateProblem, codebook: Tensor) -> Self:
-        """Return the same quadratic, for values of ``codebook``, which have no outliers."""
+    def like(cls, problem: RateProblem, levels: Levels) -> Self:
+        """Return the same quadratic in units of the steps, which differ by row or are all one.
+
+        Values that are given have no outliers.
+        """
+        groups, neurons = problem.rows.shape
+        steps = levels.step.to(problem.target).expand(groups * neurons).reshape(groups, neurons)
         same = {entry.name: getattr(problem, entry.name) for entry in fields(RateProblem)}
-        return cls(**same | {"outliers": None}, codebook=codebook.to(problem.target))
+        same |= {"target": problem.target / steps[..., None], "outliers": None}
+        same |= {"rows": problem.rows * steps.square()}
+        if problem.coupling is not None:  # an error of p counts in steps of p, one of o in its own
+            same["coupling"] = problem.coupling * (steps[:, None] / steps[..., None])
+        return cls(**same, codebook=levels.values.to(problem.target))
 
     def index(self, levels: Tensor) -> Tensor:
         """Return the places int32 of values in the codebook."""

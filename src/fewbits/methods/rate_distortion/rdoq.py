@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...engine.layers.layer import LayerMatrix, QuantizedMatrix
+from ...engine.layers.layer import LayerMatrix, Levels, QuantizedMatrix
 from ...engine.layers.statistics import Statistics
-from ...errors import CalibrationError, ConfigError, require
+from ...errors import CalibrationError, ConfigError, require, shorten
 from ...ops.levels.grid import all_finite
+from ...ops.rounding.projections import CodebookProjection
 from ..base import METHODS, Capabilities, PostTrainingMethod
-from ..levels import CODEBOOK, check_codebook, codebook_of
+from ..levels import CODEBOOK, MOST_LEVELS, check_codebook, codebook_of
 from ..path_inputs import mean_error
 from ..slopes import check_slope
 from ..uniform import (
@@ -78,7 +79,11 @@ class RDOQ(PostTrainingMethod):
     summary: ClassVar[str] = "distortion and coded bits at one slope; smallest files"
     paper: ClassVar[str] = "after Conzelmann and Bamler 2025, with a metric from gradients"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        needs_inputs="both", needs_gradients=True, codes_lookups=True, has_slope=True
+        needs_inputs="both",
+        needs_gradients=True,
+        codes_lookups=True,
+        has_slope=True,
+        takes_levels=True,
     )
 
     slope: float | None = None
@@ -129,6 +134,17 @@ class RDOQ(PostTrainingMethod):
         """Whether steps follow the weights, which given levels do not."""
         return self.levels is None
 
+    def refuses(self, levels: Levels) -> str:
+        """Return why a weight cannot be given these levels; "" if it can."""
+        if self.levels is not None:
+            return f"levels={shorten(self.levels)} asks for others"
+        if self.quantizer != "scalar":
+            return f"quantizer={self.quantizer!r} needs a grid of its own"
+        if levels.group:
+            return f"each {levels.group} columns have a step of their own"
+        count = len(levels.values)
+        return "" if count <= MOST_LEVELS else f"{count:,} levels are more than {MOST_LEVELS}"
+
     def encode(self, layer: LayerMatrix) -> QuantizedMatrix:
         """Quantize one weight.
 
@@ -139,23 +155,23 @@ class RDOQ(PostTrainingMethod):
         statistics = None
         if layer.statistics is not None or layer.sensitivity is None:
             statistics = checked_statistics(layer, self.name)
-        codebook = self._codebook(layer, weight)
+        levels = self._levels(layer, weight)
         if not bool(weight.any()):
-            return _all_zero(weight, codebook)
+            return _all_zero(weight, levels)
         corrects = self.bias_correction and layer.has_bias
-        problems = self._problems(layer, weight, statistics, corrects, codebook)
+        problems = self._problems(layer, weight, statistics, corrects, levels)
         slope = self.slope or problems[0].slope
         wide = TALL if statistics is not None else _VOCABULARY
         found = [self._chosen(layer, problem, slope, wide) for problem in problems]
         best = min(found, key=lambda one: one.cost) if len(found) > 1 else found[0]
         matrix = QuantizedMatrix(best.index, best.step)
-        if codebook is not None:
-            matrix = QuantizedMatrix(best.index, None, levels=codebook)
+        if levels is not None:
+            matrix = levels.matrix(best.index)
         values, shift = matrix.dequantize(), None
         if corrects and statistics is not None:
             shift = mean_error(statistics, weight, values)
         info = {
-            "levels": float(2 * best.index.abs().max() + 1 if codebook is None else len(codebook)),
+            "levels": float(_count(best.index) if levels is None else len(levels.values)),
             "zeros": float((values == 0).double().mean()),
             "distortion": best.distortion,
         }
@@ -163,18 +179,18 @@ class RDOQ(PostTrainingMethod):
         steps = bias_steps(layer.sensitivity, slope) if rounds else None
         return replace(matrix, bias_shift=shift, info=info, bias_step=steps)
 
-    def _codebook(self, layer: LayerMatrix, weight: Tensor) -> Tensor | None:
-        """Return the given levels (levels,) float32, in which pruned layers need a zero."""
-        if self.levels is None:
-            return None
-        codebook = codebook_of(self.levels, layer)
-        if 0 not in self.levels and is_pruned(weight):
+    def _levels(self, layer: LayerMatrix, weight: Tensor) -> Levels | None:
+        """Return the given levels, of the method or of the layer; pruned layers need a zero."""
+        levels = layer.levels
+        if self.levels is not None:
+            levels = Levels(codebook_of(self.levels, layer), weight.new_ones(1))
+        if levels is not None and not bool((levels.values == 0).any()) and is_pruned(weight):
             zeros = float((weight == 0).double().mean())
             raise ConfigError(
                 f"layer {layer.name!r}: {zeros:.0%} of its weights are zero, and none of the "
-                f"{len(codebook)} levels is. Add 0 to levels, or exclude this layer."
+                f"{len(levels.values)} levels is. Add 0 to the levels, or exclude this layer."
             )
-        return codebook
+        return levels
 
     def _problems(
         self,
@@ -182,12 +198,12 @@ class RDOQ(PostTrainingMethod):
         weight: Tensor,
         statistics: Statistics | None,
         corrects: bool,
-        codebook: Tensor | None,
+        levels: Levels | None,
     ) -> list[RateProblem]:
         """Return the problem of each quantizer that is to be tried."""
         scalar = RateProblem.of(layer, weight, statistics, has_bias=corrects)
-        if codebook is not None:
-            return [CodebookProblem.like(scalar, codebook)]
+        if levels is not None:
+            return [CodebookProblem.like(scalar, levels)]
         blocks = scalar.blocks(TALL if statistics is not None else _VOCABULARY)
         if self.quantizer == "scalar" or len(blocks) > 1 or weight.numel() > _CHUNK:
             return [scalar]
@@ -236,8 +252,14 @@ def _check(layer: LayerMatrix, levels: Tensor, distortion: Tensor) -> None:
         )
 
 
-def _all_zero(weight: Tensor, codebook: Tensor | None) -> QuantizedMatrix:
+def _all_zero(weight: Tensor, levels: Levels | None) -> QuantizedMatrix:
     index, info = torch.zeros_like(weight, dtype=torch.int32), {"levels": 1.0, "zeros": 1.0}
-    if codebook is None:
+    if levels is None:
         return QuantizedMatrix(index, weight.new_ones(1), info=info)
-    return QuantizedMatrix(index + int((codebook < 0).sum()), None, levels=codebook, info=info)
+    nearest = CodebookProjection(levels.values).index(torch.zeros_like(weight))
+    return levels.matrix(nearest, info=info)
+
+
+def _count(index: Tensor) -> int:
+    """Return the number of levels of a symmetric grid that has these integers."""
+    return 2 * int(index.abs().max()) + 1

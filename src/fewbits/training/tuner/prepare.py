@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...coded import Cause, CodebookTensor, CodedTensor, Contents, GridTensor, Reason
 from ...coding.trellis import follows
-from ...compression.coded_model import CodedModel, load_into, unwrapped
-from ...container import read
+from ...compression.coded_model import load_into, unwrapped
+from ...compression.start_levels import Start, contents_of
 from ...engine.activations.hooks import remove_inputs
 from ...engine.batchnorm.freeze import freeze_absorbed, freeze_zero_biases
 from ...engine.batchnorm.merge import BatchNormMerge, mergeable
@@ -51,7 +51,7 @@ def prepare(
     model: nn.Module,
     method: TrainingMethod | Recipe | str,
     *,
-    start: CodedModel | str | PathLike[str] | None = None,
+    start: Start | None = None,
     keep: Sequence[str] = (),
     prune: Pruning | None = None,
     zeros: bool | None = None,
@@ -99,7 +99,7 @@ def prepare(
         CalibrationError: ``calibration`` is missing, has bad values, or does not reach a layer.
     """
     _check_trainable(model)
-    coded = _contents(start)
+    coded = None if start is None else contents_of(start)
     model, recipe = unwrapped(model), _recipe(method, keep, raw_dtype, seed, coded)
     plan = make_plan(model, recipe)
     trained = _trained(plan)
@@ -254,22 +254,7 @@ def _trained(plan: Plan) -> TrainingMethod:
     return methods[0]
 
 
-def _contents(start: CodedModel | str | PathLike[str] | None) -> Contents | None:
-    if start is None:
-        return None
-    if isinstance(start, CodedModel):
-        return start.contents
-    if isinstance(start, (str, PathLike)):
-        return read(start)
-    raise ConfigError(
-        "start must be a CodedModel or the path of a .fewbits file. "
-        f"Got {type(start).__name__} instead."
-    )
-
-
-def _loaded(
-    coded: Contents | None, model: nn.Module, start: CodedModel | str | PathLike[str] | None
-) -> Contents | None:
+def _loaded(coded: Contents | None, model: nn.Module, start: Start | None) -> Contents | None:
     """Load the values of the start, if there is one, and return it with the network's names."""
     if coded is None:
         return None
@@ -310,7 +295,7 @@ def _check_reestimation(method: TrainingMethod, frozen: Sequence[str], norms: st
         )
 
 
-def _description(start: CodedModel | str | PathLike[str] | None) -> str:
+def _description(start: Start | None) -> str:
     if isinstance(start, (str, PathLike)):
         return f"file {fspath(start)!r}"
     return "the compressed network"

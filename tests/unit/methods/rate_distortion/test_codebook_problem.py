@@ -14,7 +14,7 @@ import fewbits
 from fewbits.coded import CodebookTensor
 from fewbits.coding import Layout, measure
 from fewbits.container.reader import open_file
-from fewbits.engine.layers.layer import LayerMatrix, Sensitivity
+from fewbits.engine.layers.layer import LayerMatrix, Levels, Sensitivity
 from fewbits.engine.layers.statistics import StatisticsAccumulator
 from fewbits.errors import CalibrationError, ConfigError
 from fewbits.methods import RDOQ, Qronos, from_settings, to_settings
@@ -34,7 +34,8 @@ def tiny(seed):
     x = torch.randn(1, 5, 3, generator=g, dtype=torch.float64)
     rows = 0.5 + torch.rand(1, 2, generator=g, dtype=torch.float64)
     target = torch.randn(1, 2, 3, generator=g, dtype=torch.float64)
-    return CodebookProblem.like(RateProblem.at(target, x.mT @ x, rows), TINY)
+    levels = Levels(TINY, torch.ones(1))
+    return CodebookProblem.like(RateProblem.at(target, x.mT @ x, rows), levels)
 
 
 def cost(problem, levels, slope):
@@ -65,6 +66,29 @@ def test_it_comes_near_the_best_of_all_assignments(slope):
     ours, rounded, least = np.array(excess).mean(0)
     assert ours < 0.2 * rounded
     assert ours < 0.15 * least
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_units_of_rows_change_no_cost(coupled):
+    """The distortion of values in units of their row's step is that of the values themselves."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 9, 4, generator=g, dtype=torch.float64)
+    target = torch.randn(1, 3, 4, generator=g, dtype=torch.float64)
+    rows = 0.5 + torch.rand(1, 3, generator=g, dtype=torch.float64)
+    outputs = torch.randn(1, 3, 9, generator=g, dtype=torch.float64)
+    outputs = outputs @ outputs.mT
+    coupling = outputs / outputs.diagonal(dim1=1, dim2=2)[..., None] - torch.eye(3)
+    steps = torch.tensor([0.5, 2.0, 0.25])
+    plain = RateProblem.at(target, x.mT @ x, rows, coupling if coupled else None)
+    scaled = CodebookProblem.like(plain, Levels(TINY, steps))
+    places = torch.randint(0, len(TINY), target.shape, generator=g)
+    values = TINY[places] * steps[:, None]
+    one = torch.tensor(1.0)
+    assert scaled.cost(TINY[places], one, 0.0) == pytest.approx(plain.cost(values, one, 0.0))
+    one = one[None]
+    assert scaled.distortion(TINY[places][None], one) == pytest.approx(
+        plain.distortion(values[None], one)
+    )
 
 
 def test_no_single_value_can_be_changed_for_less():

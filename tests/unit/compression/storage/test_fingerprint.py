@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbits.compression.fingerprint import fingerprint_run
+from fewbits.compression.storage.fingerprint import fingerprint_run
 
 
 def network(activation: nn.Module, table: float = 1.0) -> nn.Module:
