@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
-from fewbits.compression.budget import with_slope
 from fewbits.compression.pipeline import Pipeline
 from fewbits.compression.result import CompressionResult
+from fewbits.compression.varied import with_slope
 from fewbits.engine.network.padding import own_masks
 from fewbits.progress import silent
 from fewbits.recipe.plan import make_plan

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
-from fewbits.compression.budget import with_slope
 from fewbits.compression.coded_model import CodedModel
+from fewbits.compression.varied import with_slope
 from images import CACHE, cifar10, data_folder, normalise
 from networks import resnet32
 from record import measured, peak_rss_mb, write

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import fewbits
 from fewbits.coded import RawTensor
-from fewbits.compression.budget import with_slope
+from fewbits.compression.varied import with_slope
 from images import ROOT
 from packaged import AbsentError, library, smollm2, smollm2_tokens
 from peers import PEERS, find_tool
