@@ -3,12 +3,11 @@
     python benchmarks/compositions.py
 
 First a method alone (those that train: with default settings, 6 epochs); then each training method
-from its file, 6 epochs; and, from float weights, Qronos and RDOQ onto the values of its file
-(``levels=``), where these are at most 256: RDOQ at the bytes of the first file, and again at those
-of Qronos. A pair that is refused has the error's words. Accuracy is that of the reloaded file on
-the 449 test images, and ``output_error`` the squared change of the float network's centred logits
-there, relative to their energy; they choose nothing. One seed: read it as what works, not as which
-pair is best.
+from its file, 6 epochs; and, from float weights, each method that rounds onto the levels of its
+file (``start=``): RDOQ at the bytes of the first file, and again at those of Qronos. A pair that is
+refused has the error's words. Accuracy is that of the reloaded file on the 449 test images, and
+``output_error`` the squared change of the float network's centred logits there, relative to their
+energy; they choose nothing. One seed: read it as what works, not as which pair is best.
 
 ``onto_lloyd`` compares onto one codebook, of Lloyd and Max for all weights, at several sizes:
 rounding with the slope but without feedback (per weight the least squared distance + price *
@@ -30,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 import fewbits
-from fewbits.coded import RawTensor
 from fewbits.engine.layers.layer import LayerMatrix, QuantizedMatrix
 from fewbits.errors import FewbitsError
 from fewbits.methods import Capabilities, PostTrainingMethod
@@ -57,7 +55,8 @@ FIRST: dict[str, Any] = {
     "lowbit": fewbits.LowBit(),
 }
 THEN: dict[str, Any] = {"hemp": fewbits.HEMP(), "lowbit": fewbits.LowBit(), "pwfn": fewbits.PWFN()}
-EPOCHS, MOST_VALUES = 6, 256
+ROUND = ("nearest", "gpfq", "gptq", "qronos")
+EPOCHS = 6
 COUNTS, PRICES, ROUNDS, EVALUATIONS = (8, 32), (3e-4, 3e-3), 10, 7
 
 
@@ -77,18 +76,19 @@ class _Bench:
             raise RuntimeError("training in one process gave no network")
         return coded
 
-    def compressed(self, method: Any) -> fewbits.CodedModel:
+    def compressed(self, method: Any, **settings: Any) -> fewbits.CodedModel:
         calibration = self.data.batches("calibration", limit=1024, seed=0)
-        return fewbits.compress(self.model, method, calibration)
+        return fewbits.compress(self.model, method, calibration, **settings)
 
-    def rdoq(self, size: int, **settings: Any) -> fewbits.CodedModel:
+    def rdoq(
+        self, size: int, start: fewbits.CodedModel | None = None, **settings: Any
+    ) -> fewbits.CodedModel:
         """Return the float network in at most ``size`` bytes."""
         method = fewbits.RDOQ(**settings)
-        tried = self.compressed(replace(method, slope=1 / 3000))
+        tried = self.compressed(replace(method, slope=1 / 3000), start=start)
         size += len(tried.data) - len(tried.without_metadata().data)
-        calibration = self.data.batches("calibration", limit=1024, seed=0)
-        tries = {"target_bytes": size, "evaluations": EVALUATIONS}
-        return fewbits.compress(self.model, method, calibration, **tries)
+        tries: dict[str, Any] = {"target_bytes": size, "evaluations": EVALUATIONS}
+        return self.compressed(method, start=start, **tries)
 
     @torch.no_grad()
     def output_error(self, coded: fewbits.CodedModel) -> float:
@@ -143,26 +143,16 @@ class Priced(PostTrainingMethod):
         return QuantizedMatrix(index.to(torch.int32), None, levels=levels)
 
 
-def _values(coded: fewbits.CodedModel) -> tuple[float, ...]:
-    """Return the values of all coded weights."""
-    names = {name for name, t in coded.tensors.items() if not isinstance(t, RawTensor)}
-    state = coded.state_dict()
-    values = torch.cat([state[name].flatten() for name in sorted(names)]).unique()
-    if len(values) > MOST_VALUES:
-        raise FewbitsError(f"its weights have {len(values):,} values; levels= takes 256")
-    return tuple(values.tolist())
-
-
-def _onto_values(bench: _Bench, name: str, first: fewbits.CodedModel) -> list[dict[str, Any]]:
-    """Round the float network onto the values of another file."""
-    onto = lambda: bench.compressed(fewbits.Qronos(levels=_values(first)))  # noqa: E731
-    rows = [bench.row(name, "qronos", onto)[0]]
-    if "refused" in rows[0]:
-        return rows
-    levels, sizes = _values(first), {"rdoq": len(first.without_metadata().data)}
-    sizes["rdoq as qronos"] = rows[0]["file_bytes"]
+def _onto_levels(bench: _Bench, name: str, first: fewbits.CodedModel) -> list[dict[str, Any]]:
+    """Round the float network onto the levels of another file."""
+    rows = []
+    for then in ROUND:
+        onto = lambda then=then: bench.compressed(then, start=first)  # noqa: E731
+        rows.append(bench.row(name, then, onto)[0])
+    sizes = {"rdoq": len(first.without_metadata().data)}
+    sizes["rdoq as qronos"] = rows[-1].get("file_bytes", sizes["rdoq"])
     for then, size in sizes.items():
-        settings = {"levels": levels, "bias_rounding": then == "rdoq"}
+        settings = {"bias_rounding": then == "rdoq", "start": first}
         work = lambda size=size, settings=settings: bench.rdoq(size, **settings)  # noqa: E731
         rows.append(bench.row(name, then, work)[0])
     return rows
@@ -214,7 +204,7 @@ def main() -> None:
         for then, second in THEN.items():
             again = lambda second=second, first=first: bench.trained(second, first)  # noqa: E731
             rows.append(bench.row(name, then, again)[0])
-        rows += _onto_values(bench, name, first)
+        rows += _onto_levels(bench, name, first)
     write(
         "compositions",
         model="digits-mlp, trained here",
