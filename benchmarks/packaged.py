@@ -31,12 +31,14 @@ from images import data_folder
 
 __all__ = [
     "AbsentError",
+    "MiniLMOfIds",
     "efficientnet_images",
     "efficientnet_lite0",
     "folder_of",
     "library",
     "minilm",
     "minilm_embeddings",
+    "minilm_passages",
     "minilm_sentences",
     "perplexity",
     "smollm2",
@@ -140,6 +142,30 @@ def minilm_sentences(
         told = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
         found.append({key: told[key] for key in ("input_ids", "attention_mask")})
     return found
+
+
+class MiniLMOfIds(nn.Module):
+    """MiniLM as a function of token ids (sequences, tokens) alone: embeddings (sequences, 384)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert: Any = minilm()
+        self.bert.pooler = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the means over tokens, of length 1."""
+        states = self.bert(input_ids=ids).last_hidden_state
+        return functional.normalize(states.mean(1))
+
+
+def minilm_passages(count: int, length: int = 64) -> Tensor:
+    """Return ids (count, length) of passages of WikiText-2's validation text, evenly drawn."""
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(_minilm_folder())
+    text = _text("calibration")
+    ids = tokenizer(text, add_special_tokens=False, verbose=False, return_tensors="pt").input_ids[0]
+    passages = ids[: len(ids) // length * length].reshape(-1, length)
+    places = np.linspace(0, len(passages) - 1, count).round().astype(int)
+    return passages[torch.from_numpy(places)]
 
 
 @torch.no_grad()
