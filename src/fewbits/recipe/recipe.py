@@ -173,6 +173,19 @@ class Recipe:
         """Return the recipe followed by a training with ``method``, by its default settings."""
         return replace(self, train=Training(method=method))
 
+    def with_settings(self, **settings: Any) -> Recipe:
+        """Return the recipe with these settings in the method of every rule.
+
+        Raises:
+            ConfigError: no rule has a method, or one has no such setting or not this value.
+        """
+        if settings and all(rule.method is None for rule in self.rules):
+            raise ConfigError(
+                f"the recipe quantizes nothing, so no method has the settings "
+                f"{', '.join(settings)}. Leave them out, or choose a method."
+            )
+        return replace(self, rules=tuple(_with_settings(rule, settings) for rule in self.rules))
+
     @property
     def lossless(self) -> bool:
         """Whether every tensor comes back bit for bit, whatever its values."""
@@ -274,6 +287,12 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as a YAML document."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _with_settings(rule: Rule, settings: Mapping[str, Any]) -> Rule:
+    if rule.method is None:
+        return rule
+    return replace(rule, method=from_settings({**to_settings(rule.method), **settings}))
 
 
 def _is_whole(value: object, least: int) -> bool:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fewbits import GPFQ, ConfigError, Nearest, Recipe, Rule, SourceError
+from fewbits import GPFQ, RDOQ, ConfigError, Nearest, Recipe, Rule, SourceError
 
 TEXT = """
 seed: 3
@@ -80,3 +80,17 @@ def test_files_that_are_no_recipe(tmp_path):
         Recipe.from_file(bad)
     with pytest.raises(ConfigError, match="method must be a method"):
         Recipe.of(4)
+
+
+def test_a_recipe_with_other_settings_of_its_methods():
+    smallest = Recipe.of("smallest")
+    auto = smallest.with_settings(quantizer="auto", slope=1e-3)
+    assert auto.rules[0].method == RDOQ(quantizer="auto", slope=1e-3)
+    assert (auto.prepare, auto.raw_dtype) == (smallest.prepare, smallest.raw_dtype)
+    assert smallest.with_settings() == smallest
+    kept = Recipe((Rule("*", GPFQ(clip=0.9)), Rule("head", None))).with_settings(bits=3)
+    assert [rule.method for rule in kept.rules] == [GPFQ(clip=0.9, bits=3), None]
+    with pytest.raises(ConfigError, match="'rdoq' has no setting 'bits'"):
+        smallest.with_settings(bits=4)
+    with pytest.raises(ConfigError, match="quantizes nothing, so no method has the settings slope"):
+        Recipe.of("lossless").with_settings(slope=1e-3)

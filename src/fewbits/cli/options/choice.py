@@ -55,18 +55,13 @@ def choose_recipe(
             )
         chosen = _uniform_recipe(recipe, {}, has_data) if recipe in METHODS else read_recipe(recipe)
     elif method in RECIPES:
-        if given or settings:
-            raise typer.BadParameter(
-                f"{method!r} is a recipe, which takes no settings: leave out --bits, --group and "
-                "--set."
-            )
-        chosen = RECIPES[str(method)]
-    elif searching and method is None and not given and not settings:
-        chosen = RECIPES["smallest"]
+        with as_usage():
+            values = _joined(given, parse_settings(settings))
+            chosen = RECIPES[str(method)].with_settings(**values)
     else:
         values = _joined(given, parse_settings(settings))
         if searching and method is None:
-            chosen = _default_budget_recipe(values, has_data)
+            chosen = _default_budget_recipe(values)
         else:
             chosen = _uniform_recipe(method or "qronos", values, has_data)
     data_users = [
@@ -205,19 +200,21 @@ def _joined(given: dict[str, int], values: dict[str, Any]) -> dict[str, Any]:
     return values | given
 
 
-def _default_budget_recipe(values: dict[str, Any], has_data: bool) -> Recipe:
-    """Build the recipe of the method that searches use by default."""
-    name = "rdoq"
+def _default_budget_recipe(values: dict[str, Any]) -> Recipe:
+    """Return the recipe that searches use by default, with other settings of its method."""
+    from ...recipe.recipe import RECIPES  # noqa: PLC0415
+
     if "bits" in values:
         raise typer.BadParameter(
-            f"a budget replaces --bits: leave it out. {name!r}, the default method of a search, "
+            "a budget replaces --bits: leave it out. 'smallest', the default recipe of a search, "
             "has no such setting; choose another with --method."
         )
     try:
-        return _uniform_recipe(name, values, has_data)
+        with as_usage():
+            return RECIPES["smallest"].with_settings(**values)
     except typer.BadParameter as error:
         raise typer.BadParameter(
-            f"{error} ({name!r} is the default method of a search; choose another with --method.)"
+            f"{error} ('smallest' is the default recipe of a search; choose another with --method.)"
         ) from None
 
 

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 
 import fewbits
 from cli_runs import run, run_json
+from fewbits.cli.options.choice import choose_recipe
 from fewbits.errors import ConfigError
 from fewbits.evaluation.metrics import evaluate
 from fewbits.methods import METHODS
+from fewbits.recipe.recipe import Recipe
 from fewbits.search import as_bytes, as_drop, as_seconds
 from fewbits.sources import load_data, load_model, with_selection
 from sloped import Sloped
@@ -238,6 +240,15 @@ def test_a_method_without_a_slope_varies_its_levels(here):
     assert all(trial["bytes"] > 7000 for trial in trials if trial["levels"] > best["levels"])
     codebook = (*arguments, "--force", "--set", "levels=lloyd")
     assert "number of levels" in run(*codebook, code=1).stderr
+
+
+def test_settings_beside_a_budget_are_those_of_smallest():
+    """Also its 16-bit floats and folded BatchNorm, which a method alone does not say."""
+    chosen = [
+        choose_recipe(method, None, ["quantizer=auto"], None, True, searching=True)
+        for method in (None, "smallest")
+    ]
+    assert chosen == [Recipe.of("smallest").with_settings(quantizer="auto")] * 2
 
 
 def test_rdoq_meets_a_budget_with_given_levels(here):
