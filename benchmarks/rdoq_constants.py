@@ -9,15 +9,20 @@ a language model, the divergence of its predictions. ``bytes``: bytes over those
 constants at the error that is reached (on the line through their two points, logarithms of both),
 as geometric means over slopes and seeds: above 1, the present value is better. The deviation is
 that of the logarithm over seeds, in percent.
+
+``second probe``: the network is compressed a second time, with that share of every sensitivity
+measured at the first result instead of the float network.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -27,6 +32,8 @@ from torch.nn import functional
 
 import fewbits
 from feedback_methods import halves, outputs
+from fewbits.compression import pipeline
+from fewbits.engine.layers.layer import Sensitivity
 from fewbits.methods.rate_distortion import rate_problem
 from images import CACHE
 from kept import kept_runs
@@ -44,6 +51,8 @@ TRIED = {
     "_ADAPTATION": (1.0, 1.5),
     "_DAMPING": (0.001, 0.1),
 }
+SECOND = "second probe"
+SHARES = (0.5, 1.0)
 SEEDS = (0, 1, 2)
 
 
@@ -61,15 +70,43 @@ def _error(model: nn.Module, other: nn.Module, batches: Sequence[Tensor], networ
     """Return what RDOQ's own metric sees: squared error of centred logits, or the divergence."""
     wanted, found = outputs(model, batches), outputs(other, batches)
     if network in LANGUAGE:
-        logs = (functional.log_softmax(part, 1) for part in (found, wanted))
-        return float(functional.kl_div(*logs, reduction="batchmean", log_target=True))
+        ours, theirs = (functional.log_softmax(part, 1) for part in (found, wanted))
+        return float(functional.kl_div(ours, theirs, reduction="batchmean", log_target=True))
     centred = [part - part.mean(1, keepdim=True) for part in (wanted, found)]
     return float((centred[1] - centred[0]).square().sum(1).mean())
 
 
+@contextmanager
+def _probing_again(first: fewbits.CodedModel, share: float) -> Iterator[None]:
+    """Measure a share of the sensitivities at a compressed network."""
+    usual, state = pipeline.probe, first.state_dict()
+
+    def mixed(reference: nn.Module, *args: Any, **settings: Any) -> Any:
+        other = copy.deepcopy(reference)
+        other.load_state_dict(state)
+        found = usual(reference, *args, **settings)
+        again = usual(other, *args, **settings).layers
+        layers = {name: _mixed(one, again[name], share) for name, one in found.layers.items()}
+        return replace(found, layers=layers)
+
+    pipeline.probe = mixed
+    try:
+        yield
+    finally:
+        pipeline.probe = usual
+
+
+def _mixed(first: Sensitivity, second: Sensitivity, share: float) -> Sensitivity:
+    values = {}
+    for entry in fields(Sensitivity):
+        a, b = getattr(first, entry.name), getattr(second, entry.name)
+        values[entry.name] = (1 - share) * a + share * b if isinstance(a, Tensor) else a
+    return Sensitivity(**values)
+
+
 def _one(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
-    if job.constant:
+    if job.constant not in ("", SECOND):
         setattr(rate_problem, job.constant, job.value)
     case = ZOO[job.network]()
     model = case.model.eval()
@@ -78,6 +115,9 @@ def _one(job: Job) -> dict[str, Any]:
     for factor in FACTORS:
         method = fewbits.RDOQ(slope=factor * SLOPES[job.network])
         coded = fewbits.compress(model, method, calibration, seed=job.seed)
+        if job.constant == SECOND:
+            with _probing_again(coded, job.value):
+                coded = fewbits.compress(model, method, calibration, seed=job.seed)
         loaded = coded.load_into(ZOO[job.network]().model.eval())
         points.append((len(coded.data), _error(model, loaded, held, job.network)))
     row = {
@@ -102,8 +142,8 @@ def _bytes_ratio(points: list[list[float]], control: list[list[float]]) -> float
 def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     control = {(r["network"], r["seed"]): r for r in rows if r["constant"] == "present"}
     found = []
-    for constant, values in TRIED.items():
-        present = getattr(rate_problem, constant)
+    for constant, values in [*TRIED.items(), (SECOND, SHARES)]:
+        present = 0.0 if constant == SECOND else getattr(rate_problem, constant)
         for value in values:
             own = [r for r in rows if (r["constant"], r["value"]) == (constant, value)]
             told: dict[str, Any] = {"constant": constant, "present": present, "value": value}
@@ -129,14 +169,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--earlier", nargs="*", default=[], help="commits whose runs are taken")
     parser.add_argument("--quick", action="store_true", help="LeNet-300-100, one seed")
     options = parser.parse_args()
     networks = ["lenet300"] if options.quick else list(SLOPES)
     seeds = (0,) if options.quick else SEEDS
     settings = [("", 0.0), *((name, v) for name, values in TRIED.items() for v in values)]
-    jobs = [Job(n, seed, *setting) for seed in seeds for n in networks for setting in settings]
+    again = [(SECOND, share) for share in SHARES]
+    jobs = [
+        Job(n, seed, *setting)
+        for seed in seeds
+        for n in networks
+        for setting in [*settings, *(() if n in LANGUAGE else again)]
+    ]
+    jobs.sort(key=lambda job: job.constant != SECOND)
     results = kept_runs(
-        "rdoq_constants", _one, jobs, workers=options.jobs, minutes=options.minutes, fresh=True
+        "rdoq_constants",
+        _one,
+        jobs,
+        workers=options.jobs,
+        minutes=options.minutes,
+        fresh=True,
+        earlier=options.earlier,
     )
     rows = [row for row in results if row is not None and "failed" not in row]
     summary = _summary(rows)
