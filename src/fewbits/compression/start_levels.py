@@ -150,9 +150,10 @@ class StartLevels:
         if missing:
             raise ModelError(
                 f"in the start, a layer has absorbed the BatchNorm {missing[0]!r}, whose gains "
-                "are in the steps of its levels, but it could not be folded here: its input is "
-                "not the output of a quantized layer in the first calibration batch. Calibrate "
-                "with the same forward function and rules as the start, or leave start= out."
+                "are in the steps of its levels, but it could not be folded here: in the first "
+                "calibration batch, its input is not the output of a quantized layer, or folding "
+                "changed the output. Calibrate with the same forward function and rules as the "
+                "start and a network in float32, or leave start= out."
             )
 
 
