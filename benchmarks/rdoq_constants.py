@@ -50,6 +50,7 @@ TRIED = {
     "_GREEDY": (0.0, 1.0),
     "_ADAPTATION": (1.0, 1.5),
     "_DAMPING": (0.001, 0.1),
+    "_FEW": (0.1, 0.3),
 }
 SECOND = "second probe"
 SHARES = (0.5, 1.0)
@@ -182,7 +183,7 @@ def main() -> None:
         for n in networks
         for setting in [*settings, *(() if n in LANGUAGE else again)]
     ]
-    jobs.sort(key=lambda job: job.constant != SECOND)
+    jobs.sort(key=lambda job: job.constant not in ("", "_FEW"))  # the youngest question first
     results = kept_runs(
         "rdoq_constants",
         _one,

@@ -31,7 +31,8 @@ __all__ = ["LARGEST_TABLE", "TALL", "TOP", "BitsTable", "RateProblem"]
 
 TOP = 127  # levels on each side of zero
 _REACH = 2  # levels beyond those in use that one sweep may add on each side
-_DAMPING = 0.01  # of the target, relative to the mean input energy
+_DAMPING = 0.01  # of target and metric, relative to the mean input energy
+_FEW = 0.0  # added to that for each column per row of inputs: moments of few rows are noisy
 _GRADIENTS = 0.7  # share of the gradients in the metric; the rest comes from the inputs alone
 _RIDGE = 0.3  # added to the gradients' metric, relative to its mean energy
 _FLOOR = 0.01  # least sensitivity of a row, relative to the mean
@@ -130,7 +131,8 @@ class RateProblem:
         second, cross = _moments(statistics, weight, has_bias)
         columns = second.shape[1]
         mean = second.diagonal(dim1=1, dim2=2).mean(1)
-        damping = _DAMPING * torch.where(mean > 0, mean, 1)
+        share = _DAMPING + _FEW * columns / max(1, statistics.rows)
+        damping = share * torch.where(mean > 0, mean, 1)
         eye = torch.eye(columns, dtype=torch.float64, device=weight.device)
         damped = second + damping[:, None, None] * eye
         wide = weight.double()
