@@ -72,4 +72,4 @@ def test_t6_layers_together_change_it_by_the_sum(digits_net, digits, form, domai
     ]
     coded = compressed(digits_net, LAYERS, chosen, digits[0])
     assert coded.size_report().bits_per_weight > 4
-    assert 0.7 < drift(digits_net, coded, digits[0]) / sum(alone) < 1.5
+    assert 0.65 < drift(digits_net, coded, digits[0]) / sum(alone) < 1.5
