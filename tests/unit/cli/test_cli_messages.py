@@ -116,7 +116,7 @@ def test_bits_beside_a_budget_are_told_to_be_replaced_by_it(here):
     order = ("compress", MODEL, "--data", "digits", "-o", "a.fewbits", "--target-bytes", "10KB")
     message = usage_error(*order, "--bits", "3")
     assert "a budget replaces --bits" in message
-    assert "'rdoq'" in message
+    assert "'smallest'" in message
     message = usage_error(*order, "--set", "symmetric=true")
     assert "default" in message
     assert "'rdoq'" in message

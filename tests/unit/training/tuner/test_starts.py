@@ -109,7 +109,7 @@ def test_what_was_trained_in_a_basis_runs_in_the_transform_domain(digits_net, di
     coded = fewbits.compress(digits_net, Transform(slope=0.005, side="row"), calibration=x)
     net = copy.deepcopy(digits_net)
     tuner = fewbits.prepare(net, FROZEN, start=coded)
-    fine_tune(net, tuner, digits, steps=5)
+    fine_tune(net, tuner, digits, steps=15)
     tuned = tuner.finish()
     tuned.save(tmp_path / "tuned.fewbits")
     pairs = fewbits.load(
