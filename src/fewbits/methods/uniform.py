@@ -437,12 +437,11 @@ def result(
     blocks, columns = blocks_of(step, levels.shape), levels.shape[2]
     group = columns // blocks if blocks > 1 else 0
     index = _index_of(levels, alphabet)
-    if layer.levels is not None:
-        return layer.levels.matrix(index, bias_shift=bias_shift, info=facts)
-    if codebook is not None:
-        return QuantizedMatrix(
-            index, None, levels=codebook, scale=step, bias_shift=bias_shift, info=facts, group=group
-        )
+    given = layer.levels
+    if given is None and codebook is not None:
+        given = Levels(codebook, step, group=group)
+    if given is not None:
+        return given.matrix(index, bias_shift=bias_shift, info=facts)
     offset = alphabet.offset if isinstance(alphabet, Grid) else 0.0
     return QuantizedMatrix(index, step, offset, bias_shift=bias_shift, info=facts, group=group)
 
