@@ -33,7 +33,7 @@ from packaged import MiniLMOfIds, minilm_passages
 from record import write
 from zoo import ZOO, Case
 
-__all__ = ["NETWORKS_BY_NAME", "halves", "output_error", "outputs"]
+__all__ = ["halves", "output_error", "outputs"]
 
 NETWORKS = (
     *("lenet300", "lenet5", "resnet8", "resnet20", "resnet20_sparse", "mobilenet_v2"),

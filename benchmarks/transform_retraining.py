@@ -6,7 +6,7 @@ For each network, rate and basis of the inputs (ELT, KLT, none): the file of Tra
 paper's form (blocks of fixed depth, no feedback, no rate term), then a training from it in which
 steps stay fixed (``HEMP(forward="quantized", slope=0, steps="fixed")``), with the basis trained and
 as a control with the basis fixed. The slope is searched for, so that the starts of a rate have
-equal bytes within 1 %. Trainings of a network have equal epochs, images and optimizer; three seeds
+nearly equal bytes. Trainings of a network have equal epochs, images and optimizer; three seeds
 draw the order of images, the calibration is one. Accuracy is that of the reloaded file on
 test images (the first 5,000), which neither train, nor calibrate, nor choose anything; the learning
 rates of the first two networks were chosen on training images that these trainings do not see.

@@ -125,20 +125,19 @@ class StartLevels:
 
     def notes(self, *, activations: bool) -> list[str]:
         """Return what became of the start, for the user."""
-        found = [f"start: {len(self.levels)} weights are on its levels"]
-        if self.without:
-            found.append(f"start: {_without(self.without)}")
-        if self.inputs and not activations:
-            found.append(f"start: {_inputs(self.inputs)}")
-        return found
+        kept = f"{len(self.levels)} weights are on its levels"
+        return [f"start: {text}" for text in (kept, *self._lost(activations))]
 
     def warn(self, *, activations: bool, stacklevel: int) -> None:
         """Warn about what the start has and the result will not have."""
-        lost = [_without(self.without)] if self.without else []
-        lost += [_inputs(self.inputs)] if self.inputs and not activations else []
+        lost = self._lost(activations)
         if lost:
             text = f"not kept of the start: {'; '.join(lost)}."
             warnings.warn(text, LossWarning, stacklevel=stacklevel + 1)
+
+    def _lost(self, activations: bool) -> list[str]:
+        lost = [_without(self.without)] if self.without else []
+        return lost + ([_inputs(self.inputs)] if self.inputs and not activations else [])
 
     def check_folded(self, norms: Sequence[str]) -> None:
         """Refuse levels of layers that have absorbed a BatchNorm where it was not folded.

@@ -125,7 +125,7 @@ def test_without_gradients_it_works_on_the_layers_own_output():
 
 
 def test_the_bias_takes_the_mean_error():
-    matrix = layer()
+    matrix = layer(rows=6000)
     corrected = fewbits.RDOQ(slope=0.1).encode(matrix)
     assert corrected.bias_shift.abs().max() > 0
     inputs = matrix.statistics.moments()[0][0].double() / matrix.statistics.rows
@@ -136,7 +136,7 @@ def test_the_bias_takes_the_mean_error():
         assert alone.bias_shift is None
         errors = [(r.index * r.step - matrix.weight)[0].double() for r in (alone, corrected)]
         whole = [float(((error @ inputs) * error).sum()) for error in errors]
-        assert whole[0] < 0.75 * whole[1]
+        assert whole[0] < 0.7 * whole[1]
 
 
 def test_a_recipe_by_name_makes_a_smaller_file(digits_net, digits):
